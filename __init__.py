@@ -1,0 +1,35 @@
+"""Aftershock: what happens inside a network when its input is perturbed, and which detector notices.
+
+The front door: the version and the public API. Everything is imported on first use, so that
+``import aftershock`` stays fast and pytest may execute this file twice without harm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .harness.run import Run, run
+    from .harness.suite import Suite, load_suite
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "run": "aftershock.harness.run",
+    "Run": "aftershock.harness.run",
+    "Suite": "aftershock.harness.suite",
+    "load_suite": "aftershock.harness.suite",
+}
+
+__all__ = ["Run", "Suite", "__version__", "load_suite", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'aftershock' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,137 @@
+"""What a perturbation is: anything that turns x into x', with what the harness has to know about it.
+
+A perturbation only proposes images. Whether they fool the model, stay in their budget and in [0, 1] is measured by
+:mod:`aftershock.attacks.perturbing`, never believed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..harness.registry import PERTURBATIONS
+from ..harness.seeds import Draws
+
+Kind = Literal["noise", "corruption", "attack", "adaptive"]
+Norm = Literal["linf", "l2", "l1", "l0"]
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+
+
+@dataclass(frozen=True)
+class PerturbationInfo:
+    """What people and the harness should know about a perturbation.
+
+    Attributes:
+        title: a short human name.
+        kind: noise, corruption, attack or adaptive.
+        family: perturbations of one family count as seen once a detector learned from one of them (PGD of any library).
+        norm: the norm that ``eps`` limits or that the attack minimises; an instance may say otherwise.
+        library: the package whose code runs.
+        paper: authors, year, and an identifier.
+        gradients: it reads the model's gradients (a white-box attack).
+        stochastic: it draws random numbers.
+        summary: one sentence for ``aftershock list``.
+    """
+
+    title: str
+    kind: Kind
+    family: str
+    norm: Norm | None = None
+    library: str = "aftershock"
+    paper: str = ""
+    gradients: bool = True
+    stochastic: bool = False
+    summary: str = ""
+
+
+class CountingModel(nn.Module):
+    """The model as an attack sees it: images in [0, 1] to logits, in eval mode, with every pass counted.
+
+    Attributes:
+        forwards: images that went through the model.
+        backwards: images whose gradient came back from the logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.forwards += len(images)
+        logits: Tensor = self.model(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+class Perturbation(ABC):
+    """Base of every perturbation; the constructor's parameters are what a suite may set.
+
+    ``eps``, where a subclass has it, is the budget in ``norm``; the harness checks it after the attack.
+    """
+
+    info: ClassVar[PerturbationInfo]
+    eps: float | None = None
+
+    @property
+    def norm(self) -> Norm | None:
+        """The norm of this instance's budget."""
+        return self.info.norm
+
+    @property
+    def family(self) -> str:
+        """What this instance counts as once a detector learned from it."""
+        return self.info.family
+
+    @property
+    def learnable(self) -> bool:
+        """Whether it can perturb fit images, so that a detector may learn from it."""
+        return True
+
+    def source_files(self) -> tuple[Path, ...]:
+        """Files whose content the result depends on; the harness keys it by their bytes, not by their places."""
+        return ()
+
+    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        """Why this perturbation cannot work on images of (channels, height, width), or ``None``."""
+        return None
+
+    @abstractmethod
+    def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """Perturb images that the model classifies correctly.
+
+        Args:
+            model: parameters frozen, eval mode; on the images' device.
+            images: float32 in [0, 1], (n, channels, height, width), n at least 1.
+            labels: the true classes, which are also the predicted ones, int64, (n,).
+            draws: one seeded generator per image; global generators are seeded too.
+
+        Returns:
+            x' of the same shape, detached; an image for which nothing was found may come back as it was.
+        """
+
+
+def norms(delta: Tensor) -> dict[Norm, Tensor]:
+    """The four norms of perturbations (n, ...), float32 (n,); ``l0`` counts changed pixels (all channels as one)."""
+    flat = delta.flatten(1)
+    changed = (delta != 0).any(1) if delta.ndim > 2 else delta != 0
+    empty = flat.new_zeros(len(flat))
+    return {
+        "linf": flat.abs().amax(1) if flat.shape[1] else empty,
+        "l2": torch.linalg.vector_norm(flat, dim=1),
+        "l1": flat.abs().sum(1),
+        "l0": changed.flatten(1).sum(1).float(),
+    }
+
+
+register = PERTURBATIONS.register

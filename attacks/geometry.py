@@ -1,0 +1,88 @@
+"""Norm balls around images: projection, steepest ascent and uniform starts, each image for itself.
+
+All functions take float32 tensors (n, channels, height, width) and work on the tensors' device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..harness.seeds import Draws
+from .base import Norm
+
+# A rescaled L2 or L1 perturbation ends this much inside its ball, so that rounding x + delta does not leave it.
+_INSIDE = 1 - 1e-6
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Values (n,) shaped to broadcast over images (n, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The nearest images within ``eps`` of ``clean`` in ``norm`` (linf, l2 or l1).
+
+    Images that lie within their ball already come back bit for bit. Projected images lie between ``clean`` and
+    ``images`` element by element, so a range that holds both holds them too. L-inf is exact up to one rounding.
+
+    Raises:
+        ValueError: for l0, whose nearest point is not a projection onto a convex set.
+    """
+    if norm == "linf":
+        return torch.minimum(torch.maximum(images, clean - eps), clean + eps)
+    delta = (images - clean).flatten(1)
+    if norm == "l2":
+        length = torch.linalg.vector_norm(delta, dim=1)
+        outside = length > eps
+        shrunk = delta * (_INSIDE * eps / length.clamp_min(torch.finfo(delta.dtype).tiny))[:, None]
+    elif norm == "l1":
+        outside = delta.abs().sum(1) > eps
+        shrunk = _onto_l1(delta, _INSIDE * eps)
+    else:
+        raise ValueError(f"there is no projection for the norm {norm!r}")
+    return torch.where(per_image(outside, images), clean + shrunk.view_as(images), images)
+
+
+def _onto_l1(delta: Tensor, eps: float) -> Tensor:
+    # Duchi et al. 2008, figure 1: soft thresholding at the value theta that makes the L1 norm eps.
+    # Only the rows outside the ball are used, for which theta >= 0. Float64: cumulated sums lose digits.
+    sizes = delta.double().abs()
+    if not sizes.shape[1]:
+        return delta
+    ordered = sizes.sort(dim=1, descending=True).values
+    excess = ordered.cumsum(1) - eps
+    ranks = torch.arange(1, sizes.shape[1] + 1, device=delta.device, dtype=sizes.dtype)
+    rho = (ordered * ranks > excess).sum(1).clamp_min(1)
+    theta = excess.gather(1, rho[:, None] - 1) / rho[:, None]
+    return (delta.sign() * (sizes - theta).clamp_min(0)).to(delta.dtype)
+
+
+def ascent(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of norm 1 along which a linear function rises fastest; 0 where the gradient is 0.
+
+    Raises:
+        ValueError: for a norm other than linf and l2.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    if norm != "l2":
+        raise ValueError(f"there is no steepest ascent for the norm {norm!r}")
+    # Divided by the largest entry first: the square of a tiny gradient (saturated cross-entropy) is 0 in float32.
+    flat = gradient.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    scaled = torch.where(largest > 0, flat / largest, torch.zeros_like(flat))
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return torch.where(length > 0, scaled / length, scaled).view_as(gradient)
+
+
+def random_in_ball(clean: Tensor, eps: float, norm: Norm, draws: Draws) -> Tensor:
+    """Perturbations drawn uniformly from the ball of radius ``eps`` (linf or l2), by each image's own generator."""
+    if norm == "linf":
+        return draws.uniform(clean).mul_(2).sub_(1).mul_(eps)
+    if norm != "l2":
+        raise ValueError(f"there is no random start for the norm {norm!r}")
+    direction = ascent(draws.normal(clean), "l2")
+    # The volume within radius r grows as r ** dimensions.
+    radius = draws.uniform(clean[:, :1, :1, :1]) ** (1 / max(clean[0].numel(), 1))
+    return direction * radius * eps

@@ -1,0 +1,228 @@
+"""The only way the harness calls a perturbation: inputs checked, state guarded, results measured, nothing believed.
+
+Libraries return tensors with graphs, "adversarials" that are none when checked again, images beyond their budget,
+and models in another mode than before; here each of these is mended and flagged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..harness.errors import UnavailableError, UsageError
+from ..harness.modes import device_of, untouched
+from ..harness.seeds import Draws, derive_seed, forked_rng
+from .base import CountingModel, Norm, Perturbation, norms
+from .geometry import per_image, project
+
+# A library may round its last clip; only what lies further outside [0, 1] is worth a flag.
+_RANGE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbedBatch:
+    """What a perturbation made of n images, as measured by the harness.
+
+    Attributes:
+        images: x', float32 in [0, 1], (n, channels, height, width), detached, on the CPU.
+        predictions: the classes that the model predicts for ``images``, int64, (n,).
+        success: prediction differs from the label, bool, (n,).
+        norms: linf, l2, l1 and l0 of x' − x by name, float32, (n,).
+        forwards: images sent through the model during the attack, per image.
+        backwards: gradients taken during the attack, per image.
+        seconds: time spent in the attack.
+        flags: what had to be mended or looks wrong, sorted: ``attached`` (a result with its graph), ``dtype``,
+            ``shape`` (not a tensor of the images' shape; the clean images stand in), ``non-finite`` (the clean image
+            stands in), ``out-of-range`` (clipped), ``over-budget`` (projected), ``zero-gradient`` and
+            ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``.
+    """
+
+    images: Tensor
+    predictions: Tensor
+    success: Tensor
+    norms: dict[Norm, Tensor]
+    forwards: float
+    backwards: float
+    seconds: float
+    flags: tuple[str, ...]
+
+
+class WatchedModel(CountingModel):
+    """A counting model that also notices gradients that tell an attack nothing.
+
+    Only passes of the whole batch are looked at, and in them only images that are still predicted right: a hinge
+    loss has a zero gradient once an image is fooled, and that is no fault.
+    """
+
+    def __init__(self, model: nn.Module, labels: Tensor) -> None:
+        super().__init__(model)
+        self._labels = labels
+        self._zero = torch.zeros((), dtype=torch.bool, device=labels.device)
+        self._non_finite = torch.zeros((), dtype=torch.bool, device=labels.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and images.requires_grad and len(images) == len(self._labels)):
+            return super().forward(images)
+        # The alias gets this pass's gradient alone, without other terms of the loss or earlier passes.
+        images = images.view_as(images)
+        logits = super().forward(images)
+        still_right = logits.detach().argmax(1) == self._labels
+
+        def look(gradient: Tensor) -> None:
+            flat = gradient.flatten(1)
+            self._zero |= ((flat == 0).all(1) & still_right).any()
+            self._non_finite |= ~flat.isfinite().all()
+
+        images.register_hook(look)  # type: ignore[no-untyped-call]
+        return logits
+
+    @property
+    def flags(self) -> set[str]:
+        """``zero-gradient`` and ``non-finite-gradient``, where they were seen."""
+        seen = {"zero-gradient": self._zero, "non-finite-gradient": self._non_finite}
+        return {flag for flag, value in seen.items() if bool(value)}
+
+
+def perturb_batch(
+    perturbation: Perturbation,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: Sequence[int],
+    seed: int,
+    batch_size: int = 128,
+) -> PerturbedBatch:
+    """Perturb images and measure what came out.
+
+    Each image draws from a generator of its own (``Draws(seed, indices)``); global generators are seeded per
+    micro-batch, since library attacks know no others. The model and all global random states are afterwards as they
+    were. An exception of the perturbation propagates.
+
+    Args:
+        perturbation: what to apply.
+        model: images in [0, 1] to logits; on any device, in any mode.
+        images: float32 in [0, 1], (n, channels, height, width), n may be 0; images that the model classifies
+            correctly (some libraries never return on others).
+        labels: the true classes, int64, (n,).
+        indices: the images' positions in their split.
+        seed: the seed of the perturbation.
+        batch_size: images that are attacked together.
+
+    Raises:
+        UsageError: for wrong inputs or a model that does not return logits.
+        UnavailableError: if the perturbation cannot work on these images.
+    """
+    _check_inputs(images, labels, indices, batch_size)
+    device, n = device_of(model), len(images)
+    kept: list[Tensor] = []
+    predictions: list[Tensor] = []
+    flags: set[str] = set()
+    forwards = backwards = 0
+    seconds = 0.0
+    with (
+        untouched(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        forked_rng(derive_seed(seed, "measure")),
+    ):
+        if n:
+            _check_model(perturbation, model, images, labels, device)
+        for start in range(0, n, batch_size):
+            part = slice(start, start + batch_size)
+            clean, truth = images[part].detach().cpu(), labels[part].detach().cpu()
+            chunk = tuple(int(i) for i in indices[part])
+            on_device = truth.to(device)
+            watched = WatchedModel(model, on_device).eval()
+            with forked_rng(derive_seed(seed, "batch", chunk[0])):
+                began = time.perf_counter()
+                # Copies: an attack that writes into its input must not move what it is measured against.
+                made = perturbation.perturb(watched, clean.clone().to(device), on_device.clone(), Draws(seed, chunk))
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds += time.perf_counter() - began
+            forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
+            mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
+            flags |= found | watched.flags
+            model.eval()
+            with torch.no_grad():
+                logits = model(mended.to(device))
+            if not bool(logits.isfinite().all()):
+                flags.add("non-finite-logits")
+            kept.append(mended)
+            predictions.append(logits.argmax(1).cpu())
+    if not n:
+        kept, predictions = [images.detach().cpu()], [torch.empty(0, dtype=torch.int64)]
+    result, predicted = torch.cat(kept), torch.cat(predictions)
+    return PerturbedBatch(
+        images=result,
+        predictions=predicted,
+        success=predicted != labels.detach().cpu(),
+        norms=norms(result - images.detach().cpu()),
+        forwards=forwards / max(n, 1),
+        backwards=backwards / max(n, 1),
+        seconds=seconds,
+        flags=tuple(sorted(flags)),
+    )
+
+
+def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_size: int) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
+        what = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"Images to perturb are float32 of shape (n, channels, height, width), not {what}.")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise UsageError(f"Labels of {len(images)} images are int64 of shape ({len(images)},), not {what}.")
+    if len(indices) != len(images):
+        raise UsageError(f"There are {len(images)} images but {len(indices)} indices: give one index per image.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size = {batch_size!r}: give a whole number of at least 1.")
+    # Written so that NaN fails too.
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise UsageError("Images to perturb must lie in [0, 1]: normalisation is a layer of the model.")
+
+
+def _check_model(
+    perturbation: Perturbation, model: nn.Module, images: Tensor, labels: Tensor, device: torch.device
+) -> None:
+    with torch.no_grad():
+        logits = model(images[:1].to(device))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UsageError("The model must return logits of shape (n, classes), nothing else.")
+    classes = logits.shape[1]
+    if not bool(((labels >= 0) & (labels < classes)).all()):
+        raise UsageError(
+            f"The model has {classes} classes, but the labels go from {int(labels.min())} to {int(labels.max())}."
+        )
+    channels, height, width = images.shape[1:]
+    reason = perturbation.unavailable((channels, height, width), classes)
+    if reason is not None:
+        raise UnavailableError(reason)
+
+
+def _mend(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> tuple[Tensor, set[str]]:
+    """x' as it should have come back (float32, finite, in [0, 1], within its budget), and what was wrong with it."""
+    if not isinstance(made, Tensor) or made.shape != clean.shape or made.is_complex():
+        return clean.clone(), {"shape"}
+    flags: set[str] = set()
+    if made.requires_grad:
+        flags.add("attached")
+    if made.dtype != torch.float32:
+        flags.add("dtype")
+    images = made.detach().cpu().float()
+    finite = images.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        flags.add("non-finite")
+    images = torch.where(per_image(finite, images), images, clean)
+    clipped = images.clamp(0, 1)
+    if bool(((images - clipped).abs() > _RANGE_TOLERANCE).any()):
+        flags.add("out-of-range")
+    if eps is not None and norm in ("linf", "l2", "l1"):
+        over = norms(clipped - clean)[norm] > eps * (1 + 1e-5) + 1e-7
+        if bool(over.any()):
+            flags.add("over-budget")
+            clipped = torch.where(per_image(over, clipped), project(clipped, clean, eps, norm), clipped)
+    return clipped.contiguous(), flags

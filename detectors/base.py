@@ -1,0 +1,177 @@
+"""What a detector is: fitted on clean traces (and perturbed ones, if supervised), then scores traces.
+
+Larger scores mean more suspicious, always. The contract in one place: ``Detector``, ``DetectorInfo``, what a detector
+may declare (needs, views, input gradients), and how its fitted state is stored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from ..harness.errors import UsageError
+from ..harness.registry import DETECTORS
+from ..harness.trace import LiveTrace, Need, Traces
+
+Surrogate = Literal["exact", "relaxed", "straight-through", "none"]
+
+
+@dataclass(frozen=True)
+class View:
+    """An extra forward pass of a changed input, which the harness traces.
+
+    Attributes:
+        name: how ``traces.view(name)`` finds it.
+        transform: (images in [0, 1], seeded generator) to images of the same shape.
+        dropout: run the model's dropout layers in train mode for this forward.
+    """
+
+    name: str
+    transform: Callable[[Tensor, torch.Generator], Tensor] = lambda images, generator: images
+    dropout: bool = False
+
+
+@dataclass(frozen=True)
+class InputGradient:
+    """A gradient with respect to the input, which the harness computes.
+
+    Attributes:
+        name: how ``traces.gradient(name)`` finds it.
+        objective: logits (n, classes) to one number per image (n,); its gradient is taken.
+    """
+
+    name: str
+    objective: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What people should know about a detector; the title is enough.
+
+    Attributes:
+        title: a short human name.
+        paper: where it comes from: authors, year, and an identifier.
+        needs: the representations it reads; an instance may narrow them (:meth:`Detector.needs`).
+        supervised: it learns from perturbed images too (``fit_on`` in a suite).
+        surrogate: how its surrogate relates to its score.
+        summary: one sentence for ``aftershock list``.
+    """
+
+    title: str
+    paper: str = ""
+    needs: tuple[Need, ...] = (Need("bits"), Need("pooled"))
+    supervised: bool = False
+    surrogate: Surrogate = "none"
+    summary: str = ""
+
+
+class Detector(ABC):
+    """Base of every detector; the constructor's parameters are what a suite may set.
+
+    A subclass sets ``info`` and writes ``fit`` and ``score``. Attributes that ``fit`` sets (tensors, numbers, strings
+    and lists or dicts of them) are stored by the default :meth:`state`; names with a leading underscore are not.
+    """
+
+    info: ClassVar[DetectorInfo]
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What this instance reads; logits are always there."""
+        return self.info.needs
+
+    @property
+    def supervised(self) -> bool:
+        """Whether this instance learns from perturbed images."""
+        return self.info.supervised
+
+    @property
+    def surrogate_kind(self) -> Surrogate:
+        """How this instance's surrogate relates to its score; ``none`` where it has none."""
+        return self.info.surrogate
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Extra forwards that the harness shall trace for this instance."""
+        return ()
+
+    @property
+    def gradients(self) -> tuple[InputGradient, ...]:
+        """Gradients with respect to the input that the harness shall compute for this instance."""
+        return ()
+
+    @abstractmethod
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
+        """Learn from clean fit images and, if supervised, from successfully perturbed ones.
+
+        Args:
+            clean: traces with ``labels`` and a seeded ``generator``; the set may be larger than memory.
+            perturbed: traces of perturbed fit images; ``None`` for an unsupervised detector.
+        """
+
+    @abstractmethod
+    def score(self, traces: Traces) -> Tensor:
+        """Suspicion of each image: finite, shape (n,), larger = more suspicious; the same for every batch split."""
+
+    def surrogate(self, live: LiveTrace) -> Tensor:
+        """A differentiable stand-in for :meth:`score`, shape (n,), for attacks that know this detector.
+
+        Raises:
+            UsageError: by default, since a detector need not offer one.
+        """
+        raise UsageError(f"The detector {type(self).__name__} offers no surrogate.")
+
+    def state(self) -> dict[str, Any]:
+        """What ``fit`` learned, as tensors and JSON values in nested dicts and lists."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Separate a nested state into tensors by path and a JSON value in which ``{"$tensor": path}`` marks their places.
+
+    Raises:
+        UsageError: for a value that is neither a tensor nor JSON, with its path and what to do.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[path] = value.detach().cpu().contiguous()
+            return {"$tensor": path}
+        if isinstance(value, Mapping):
+            if not all(isinstance(k, str) for k in value):
+                raise UsageError(f"The detector's state {path!r} has keys that are not strings.")
+            return {k: walk(v, f"{path}/{k}" if path else k) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [walk(v, f"{path}/{i}") for i, v in enumerate(value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise UsageError(
+            f"The detector's state {path!r} is a {type(value).__name__}, which cannot be stored: keep tensors, numbers, "
+            "strings, lists and dicts, or override state() and load_state()."
+        )
+
+    return tensors, walk(state, "")
+
+
+def join_state(tensors: Mapping[str, Tensor], value: Any) -> Any:
+    """The inverse of :func:`split_state`."""
+    if isinstance(value, dict):
+        if set(value) == {"$tensor"}:
+            return tensors[value["$tensor"]]
+        return {k: join_state(tensors, v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [join_state(tensors, v) for v in value]
+    return value
+
+
+register = DETECTORS.register

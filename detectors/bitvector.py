@@ -1,0 +1,146 @@
+"""Detection from the on/off pattern of the ReLU layers (Jamil et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from ..harness.errors import UsageError
+from ..harness.trace import LiveTrace, Need, Traces
+from .base import Detector, DetectorInfo
+from .bitblocks import BitBlocks, relaxed_bits
+from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
+from .grouping import class_groups
+from .linear import LinearBits, Loss, fit_linear
+from .patterns import BernoulliBits, StoredPatterns, fit_bernoulli, store_patterns
+
+Method = Literal["logistic", "svm", "bernoulli", "hamming"]
+
+
+class BitVector(Detector):
+    """Scores the bits of several layers: 1 where a unit's pre-activation is positive.
+
+    The paper says "a simple classifier" and no more; the methods are readings of that.
+
+    - ``logistic``, ``svm``: a linear classifier, clean against perturbed fit images (module ``linear``). The score is
+      its decision function. Supervised: it knows the perturbations that it was fitted on.
+    - ``bernoulli``: mean negative log likelihood per unit of independent bits given the predicted class.
+    - ``hamming``: smallest share of differing units between the image and fit images of the predicted class (the
+      activation patterns of Olber et al., CVPR 2023, without their choice of thresholds on held-out data).
+
+    The last two learn from the clean fit images that the model classifies correctly, by class, and weigh layers the
+    same whatever their width. For a class without such an image they fall back on all classes together.
+
+    Args:
+        method: see above.
+        layers: taps to read: ``all``, ``last:N``, ``first:N``, or names.
+        regularisation: of the linear methods, for images of length 1; larger is smoother.
+        smoothing: of ``bernoulli``: the weight, in images, of the frequencies over all classes.
+        patterns: of ``hamming``: patterns that are kept of each class, a seeded draw; 0 keeps all.
+        temperature: the surrogate puts sigmoid(z / temperature) in the place of a bit; small is closer to the bit,
+            large gives gradients to units far from zero.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    info = DetectorInfo(
+        title="Bit vectors",
+        paper="Jamil et al. 2023, Hamming Similarity and Graph Laplacians for Class Partitioning and Adversarial "
+        "Image Detection, arXiv 2305.01808",
+        needs=(Need("bits", "last:6"),),
+        supervised=True,
+        surrogate="relaxed",
+        summary="A simple classifier, a class-conditional likelihood or a nearest pattern on the bits of ReLU layers.",
+    )
+
+    def __init__(
+        self,
+        method: Method = "logistic",
+        layers: str | list[str] = "last:6",
+        regularisation: float = 3e-5,
+        smoothing: float = 1.0,
+        patterns: int = 500,
+        temperature: float = 0.2,
+    ) -> None:
+        check_choice("method", method, Method)
+        check_positive("regularisation", regularisation)
+        check_positive("smoothing", smoothing)
+        check_count("patterns", patterns, 0)
+        check_positive("temperature", temperature)
+        self.method = method
+        self.layers = check_layers(layers)
+        self.regularisation = regularisation
+        self.smoothing = smoothing
+        self.patterns = patterns
+        self.temperature = temperature
+        self.fitted: dict[str, Any] = {}
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Bits at ``layers``."""
+        return (Need("bits", selection(self.layers)),)
+
+    @property
+    def supervised(self) -> bool:
+        """True for ``logistic`` and ``svm``."""
+        return self.method in ("logistic", "svm")
+
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
+        """Learn from ``clean`` and, for the linear methods, ``perturbed``.
+
+        Raises:
+            UsageError: without images, or for a linear method without perturbed ones.
+        """
+        check_images("bitvector", clean, 1)
+        taps = clean.tap_names()
+        if self.supervised:
+            if perturbed is None or not len(perturbed):
+                raise UsageError(
+                    f"bitvector with method = {self.method!r} learns from perturbed images and was given none: "
+                    "name perturbations that fool the model in fit_on, or choose the method bernoulli or hamming."
+                )
+            loss: Loss = "logistic" if self.method == "logistic" else "squared-hinge"
+            pair = BitBlocks(clean, taps), BitBlocks(perturbed, taps)
+            self.fitted = dict(vars(fit_linear(*pair, loss, self.regularisation)))
+            return self
+        groups = class_groups(clean)
+        if self.method == "bernoulli":
+            bernoulli = fit_bernoulli(BitBlocks(clean, taps), groups, clean.logits.shape[1], self.smoothing)
+            self.fitted = dict(vars(bernoulli))
+        else:
+            self.fitted = dict(vars(store_patterns(clean, taps, groups, self.patterns)))
+        return self
+
+    def score(self, traces: Traces) -> Tensor:
+        """Float64 (n,) (float32 for ``hamming``); see the class."""
+        check_fitted("bitvector", self.fitted)
+        taps = traces.tap_names()
+        parts: list[Tensor] = [torch.empty(0)]
+        if self.method == "hamming":
+            stored = StoredPatterns(**self.fitted)
+            for part in traces.batches(512):
+                parts.append(stored.distance([part.bits(tap) for tap in taps], part.predictions))
+            return torch.cat(parts)
+        start = 0
+        for bits in BitBlocks(traces, taps):
+            classes = traces.predictions[start : start + len(bits)]
+            start += len(bits)
+            parts.append(self._on_bits(bits.double(), classes))
+        return torch.cat(parts)
+
+    def surrogate(self, live: LiveTrace) -> Tensor:
+        """The score with sigmoid(z / temperature) for every bit, given the class that the live logits predict."""
+        check_fitted("bitvector", self.fitted)
+        bits = relaxed_bits(live, live.tap_names(), self.temperature)
+        classes = live.logits.argmax(1)
+        if self.method == "hamming":
+            return StoredPatterns(**self.fitted).relaxed_distance(bits, classes)
+        return self._on_bits(bits, classes)
+
+    def _on_bits(self, bits: Tensor, classes: Tensor) -> Tensor:
+        if self.method == "bernoulli":
+            return BernoulliBits(**self.fitted).surprise(bits, classes)
+        return LinearBits(**self.fitted).decision(bits)

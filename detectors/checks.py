@@ -1,0 +1,58 @@
+"""Checks of detector parameters and fit sets: every mistake is one :class:`UsageError` with what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import get_args
+
+from ..harness.errors import UsageError
+from ..harness.trace import Traces
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """``value`` must be one of the members of a ``Literal``."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise UsageError(f"{name} = {value!r}: choose one of {', '.join(map(str, allowed))}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """``value`` must be a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{name} = {value!r}: give a finite number above 0.")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """``value`` must be a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} = {value!r}: give a whole number of at least {least}.")
+
+
+def check_layers(layers: str | Sequence[str]) -> str | list[str]:
+    """A selection of taps, as a string or a list of names, fit for storing."""
+    if isinstance(layers, str) and layers:
+        return layers
+    if isinstance(layers, list | tuple) and layers and all(isinstance(name, str) and name for name in layers):
+        return list(layers)
+    raise UsageError(f"layers = {layers!r}: give all, last:N, first:N, or the names of taps.")
+
+
+def selection(layers: str | list[str]) -> str | tuple[str, ...]:
+    """Checked layers in the form that ``Need`` takes."""
+    return layers if isinstance(layers, str) else tuple(layers)
+
+
+def check_images(detector: str, clean: Traces, least: int = 2) -> None:
+    """A detector cannot be fitted on fewer than ``least`` clean images."""
+    if len(clean) < least:
+        raise UsageError(
+            f"{detector} was given {len(clean)} clean image{'' if len(clean) == 1 else 's'} to fit on and needs "
+            f"at least {least}: raise data.fit."
+        )
+
+
+def check_fitted(detector: str, fitted: object) -> None:
+    """Scoring needs a fitted detector; ``fitted`` is empty until then."""
+    if not fitted:
+        raise UsageError(f"{detector} is not fitted yet: call fit() or load_state() before score().")

@@ -1,0 +1,209 @@
+"""Self-organising maps by Kohonen's batch update, in torch: deterministic, on any device.
+
+Source: T. Kohonen, "Essentials of the self-organizing map", Neural Networks 37, 2013 (batch update, equation 8;
+PCA initialisation, section 4).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows whose distances to all units are held at once; bounds the memory at any number of samples.
+_BLOCK = 8192
+# Above so many dimensions the initial plane is found from a Gram matrix of at most so many samples.
+_PCA_SIDE = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class SOM:
+    """A fitted map on a rectangular grid; unit ``u`` lies at row ``u // columns``, column ``u % columns``.
+
+    Attributes:
+        prototypes: float32 of shape (rows · columns, d).
+        rows: rows of the grid.
+        columns: columns of the grid.
+    """
+
+    prototypes: Tensor
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        if self.prototypes.ndim != 2 or len(self.prototypes) != self.rows * self.columns or not len(self.prototypes):
+            raise ValueError(
+                f"prototypes of shape {tuple(self.prototypes.shape)} do not fit a {self.rows} x {self.columns} grid"
+            )
+
+    @property
+    def units(self) -> int:
+        """The number of units."""
+        return self.rows * self.columns
+
+    def distances(self, x: Tensor) -> Tensor:
+        """Euclidean distances of samples (n, d) to all prototypes, float32 (n, units).
+
+        Differences are taken before squaring: the faster |x|² + |w|² − 2 x·w cancels for close points far from the
+        origin, and its rounding depends on the number of samples in the call.
+        """
+        return torch.cdist(x.float(), self.prototypes, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def match(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The best-matching unit of each sample (n, d) and the distance to it: int64 (n,) and float32 (n,)."""
+        best = [self.distances(block).min(1) for block in torch.split(x, _BLOCK)]
+        return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+
+    def second_match(self, x: Tensor) -> Tensor:
+        """The second-best unit of each sample (n, d), int64 (n,).
+
+        Raises:
+            ValueError: for a map of a single unit.
+        """
+        if self.units < 2:
+            raise ValueError("a map of one unit has no second-best unit")
+        second = []
+        for block in torch.split(x, _BLOCK):
+            distance = self.distances(block)
+            distance.scatter_(1, distance.argmin(1, keepdim=True), math.inf)
+            second.append(distance.argmin(1))
+        return torch.cat(second)
+
+    def coordinates(self, units: Tensor) -> Tensor:
+        """Row and column of units (n,), float32 (n, 2)."""
+        return torch.stack([units // self.columns, units % self.columns], -1).float()
+
+    def grid_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Euclidean distance on the grid between units ``a`` and ``b`` (int64, (n,)), float32 (n,)."""
+        return (self.coordinates(a) - self.coordinates(b)).square().sum(-1).sqrt()
+
+
+def fit_som(
+    data: Tensor,
+    rows: int,
+    columns: int,
+    epochs: int = 20,
+    first_radius: float | None = None,
+    last_radius: float = 0.5,
+) -> SOM:
+    """Fit a map by the batch update with a Gaussian neighbourhood; nothing is drawn at random.
+
+    Args:
+        data: samples of shape (n, d), n of at least 1; on the device on which the map shall live.
+        rows: rows of the grid.
+        columns: columns of the grid.
+        epochs: passes over the data.
+        first_radius: the neighbourhood's standard deviation in the first epoch, in grid steps; by default half of the
+            longer side.
+        last_radius: the same in the last epoch; it shrinks geometrically in between.
+
+    Raises:
+        ValueError: for data that are empty or not finite, and for sizes or radii that are not positive.
+    """
+    if data.ndim != 2 or not data.numel():
+        raise ValueError(f"fit_som takes samples of shape (n, d) with n and d of at least 1, not {tuple(data.shape)}")
+    if rows < 1 or columns < 1 or epochs < 1:
+        raise ValueError("rows, columns and epochs are at least 1")
+    data = data.float()
+    if not bool(data.isfinite().all()):
+        raise ValueError("fit_som takes finite data")
+    # Centred, so that the fast form of the distances below loses no digits to the data's offset.
+    centre = data.mean(0)
+    data = data - centre
+    prototypes = initial_prototypes(data, rows, columns)
+    squares = _grid_squares(rows, columns, data.device)
+    for radius in radii(rows, columns, epochs, first_radius, last_radius):
+        prototypes = _update(data, prototypes, squares / (2 * radius * radius))
+    return SOM(prototypes + centre, rows, columns)
+
+
+def radii(
+    rows: int, columns: int, epochs: int, first_radius: float | None = None, last_radius: float = 0.5
+) -> list[float]:
+    """The neighbourhood's standard deviation in each epoch: geometric from the first to the last radius."""
+    first = max(rows, columns) / 2 if first_radius is None else first_radius
+    if not (first > 0 and last_radius > 0):
+        raise ValueError("radii are positive")
+    if first_radius is None:
+        first = max(first, last_radius)
+    ratio = last_radius / first
+    return [first * ratio ** (epoch / max(1, epochs - 1)) for epoch in range(epochs)]
+
+
+def initial_prototypes(data: Tensor, rows: int, columns: int) -> Tensor:
+    """A regular grid over the data's principal plane, two standard deviations to each side; (rows · columns, d).
+
+    The longer side of the grid lies along the first component. A component's sign is such that its largest loading is
+    positive.
+    """
+    mean = data.mean(0)
+    axes = _leading_axes(data - mean)
+    steps = [
+        torch.linspace(-1, 1, size, device=data.device) if size > 1 else torch.zeros(1, device=data.device)
+        for size in (rows, columns)
+    ]
+    if rows >= columns:
+        down, across = axes[0], axes[1]
+    else:
+        down, across = axes[1], axes[0]
+    grid = steps[0][:, None, None] * down + steps[1][None, :, None] * across
+    return mean + 2 * grid.reshape(rows * columns, -1)
+
+
+def quantisation_error(som: SOM, x: Tensor) -> float:
+    """Mean distance of samples (n, d) to their best-matching prototype; NaN without samples."""
+    return float(som.match(x)[1].double().mean())
+
+
+def topographic_error(som: SOM, x: Tensor) -> float:
+    """Share of samples (n, d) whose two best units are not neighbours (the eight around a unit) on the grid.
+
+    NaN without samples and for a map of one unit, for which it is not defined.
+    """
+    if som.units < 2 or not len(x):
+        return math.nan
+    apart = som.grid_distance(som.match(x)[0], som.second_match(x))
+    return float((apart > 1.5).double().mean())
+
+
+def _update(data: Tensor, prototypes: Tensor, exponents: Tensor) -> Tensor:
+    """One batch update: each prototype becomes the mean of all samples, weighted by exp(−exponents[unit, winner])."""
+    units = len(prototypes)
+    sums, counts = torch.zeros_like(prototypes), prototypes.new_zeros(units)
+    half_norms = prototypes.square().sum(1) / 2
+    for block in torch.split(data, _BLOCK):
+        winners = (half_norms - block @ prototypes.T).argmin(1)
+        # A one-hot product and not index_add: that one adds in no fixed order on a GPU.
+        chosen = torch.nn.functional.one_hot(winners, units).to(data.dtype)
+        sums += chosen.T @ block
+        counts += chosen.sum(0)
+    means = sums / counts.clamp(min=1).unsqueeze(1)
+    # The softmax of the logarithms is the same weighted mean, but cannot underflow to 0 / 0 for a unit that is far
+    # from every winner: such a unit takes the mean of the nearest occupied ones.
+    return torch.softmax(counts.log() - exponents, 1) @ means
+
+
+def _grid_squares(rows: int, columns: int, device: torch.device) -> Tensor:
+    row = torch.arange(rows, device=device).repeat_interleave(columns)
+    column = torch.arange(columns, device=device).repeat(rows)
+    return ((row[:, None] - row).square() + (column[:, None] - column).square()).float()
+
+
+def _leading_axes(centred: Tensor) -> Tensor:
+    """The two leading principal axes times their standard deviations, (2, d); zeros where the data have fewer."""
+    n, d = centred.shape
+    axes = torch.zeros(2, d, dtype=torch.float64)
+    if d <= _PCA_SIDE:
+        variances, vectors = torch.linalg.eigh((centred.T @ centred / n).cpu().double())
+        found = vectors.T
+    else:
+        part = centred[:: -(-n // _PCA_SIDE)]
+        variances, vectors = torch.linalg.eigh((part @ part.T / len(part)).cpu().double())
+        found = vectors.T @ part.cpu().double()
+        found = found / torch.linalg.vector_norm(found, dim=1, keepdim=True).clamp(min=1e-30)
+    count = min(2, len(found))
+    axes[:count] = (found * variances.clamp(min=0).sqrt().unsqueeze(1)).flip(0)[:count]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    return (axes * torch.where(largest < 0, -1.0, 1.0)).to(centred)

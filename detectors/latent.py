@@ -1,0 +1,236 @@
+"""Detection from one latent code of all hidden activations together (Pardo et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from ..harness.errors import UsageError
+from ..harness.trace import LiveTrace, Need, Traces
+from .base import Detector, DetectorInfo
+from .checks import check_choice, check_count, check_fitted, check_images, check_layers, selection
+from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser
+from .grouping import class_groups, class_means, on_scale, replayable, scale_of
+
+Part = Literal["reconstruction", "distance"]
+Component = Literal["all", "reconstruction", "distance"]
+PARTS: tuple[Part, ...] = get_args(Part)
+_BATCH = 512
+_HELD_OUT = 8
+
+
+class Latent(Detector):
+    """Encodes the activations of all hidden layers as one vector, and scores what the code misses and where it lies.
+
+    Every unit is standardised, constant ones are dropped, and units of a layer with d of them are weighted by
+    1 / sqrt(d), so that a wide layer does not dominate. An autoencoder inputs → hidden → latent → hidden → inputs is
+    trained on clean fit images only. The paper shows such a code of "all the possible hidden activations"; it gives
+    neither sizes nor a score, so both components are ours:
+
+    - ``reconstruction``: the root mean square of what the decoder does not give back.
+    - ``distance``: the Mahalanobis distance, in the code, to the mean of the predicted class, under one covariance
+      within classes (Ledoit and Wolf's shrinkage).
+
+    The score is their mean, each in standard deviations of clean images. One in eight fit images is kept from the
+    autoencoder and only sets these scales, because a network reconstructs its training images too well. Class means and
+    covariance come from the images that the model classifies correctly; a class without one has the mean of all.
+
+    Args:
+        encoder: the autoencoder, or principal components of the same number as a linear baseline.
+        layers: taps to read: ``all``, ``last:N``, ``first:N``, or names.
+        latent: size of the code.
+        units: units that are read of each layer, a seeded sample.
+        hidden: sizes of the encoder's hidden layers; the decoder mirrors them.
+        epochs: passes over the fit images.
+        component: one of the components alone, or all.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    info = DetectorInfo(
+        title="Latent distance",
+        paper="Pardo et al. 2019, Coloring the Black Box: Visualizing neural network behavior with a "
+        "self-introspective model, arXiv 1910.04903",
+        needs=(Need("full", units=256),),
+        surrogate="exact",
+        summary="An autoencoder of all hidden activations: reconstruction error and distance to the predicted class.",
+    )
+
+    def __init__(
+        self,
+        encoder: Literal["autoencoder", "pca"] = "autoencoder",
+        layers: str | list[str] = "all",
+        latent: int = 16,
+        units: int = 256,
+        hidden: tuple[int, ...] = (512, 128),
+        epochs: int = 15,
+        component: Component = "all",
+    ) -> None:
+        check_choice("encoder", encoder, Literal["autoencoder", "pca"])
+        check_count("latent", latent)
+        check_count("units", units)
+        if not isinstance(hidden, list | tuple):
+            raise UsageError(f"hidden = {hidden!r}: give a list of layer sizes.")
+        for size in hidden:
+            check_count("hidden", size)
+        check_count("epochs", epochs)
+        check_choice("component", component, Component)
+        self.encoder = encoder
+        self.layers = check_layers(layers)
+        self.latent = latent
+        self.units = units
+        self.hidden = list(hidden)
+        self.epochs = epochs
+        self.component = component
+        self.inputs: dict[str, Tensor] = {}
+        self.model: dict[str, Tensor] = {}
+        self.classes: dict[str, Tensor] = {}
+        self.scales: dict[str, list[float]] = {}
+        self._ready: _Model | None = None
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """At most ``units`` activations of each of ``layers``."""
+        return (Need("full", selection(self.layers), units=self.units),)
+
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
+        """Train the encoder and estimate the classes; ``perturbed`` is ignored.
+
+        Raises:
+            UsageError: for fewer than two clean images, or activations that never vary.
+        """
+        check_images("latent", clean)
+        self._ready = None
+        taps = clean.tap_names()
+        held_out = len(clean) // _HELD_OUT if len(clean) >= 4 * _HELD_OUT else 0
+        train = clean[: len(clean) - held_out]
+        standardiser = fit_standardiser(_concatenated(train, taps))
+        weights = _balance(standardiser.scale, [clean.units(tap, "full") for tap in taps])
+        self.inputs = {"mean": standardiser.mean, "scale": standardiser.scale * weights}
+        self._fit_encoder(train, taps)
+        self._fit_classes(train)
+        parts = self._parts_of(clean[len(train) :] if held_out else clean)
+        self.scales = {name: scale_of(parts[name]) for name in PARTS}
+        return self
+
+    def score(self, traces: Traces) -> Tensor:
+        """Float64 (n,); see the class."""
+        check_fitted("latent", self.scales)
+        return self._combine(self._parts_of(traces))
+
+    def surrogate(self, live: LiveTrace) -> Tensor:
+        """The score itself, given the class that the live logits predict, (n,)."""
+        check_fitted("latent", self.scales)
+        inputs = torch.cat([live.full(tap) for tap in live.tap_names()], 1)
+        return self._combine(self._model(live.logits.device).parts(inputs, live.logits.argmax(1)))
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` gave."""
+        self._ready = None
+        super().load_state(state)
+
+    def _fit_encoder(self, train: Traces, taps: tuple[str, ...]) -> None:
+        width = len(self.inputs["mean"])
+        standardiser = Standardiser(**self.inputs)
+        read = replayable(lambda: (standardiser.apply(x) for x in _concatenated(train, taps)), len(train) * width)
+        if self.encoder == "pca":
+            found = fit_pca(read, self.latent)
+            self.model = {name: value.contiguous() for name, value in vars(found).items()}
+            return
+        # An epoch has some 32 steps also where images are few: Adam needs hundreds of steps to get anywhere.
+        size = max(8, min(128, len(train) // 32))
+        hidden = tuple(self.hidden)
+        trained = fit_autoencoder(read, width, self.latent, hidden, self.epochs, train.generator, batch_size=size)
+        self.model = {name: value.detach().clone() for name, value in trained.state_dict().items()}
+
+    def _fit_classes(self, train: Traces) -> None:
+        from sklearn.covariance import ledoit_wolf
+
+        groups = class_groups(train)
+        classes = train.logits.shape[1]
+        model = self._model(torch.device("cpu"))
+        taps = train.tap_names()
+        codes = torch.cat([model.codes(x) for x in _concatenated(train, taps)]).double()
+        means = class_means(codes, groups, classes)
+        inside = groups >= 0
+        residuals = codes[inside] - means[groups[inside]]
+        covariance = torch.from_numpy(ledoit_wolf(residuals.numpy(), assume_centered=True)[0])
+        # With one image per class nothing varies; the floor keeps the inverse finite.
+        floor = max(1e-6 * float(codes.var(0, correction=0).mean()), 1e-12)
+        covariance += floor * torch.eye(len(covariance), dtype=torch.float64)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))
+        self.classes = {"means": means.float(), "whitening": whitening.float().contiguous()}
+        self._ready = None
+
+    def _parts_of(self, traces: Traces) -> dict[str, Tensor]:
+        model = self._model(torch.device("cpu"))
+        parts: dict[str, list[Tensor]] = {name: [torch.empty(0)] for name in PARTS}
+        start = 0
+        for inputs in _concatenated(traces, traces.tap_names()):
+            classes = traces.predictions[start : start + len(inputs)]
+            start += len(inputs)
+            with torch.no_grad():
+                found = model.parts(inputs, classes)
+            for name in PARTS:
+                parts[name].append(found[name].double())
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def _combine(self, parts: Mapping[str, Tensor]) -> Tensor:
+        chosen = PARTS if self.component == "all" else (self.component,)
+        return torch.stack([on_scale(parts[name], self.scales[name]) for name in chosen]).mean(0)
+
+    def _model(self, device: torch.device) -> _Model:
+        if self._ready is None or self._ready.device != device:
+            encoder: PCA | Autoencoder
+            tensors = {name: value.to(device) for name, value in self.model.items()}
+            if self.encoder == "pca":
+                encoder = PCA(**tensors)
+            else:
+                encoder = Autoencoder(len(self.inputs["mean"]), self.latent, tuple(self.hidden))
+                encoder.load_state_dict(tensors)
+                encoder = encoder.to(device).eval().requires_grad_(False)
+            standardiser = Standardiser(**{name: value.to(device) for name, value in self.inputs.items()})
+            self._ready = _Model(standardiser, encoder, {n: v.to(device) for n, v in self.classes.items()}, device)
+        return self._ready
+
+
+class _Model:
+    """The fitted pieces on one device; everything here can be differentiated."""
+
+    def __init__(
+        self, standardiser: Standardiser, encoder: PCA | Autoencoder, classes: dict[str, Tensor], device: torch.device
+    ) -> None:
+        self.standardiser, self.encoder, self.classes, self.device = standardiser, encoder, classes, device
+
+    def codes(self, activations: Tensor) -> Tensor:
+        """(n, latent) of raw activations (n, inputs)."""
+        return self.encoder.encode(self.standardiser.apply(activations))
+
+    def parts(self, activations: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """The components, (n,) each, of raw activations (n, inputs) given the predicted classes."""
+        inputs = self.standardiser.apply(activations)
+        codes = self.encoder.encode(inputs)
+        residual = (inputs - self.encoder.decode(codes)).square().mean(1)
+        offset = (codes - self.classes["means"][classes]) @ self.classes["whitening"].T
+        # The constants keep the gradients of the roots finite at 0.
+        return {"reconstruction": (residual + 1e-12).sqrt(), "distance": (offset.square().sum(1) + 1e-12).sqrt()}
+
+
+def _concatenated(traces: Traces, taps: tuple[str, ...]) -> Iterator[Tensor]:
+    for part in traces.batches(_BATCH):
+        yield torch.cat([part.full(tap) for tap in taps], 1)
+
+
+def _balance(scale: Tensor, units: list[int]) -> Tensor:
+    """Weights proportional to 1 / sqrt(varying units of the layer), with mean square 1 over all varying units."""
+    weights = torch.cat([(part > 0) / (part > 0).sum().clamp(min=1).sqrt() for part in torch.split(scale, units)])
+    varying = int((scale > 0).sum())
+    if not varying:
+        raise UsageError("latent found no unit whose activation varies over the fit images: choose other layers.")
+    mean_square = float(weights.square().sum()) / varying
+    return weights / math.sqrt(mean_square)

@@ -1,0 +1,143 @@
+"""Unsupervised models of the bits of one predicted class: a Bernoulli likelihood, and distances to stored patterns.
+
+Every layer counts the same, however wide it is: sums over the units of a layer are divided by their number, then
+averaged over the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..harness.trace import Traces
+from .bitblocks import BitBlocks
+from .codes.bits import hamming, unpack
+from .grouping import class_counts, one_hot, present_classes
+
+
+@dataclass(frozen=True)
+class BernoulliBits:
+    """Independent Bernoulli units for each class, as linear functions of the bits.
+
+    Attributes:
+        log_odds: float32 (classes, units), divided by the layer's number of units and by the number of layers.
+        constant: float32 (classes,): the log likelihood of all bits 0, weighted in the same way.
+    """
+
+    log_odds: Tensor
+    constant: Tensor
+
+    def surprise(self, bits: Tensor, classes: Tensor) -> Tensor:
+        """Mean negative log likelihood per unit, (n,), of bits (n, units), 0/1 or relaxed, given each image's class."""
+        chosen = self.log_odds.to(bits.device)[classes].to(bits.dtype)
+        return -((bits * chosen).sum(1) + self.constant.to(bits)[classes])
+
+
+def fit_bernoulli(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: float) -> BernoulliBits:
+    """Estimate p(bit = 1 | class) with the frequency over all classes as the prior.
+
+    p = (ones of the class + smoothing * q) / (images of the class + smoothing), where q = (ones + 1/2) / (images + 1)
+    over all classes; so a class without images is described by q, and no p is 0 or 1.
+
+    Args:
+        blocks: bits of the fit images.
+        groups: each image's class, −1 for none (``grouping.class_groups``).
+        classes: number of classes.
+        smoothing: how many images the prior weighs.
+    """
+    ones = torch.zeros(classes, blocks.width)
+    start = 0
+    for bits in blocks:
+        ones += one_hot(groups[start : start + len(bits)], classes).T @ bits
+        start += len(bits)
+    counts = class_counts(groups, classes).unsqueeze(1)
+    overall = (ones.sum(0) + 0.5) / (counts.sum() + 1)
+    chance = (ones + smoothing * overall) / (counts + smoothing)
+    weight = layer_weights(blocks.units)
+    return BernoulliBits(torch.logit(chance) * weight, (torch.log1p(-chance) * weight).sum(1))
+
+
+def layer_weights(units: Sequence[int]) -> Tensor:
+    """The weight of every unit when layers of these widths count the same; float32 (sum of units,), sums to 1."""
+    return torch.cat([torch.full((width,), 1 / (width * len(units))) for width in units])
+
+
+@dataclass(frozen=True)
+class StoredPatterns:
+    """Packed bits of fit images of each class.
+
+    Attributes:
+        packed: for each tap uint8 (patterns, bytes).
+        units: for each tap the number of units.
+        groups: int64 (patterns,), the class of each pattern.
+    """
+
+    packed: list[Tensor]
+    units: list[int]
+    groups: Tensor
+
+    def distance(self, bits: Sequence[Tensor], classes: Tensor) -> Tensor:
+        """Smallest layer-balanced share of differing units, float32 (n,), over the patterns of each image's class.
+
+        Args:
+            bits: for each tap packed rows, uint8 (n, bytes).
+            classes: int64 (n,); a class without patterns is compared with all of them.
+        """
+        nearest = torch.empty(len(classes))
+        for value in present_classes(classes).tolist():
+            images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
+            total = torch.zeros(len(images), len(patterns))
+            for rows, stored, units in zip(bits, self.packed, self.units, strict=True):
+                total += hamming(rows[images], stored[patterns], units) / (units * len(self.units))
+            nearest[images] = total.amin(1)
+        return nearest
+
+    def relaxed_distance(self, bits: Tensor, classes: Tensor) -> Tensor:
+        """As :meth:`distance`, for relaxed bits (n, units of all taps), differentiable: |bit − pattern| is summed.
+
+        The nearest pattern is looked up first; the gradient is that of the distance to it, as that of a minimum.
+        """
+        weight = layer_weights(self.units).to(bits)
+        with torch.no_grad():
+            nearest = torch.empty(len(classes), dtype=torch.int64)
+            for value in present_classes(classes).tolist():
+                images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
+                best = torch.full((len(images),), torch.inf, device=bits.device)
+                index = torch.zeros(len(images), dtype=torch.int64)
+                for part in torch.split(patterns, 256):
+                    stored = self._unpacked(part, bits)
+                    total = (bits[images] * weight) @ (1 - 2 * stored).T + stored @ weight
+                    value_, where = total.min(1)
+                    index = torch.where((value_ < best).cpu(), part[where.cpu()], index)
+                    best = torch.minimum(value_, best)
+                nearest[images.cpu()] = index
+        return ((bits - self._unpacked(nearest, bits)).abs() * weight).sum(1)
+
+    def _of(self, value: int) -> Tensor:
+        chosen = (self.groups == value).nonzero().squeeze(1)
+        return chosen if len(chosen) else torch.arange(len(self.groups))
+
+    def _unpacked(self, patterns: Tensor, like: Tensor) -> Tensor:
+        rows = [unpack(p[patterns], units) for p, units in zip(self.packed, self.units, strict=True)]
+        return torch.cat(rows, 1).to(like)
+
+
+def store_patterns(clean: Traces, taps: Sequence[str], groups: Tensor, limit: int) -> StoredPatterns:
+    """Keep the bits of at most ``limit`` images of each class (0: of all), drawn with ``clean.generator``."""
+    kept = torch.zeros(len(groups), dtype=torch.bool)
+    for value in present_classes(groups).tolist():
+        members = (groups == value).nonzero().squeeze(1)
+        if limit and len(members) > limit:
+            members = members[torch.randperm(len(members), generator=clean.generator)[:limit]]
+        kept[members] = True
+    parts: list[list[Tensor]] = [[] for _ in taps]
+    start = 0
+    for part in clean.batches(512):
+        rows = kept[start : start + len(part)]
+        start += len(part)
+        for collected, tap in zip(parts, taps, strict=True):
+            collected.append(part.bits(tap)[rows])
+    return StoredPatterns([torch.cat(p) for p in parts], [clean.units(tap) for tap in taps], groups[kept])

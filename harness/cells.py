@@ -1,0 +1,175 @@
+"""The cell: the smallest unit of work of a run. What each kind of cell has to know to be computed anywhere.
+
+A cell's ``job`` is a small picklable value; its inputs are other cells, named by key. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .suite import DetectorPart, ModelPart, PerturbationPart
+from .trace import Need
+
+SetName = Literal["fit", "calibrate", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images a pass sees: clean rows of a set, or what a perturbation or its control made of them.
+
+    Attributes:
+        set: the set of source images.
+        start, stop: rows of the set.
+        source: the key of the ``perturb`` or ``control`` cell that holds them; empty for clean images.
+        successful: only those that fool the model (what supervised detectors learn from).
+    """
+
+    set: SetName
+    start: int
+    stop: int
+    source: str = ""
+    successful: bool = False
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """Train a model, or load and check one."""
+
+    part: ModelPart
+    seed: int
+
+
+@dataclass(frozen=True)
+class TraceJob:
+    """Logits (``need`` is ``None``) or the codes of one need, for some images."""
+
+    model: str
+    images: Images
+    need: Need | None
+
+
+@dataclass(frozen=True)
+class ExtraJob:
+    """What one detector asks for beyond the plain forward: a view (all its codes) or an input gradient."""
+
+    model: str
+    images: Images
+    detector: DetectorPart
+    name: str
+    gradient: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class PerturbJob:
+    """Perturb those images of some rows that the model gets right."""
+
+    model: str
+    part: PerturbationPart
+    set: SetName
+    start: int
+    stop: int
+    logits: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ControlJob:
+    """Noise of the same size as each successful perturbation of a ``perturb`` cell."""
+
+    model: str
+    perturbed: str
+    set: SetName
+    logits: str
+    start: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TraceKeys:
+    """The cells that hold the traces of one run of images.
+
+    Attributes:
+        logits: key of the logits.
+        codes: ``Need`` as stored to key.
+        extras: names of views and gradients to key, for one detector.
+        images: whose traces these are.
+    """
+
+    logits: str
+    codes: Mapping[Need, str]
+    images: Images
+    extras: Mapping[str, str] = field(default_factory=dict)
+
+    def keys(self) -> tuple[str, ...]:
+        """All keys, logits first."""
+        return (self.logits, *self.codes.values(), *self.extras.values())
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """Fit one detector on clean traces and, if supervised, on perturbed ones."""
+
+    model: str
+    part: DetectorPart
+    clean: tuple[TraceKeys, ...]
+    perturbed: tuple[TraceKeys, ...]
+    negatives: tuple[TraceKeys, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Score traces with a fitted detector."""
+
+    model: str
+    part: DetectorPart
+    fit: str
+    traces: tuple[TraceKeys, ...]
+
+
+@dataclass(frozen=True)
+class EncodersJob:
+    """Fit the propagation report's own encoders."""
+
+    model: str
+    clean: tuple[TraceKeys, ...]
+
+
+@dataclass(frozen=True)
+class PropagationJob:
+    """Measure a perturbation, its control and the reached class against the clean images, tap by tap."""
+
+    model: str
+    encoders: str
+    clean: tuple[TraceKeys, ...]
+    perturbed: tuple[TraceKeys, ...]
+    control: tuple[TraceKeys, ...]
+    seed: int
+
+
+Job = ModelJob | TraceJob | ExtraJob | PerturbJob | ControlJob | FitJob | ScoreJob | EncodersJob | PropagationJob
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work.
+
+    Attributes:
+        key: its content key.
+        name: a readable path; what ``--only`` matches.
+        kind: what it does: model, trace, perturb, control, fit, score, encoders, propagation, view, gradient.
+        inputs: keys of the cells that must be finished before.
+        group: cells of one group that are missing are computed together (codes of one forward pass).
+        images: how many images it handles at most, for the time that is left.
+    """
+
+    key: str
+    name: str
+    kind: str
+    job: Job
+    inputs: tuple[str, ...]
+    group: str
+    images: int

@@ -1,0 +1,159 @@
+"""The command line: a thin layer over :func:`aftershock.run`. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .errors import AftershockError, UsageError
+
+app = typer.Typer(
+    name="aftershock",
+    help="What happens inside a network when its input is perturbed, layer by layer, and which detector notices?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Plugins = Annotated[list[Path], typer.Option("--plugin", help="A local file with registered parts; may be repeated.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")]
+Kind = Literal["perturbations", "detectors", "models", "datasets", "analyses", "suites"]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"aftershock {version('aftershock')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    context.obj = debug
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a built-in one.")] = "quick",
+    out: Annotated[Path | None, typer.Option(help="The run directory [default: runs/<suite name>].")] = None,
+    data: Data = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+    limit: Annotated[int | None, typer.Option(help="At most so many images in each set.")] = None,
+    only: Annotated[str | None, typer.Option(help="Compute only matching cells and what they need.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="The shared cache [env: AFTERSHOCK_CACHE].")] = None,
+    engine: Annotated[str, typer.Option(help="Where cells are computed.")] = "local",
+    debug: Annotated[bool, typer.Option("--debug", help="Stop at the first error and show its traceback.")] = False,
+) -> None:
+    """Run a suite. The same command again continues where it stopped."""
+    debug = debug or bool(context.obj)
+    context.obj = debug
+    from .console import Console, show_leaderboard
+    from .run import run as run_suite
+
+    with Console(sys.stderr) as console:
+        found = run_suite(
+            suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, fresh=fresh, cache=cache,
+            engine=engine, tell=console.tell, say=console.say, debug=debug,
+        )  # fmt: skip
+    show_leaderboard(found)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="Where the site goes.")],
+) -> None:
+    """Make the site of one or more runs."""
+    from ..reports.site import build_site
+
+    typer.echo(f"Report: {build_site(runs, out)}")
+
+
+@app.command(name="list")
+def list_parts(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+    plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+) -> None:
+    """List what can be named in a suite, installed plugins included."""
+    from .catalogue import describe
+    from .registry import load_plugin_file
+
+    for path in plugin:
+        load_plugin_file(path)
+    found = describe(kind)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    from .console import show_catalogue
+
+    show_catalogue(kind, found)
+
+
+@app.command()
+def validate(
+    suite: Annotated[str | None, typer.Argument(help="A suite file, or the name of a built-in one.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of suite files.")] = False,
+    plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+) -> None:
+    """Say everything that is wrong with a suite, with file and line."""
+    from .suite import SuiteFile, load_suite
+
+    if schema:
+        typer.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))
+        return
+    if suite is None:
+        raise UsageError("Name a suite to validate, or ask for --schema.")
+    found = load_suite(suite, tuple(plugin))
+    parts = (
+        (len(found.models), "model"),
+        (len(found.perturbations), "perturbation"),
+        (len(found.detectors), "detector"),
+    )
+    counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
+    typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
+
+
+def _plain_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    typer.echo(f"Warning: {message}", err=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: exit status 0 done, 1 some cells failed, 2 wrong usage or suite."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = _plain_warning
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command continues where it stopped.", err=True)
+        sys.exit(130)
+    except UsageError as error:
+        if debug:
+            raise
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+    except AftershockError as error:
+        if debug:
+            raise
+        typer.echo(str(error), err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

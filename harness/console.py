@@ -1,0 +1,107 @@
+"""What a person sees in the terminal: progress with the time left, and tables."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .runner import Event
+
+
+class Console:
+    """A progress bar on a terminal; plain lines, a few seconds apart, where there is none."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = RichConsole(file=stream)
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"), console=self._console, transient=True,
+        )  # fmt: skip
+        self._bar = self._progress.add_task("Reading", total=None, left="")
+        self._live = self._console.is_terminal
+        self._said = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A sentence that stays on the screen."""
+        self._console.print(escape(text), highlight=False)
+
+    def tell(self, event: Event) -> None:
+        """Progress of a run."""
+        if event.kind == "failed":
+            self.say(f"Failed: {event.cell.name}: {event.reason}")
+        left = f"about {duration(event.seconds_left)} left" if event.seconds_left > 1 else ""
+        if self._live:
+            self._progress.update(
+                self._bar, total=event.total, completed=event.finished, description=escape(_what(event)), left=left
+            )
+        elif event.kind in ("start", "done"):
+            import time
+
+            now = time.monotonic()
+            if now - self._said > 5 or event.finished == event.total:
+                self._said = now
+                self.say(f"{event.finished}/{event.total} {_what(event)} {left}".rstrip())
+
+
+def _what(event: Event) -> str:
+    """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``."""
+    parts = event.cell.name.split("/")
+    return f"{parts[1]}: {' '.join(parts[3:5])}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_leaderboard(run: Run) -> None:
+    """The end of a run: the leaderboard, what failed, and where the report is."""
+    from ..reports.leaderboard import leaderboard_text
+
+    console = RichConsole()
+    if not console.is_terminal:
+        console = RichConsole(width=160)
+    with (run.folder / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
+        console.print(leaderboard_text(list(csv.DictReader(stream))))
+    for what, found in (("failed", run.failed), ("skipped", run.skipped)):
+        first = {reason: name for name, reason in reversed(list(found.items()))}
+        if found:
+            console.print(f"{len(found)} cells {what}:", highlight=False)
+            for reason, name in list(first.items())[:10]:
+                console.print(f"  {escape(name)}: {escape(reason)}", highlight=False)
+    if not run.computed:
+        console.print("Nothing was missing.", highlight=False)
+    console.print(f"Report: {escape(str(run.report))}", highlight=False, soft_wrap=True)
+
+
+def show_catalogue(kind: str, found: Sequence[dict[str, Any]]) -> None:
+    """A list of parts as a table."""
+    table = Table(title=kind, title_justify="left", box=None, pad_edge=False)
+    for column in ("name", "summary", "origin", "available"):
+        table.add_column(column, overflow="fold")
+    for item in found:
+        available = "yes" if item["available"] else f"no: {item['reason']}"
+        table.add_row(*(escape(str(v)) for v in (item["name"], item["summary"], item["origin"], available)))
+    RichConsole().print(table)

@@ -1,0 +1,15 @@
+"""The mistakes that a user can make, as exceptions that the command line turns into one sentence each."""
+
+from __future__ import annotations
+
+
+class AftershockError(Exception):
+    """Something that a person can mend; its text says what to do."""
+
+
+class UsageError(AftershockError):
+    """A wrong command, suite, file or parameter: exit status 2."""
+
+
+class UnavailableError(AftershockError):
+    """A named part exists but cannot work here (a missing extra, a model it does not fit); carries the reason."""

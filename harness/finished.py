@@ -1,0 +1,103 @@
+"""Whether a run directory already holds exactly what a command asks for, found out without loading any model code.
+
+The fingerprint covers more than the content keys do (the whole package, every installed version), so a match means
+that nothing can be missing; anything else goes the long way through the plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import distributions, entry_points
+from pathlib import Path
+from typing import Any
+
+from .keys import FileDigests, canonical, code_digest, distribution_digest
+from .ledger import SUFFIX, digest_of, is_whole, read_record
+from .registry import DATASETS, PACKAGE, REGISTRIES, Origin
+
+
+def fingerprint(
+    raw: Mapping[str, Any],
+    folder: Path,
+    plugins: Sequence[Path],
+    options: Mapping[str, Any],
+    root: Path,
+    digests: FileDigests,
+) -> str | None:
+    """A digest of everything that a run's results depend on; ``None`` where it cannot be told.
+
+    Args:
+        raw: the suite as written.
+        folder: where its relative paths start.
+        plugins: files given on the command line.
+        options: command line options that change the run.
+        root: the data root.
+        digests: remembers the digests of large files.
+    """
+    try:
+        data = dict(raw["data"])
+        params = {k: v for k, v in data.items() if k not in ("name", "fit", "calibrate", "evaluate")}
+        if isinstance(params.get("path"), str):
+            params["path"] = folder / params["path"]
+        source = DATASETS.get(data["name"])(root, **params)
+        named = sorted({*_files(raw, folder), *_files(raw, root), *plugins})
+        return hashlib.sha256(
+            canonical(
+                {
+                    "suite": dict(raw),
+                    "options": dict(options),
+                    "data": [source.fingerprint, digests.of(source.files)],
+                    "files": digests.of(named),
+                    "code": code_digest("harness", "attacks", "detectors", "reports"),
+                    "versions": sorted({f"{d.name}=={d.version}" for d in distributions()}),
+                    "plugins": sorted(_plugin_digests()),
+                    "python": platform.python_version(),
+                }
+            ).encode()
+        ).hexdigest()
+    except Exception:
+        # Whatever is wrong with the suite or the data, the long way says it better.
+        return None
+
+
+def _files(value: Any, folder: Path) -> Iterator[Path]:
+    """Every file that a suite names, whatever the key: weights, plugins, factories, images."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _files(item, folder)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _files(item, folder)
+    elif isinstance(value, str) and value:
+        path = folder / (value.rpartition(":")[0] if ".py:" in value else value)
+        if path.is_file():
+            yield path
+
+
+def _plugin_digests() -> Iterator[str]:
+    for registry in REGISTRIES.values():
+        for point in entry_points(group=registry.group):
+            if point.dist is not None and point.dist.name != PACKAGE:
+                yield distribution_digest(Origin(point.dist.name, point.dist.version))
+
+
+def is_finished(run: Path, wanted: str) -> bool:
+    """Whether a run directory is complete, undamaged, and of this fingerprint."""
+    try:
+        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        if facts["fingerprint"] != wanted or facts["status"] != "done":
+            return False
+        if any(digest_of(run / name) != digest for name, digest in facts["files"].items()):
+            return False
+        for key in facts["keys"]:
+            record = read_record(run / "cells" / f"{key}.json")
+            if record is None or record.status == "failed":
+                return False
+            if not is_whole(run / "artifacts" / f"{key}{SUFFIX}", record):
+                return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,157 @@
+"""Content keys: what a result depends on, hashed; never a class name alone, never a pickle (DESIGN, section 6).
+
+A key covers the keys of the inputs, the bytes of data and weights, parameters, the source of the code that runs, and
+the versions of the libraries that it uses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .registry import PACKAGE, Entry, Origin, file_digest
+
+# Raised whenever the meaning of a number changes; part of every key and of the protocol digest.
+PROTOCOL_VERSION = 1
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; dataclasses, tuples and paths included.
+
+    Raises:
+        TypeError: for anything that has no such form.
+    """
+
+    def plain(item: Any) -> Any:
+        if is_dataclass(item) and not isinstance(item, type):
+            return asdict(item)
+        if isinstance(item, Path):
+            return str(item)
+        if isinstance(item, Mapping):
+            return dict(item)
+        if isinstance(item, frozenset | set):
+            return sorted(item)
+        raise TypeError(f"a {type(item).__name__} cannot be part of a content key")
+
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain, allow_nan=False)
+
+
+def content_key(kind: str, **parts: Any) -> str:
+    """sha256, in hex, of the kind, the protocol's version and everything else that a result depends on."""
+    return hashlib.sha256(canonical({"kind": kind, "protocol": PROTOCOL_VERSION, **parts}).encode()).hexdigest()
+
+
+@cache
+def code_digest(*places: str) -> str:
+    """Digest of the package's own source: modules (``harness/taps.py``) or whole rooms (``detectors``)."""
+    root = Path(str(files(PACKAGE)))
+    digest = hashlib.sha256()
+    for place in sorted(places):
+        path = root / place
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of distributions; an absent one is ``absent``."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def part_digest(entry: Entry, room: str) -> str:
+    """Digest of the code behind a registered part.
+
+    Built-ins are covered by their room, plugins by the files of their distribution, local files by their content, and
+    what a session registered by the source of its class.
+    """
+    origin = entry.origin
+    if origin.package == PACKAGE:
+        return code_digest(room)
+    if origin.path is not None:
+        return file_digest(Path(origin.path))
+    if origin.package == "session":
+        import inspect
+
+        try:
+            text = inspect.getsource(entry.load())
+        except (OSError, TypeError):
+            text = repr(entry.load())
+        return hashlib.sha256(text.encode()).hexdigest()
+    return distribution_digest(origin)
+
+
+@cache
+def distribution_digest(origin: Origin) -> str:
+    """Digest of an installed distribution's Python files; of the source tree where it is installed editable."""
+    digest = hashlib.sha256(str(origin).encode())
+    try:
+        found = distribution(origin.package)
+    except PackageNotFoundError:
+        return digest.hexdigest()
+    paths = [Path(str(found.locate_file(f))) for f in found.files or []]
+    direct = found.read_text("direct_url.json")
+    if direct and json.loads(direct).get("dir_info", {}).get("editable"):
+        root = Path(json.loads(direct)["url"].removeprefix("file://"))
+        paths = [p for p in root.rglob("*.py") if not {".tox", ".venv", "build"} & set(p.relative_to(root).parts)]
+    for path in sorted(p for p in paths if p.suffix == ".py" and p.is_file()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+class FileDigests:
+    """Digests of large files, remembered by path, size and modification time so that data are hashed once.
+
+    Args:
+        memory: a JSON file that may be written, or ``None`` to remember nothing.
+    """
+
+    def __init__(self, memory: Path | None) -> None:
+        self._memory = memory
+        self._known: dict[str, list[Any]] = {}
+        if memory is not None:
+            try:
+                self._known = json.loads(memory.read_text())
+            except (OSError, ValueError):
+                self._known = {}
+
+    def of(self, paths: Iterable[Path]) -> str:
+        """One digest over the contents of files in the given order; their places do not matter."""
+        digest = hashlib.sha256()
+        changed = False
+        for path in paths:
+            state = path.stat()
+            name = str(path.resolve())
+            stamp = [state.st_size, state.st_mtime_ns, state.st_ino]
+            held = self._known.get(name)
+            if not (isinstance(held, list) and held[:3] == stamp):
+                held = [*stamp, file_digest(path)]
+                self._known[name] = held
+                changed = True
+            digest.update(held[3].encode())
+        if changed and self._memory is not None:
+            self._remember(self._memory)
+        return digest.hexdigest()
+
+    def _remember(self, memory: Path) -> None:
+        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(memory)
+        except OSError:
+            temporary.unlink(missing_ok=True)

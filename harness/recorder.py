@@ -1,0 +1,180 @@
+"""One instrumented forward: logits and the codes of all taps for everybody at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..detectors.codes import bits
+from .errors import UsageError
+from .modes import device_of, untouched
+from .seeds import forked_rng
+from .taps import TapCall, Taps
+from .trace import LiveTrace, Need, TapInfo, pool, sampled_units
+
+# Images per forward pass. Fixed, so that results never depend on how work is cut; small enough for the caches.
+BATCH = 128
+
+
+def discover(
+    model: nn.Module, example: Tensor, modules: Sequence[str] = (), root: nn.Module | None = None
+) -> tuple[TapInfo, ...]:
+    """The taps of a model in execution order.
+
+    Args:
+        model: maps images to logits (n, classes).
+        example: at least one image, (n, channels, height, width), on the model's device.
+        modules: names of modules to tap besides.
+        root: the part of the model whose module paths name the taps; by default all of it.
+
+    Raises:
+        UsageError: if the model hides its calls or has no tap.
+    """
+    found: list[TapInfo] = []
+
+    def visit(call: TapCall) -> None:
+        found.append(TapInfo(call.name, call.kind, tuple(call.activation.shape[1:])))
+
+    with untouched(model, freeze=False), forked_rng(0), torch.no_grad(), Taps(root or model, visit, modules):
+        model(example)
+    if not found:
+        raise UsageError(
+            "The model has no tap: no ReLU-like call was seen. Name the modules to read in its suite entry: "
+            'tap_modules = ["..."].'
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What one pass left: ``logits`` float32 (n, classes), and code name to tap name to tensor, all on the CPU."""
+
+    logits: Tensor
+    codes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class _Encoder:
+    """Encodes each tap for each code while the batch is hot, into tensors for the whole set."""
+
+    def __init__(self, taps: Sequence[TapInfo], needs: Sequence[Need], count: int) -> None:
+        self.wanted: dict[str, list[Need]] = {tap.name: [] for tap in taps}
+        for need in {n.code: n for n in needs}.values():
+            chosen = {t.name for other in needs if other.code == need.code for t in other.select(taps)}
+            for name in chosen:
+                self.wanted[name].append(need)
+        self.taps = {tap.name: tap for tap in taps}
+        self.kept = {(t.name, u): sampled_units(t, u) for t in taps for u in {n.units for n in needs}}
+        self.codes: dict[str, dict[str, Tensor]] = {n.code: {} for n in needs}
+        self.count = count
+        self.start = 0
+        self.seen: list[str] = []
+
+    def __call__(self, call: TapCall) -> None:
+        self.seen.append(call.name)
+        for need in self.wanted.get(call.name, ()):
+            value = self._encode(need, call)
+            rows = self.codes[need.code].get(call.name)
+            if rows is None:
+                rows = torch.empty(self.count, *value.shape[1:], dtype=value.dtype)
+                self.codes[need.code][call.name] = rows
+            rows[self.start : self.start + len(value)] = value
+
+    def _encode(self, need: Need, call: TapCall) -> Tensor:
+        if need.representation == "pooled":
+            return pool(call.activation, need.statistic)
+        kept = self.kept[call.name, need.units]
+        if need.representation == "full":
+            flat = call.activation.flatten(1)
+            return (flat if kept is None else flat[:, kept.to(flat.device)]).float()
+        positive = (call.activation > 0 if call.positive is None else call.positive).flatten(1)
+        return bits.pack(positive if kept is None else positive[:, kept.to(positive.device)])
+
+    def in_order(self) -> dict[str, dict[str, Tensor]]:
+        return {c: {t: rows[t] for t in self.taps if t in rows} for c, rows in self.codes.items()}
+
+
+def record(
+    model: nn.Module,
+    images: Tensor,
+    taps: Sequence[TapInfo],
+    needs: Sequence[Need],
+    modules: Sequence[str] = (),
+    root: nn.Module | None = None,
+    dropout: bool = False,
+    seed: int = 0,
+    batch: int = BATCH,
+) -> Recording:
+    """Run images through the model once and encode what its taps show.
+
+    Args:
+        model: maps images to logits; its mode, gradients and the global RNG are as before afterwards.
+        images: float32 in [0, 1], (n, channels, height, width), on any device.
+        taps: from :func:`discover`.
+        needs: the union of what all detectors ask for.
+        modules: the named modules and
+        root: the part of the model that :func:`discover` was given.
+        dropout: leave dropout layers active, as Monte Carlo views want it.
+        seed: for a model that draws random numbers.
+        batch: images per forward pass.
+
+    Raises:
+        UsageError: if a pass goes through other taps than those discovered.
+    """
+    device = device_of(model)
+    encoder = _Encoder(taps, needs, len(images))
+    logits: list[Tensor] = []
+    expected = [t.name for t in taps]
+    with untouched(model, freeze=False), forked_rng(seed), torch.no_grad(), Taps(root or model, encoder, modules):
+        if dropout:
+            for module in model.modules():
+                module.train(isinstance(module, nn.modules.dropout._DropoutNd))
+        for start in range(0, len(images), batch):
+            encoder.start, encoder.seen = start, []
+            logits.append(model(images[start : start + batch].to(device)).float().cpu())
+            if encoder.seen != expected:
+                raise UsageError(
+                    "The model takes another path for these images than when its taps were listed; models whose "
+                    "sequence of activations depends on the input cannot be traced."
+                )
+    whole = torch.cat(logits) if logits else torch.empty(0, 0)
+    return Recording(whole, encoder.in_order())
+
+
+def live_trace(
+    model: nn.Module,
+    images: Tensor,
+    taps: Sequence[TapInfo],
+    needs: Sequence[Need] = (),
+    modules: Sequence[str] = (),
+    root: nn.Module | None = None,
+) -> LiveTrace:
+    """A forward pass that can be differentiated with respect to ``images``; the model must be in eval mode."""
+    activations: dict[str, Tensor] = {}
+    before: dict[str, Tensor] = {}
+
+    def visit(call: TapCall) -> None:
+        # Clones: the model may go on in place (`out += shortcut`), which would change what the surrogate reads.
+        activations[call.name] = call.activation.clone()
+        if call.preactivation is not None:
+            before[call.name] = call.preactivation
+
+    with Taps(root or model, visit, modules, keep_preactivation=True):
+        logits = model(images)
+    return LiveTrace(images, logits, tuple(taps), activations, before, tuple(needs))
+
+
+def input_gradient(
+    model: nn.Module, images: Tensor, objective: Callable[[Tensor], Tensor], batch: int = BATCH
+) -> Tensor:
+    """The gradient of ``objective(logits)`` (one number per image) with respect to the images, float32, on the CPU."""
+    device = device_of(model)
+    parts = [images[:0].cpu()]
+    with untouched(model), forked_rng(0), torch.enable_grad():
+        for start in range(0, len(images), batch):
+            x = images[start : start + batch].to(device).clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
+            parts.append(gradient.float().cpu())
+    return torch.cat(parts)

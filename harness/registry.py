@@ -1,0 +1,305 @@
+"""Names to parts: built-ins, installed plugins (entry points) and local files, looked up only when named.
+
+A registry holds lazy targets for built-ins, so nothing heavy is imported until somebody asks for it; entry points
+are read when a name is not found or when everything is listed. A broken plugin is one warning, the rest goes on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import UsageError
+
+T = TypeVar("T")
+
+PACKAGE = "aftershock"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a part comes from.
+
+    Attributes:
+        package: the distribution's name, ``file`` for a local file, ``session`` for a notebook or script.
+        version: the distribution's version, a local file's short digest, or empty.
+        path: the local file, if it is one.
+    """
+
+    package: str
+    version: str = ""
+    path: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}".strip()
+
+
+@dataclass
+class Entry:
+    """One name in a registry: its origin and its target, which is ``module`` or ``module:attribute`` until needed."""
+
+    name: str
+    target: Any
+    origin: Origin
+
+    def load(self) -> Any:
+        """Import the target where that has not happened yet, and return it."""
+        if isinstance(self.target, str):
+            module, _, attribute = self.target.partition(":")
+            imported = import_module(module)
+            self.target = getattr(imported, attribute) if attribute else imported
+        return self.target
+
+
+@dataclass
+class Registry:
+    """The parts of one kind.
+
+    Args:
+        kind: the plural word of the command line: ``detectors``, ``perturbations``, ...
+        builtins: name to ``module:attribute``.
+    """
+
+    kind: str
+    builtins: Mapping[str, str]
+    _entries: dict[str, Entry] = field(default_factory=dict)
+    _loading: Origin | None = None
+
+    def __post_init__(self) -> None:
+        for name, target in self.builtins.items():
+            self._entries[name] = Entry(name, target, Origin(PACKAGE, version(PACKAGE)))
+
+    @property
+    def group(self) -> str:
+        """The entry point group that plugins of this kind use."""
+        return f"{PACKAGE}.{self.kind}"
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Class decorator: make a part known under ``name``.
+
+        Raises:
+            UsageError: if another origin holds the name already.
+        """
+
+        def decorate(part: T) -> T:
+            self.add(name, part, self._loading or _origin_of(part))
+            return part
+
+        return decorate
+
+    def add(self, name: str, part: Any, origin: Origin) -> None:
+        """Add a part; the same origin may replace its own (a notebook cell run twice).
+
+        Raises:
+            UsageError: if another origin holds the name already.
+        """
+        held = self._entries.get(name)
+        if held is not None and held.origin.package != origin.package:
+            raise UsageError(
+                f"{origin} registers {self.kind[:-1]} {name!r}, but {held.origin} has that name: choose another."
+            )
+        if held is not None and held.origin.path != origin.path:
+            raise UsageError(
+                f"{origin.path} registers {self.kind[:-1]} {name!r}, but {held.origin.path} has that name: "
+                "choose another."
+            )
+        self._entries[name] = Entry(name, part, origin)
+
+    def entry(self, name: str) -> Entry:
+        """The entry of ``name``, its target loaded.
+
+        Raises:
+            UsageError: for an unknown name, with the nearest known ones.
+        """
+        if name not in self._entries:
+            self._read_entry_points(lambda point: point.name == name)
+        if name not in self._entries:
+            self._read_entry_points(lambda point: True)
+        if name not in self._entries:
+            raise UsageError(f"There is no {self.kind[:-1]} {name!r}{did_you_mean(name, self._entries)}.")
+        found = self._entries[name]
+        found.load()
+        return found
+
+    def get(self, name: str) -> Any:
+        """The part called ``name``; raises like :meth:`entry`."""
+        return self.entry(name).target
+
+    def entries(self) -> list[Entry]:
+        """Every known entry by name, installed plugins included; broken ones are left out with a warning."""
+        self._read_entry_points(lambda point: True)
+        whole = []
+        for entry in sorted(self._entries.values(), key=lambda e: e.name):
+            try:
+                entry.load()
+            except Exception as error:
+                warnings.warn(f"{self.kind[:-1]} {entry.name!r} of {entry.origin} is broken: {error}", stacklevel=2)
+                continue
+            whole.append(entry)
+        return whole
+
+    def names(self) -> list[str]:
+        """The known names, installed plugins included, without loading a built-in."""
+        self._read_entry_points(lambda point: True)
+        return sorted(self._entries)
+
+    def _read_entry_points(self, wanted: Callable[[EntryPoint], bool]) -> None:
+        for point in entry_points(group=self.group):
+            if point.name in self._entries or not wanted(point):
+                continue
+            origin = Origin(point.dist.name, point.dist.version) if point.dist else Origin(point.module)
+            try:
+                with self._origin(origin):
+                    part = point.load()
+                if point.name not in self._entries:
+                    self.add(point.name, part, origin)
+            except Exception as error:
+                warnings.warn(
+                    f"the plugin {origin} could not be loaded ({type(error).__name__}: {error}); "
+                    f"its {self.kind} are left out",
+                    stacklevel=2,
+                )
+
+    def _origin(self, origin: Origin) -> _Loading:
+        return _Loading([self], origin)
+
+
+class _Loading:
+    """While a plugin is imported, what it registers belongs to that plugin."""
+
+    def __init__(self, registries: Iterable[Registry], origin: Origin) -> None:
+        self.registries, self.origin = list(registries), origin
+
+    def __enter__(self) -> None:
+        for registry in self.registries:
+            registry._loading = self.origin
+
+    def __exit__(self, *error: object) -> None:
+        for registry in self.registries:
+            registry._loading = None
+
+
+def _origin_of(part: Any) -> Origin:
+    module = getattr(part, "__module__", "") or ""
+    top = module.partition(".")[0]
+    if top == PACKAGE:
+        return Origin(PACKAGE, version(PACKAGE))
+    distributions = packages_distributions().get(top, [])
+    return Origin(distributions[0], version(distributions[0])) if distributions else Origin("session")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` with the nearest known names, or an empty string."""
+    known = list(known)
+    folded = {k.lower(): k for k in known}
+    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=2, cutoff=0.6)]
+    near += [k for k in known if name and name.lower() == k.lower().rpartition(".")[2] and k not in near]
+    return f" (did you mean {' or '.join(repr(n) for n in near[:3])}?)" if near else ""
+
+
+DETECTORS = Registry(
+    "detectors",
+    {
+        "bitvector": "aftershock.detectors.bitvector:BitVector",
+        "codeshift": "aftershock.detectors.codeshift:CodeShift",
+        "latent": "aftershock.detectors.latent:Latent",
+        "msp": "aftershock.detectors.baselines:MaxSoftmax",
+        "energy": "aftershock.detectors.baselines:Energy",
+        "mahalanobis": "aftershock.detectors.baselines:Mahalanobis",
+    },
+)
+PERTURBATIONS = Registry(
+    "perturbations",
+    {
+        "gaussian": "aftershock.attacks.noise:Gaussian",
+        "uniform": "aftershock.attacks.noise:Uniform",
+        "fgsm": "aftershock.attacks.gradient:FGSM",
+        "pgd": "aftershock.attacks.gradient:PGD",
+        "file": "aftershock.attacks.file:FromFile",
+        "torchattacks.CW": "aftershock.attacks.torchattacks_adapter:CW",
+        "foolbox.L2DeepFoolAttack": "aftershock.attacks.foolbox_adapter:L2DeepFool",
+        "foolbox.LinfDeepFoolAttack": "aftershock.attacks.foolbox_adapter:LinfDeepFool",
+    },
+)
+MODELS = Registry(
+    "models",
+    {
+        "mlp": "aftershock.harness.architectures:mlp",
+        "cnn": "aftershock.harness.architectures:cnn",
+        **{f"resnet{n}": f"aftershock.harness.architectures:resnet{n}" for n in (20, 32, 44, 56)},
+    },
+)
+DATASETS = Registry(
+    "datasets",
+    {
+        "digits": "aftershock.harness.datasets:digits",
+        "mnist": "aftershock.harness.datasets:mnist",
+        "fashion-mnist": "aftershock.harness.datasets:fashion_mnist",
+        "cifar10": "aftershock.harness.datasets:cifar10",
+        "cifar100": "aftershock.harness.datasets:cifar100",
+        "svhn": "aftershock.harness.datasets:svhn",
+        "image-folder": "aftershock.harness.datasets:image_folder",
+        "npz": "aftershock.harness.datasets:npz",
+    },
+)
+ANALYSES = Registry("analyses", {"propagation": "aftershock.reports.propagation"})
+
+REGISTRIES = {r.kind: r for r in (DETECTORS, PERTURBATIONS, MODELS, DATASETS, ANALYSES)}
+
+
+def load_plugin_file(path: Path) -> Origin:
+    """Import a local ``.py`` file whose parts register themselves; loading the same file again does nothing.
+
+    Raises:
+        UsageError: if the file is missing, is not Python, or raises; the text names file and reason.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise UsageError(f"The plugin file {path} does not exist.")
+    origin = Origin("file", file_digest(path)[:12], str(path))
+    import_file(path, _Loading(REGISTRIES.values(), origin))
+    return origin
+
+
+def import_file(path: Path, around: _Loading | None = None) -> Any:
+    """Import a local ``.py`` file under a name of its own (its path and content), once.
+
+    Raises:
+        UsageError: if the file is missing or raises while it is imported.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise UsageError(f"The file {path} does not exist.")
+    name = f"aftershock_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{file_digest(path)[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with around or _Loading([], Origin("file")):
+            spec.loader.exec_module(module)
+    except UsageError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,330 @@
+"""One run from suite to report: the place where all rooms meet. The command line is a thin layer over :func:`run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from .errors import UsageError
+from .finished import fingerprint, is_finished
+from .keys import PROTOCOL_VERSION, FileDigests, code_digest, content_key, versions
+from .ledger import SCHEMA, digest_of, write_atomic
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
+
+    from .data import Dataset
+    from .plan import Plan
+    from .runner import Event, Summary
+    from .store import Store
+    from .suite import Suite
+
+TABLES = ("leaderboard.csv", "metrics.csv", "scores.csv.gz", "propagation.csv", "perturbations.csv", "timings.csv")
+PACKAGES = (
+    "aftershock", "torch", "torchvision", "torchattacks", "foolbox", "pytorch-ood", "numpy", "scipy", "scikit-learn",
+    "pandas", "safetensors", "plotly",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: the run directory.
+        failed: reasons of cells that failed, by name.
+        skipped: reasons of cells that cannot work here, by name.
+        computed: how many cells this call computed; 0 where nothing was missing.
+    """
+
+    folder: Path
+    failed: Mapping[str, str]
+    skipped: Mapping[str, str]
+    computed: int
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.folder / "site" / "index.html"
+
+    def _table(self, name: str) -> pandas.DataFrame:
+        import pandas
+
+        return pandas.read_csv(self.folder / "tables" / name)
+
+    @cached_property
+    def leaderboard(self) -> pandas.DataFrame:
+        """One row per data set, model and detector, best first."""
+        return self._table("leaderboard.csv")
+
+    @cached_property
+    def metrics(self) -> pandas.DataFrame:
+        """One row per detector, perturbation and outcome."""
+        return self._table("metrics.csv")
+
+    @cached_property
+    def scores(self) -> pandas.DataFrame:
+        """One row per detector and image."""
+        return self._table("scores.csv.gz")
+
+    @cached_property
+    def propagation(self) -> pandas.DataFrame:
+        """One row per perturbation, population, tap and measure."""
+        return self._table("propagation.csv")
+
+    @cached_property
+    def perturbations(self) -> pandas.DataFrame:
+        """One row per perturbation."""
+        return self._table("perturbations.csv")
+
+
+def data_root(data: Path | str | None = None) -> Path:
+    """Where data sets lie: given, else ``AFTERSHOCK_DATA``, else the user's data directory."""
+    return Path(data or os.environ.get("AFTERSHOCK_DATA") or platformdirs.user_data_dir("aftershock")).expanduser()
+
+
+def cache_root(cache: Path | str | None = None) -> Path:
+    """Where finished cells are shared: given, else ``AFTERSHOCK_CACHE``, else the user's cache directory."""
+    return Path(cache or os.environ.get("AFTERSHOCK_CACHE") or platformdirs.user_cache_dir("aftershock")).expanduser()
+
+
+def run(
+    suite: str | Path | Mapping[str, Any] | Suite,
+    out: Path | str | None = None,
+    *,
+    data: Path | str | None = None,
+    device: str = "auto",
+    plugins: Sequence[Path | str] = (),
+    limit: int | None = None,
+    only: str | None = None,
+    fresh: bool = False,
+    cache: Path | str | None = None,
+    engine: str = "local",
+    tell: Callable[[Event], None] = lambda event: None,
+    say: Callable[[str], None] = lambda text: None,
+    debug: bool = False,
+) -> Run:
+    """Run a suite; what is already there is kept, so the same call again continues or does nothing.
+
+    Args:
+        suite: a path, the name of a built-in suite, a mapping, or a loaded suite.
+        out: the run directory; by default ``runs/<suite name>``.
+        data: the root of the data sets; by default ``AFTERSHOCK_DATA`` or the user's data directory.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        plugins: local files with registered parts.
+        limit: at most so many images in each set.
+        only: compute only cells whose name matches this pattern, and what they need.
+        fresh: compute everything again.
+        cache: the shared cache; by default ``AFTERSHOCK_CACHE`` or the user's cache directory.
+        engine: where cells are computed.
+        tell: called with every progress event.
+        say: told sentences that a person should see.
+        debug: raise the first error of a cell instead of noting it.
+
+    Raises:
+        UsageError: for a mistake in the suite or the options.
+        AftershockError: if the run directory cannot be written.
+    """
+    from .suite import Suite
+
+    root, store_cache = data_root(data), cache_root(cache)
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: give at least 1 image.")
+    files = tuple(Path(p).expanduser() for p in plugins)
+    digests = FileDigests(store_cache / "digests.json")
+    options = {"device": device, "limit": limit, "only": only}
+    raw, folder, name = _glance(suite)
+    stamp = None
+    if raw is not None and name and not fresh:
+        stamp = fingerprint(raw, folder, files, options, root, digests)
+        place = Path(out) if out else Path("runs") / name
+        if stamp is not None and is_finished(place, stamp):
+            return _as_stored(place)
+    from .suite import load_suite
+
+    loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
+    place = Path(out) if out else Path("runs") / loaded.name
+    if stamp is None:
+        stamp = fingerprint(loaded.raw, loaded.folder, files, options, root, digests)
+    return _Session(
+        loaded, place, root, store_cache, digests, device, limit, only, fresh, engine, tell, say, debug
+    ).run(stamp)
+
+
+def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
+    """The suite as written, its folder and name, without checking anything."""
+    from ..harness import suites
+
+    if isinstance(suite, Mapping):
+        return suite, Path.cwd(), str(suite.get("name", ""))
+    if not isinstance(suite, str | Path):
+        return None, Path.cwd(), ""
+    path = Path(suite)
+    if not path.is_file():
+        path = Path(str(suites.__path__[0])) / f"{suite}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None, Path.cwd(), ""
+    return raw, path.resolve().parent, str(raw.get("name", ""))
+
+
+def _as_stored(place: Path) -> Run:
+    facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    failures = {f["cell"]: f["reason"] for f in facts["failures"]}
+    return Run(place, {}, failures, 0)
+
+
+@dataclass
+class _Session:
+    """The state of one call of :func:`run`."""
+
+    suite: Suite
+    out: Path
+    root: Path
+    cache: Path
+    digests: FileDigests
+    device: str
+    limit: int | None
+    only: str | None
+    fresh: bool
+    engine: str
+    tell: Callable[[Event], None]
+    say: Callable[[str], None]
+    debug: bool
+
+    def run(self, stamp: str | None) -> Run:
+        from ..reports.site import build_site
+        from ..reports.tables import Tables
+        from .engines import make_engine
+        from .plan import make_plan
+        from .registry import DATASETS
+        from .runner import Runner, choose
+        from .store import Store
+        from .subjects import find_weights
+        from .work import Workbench
+
+        started, clock = datetime.now(UTC), time.perf_counter()
+        engine = make_engine(self.engine)
+        device = _device(self.device)
+        source = DATASETS.get(self.suite.data.name)(self.root, **self.suite.data.params)
+        weights = find_weights(self.suite, self.root)
+        dataset = source.load()
+        data_digest = content_key(
+            "data", fingerprint=source.fingerprint, files=self.digests.of(source.files),
+            code=code_digest("harness/datasets.py", "harness/own_data.py", "harness/data.py"),
+        )  # fmt: skip
+        plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
+        cells = choose(plan.cells, self.only)
+        with Store(self.out, self.cache, self.fresh) as store:
+            bench = Workbench(self.suite, dataset, plan.sets, store, device, weights, self.say)
+            (self.out / "run.json").unlink(missing_ok=True)
+            summary = Runner(cells, store, bench, engine, self.tell, self.debug).run()
+            Tables(plan, store, summary, dataset).write(self.out / "tables")
+            facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
+            _write_json(self.out / "run.json", facts)
+            build_site([self.out], self.out / "site")
+            names = [f"tables/{name}" for name in TABLES] + ["site/index.html"]
+            facts["files"] = {name: digest_of(self.out / name) for name in names}
+            facts["keys"] = sorted(cells)
+            facts["fingerprint"] = stamp
+            _write_json(self.out / "run.json", facts)
+        return Run(
+            self.out,
+            {plan.cells[k].name: reason for k, reason in summary.failed.items()},
+            {plan.cells[k].name: reason for k, reason in summary.skipped.items()},
+            len(summary.computed),
+        )
+
+    def _facts(
+        self, plan: Plan, store: Store, summary: Summary, dataset: Dataset, device: torch.device, started: datetime,
+        seconds: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What ``run.json`` records."""
+        models = []
+        for subject in plan.subjects:
+            if subject.key in summary.done:
+                values = store.values(subject.key)
+                models.append(
+                    {
+                        "dataset": self.suite.data.name,
+                        "model": subject.part.label,
+                        "seed": subject.seed,
+                        "clean_accuracy": values["clean_accuracy"],
+                        "n_test": values["test_images"],
+                        "source": values["source"],
+                    }
+                )
+        warnings = [store.values(s.key)["warning"] for s in plan.subjects if s.key in summary.done]
+        return {
+            "schema": SCHEMA,
+            "name": self.suite.name,
+            "suite": dict(self.suite.raw),
+            "limit": self.limit,
+            "only": self.only,
+            "protocol": PROTOCOL_VERSION,
+            "protocol_digest": plan.protocol_digest,
+            "seeds": list(self.suite.seeds),
+            "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
+            "hardware": _hardware(device),
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "status": "failed" if summary.failed else ("incomplete" if self.only else "done"),
+            "cells": {"done": len(summary.done), "failed": len(summary.failed), "skipped": len(summary.skipped)},
+            "failures": [
+                {"cell": plan.cells[key].name, "reason": reason}
+                for key, reason in sorted(
+                    {**summary.failed, **summary.skipped}.items(), key=lambda i: plan.cells[i[0]].name
+                )
+            ],
+            "models": models,
+            "warnings": sorted({w for w in warnings if w}),
+            "classes": list(dataset.classes),
+        }
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        memory = None
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": None if memory is None else round(memory, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,253 @@
+"""Working through a plan: what is stored is kept, what is missing is computed, what fails is noted and left."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Literal, Protocol
+
+from .cells import Cell
+from .engines import Engine, Outcome, Output
+from .errors import AftershockError, UnavailableError, UsageError
+from .registry import did_you_mean
+from .store import Store
+
+# Seconds per image before anything was measured, by kind: only for the first guess of the time left.
+GUESS = {"model": 0.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003, "propagation": 0.001}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: a cell starts, or it is over."""
+
+    kind: Literal["start", "done", "kept", "failed", "skipped"]
+    cell: Cell
+    finished: int
+    total: int
+    seconds_left: float
+    reason: str = ""
+
+
+@dataclass
+class Summary:
+    """What a run came to, by cell key."""
+
+    done: set[str] = field(default_factory=set)
+    computed: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Bench(Protocol):
+    """Computes the cells of one group."""
+
+    def compute(self, cells: Sequence[Cell]) -> list[Output]: ...
+
+
+class TimeLeft:
+    """How long the rest takes: seconds per image measured on finished cells of the same kind and part."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def learn(self, cell: Cell, seconds: float) -> None:
+        """Take a finished cell into account."""
+        for group in (_like(cell), cell.kind):
+            self._spent[group][0] += seconds
+            self._spent[group][1] += max(1, cell.images)
+
+    def of(self, cell: Cell) -> float:
+        """The expected seconds of one cell."""
+        for group in (_like(cell), cell.kind):
+            seconds, images = self._spent.get(group, (0.0, 0.0))
+            if images:
+                return seconds / images * max(1, cell.images)
+        return GUESS.get(cell.kind, 0.0005) * cell.images
+
+
+def _like(cell: Cell) -> str:
+    """Cells of the same kind and part: ``digits/cnn/0/perturb/pgd/evaluate/0`` counts as ``cnn/perturb/pgd``."""
+    parts = cell.name.split("/")
+    return "/".join([parts[1], *parts[3:5]])
+
+
+def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
+    """The cells that a pattern names, with everything that they need; all without a pattern.
+
+    Raises:
+        UsageError: if nothing matches.
+    """
+    if pattern is None:
+        return dict(cells)
+    wanted = [c.key for c in cells.values() if fnmatch(c.name, pattern) or fnmatch(c.name, f"*{pattern}*")]
+    if not wanted:
+        places = {c.name for c in cells.values()}
+        raise UsageError(f"--only {pattern!r} matches no cell{did_you_mean(pattern, places)}.")
+    keep: set[str] = set()
+    while wanted:
+        key = wanted.pop()
+        if key not in keep:
+            keep.add(key)
+            wanted.extend(cells[key].inputs)
+    return {key: cell for key, cell in cells.items() if key in keep}
+
+
+class Runner:
+    """Runs cells through an engine and stores what comes back; the only writer.
+
+    Args:
+        cells: in an order in which inputs come first.
+        store: the run directory.
+        bench: computes groups of cells.
+        engine: where that happens.
+        tell: called with every event.
+        debug: let the first error of a cell through instead of noting it.
+    """
+
+    def __init__(
+        self,
+        cells: Mapping[str, Cell],
+        store: Store,
+        bench: Bench,
+        engine: Engine,
+        tell: Callable[[Event], None],
+        debug: bool = False,
+    ) -> None:
+        self.cells, self.store, self.bench, self.engine = cells, store, bench, engine
+        self.tell, self.debug = tell, debug
+        self.summary = Summary()
+        self.time = TimeLeft()
+        self._order = {key: i for i, key in enumerate(cells)}
+        self._running: dict[int, tuple[list[Cell], AbstractContextManager[object]]] = {}
+
+    def run(self) -> Summary:
+        """Work until nothing is left that can be done.
+
+        Raises:
+            AftershockError: if the run directory cannot be written; what was there stays.
+        """
+        pending = self._keep_stored()
+        self._left = sum(self.time.of(c) for c in pending.values())
+        waiting = {key: {i for i in cell.inputs if i in pending} for key, cell in pending.items()}
+        dependents: dict[str, list[str]] = defaultdict(list)
+        for key, inputs in waiting.items():
+            for needed in inputs:
+                dependents[needed].append(key)
+        ready = [(self._order[key], key) for key, inputs in waiting.items() if not inputs]
+        heapq.heapify(ready)
+        taken: set[str] = set()
+        try:
+            self._submit_next(ready, waiting, taken)
+            for outcome in self.engine.outcomes():
+                for key in self._take(outcome):
+                    for dependent in dependents[key]:
+                        waiting[dependent].discard(key)
+                        if not waiting[dependent]:
+                            heapq.heappush(ready, (self._order[dependent], dependent))
+                self._submit_next(ready, waiting, taken)
+        finally:
+            for _, lock in self._running.values():
+                lock.__exit__(None, None, None)
+            self._running.clear()
+        return self.summary
+
+    def _keep_stored(self) -> dict[str, Cell]:
+        pending: dict[str, Cell] = {}
+        for key, cell in self.cells.items():
+            record = self.store.find(key)
+            if record is None:
+                pending[key] = cell
+                continue
+            self.summary.done.add(key)
+            self.time.learn(cell, record.seconds)
+            self._say("kept", cell)
+        return pending
+
+    def _submit_next(self, ready: list[tuple[int, str]], waiting: Mapping[str, set[str]], taken: set[str]) -> None:
+        """Give the engine the next group in the plan's order, so that one model's work stays together.
+
+        Cells whose inputs failed are settled on the way: nothing has to be computed to know that.
+        """
+        while ready and len(self._running) < self.engine.slots:
+            order, key = heapq.heappop(ready)
+            if key in taken:
+                continue
+            group = self.cells[key].group
+            same = [k for o, k in ready if self.cells[k].group == group and k not in taken]
+            cells = sorted((self.cells[k] for k in {key, *same}), key=lambda c: self._order[c.key])
+            taken.update(c.key for c in cells)
+            # A unit that another process computed meanwhile is only linked.
+            lock = self.store.computing(group)
+            lock.__enter__()
+            self._running[order] = (cells, lock)
+            self.engine.submit(order, self._work(cells))
+
+    def _work(self, cells: Sequence[Cell]) -> Callable[[], Sequence[Output]]:
+        def work() -> Sequence[Output]:
+            blocked = self._blocked(cells[0])
+            if blocked:
+                raise UnavailableError(blocked)
+            missing = [cell for cell in cells if self.store.find(cell.key) is None]
+            if missing:
+                self._say("start", missing[0])
+            return self.bench.compute(missing) if missing else ()
+
+        return work
+
+    def _blocked(self, cell: Cell) -> str:
+        for key in cell.inputs:
+            reason = self.summary.failed.get(key) or self.summary.skipped.get(key)
+            if reason:
+                name = self.cells[key].name
+                # The first cause, not the chain that led here.
+                return reason if reason.startswith("needs ") else f"needs {name}: {reason}"
+        return ""
+
+    def _take(self, outcome: Outcome) -> list[str]:
+        """Store what a task gave; returns the keys that are settled."""
+        cells, lock = self._running.pop(outcome.task)
+        try:
+            if outcome.error is not None:
+                self._note_failure(cells, outcome.error)
+                return [cell.key for cell in cells]
+            outputs = {output.key: output for output in outcome.outputs}
+            for cell in cells:
+                self._left = max(0.0, self._left - self.time.of(cell))
+                output = outputs.get(cell.key)
+                if output is not None:
+                    self.store.put(cell.key, cell.name, cell.kind, output.tensors, output.values, output.seconds)
+                    self.time.learn(cell, output.seconds)
+                    self.summary.computed.add(cell.key)
+                self.summary.done.add(cell.key)
+                self._say("done" if output is not None else "kept", cell)
+            return [cell.key for cell in cells]
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _note_failure(self, cells: Iterable[Cell], error: BaseException) -> None:
+        skipped = isinstance(error, UnavailableError)
+        if self.debug and not skipped:
+            raise error
+        reason = describe(error)
+        for cell in cells:
+            self._left = max(0.0, self._left - self.time.of(cell))
+            (self.summary.skipped if skipped else self.summary.failed)[cell.key] = reason
+            self.store.put_failure(cell.key, cell.name, cell.kind, "skipped" if skipped else "failed", reason)
+            self._say("skipped" if skipped else "failed", cell, reason)
+
+    def _say(self, kind: Literal["start", "done", "kept", "failed", "skipped"], cell: Cell, reason: str = "") -> None:
+        finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
+        left = getattr(self, "_left", 0.0)
+        self.tell(Event(kind, cell, finished, len(self.cells), left, reason))
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: our own sentences as they are, others with their type."""
+    text = " ".join(str(error).split())[:400]
+    if isinstance(error, AftershockError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

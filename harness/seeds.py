@@ -1,0 +1,96 @@
+"""Seeds derived by name, and images that draw their own noise.
+
+A draw depends on exactly the axes that are named for it, so adding a detector or changing a batch size changes
+nothing else (DESIGN, protocol).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *axes: str | int) -> int:
+    """A 63-bit seed from the run's seed and the names of the axes that a draw depends on."""
+    text = "\x1f".join([str(seed), *map(str, axes)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *axes: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded by :func:`derive_seed`."""
+    made = torch.Generator(device=device)
+    made.manual_seed(derive_seed(seed, *axes))
+    return made
+
+
+class Draws:
+    """Random numbers for a batch in which every image has a generator of its own.
+
+    Image ``i`` of a split draws the same numbers whatever else is in the batch, so noise and random starts do not
+    depend on batch size, on the number of images or on which of them the model gets right.
+
+    Args:
+        seed: the seed of the perturbation.
+        indices: one integer per image: its position in its split.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self.seed = seed
+        self.indices = tuple(int(i) for i in indices)
+        self._generators = [generator(seed, "image", i) for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def normal(self, images: Tensor) -> Tensor:
+        """Standard normal numbers of the shape, dtype and device of ``images``; advances every image's generator."""
+        return self._stack(images, lambda shape, g: torch.randn(shape, generator=g))
+
+    def uniform(self, images: Tensor) -> Tensor:
+        """Numbers uniform in [0, 1), like :meth:`normal`."""
+        return self._stack(images, lambda shape, g: torch.rand(shape, generator=g))
+
+    def signs(self, images: Tensor) -> Tensor:
+        """Random signs, −1 or +1 with equal chance, like :meth:`normal`."""
+        return self._stack(images, lambda shape, g: torch.randint(0, 2, shape, generator=g).float().mul_(2).sub_(1))
+
+    def take(self, positions: Sequence[int]) -> Draws:
+        """The draws of some of the images; they go on drawing from the same generators."""
+        part = object.__new__(Draws)
+        part.seed = self.seed
+        part.indices = tuple(self.indices[p] for p in positions)
+        part._generators = [self._generators[p] for p in positions]
+        return part
+
+    def _stack(self, images: Tensor, draw: Callable[[tuple[int, ...], torch.Generator], Tensor]) -> Tensor:
+        if len(images) != len(self):
+            raise ValueError(f"{len(images)} images but draws for {len(self)}")
+        if not len(self):
+            return torch.empty_like(images)
+        shape = tuple(images.shape[1:])
+        return torch.stack([draw(shape, g) for g in self._generators]).to(images)
+
+
+@contextmanager
+def forked_rng(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and ``random`` inside the block and put their states back afterwards, also on an error.
+
+    Library attacks draw from global states, and some reset them; nothing of that may leak (dependencies: torchattacks).
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

@@ -1,0 +1,258 @@
+"""The run directory and the cache: finished cells, written so that a kill at any moment loses at most one cell.
+
+A cell's tensors become one safetensors file, written beside its final name and renamed; then the ledger entry with the
+file's digest is renamed into place. An entry whose file is missing or differs is not there. The cache holds the same
+two files per key; a run hard-links (or copies) what it uses, so it stays whole when the cache is emptied.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from .errors import AftershockError, UsageError
+from .ledger import SUFFIX, Record, Status, dump_record, is_whole, read_record, write_atomic
+
+
+class Store:
+    """The one writer of a run directory.
+
+    Args:
+        folder: the run directory; made if needed.
+        cache: the shared cache, or ``None``.
+        fresh: forget what the run directory and the cache hold for the cells of this run.
+
+    Raises:
+        UsageError: if another process holds the directory, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, cache: Path | None = None, fresh: bool = False) -> None:
+        self.folder = folder
+        self.cells, self.artifacts = folder / "cells", folder / "artifacts"
+        self.cache = cache
+        self._fresh = fresh
+        self._records: dict[str, Record] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"Another process is working in {folder}: wait for it, or choose another directory with --out."
+            ) from None
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written ({_why(error)}): choose another directory, --out.") from error
+        try:
+            self._open(fresh)
+        except OSError as error:
+            self._lock.release()
+            raise UsageError(f"{folder} cannot be written ({_why(error)}): choose another directory, --out.") from error
+
+    def _open(self, fresh: bool) -> None:
+        if fresh:
+            for old in (self.cells, self.artifacts, self.folder / "tables", self.folder / "site"):
+                shutil.rmtree(old, ignore_errors=True)
+            (self.folder / "run.json").unlink(missing_ok=True)
+        for place in (self.cells, self.artifacts):
+            place.mkdir(exist_ok=True)
+            for leftover in place.glob("*.tmp"):
+                leftover.unlink(missing_ok=True)
+        for path in self.cells.glob("*.json"):
+            record = read_record(path)
+            if record is not None:
+                self._records[record.key] = record
+        if self.cache is not None:
+            try:
+                self.cache.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                self.cache = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory back."""
+        self._lock.release()
+
+    def find(self, key: str) -> Record | None:
+        """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``."""
+        record = self._records.get(key)
+        if record is not None and record.status == "done":
+            if is_whole(self._artifact(key), record):
+                return record
+            self._forget(key)
+        return None if self._fresh else self._adopt(key)
+
+    def failure(self, key: str) -> Record | None:
+        """The ledger's entry of a cell that failed or was skipped."""
+        record = self._records.get(key)
+        return record if record is not None and record.status != "done" else None
+
+    def records(self) -> list[Record]:
+        """Every entry of the ledger, by name."""
+        return sorted(self._records.values(), key=lambda r: (r.name, r.key))
+
+    def put(
+        self, key: str, name: str, kind: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], seconds: float
+    ) -> Record:
+        """Store a finished cell.
+
+        Raises:
+            AftershockError: if it cannot be written (a full disk); what was there stays.
+        """
+        data = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}) if tensors else b""
+        digest = hashlib.sha256(data).hexdigest() if data else ""
+        modified = 0
+        try:
+            if data:
+                write_atomic(self._artifact(key), data)
+                modified = self._artifact(key).stat().st_mtime_ns
+            record = Record(key, name, kind, "done", "", round(seconds, 6), dict(values), digest, len(data), modified)
+            write_atomic(self._entry(key), dump_record(record))
+        except OSError as error:
+            raise AftershockError(
+                f"{self.folder} could not be written ({_why(error)}); what was there is kept."
+            ) from error
+        self._records[key] = record
+        self._publish(key, record)
+        return record
+
+    def put_failure(self, key: str, name: str, kind: str, status: Status, reason: str) -> Record:
+        """Note why a cell has no result; such an entry is tried again by the next run and never cached."""
+        record = Record(key, name, kind, status, reason)
+        try:
+            write_atomic(self._entry(key), dump_record(record))
+        except OSError as error:
+            raise AftershockError(
+                f"{self.folder} could not be written ({_why(error)}); what was there is kept."
+            ) from error
+        self._records[key] = record
+        return record
+
+    def load(self, key: str) -> dict[str, Tensor]:
+        """The tensors of a finished cell, memory-mapped."""
+        record = self._records[key]
+        if not record.digest:
+            return {}
+        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+
+    def tensor(self, key: str, name: str) -> Tensor:
+        """One tensor of a finished cell, memory-mapped."""
+        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
+            found: Tensor = opened.get_tensor(name)
+            return found
+
+    def values(self, key: str) -> Mapping[str, Any]:
+        """The small results of a finished cell."""
+        return self._records[key].values
+
+    def seconds(self, key: str) -> float:
+        """What computing a finished cell took."""
+        return self._records[key].seconds
+
+    def computing(self, key: str) -> AbstractContextManager[object]:
+        """Held while a key is computed, so that two runs that share a cache do not do the same work twice."""
+        if self.cache is None:
+            return nullcontext()
+        place = self.cache / "locks" / key[:2]
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return nullcontext()
+        return FileLock(place / f"{key}.lock")
+
+    def _artifact(self, key: str) -> Path:
+        return self.artifacts / f"{key}{SUFFIX}"
+
+    def _entry(self, key: str) -> Path:
+        return self.cells / f"{key}.json"
+
+    def _forget(self, key: str) -> None:
+        """Drop a damaged cell everywhere: the cache's file may be the same one by hard link."""
+        self._records.pop(key, None)
+        for path in (self._entry(key), self._artifact(key)):
+            path.unlink(missing_ok=True)
+        for path in self._cached(key) or ():
+            path.unlink(missing_ok=True)
+
+    def _cached(self, key: str) -> tuple[Path, Path] | None:
+        if self.cache is None:
+            return None
+        place = self.cache / "cells" / key[:2]
+        return place / f"{key}{SUFFIX}", place / f"{key}.json"
+
+    def _publish(self, key: str, record: Record) -> None:
+        """Share a finished cell; a cache that cannot be written is no reason to fail."""
+        cached = self._cached(key)
+        if cached is None:
+            return
+        artifact, entry = cached
+        try:
+            artifact.parent.mkdir(parents=True, exist_ok=True)
+            if record.digest:
+                _link(self._artifact(key), artifact)
+            write_atomic(entry, dump_record(record))
+        except OSError:
+            return
+
+    def _adopt(self, key: str) -> Record | None:
+        cached = self._cached(key)
+        if cached is None or not cached[1].is_file():
+            return None
+        record = read_record(cached[1])
+        if record is None or record.key != key or not is_whole(cached[0], record):
+            for path in cached:
+                path.unlink(missing_ok=True)
+            return None
+        try:
+            if record.digest:
+                _link(cached[0], self._artifact(key))
+            write_atomic(self._entry(key), dump_record(record))
+        except OSError as error:
+            raise AftershockError(
+                f"{self.folder} could not be written ({_why(error)}); what was there is kept."
+            ) from error
+        self._records[key] = record
+        return record
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link, or copy where links are impossible; atomic and never through an existing file."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+        # Renaming one name of a file onto another name of the same file does nothing and leaves both.
+        temporary.unlink(missing_ok=True)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _unwritable(folder: Path, error: OSError) -> AftershockError:
+    return AftershockError(f"{folder} could not be written ({_why(error)}); what was there is kept.")
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -1,0 +1,138 @@
+"""The models under test: found from a suite's entry, identified by content, made once and loaded again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import Dataset
+from .errors import UsageError
+from .keys import part_digest
+from .models import Classifier, ModelSpec, accuracy, build, normalisation_warning, obtain
+from .recorder import discover
+from .registry import PACKAGE, Entry, file_digest
+from .suite import ModelPart, Suite
+from .training import estimate_seconds
+
+# Enough images to tell a normalisation mistake from bad luck, few enough to cost nothing.
+CHECK_IMAGES = 500
+
+
+def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:
+    """Where each model's weights are, by label: absolute, beside the suite, or under the data root.
+
+    ``None`` where the model is trained or comes ready from its factory.
+
+    Raises:
+        UsageError: if weights are missing and the entry does not say ``train_if_missing``.
+    """
+    found: dict[str, Path | None] = {}
+    for part in suite.models:
+        found[part.label] = None
+        if part.weights is None:
+            continue
+        places = [suite.folder / part.weights, root / part.weights]
+        existing = [place for place in places if place.is_file()]
+        if existing:
+            found[part.label] = existing[0].resolve()
+        elif not part.train_if_missing:
+            looked = " or ".join(str(p) for p in dict.fromkeys(places))
+            raise UsageError(
+                f"The weights of model {part.label!r} are not at {looked}: correct the path, set --data (or "
+                "AFTERSHOCK_DATA), or add train_if_missing = true."
+            )
+    return found
+
+
+def model_spec(part: ModelPart, folder: Path, weights: Path | None) -> ModelSpec:
+    """A suite's model entry as the model room reads it."""
+    return ModelSpec.from_entry(
+        part.name or None, part.factory, part.params, weights, part.train_if_missing and weights is None, folder
+    )
+
+
+def model_identity(part: ModelPart, folder: Path, weights: Path | None, dataset: str) -> dict[str, Any]:
+    """What decides a model's numbers, as JSON values: architecture, code, and its weights' bytes or its recipe."""
+    spec = model_spec(part, folder, weights)
+    factory = spec.find()
+    identity = spec.as_json()
+    if part.factory:
+        identity["factory"] = part.factory.rpartition(":")[2]
+    if factory.origin.package not in (PACKAGE, "torchvision"):
+        identity["code"] = part_digest(Entry(factory.name, factory.make, factory.origin), "harness/architectures.py")
+    if weights is not None:
+        identity["weights"] = file_digest(weights)
+    elif spec.needs_training:
+        identity["recipe"] = spec.recipe(dataset).as_json()
+    return identity
+
+
+def is_trained(part: ModelPart, folder: Path, weights: Path | None) -> bool:
+    """Whether the model depends on a seed: it is trained here."""
+    return weights is None and model_spec(part, folder, weights).needs_training
+
+
+def make_classifier(
+    part: ModelPart,
+    folder: Path,
+    dataset: Dataset,
+    weights: Path | None,
+    seed: int,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train or load a model, list its taps and measure its clean accuracy on the whole test split.
+
+    Returns:
+        its state where it was trained here (else the weights file stays the source), and what the ledger keeps.
+    """
+    spec = model_spec(part, folder, weights)
+    trains = weights is None and spec.needs_training
+    start = time.perf_counter()
+    if trains:
+        fresh = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed).to(device)
+        expected = estimate_seconds(fresh, dataset.train, spec.recipe(dataset.name), device)
+        if expected > 20:
+            missing = f" ({part.weights} was not found)" if part.weights else ""
+            say(f"Training {part.label} on {dataset.name}{missing}: about {_duration(expected)}.")
+    classifier = obtain(spec, dataset, seed, device)
+    seconds = time.perf_counter() - start
+    example = dataset.test.images(slice(0, 2)).to(device)
+    taps = discover(classifier, example, part.tap_modules, classifier.network)
+    warning = normalisation_warning(
+        accuracy(classifier, dataset.test, limit=CHECK_IMAGES, device=device), len(dataset.classes)
+    )
+    if warning:
+        say(f"{part.label}: {warning}")
+    values = {
+        "label": part.label,
+        "taps": [[t.name, t.kind, list(t.shape)] for t in taps],
+        "clean_accuracy": accuracy(classifier, dataset.test, device=device),
+        "test_images": len(dataset.test),
+        "source": "trained" if trains else (weights.name if weights else "factory"),
+        "train_seconds": round(seconds, 3) if trains else None,
+        "warning": warning or "",
+    }
+    state = {k: v.detach().cpu() for k, v in classifier.state_dict().items()} if trains else {}
+    return state, values
+
+
+def load_classifier(
+    part: ModelPart, folder: Path, dataset: Dataset, weights: Path | None, state: Mapping[str, Tensor]
+) -> Classifier:
+    """A model that :func:`make_classifier` made, on the CPU, in eval mode."""
+    spec = model_spec(part, folder, weights)
+    if not state:
+        return obtain(spec, dataset, 0).eval()
+    classifier = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std)
+    classifier.load_state_dict(dict(state))
+    return classifier.eval()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,515 @@
+"""The suite file: what a person writes, checked with every mistake reported at once, and as it is resolved.
+
+pydantic reads the shape of the file; names and parameters are then looked up in the registries and checked against
+signatures. Inside the harness only the frozen dataclasses of the second half are used.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UsageError
+from .params import bind, parse_number
+from .registry import DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _label(value: str) -> str:
+    if not LABEL.fullmatch(value):
+        raise ValueError(f"{value!r} must start with a letter or digit and hold only letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _number(value: object) -> float:
+    return parse_number(value)
+
+
+Label = Annotated[str, AfterValidator(_label)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Entry(BaseModel):
+    """An entry that names a part; every further key is a parameter of that part."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataEntry(_Entry):
+    """The data set and the sizes of the three disjoint sets of source images."""
+
+    name: str = Field(description="A data set: `aftershock list datasets`.")
+    fit: int = Field(gt=0, description="Clean images that detectors learn from (train split).")
+    calibrate: int = Field(gt=0, description="Clean images that thresholds come from (test split).")
+    evaluate: int = Field(gt=0, description="Source images that get perturbed (test split).")
+
+
+class ThreatEntry(BaseModel):
+    """What the ranking is about: perturbed images outside it are shown, not ranked."""
+
+    model_config = ConfigDict(extra="forbid")
+    norm: Literal["linf", "l2", "l1", "l0"]
+    eps: Number = Field(gt=0, description='A number or a fraction such as "8/255".')
+
+
+class ModelEntry(_Entry):
+    """A model: a name or a factory, and where its weights come from."""
+
+    name: str | None = Field(None, description="A model: `aftershock list models`, or a torchvision classifier.")
+    factory: str | None = Field(None, description="`package.module:function` or `file.py:function`.")
+    label: Label | None = None
+    weights: str | None = Field(None, description="Absolute, beside the suite, or under the data root.")
+    train_if_missing: bool = Field(False, description="Train where the weights are not found.")
+    tap_modules: list[str] = Field(default=[], description="Modules to tap besides the ReLU-like calls.")
+    bits_per_tap: int | None = Field(None, gt=0, description="At most so many bits per tap, a seeded sample.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelEntry:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("a model has either `name` or `factory`")
+        return self
+
+
+class PerturbationEntry(_Entry):
+    """A perturbation; `eps` may be a list, which makes one perturbation per budget."""
+
+    name: str = Field(description="A perturbation: `aftershock list perturbations`.")
+    label: Label | None = None
+
+
+class DetectorEntry(_Entry):
+    """A detector; supervised ones name the perturbations that they learn from."""
+
+    name: str = Field(description="A detector: `aftershock list detectors`.")
+    label: Label | None = None
+    fit_on: list[str] = Field(default=[], description="Labels of perturbations that the detector may learn from.")
+    fit_negatives: list[str] = Field(default=[], description="Labels of noise that counts as clean in fit.")
+
+
+class AnalysisEntry(_Entry):
+    """An analysis of the model's codes."""
+
+    name: str = Field(description="An analysis: `aftershock list analyses`.")
+    label: Label | None = None
+
+
+class SuiteFile(BaseModel):
+    """A suite as it is written in TOML."""
+
+    model_config = ConfigDict(extra="forbid", title="Aftershock suite")
+    name: Label
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    plugins: list[str] = []
+    data: DataEntry
+    threat: ThreatEntry
+    models: list[ModelEntry] = Field(min_length=1)
+    perturbations: list[PerturbationEntry] = Field(min_length=1)
+    detectors: list[DetectorEntry] = Field(min_length=1)
+    analyses: list[AnalysisEntry] = []
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something named in a suite, ready to be made: registry name, label, and checked parameters."""
+
+    name: str
+    label: str
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DataPart(Part):
+    """The data set with the sizes of its three sets."""
+
+    fit: int
+    calibrate: int
+    evaluate: int
+
+
+@dataclass(frozen=True)
+class ModelPart(Part):
+    """A model; ``name`` is empty where ``factory`` is given. ``weights`` as written; resolved when planned."""
+
+    factory: str | None
+    weights: str | None
+    train_if_missing: bool
+    tap_modules: tuple[str, ...]
+    bits_per_tap: int | None
+
+
+@dataclass(frozen=True)
+class PerturbationPart(Part):
+    """A perturbation at one budget; ``group`` is the label before the budgets were expanded."""
+
+    group: str
+
+
+@dataclass(frozen=True)
+class DetectorPart(Part):
+    """A detector; ``fit_on`` and ``fit_negatives`` hold expanded perturbation labels."""
+
+    fit_on: tuple[str, ...]
+    fit_negatives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The threat model of the ranking."""
+
+    norm: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as resolved: every name known, every parameter checked.
+
+    Attributes:
+        source: the file (relative paths in the suite start beside it), or ``None`` for one made in Python.
+        raw: the mapping as written, for the run's record.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    plugins: tuple[Path, ...]
+    data: DataPart
+    threat: Threat
+    models: tuple[ModelPart, ...]
+    perturbations: tuple[PerturbationPart, ...]
+    detectors: tuple[DetectorPart, ...]
+    analyses: tuple[Part, ...]
+    source: Path | None
+    raw: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the suite start."""
+        return self.source.parent if self.source else Path.cwd()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a suite: where (line 0: unknown) and what."""
+
+    line: int
+    text: str
+
+
+class SuiteError(UsageError):
+    """Everything that is wrong with a suite."""
+
+    def __init__(self, where: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda p: p.line))
+        lines = [f"{where}:{p.line}: {p.text}" if p.line else f"{where}: {p.text}" for p in self.problems]
+        super().__init__("\n".join(lines))
+
+
+def builtin_suites() -> dict[str, Path]:
+    """The suites that come with the package, by name."""
+    folder = Path(str(files("aftershock.harness.suites")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_suite(suite: str | Path | Mapping[str, Any], plugins: Iterable[Path] = ()) -> Suite:
+    """Read and check a suite.
+
+    Args:
+        suite: a path, the name of a built-in suite, or the mapping itself.
+        plugins: local files with registered parts, besides those that the suite names.
+
+    Raises:
+        SuiteError: with every mistake at once.
+        UsageError: if there is no such suite or a plugin file cannot be loaded.
+    """
+    if isinstance(suite, Mapping):
+        return _check(dict(suite), "", None, tuple(plugins))
+    path = Path(suite)
+    known = builtin_suites()
+    if not path.is_file():
+        if str(suite) not in known:
+            raise UsageError(
+                f"There is no suite file {str(suite)!r} and no built-in suite of that name"
+                f"{did_you_mean(str(suite), known)}; built in are {', '.join(known)}."
+            )
+        path = known[str(suite)]
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        position = re.search(r"at line (\d+)", str(error))
+        raise SuiteError(str(path), [Problem(int(position[1]) if position else 0, f"not TOML: {error}")]) from error
+    return _check(raw, text, path.resolve(), tuple(plugins))
+
+
+def locate(text: str, location: Sequence[str | int]) -> int:
+    """The line (from 1) of a key in TOML text, e.g. of ``("detectors", 1, "layers")``; 0 where it cannot be told."""
+    line, table, count = 0, "", -1
+    wanted = [str(part) for part in location if not isinstance(part, int)]
+    index = next((part for part in location if isinstance(part, int)), None)
+    counts: dict[str, int] = {}
+    for number, content in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]", content)
+        if header:
+            table = header[2]
+            if header[1] == "[[":
+                counts[table] = count = counts.get(table, -1) + 1
+            else:
+                count = -1
+            if wanted and table == wanted[0] and index in (None, count):
+                line = number
+            continue
+        key = re.match(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=", content)
+        if key:
+            here = [table, key[1]] if table else [key[1]]
+            if here == wanted[: len(here)] and (not table or len(wanted) > 1) and (not table or index in (None, count)):
+                return number
+    return line
+
+
+class _Checker:
+    """Collects mistakes with their lines while a suite is resolved."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.problems: list[Problem] = []
+
+    def add(self, location: Sequence[str | int], text: str) -> None:
+        self.problems.append(Problem(locate(self.text, location), text))
+
+    def part(self, kind: str, registry: Any, entry: Any, location: tuple[str | int, ...], skip: tuple[str, ...]) -> Any:
+        """The factory that an entry names, with its bound parameters, or ``None`` after noting what is wrong."""
+        try:
+            factory = registry.get(entry.name)
+        except UsageError as error:
+            self.add((*location, "name"), str(error))
+            return None
+        except Exception as error:
+            self.add((*location, "name"), f"{kind} {entry.name!r} could not be loaded: {error}")
+            return None
+        return factory
+
+    def bound(
+        self,
+        factory: Any,
+        params: Mapping[str, Any],
+        where: str,
+        location: tuple[str | int, ...],
+        skip: tuple[str, ...],
+    ) -> dict[str, Any]:
+        values, problems = bind(factory, params, skip)
+        for name, text in problems.items():
+            self.add((*location, name), f"{where}: {text}")
+        return values
+
+    def made(self, factory: Any, params: Mapping[str, Any], where: str, location: tuple[str | int, ...]) -> None:
+        """Construct the part once: its own checks speak before any work starts."""
+        try:
+            factory(**params)
+        except (UsageError, ValueError, TypeError) as error:
+            self.add(location, f"{where}: {error}")
+
+
+def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[Path, ...]) -> Suite:
+    where = str(source) if source else "suite"
+    checker = _Checker(text)
+    try:
+        parsed = SuiteFile.model_validate(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            checker.add(item["loc"], _explain(item))
+        raise SuiteError(where, checker.problems) from None
+    folder = source.parent if source else Path.cwd()
+    own = tuple(folder / name for name in parsed.plugins)
+    for number, plugin in enumerate((*own, *plugins)):
+        try:
+            load_plugin_file(plugin)
+        except UsageError as error:
+            if number >= len(own):
+                raise
+            checker.add(("plugins",), str(error))
+    data = _data(parsed.data, checker, folder)
+    models = [_model(m, i, checker, folder) for i, m in enumerate(parsed.models)]
+    perturbations = [p for i, e in enumerate(parsed.perturbations) for p in _perturbation(e, i, checker, folder)]
+    detectors = [_detector(d, i, checker, perturbations) for i, d in enumerate(parsed.detectors)]
+    for i, analysis in enumerate(parsed.analyses):
+        checker.add(("analyses", i, "name"), f"there is no analysis {analysis.name!r}")
+    for kind, parts in (("models", models), ("perturbations", perturbations), ("detectors", detectors)):
+        _unique(kind, parts, checker)
+    if checker.problems:
+        raise SuiteError(where, checker.problems)
+    return Suite(
+        name=parsed.name,
+        seeds=tuple(dict.fromkeys(parsed.seeds)),
+        plugins=(*own, *plugins),
+        data=data,
+        threat=Threat(parsed.threat.norm, parsed.threat.eps),
+        models=tuple(models),
+        perturbations=tuple(perturbations),
+        detectors=tuple(detectors),
+        analyses=(),
+        source=source,
+        raw=raw,
+    )
+
+
+def _explain(item: Any) -> str:
+    """A pydantic error in a person's words, with the nearest known key for an unknown one."""
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        model = ThreatEntry if item["loc"][0] == "threat" else SuiteFile
+        known = list(model.model_fields)
+        return f"unknown key {item['loc'][-1]!r}{did_you_mean(str(item['loc'][-1]), known)}; known: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"the key {name!r} is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message}"
+
+
+def _unique(kind: str, parts: Sequence[Part], checker: _Checker) -> None:
+    seen: set[str] = set()
+    for part in parts:
+        if part.label in seen:
+            checker.add((kind,), f"two {kind} have the label {part.label!r}: give one of them a `label` of its own")
+        if kind == "detectors" and part.label == "none":
+            checker.add((kind,), "the label 'none' is kept for the row without a detector: choose another")
+        if kind == "perturbations" and part.label == "none":
+            checker.add((kind,), "the label 'none' is kept for clean images: choose another")
+        seen.add(part.label)
+
+
+def beside(path: str, folder: Path) -> Path:
+    """A path of a suite: absolute, or relative to the suite's folder."""
+    return Path(path) if Path(path).is_absolute() else folder / path
+
+
+def _with_paths(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Parameters called ``path`` start beside the suite."""
+    if isinstance(params.get("path"), str):
+        params["path"] = str(beside(params["path"], folder))
+    return params
+
+
+def _data(entry: DataEntry, checker: _Checker, folder: Path) -> DataPart:
+    params: dict[str, Any] = {}
+    factory = checker.part("data set", DATASETS, entry, ("data",), ("root",))
+    if factory is not None:
+        given = _with_paths(entry.params, folder)
+        params = checker.bound(factory, given, f"data set {entry.name!r}", ("data",), ("root",))
+    return DataPart(entry.name, entry.name, params, entry.fit, entry.calibrate, entry.evaluate)
+
+
+def _model(entry: ModelEntry, index: int, checker: _Checker, folder: Path) -> ModelPart:
+    from .models import model_factory
+
+    label = entry.label or entry.name or re.sub(r"[^A-Za-z0-9._-]+", "-", (entry.factory or "").rpartition(":")[2])
+    location = ("models", index)
+    params: dict[str, Any] = {}
+    try:
+        factory = model_factory(entry.name, entry.factory, folder)
+    except UsageError as error:
+        checker.add((*location, "factory" if entry.factory else "name"), str(error))
+    else:
+        params = checker.bound(factory.signature, entry.params, f"model {label!r}", location, factory.given)
+    weights = str(beside(entry.weights, folder)) if entry.weights and beside(entry.weights, folder).is_file() else None
+    return ModelPart(
+        entry.name or "", label, params, entry.factory, weights or entry.weights, entry.train_if_missing,
+        tuple(entry.tap_modules), entry.bits_per_tap,
+    )  # fmt: skip
+
+
+def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folder: Path) -> list[PerturbationPart]:
+    label = entry.label or entry.name
+    location = ("perturbations", index)
+    factory = checker.part("perturbation", PERTURBATIONS, entry, location, ())
+    if factory is None:
+        return [PerturbationPart(entry.name, label, {}, label)]
+    given = _with_paths(entry.params, folder)
+    budgets = given.get("eps")
+    many = isinstance(budgets, list)
+    if many and not budgets:
+        checker.add((*location, "eps"), f"perturbation {label!r}: the list of eps is empty")
+    parts = []
+    for budget in budgets if many else [budgets]:
+        one = {**given, "eps": budget} if many else given
+        params = checker.bound(factory, one, f"perturbation {label!r}", location, ())
+        if len(params) == len(one):
+            checker.made(factory, params, f"perturbation {label!r}", location)
+        parts.append(PerturbationPart(entry.name, f"{label}[eps={budget}]" if many else label, params, label))
+    return parts
+
+
+def _detector(
+    entry: DetectorEntry, index: int, checker: _Checker, perturbations: Sequence[PerturbationPart]
+) -> DetectorPart:
+    label = entry.label or entry.name
+    location = ("detectors", index)
+    params: dict[str, Any] = {}
+    factory = checker.part("detector", DETECTORS, entry, location, ())
+    fit_on = _labels(entry.fit_on, "fit_on", label, location, checker, perturbations)
+    negatives = _labels(entry.fit_negatives, "fit_negatives", label, location, checker, perturbations)
+    if factory is not None:
+        params = checker.bound(factory, entry.params, f"detector {label!r}", location, ())
+        if len(params) == len(entry.params):
+            _supervision(factory, params, label, location, checker, fit_on)
+    return DetectorPart(entry.name, label, params, fit_on, negatives)
+
+
+def _supervision(
+    factory: Any, params: dict[str, Any], label: str, location: tuple[str | int, ...], checker: _Checker,
+    fit_on: tuple[str, ...],
+) -> None:  # fmt: skip
+    try:
+        detector = factory(**params)
+    except (UsageError, ValueError, TypeError) as error:
+        checker.add(location, f"detector {label!r}: {error}")
+        return
+    if detector.supervised and not fit_on:
+        checker.add(location, f"detector {label!r} is supervised: name the perturbations to learn from, fit_on = [...]")
+    if fit_on and not detector.supervised:
+        checker.add((*location, "fit_on"), f"detector {label!r} is unsupervised: it cannot use fit_on")
+
+
+def _labels(
+    names: Sequence[str], key: str, label: str, location: tuple[str | int, ...], checker: _Checker,
+    perturbations: Sequence[PerturbationPart],
+) -> tuple[str, ...]:  # fmt: skip
+    found: list[str] = []
+    for name in names:
+        chosen = [p for p in perturbations if name in (p.label, p.group)]
+        if not chosen:
+            known = [p.label for p in perturbations]
+            checker.add(
+                (*location, key),
+                f"detector {label!r}: {key} names {name!r}, which is no perturbation of this suite"
+                f"{did_you_mean(name, known)}",
+            )
+        for part in chosen:
+            info = PERTURBATIONS.get(part.name).info
+            if info.kind == "adaptive":
+                checker.add((*location, key), f"detector {label!r}: {key} may not name the adaptive attack {name!r}")
+            if key == "fit_negatives" and info.kind not in ("noise", "corruption"):
+                checker.add((*location, key), f"detector {label!r}: fit_negatives takes noise and corruptions only")
+            if not _learnable(part):
+                checker.add((*location, key), f"detector {label!r}: {key} may not name {name!r}, made of test images")
+            found.append(part.label)
+    return tuple(dict.fromkeys(found))
+
+
+def _learnable(part: PerturbationPart) -> bool:
+    try:
+        return bool(PERTURBATIONS.get(part.name)(**part.params).learnable)
+    except (UsageError, ValueError, TypeError):
+        # What is wrong with it was noted where it stands.
+        return True

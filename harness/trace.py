@@ -1,0 +1,349 @@
+"""Traces: what one forward pass left at the taps for a set of images, already encoded.
+
+Detectors state what they need (:class:`Need`); the harness records the union in one instrumented forward and hands
+every detector a :class:`Traces` with exactly its own codes. Stored sets are memory-mapped and read in slices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+
+Representation = Literal["bits", "pooled", "full"]
+Statistic = Literal["mean", "max", "std"]
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """One tap of a model.
+
+    Attributes:
+        name: the owning module's path, with ``:2``, ``:3`` ... from the second call on.
+        kind: the function that was called (``relu``, ``gelu``, ...) or ``module``.
+        shape: the activation's shape without the batch axis.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def units(self) -> int:
+        """The number of units: the product of the shape."""
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class Need:
+    """A representation of the activations that a detector asks for.
+
+    Attributes:
+        representation: ``bits`` (packed, see ``codes.bits``), ``pooled`` (one number per map) or ``full`` (the
+            activation of every unit).
+        taps: ``all``, ``last:N``, ``first:N``, or tap names.
+        statistic: for ``pooled``: mean, max or standard deviation over a map's positions.
+        units: for ``bits`` and ``full``: at most so many units per tap, a seeded sample; ``None`` keeps all.
+    """
+
+    representation: Representation
+    taps: str | tuple[str, ...] = "all"
+    statistic: Statistic = "mean"
+    units: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.representation not in ("bits", "pooled", "full"):
+            raise UsageError(f"There is no representation {self.representation!r}; there are bits, pooled and full.")
+        if self.statistic not in ("mean", "max", "std"):
+            raise UsageError(f"There is no statistic {self.statistic!r}; there are mean, max and std.")
+
+    @property
+    def code(self) -> str:
+        """The name of what is recorded, whatever the taps: ``bits``, ``pooled:mean``, ``full:256``."""
+        if self.representation == "pooled":
+            return f"pooled:{self.statistic}"
+        return self.representation if self.units is None else f"{self.representation}:{self.units}"
+
+    def select(self, taps: Sequence[TapInfo]) -> tuple[TapInfo, ...]:
+        """The taps that this need means, in execution order.
+
+        Raises:
+            UsageError: for a selection that cannot be read, an unknown name, or no tap at all.
+        """
+        return select_taps(self.taps, taps)
+
+
+def select_taps(selection: str | Sequence[str], taps: Sequence[TapInfo]) -> tuple[TapInfo, ...]:
+    """Resolve ``all``, ``last:N``, ``first:N``, one tap name, or several; raises :class:`UsageError`."""
+    names = [t.name for t in taps]
+    if selection == "all":
+        return tuple(taps)
+    if isinstance(selection, str) and selection.partition(":")[0] in ("last", "first") and selection not in names:
+        side, _, number = selection.partition(":")
+        if not number.isdigit() or int(number) == 0:
+            raise UsageError(f"taps = {selection!r}: write last:N or first:N with N of at least 1.")
+        return tuple(taps[-int(number) :] if side == "last" else taps[: int(number)])
+    wanted = [selection] if isinstance(selection, str) else list(selection)
+    unknown = [w for w in wanted if w not in names]
+    if unknown or not wanted:
+        raise UsageError(
+            f"There is no tap {', '.join(map(repr, unknown)) or '(none named)'}; there are {', '.join(names)}."
+        )
+    return tuple(t for t in taps if t.name in wanted)
+
+
+def sampled_units(tap: TapInfo, units: int | None) -> Tensor | None:
+    """Which units of a tap are kept (sorted int64 indices), or ``None`` for all; the same for every seed and run."""
+    if units is None or tap.units <= units:
+        return None
+    seed = int.from_bytes(hashlib.sha256(f"{tap.name}\x1f{tap.units}".encode()).digest()[:8], "big") >> 1
+    order = torch.randperm(tap.units, generator=torch.Generator().manual_seed(seed))
+    return order[:units].sort().values
+
+
+def pool(activation: Tensor, statistic: Statistic) -> Tensor:
+    """One number per map, float32 (n, maps).
+
+    Maps are the channels of (n, channels, positions...) and the features of (n, tokens, features); an activation of
+    shape (n, features) is its own pooled vector (for ``std``: its absolute value, having no positions).
+    """
+    if activation.ndim == 2:
+        return (activation.abs() if statistic == "std" else activation).float()
+    dims = (1,) if activation.ndim == 3 else tuple(range(2, activation.ndim))
+    if statistic == "mean":
+        return activation.mean(dims).float()
+    if statistic == "max":
+        return activation.amax(dims).float()
+    return activation.std(dims, correction=0).float()
+
+
+class Rows(Protocol):
+    """Something with rows that can be read in part: a tensor, or chunks on disk."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+class ChunkedRows:
+    """Rows that lie in consecutive chunks, each read (memory-mapped) only when a slice touches it.
+
+    Args:
+        chunks: one function per chunk that returns its tensor.
+        lengths: rows in each chunk.
+        row_shape: the shape of one row.
+    """
+
+    def __init__(
+        self, chunks: Sequence[Callable[[], Tensor]], lengths: Sequence[int], row_shape: Sequence[int]
+    ) -> None:
+        self._chunks, self._lengths = list(chunks), list(lengths)
+        self._starts = [0, *accumulate(lengths)]
+        self.shape = (self._starts[-1], *row_shape)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError("rows are read in runs of consecutive ones")
+        parts = []
+        position = start
+        while position < stop:
+            chunk = bisect_right(self._starts, position) - 1
+            first = position - self._starts[chunk]
+            last = min(stop - self._starts[chunk], self._lengths[chunk])
+            parts.append(self._chunks[chunk]()[first:last])
+            position = self._starts[chunk] + last
+        if not parts:
+            return self._chunks[0]()[:0] if self._chunks else torch.empty(0, *self.shape[1:])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Traces:
+    """The codes of a set of images, as one detector asked for them.
+
+    Attributes:
+        logits_rows: (n, classes), float32.
+        taps: the model's taps in execution order.
+        codes: code name (``Need.code``) to tap name to rows.
+        needs: what the owner of these traces asked for; it decides which code an accessor returns.
+        view_traces: traces of the extra forwards that the detector declared.
+        gradient_rows: gradients with respect to the input that it declared.
+    """
+
+    logits_rows: Rows
+    taps: tuple[TapInfo, ...]
+    codes: Mapping[str, Mapping[str, Rows]] = field(default_factory=dict)
+    needs: tuple[Need, ...] = ()
+    view_traces: Mapping[str, Traces] = field(default_factory=dict)
+    gradient_rows: Mapping[str, Rows] = field(default_factory=dict)
+    label_rows: Rows | None = None
+    random: torch.Generator | None = None
+    window: slice = field(default_factory=lambda: slice(None))
+
+    def __len__(self) -> int:
+        start, stop, _ = self.window.indices(len(self.logits_rows))
+        return max(0, stop - start)
+
+    def __getitem__(self, rows: slice) -> Traces:
+        """Some consecutive images; nothing is read."""
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError("traces are cut into runs of consecutive images")
+        offset = self.window.indices(len(self.logits_rows))[0]
+        cut = slice(offset + start, offset + max(start, stop))
+        return Traces(
+            self.logits_rows, self.taps, self.codes, self.needs,
+            {name: view[rows] for name, view in self.view_traces.items()},
+            self.gradient_rows, self.label_rows, self.random, cut,
+        )  # fmt: skip
+
+    def batches(self, size: int = 256) -> Iterator[Traces]:
+        """The images in consecutive parts of at most ``size``."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Float32, (n, classes)."""
+        return self._read(self.logits_rows)
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The predicted classes, int64, (n,)."""
+        return self.logits.argmax(1) if len(self) else torch.empty(0, dtype=torch.int64)
+
+    @property
+    def labels(self) -> Tensor:
+        """The true classes, int64, (n,): only in ``fit``.
+
+        Raises:
+            UsageError: while scoring, where a detector must not see them.
+        """
+        if self.label_rows is None:
+            raise UsageError("Labels are known only to fit(); score() must do without them.")
+        return self._read(self.label_rows)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The seeded generator for whatever ``fit`` draws (CPU).
+
+        Raises:
+            UsageError: while scoring, which must be deterministic.
+        """
+        if self.random is None:
+            raise UsageError("A generator is given only to fit(); score() must be deterministic.")
+        return self.random
+
+    def tap_names(self, selection: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        """The names of the taps in execution order; by default those of the first need, or all without needs."""
+        if selection is None:
+            selection = self.needs[0].taps if self.needs else "all"
+        return tuple(t.name for t in select_taps(selection, self.taps))
+
+    def units(self, tap: str, representation: Literal["bits", "full"] = "bits") -> int:
+        """How many units a tap's code holds, after sub-sampling (the padding of the last byte excluded)."""
+        kept = [n.units for n in self.needs if n.representation == representation and n.units is not None]
+        return min([self._tap(tap).units, *kept])
+
+    def bits(self, tap: str) -> Tensor:
+        """Packed bits of a tap, uint8, (n, ceil(units / 8)): 1 where the pre-activation is positive."""
+        return self._code("bits", tap)
+
+    def pooled(self, tap: str, statistic: Statistic | None = None) -> Tensor:
+        """One number per map, float32, (n, maps); ``statistic`` where several were asked for."""
+        return self._code("pooled", tap, statistic)
+
+    def full(self, tap: str) -> Tensor:
+        """Activations, float32, (n, units): post-activation, flattened, sub-sampled where the need says so."""
+        return self._code("full", tap)
+
+    def view(self, name: str) -> Traces:
+        """The traces of an extra forward that the detector declared under ``views``."""
+        if name not in self.view_traces:
+            raise UsageError(f"The detector reads the view {name!r} but did not declare it.")
+        return self.view_traces[name]
+
+    def gradient(self, name: str) -> Tensor:
+        """A gradient with respect to the input that the detector declared, float32, the images' shape."""
+        if name not in self.gradient_rows:
+            raise UsageError(f"The detector reads the gradient {name!r} but did not declare it.")
+        return self._read(self.gradient_rows[name])
+
+    def _read(self, rows: Rows) -> Tensor:
+        start, stop, _ = self.window.indices(len(self.logits_rows))
+        return rows[start:stop]
+
+    def _tap(self, name: str) -> TapInfo:
+        for tap in self.taps:
+            if tap.name == name:
+                return tap
+        raise UsageError(f"There is no tap {name!r}; there are {', '.join(t.name for t in self.taps)}.")
+
+    def _code(self, representation: Representation, tap: str, statistic: Statistic | None = None) -> Tensor:
+        self._tap(tap)
+        for need in self.needs:
+            if need.representation == representation and statistic in (None, need.statistic):
+                rows = self.codes.get(need.code, {}).get(tap)
+                if rows is not None:
+                    return self._read(rows)
+        raise UsageError(f"The detector reads {representation} at {tap!r} but did not declare that it needs them.")
+
+
+@dataclass(frozen=True, eq=False)
+class LiveTrace:
+    """A forward pass that can be differentiated: what a surrogate sees instead of stored codes.
+
+    Attributes:
+        images: the input, (n, channels, height, width), with its graph.
+        logits: (n, classes).
+        taps: the model's taps in execution order.
+        activations: post-activation by tap, (n, ...).
+        preactivations: pre-activation by tap, (n, ...); a clone where the call was in place.
+        needs: as in :class:`Traces`; the accessors return the same units as there.
+    """
+
+    images: Tensor
+    logits: Tensor
+    taps: tuple[TapInfo, ...]
+    activations: Mapping[str, Tensor]
+    preactivations: Mapping[str, Tensor]
+    needs: tuple[Need, ...] = ()
+
+    def tap_names(self, selection: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        """As :meth:`Traces.tap_names`."""
+        if selection is None:
+            selection = self.needs[0].taps if self.needs else "all"
+        return tuple(t.name for t in select_taps(selection, self.taps))
+
+    def preactivation(self, tap: str) -> Tensor:
+        """(n, units): the numbers whose signs are the bits."""
+        return self._units(self.preactivations[tap], tap, "bits")
+
+    def pooled(self, tap: str, statistic: Statistic = "mean") -> Tensor:
+        """(n, maps), as :meth:`Traces.pooled`."""
+        return pool(self.activations[tap], statistic)
+
+    def full(self, tap: str) -> Tensor:
+        """(n, units), as :meth:`Traces.full`."""
+        return self._units(self.activations[tap], tap, "full")
+
+    def _units(self, values: Tensor, tap: str, representation: Representation) -> Tensor:
+        flat = values.flatten(1)
+        limit = next((n.units for n in self.needs if n.representation == representation), None)
+        info = next(t for t in self.taps if t.name == tap)
+        kept = sampled_units(info, limit)
+        return flat if kept is None else flat[:, kept.to(flat.device)]

@@ -1,0 +1,1 @@
+"""From a run to what people read: tables, the propagation report, and the site."""

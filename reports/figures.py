@@ -1,0 +1,220 @@
+"""The figures of the site: the detector by perturbation matrices and the curves through the layers.
+
+Both are plain data: matrices become HTML tables (colour is a number between 0 and 1, the style sheet turns it into a
+colour of the reader's theme), curves become a JSON block that the page's script hands to plotly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .reading import Row
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+DASH = "–"
+NOTHING_SEEN = {"exact": "seen", "family": "family seen"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One face of the matrix.
+
+    Attributes:
+        key: its name in the page's address and switch.
+        title: the switch's words.
+        help: what it says, in one sentence.
+        column: the column of ``metrics.csv``.
+        negatives: which rows of ``metrics.csv`` it reads.
+        scale: ``diverging`` (centre 0.5), ``good`` or ``bad`` (0 to 1).
+    """
+
+    key: str
+    title: str
+    help: str
+    column: str
+    negatives: str
+    scale: str
+
+
+MEASURES = (
+    Measure(
+        "auroc", "AUROC against clean",
+        "How well the score separates perturbed images that fool the model from clean images that it gets right: "
+        "1 is perfect, 0.5 is chance, below 0.5 the detector finds clean images more suspicious.",
+        "auroc", "clean", "diverging",
+    ),
+    Measure(
+        "control", "AUROC against control",
+        "The same positives against random noise of the same norm that changes no prediction: a detector that only "
+        "notices noise stays at 0.5 here.",
+        "auroc", "control", "diverging",
+    ),
+    Measure(
+        "tpr", "TPR at FPR 5 %",
+        "The share of fooling images that are flagged at the threshold at which 5 % of clean images are flagged.",
+        "tpr_at_fpr_5", "clean", "good",
+    ),
+    Measure(
+        "undetected", "Undetected success",
+        "The share of attacked images that both fool the model and slip past the detector at FPR 5 %: less is better.",
+        "undetected_success_at_fpr_5", "clean", "bad",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """One cell: its text, or a dash and the reason; ``tone`` and ``strength`` (0 to 1) give its colour."""
+
+    text: str
+    interval: str = ""
+    reason: str = ""
+    title: str = ""
+    seen: str = "no"
+    tone: str = ""
+    strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One measure for every detector (rows) and perturbation (columns: label, kind)."""
+
+    measure: Measure
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[str, Sequence[MatrixCell]]]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no cell holds a number."""
+        return all(cell.text == DASH for _, cells in self.rows for cell in cells)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the numbers that are there, ``None`` if there are none."""
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else None
+
+
+def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """Rows by their texts in some columns, in order of first appearance."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.text(c) for c in columns), []).append(row)
+    return groups
+
+
+def matrices(metrics: Sequence[Row], detectors: Sequence[str], wanted: Callable[[str], bool]) -> list[Matrix]:
+    """The matrices of all measures over the perturbations whose kind is ``wanted``; none without such a row."""
+    columns = list(dict.fromkeys((r.text("perturbation"), r.text("kind")) for r in metrics if wanted(r.text("kind"))))
+    columns = [c for c in columns if c[0]]
+    cells = grouped(metrics, "detector", "perturbation", "negatives", "outcome")
+    known = {r.text("detector") for r in metrics}
+    names = [d for d in detectors if d in known] + sorted(known - set(detectors) - {""})
+    if not columns or not names:
+        return []
+    return [Matrix(m, columns, [(d, [_cell(m, cells, d, p) for p, _ in columns]) for d in names]) for m in MEASURES]
+
+
+def _cell(
+    measure: Measure, cells: Mapping[tuple[str, ...], Sequence[Row]], detector: str, perturbation: str
+) -> MatrixCell:
+    outcomes = ("success", "all") if measure.key == "undetected" else ("success",)
+    found: Sequence[Row] = ()
+    for outcome in outcomes:
+        found = cells.get((detector, perturbation, measure.negatives, outcome), ())
+        if any(r.number(measure.column) is not None for r in found):
+            break
+    value = mean(r.number(measure.column) for r in found)
+    seen = next((r.text("seen") for r in found), "no")
+    if value is None:
+        reason = next((r.text("reason") for r in found if r.text("reason")), "")
+        return MatrixCell(DASH, reason=reason or ("not computed" if found else "no such row in metrics.csv"), seen=seen)
+    interval = ""
+    if measure.column == "auroc":
+        low, high = mean(r.number("auroc_low") for r in found), mean(r.number("auroc_high") for r in found)
+        interval = f"{low:.2f}–{high:.2f}" if low is not None and high is not None else ""
+    seeds = [r for r in found if r.number(measure.column) is not None]
+    positives = mean(r.number("n_positive") for r in seeds)
+    title = f"{detector} on {perturbation}: {value:.4f}"
+    title += f", 95 % interval {interval}" if interval else ""
+    title += f", {positives:.0f} positives" if positives is not None else ""
+    title += f" (mean of {len(seeds)} seeds)" if len(seeds) > 1 else ""
+    title += f"; {NOTHING_SEEN[seen]} in fitting" if seen in NOTHING_SEEN else ""
+    if measure.scale == "diverging":
+        tone, strength = ("good" if value >= 0.5 else "bad"), abs(value - 0.5) * 2
+    else:
+        tone, strength = measure.scale, value
+    return MatrixCell(f"{value:.2f}", interval, "", title, seen, tone, round(min(max(strength, 0.0), 1.0), 3))
+
+
+METRICS: Mapping[str, tuple[str, str]] = {
+    "relative_l2": ("Relative L2 shift", "How far the activation moved, relative to its own length."),
+    "cosine_distance": ("Cosine distance", "How far the activation turned: 0 is the same direction."),
+    "bit_flip_rate": ("ReLU bits flipped", "The share of units that switched on or off."),
+    "som_unit_change": ("SOM unit changed", "The share of images whose unit on the layer's map is another one."),
+    "som_map_distance": ("SOM map distance", "How far the image moved on the layer's self-organising map."),
+    "latent_distance": ("Latent distance", "How far the activation moved in the layer's principal components."),
+    "centroid_change": ("Nearest class changed", "The share of images whose nearest class centroid is another one."),
+    "cka": ("CKA with clean", "How alike the whole set's geometry is to the clean one: 1 is the same."),
+}
+POPULATIONS: Mapping[str, str] = {
+    "success": "images that fool the model",
+    "failed": "images that do not fool the model",
+    "target-class": "clean images of the class that was reached",
+    "control": "random noise of the same norm",
+}
+
+
+def propagation(groups: Sequence[tuple[str, Sequence[Row]]]) -> list[dict[str, object]]:
+    """The curves of every (title, rows of ``propagation.csv``), as plain JSON data, the mean over seeds.
+
+    Series are lists ``[metric, population, perturbation, mean, q05, q95]``: three indices and three lists with one
+    number (or ``None``) per tap. Names stay as they are; whoever draws them escapes them.
+    """
+    return [_curves(title, rows) for title, rows in groups if rows]
+
+
+def _curves(title: str, rows: Sequence[Row]) -> dict[str, object]:
+    depths: dict[str, float] = {}
+    for row in rows:
+        depths.setdefault(row.text("tap"), row.number("depth") or 0.0)
+    taps = sorted(depths, key=lambda tap: depths[tap])
+    position = {tap: i for i, tap in enumerate(taps)}
+    known = list(METRICS)
+    metrics = sorted({r.text("metric") for r in rows}, key=lambda m: (known.index(m) if m in known else 99, m))
+    order = list(POPULATIONS)
+    populations = sorted({r.text("population") for r in rows}, key=lambda p: (order.index(p) if p in order else 99, p))
+    perturbations = list(dict.fromkeys(r.text("perturbation") for r in rows))
+    series: list[list[object]] = []
+    for (metric, population, perturbation), own in grouped(rows, "metric", "population", "perturbation").items():
+        by_tap = grouped(own, "tap")
+        curve: list[list[float | None]] = [[None] * len(taps) for _ in range(3)]
+        for (tap,), cell in by_tap.items():
+            for line, column in zip(curve, ("mean", "q05", "q95"), strict=True):
+                value = mean(r.number(column) for r in cell)
+                line[position[tap]] = None if value is None else float(f"{value:.5g}")
+        series.append([metrics.index(metric), populations.index(population), perturbations.index(perturbation), *curve])
+    return {
+        "title": title,
+        "taps": taps,
+        "metrics": [[m, *METRICS.get(m, (m.replace("_", " "), ""))] for m in metrics],
+        "populations": [[p, POPULATIONS.get(p, p)] for p in populations],
+        "perturbations": perturbations,
+        "seeds": len({r.text("seed") for r in rows}),
+        "series": series,
+    }
+
+
+def json_block(data: object) -> Markup:
+    """JSON that may stand inside a ``<script type="application/json">``: nothing in it can end or open a tag."""
+    from markupsafe import Markup
+
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII only, U+2028 included
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # noqa: S704 - the three signs that mean anything to HTML are gone

@@ -1,0 +1,183 @@
+"""Tables to files and to the console: the columns that others rely on, and writers that always write the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "leaderboard": (
+        "rank", "dataset", "model", "detector", "norm", "eps", "robust_accuracy_at_fpr_5", "robust_accuracy_low",
+        "robust_accuracy_high", "adaptive_undetected_at_fpr_5", "worst_auroc", "worst_perturbation", "mean_auroc_seen",
+        "mean_auroc_unseen", "n_unseen", "control_flagged_at_fpr_5", "benign_flagged_at_fpr_5", "fpr_realised_5",
+        "surrogate", "flags", "seeds", "seed_sd", "protocol_digest",
+    ),
+    "metrics": (
+        "dataset", "model", "seed", "perturbation", "kind", "family", "norm", "eps", "outcome", "detector", "fit_on",
+        "seen", "negatives", "n_positive", "n_negative", "auroc", "auroc_low", "auroc_high", "average_precision",
+        "tpr_at_fpr_1", "tpr_at_fpr_5", "tpr_at_fpr_10", "undetected_success_at_fpr_5", "control_flagged_at_fpr_5",
+        "reason",
+    ),
+    "scores": (
+        "dataset", "model", "seed", "perturbation", "detector", "index", "label", "clean_prediction", "prediction",
+        "set", "score", "flagged_at_fpr_5",
+    ),
+    "propagation": (
+        "dataset", "model", "seed", "perturbation", "population", "depth", "tap", "metric", "n", "mean", "q05", "q50",
+        "q95",
+    ),
+    "perturbations": (
+        "dataset", "model", "seed", "perturbation", "kind", "family", "library", "norm", "eps", "n", "success_rate",
+        "mean_l0", "mean_l2", "mean_linf", "max_linf", "forwards_per_image", "backwards_per_image", "flags", "reason",
+    ),
+    "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),
+}  # fmt: skip
+
+# Spreadsheets run a cell that begins like this as a formula (OWASP, CSV injection).
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+Row = Mapping[str, object] | Sequence[object]
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> None:
+    """Write a table; the same rows give the same bytes, and the file is whole or not there.
+
+    Args:
+        path: the file; its directory must exist.
+        columns: the header.
+        rows: mappings with exactly these columns, or sequences in their order. ``None`` and NaN are empty cells, truth
+            values 1 and 0; text that a spreadsheet would run as a formula gets an apostrophe in front;
+            line ends become newlines.
+        digits: significant digits of floating point numbers.
+
+    Raises:
+        ValueError: if a row does not fit the columns; what stood at ``path`` stays.
+    """
+    with _replacing(path) as raw:
+        _write(raw, columns, rows, digits)
+
+
+def write_csv_gz(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: int = 9) -> None:
+    """Like :func:`write_csv`, compressed, row by row in constant memory; nine digits hold every float32 exactly."""
+    with _replacing(path) as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+        _write(packed, columns, rows, digits)
+
+
+def _write(raw: IO[bytes] | gzip.GzipFile, columns: Sequence[str], rows: Iterable[Row], digits: int) -> None:
+    text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=False)
+    try:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([_cell(value, digits) for value in _ordered(columns, row)])
+        text.flush()
+    finally:
+        text.detach()
+
+
+def _ordered(columns: Sequence[str], row: Row) -> Sequence[object]:
+    if isinstance(row, Mapping):
+        if row.keys() != set(columns):
+            odd = sorted(set(columns) ^ set(row.keys()))
+            raise ValueError(f"a row does not fit its table: {', '.join(odd)}")
+        return [row[c] for c in columns]
+    if len(row) != len(columns):
+        raise ValueError(f"a row has {len(row)} cells, its table {len(columns)} columns")
+    return row
+
+
+def _cell(value: object, digits: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        guarded = f"'{value}" if value.startswith(_FORMULA) else value
+        # csv does not quote a lone carriage return, which readers take for the end of the row.
+        return guarded.replace("\r\n", "\n").replace("\r", "\n")
+    if isinstance(value, bool | np.bool_):
+        return "1" if value else "0"
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        # Adding 0.0 turns −0.0, which prints differently, into 0.0.
+        return "" if math.isnan(number) else f"{number + 0.0:.{digits}g}"
+    raise ValueError(f"a cell holds a {type(value).__name__}, not text or a number")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as raw:
+            yield raw
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:
+    """The leaderboard for the console, in the order of the rows.
+
+    Args:
+        rows: of ``leaderboard.csv``, as made or as read back (``None``, NaN and ``""`` are empty).
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column("rank", justify="right", no_wrap=True)
+    for name in ("model", "detector"):
+        table.add_column(name, overflow="fold")
+    table.add_column("robust accuracy", justify="right", no_wrap=True)
+    table.add_column("worst AUROC", justify="right", overflow="fold")
+    for name in ("seen", "unseen", "control flagged"):
+        table.add_column(name, justify="right")
+    table.add_column("flags", overflow="fold")
+    for row in rows:
+        cells = [
+            _number(row["rank"], "{:.0f}"),
+            _words(row["model"]),
+            _words(row["detector"]),
+            _number(row["robust_accuracy_at_fpr_5"], "{:.1%}") + _between(row),
+            _number(row["worst_auroc"], "{:.3f}")
+            + (f" ({worst})" if (worst := _words(row["worst_perturbation"])) else ""),
+            _number(row["mean_auroc_seen"], "{:.3f}"),
+            _number(row["mean_auroc_unseen"], "{:.3f}"),
+            _number(row["control_flagged_at_fpr_5"], "{:.1%}"),
+            _words(row["flags"]),
+        ]
+        # Text, not str: a name is never read as markup.
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _number(value: object, pattern: str) -> str:
+    if value is None or value == "":
+        return "–"
+    number = float(str(value))
+    return pattern.format(number) if math.isfinite(number) else "–"
+
+
+def _between(row: Mapping[str, object]) -> str:
+    low, high = (_number(row[f"robust_accuracy_{end}"], "{:.1%}") for end in ("low", "high"))
+    return "" if "–" in (low, high) else f" [{low}, {high}]"
+
+
+def _words(value: object) -> str:
+    """One printable line; an empty cell that pandas read back is NaN."""
+    text = "" if value is None or value != value else str(value)
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

@@ -1,0 +1,234 @@
+"""Run directories as a report reads them: ``run.json`` and the small tables, checked, and nothing else.
+
+A run directory may come from a stranger. Nothing in it is executed or unpickled; a file is read only when it is a
+regular file inside the directory and below a size limit, and what cannot be read is one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from ..harness.errors import UsageError
+
+MIB = 2**20
+JSON_LIMIT = 8 * MIB
+TABLE_LIMIT = 64 * MIB
+
+_TEXT = "text"
+_NUMBER = "number"
+
+
+def _columns(text: str, number: str) -> dict[str, str]:
+    return {**dict.fromkeys(text.split(), _TEXT), **dict.fromkeys(number.split(), _NUMBER)}
+
+
+# The columns of DESIGN section 5 that the report reads; a table may have more.
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "leaderboard": _columns(
+        "dataset model detector norm eps worst_perturbation surrogate flags seeds protocol_digest",
+        "rank robust_accuracy_at_fpr_5 robust_accuracy_low robust_accuracy_high adaptive_undetected_at_fpr_5 "
+        "worst_auroc mean_auroc_seen mean_auroc_unseen n_unseen control_flagged_at_fpr_5 benign_flagged_at_fpr_5 "
+        "fpr_realised_5 seed_sd",
+    ),
+    "metrics": _columns(
+        "dataset model seed perturbation kind family norm eps outcome detector fit_on seen negatives reason",
+        "n_positive n_negative auroc auroc_low auroc_high tpr_at_fpr_5 undetected_success_at_fpr_5 "
+        "control_flagged_at_fpr_5",
+    ),
+    "perturbations": _columns(
+        "dataset model seed perturbation kind family library norm eps flags reason",
+        "n success_rate mean_l0 mean_l2 mean_linf max_linf forwards_per_image backwards_per_image",
+    ),
+    "propagation": _columns(
+        "dataset model seed perturbation population tap metric",
+        "depth n mean q05 q95",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: text cells as strings (``""`` where empty), number cells as finite floats or ``None``."""
+
+    texts: Mapping[str, str]
+    numbers: Mapping[str, float | None]
+
+    def text(self, column: str) -> str:
+        """A text cell."""
+        return self.texts[column]
+
+    def number(self, column: str) -> float | None:
+        """A number cell; ``None`` where it is empty or not finite."""
+        return self.numbers[column]
+
+    def relabelled(self, column: str, text: str) -> Row:
+        """The same row with another text in one cell."""
+        return Row({**self.texts, column: text}, self.numbers)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory says.
+
+    Attributes:
+        path: the directory, as it was named.
+        facts: ``run.json``, empty where there is none.
+        tables: the rows of every table that exists, by the table's name.
+    """
+
+    path: Path
+    facts: Mapping[str, object] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The suite's name, or else the directory's."""
+        return words(self.facts.get("name")) or words(self.suite.get("name")) or self.path.resolve().name
+
+    @property
+    def suite(self) -> Mapping[str, object]:
+        """The resolved suite, empty where ``run.json`` has none."""
+        return mapping(self.facts.get("suite"))
+
+    @property
+    def digest(self) -> str:
+        """The protocol digest of ``run.json``, or an empty string."""
+        return words(self.facts.get("protocol_digest"))
+
+    def rows(self, table: str) -> Sequence[Row]:
+        """The rows of a table, none where it is missing."""
+        return self.tables.get(table, ())
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory.
+
+    Raises:
+        UsageError: if it is no run directory, or a file in it is malformed, too large, or leads out of it.
+    """
+    if not path.is_dir():
+        raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
+    if not (path / "run.json").exists() and not (path / "tables").exists():
+        raise UsageError(f"{path} is no run directory: it has neither run.json nor tables/.")
+    tables = {}
+    for name, columns in TABLES.items():
+        content = _read_inside(path, f"tables/{name}.csv", TABLE_LIMIT)
+        if content is not None:
+            tables[name] = _read_table(path / "tables" / f"{name}.csv", content, columns)
+    return Run(path, _read_facts(path), tables)
+
+
+def _read_facts(path: Path) -> Mapping[str, object]:
+    content = _read_inside(path, "run.json", JSON_LIMIT)
+    if content is None:
+        return {}
+    file = path / "run.json"
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is not valid JSON ({error}): run the suite again to write it anew.") from error
+    if not isinstance(facts, dict):
+        raise UsageError(f"{file} holds no JSON object: run the suite again to write it anew.")
+    return cast("dict[str, object]", facts)
+
+
+def _read_inside(run: Path, relative: str, limit: int) -> bytes | None:
+    """A file's bytes; ``None`` where it does not exist."""
+    file = run / relative
+    if not file.exists() and not file.is_symlink():
+        return None
+    if not file.resolve().is_relative_to(run.resolve()):
+        raise UsageError(f"{file} leads out of its run directory: replace the link by the file itself.")
+    if not file.is_file():
+        raise UsageError(f"{file} is not a regular file: remove it or run the suite again.")
+    with file.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise UsageError(f"{file} is larger than {limit // MIB} MiB, more than a report reads: split the suite.")
+    return content
+
+
+def _read_table(file: Path, content: bytes, columns: Mapping[str, str]) -> list[Row]:
+    import io
+
+    import pandas as pd
+
+    try:
+        content.decode("utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pandas only warns when a row is longer than the header
+            frame = pd.read_csv(
+                io.BytesIO(content), dtype=str, keep_default_na=False, index_col=False, encoding="utf-8"
+            ).fillna("")
+    except (ValueError, Warning) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"{file} is not a table that can be read ({why}): run the suite again.") from error
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        raise UsageError(f"{file} has no column {', '.join(missing)}: run the suite again with this version.")
+    texts = [c for c, kind in columns.items() if kind == _TEXT]
+    numbers = [c for c, kind in columns.items() if kind == _NUMBER]
+    text_cells = [[_unguarded(v) for v in frame[c]] for c in texts]
+    number_cells = [[_number(v, file, c, line) for line, v in enumerate(frame[c], 2)] for c in numbers]
+    return [
+        Row({c: cells[i] for c, cells in zip(texts, text_cells, strict=True)},
+            {c: cells[i] for c, cells in zip(numbers, number_cells, strict=True)})
+        for i in range(len(frame))
+    ]  # fmt: skip
+
+
+def _unguarded(cell: str) -> str:
+    """A text cell without the apostrophe that keeps spreadsheets from running it, and without control characters."""
+    if len(cell) > 1 and cell[0] == "'" and cell[1] in "=+-@\t\r\n":
+        cell = cell[1:]
+    return "".join(c for c in cell if c.isprintable() or c in " \n\t").strip()
+
+
+def _number(cell: str, file: Path, column: str, line: int) -> float | None:
+    if not cell.strip():
+        return None
+    try:
+        value = float(cell)
+    except ValueError as error:
+        raise UsageError(
+            f"{file} has {cell[:40]!r} in column {column}, row {line}, where a number belongs: run the suite again."
+        ) from error
+    return value if math.isfinite(value) else None
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """The value if it is a JSON object, else an empty one: facts of a stranger's run have any shape."""
+    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
+
+
+def objects(value: object) -> list[Mapping[str, object]]:
+    """The JSON objects in a list; anything else is left out."""
+    return [mapping(v) for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def words(value: object) -> str:
+    """A JSON scalar as text, one line; an empty string for ``null``, lists and objects."""
+    if value is None or isinstance(value, (list, dict)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def quantity(value: object) -> float | None:
+    """A JSON number as a finite float, else ``None``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,358 @@
+"""The site: HTML pages about one or more runs that anybody can open from a folder, without a network.
+
+It reads the run directories' ``run.json`` and tables and nothing else, so a report can be made anew from a published
+run. Every name in it may come from a stranger: the templates escape, and the page's own policy forbids loading
+anything from elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+from ..harness.errors import UsageError
+from .figures import MEASURES, grouped, json_block, matrices, propagation
+from .reading import Row, Run, mapping, objects, quantity, read_run, words
+from .views import ABLATION, BOARD, NO_NUMBER, PERTURBED, Flag, budget, flags, leaderboard, percent, perturbed
+
+ASSETS = ("style.css", "site.js")
+STATUS = {
+    "done": ("Complete", "good"),
+    "incomplete": ("Incomplete", "warn"),
+    "failed": ("Cells failed", "bad"),
+}
+
+MACHINE = {
+    "cpu": "CPU",
+    "cores": "Cores",
+    "threads": "Threads",
+    "memory_gb": "Memory (GB)",
+    "device": "Device",
+    "platform": "Platform",
+}
+
+
+@dataclass
+class Group:
+    """The rows that may be compared: one data set, model and protocol digest, from one run or several."""
+
+    dataset: str
+    model: str
+    digest: str
+    runs: list[Run] = field(default_factory=list)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """``digits / cnn``, as far as it is known."""
+        return " / ".join(t for t in (self.dataset, self.model) if t) or "unnamed"
+
+    def rows(self, table: str) -> list[Row]:
+        """The rows of a table."""
+        return self.tables.setdefault(table, [])
+
+    def add(self, run: Run, tables: Mapping[str, Sequence[Row]]) -> None:
+        """Take a run's rows in: what is there already is not taken twice, another detector of one name is renamed."""
+        renamed: dict[str, str | None] = {}
+        present = {r.text("detector"): _result(r) for r in self.rows("leaderboard")}
+        for row in tables.get("leaderboard", ()):
+            name = row.text("detector")
+            if present.get(name) == _result(row):
+                renamed[name] = None
+            elif name in present:
+                renamed[name] = f"{name} ({run.name}, run {len(self.runs) + 1})"
+        for table in ("leaderboard", "metrics"):
+            for row in tables.get(table, ()):
+                label = renamed.get(row.text("detector"), row.text("detector"))
+                if label is not None:
+                    self.rows(table).append(row.relabelled("detector", label))
+        for table in ("perturbations", "propagation"):
+            held = {r.text("perturbation") for r in self.rows(table)}
+            self.rows(table).extend(r for r in tables.get(table, ()) if r.text("perturbation") not in held)
+        self.runs.append(run)
+
+    def ranked(self) -> list[Row]:
+        """The leaderboard's rows; those of several runs get one common ranking."""
+        rows = self.rows("leaderboard")
+        if len(self.runs) < 2:
+            return rows
+        able = [r for r in rows if r.number("rank") is not None and r.number("robust_accuracy_at_fpr_5") is not None]
+        able.sort(key=lambda r: -(r.number("robust_accuracy_at_fpr_5") or 0.0))
+        rank = {id(r): float(place) for place, r in enumerate(able, 1)}
+        return [Row(r.texts, {**r.numbers, "rank": rank.get(id(r))}) for r in rows]
+
+
+def _result(row: Row) -> tuple[object, ...]:
+    return (*row.texts.items(), *((k, v) for k, v in row.numbers.items() if k != "rank"))
+
+
+def build_site(runs: Sequence[Path], out: Path) -> Path:
+    """Write the site of some runs.
+
+    Args:
+        runs: run directories; rows of the same data set, model and protocol digest share a leaderboard.
+        out: the folder of the site, made if need be.
+
+    Returns:
+        ``out/index.html``, with ``out/assets`` beside it.
+
+    Raises:
+        UsageError: if there is no run, a run cannot be read, or ``out`` cannot be written.
+    """
+    if not runs:
+        raise UsageError("Name at least one run directory to report on.")
+    page = render([read_run(Path(path)) for path in runs])
+    out = Path(out)
+    assets = out / "assets"
+    for folder in (out, assets):
+        # A run directory from a stranger could hold a link named `site`, and the report would be written through it.
+        if folder.is_symlink() and (folder == assets or any(folder.parent.samefile(run) for run in runs)):
+            raise UsageError(f"{folder} is a link: remove it, or choose another folder for the report.")
+    try:
+        assets.mkdir(parents=True, exist_ok=True)
+        for name in ASSETS:
+            _write(assets / name, (files(f"{__package__}.templates") / name).read_text("utf-8"))
+        _write(assets / "plotly.min.js", _plotly())
+        _write(out / "index.html", page)
+    except OSError as error:
+        raise UsageError(f"The report cannot be written to {out} ({error}): choose another folder.") from error
+    return out / "index.html"
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__ or "", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    groups = _groups(runs)
+    pages = [_group_page(group) for group in groups]
+    curves = propagation([(_curve_title(g, groups), g.rows("propagation")) for g in groups])
+    names = list(dict.fromkeys(run.name for run in runs))
+    return environment.get_template("index.html").render(
+        title=names[0] if len(names) == 1 else f"{len(names)} suites",
+        names=names,
+        runs=[_run_page(run) for run in runs],
+        groups=pages,
+        models=list(dict.fromkeys((page["model"] or "unnamed", page["accuracy"]) for page in pages)),
+        apart=_apart(groups),
+        measures=MEASURES,
+        board=BOARD,
+        perturbed=PERTURBED,
+        curves=json_block(curves),
+        curve_count=len(curves),
+        problems=_problems(groups),
+        failures=[f for run in runs for f in _failures(run)],
+        warnings=[(run.name, words(w)) for run in runs for w in _list(run.facts.get("warnings")) if words(w)],
+        missing=[(run.name, t) for run in runs for t in ("leaderboard", "metrics", "perturbations", "propagation")
+                 if t not in run.tables],
+        version=version("aftershock"),
+    )  # fmt: skip
+
+
+def _groups(runs: Sequence[Run]) -> list[Group]:
+    groups: dict[tuple[str, str, str], Group] = {}
+    for number, run in enumerate(runs):
+        keys: dict[tuple[str, ...], None] = {}
+        split = {table: grouped(rows, "dataset", "model") for table, rows in run.tables.items()}
+        for table in split.values():
+            keys.update(dict.fromkeys(table))
+        for dataset, model in keys:
+            own = {table: rows.get((dataset, model), []) for table, rows in split.items()}
+            digest = next((r.text("protocol_digest") for r in own.get("leaderboard", ())), "") or run.digest
+            # Without a digest nobody knows what was compared: such a run stands alone.
+            key = (dataset, model, digest or f"\0{number}")
+            groups.setdefault(key, Group(dataset, model, digest)).add(run, own)
+    return list(groups.values())
+
+
+def _apart(groups: Sequence[Group]) -> list[str]:
+    """The data set and model pairs that stand in several leaderboards because their protocols differ."""
+    titles = [g.title for g in groups]
+    return sorted({t for t in titles if titles.count(t) > 1})
+
+
+def _curve_title(group: Group, groups: Sequence[Group]) -> str:
+    alone = sum(g.title == group.title for g in groups) == 1
+    return group.title if alone else f"{group.title} ({group.runs[0].name}, {group.digest[:8] or 'no digest'})"
+
+
+def _group_page(group: Group) -> dict[str, object]:
+    board, metrics = group.ranked(), group.rows("metrics")
+    reasons = _reasons(group)
+    order = [r.text("detector") for r in board]
+    threats = grouped(board, "norm", "eps")
+    norm, eps = next(iter(threats), ("", ""))
+    facts = [m for run in group.runs for m in objects(run.facts.get("models"))
+             if words(m.get("dataset")) == group.dataset and words(m.get("model")) == group.model]  # fmt: skip
+    accuracies = [a for m in facts if (a := quantity(m.get("clean_accuracy"))) is not None]
+    shown = [(budget(n, e), leaderboard(rows, reasons)) for (n, e), rows in threats.items()]
+    rowless = [d for d in dict.fromkeys(d for run in group.runs for d in _labels(run, "detectors")) if d not in order]
+    return {
+        "title": group.title,
+        "dataset": group.dataset,
+        "model": group.model,
+        "digest": group.digest,
+        "runs": [run.name for run in group.runs],
+        "accuracy": percent(sum(accuracies) / len(accuracies)) if accuracies else "",
+        "boards": shown,
+        "headlines": [_headline(rows) for rows in threats.values()],
+        "rowless": [(d, reasons.get(d, "")) for d in rowless] if board else [],
+        "perturbations": perturbed(group.rows("perturbations"), (norm, _fraction(eps))),
+        "matrices": matrices(metrics, order, lambda kind: kind != "adaptive"),
+        "transfer": matrices(metrics, order, lambda kind: kind == "adaptive")[:1],
+    }
+
+
+def _problems(groups: Sequence[Group]) -> list[tuple[str, list[str], Flag]]:
+    """Every flag of a model once, with the detectors and perturbations that it concerns."""
+    found: dict[tuple[str, Flag], dict[str, None]] = {}
+    for group in groups:
+        concerned = [(r.text("detector"), flag) for r in group.rows("leaderboard") for flag in flags(r.text("flags"))]
+        for row in group.rows("perturbations"):
+            said = flags(row.text("flags")) + ([Flag(row.text("reason"), NO_NUMBER)] if row.text("reason") else [])
+            concerned += [(row.text("perturbation"), flag) for flag in said]
+        for name, flag in concerned:
+            found.setdefault((group.title, flag), {})[name] = None
+    return [(title, list(names), flag) for (title, flag), names in found.items()]
+
+
+def _headline(rows: Sequence[Row]) -> dict[str, str]:
+    """The best ranked detector against the ablation, in numbers; empty where there is none."""
+    able = [r for r in rows if r.number("rank") is not None and r.text("detector") != ABLATION
+            and r.number("robust_accuracy_at_fpr_5") is not None]  # fmt: skip
+    if not able:
+        return {}
+    best = min(able, key=lambda r: r.number("rank") or 0.0)
+    low, high = best.number("robust_accuracy_low"), best.number("robust_accuracy_high")
+    ablation = next((r.number("robust_accuracy_at_fpr_5") for r in rows if r.text("detector") == ABLATION), None)
+    adaptive, worst = best.number("adaptive_undetected_at_fpr_5"), best.number("worst_auroc")
+    return {
+        "detector": best.text("detector"),
+        "robust": percent(best.number("robust_accuracy_at_fpr_5")),
+        "interval": f"{percent(low)} to {percent(high)}" if low is not None and high is not None else "",
+        "ablation": "" if ablation is None else percent(ablation),
+        "adaptive": "" if adaptive is None else percent(adaptive),
+        "worst": "" if worst is None else f"{worst:.2f}",
+        "worst_perturbation": best.text("worst_perturbation"),
+    }
+
+
+def _reasons(group: Group) -> dict[str, str]:
+    """Why something of a detector is missing: its failed cells first, then the reasons of its metrics."""
+    names = {r.text("detector") for t in ("leaderboard", "metrics") for r in group.rows(t)}
+    names |= {d for run in group.runs for d in _labels(run, "detectors")}
+    reasons: dict[str, str] = {}
+    for run in group.runs:
+        for failure in objects(run.facts.get("failures")):
+            parts = set(re.split(r"[^A-Za-z0-9._-]+", words(failure.get("cell"))))
+            if group.model not in parts and parts & set(_labels(run, "models")):
+                continue  # another model's cell
+            for part in parts & names:
+                reasons.setdefault(part, f"failed: {words(failure.get('reason')) or 'no reason was recorded'}")
+    for row in group.rows("metrics"):
+        if row.text("reason") and row.text("outcome") == "success":
+            reasons.setdefault(row.text("detector"), row.text("reason"))
+    return reasons
+
+
+def _labels(run: Run, part: str) -> list[str]:
+    return [t for entry in objects(run.suite.get(part)) if (t := words(entry.get("label")) or words(entry.get("name")))]
+
+
+def _failures(run: Run) -> list[tuple[str, str, str]]:
+    return [(run.name, words(f.get("cell")) or "a cell", words(f.get("reason")) or "no reason was recorded")
+            for f in objects(run.facts.get("failures"))]  # fmt: skip
+
+
+def _run_page(run: Run) -> dict[str, object]:
+    facts, suite = run.facts, run.suite
+    data, threat, hardware = mapping(suite.get("data")), mapping(suite.get("threat")), mapping(facts.get("hardware"))
+    cells = mapping(facts.get("cells"))
+    status, tone = STATUS.get(words(facts.get("status")), (words(facts.get("status")) or "Unknown", "warn"))
+    seeds = _list(facts.get("seeds")) or _list(suite.get("seeds"))
+    counted = [f"{words(cells[k])} {k}" for k in ("done", "failed", "skipped") if words(cells.get(k)) not in ("", "0")]
+    parts = [("Limited to", f"{words(facts.get('limit'))} images" if words(facts.get("limit")) else ""),
+             ("Only cells", words(facts.get("only"))),
+             ("Images", ", ".join(f"{words(data[k])} {k}" for k in ("fit", "calibrate", "evaluate") if k in data)),
+             ("Seeds", ", ".join(words(s) for s in seeds if words(s))),
+             ("Cells", ", ".join(counted)),
+             ("Ran for", _duration(quantity(facts.get("seconds"))))]  # fmt: skip
+    machine = [(MACHINE.get(k, words(k)), words(v)) for k, v in hardware.items() if words(v)]
+    models = [(" / ".join(t for t in (words(m.get("dataset")), words(m.get("model"))) if t), words(m.get("seed")),
+               percent(quantity(m.get("clean_accuracy"))), words(m.get("n_test")), words(m.get("source")))
+              for m in objects(facts.get("models"))]  # fmt: skip
+    return {
+        "name": run.name,
+        "data": words(data.get("name")) or ", ".join(dict.fromkeys(r.text("dataset") for r in run.rows("leaderboard"))),
+        "threat": budget(words(threat.get("norm")), words(threat.get("eps"))) if threat else "",
+        "date": _date(words(facts.get("finished")) or words(facts.get("started"))),
+        "status": status,
+        "tone": tone,
+        "parts": [(k, v) for k, v in parts if v],
+        "models": models,
+        "counts": {kind: len(_labels(run, kind)) for kind in ("models", "perturbations", "detectors")},
+        "machine": machine,
+        "versions": [(words(k), words(v)) for k, v in mapping(facts.get("versions")).items() if words(v)],
+        "digest": run.digest,
+        "schema": words(facts.get("schema")),
+        "command": f"aftershock run {shlex.quote(run.name)}",
+        "again": "aftershock report RUN --out DIR",
+    }
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _date(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment.day} {moment:%B %Y, %H:%M}" + (
+        " UTC" if moment.utcoffset() is not None and not moment.utcoffset() else ""
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None or seconds < 0:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _fraction(text: str) -> float | None:
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _write(file: Path, text: str) -> None:
+    """Write by rename, so that a link in the file's place is replaced and not followed."""
+    part = file.with_name(f".{file.name}.part")
+    part.unlink(missing_ok=True)
+    with part.open("x", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+    part.replace(file)

@@ -1,0 +1,219 @@
+"""From finished cells to the run's tables: scores and successes are read back and handed to the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..harness.data import Dataset
+from ..harness.plan import Plan, Subject
+from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
+from ..harness.ranking import leaderboard_rows
+from ..harness.reading import cat_column, tap_infos
+from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
+from ..harness.results import DetectorResult, PerturbationResult, SeedResult, Sources
+from ..harness.runner import Summary
+from ..harness.store import Store
+from ..harness.suite import DetectorPart, PerturbationPart
+from .leaderboard import COLUMNS, write_csv, write_csv_gz
+
+Row = dict[str, Any]
+NORMS = ("l0", "l1", "l2", "linf")
+POPULATIONS = ("success", "failed", "control", "target-class")
+
+
+class Tables:
+    """Builds the tables of one run.
+
+    Args:
+        plan: what was planned.
+        store: what was computed.
+        summary: what failed, with reasons.
+        dataset: for the true classes.
+    """
+
+    def __init__(self, plan: Plan, store: Store, summary: Summary, dataset: Dataset) -> None:
+        self.plan, self.store, self.summary, self.dataset = plan, store, summary, dataset
+        self.suite = plan.suite
+
+    def write(self, folder: Path) -> list[Row]:
+        """Write all tables; returns the rows of the leaderboard."""
+        folder.mkdir(parents=True, exist_ok=True)
+        boards, metrics, perturbations, propagation = [], [], [], []
+        scored: list[tuple[SeedResult, DetectorResult]] = []
+        for part in self.suite.models:
+            seeds = []
+            for subject in (s for s in self.plan.subjects if s.part.label == part.label):
+                result = self.seed_result(subject)
+                if result is None:
+                    continue
+                seeds.append(result)
+                metrics += metrics_rows(result.sources, result.perturbations, result.detectors, self.suite.threat)
+                perturbations += perturbation_rows(result.sources, result.perturbations)
+                propagation += self.propagation_rows(subject)
+                scored += [(result, detector) for detector in result.detectors]
+            if seeds:
+                boards += leaderboard_rows(seeds, self.suite.threat, self.plan.protocol_digest)
+        write_csv(folder / "leaderboard.csv", COLUMNS["leaderboard"], boards)
+        write_csv(folder / "metrics.csv", COLUMNS["metrics"], metrics)
+        write_csv(folder / "perturbations.csv", COLUMNS["perturbations"], perturbations)
+        write_csv(folder / "propagation.csv", COLUMNS["propagation"], propagation)
+        write_csv(folder / "timings.csv", COLUMNS["timings"], self.timing_rows())
+        write_csv_gz(folder / "scores.csv.gz", COLUMNS["scores"], self._score_rows(scored))
+        return boards
+
+    def _score_rows(self, scored: list[tuple[SeedResult, DetectorResult]]) -> Iterator[Any]:
+        for result, detector in scored:
+            yield from score_rows(result.sources, result.perturbations, detector)
+
+    def seed_result(self, subject: Subject) -> SeedResult | None:
+        """Everything measured for one model and seed; ``None`` where the clean passes are missing."""
+        clean = [t.logits for name in ("calibrate", "evaluate") for t in subject.clean[name]]  # type: ignore[index]
+        if not all(key in self.summary.done for key in clean):
+            return None
+        calibrate, evaluate = self._predictions(subject, "calibrate"), self._predictions(subject, "evaluate")
+        sources = Sources(
+            self.suite.data.name, subject.part.label, subject.seed,
+            self.plan.sets.calibrate.numpy(), self._labels("calibrate").numpy(), calibrate.numpy(),
+            self.plan.sets.evaluate.numpy(), self._labels("evaluate").numpy(), evaluate.numpy(),
+        )  # fmt: skip
+        perturbations = [self.perturbation(subject, part) for part in self.suite.perturbations]
+        detectors = [self.detector(subject, part, perturbations) for part in self.suite.detectors]
+        return SeedResult(sources, perturbations, detectors)
+
+    def _labels(self, name: str) -> torch.Tensor:
+        return self.dataset.test.labels(self.plan.sets.of(name).tolist())  # type: ignore[arg-type]
+
+    def _predictions(self, subject: Subject, name: str) -> torch.Tensor:
+        keys = [t.logits for t in subject.clean[name]]  # type: ignore[index]
+        return torch.cat([self.store.tensor(key, "logits").argmax(1) for key in keys])
+
+    def _reason(self, *keys: str) -> str:
+        """Why the first of these cells that has no result has none; empty where all have one."""
+        for key in keys:
+            reason = self.summary.failed.get(key) or self.summary.skipped.get(key)
+            if reason:
+                return reason
+            if key not in self.summary.done:
+                return "not computed in this run"
+        return ""
+
+    def perturbation(self, subject: Subject, part: PerturbationPart) -> PerturbationResult:
+        """What one perturbation did to the evaluate images."""
+        made = PERTURBATIONS.get(part.name)(**part.params)
+        info = made.info
+        keys, controls = subject.perturbs[part.label, "evaluate"], subject.controls[part.label]
+        about: dict[str, Any] = {
+            "label": part.label,
+            "kind": info.kind,
+            "family": made.family,
+            "library": info.library,
+            "norm": made.norm or "",
+            "eps": made.eps,
+        }
+        reason = self._reason(*keys)
+        if reason:
+            return PerturbationResult(**about, reason=reason)
+        values = [self.store.values(key) for key in keys]
+        images = sum(v["rows"] for v in values)
+
+        def per_image(name: str) -> float | None:
+            return sum(v[name] * v["rows"] for v in values) / images if images else None
+
+        rows = [] if self._reason(*controls) else [cat_column(self.store, controls, "row").long().numpy()]
+        return PerturbationResult(
+            **about,
+            index=cat_column(self.store, keys, "row").long().numpy(),
+            prediction=cat_column(self.store, keys, "prediction").long().numpy(),
+            success=cat_column(self.store, keys, "success").bool().numpy(),
+            norms={name: cat_column(self.store, keys, f"norm:{name}").double().numpy() for name in NORMS},
+            **({"control_index": rows[0]} if rows else {}),
+            forwards=per_image("forwards"),
+            backwards=per_image("backwards"),
+            flags=tuple(dict.fromkeys(flag for v in values for flag in v["flags"])),
+        )
+
+    def detector(self, subject: Subject, part: DetectorPart, perturbations: list[PerturbationResult]) -> DetectorResult:
+        """The scores of one detector; a score that is missing has its reason."""
+        detector = DETECTORS.get(part.name)(**part.params)
+        families = frozenset(p.family for p in perturbations if p.label in part.fit_on)
+        about: dict[str, Any] = {
+            "label": part.label,
+            "fit_on": part.fit_on,
+            "fit_families": families,
+            "surrogate": detector.surrogate_kind,
+        }
+
+        def key(source: str) -> str:
+            return subject.scores[part.label, source]
+
+        reason = self._reason(subject.fits[part.label], key("calibrate"), key("clean"))
+        if reason:
+            return DetectorResult(**about, reason=reason)
+        perturbed, control, reasons = {}, {}, {}
+        for p in perturbations:
+            missing = p.reason or self._reason(key(p.label))
+            if missing:
+                reasons[p.label] = missing
+                continue
+            perturbed[p.label] = self.store.tensor(key(p.label), "score").numpy()
+            missing = self._reason(key(f"control:{p.label}"))
+            if missing:
+                reasons[p.label] = missing
+            else:
+                control[p.label] = self.store.tensor(key(f"control:{p.label}"), "score").numpy()
+        return DetectorResult(
+            **about,
+            calibrate=self.store.tensor(key("calibrate"), "score").numpy(),
+            clean=self.store.tensor(key("clean"), "score").numpy(),
+            perturbed=perturbed,
+            control=control,
+            reasons=reasons,
+        )
+
+    def propagation_rows(self, subject: Subject) -> list[Row]:
+        """The rows of ``propagation.csv`` for one model and seed."""
+        report = ANALYSES.get("propagation")
+        taps = [t.name for t in tap_infos(self.store.values(subject.key))]
+        rows: list[Row] = []
+        for label, key in subject.propagation.items():
+            if key not in self.summary.done:
+                continue
+            base = {
+                "dataset": self.suite.data.name,
+                "model": subject.part.label,
+                "seed": subject.seed,
+                "perturbation": label,
+            }
+            stored = self.store.load(key)
+            for population in POPULATIONS:
+                values, whole = stored[population], stored[f"cka:{population}"]
+                rows += report.propagation_rows(base, population, taps, values, whole)
+        return rows
+
+    def timing_rows(self) -> list[Row]:
+        """What the cells of this run cost, by what and name; the one table that differs between runs."""
+        spent: dict[tuple[str, ...], list[float]] = {}
+        for cell in self.plan.cells.values():
+            if cell.key not in self.summary.done:
+                continue
+            dataset, model, seed, what, *rest = cell.name.split("/")
+            name = rest[0] if rest else model
+            total = spent.setdefault((dataset, model, seed, what, name), [0.0, 0.0])
+            total[0] += self.store.seconds(cell.key)
+            total[1] += cell.images
+        return [
+            {
+                "dataset": dataset,
+                "model": model,
+                "seed": seed,
+                "what": what,
+                "name": name,
+                "seconds": seconds,
+                "ms_per_image": 1000 * seconds / images if images else None,
+            }
+            for (dataset, model, seed, what, name), (seconds, images) in sorted(spent.items())
+        ]

@@ -1,0 +1,298 @@
+"""The site's two big tables as rows of cells: the leaderboard and what every perturbation did.
+
+A cell holds text, the number it is sorted by, and why there is none; the template only lays it out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .figures import DASH, grouped, mean
+from .reading import Row
+
+SPACE = "\u202f"  # a narrow space that does not break: 61.2 %
+ABLATION = "none"
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+NO_NUMBER = "Why there is no number."
+SURROGATES = {
+    "exact": "The adaptive attack differentiates the score itself.",
+    "relaxed": "The adaptive attack differentiates a smooth stand-in of the score.",
+    "straight-through": "The adaptive attack passes gradients straight through the hard steps of the score.",
+    "none": "The score has no differentiable stand-in: feature matching and a black box attack it.",
+}
+FLAGS = {
+    "no-adaptive-attack": ("no adaptive attack", "No attack that knows this detector was tried: its robust accuracy is "
+                           "only an upper bound."),
+    "adaptive-incomplete": ("adaptive attack incomplete", "The attack that knows the detector did not get through even "
+                            "at a large budget, so it proves nothing: the row stands below the ranked ones."),
+    "attached": ("attached", "The attack returned images with their gradient graph; it was cut."),
+    "dtype": ("other number type", "The attack returned another number type; it was converted."),
+    "shape": ("wrong shape", "The attack returned no images of the right shape: the clean ones stand in."),
+    "non-finite": ("non-finite images", "The attack returned infinite or undefined pixels: the clean images stand in."),
+    "out-of-range": ("out of range", "The attack left the range of images [0, 1]; it was clipped."),
+    "over-budget": ("over budget", "The attack exceeded its own budget; it was projected back."),
+    "zero-gradient": ("zero gradients", "Gradients were zero for images not yet fooled: the attack could not see where "
+                      "to go, and its success is an underestimate."),
+    "non-finite-gradient": ("non-finite gradients", "Gradients were infinite or undefined: the attack was blind."),
+    "non-finite-logits": ("non-finite logits", "The model answered with infinite or undefined numbers."),
+}  # fmt: skip
+FLAG_HELP = (
+    (r"gradient.?free|black.?box", "A gradient-free attack beat the gradient ones: the gradients are probably masked."),
+    (r"converge", "The attack still improved when its steps ran out: more would do better."),
+    (r"adaptive|large.budget", FLAGS["adaptive-incomplete"][1]),
+    (r"is missing|is not scored", "What cannot be measured cannot be counted: there is no robust accuracy without it."),
+    (r"attacked \d+ of", "The other images count as safe from it, so robust accuracy is an upper bound."),
+    (r"monoton|budget", "Success fell when the budget grew, which a sound attack cannot do."),
+    (r"one.?step|single.?step|iterative|weaker", "An iterative attack did worse than a single step."),
+    (r"random", "The model answers differently to the same image, so attacks must average over it."),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's column: heading, a line under it, what it means, and how a click sorts it first."""
+
+    key: str
+    title: str
+    help: str
+    note: str = ""
+    kind: str = "number"
+    first: str = "desc"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A sanity flag: its words and what they mean."""
+
+    text: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: text or a dash with its reason, the value it sorts by, a small second line, a bar with a whisker."""
+
+    text: str = DASH
+    sort: str = ""
+    note: str = ""
+    title: str = ""
+    bar: float | None = None
+    low: float | None = None
+    high: float | None = None
+    flags: Sequence[Flag] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: columns, rows (their class and cells), headings over the columns (title, span)."""
+
+    columns: Sequence[Column]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    heads: Sequence[tuple[str, int]] = ()
+    caption: str = ""
+    reference: float | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+BOARD = (
+    Column("rank", "Rank", "The place by robust accuracy within this data set, model and threat model. A row whose "
+           "adaptive attack proves nothing stands unranked below the others.", first="asc"),
+    Column("detector", "Detector", "The detector's label in the suite. none flags nothing: the ablation that every "
+           "other number is read against.", kind="text", first="asc"),
+    Column("robust_accuracy_at_fpr_5", "Robust accuracy", "The share of images that stay safe in the worst case: the "
+           "model is right, the detector lets the clean image pass, and no attack within the threat model both fools "
+           "the model and slips past the detector. The whisker is the 95 % interval, the thin line the row none.",
+           "at FPR 5 %"),
+    Column("adaptive_undetected_at_fpr_5", "Adaptive", "How often an attack that knows the detector fools "
+           "the model unseen at FPR 5 %: less is better.", "undetected", first="asc"),
+    Column("worst_auroc", "Worst", "The lowest AUROC over the perturbations, and which one it was."),
+    Column("mean_auroc_seen", "Seen", "Mean AUROC over perturbations that the detector was fitted on, exactly or by "
+           "family; empty for detectors that learn from clean images only.", "mean"),
+    Column("mean_auroc_unseen", "Unseen", "Mean AUROC over perturbations that the detector never saw, and how many "
+           "they are.", "mean"),
+    Column("control_flagged_at_fpr_5", "Control", "The share of random noise of the same norm as the attacks that is "
+           "flagged although it changes no prediction: a detector of noise gives itself away here.", "flagged",
+           first="asc"),
+    Column("benign_flagged_at_fpr_5", "Benign", "The share of plain noise and corruptions that is flagged although "
+           "the prediction holds.", "flagged", first="asc"),
+    Column("fpr_realised_5", "Clean", "The share of clean evaluate images that is flagged: about 5 % if the "
+           "threshold carries over (the realised FPR).", "flagged", first="asc"),
+    Column("surrogate", "Surrogate", "How the adaptive attack differentiates the detector: exactly, relaxed, straight "
+           "through, or not at all.", kind="text", first="asc"),
+    Column("seeds", "Seeds", "How many seeds a cell is the mean of, and the standard deviation of robust accuracy "
+           "between them.", "SD", "text", "asc"),
+    Column("flags", "Flags", "Sanity flags: what makes this row's numbers doubtful.", kind="flags", first="asc"),
+)  # fmt: skip
+BOARD_HEADS = (("", 2), ("Worst case", 2), ("AUROC", 3), ("False alarms", 3), ("Trust", 3))
+EMPTY = {
+    "rank": "not ranked",
+    "adaptive_undetected_at_fpr_5": "no adaptive attack was made against this detector",
+    "mean_auroc_seen": "fitted on no perturbation of this suite",
+    "mean_auroc_unseen": "no unseen perturbation with enough fooling images",
+    "worst_auroc": "no perturbation with enough fooling images",
+    "control_flagged_at_fpr_5": "no control images were kept",
+    "benign_flagged_at_fpr_5": "no noise or corruption in the suite",
+}
+PERTURBED = (
+    Column("perturbation", "Perturbation", "Its label in the suite; under it its kind, family and library.",
+           kind="text", first="asc"),
+    Column("eps", "Budget", "The norm that is limited or minimised, and the limit.", kind="text", first="asc"),
+    Column("n", "Images", "Images that the model got right and that were perturbed."),
+    Column("success_rate", "Success rate", "The share of them that fools the model."),
+    Column("mean_linf", "L∞", "Mean largest change of a pixel; under it the largest of all images.", "mean, max"),
+    Column("mean_l2", "L2", "Mean Euclidean length of the change.", "mean"),
+    Column("mean_l0", "L0", "Mean number of changed pixels.", "mean"),
+    Column("forwards_per_image", "Forwards", "Forward passes per image.", "per image", first="asc"),
+    Column("backwards_per_image", "Backwards", "Backward passes per image.", "per image", first="asc"),
+    Column("flags", "Flags", "What makes the numbers doubtful, or why there are none.", kind="flags", first="asc"),
+)  # fmt: skip
+
+
+def percent(value: float | None) -> str:
+    """``61.2 %``, or a dash."""
+    return DASH if value is None else f"{100 * value:.1f}{SPACE}%"
+
+
+def budget(norm: str, eps: str) -> str:
+    """``L∞ ≤ 8/255``: a decimal that is a whole number of 255ths is written as one."""
+    try:
+        value = float(eps)
+    except ValueError:
+        shown = eps
+    else:
+        levels = value * 255
+        whole = abs(levels - round(levels)) < 1e-3 and 0 < round(levels) <= 255
+        shown = f"{round(levels)}/255" if whole and norm == "linf" else f"{value:.3g}"
+    name = NORMS.get(norm, norm)
+    if name and not shown:
+        return f"{name}, minimised"
+    return f"{name} ≤ {shown}" if shown and name else name or shown or DASH
+
+
+def flags(text: str) -> list[Flag]:
+    """The flags of a cell: separated by ``;`` or ``|``, or by commas where none of them holds a blank."""
+    parts = [p.strip() for p in re.split(r"[;|]", text) if p.strip()]
+    if len(parts) == 1 and "," in parts[0] and " " not in parts[0].replace(", ", ","):
+        parts = [p.strip() for p in parts[0].split(",") if p.strip()]
+    return [
+        Flag(*FLAGS.get(p, (p, next((h for pattern, h in FLAG_HELP if re.search(pattern, p, re.I)), ""))))
+        for p in parts
+    ]
+
+
+def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
+    """The leaderboard of one data set, model and threat.
+
+    Args:
+        rows: of ``leaderboard.csv``.
+        reasons: detector to why something of it is missing (a failure, too few positives).
+    """
+    ranked = sorted((r for r in rows if r.text("detector") != ABLATION), key=_place)
+    ablation = [r for r in rows if r.text("detector") == ABLATION]
+    reference = next((r.number("robust_accuracy_at_fpr_5") for r in ablation), None)
+    shown = [("" if r.number("rank") is not None else "unranked", _board_row(r, reasons)) for r in ranked]
+    shown += [("ablation", _board_row(r, reasons)) for r in ablation]
+    return Table(BOARD, shown, BOARD_HEADS, reference=_share(reference))
+
+
+def _place(row: Row) -> tuple[float, float]:
+    rank, robust = row.number("rank"), row.number("robust_accuracy_at_fpr_5")
+    return (float("inf") if rank is None else rank, -(robust if robust is not None else -1.0))
+
+
+def _board_row(row: Row, reasons: Mapping[str, str]) -> list[Cell]:
+    detector = row.text("detector")
+    cells = []
+    for column in BOARD:
+        cell = _board_cell(row, column)
+        if cell.text == DASH and column.kind == "number":
+            why = "flags nothing: it has no score" if detector == ABLATION else EMPTY.get(column.key, "not computed")
+            specific = reasons.get(detector, "")
+            general = column.key in ("rank", "mean_auroc_seen", "benign_flagged_at_fpr_5")
+            cell = replace(cell, title=why if general or not specific else specific)
+        cells.append(cell)
+    return cells
+
+
+def _board_cell(row: Row, column: Column) -> Cell:
+    key = column.key
+    if key == "flags":
+        found = flags(row.text("flags"))
+        return Cell("", str(len(found)) if found else "", flags=found)
+    if key == "seeds":
+        sd = row.number("seed_sd")
+        seeds = row.text("seeds").split()
+        note = "" if sd is None else f"±{SPACE}{100 * sd:.1f}"
+        count = str(len(seeds)) if seeds else ""
+        return Cell(count or DASH, count, note, f"seeds {', '.join(seeds)}" if seeds else "")
+    if column.kind == "text":
+        text = row.text(key)
+        note = "flags nothing" if key == "detector" and text == ABLATION else ""
+        return Cell(text or DASH, text, note, SURROGATES.get(text, "") if key == "surrogate" else "")
+    value = row.number(key)
+    if value is None:
+        return Cell()
+    if key == "rank":
+        return Cell(f"{value:.0f}", f"{value:.0f}")
+    if key == "robust_accuracy_at_fpr_5":
+        low, high = row.number("robust_accuracy_low"), row.number("robust_accuracy_high")
+        title = "" if low is None or high is None else f"95 % interval {percent(low)} to {percent(high)}"
+        return Cell(percent(value), repr(value), "", title, _share(value), _share(low), _share(high))
+    if key in ("worst_auroc", "mean_auroc_seen", "mean_auroc_unseen"):
+        unseen = row.number("n_unseen")
+        note = row.text("worst_perturbation") if key == "worst_auroc" else ""
+        if key == "mean_auroc_unseen" and unseen is not None:
+            note = f"of {unseen:.0f}"
+        return Cell(f"{value:.3f}", repr(value), note)
+    return Cell(percent(value), repr(value))
+
+
+def perturbed(rows: Sequence[Row], threat: tuple[str, float | None]) -> Table:
+    """What every perturbation did to one model, the mean over seeds, in the suite's order.
+
+    Args:
+        rows: of ``perturbations.csv``.
+        threat: norm and budget that the ranking is about.
+    """
+    shown = []
+    for (label,), own in grouped(rows, "perturbation").items():
+        first = own[0]
+        kind = first.text("kind")
+        about = " · ".join(dict.fromkeys(t for t in (kind, first.text("family"), first.text("library")) if t))
+        found = [f for text in dict.fromkeys(r.text("flags") for r in own) for f in flags(text)]
+        found += [Flag(t, NO_NUMBER) for t in dict.fromkeys(r.text("reason") for r in own) if t]
+        largest = max((v for r in own if (v := r.number("max_linf")) is not None), default=None)
+        norm, eps = threat
+        if norm == "linf" and eps and largest is not None and largest > eps * 1.001 and "attack" in kind:
+            found.append(Flag("beyond the threat model", "Some images moved further than the threat model allows: they "
+                              "are shown here and do not enter the ranking."))  # fmt: skip
+        rate = mean(r.number("success_rate") for r in own)
+        why = next((r.text("reason") for r in own if r.text("reason")), "not measured")
+        cells = [
+            Cell(label or DASH, label, about),
+            Cell(text := budget(first.text("norm"), first.text("eps")), "" if text == DASH else text),
+            _amount(own, "n", "{:.0f}", why),
+            Cell(
+                percent(rate), "" if rate is None else repr(rate), title=why if rate is None else "", bar=_share(rate)
+            ),
+            replace(_amount(own, "mean_linf", "{:.4f}", why), note="" if largest is None else f"{largest:.4f}"),
+            _amount(own, "mean_l2", "{:.3f}", why),
+            _amount(own, "mean_l0", "{:.1f}", why),
+            _amount(own, "forwards_per_image", "{:.4g}", why),
+            _amount(own, "backwards_per_image", "{:.4g}", why),
+            Cell("", str(len(found)) if found else "", flags=found),
+        ]
+        shown.append((kind if kind in ("noise", "corruption") else "", cells))
+    return Table(PERTURBED, shown)
+
+
+def _amount(rows: Sequence[Row], column: str, pattern: str, why: str) -> Cell:
+    value = mean(r.number(column) for r in rows)
+    return Cell(title=why) if value is None else Cell(pattern.format(value), repr(value))
+
+
+def _share(value: float | None) -> float | None:
+    """A number that a bar can draw: between 0 and 1."""
+    return None if value is None else round(min(max(value, 0.0), 1.0), 4)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from aftershock.attacks.base import Norm, norms
+from aftershock.attacks.geometry import ascent, project, random_in_ball
+from aftershock.harness.seeds import Draws
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest
+from torch import Tensor
+
+
+def pair(seed: int, n: int = 6, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    clean = torch.rand(n, 2, 3, 3, generator=random)
+    return clean, clean + scale * torch.randn(n, 2, 3, 3, generator=random)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), eps=st.floats(0, 3), norm=st.sampled_from(["linf", "l2", "l1"]))
+def test_projection_is_the_nearest_point_of_the_ball(seed: int, eps: float, norm: Norm) -> None:
+    clean, images = pair(seed)
+    projected = project(images, clean, eps, norm)
+    assert (norms(projected - clean)[norm] <= eps * (1 + 1e-6) + 1e-6).all()
+    # A point p of a convex set is nearest to x exactly where <x - p, y - p> <= 0 for every y of the set: try points
+    # on the boundary, the vertices of the L1 ball among them.
+    random = torch.Generator().manual_seed(seed + 1)
+    for _ in range(20):
+        direction = torch.randn(clean.shape, generator=random)
+        vertex = torch.zeros(6, 18).scatter_(1, direction.flatten(1).abs().argmax(1, keepdim=True), 1.0).view_as(clean)
+        for boundary in (direction, -direction, vertex, -vertex, direction.sign()):
+            length = norms(boundary)[norm].view(-1, 1, 1, 1)
+            inside = clean + eps * boundary / length
+            product = ((images - projected) * (inside - projected)).flatten(1).sum(1)
+            # The float32 ball ends a millionth inside the true one.
+            assert (product <= 1e-4).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_images_inside_their_ball_stay_bit_for_bit(norm: Norm) -> None:
+    clean, images = pair(0, scale=0.01)
+    assert torch.equal(project(images, clean, 5.0, norm), images)
+
+
+def test_linf_projection_is_contained_to_one_rounding() -> None:
+    random = torch.Generator().manual_seed(0)
+    clean = torch.rand(50, 3, 16, 16, generator=random)
+    moved = project(clean + torch.randn(clean.shape, generator=random), clean, 8 / 255, "linf")
+    assert float((moved.double() - clean.double()).abs().max()) <= 8 / 255 + 1e-7
+
+
+def test_l0_has_no_projection() -> None:
+    clean, images = pair(0)
+    with pytest.raises(ValueError, match="l0"):
+        project(images, clean, 1.0, "l0")
+
+
+def test_ascent_has_norm_one_and_survives_tiny_gradients() -> None:
+    gradient = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(norms(ascent(gradient * 1e-30, "l2"))["l2"], torch.ones(4), atol=1e-6)
+    assert torch.allclose(ascent(gradient * 1e-30, "l2"), ascent(gradient, "l2"), atol=1e-6)
+    assert torch.equal(ascent(gradient * 1e-30, "linf"), gradient.sign())
+    assert torch.equal(ascent(torch.zeros(2, 1, 3, 3), "l2"), torch.zeros(2, 1, 3, 3))
+
+
+def test_random_starts_are_uniform_in_the_ball() -> None:
+    clean = torch.zeros(800, 1, 2, 2)
+    l2 = norms(random_in_ball(clean, 0.5, "l2", Draws(0, range(800))))["l2"]
+    # Uniform in four dimensions: (r / eps) ** 4 is uniform on [0, 1].
+    assert kstest((l2 / 0.5).pow(4).numpy(), "uniform").pvalue > 0.01
+    linf = random_in_ball(clean, 0.5, "linf", Draws(0, range(800)))
+    assert kstest(linf.flatten().numpy(), "uniform", args=(-0.5, 1.0)).pvalue > 0.01

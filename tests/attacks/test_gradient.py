@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from aftershock.attacks import CountingModel
+from aftershock.attacks.gradient import FGSM, PGD, input_gradient, margin
+from aftershock.attacks.noise import Gaussian, Uniform
+from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
+from aftershock.harness.errors import UsageError
+from torch import nn
+
+# Of |w·x + b| in units of the dual norm; images this near to the boundary are left out of the closed forms.
+SLACK = 1e-4
+
+
+def run(case, perturbation, model: nn.Module | None = None, seed: int = 0) -> PerturbedBatch:
+    return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed)
+
+
+def expected(linear, eps: float, dual: int, slack: float = SLACK) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which images the best attack of the budget fools, and which are far enough from the boundary to tell."""
+    distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
+    return distance < eps, (distance - eps).abs() > slack
+
+
+@pytest.mark.parametrize(
+    "perturbation",
+    [
+        FGSM(0.02),
+        PGD(0.02),
+        PGD(0.02, loss="margin"),
+        PGD(0.02, steps=1, step_size=0.02, random_start=False),
+        PGD(0.02, restarts=3),
+    ],
+)
+def test_linf_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, perturbation) -> None:
+    fooled, clear = expected(linear, 0.02, 1)
+    made = run(linear, perturbation)
+    assert 30 < fooled.sum() < 170 and clear.sum() > 190 and made.flags == ()
+    assert torch.equal(made.success[clear], fooled[clear])
+    assert (made.norms["linf"] <= 0.02 + 1e-6).all()
+
+
+def test_fgsm_from_a_random_start_ends_where_its_step_and_the_budget_say(linear) -> None:
+    made = run(linear, FGSM(0.02, random_start=True))
+    # Along the ascent direction: min(u + 1.25 eps, eps) with u uniform in [-eps, eps], whose mean is
+    # eps (1 - 0.75^2 / 4), and at an end of the budget with chance 1 - 0.75 / 2.
+    toward = torch.where(linear.labels == 0, 1.0, -1.0)[:, None] * linear.model.weight.detach().sign()
+    along = (made.images - linear.images).flatten(1) * toward / 0.02
+    assert float(along.mean()) == pytest.approx(1 - 0.75**2 / 4, abs=0.01)
+    assert float((along > 1 - 1e-4).float().mean()) == pytest.approx(1 - 0.75 / 2, abs=0.02)
+    assert float(along.min()) >= 0.25 - 1e-4 and made.flags == ()
+
+
+@pytest.mark.parametrize(
+    "perturbation", [FGSM(0.1, norm="l2"), PGD(0.1, norm="l2", random_start=False), PGD(0.1, steps=60, norm="l2")]
+)
+def test_l2_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, perturbation) -> None:
+    fooled, clear = expected(linear, 0.1, 2, slack=1e-3)  # a random start leaves a little off the axis
+    made = run(linear, perturbation)
+    assert 30 < fooled.sum() < 170 and clear.sum() > 180 and made.flags == ()
+    assert torch.equal(made.success[clear], fooled[clear])
+    assert (made.norms["l2"] <= 0.1 + 1e-6).all() and (made.norms["l2"] > 0.0999).all()
+
+
+def test_the_gradient_is_that_of_each_image_alone(digits) -> None:
+    whole = input_gradient(CountingModel(digits.model), digits.images[:5], digits.labels[:5])
+    x = digits.images[:5].double().requires_grad_()
+    logits = copy.deepcopy(digits.model).double()(x)
+    # The derivative of cross-entropy by the logits: softmax minus one-hot.
+    upstream = logits.softmax(1) - nn.functional.one_hot(digits.labels[:5], 10)
+    (oracle,) = torch.autograd.grad(logits, x, upstream.detach())
+    assert torch.allclose(whole.double(), oracle, atol=1e-5)
+
+
+def test_margin_is_positive_exactly_for_fooled_images() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [-5.0, -6.0, -7.0]])
+    assert margin(logits, torch.tensor([1, 1])).tolist() == [-1.0, 1.0]
+
+
+def test_more_steps_are_not_weaker_on_a_curved_model(digits) -> None:
+    one = run(digits, FGSM(0.08)).success.float().mean()
+    many = run(digits, PGD(0.08, steps=20, random_start=False)).success.float().mean()
+    assert 0.1 < one < 0.95 and many > one
+
+
+def test_success_grows_with_the_budget(digits) -> None:
+    rates = [float(run(digits, PGD(eps, loss="margin")).success.float().mean()) for eps in (0, 0.02, 0.05, 0.1, 0.3)]
+    assert rates == sorted(rates) and rates[0] == 0 and rates[-1] > 0.95
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits, loss) -> None:
+    once = run(digits, PGD(0.05, steps=2, step_size=0.03, loss=loss))
+    often = run(digits, PGD(0.05, steps=2, step_size=0.03, restarts=8, loss=loss))
+    assert 0 < once.success.sum() < len(once.success)
+    assert often.success[once.success].all() and often.success.sum() > once.success.sum()
+    assert torch.equal(often.images[once.success], once.images[once.success])
+
+
+def test_images_that_leave_the_batch_change_nothing_for_the_others(digits) -> None:
+    often = PGD(0.05, steps=3, restarts=4)
+    whole = run(digits, often)
+    alone = perturb_batch(often, digits.model, digits.images, digits.labels, digits.indices, 0, batch_size=1)
+    assert ((whole.images - alone.images).abs() > 1e-4).float().mean() < 1e-3
+
+
+def test_counts_have_a_closed_form(linear) -> None:
+    one = run(linear, PGD(0.02, steps=7))
+    assert (one.forwards, one.backwards) == (7, 7)
+    # Nothing is ever fooled: every restart is paid, and a check after each but the last.
+    never = run(linear, PGD(0.0, steps=7, restarts=3))
+    assert not never.success.any() and (never.forwards, never.backwards) == (3 * 7 + 2, 3 * 7)
+    # Everything is fooled at once: one run and one check.
+    always = run(linear, PGD(0.2, steps=7, restarts=3))
+    assert always.success.all() and (always.forwards, always.backwards) == (8, 7)
+    # Without a draw, a share p of the images leaves after the first of two restarts.
+    some = run(linear, PGD(0.02, steps=7, restarts=2))
+    left = 1 - some.success.float().mean().item()
+    assert some.forwards == pytest.approx(7 + 1 + 7 * left) and some.backwards == pytest.approx(7 + 7 * left)
+
+
+def test_the_seed_and_nothing_else_moves_random_starts(digits) -> None:
+    attack = PGD(0.05, steps=2)
+    assert torch.equal(run(digits, attack, seed=1).images, run(digits, attack, seed=1).images)
+    assert not torch.equal(run(digits, attack, seed=1).images, run(digits, attack, seed=2).images)
+    fixed = PGD(0.05, steps=2, random_start=False)
+    assert torch.equal(run(digits, fixed, seed=1).images, run(digits, fixed, seed=2).images)
+
+
+@pytest.mark.parametrize("perturbation", [FGSM(0), FGSM(0, norm="l2"), PGD(0), PGD(0, norm="l2"), Uniform(0)])
+def test_a_budget_of_nothing_changes_nothing(linear, perturbation) -> None:
+    made = run(linear, perturbation)
+    assert torch.equal(made.images, linear.images) and not made.success.any()
+
+
+def test_the_default_step_is_two_and_a_half_budgets_over_the_steps() -> None:
+    assert PGD(0.1, steps=25).step_size == pytest.approx(0.01)
+    assert (PGD(0.1, norm="l2").norm, PGD(0.1).norm, FGSM(0.1, norm="l2").norm) == ("l2", "linf", "l2")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PGD(-0.1), "eps = -0.1"),
+        (lambda: PGD(float("nan")), "eps = nan"),
+        (lambda: PGD(8.0), "8/255"),
+        (lambda: FGSM(float("inf"), norm="l2"), "eps = inf"),
+        (lambda: FGSM(0.1, norm="l1"), "linf or l2"),
+        (lambda: PGD(0.1, norm="l0"), "linf or l2"),
+        (lambda: PGD(0.1, steps=0), "steps = 0"),
+        (lambda: PGD(0.1, steps=2.5), "steps = 2.5"),
+        (lambda: PGD(0.1, step_size=0.0), "step_size"),
+        (lambda: PGD(0.1, restarts=0), "restarts = 0"),
+        (lambda: PGD(0.1, restarts=2, random_start=False), "random_start"),
+        (lambda: PGD(0.1, loss="hinge"), "ce or margin"),
+        (lambda: Gaussian(0.0), "std"),
+        (lambda: Gaussian(float("nan")), "std"),
+        (lambda: Uniform(1.5), "eps"),
+        (lambda: Uniform(-1), "eps"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+    assert PGD(3.0, norm="l2").eps == 3.0
+
+
+def test_gaussian_noise_has_its_standard_deviation(linear) -> None:
+    made = run(linear, Gaussian(0.05))
+    delta = made.images - linear.images
+    # Images in [0.3, 0.7] lie six standard deviations from the range's ends: nothing is clipped. 9600 draws.
+    assert float(delta.std()) == pytest.approx(0.05, rel=0.03) and abs(float(delta.mean())) < 0.002
+    assert (made.forwards, made.backwards) == (0, 0)
+
+
+def test_uniform_noise_fills_its_budget(linear) -> None:
+    made = run(linear, Uniform(0.1))
+    delta = made.images - linear.images
+    assert float(delta.abs().max()) <= 0.1 + 1e-6 and float(delta.abs().max()) > 0.099
+    assert float(delta.std()) == pytest.approx(0.1 / 3**0.5, rel=0.03) and made.flags == ()
+
+
+@pytest.mark.parametrize("perturbation", [Gaussian(2.0), Uniform(1.0)])
+def test_noise_stays_in_range(linear, perturbation) -> None:
+    made = run(linear, perturbation)
+    assert made.images.min() == 0 and made.images.max() == 1 and made.flags == ()

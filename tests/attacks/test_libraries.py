@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+from aftershock.attacks import CountingModel, library
+from aftershock.attacks.foolbox_adapter import L2DeepFool, LinfDeepFool
+from aftershock.attacks.gradient import PGD, margin
+from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
+from aftershock.attacks.torchattacks_adapter import CW
+from aftershock.harness.errors import UnavailableError, UsageError
+from aftershock.harness.registry import PERTURBATIONS
+from aftershock.harness.seeds import Draws
+from torch import Tensor, nn
+
+LIBRARY = [CW(c=20.0, lr=0.05), L2DeepFool(), LinfDeepFool()]
+names = [type(a).__name__ for a in LIBRARY]
+
+
+def run(case, perturbation, model: nn.Module | None = None, batch_size: int = 128) -> PerturbedBatch:
+    return perturb_batch(
+        perturbation, model or case.model, case.images, case.labels, case.indices, 0, batch_size=batch_size
+    )
+
+
+@pytest.mark.parametrize(("perturbation", "dual"), [(L2DeepFool(), 2), (LinfDeepFool(), 1)])
+def test_deepfool_on_a_linear_model_goes_just_beyond_the_boundary(linear, perturbation, dual: int) -> None:
+    made = run(linear, perturbation)
+    distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
+    assert made.success.all() and made.flags == ()
+    # The library adds 1e-4 to the distance for stability and overshoots by 2 %.
+    assert torch.allclose(made.norms[perturbation.norm], 1.02 * (distance + 1e-4), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
+def test_real_runs_fool_with_less_than_pgd(digits, perturbation) -> None:
+    made = run(digits, perturbation)
+    assert made.success.float().mean() > 0.9 and made.flags == ()
+    eps = {"linf": 0.3, "l2": 2.0}[perturbation.norm]
+    pgd = run(digits, PGD(eps, norm=perturbation.norm))
+    both = made.success & pgd.success
+    assert both.sum() > 60
+    assert made.norms[perturbation.norm][both].mean() < 0.6 * pgd.norms[perturbation.norm][both].mean()
+    assert made.forwards > 1 and made.backwards > 1
+
+
+@pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
+def test_results_do_not_depend_on_the_batch(digits, perturbation) -> None:
+    whole, parts = run(digits, perturbation), run(digits, perturbation, batch_size=7)
+    assert torch.equal(whole.success, parts.success)
+    assert ((whole.images - parts.images).abs() > 1e-3).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
+def test_a_training_model_without_parameters_and_loud_libraries(linear, perturbation, capfd, monkeypatch) -> None:
+    weight, bias = linear.model.weight.detach(), linear.model.bias.detach()
+
+    class Bare(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            value = images.flatten(1) @ weight + bias
+            return torch.stack([torch.zeros_like(value), value], 1)
+
+    model = Bare()
+    # As in a program that set up no logging; pytest gives the root logger handlers of its own.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    made = run(linear, perturbation, model)
+    assert made.success.all() and made.flags == () and model.training
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger().handlers == []
+
+
+def test_warnings_of_a_library_stay_inside_its_adapter(linear) -> None:
+    class Loud(CW):
+        def run(self, model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
+            warnings.warn("numpy 2 will not like this", DeprecationWarning, stacklevel=1)
+            return images
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(linear, Loud())
+        warnings.warn("mine", UserWarning, stacklevel=1)
+    assert [str(w.message) for w in caught] == ["mine"]
+
+
+def test_cw_counts_one_pass_per_step(digits) -> None:
+    # With so large a step the cost of the batch rises, where the library by itself would stop all of it.
+    made = run(digits, CW(steps=20, lr=2.0))
+    assert (made.forwards, made.backwards) == (20, 20)
+
+
+def test_cw_does_not_care_where_zero_lies_among_the_logits(digits) -> None:
+    class Shifted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return digits.model(images) - 50
+
+    made, shifted = run(digits, CW(c=10.0, lr=0.05)), run(digits, CW(c=10.0, lr=0.05), Shifted())
+    assert made.success.float().mean() > 0.9
+    assert (made.success == shifted.success).float().mean() > 0.97
+    both = made.success & shifted.success
+    assert torch.allclose(made.norms["l2"][both].mean(), shifted.norms["l2"][both].mean(), rtol=0.02)
+
+
+def test_cw_confidence_is_reached_or_the_image_comes_back(digits) -> None:
+    made = run(digits, CW(c=50.0, kappa=4.0, steps=100, lr=0.05))
+    assert made.success.float().mean() > 0.8
+    with torch.no_grad():
+        reached = margin(digits.model(made.images), digits.labels)
+    assert (reached[made.success] >= 4 - 1e-3).all()
+    assert torch.equal(made.images[~made.success], digits.images[~made.success])
+    assert made.norms["l2"][made.success].mean() > run(digits, CW(c=50.0, steps=100, lr=0.05)).norms["l2"].mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CW(c=0.0), "c = 0.0"),
+        (lambda: CW(kappa=-1.0), "kappa"),
+        (lambda: CW(steps=0), "steps"),
+        (lambda: CW(lr=float("nan")), "lr"),
+        (lambda: L2DeepFool(candidates=1), "candidates"),
+        (lambda: LinfDeepFool(overshoot=-0.1), "overshoot"),
+        (lambda: LinfDeepFool(steps=True), "steps"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(4, 3, 4, 4).double(), "float32"),
+        (torch.rand(4, 48), "float32"),
+        (torch.rand(3, 3, 4, 4), "n labels"),
+        (torch.rand(4, 3, 4, 4) - 0.5, r"\[0, 1\]"),
+    ],
+)
+def test_the_adapter_itself_checks_its_input(linear, images: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        L2DeepFool().perturb(CountingModel(linear.model), images, torch.zeros(4, dtype=torch.int64), Draws(0, range(4)))
+
+
+def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    assert CW().unavailable((3, 8, 8), 10) is None and CW().library_version() == version("torchattacks")
+    monkeypatch.setattr(library, "version", missing)
+    assert "torchattacks is not installed" in str(CW().unavailable((3, 8, 8), 10))
+    with pytest.raises(UnavailableError, match="pip install foolbox"):
+        L2DeepFool().library_version()
+
+
+def test_what_an_attack_cannot_do_without_is_a_reason() -> None:
+    class ThreeChannels(CW):
+        channels = 3
+
+    assert ThreeChannels().unavailable((3, 8, 8), 10) is None
+    assert "3 channels only, not 1" in str(ThreeChannels().unavailable((1, 8, 8), 10))
+    assert "two classes" in str(CW().unavailable((1, 8, 8), 1))
+
+
+def test_adapters_import_their_libraries_only_when_they_run() -> None:
+    code = (
+        "import sys; import aftershock.attacks.torchattacks_adapter as t, aftershock.attacks.foolbox_adapter as f;"
+        "t.CW().unavailable((1, 8, 8), 10); f.L2DeepFool().unavailable((1, 8, 8), 10);"
+        "print(sorted({'torchattacks', 'foolbox', 'torchvision'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_registered_names_say_what_they_are() -> None:
+    registered = ("torchattacks.CW", "foolbox.L2DeepFoolAttack", "foolbox.LinfDeepFoolAttack")
+    assert [PERTURBATIONS.get(name) for name in registered] == [CW, L2DeepFool, LinfDeepFool]
+    for name in PERTURBATIONS.builtins:
+        part = PERTURBATIONS.get(name)
+        assert part.info.title and part.info.summary and part.info.family
+        assert part.info.library == (name.partition(".")[0] if "." in name else "aftershock")

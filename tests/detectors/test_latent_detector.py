@@ -1,0 +1,122 @@
+"""The latent detector against scikit-learn's principal components and shrunk covariance."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from aftershock.detectors.latent import Latent
+from aftershock.harness.errors import UsageError
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+
+
+def activations(world: Any, sample: Any) -> list[np.ndarray]:
+    return [sample.before[tap.name].relu().double().numpy() for tap in world.taps]
+
+
+@pytest.mark.parametrize("component", ["all", "reconstruction", "distance"])
+def test_pca_is_scikit_learns(world: Any, component: Any) -> None:
+    clean, other = world.clean(240, 1), world.perturbed(50, 2)
+    clean = clean.take(clean.labels != 3)
+    detector = Latent("pca", latent=4, units=200, component=component)
+    found = detector.fit(world.traces(clean, detector.needs, fit=True)).score(world.traces(other, detector.needs))
+
+    cut = len(clean.labels) - len(clean.labels) // 8
+    prepared = []
+    for train, test in zip(activations(world, clean), activations(world, other), strict=True):
+        mean, deviation = train[:cut].mean(0), train[:cut].std(0)
+        width = train.shape[1]
+        prepared.append([(x - mean) / deviation / np.sqrt(width) for x in (train, test)])
+    train, test = (np.concatenate(x, 1) for x in zip(*prepared, strict=True))
+    pca = PCA(4, svd_solver="full").fit(train[:cut])
+    labels = clean.labels.numpy()[:cut]
+    right = labels == clean.logits.argmax(1).numpy()[:cut]
+    codes = pca.transform(train[:cut])
+    means = {c: codes[right & (labels == c)].mean(0) for c in np.unique(labels)}
+    means[3] = codes[right].mean(0)
+    within = LedoitWolf(assume_centered=True).fit(
+        np.stack([z - means[c] for z, c in zip(codes[right], labels[right], strict=True)])
+    )
+
+    def parts(x: np.ndarray, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        z = pca.transform(x)
+        offset = z - np.stack([means[c] for c in predictions])
+        return {
+            "reconstruction": np.sqrt(np.square(x - pca.inverse_transform(z)).mean(1)),
+            "distance": np.sqrt(np.einsum("nd,de,ne->n", offset, within.precision_, offset)),
+        }
+
+    held_out = parts(train[cut:], clean.logits.argmax(1).numpy()[cut:])
+    own = parts(test, other.logits.argmax(1).numpy())
+    chosen = list(own) if component == "all" else [component]
+    expected = np.mean([(own[n] - held_out[n].mean()) / held_out[n].std() for n in chosen], axis=0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any) -> None:
+    detector = Latent("pca", latent=4, units=200)
+    clean = world.clean(200, 1)
+    # Half of the narrow layer is dead: only units that vary count.
+    clean = clean.changed("dense", lambda x: torch.cat([x.new_full((len(x), 10), -1), x[:, 10:]], 1))
+    traces = world.traces(clean, detector.needs, fit=True)
+    detector.fit(traces)
+    raw = torch.cat([traces.full(tap.name) for tap in world.taps], 1)
+    inputs = ((raw - detector.inputs["mean"]) * detector.inputs["scale"])[:175]
+    energies = [float(part.square().sum(1).mean()) for part in inputs.split([96, 72, 20], 1)]
+    assert energies == pytest.approx([energies[0]] * 3, rel=1e-4)
+    assert float(inputs[:, 168:178].abs().max()) == 0
+
+
+def test_the_autoencoder_learns_a_curve_that_principal_components_cannot(world: Any) -> None:
+    """Images on an arc, against images inside and outside of it; a code of one number can follow the arc only."""
+
+    def arc(n: int, seed: int, off: float) -> Any:
+        sample = world.clean(n, seed)
+        draw = torch.Generator().manual_seed(seed)
+        angle = 3 * torch.rand(n, 1, generator=draw)
+        radius = 1 + off * torch.randint(0, 2, (n, 1), generator=draw).mul(2).sub(1)
+        before = {}
+        for tap in world.taps:
+            directions = torch.randn(2, tap.units, generator=torch.Generator().manual_seed(tap.units))
+            before[tap.name] = 9 + radius * torch.cat([angle.sin(), angle.cos()], 1) @ directions
+        return type(sample)(before, sample.logits, sample.labels)
+
+    clean, held_out, off = arc(600, 1, 0), arc(200, 2, 0), arc(200, 3, 0.5)
+    separated = {}
+    encoders: tuple[Literal["autoencoder", "pca"], ...] = ("autoencoder", "pca")
+    for encoder in encoders:
+        detector = Latent(encoder, latent=1, hidden=(64, 32), epochs=40, component="reconstruction")
+        detector.fit(world.traces(clean, detector.needs, fit=True))
+        a, b = (detector.score(world.traces(s, detector.needs)) for s in (held_out, off))
+        separated[encoder] = float((b.unsqueeze(1) > a).double().mean())
+    assert separated["autoencoder"] > 0.9
+    assert separated["autoencoder"] > separated["pca"] + 0.2
+
+
+def test_the_seed_moves_the_autoencoder_and_not_the_components(world: Any) -> None:
+    clean, other = world.clean(100, 1), world.perturbed(30, 2)
+    cases: tuple[tuple[Literal["autoencoder", "pca"], bool], ...] = (("autoencoder", False), ("pca", True))
+    for encoder, same in cases:
+        scores = []
+        for seed in (0, 1):
+            detector = Latent(encoder, latent=3, hidden=(16,), epochs=3)
+            detector.fit(world.traces(clean, detector.needs, fit=True, seed=seed))
+            scores.append(detector.score(world.traces(other, detector.needs)))
+        assert torch.equal(*scores) is same
+
+
+def test_units_limits_what_is_read_of_each_layer(world: Any) -> None:
+    detector = Latent("pca", latent=2, units=30)
+    assert [n.units for n in detector.needs] == [30]
+    detector.fit(world.traces(world.clean(60, 1), detector.needs, fit=True))
+    assert detector.inputs["mean"].shape == (30 + 30 + 20,)
+
+
+def test_activations_that_never_vary_are_refused(world: Any) -> None:
+    detector = Latent("pca", ["dense"])
+    sample = world.clean(60, 1).changed("dense", lambda x: torch.full_like(x, 2.0))
+    with pytest.raises(UsageError, match="no unit whose activation varies"):
+        detector.fit(world.traces(sample, detector.needs, fit=True))

@@ -1,0 +1,568 @@
+"""The site from fabricated run directories: what it shows, escapes and refuses, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import math
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from aftershock.harness.errors import UsageError
+from aftershock.reports.figures import json_block
+from aftershock.reports.site import build_site
+from aftershock.reports.views import budget, flags
+
+HEADERS = {
+    "leaderboard": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"
+    "robust_accuracy_high,adaptive_undetected_at_fpr_5,worst_auroc,worst_perturbation,mean_auroc_seen,"
+    "mean_auroc_unseen,n_unseen,control_flagged_at_fpr_5,benign_flagged_at_fpr_5,fpr_realised_5,surrogate,flags,"
+    "seeds,seed_sd,protocol_digest",
+    "metrics": "dataset,model,seed,perturbation,kind,family,norm,eps,outcome,detector,fit_on,seen,negatives,n_positive,"
+    "n_negative,auroc,auroc_low,auroc_high,average_precision,tpr_at_fpr_1,tpr_at_fpr_5,tpr_at_fpr_10,"
+    "undetected_success_at_fpr_5,control_flagged_at_fpr_5,reason",
+    "perturbations": "dataset,model,seed,perturbation,kind,family,library,norm,eps,n,success_rate,mean_l0,mean_l2,"
+    "mean_linf,max_linf,forwards_per_image,backwards_per_image,flags,reason",
+    "propagation": "dataset,model,seed,perturbation,population,depth,tap,metric,n,mean,q05,q50,q95",
+}
+DIGEST = "5f0c2d9e8ab14c7793be61d2a0f4477c1d6e2b90c8a35f7e4410b6d9e2f8a7c3"
+KINDS = {
+    # perturbation: kind, family, library, norm, eps, success, l0, l2, linf, forwards, backwards
+    "gaussian": ("noise", "noise", "aftershock", "l2", "1.5", 0.021, 63.9, 1.41, 0.46, 1, 0),
+    "fgsm": ("attack", "fgsm", "aftershock", "linf", "0.125", 0.418, 58.2, 0.84, 0.125, 2, 1),
+    "pgd": ("attack", "pgd", "aftershock", "linf", "0.125", 0.713, 57.1, 0.77, 0.125, 21, 20),
+    "cw": ("attack", "cw", "torchattacks", "l2", "", 0.994, 51.4, 0.61, 0.214, 101, 100),
+    "deepfool": ("attack", "deepfool", "foolbox", "l2", "", 1.0, 49.8, 0.52, 0.188, 14, 38),
+}
+DETECTORS = {
+    # detector: fit_on, surrogate, strength on (fgsm, pgd, cw, deepfool), robust, adaptive, benign
+    "bits-on-pgd": ("pgd", "relaxed", (0.93, 0.98, 0.66, 0.55), 0.392, 0.874, 0.311),
+    "latent": ("", "exact", (0.83, 0.88, 0.74, 0.68), 0.447, 0.921, 0.094),
+    "codeshift": ("", "straight-through", (0.79, 0.86, 0.71, 0.63), 0.431, 0.905, 0.121),
+    "mahalanobis": ("", "exact", (0.87, 0.90, 0.69, 0.64), 0.418, 0.943, 0.176),
+    "energy": ("", "exact", (0.62, 0.41, 0.81, 0.88), 0.352, 0.989, 0.052),
+    "msp": ("", "exact", (0.68, 0.37, 0.90, 0.96), 0.347, 0.992, 0.061),
+    "kde": ("", "none", (0.74, 0.78, 0.66, 0.61), 0.401, 0.618, 0.088),
+}
+TAPS = {
+    "cnn": ["stem.relu", "block1.relu", "block1.relu:2", "block2.relu", "block2.relu:2", "block3.relu", "head.relu",
+            "head.relu:2"],
+    "mlp": ["fc1.relu", "fc2.relu", "fc3.relu", "fc4.relu", "fc5.relu", "fc6.relu", "fc7.relu", "fc8.relu"],
+}  # fmt: skip
+
+
+class Tables:
+    """A run directory in the making: rows by table, in the columns of the format."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[dict[str, object]]] = {name: [] for name in HEADERS}
+        self.facts: dict[str, object] = {}
+
+    def add(self, table: str, **cells: object) -> None:
+        unknown = set(cells) - set(HEADERS[table].split(","))
+        assert not unknown, unknown
+        self.rows[table].append(cells)
+
+    def write(self, path: Path) -> Path:
+        (path / "tables").mkdir(parents=True)
+        for name, rows in self.rows.items():
+            with (path / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.DictWriter(stream, HEADERS[name].split(","), restval="")
+                writer.writeheader()
+                writer.writerows(rows)
+        (path / "run.json").write_text(json.dumps(self.facts), encoding="utf-8")
+        return path
+
+
+def fabricate(models: Sequence[str] = ("cnn", "mlp"), seeds: Sequence[int] = (0, 1), name: str = "quick") -> Tables:
+    """Tables as a small run on digits would leave them."""
+    made, draw = Tables(), random.Random(7)
+    made.facts = {
+        "schema": 1, "name": name, "protocol_digest": DIGEST, "status": "incomplete",
+        "started": "2026-11-20T09:41:07+00:00", "finished": "2026-11-20T09:44:39+00:00", "seconds": 212.4,
+        "cells": {"done": 143, "failed": 1, "skipped": 2},
+        "failures": [{"cell": "fit:digits:mlp:1:autoencoder", "reason": "The loss became NaN after 3 epochs."}],
+        "versions": {"aftershock": "0.1.0", "torch": "2.15.0", "torchvision": "0.30.0", "torchattacks": "3.5.1",
+                     "foolbox": "3.3.4", "scikit-learn": "1.9.1", "numpy": "2.4.6"},
+        "hardware": {"cpu": "AMD EPYC 7763", "cores": 2, "memory_gb": 7.8, "device": "cpu", "platform": "Linux x86_64"},
+        "models": [{"dataset": "digits", "model": m, "seed": s, "clean_accuracy": a + 0.004 * s, "n_test": 540,
+                    "source": "trained in this run"} for m, a in zip(models, (0.981, 0.963), strict=False)
+                   for s in seeds],
+        "suite": {
+            "name": name, "seeds": list(seeds),
+            "data": {"name": "digits", "fit": 1000, "calibrate": 200, "evaluate": 200},
+            "threat": {"norm": "linf", "eps": "0.125"}, "models": [{"name": m} for m in models],
+            "perturbations": [{"name": p} for p in KINDS],
+            "detectors": [{"name": d} for d in [*DETECTORS, "autoencoder"]],
+        },
+    }  # fmt: skip
+    for model in models:
+        _measure(made, model, seeds, draw)
+        _rank(made, model, seeds, draw)
+    return made
+
+
+def _measure(made: Tables, model: str, seeds: Sequence[int], draw: random.Random) -> None:
+    for seed in seeds:
+        key = {"dataset": "digits", "model": model, "seed": seed}
+        for p, (kind, family, library, norm, eps, success, l0, l2, linf, fwd, bwd) in KINDS.items():
+            about = {**key, "perturbation": p, "kind": kind, "family": family, "norm": norm, "eps": eps}
+            rate = min(1.0, success * draw.uniform(0.96, 1.04))
+            made.add("perturbations", **about, library=library, n=196, success_rate=rate, mean_l0=l0, mean_l2=l2,
+                     mean_linf=linf, max_linf=linf * (1 if norm == "linf" else 1.9), forwards_per_image=fwd,
+                     backwards_per_image=bwd,
+                     flags="attack not converged" if p == "cw" and model == "mlp" else "")  # fmt: skip
+            n = round(196 * rate)
+            for d, (fit_on, _, strengths, *_, benign) in DETECTORS.items():
+                seen = "no" if not fit_on else {"pgd": "exact", "fgsm": "family"}.get(p, "no")
+                known = {**about, "outcome": "success", "detector": d, "fit_on": fit_on, "seen": seen, "n_positive": n}
+                for negatives in ("clean", "control"):
+                    if p == "gaussian":
+                        made.add("metrics", **known, negatives=negatives, n_negative=196,
+                                 reason=f"{n} fooling images, 30 are needed")  # fmt: skip
+                        continue
+                    a = strengths[list(KINDS).index(p) - 1] + draw.uniform(-0.015, 0.015)
+                    a = min(0.995, a - (0.08 if negatives == "control" else 0) - (0.02 if model == "mlp" else 0))
+                    half = 1.96 * math.sqrt(a * (1 - a) / n)
+                    tpr = max(0.01, min(0.99, (a - 0.45) * 1.7))
+                    made.add("metrics", **known, negatives=negatives, n_negative=196, auroc=a, auroc_low=a - half,
+                             auroc_high=min(1, a + half * 0.8), average_precision=a, tpr_at_fpr_1=tpr / 2,
+                             tpr_at_fpr_5=tpr, tpr_at_fpr_10=min(1, tpr * 1.2),
+                             undetected_success_at_fpr_5=rate * (1 - tpr),
+                             control_flagged_at_fpr_5=benign * 1.3)  # fmt: skip
+            _propagate(made, model, key, p, list(KINDS).index(p), draw)
+
+
+def _propagate(made: Tables, model: str, key: dict[str, object], p: str, index: int, draw: random.Random) -> None:
+    for depth, tap in enumerate(TAPS[model]):
+        for population, factor in (("success", 1.0), ("failed", 0.62), ("control", 0.42), ("target-class", 1.3)):
+            if (p == "gaussian" and population == "success") or (p == "deepfool" and population == "failed"):
+                continue
+            growth = (0.05, 0.11, 0.15, 0.085, 0.07)[index] * (1 if population != "control" else 0.25)
+            shift = factor * (0.16 + 0.03 * index % 0.1 + growth * (depth + 1)) * draw.uniform(0.97, 1.03)
+            flips = min(0.5, shift * 0.28)
+            cell = {**key, "perturbation": p, "population": population, "depth": depth, "tap": tap, "n": 120}
+            made.add(
+                "propagation", **cell, metric="relative_l2", mean=shift, q05=shift * 0.55, q50=shift, q95=shift * 1.6
+            )
+            made.add(
+                "propagation", **cell, metric="bit_flip_rate", mean=flips, q05=flips * 0.4, q50=flips, q95=flips * 1.7
+            )
+            made.add("propagation", **cell, metric="cka", mean=max(0.05, 1 - shift * 0.45))
+
+
+def _rank(made: Tables, model: str, seeds: Sequence[int], draw: random.Random) -> None:
+    drop = 0.05 if model == "mlp" else 0.0
+    order = sorted(DETECTORS, key=lambda d: (d == "kde", -DETECTORS[d][3]))
+    shared = {"dataset": "digits", "model": model, "norm": "linf", "eps": "0.125", "protocol_digest": DIGEST,
+              "seeds": " ".join(map(str, seeds))}  # fmt: skip
+    for rank, d in enumerate(order, 1):
+        fit_on, surrogate, strengths, robust, adaptive, benign = DETECTORS[d]
+        robust -= drop
+        attacks = dict(zip(list(KINDS)[1:], strengths, strict=True))
+        unseen = [a for p, a in attacks.items() if not fit_on or p not in ("pgd", "fgsm")]
+        worst = min(attacks, key=lambda p: attacks[p])
+        made.add("leaderboard", **shared, rank="" if d == "kde" else rank, detector=d, robust_accuracy_at_fpr_5=robust,
+                 robust_accuracy_low=robust - 0.066, robust_accuracy_high=robust + 0.061,
+                 adaptive_undetected_at_fpr_5=adaptive, worst_auroc=attacks[worst], worst_perturbation=worst,
+                 mean_auroc_seen=0.955 if fit_on else "", mean_auroc_unseen=sum(unseen) / len(unseen),
+                 n_unseen=len(unseen), control_flagged_at_fpr_5=benign * 1.3, benign_flagged_at_fpr_5=benign,
+                 fpr_realised_5=draw.uniform(0.038, 0.067), surrogate=surrogate, seed_sd=draw.uniform(0.004, 0.021),
+                 flags="adaptive attack stops at 62 % at a large budget" if d == "kde" else "")  # fmt: skip
+    made.add("leaderboard", **shared, detector="none", robust_accuracy_at_fpr_5=0.287 - drop,
+             robust_accuracy_low=0.225 - drop, robust_accuracy_high=0.349 - drop, adaptive_undetected_at_fpr_5=1.0,
+             control_flagged_at_fpr_5=0, benign_flagged_at_fpr_5=0, fpr_realised_5=0, surrogate="none",
+             seed_sd=0.011)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return fabricate().write(tmp_path / "run")
+
+
+@pytest.fixture
+def page(run: Path, tmp_path: Path) -> str:
+    return build_site([run], tmp_path / "site").read_text("utf-8")
+
+
+def tables_of(page: str, css_class: str) -> list[list[list[str]]]:
+    """The body rows of every table of a class, as texts."""
+    found = []
+    for table in re.findall(rf'<table class="{css_class}">(.*?)</table>', page, re.S):
+        rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table.split("</thead>")[1], re.S)
+        cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in rows]
+        found.append([[html.unescape(re.sub(r"<[^>]+>", " ", c)).strip() for c in row] for row in cells])
+    return found
+
+
+def curves_of(page: str) -> list[dict[str, object]]:
+    block = re.search(r'<script type="application/json" id="curve-data">(.*?)</script>', page, re.S)
+    assert block
+    made: list[dict[str, object]] = json.loads(block[1])
+    return made
+
+
+def test_nothing_is_loaded_from_elsewhere(page: str, tmp_path: Path) -> None:
+    targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page)
+    assert {"assets/style.css", "assets/plotly.min.js", "assets/site.js"} <= set(targets)
+    assert [t for t in targets if not t.startswith(("#", "assets/", "data:,"))] == []
+    assert "default-src 'none'" in page
+    for target in targets:
+        assert not target.startswith("assets/") or (tmp_path / "site" / target).is_file()
+    assert "url(" not in (tmp_path / "site/assets/style.css").read_text("utf-8")
+    assert "@import" not in (tmp_path / "site/assets/style.css").read_text("utf-8")
+
+
+def test_the_leaderboard_is_ordered_by_rank_with_unranked_rows_and_the_ablation_last(page: str) -> None:
+    boards = [t for t in tables_of(page, "sortable") if len(t[0]) == 13]
+    assert len(boards) == 2
+    for board in boards:
+        names = [row[1].split()[0] for row in board]
+        assert names == ["latent", "codeshift", "mahalanobis", "bits-on-pgd", "energy", "msp", "kde", "none"]
+        assert [row[0] for row in board] == ["1", "2", "3", "4", "5", "6", "–", "–"]
+    assert "44.7\u202f%" in boards[0][0][2]
+    assert page.count('class="ablation"') == 2
+
+
+def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_number(run: Path, page: str) -> None:
+    heat = tables_of(page, "heat")
+    assert len(heat) == 8  # four measures for each of two models
+    latent = next(row for row in heat[0] if row[0] == "latent")
+    with (run / "tables/metrics.csv").open(encoding="utf-8") as stream:
+        own = [r for r in csv.DictReader(stream) if r["detector"] == "latent" and r["model"] == "cnn"
+               and r["negatives"] == "clean"]  # fmt: skip
+    pgd = [float(r["auroc"]) for r in own if r["perturbation"] == "pgd"]
+    assert len(pgd) == 2
+    assert latent[3].split()[0] == f"{sum(pgd) / 2:.2f}"
+    assert "fooling images, 30 are needed" in latent[1]
+    bits = next(row for row in heat[0] if row[0] == "bits-on-pgd")
+    assert bits[3].startswith("seen") and bits[2].startswith("family seen") and not bits[4].startswith("seen")
+
+
+def test_curves_are_the_mean_over_seeds_in_order_of_depth(run: Path, page: str) -> None:
+    curves = curves_of(page)
+    assert [c["title"] for c in curves] == ["digits / cnn", "digits / mlp"]
+    cnn = curves[0]
+    assert cnn["taps"] == TAPS["cnn"]
+    assert [m[0] for m in cnn["metrics"]] == ["relative_l2", "bit_flip_rate", "cka"]  # type: ignore[attr-defined]
+    with (run / "tables/propagation.csv").open(encoding="utf-8") as stream:
+        wanted = {"model": "cnn", "perturbation": "pgd", "population": "success", "tap": "head.relu:2"}
+        rows = [r for r in csv.DictReader(stream) if r["metric"] == "relative_l2" and wanted.items() <= r.items()]
+    own = [float(r["q95"]) for r in rows]
+    populations = [p[0] for p in cnn["populations"]]  # type: ignore[attr-defined]
+    key = [0, populations.index("success"), cnn["perturbations"].index("pgd")]  # type: ignore[attr-defined]
+    series = next(s for s in cnn["series"] if s[:3] == key)  # type: ignore[attr-defined]
+    assert len(own) == 2
+    assert series[5][-1] == pytest.approx(sum(own) / 2, rel=1e-4)
+    cka = next(s for s in cnn["series"] if s[0] == 2)  # type: ignore[attr-defined]
+    assert set(cka[4]) == {None}
+
+
+def test_a_failed_detector_is_named_with_its_reason(page: str) -> None:
+    assert "Incomplete" in page
+    notes = re.findall(r'<p class="note"><b>autoencoder</b> has no row(.*?)</p>', page)
+    assert notes == [".", ": failed: The loss became NaN after 3 epochs."]  # it failed with mlp only
+    assert "fit:digits:mlp:1:autoencoder" in page
+    assert "aftershock run quick" in page and DIGEST in page
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "=cmd|' /C calc'!A0",
+    "%{y}<b>x</b>",
+    "__proto__",
+]
+
+
+def hostile(tmp_path: Path) -> Path:
+    """A run whose every name is an attack, formula-guarded as the tables' writer does it."""
+    made = fabricate(["cnn"], [0])
+    swap = dict(zip(["pgd", "latent", "codeshift", "fgsm", "cw"], HOSTILE, strict=True))
+    for rows in made.rows.values():
+        for row in rows:
+            for column in ("perturbation", "detector", "worst_perturbation", "flags", "reason"):
+                name = swap.get(str(row.get(column)), row.get(column))
+                row[column] = f"'{name}" if str(name).startswith(("=", "+", "-", "@")) else name
+                if name is None:
+                    del row[column]
+            row["model"], row["dataset"] = HOSTILE[0], HOSTILE[1]
+    for row in made.rows["propagation"]:
+        row["tap"] = HOSTILE[1] + str(row["tap"])
+        row["metric"] = HOSTILE[0] if row["metric"] == "cka" else row["metric"]
+    facts = made.facts
+    facts["name"] = HOSTILE[0]
+    facts["failures"] = [{"cell": HOSTILE[0], "reason": HOSTILE[1]}, "no object", None]
+    facts["warnings"] = [HOSTILE[1], {"not": "text"}]
+    facts["versions"] = {HOSTILE[0]: HOSTILE[1]}
+    facts["hardware"] = {HOSTILE[1]: HOSTILE[0], "cpu": ["a list"]}
+    facts["status"] = HOSTILE[1]
+    return made.write(tmp_path / "hostile")
+
+
+def test_hostile_names_appear_only_escaped(tmp_path: Path) -> None:
+    page = build_site([hostile(tmp_path)], tmp_path / "site").read_text("utf-8")
+    assert "<script>alert" not in page and "<img" not in page
+    assert re.findall(r"<script[^>]*>", page) == ['<script type="application/json" id="curve-data">',
+        '<script src="assets/plotly.min.js">', '<script src="assets/site.js">']  # fmt: skip
+    assert html.escape(HOSTILE[0]) in page
+    board = next(t for t in tables_of(page, "sortable") if len(t[0]) == 13)
+    assert board[1][1] == HOSTILE[2]  # the formula guard's apostrophe is gone
+    assert curves_of(page)[0]["perturbations"][2] == HOSTILE[0]  # type: ignore[index]
+    assert "aftershock run &#39;&lt;script&gt;alert(1)&lt;/script&gt;&#39;" in page
+
+
+def test_a_json_block_can_neither_end_nor_open_a_tag() -> None:
+    data = {"a": "</script><!--\u2028&", "b": [1.5, None]}
+    text = str(json_block(data))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == data
+    with pytest.raises(ValueError):
+        json_block([math.nan])
+
+
+def test_runs_of_one_protocol_share_a_leaderboard(tmp_path: Path) -> None:
+    first, second = fabricate(["cnn"], name="first"), fabricate(["cnn"], name="second")
+    for table in ("leaderboard", "metrics"):
+        second.rows[table] = [r for r in second.rows[table] if r["detector"] in ("latent", "none", "msp")]
+    for row in second.rows["leaderboard"] + second.rows["metrics"]:
+        if row["detector"] == "latent":
+            row["detector"] = "newcomer"
+    for row in second.rows["leaderboard"]:
+        if row["detector"] == "newcomer":
+            row.update(rank=1, robust_accuracy_at_fpr_5=0.425)
+        if row["detector"] == "msp":
+            row.update(rank=2, robust_accuracy_at_fpr_5=0.333)
+    paths = [first.write(tmp_path / "a"), second.write(tmp_path / "b")]
+    page = build_site(paths, tmp_path / "site").read_text("utf-8")
+    (board,) = [t for t in tables_of(page, "sortable") if len(t[0]) == 13]
+    ranked = [(row[0], row[1].split("  ")[0]) for row in board]
+    assert ranked == [("1", "latent"), ("2", "codeshift"), ("3", "newcomer"), ("4", "mahalanobis"),
+        ("5", "bits-on-pgd"), ("6", "energy"), ("7", "msp"),
+        ("8", "msp (second, run 2)"), ("–", "kde"), ("–", "none")]  # fmt: skip
+    assert "joined from 2 runs" in page and "cannot be compared" not in page
+
+
+def test_runs_of_different_protocols_stand_apart(tmp_path: Path) -> None:
+    other = fabricate(["cnn"], name="other")
+    other.facts["protocol_digest"] = "0" * 64
+    for row in other.rows["leaderboard"]:
+        row["protocol_digest"] = "0" * 64
+    paths = [fabricate(["cnn"]).write(tmp_path / "a"), other.write(tmp_path / "b")]
+    page = build_site(paths, tmp_path / "site").read_text("utf-8")
+    assert len([t for t in tables_of(page, "sortable") if len(t[0]) == 13]) == 2
+    assert "cannot be compared" in page
+    assert [c["title"] for c in curves_of(page)] == ["digits / cnn (quick, 5f0c2d9e)", "digits / cnn (other, 00000000)"]
+
+
+def test_a_run_with_empty_tables_and_one_with_none(tmp_path: Path) -> None:
+    empty = Tables().write(tmp_path / "empty")
+    page = build_site([empty], tmp_path / "one").read_text("utf-8")
+    assert "nothing to rank yet" in page and "there are no curves" in page and "plotly.min.js" not in page
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/run.json").write_text("{}")
+    page = build_site([tmp_path / "bare"], tmp_path / "two").read_text("utf-8")
+    assert "tables/leaderboard.csv" in page and "<h1>bare</h1>" in page
+
+
+def test_metrics_without_a_row_and_a_detector_without_numbers(tmp_path: Path) -> None:
+    made = fabricate(["cnn"], [0])
+    made.rows["metrics"] = []
+    for row in made.rows["leaderboard"]:
+        if row["detector"] == "msp":
+            for column in list(row):
+                if "accuracy" in column or "auroc" in column or column == "rank":
+                    row[column] = ""
+    made.facts["failures"] = [{"cell": "score:digits:cnn:0:pgd:msp", "reason": "scores are not finite"}]
+    page = build_site([made.write(tmp_path / "run")], tmp_path / "site").read_text("utf-8")
+    board = next(t for t in tables_of(page, "sortable") if len(t[0]) == 13)
+    assert board[6][1] == "msp" and board[6][2] == "–"
+    assert 'title="failed: scores are not finite"' in page
+    assert "No detector has been measured" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("run.json", b"{", "run.json is not valid JSON"),
+        ("run.json", b"[" * 100_000, "run.json is not valid JSON"),
+        ("run.json", b"[]", "run.json holds no JSON object"),
+        ("run.json", b"\xff\xfe", "run.json is not valid JSON"),
+        ("tables/metrics.csv", b"a,b\n1,2\n", "metrics.csv has no column dataset"),
+        ("tables/metrics.csv", b"", "metrics.csv is not a table"),
+        ("tables/perturbations.csv", b"\xff\xfe\x00", "perturbations.csv is not a table"),
+        ("tables/propagation.csv", (HEADERS["propagation"] + "\n" + "x," * 40 + "\n").encode(),
+         "propagation.csv is not"),
+        ("tables/propagation.csv", (HEADERS["propagation"] + "\nd,m,0,p,success,deep,t,x,1,1,1,1,1\n").encode(),
+         "propagation.csv has 'deep' in column depth, row 2"),
+    ],
+)  # fmt: skip
+def test_malformed_files_are_one_sentence_that_names_them(
+    run: Path, tmp_path: Path, file: str, content: bytes, says: str
+) -> None:
+    (run / file).write_bytes(content)
+    with pytest.raises(UsageError, match=re.escape(says)) as caught:
+        build_site([run], tmp_path / "site")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "site").exists()
+
+
+def test_links_out_of_the_run_directory_are_refused(run: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.csv"
+    shutil.move(run / "tables/metrics.csv", outside)
+    (run / "tables/metrics.csv").symlink_to(outside)
+    with pytest.raises(UsageError, match="leads out of its run directory"):
+        build_site([run], tmp_path / "site")
+
+
+def test_pipes_and_oversized_files_are_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "run.json").unlink()
+    os.mkfifo(run / "run.json")
+    with pytest.raises(UsageError, match="not a regular file"):
+        build_site([run], tmp_path / "site")
+    (run / "run.json").unlink()
+    monkeypatch.setattr("aftershock.reports.reading.TABLE_LIMIT", 100)
+    with pytest.raises(UsageError, match="is larger than"):
+        build_site([run], tmp_path / "site")
+
+
+def test_the_report_is_not_written_through_a_link(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / "site").symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="is a link"):
+        build_site([run], run / "site")
+    (run / "site").unlink()
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (run / "site").mkdir()
+    (run / "site/index.html").symlink_to(precious)
+    build_site([run], run / "site")
+    assert precious.read_text() == "kept"
+    assert not (run / "site/index.html").is_symlink()
+
+
+def test_wrong_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least one run"):
+        build_site([], tmp_path / "site")
+    with pytest.raises(UsageError, match="There is no run directory"):
+        build_site([tmp_path / "nowhere"], tmp_path / "site")
+    with pytest.raises(UsageError, match="it has neither"):
+        build_site([tmp_path], tmp_path / "site")
+
+
+def test_budgets_and_flags_are_read_as_people_write_them() -> None:
+    assert budget("linf", "8/255") == "L∞ ≤ 8/255"
+    assert budget("linf", repr(8 / 255)) == "L∞ ≤ 8/255"
+    assert budget("linf", "0.125") == "L∞ ≤ 0.125"
+    assert budget("l2", "") == "L2, minimised"
+    assert budget("", "") == "–"
+    assert [f.text for f in flags("over-budget; zero-gradient")] == ["over budget", "zero gradients"]
+    assert [f.text for f in flags("stops at 62 %, at a large budget; randomised")] == [
+        "stops at 62 %, at a large budget", "randomised"]  # fmt: skip
+    assert flags("") == []
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    program = os.environ.get("AFTERSHOCK_CHROMIUM", "/usr/bin/chromium")
+    if not Path(program).is_file():
+        pytest.skip(f"no Chromium at {program} (AFTERSHOCK_CHROMIUM names another)")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """A page opened from its file without a network; what went wrong is kept."""
+
+    def __init__(self, browser: object, page: Path, width: int = 1400) -> None:
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)  # type: ignore[attr-defined]
+        self.tab = context.new_page()
+        self.wrong: list[str] = []
+        self.requests: list[str] = []
+        self.tab.on("console", lambda m: self.wrong.append(f"{m.type}: {m.text}"))
+        self.tab.on("pageerror", lambda e: self.wrong.append(str(e)))
+        self.tab.on("requestfailed", lambda r: self.wrong.append(f"failed: {r.url}"))
+        self.tab.on("dialog", lambda d: (self.wrong.append(f"dialog: {d.message}"), d.dismiss()))
+        self.tab.on("request", lambda r: self.requests.append(r.url))
+        self.tab.goto(page.as_uri())
+        self.tab.wait_for_selector("#curve-plot .scatterlayer .trace")
+
+    def detectors(self) -> list[str]:
+        found = self.tab.locator("#leaderboard table").first.locator("tbody td.detector .value").all_inner_texts()
+        return [str(name) for name in found]
+
+
+def test_in_a_browser_tables_sort_and_switches_switch(browser: object, run: Path, tmp_path: Path) -> None:
+    visit = Visit(browser, build_site([run], tmp_path / "site"))
+    tab = visit.tab
+    before = visit.detectors()
+    heading = tab.locator("#leaderboard table").first.locator("th.worst_auroc")
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert visit.detectors() == ["latent", "mahalanobis", "codeshift", "kde", "bits-on-pgd", "energy", "msp", "none"]
+    heading.locator("button").press("Enter")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert visit.detectors()[:3] == ["msp", "energy", "bits-on-pgd"] and visit.detectors()[-1] == "none"
+    rank = tab.locator("#leaderboard table").first.locator("th.rank")
+    assert rank.get_attribute("aria-sort") is None
+    rank.locator("button").click()
+    assert visit.detectors() == before  # the row without a rank stays last
+
+    matrix = tab.locator(".switched").first
+    matrix.get_by_role("button", name="TPR at FPR 5 %").click()
+    assert matrix.locator(".matrix:visible").get_attribute("data-measure") == "tpr"
+
+    drawn = tab.locator("#curve-plot .scatterlayer path.js-line")
+    first = [path.get_attribute("d") for path in drawn.all()]
+    tab.select_option("#curve-metric", label="ReLU bits flipped")
+    assert tab.locator("#curve-plot").get_attribute("data-metric") == "bit_flip_rate"
+    assert [path.get_attribute("d") for path in drawn.all()] != first
+    tab.select_option("#curve-model", label="digits / mlp")
+    assert tab.locator("#curve-plot").get_attribute("data-metric") == "bit_flip_rate"
+    assert "fc8.relu" in tab.locator("#curve-plot").inner_text()
+    tab.get_by_role("button", name="Together").click()
+    panels = tab.locator("#curve-plot .xaxislayer-above").count()
+    tab.locator("#curve-chips").get_by_role("button", name="pgd").click()
+    assert panels == 1 and "pgd" not in tab.locator("#curve-plot").inner_text()
+
+    assert visit.wrong == []
+    assert visit.requests and all(url.startswith("file://") for url in visit.requests)
+
+
+def test_in_a_browser_a_narrow_page_does_not_scroll_sideways(browser: object, run: Path, tmp_path: Path) -> None:
+    visit = Visit(browser, build_site([run], tmp_path / "site"), width=400)
+    assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 400
+    assert visit.wrong == []
+
+
+def test_in_a_browser_hostile_names_stay_names(browser: object, tmp_path: Path) -> None:
+    visit = Visit(browser, build_site([hostile(tmp_path)], tmp_path / "site"))
+    tab = visit.tab
+    shown = tab.locator("#curve-plot").text_content()
+    assert HOSTILE[0] in shown and HOSTILE[1] in shown and "<b>x</b>" in shown
+    assert tab.locator("img").count() == 0 and tab.locator("#curve-plot a").count() == 0
+    assert tab.locator("#curve-metric option", has_text="<script>alert(1)</script>").count() == 1
+    tab.mouse.move(*centre_of_first_marker(tab))
+    tab.wait_for_selector("#curve-plot .hoverlayer text")
+    assert visit.wrong == []
+
+
+def centre_of_first_marker(tab: object) -> tuple[float, float]:
+    tab.locator("#curve-plot").scroll_into_view_if_needed()  # type: ignore[attr-defined]
+    box = tab.locator("#curve-plot .points path").nth(2).bounding_box()  # type: ignore[attr-defined]
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
