@@ -28,6 +28,7 @@ STATUS = {
     "failed": ("Cells failed", "bad"),
 }
 
+WAITING = "needs "  # how the reason of a cell begins that was skipped because another one failed
 MACHINE = {
     "cpu": "CPU",
     "cores": "Cores",
@@ -140,6 +141,7 @@ def render(runs: Sequence[Run]) -> str:
     pages = [_group_page(group) for group in groups]
     curves = propagation([(_curve_title(g, groups), g.rows("propagation")) for g in groups])
     names = list(dict.fromkeys(run.name for run in runs))
+    failures = [f for run in runs for f in _failures(run)]
     return environment.get_template("index.html").render(
         title=names[0] if len(names) == 1 else f"{len(names)} suites",
         names=names,
@@ -153,7 +155,8 @@ def render(runs: Sequence[Run]) -> str:
         curves=json_block(curves),
         curve_count=len(curves),
         problems=_problems(groups),
-        failures=[f for run in runs for f in _failures(run)],
+        failures=[f for f in failures if not f[2].startswith(WAITING)],
+        skipped=[f for f in failures if f[2].startswith(WAITING)],
         warnings=[(run.name, words(w)) for run in runs for w in _list(run.facts.get("warnings")) if words(w)],
         missing=[(run.name, t) for run in runs for t in ("leaderboard", "metrics", "perturbations", "propagation")
                  if t not in run.tables],
@@ -250,7 +253,7 @@ def _headline(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _reasons(group: Group) -> dict[str, str]:
-    """Why something of a detector is missing: its failed cells first, then the reasons of its metrics."""
+    """Why something of a detector is missing: its failed cells, or what its metrics say if none has a number."""
     names = {r.text("detector") for t in ("leaderboard", "metrics") for r in group.rows(t)}
     names |= {d for run in group.runs for d in _labels(run, "detectors")}
     reasons: dict[str, str] = {}
@@ -261,9 +264,9 @@ def _reasons(group: Group) -> dict[str, str]:
                 continue  # another model's cell
             for part in parts & names:
                 reasons.setdefault(part, f"failed: {words(failure.get('reason')) or 'no reason was recorded'}")
-    for row in group.rows("metrics"):
-        if row.text("reason") and row.text("outcome") == "success":
-            reasons.setdefault(row.text("detector"), row.text("reason"))
+    for (detector,), rows in grouped(group.rows("metrics"), "detector").items():
+        if all(r.number("auroc") is None for r in rows):
+            reasons.setdefault(detector, next((r.text("reason") for r in rows if r.text("reason")), "not computed"))
     return reasons
 
 

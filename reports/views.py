@@ -69,6 +69,11 @@ class Flag:
     text: str
     help: str
 
+    @property
+    def short(self) -> str:
+        """The words as they fit into a table: an error message may be long."""
+        return self.text if len(self.text) <= 64 else f"{self.text[:60].rstrip()}…"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -156,7 +161,7 @@ def percent(value: float | None) -> str:
 
 
 def budget(norm: str, eps: str) -> str:
-    """``L∞ ≤ 8/255``: a decimal that is a whole number of 255ths is written as one."""
+    """``L∞ ≤ 8/255``: a long decimal that is a whole number of 255ths is written as one."""
     try:
         value = float(eps)
     except ValueError:
@@ -164,7 +169,8 @@ def budget(norm: str, eps: str) -> str:
     else:
         levels = value * 255
         whole = abs(levels - round(levels)) < 1e-3 and 0 < round(levels) <= 255
-        shown = f"{round(levels)}/255" if whole and norm == "linf" else f"{value:.3g}"
+        short = float(f"{value:.3g}") == value  # somebody wrote 0.2, and not 51/255
+        shown = f"{round(levels)}/255" if whole and norm == "linf" and not short else f"{value:.3g}"
     name = NORMS.get(norm, norm)
     if name and not shown:
         return f"{name}, minimised"

@@ -87,7 +87,8 @@ def fabricate(models: Sequence[str] = ("cnn", "mlp"), seeds: Sequence[int] = (0,
         "schema": 1, "name": name, "protocol_digest": DIGEST, "status": "incomplete",
         "started": "2026-11-20T09:41:07+00:00", "finished": "2026-11-20T09:44:39+00:00", "seconds": 212.4,
         "cells": {"done": 143, "failed": 1, "skipped": 2},
-        "failures": [{"cell": "fit:digits:mlp:1:autoencoder", "reason": "The loss became NaN after 3 epochs."}],
+        "failures": [{"cell": "fit:digits:mlp:1:autoencoder", "reason": "The loss became NaN after 3 epochs."},
+                     {"cell": "score:digits:mlp:1:autoencoder:pgd", "reason": "needs fit:digits:mlp:1:autoencoder"}],
         "versions": {"aftershock": "0.1.0", "torch": "2.15.0", "torchvision": "0.30.0", "torchattacks": "3.5.1",
                      "foolbox": "3.3.4", "scikit-learn": "1.9.1", "numpy": "2.4.6"},
         "hardware": {"cpu": "AMD EPYC 7763", "cores": 2, "memory_gb": 7.8, "device": "cpu", "platform": "Linux x86_64"},
@@ -230,6 +231,17 @@ def test_the_leaderboard_is_ordered_by_rank_with_unranked_rows_and_the_ablation_
     assert page.count('class="ablation"') == 2
 
 
+def test_the_summary_says_what_is_only_an_upper_bound(page: str, tmp_path: Path) -> None:
+    assert "Best ranked is <b>latent</b>: robust accuracy <b>44.7\u202f%</b>" in page
+    assert "fools the model unseen on 92.1\u202f%" in page and "upper bound" not in page
+    made = fabricate(["cnn"], [0])
+    for row in made.rows["leaderboard"]:
+        row.update(adaptive_undetected_at_fpr_5="", flags="no-adaptive-attack")
+    page = build_site([made.write(tmp_path / "oblivious")], tmp_path / "other").read_text("utf-8")
+    assert "No attack that knows it was tried, so this is an upper bound." in page
+    assert '<span class="badge" title="No attack that knows this detector was tried' in page
+
+
 def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_number(run: Path, page: str) -> None:
     heat = tables_of(page, "heat")
     assert len(heat) == 8  # four measures for each of two models
@@ -268,7 +280,8 @@ def test_a_failed_detector_is_named_with_its_reason(page: str) -> None:
     assert "Incomplete" in page
     notes = re.findall(r'<p class="note"><b>autoencoder</b> has no row(.*?)</p>', page)
     assert notes == [".", ": failed: The loss became NaN after 3 epochs."]  # it failed with mlp only
-    assert "fit:digits:mlp:1:autoencoder" in page
+    assert "<code>fit:digits:mlp:1:autoencoder</code></td>" in page
+    assert "1 skipped cell that needed them" in page and "1 failed</a>" in page
     assert "aftershock run quick" in page and DIGEST in page
 
 
@@ -461,6 +474,7 @@ def test_budgets_and_flags_are_read_as_people_write_them() -> None:
     assert budget("linf", "8/255") == "L∞ ≤ 8/255"
     assert budget("linf", repr(8 / 255)) == "L∞ ≤ 8/255"
     assert budget("linf", "0.125") == "L∞ ≤ 0.125"
+    assert budget("linf", "0.2") == "L∞ ≤ 0.2"
     assert budget("l2", "") == "L2, minimised"
     assert budget("", "") == "–"
     assert [f.text for f in flags("over-budget; zero-gradient")] == ["over budget", "zero gradients"]
