@@ -67,7 +67,7 @@ class CountingModel(nn.Module):
         self.forwards += len(images)
         logits: Tensor = self.model(images)
         if logits.requires_grad:
-            logits.register_hook(self._count)  # type: ignore[no-untyped-call]
+            logits.register_hook(self._count)
         return logits
 
     def _count(self, gradient: Tensor) -> None:

@@ -77,7 +77,7 @@ class WatchedModel(CountingModel):
             self._zero |= ((flat == 0).all(1) & still_right).any()
             self._non_finite |= ~flat.isfinite().all()
 
-        images.register_hook(look)  # type: ignore[no-untyped-call]
+        images.register_hook(look)
         return logits
 
     @property

@@ -156,8 +156,8 @@ def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise UsageError(
-            f"The detector's state {path!r} is a {type(value).__name__}, which cannot be stored: keep tensors, numbers, "
-            "strings, lists and dicts, or override state() and load_state()."
+            f"The detector's state {path!r} is a {type(value).__name__}, which cannot be stored: keep tensors, "
+            "numbers, strings, lists and dicts, or override state() and load_state()."
         )
 
     return tensors, walk(state, "")

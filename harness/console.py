@@ -65,7 +65,9 @@ class Console:
 
 def _what(event: Event) -> str:
     """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``."""
-    parts = event.cell.name.split("/")
+    from .runner import name_parts
+
+    parts = name_parts(event.cell.name)
     return f"{parts[1]}: {' '.join(parts[3:5])}"
 
 
@@ -91,7 +93,7 @@ def show_leaderboard(run: Run) -> None:
             console.print(f"{len(found)} cells {what}:", highlight=False)
             for reason, name in list(first.items())[:10]:
                 console.print(f"  {escape(name)}: {escape(reason)}", highlight=False)
-    if not run.computed:
+    if not run.computed and not run.failed:
         console.print("Nothing was missing.", highlight=False)
     console.print(f"Report: {escape(str(run.report))}", highlight=False, soft_wrap=True)
 

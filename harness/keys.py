@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -125,9 +126,11 @@ class FileDigests:
         self._known: dict[str, list[Any]] = {}
         if memory is not None:
             try:
-                self._known = json.loads(memory.read_text())
-            except (OSError, ValueError):
-                self._known = {}
+                held = json.loads(memory.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError):
+                held = {}
+            if isinstance(held, dict):
+                self._known = {k: v for k, v in held.items() if isinstance(v, list) and len(v) == 4}
 
     def of(self, paths: Iterable[Path]) -> str:
         """One digest over the contents of files in the given order; their places do not matter."""
@@ -138,7 +141,7 @@ class FileDigests:
             name = str(path.resolve())
             stamp = [state.st_size, state.st_mtime_ns, state.st_ino]
             held = self._known.get(name)
-            if not (isinstance(held, list) and held[:3] == stamp):
+            if held is None or held[:3] != stamp or not isinstance(held[3], str):
                 held = [*stamp, file_digest(path)]
                 self._known[name] = held
                 changed = True
@@ -154,4 +157,5 @@ class FileDigests:
             temporary.write_text(json.dumps(self._known))
             temporary.replace(memory)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

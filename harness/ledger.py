@@ -7,9 +7,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 SCHEMA = 1
 SUFFIX = ".safetensors"
@@ -56,9 +57,33 @@ def read_record(path: Path) -> Record | None:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value.pop("schema") != SCHEMA or not _KEY.fullmatch(value["key"]) or path.stem != value["key"]:
             return None
-        return Record(**value)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        record = Record(**value)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    return record if _well_typed(record) else None
+
+
+def _well_typed(record: Record) -> bool:
+    texts = (record.name, record.kind, record.reason, record.digest)
+    whole = (record.size, record.modified)
+    return (
+        record.status in get_args(Status)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int) for number in whole)
+        and isinstance(record.seconds, int | float)
+        and isinstance(record.values, dict)
+    )
+
+
+def checked_key(key: str) -> str:
+    """The key, if it is one: file names are made of it.
+
+    Raises:
+        ValueError: for anything but 64 hex digits.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is no content key")
+    return key
 
 
 def is_whole(path: Path, record: Record) -> bool:
@@ -67,17 +92,25 @@ def is_whole(path: Path, record: Record) -> bool:
         return True
     try:
         state = path.stat()
+        if state.st_size != record.size:
+            return False
+        return state.st_mtime_ns == record.modified or digest_of(path) == record.digest
     except OSError:
         return False
-    if state.st_size != record.size:
-        return False
-    return state.st_mtime_ns == record.modified or digest_of(path) == record.digest
 
 
 def digest_of(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path that a person wrote is a file; a name that cannot be one (too long, no access) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -87,5 +120,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise

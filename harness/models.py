@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .data import Dataset, ImageSplit
 from .errors import UsageError
 from .params import bind
-from .registry import MODELS, PACKAGE, Origin, did_you_mean, file_digest, import_file
+from .registry import MODELS, PACKAGE, Origin, did_you_mean, file_digest, import_file, origin_of
 from .seeds import derive_seed, forked_rng
 from .training import Recipe, default_recipe, train
 from .weights import load_weights
@@ -122,7 +122,7 @@ class ModelFactory:
             for p in inspect.signature(f, eval_str=True).parameters.values()
             if p.name not in taken
         ]
-        entry.__signature__ = inspect.Signature([*own, *common, *rest])  # type: ignore[attr-defined]
+        entry.__signature__ = inspect.Signature([*own, *common, *rest])  # type: ignore[attr-defined]  # what inspect reads
         return entry
 
     def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -209,21 +209,13 @@ def _user_factory(text: str, folder: Path) -> ModelFactory:
             module = import_module(where)
         except Exception as error:  # a user's module may raise anything
             raise UsageError(f"The factory {text!r} could not be imported: {type(error).__name__}: {error}.") from error
-        origin = _origin(where)
+        origin = origin_of(where)
     made = getattr(module, attribute, None)
     if made is None:
         raise UsageError(f"{where} has no {attribute!r}{did_you_mean(attribute, vars(module))}.")
     if isinstance(made, nn.Module) or not callable(made):
         raise UsageError(f"{text!r} must name a function or class that makes a model, not {type(made).__name__}.")
     return ModelFactory(text, made, origin, trains=False)
-
-
-def _origin(module: str) -> Origin:
-    from importlib.metadata import packages_distributions
-
-    top = module.partition(".")[0]
-    found = packages_distributions().get(top, [])
-    return Origin(found[0], version(found[0])) if found else Origin("session")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import nn
 def untouched(model: nn.Module, freeze: bool = True) -> Iterator[None]:
     """Eval mode and, with ``freeze``, frozen parameters inside the block; afterwards all is as it was.
 
-    Put back, also on an error, are the training mode of every submodule, ``requires_grad`` and ``.grad`` of every parameter, and the
-    buffers (an attack that switches to train mode would move batch-norm statistics). Frozen parameters save about a
-    fifth of an attack's time. Not guarded: an attack that writes to the weights themselves.
+    Put back, also on an error, are the training mode of every submodule, ``requires_grad`` and ``.grad`` of every
+    parameter, and the buffers (an attack that switches to train mode would move batch-norm statistics). Frozen
+    parameters save about a fifth of an attack's time. Not guarded: an attack that writes to the weights themselves.
     """
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]

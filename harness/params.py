@@ -77,6 +77,8 @@ def bind(
             bound[name] = value
             continue
         try:
+            if isinstance(value, bool) and _takes_number(annotation) and bool not in _alternatives(annotation):
+                raise ValueError("a number is wanted, not a truth value")
             if _means_number(annotation, value):
                 value = parse_number(value)
                 if _takes_int(annotation) and value.is_integer():
@@ -111,6 +113,10 @@ def _means_number(annotation: Any, value: object) -> bool:
 
 def _takes_float(annotation: Any) -> bool:
     return float in _alternatives(annotation)
+
+
+def _takes_number(annotation: Any) -> bool:
+    return _takes_float(annotation) or _takes_int(annotation)
 
 
 def _takes_int(annotation: Any) -> bool:

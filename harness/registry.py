@@ -72,11 +72,17 @@ class Registry:
     kind: str
     builtins: Mapping[str, str]
     _entries: dict[str, Entry] = field(default_factory=dict)
+    _broken: dict[str, str] = field(default_factory=dict)
     _loading: Origin | None = None
 
     def __post_init__(self) -> None:
         for name, target in self.builtins.items():
             self._entries[name] = Entry(name, target, Origin(PACKAGE, version(PACKAGE)))
+
+    @property
+    def word(self) -> str:
+        """The kind in the singular."""
+        return "analysis" if self.kind == "analyses" else self.kind[:-1]
 
     @property
     def group(self) -> str:
@@ -91,7 +97,7 @@ class Registry:
         """
 
         def decorate(part: T) -> T:
-            self.add(name, part, self._loading or _origin_of(part))
+            self.add(name, part, self._loading or origin_of(getattr(part, "__module__", "") or ""))
             return part
 
         return decorate
@@ -105,12 +111,11 @@ class Registry:
         held = self._entries.get(name)
         if held is not None and held.origin.package != origin.package:
             raise UsageError(
-                f"{origin} registers {self.kind[:-1]} {name!r}, but {held.origin} has that name: choose another."
+                f"{origin} registers {self.word} {name!r}, but {held.origin} has that name: choose another."
             )
         if held is not None and held.origin.path != origin.path:
             raise UsageError(
-                f"{origin.path} registers {self.kind[:-1]} {name!r}, but {held.origin.path} has that name: "
-                "choose another."
+                f"{origin.path} registers {self.word} {name!r}, but {held.origin.path} has that name: choose another."
             )
         self._entries[name] = Entry(name, part, origin)
 
@@ -124,8 +129,10 @@ class Registry:
             self._read_entry_points(lambda point: point.name == name)
         if name not in self._entries:
             self._read_entry_points(lambda point: True)
+        if name in self._broken and name not in self._entries:
+            raise UsageError(f"The {self.word} {name!r} cannot be used: {self._broken[name]}.")
         if name not in self._entries:
-            raise UsageError(f"There is no {self.kind[:-1]} {name!r}{did_you_mean(name, self._entries)}.")
+            raise UsageError(f"There is no {self.word} {name!r}{did_you_mean(name, self._entries)}.")
         found = self._entries[name]
         found.load()
         return found
@@ -142,7 +149,7 @@ class Registry:
             try:
                 entry.load()
             except Exception as error:
-                warnings.warn(f"{self.kind[:-1]} {entry.name!r} of {entry.origin} is broken: {error}", stacklevel=2)
+                warnings.warn(f"{self.word} {entry.name!r} of {entry.origin} is broken: {error}", stacklevel=2)
                 continue
             whole.append(entry)
         return whole
@@ -154,20 +161,30 @@ class Registry:
 
     def _read_entry_points(self, wanted: Callable[[EntryPoint], bool]) -> None:
         for point in entry_points(group=self.group):
-            if point.name in self._entries or not wanted(point):
+            if point.name in self._broken or not wanted(point):
                 continue
             origin = Origin(point.dist.name, point.dist.version) if point.dist else Origin(point.module)
+            held = self._entries.get(point.name)
+            if held is not None:
+                if held.origin.package != origin.package:
+                    self._warn(
+                        point.name, f"{held.origin} has the {self.word} {point.name!r}; that of {origin} is not used"
+                    )
+                continue
             try:
                 with self._origin(origin):
                     part = point.load()
                 if point.name not in self._entries:
                     self.add(point.name, part, origin)
-            except Exception as error:
-                warnings.warn(
-                    f"the plugin {origin} could not be loaded ({type(error).__name__}: {error}); "
-                    f"its {self.kind} are left out",
-                    stacklevel=2,
-                )
+            except (Exception, SystemExit) as error:
+                what = f"the plugin {origin} could not be loaded ({type(error).__name__}: {error})"
+                self._warn(point.name, what)
+
+    def _warn(self, name: str, text: str) -> None:
+        """One warning for each text, however often the entry points are read and however many names it concerns."""
+        if text not in self._broken.values():
+            warnings.warn(f"{text}; its {self.kind} are left out", stacklevel=4)
+        self._broken[name] = text
 
     def _origin(self, origin: Origin) -> _Loading:
         return _Loading([self], origin)
@@ -180,16 +197,18 @@ class _Loading:
         self.registries, self.origin = list(registries), origin
 
     def __enter__(self) -> None:
+        self._before = [registry._loading for registry in self.registries]
         for registry in self.registries:
             registry._loading = self.origin
 
     def __exit__(self, *error: object) -> None:
-        for registry in self.registries:
-            registry._loading = None
+        # One plugin may look up a part of another while it is imported.
+        for registry, before in zip(self.registries, self._before, strict=True):
+            registry._loading = before
 
 
-def _origin_of(part: Any) -> Origin:
-    module = getattr(part, "__module__", "") or ""
+def origin_of(module: str) -> Origin:
+    """Where an imported module comes from, by its name: a distribution, or ``session``."""
     top = module.partition(".")[0]
     if top == PACKAGE:
         return Origin(PACKAGE, version(PACKAGE))
@@ -293,7 +312,7 @@ def import_file(path: Path, around: _Loading | None = None) -> Any:
     except UsageError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
     return module

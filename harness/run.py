@@ -19,7 +19,7 @@ import platformdirs
 from .errors import UsageError
 from .finished import fingerprint, is_finished
 from .keys import PROTOCOL_VERSION, FileDigests, code_digest, content_key, versions
-from .ledger import SCHEMA, digest_of, write_atomic
+from .ledger import SCHEMA, digest_of, is_file, write_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -172,11 +172,11 @@ def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
     if not isinstance(suite, str | Path):
         return None, Path.cwd(), ""
     path = Path(suite)
-    if not path.is_file():
+    if not is_file(path):
         path = Path(str(suites.__path__[0])) / f"{suite}.toml"
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
         return None, Path.cwd(), ""
     return raw, path.resolve().parent, str(raw.get("name", ""))
 
@@ -212,7 +212,7 @@ class _Session:
         from .plan import make_plan
         from .registry import DATASETS
         from .runner import Runner, choose
-        from .store import Store
+        from .store import Store, unwritable
         from .subjects import find_weights
         from .work import Workbench
 
@@ -232,15 +232,18 @@ class _Session:
             bench = Workbench(self.suite, dataset, plan.sets, store, device, weights, self.say)
             (self.out / "run.json").unlink(missing_ok=True)
             summary = Runner(cells, store, bench, engine, self.tell, self.debug).run()
-            Tables(plan, store, summary, dataset).write(self.out / "tables")
-            facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
-            _write_json(self.out / "run.json", facts)
-            build_site([self.out], self.out / "site")
-            names = [f"tables/{name}" for name in TABLES] + ["site/index.html"]
-            facts["files"] = {name: digest_of(self.out / name) for name in names}
-            facts["keys"] = sorted(cells)
-            facts["fingerprint"] = stamp
-            _write_json(self.out / "run.json", facts)
+            try:
+                Tables(plan, store, summary, dataset).write(self.out / "tables")
+                facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
+                _write_json(self.out / "run.json", facts)
+                build_site([self.out], self.out / "site")
+                names = [f"tables/{name}" for name in TABLES] + ["site/index.html"]
+                facts["files"] = {name: digest_of(self.out / name) for name in names}
+                facts["keys"] = sorted(cells)
+                facts["fingerprint"] = stamp
+                _write_json(self.out / "run.json", facts)
+            except OSError as error:
+                raise unwritable(self.out, error) from error
         return Run(
             self.out,
             {plan.cells[k].name: reason for k, reason in summary.failed.items()},
@@ -285,10 +288,9 @@ class _Session:
             "status": "failed" if summary.failed else ("incomplete" if self.only else "done"),
             "cells": {"done": len(summary.done), "failed": len(summary.failed), "skipped": len(summary.skipped)},
             "failures": [
-                {"cell": plan.cells[key].name, "reason": reason}
-                for key, reason in sorted(
-                    {**summary.failed, **summary.skipped}.items(), key=lambda i: plan.cells[i[0]].name
-                )
+                {"cell": plan.cells[key].name, "status": status, "reason": reason}
+                for status, found in (("failed", summary.failed), ("skipped", summary.skipped))
+                for key, reason in sorted(found.items(), key=lambda item: plan.cells[item[0]].name)
             ],
             "models": models,
             "warnings": sorted({w for w in warnings if w}),
@@ -321,10 +323,21 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     except (ValueError, OSError, AttributeError):
         memory = None
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": None if memory is None else round(memory, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "platform": platform.platform(),
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from .registry import did_you_mean
 from .store import Store
 
 # Seconds per image before anything was measured, by kind: only for the first guess of the time left.
-GUESS = {"model": 0.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003, "propagation": 0.001}
+GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003, "propagation": 0.001}
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,43 @@ class TimeLeft:
 
     def __init__(self) -> None:
         self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._waiting: dict[tuple[str, str], int] = defaultdict(int)
+
+    def expect(self, cell: Cell) -> None:
+        """A cell that has to be computed."""
+        self._waiting[_like(cell), cell.kind] += max(1, cell.images)
+
+    def settle(self, cell: Cell) -> None:
+        """A cell that is over, whatever became of it."""
+        self._waiting[_like(cell), cell.kind] -= max(1, cell.images)
 
     def learn(self, cell: Cell, seconds: float) -> None:
-        """Take a finished cell into account."""
+        """Take what a cell took into account."""
         for group in (_like(cell), cell.kind):
             self._spent[group][0] += seconds
             self._spent[group][1] += max(1, cell.images)
 
-    def of(self, cell: Cell) -> float:
-        """The expected seconds of one cell."""
-        for group in (_like(cell), cell.kind):
+    def seconds(self) -> float:
+        """The expected seconds of all that waits."""
+        return sum(self._rate(like, kind) * images for (like, kind), images in self._waiting.items() if images > 0)
+
+    def _rate(self, like: str, kind: str) -> float:
+        for group in (like, kind):
             seconds, images = self._spent.get(group, (0.0, 0.0))
             if images:
-                return seconds / images * max(1, cell.images)
-        return GUESS.get(cell.kind, 0.0005) * cell.images
+                return seconds / images
+        return GUESS.get(kind, 0.0005)
 
 
 def _like(cell: Cell) -> str:
     """Cells of the same kind and part: ``digits/cnn/0/perturb/pgd/evaluate/0`` counts as ``cnn/perturb/pgd``."""
-    parts = cell.name.split("/")
+    parts = name_parts(cell.name)
     return "/".join([parts[1], *parts[3:5]])
+
+
+def name_parts(name: str) -> list[str]:
+    """The parts of a cell's readable path; a slash in brackets (``pgd[eps=8/255]``) divides nothing."""
+    return re.split(r"/(?![^\[\]]*\])", name)
 
 
 def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
@@ -83,7 +101,8 @@ def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
     """
     if pattern is None:
         return dict(cells)
-    wanted = [c.key for c in cells.values() if fnmatch(c.name, pattern) or fnmatch(c.name, f"*{pattern}*")]
+    # As plain text too: the brackets of `pgd[eps=8/255]` mean something else in a pattern.
+    wanted = [c.key for c in cells.values() if pattern in c.name or fnmatch(c.name, f"*{pattern}*")]
     if not wanted:
         places = {c.name for c in cells.values()}
         raise UsageError(f"--only {pattern!r} matches no cell{did_you_mean(pattern, places)}.")
@@ -131,7 +150,8 @@ class Runner:
             AftershockError: if the run directory cannot be written; what was there stays.
         """
         pending = self._keep_stored()
-        self._left = sum(self.time.of(c) for c in pending.values())
+        for cell in pending.values():
+            self.time.expect(cell)
         waiting = {key: {i for i in cell.inputs if i in pending} for key, cell in pending.items()}
         dependents: dict[str, list[str]] = defaultdict(list)
         for key, inputs in waiting.items():
@@ -194,7 +214,10 @@ class Runner:
             missing = [cell for cell in cells if self.store.find(cell.key) is None]
             if missing:
                 self._say("start", missing[0])
-            return self.bench.compute(missing) if missing else ()
+            try:
+                return self.bench.compute(missing) if missing else ()
+            except SystemExit as error:
+                raise AftershockError(f"it tried to end the program (sys.exit({error.code!r}))") from error
 
         return work
 
@@ -212,14 +235,25 @@ class Runner:
         cells, lock = self._running.pop(outcome.task)
         try:
             if outcome.error is not None:
+                if len(cells) > 1 and not isinstance(outcome.error, UnavailableError):
+                    # One part's fault must not take down what only shares a forward pass with it.
+                    return self._one_by_one(cells, lock)
                 self._note_failure(cells, outcome.error)
                 return [cell.key for cell in cells]
             outputs = {output.key: output for output in outcome.outputs}
             for cell in cells:
-                self._left = max(0.0, self._left - self.time.of(cell))
                 output = outputs.get(cell.key)
                 if output is not None:
-                    self.store.put(cell.key, cell.name, cell.kind, output.tensors, output.values, output.seconds)
+                    try:
+                        self.store.put(cell.key, cell.name, cell.kind, output.tensors, output.values, output.seconds)
+                    except AftershockError:
+                        raise
+                    except Exception as error:
+                        # What a part gave has no form on disk: its own failure, not the run's.
+                        self._note_failure([cell], error)
+                        continue
+                self.time.settle(cell)
+                if output is not None:
                     self.time.learn(cell, output.seconds)
                     self.summary.computed.add(cell.key)
                 self.summary.done.add(cell.key)
@@ -228,21 +262,30 @@ class Runner:
         finally:
             lock.__exit__(None, None, None)
 
+    def _one_by_one(self, cells: Sequence[Cell], lock: AbstractContextManager[object]) -> list[str]:
+        """Submit the cells of a group that failed again, each alone; nothing is settled yet."""
+        lock.__exit__(None, None, None)
+        for cell in cells:
+            own = self.store.computing(cell.key)
+            task = self._order[cell.key]
+            self._running[task] = ([cell], own)
+            self.engine.submit(task, self._work([cell]))
+        return []
+
     def _note_failure(self, cells: Iterable[Cell], error: BaseException) -> None:
         skipped = isinstance(error, UnavailableError)
         if self.debug and not skipped:
             raise error
         reason = describe(error)
         for cell in cells:
-            self._left = max(0.0, self._left - self.time.of(cell))
+            self.time.settle(cell)
             (self.summary.skipped if skipped else self.summary.failed)[cell.key] = reason
             self.store.put_failure(cell.key, cell.name, cell.kind, "skipped" if skipped else "failed", reason)
             self._say("skipped" if skipped else "failed", cell, reason)
 
     def _say(self, kind: Literal["start", "done", "kept", "failed", "skipped"], cell: Cell, reason: str = "") -> None:
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
-        left = getattr(self, "_left", 0.0)
-        self.tell(Event(kind, cell, finished, len(self.cells), left, reason))
+        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason))
 
 
 def describe(error: BaseException) -> str:

@@ -83,14 +83,20 @@ def forked_rng(seed: int) -> Iterator[None]:
 
     Library attacks draw from global states, and some reset them; nothing of that may leak (dependencies: torchattacks).
     """
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
+    numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()
+    # `torch.manual_seed` formats a stack trace while CUDA sleeps, which is most of the cost of a small batch.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
+    device_states = [torch.cuda.get_rng_state(device) for device in devices]
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        for device, state in zip(devices, device_states, strict=True):
+            torch.cuda.set_rng_state(state, device)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

@@ -18,11 +18,11 @@ from typing import Any, Self
 
 import safetensors
 import safetensors.torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from .errors import AftershockError, UsageError
-from .ledger import SUFFIX, Record, Status, dump_record, is_whole, read_record, write_atomic
+from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record, write_atomic
 
 
 class Store:
@@ -45,6 +45,12 @@ class Store:
         self._records: dict[str, Record] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            known = (folder / ".lock").exists() or (folder / "run.json").exists()
+            if fresh and not known and any(folder.iterdir()):
+                raise UsageError(
+                    f"{folder} holds other things than a run, and --fresh would delete some: choose another "
+                    "directory, --out."
+                )
             self._lock = FileLock(folder / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -66,7 +72,9 @@ class Store:
             (self.folder / "run.json").unlink(missing_ok=True)
         for place in (self.cells, self.artifacts):
             place.mkdir(exist_ok=True)
-            for leftover in place.glob("*.tmp"):
+        # What a killed process was writing; nobody else writes while the lock is held.
+        for pattern in ("*.tmp", "cells/*.tmp", "artifacts/*.tmp", "tables/.*.part"):
+            for leftover in self.folder.glob(pattern):
                 leftover.unlink(missing_ok=True)
         for path in self.cells.glob("*.json"):
             record = read_record(path)
@@ -114,7 +122,8 @@ class Store:
         Raises:
             AftershockError: if it cannot be written (a full disk); what was there stays.
         """
-        data = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}) if tensors else b""
+        # Copies: safetensors refuses tensors that share memory, as a detector's attributes may.
+        data = safetensors.torch.save({n: t.contiguous().clone() for n, t in tensors.items()}) if tensors else b""
         digest = hashlib.sha256(data).hexdigest() if data else ""
         modified = 0
         try:
@@ -124,9 +133,7 @@ class Store:
             record = Record(key, name, kind, "done", "", round(seconds, 6), dict(values), digest, len(data), modified)
             write_atomic(self._entry(key), dump_record(record))
         except OSError as error:
-            raise AftershockError(
-                f"{self.folder} could not be written ({_why(error)}); what was there is kept."
-            ) from error
+            raise unwritable(self.folder, error) from error
         self._records[key] = record
         self._publish(key, record)
         return record
@@ -137,9 +144,7 @@ class Store:
         try:
             write_atomic(self._entry(key), dump_record(record))
         except OSError as error:
-            raise AftershockError(
-                f"{self.folder} could not be written ({_why(error)}); what was there is kept."
-            ) from error
+            raise unwritable(self.folder, error) from error
         self._records[key] = record
         return record
 
@@ -166,34 +171,40 @@ class Store:
         return self._records[key].seconds
 
     def computing(self, key: str) -> AbstractContextManager[object]:
-        """Held while a key is computed, so that two runs that share a cache do not do the same work twice."""
+        """Held from this call to the exit while a key is computed: two runs that share a cache do not do work twice.
+
+        A cache whose locks cannot be taken is no reason to fail: the work may then be done twice.
+        """
         if self.cache is None:
             return nullcontext()
         place = self.cache / "locks" / key[:2]
         try:
             place.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place / f"{checked_key(key)}.lock")
+            lock.acquire()
         except OSError:
             return nullcontext()
-        return FileLock(place / f"{key}.lock")
+        return _Held(lock)
 
     def _artifact(self, key: str) -> Path:
-        return self.artifacts / f"{key}{SUFFIX}"
+        return self.artifacts / f"{checked_key(key)}{SUFFIX}"
 
     def _entry(self, key: str) -> Path:
-        return self.cells / f"{key}.json"
+        return self.cells / f"{checked_key(key)}.json"
 
     def _forget(self, key: str) -> None:
-        """Drop a damaged cell everywhere: the cache's file may be the same one by hard link."""
+        """Drop a damaged cell; the cache's copy is judged on its own (by hard link it may be the same file)."""
         self._records.pop(key, None)
-        for path in (self._entry(key), self._artifact(key)):
-            path.unlink(missing_ok=True)
-        for path in self._cached(key) or ():
-            path.unlink(missing_ok=True)
+        try:
+            for path in (self._entry(key), self._artifact(key)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
 
     def _cached(self, key: str) -> tuple[Path, Path] | None:
         if self.cache is None:
             return None
-        place = self.cache / "cells" / key[:2]
+        place = self.cache / "cells" / checked_key(key)[:2]
         return place / f"{key}{SUFFIX}", place / f"{key}.json"
 
     def _publish(self, key: str, record: Record) -> None:
@@ -212,23 +223,40 @@ class Store:
 
     def _adopt(self, key: str) -> Record | None:
         cached = self._cached(key)
-        if cached is None or not cached[1].is_file():
+        if cached is None:
             return None
-        record = read_record(cached[1])
-        if record is None or record.key != key or not is_whole(cached[0], record):
-            for path in cached:
-                path.unlink(missing_ok=True)
+        try:
+            if not cached[1].is_file():
+                return None
+            record = read_record(cached[1])
+            if record is None or record.status != "done" or not is_whole(cached[0], record):
+                for path in cached:
+                    path.unlink(missing_ok=True)
+                return None
+        except OSError:
+            # A cache that cannot be read or cleaned is no reason to fail.
             return None
         try:
             if record.digest:
                 _link(cached[0], self._artifact(key))
             write_atomic(self._entry(key), dump_record(record))
+        except FileNotFoundError:
+            # Somebody empties the cache at this moment.
+            return None
         except OSError as error:
-            raise AftershockError(
-                f"{self.folder} could not be written ({_why(error)}); what was there is kept."
-            ) from error
+            raise unwritable(self.folder, error) from error
         self._records[key] = record
         return record
+
+
+class _Held(AbstractContextManager[object]):
+    """A lock that is held already and released at the exit."""
+
+    def __init__(self, lock: BaseFileLock) -> None:
+        self._lock = lock
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -250,7 +278,8 @@ def _link(source: Path, target: Path) -> None:
         raise
 
 
-def _unwritable(folder: Path, error: OSError) -> AftershockError:
+def unwritable(folder: Path, error: OSError) -> AftershockError:
+    """What to tell a person whose run directory cannot be written."""
     return AftershockError(f"{folder} could not be written ({_why(error)}); what was there is kept.")
 
 

@@ -94,13 +94,15 @@ def make_classifier(
     spec = model_spec(part, folder, weights)
     trains = weights is None and spec.needs_training
     start = time.perf_counter()
+    progress = None
     if trains:
         fresh = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed).to(device)
         expected = estimate_seconds(fresh, dataset.train, spec.recipe(dataset.name), device)
         if expected > 20:
             missing = f" ({part.weights} was not found)" if part.weights else ""
             say(f"Training {part.label} on {dataset.name}{missing}: about {_duration(expected)}.")
-    classifier = obtain(spec, dataset, seed, device)
+            progress = _tenths(part.label, say)
+    classifier = obtain(spec, dataset, seed, device, progress)
     seconds = time.perf_counter() - start
     example = dataset.test.images(slice(0, 2)).to(device)
     taps = discover(classifier, example, part.tap_modules, classifier.network)
@@ -132,6 +134,19 @@ def load_classifier(
     classifier = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std)
     classifier.load_state_dict(dict(state))
     return classifier.eval()
+
+
+def _tenths(label: str, say: Callable[[str], None]) -> Callable[[float], None]:
+    """Tells how far a long training is, once per tenth."""
+    told = 0
+
+    def progress(share: float) -> None:
+        nonlocal told
+        if int(10 * share) > told:
+            told = int(10 * share)
+            say(f"Training {label}: {10 * told} %.")
+
+    return progress
 
 
 def _duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UsageError
+from .ledger import is_file
 from .params import bind, parse_number
 from .registry import DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
 
@@ -62,6 +63,12 @@ class ThreatEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
     norm: Literal["linf", "l2", "l1", "l0"]
     eps: Number = Field(gt=0, description='A number or a fraction such as "8/255".')
+
+    @model_validator(mode="after")
+    def _within_images(self) -> ThreatEntry:
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps = {self.eps:g}: images lie in [0, 1], an L-inf budget is at most 1 (is it 8/255?)")
+        return self
 
 
 class ModelEntry(_Entry):
@@ -237,7 +244,7 @@ def load_suite(suite: str | Path | Mapping[str, Any], plugins: Iterable[Path] = 
         return _check(dict(suite), "", None, tuple(plugins))
     path = Path(suite)
     known = builtin_suites()
-    if not path.is_file():
+    if not is_file(path):
         if str(suite) not in known:
             raise UsageError(
                 f"There is no suite file {str(suite)!r} and no built-in suite of that name"
@@ -245,8 +252,12 @@ def load_suite(suite: str | Path | Mapping[str, Any], plugins: Iterable[Path] = 
             )
         path = known[str(suite)]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         raw = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"The suite file {path} cannot be read ({error.strerror}).") from error
+    except RecursionError as error:
+        raise SuiteError(str(path), [Problem(0, "not TOML: nested too deeply")]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         position = re.search(r"at line (\d+)", str(error))
         raise SuiteError(str(path), [Problem(int(position[1]) if position else 0, f"not TOML: {error}")]) from error
@@ -316,9 +327,11 @@ class _Checker:
     def made(self, factory: Any, params: Mapping[str, Any], where: str, location: tuple[str | int, ...]) -> None:
         """Construct the part once: its own checks speak before any work starts."""
         try:
-            factory(**params)
-        except (UsageError, ValueError, TypeError) as error:
-            self.add(location, f"{where}: {error}")
+            made = factory(**params)
+            # A plugin's part may be anything: what the plan asks of it is asked here first.
+            _ = made.info.kind, made.learnable, made.source_files()
+        except Exception as error:
+            self.add(location, f"{where}: {_told(error)}")
 
 
 def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[Path, ...]) -> Suite:
@@ -341,12 +354,14 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
             checker.add(("plugins",), str(error))
     data = _data(parsed.data, checker, folder)
     models = [_model(m, i, checker, folder) for i, m in enumerate(parsed.models)]
-    perturbations = [p for i, e in enumerate(parsed.perturbations) for p in _perturbation(e, i, checker, folder)]
+    placed = [(i, p) for i, e in enumerate(parsed.perturbations) for p in _perturbation(e, i, checker, folder)]
+    perturbations = [p for _, p in placed]
     detectors = [_detector(d, i, checker, perturbations) for i, d in enumerate(parsed.detectors)]
     for i, analysis in enumerate(parsed.analyses):
         checker.add(("analyses", i, "name"), f"there is no analysis {analysis.name!r}")
-    for kind, parts in (("models", models), ("perturbations", perturbations), ("detectors", detectors)):
-        _unique(kind, parts, checker)
+    _unique("models", list(enumerate(models)), checker)
+    _unique("perturbations", list(placed), checker)
+    _unique("detectors", list(enumerate(detectors)), checker)
     if checker.problems:
         raise SuiteError(where, checker.problems)
     return Suite(
@@ -377,15 +392,26 @@ def _explain(item: Any) -> str:
     return f"{name}: {message}"
 
 
-def _unique(kind: str, parts: Sequence[Part], checker: _Checker) -> None:
+def _told(error: Exception) -> str:
+    """Our own sentences as they are, others with their type."""
+    if isinstance(error, UsageError | ValueError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _unique(kind: str, parts: Sequence[tuple[int, Part]], checker: _Checker) -> None:
     seen: set[str] = set()
-    for part in parts:
+    for index, part in parts:
+        where = (kind, index)
         if part.label in seen:
-            checker.add((kind,), f"two {kind} have the label {part.label!r}: give one of them a `label` of its own")
+            checker.add(where, f"two {kind} have the label {part.label!r}: give one of them a `label` of its own")
         if kind == "detectors" and part.label == "none":
-            checker.add((kind,), "the label 'none' is kept for the row without a detector: choose another")
+            checker.add(where, "the label 'none' is kept for the row without a detector: choose another")
         if kind == "perturbations" and part.label == "none":
-            checker.add((kind,), "the label 'none' is kept for clean images: choose another")
+            checker.add(where, "the label 'none' is kept for clean images: choose another")
+        if not LABEL.fullmatch(part.group if isinstance(part, PerturbationPart) else part.label):
+            # A label that was given is checked already; a registered name may be anything.
+            checker.add(where, f"the name {part.label!r} cannot be a label: give this entry a `label` of its own")
         seen.add(part.label)
 
 
@@ -422,7 +448,7 @@ def _model(entry: ModelEntry, index: int, checker: _Checker, folder: Path) -> Mo
         checker.add((*location, "factory" if entry.factory else "name"), str(error))
     else:
         params = checker.bound(factory.signature, entry.params, f"model {label!r}", location, factory.given)
-    weights = str(beside(entry.weights, folder)) if entry.weights and beside(entry.weights, folder).is_file() else None
+    weights = str(beside(entry.weights, folder)) if entry.weights and is_file(beside(entry.weights, folder)) else None
     return ModelPart(
         entry.name or "", label, params, entry.factory, weights or entry.weights, entry.train_if_missing,
         tuple(entry.tap_modules), entry.bits_per_tap,
@@ -438,10 +464,10 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folde
     given = _with_paths(entry.params, folder)
     budgets = given.get("eps")
     many = isinstance(budgets, list)
-    if many and not budgets:
+    if budgets == []:
         checker.add((*location, "eps"), f"perturbation {label!r}: the list of eps is empty")
     parts = []
-    for budget in budgets if many else [budgets]:
+    for budget in budgets if isinstance(budgets, list) else [budgets]:
         one = {**given, "eps": budget} if many else given
         params = checker.bound(factory, one, f"perturbation {label!r}", location, ())
         if len(params) == len(one):
@@ -472,12 +498,14 @@ def _supervision(
 ) -> None:  # fmt: skip
     try:
         detector = factory(**params)
-    except (UsageError, ValueError, TypeError) as error:
-        checker.add(location, f"detector {label!r}: {error}")
+        # A plugin's part may be anything: what the plan asks of it is asked here first.
+        supervised, _ = detector.supervised, (detector.needs, detector.views, detector.gradients)
+    except Exception as error:
+        checker.add(location, f"detector {label!r}: {_told(error)}")
         return
-    if detector.supervised and not fit_on:
+    if supervised and not fit_on:
         checker.add(location, f"detector {label!r} is supervised: name the perturbations to learn from, fit_on = [...]")
-    if fit_on and not detector.supervised:
+    if fit_on and not supervised:
         checker.add((*location, "fit_on"), f"detector {label!r} is unsupervised: it cannot use fit_on")
 
 
@@ -496,7 +524,10 @@ def _labels(
                 f"{did_you_mean(name, known)}",
             )
         for part in chosen:
-            info = PERTURBATIONS.get(part.name).info
+            try:
+                info = PERTURBATIONS.get(part.name).info
+            except Exception:  # noqa: S112 (what is wrong with it was noted where it stands)
+                continue
             if info.kind == "adaptive":
                 checker.add((*location, key), f"detector {label!r}: {key} may not name the adaptive attack {name!r}")
             if key == "fit_negatives" and info.kind not in ("noise", "corruption"):
@@ -510,6 +541,6 @@ def _labels(
 def _learnable(part: PerturbationPart) -> bool:
     try:
         return bool(PERTURBATIONS.get(part.name)(**part.params).learnable)
-    except (UsageError, ValueError, TypeError):
+    except Exception:
         # What is wrong with it was noted where it stands.
         return True

@@ -101,14 +101,14 @@ class Taps(TorchFunctionMode):
         for path, module in self._paths.items():
             self._handles.append(module.register_forward_pre_hook(self._entering(path)))
             self._handles.append(module.register_forward_hook(self._leaving(path)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            super().__exit__(kind, error, trace)
+            super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # as above
         finally:
             for handle in self._handles:
                 handle.remove()

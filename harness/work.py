@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,10 +26,11 @@ from .cells import (
     PerturbJob,
     PropagationJob,
     ScoreJob,
+    SetName,
     TraceJob,
     TraceKeys,
 )  # fmt: skip
-from .data import Dataset
+from .data import Dataset, ImageSplit
 from .engines import Output
 from .errors import AftershockError, UnavailableError
 from .models import Classifier
@@ -154,12 +155,12 @@ class Workbench:
 
     # Images
 
-    def _source(self, name: str) -> Any:
+    def _source(self, name: SetName) -> ImageSplit:
         return self.dataset.train if name == "fit" else self.dataset.test
 
-    def _clean(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _clean(self, name: SetName, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and positions of some rows of a set."""
-        positions = self.sets.of(name)[start:stop]  # type: ignore[arg-type]
+        positions = self.sets.of(name)[start:stop]
         split = self._source(name)
         rows = positions.tolist()
         return split.images(rows), split.labels(rows), positions

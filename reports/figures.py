@@ -198,7 +198,9 @@ def _curves(title: str, rows: Sequence[Row]) -> dict[str, object]:
             for line, column in zip(curve, ("mean", "q05", "q95"), strict=True):
                 value = mean(r.number(column) for r in cell)
                 line[position[tap]] = None if value is None else float(f"{value:.5g}")
-        series.append([metrics.index(metric), populations.index(population), perturbations.index(perturbation), *curve])
+        images = max((r.number("n") or 0 for r in own), default=0)
+        where = (metrics.index(metric), populations.index(population), perturbations.index(perturbation))
+        series.append([*where, *curve, int(images)])
     return {
         "title": title,
         "taps": taps,

@@ -28,7 +28,6 @@ STATUS = {
     "failed": ("Cells failed", "bad"),
 }
 
-WAITING = "needs "  # how the reason of a cell begins that was skipped because another one failed
 MACHINE = {
     "cpu": "CPU",
     "cores": "Cores",
@@ -155,8 +154,8 @@ def render(runs: Sequence[Run]) -> str:
         curves=json_block(curves),
         curve_count=len(curves),
         problems=_problems(groups),
-        failures=[f for f in failures if not f[2].startswith(WAITING)],
-        skipped=[f for f in failures if f[2].startswith(WAITING)],
+        failures=[f[:3] for f in failures if f[3] != "skipped"],
+        skipped=[f[:3] for f in failures if f[3] == "skipped"],
         warnings=[(run.name, words(w)) for run in runs for w in _list(run.facts.get("warnings")) if words(w)],
         missing=[(run.name, t) for run in runs for t in ("leaderboard", "metrics", "perturbations", "propagation")
                  if t not in run.tables],
@@ -274,8 +273,10 @@ def _labels(run: Run, part: str) -> list[str]:
     return [t for entry in objects(run.suite.get(part)) if (t := words(entry.get("label")) or words(entry.get("name")))]
 
 
-def _failures(run: Run) -> list[tuple[str, str, str]]:
-    return [(run.name, words(f.get("cell")) or "a cell", words(f.get("reason")) or "no reason was recorded")
+def _failures(run: Run) -> list[tuple[str, str, str, str]]:
+    """Run, cell, reason and status (failed or skipped) of every cell without a result."""
+    return [(run.name, words(f.get("cell")) or "a cell", words(f.get("reason")) or "no reason was recorded",
+             words(f.get("status")))
             for f in objects(run.facts.get("failures"))]  # fmt: skip
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..harness.cells import SetName
 from ..harness.data import Dataset
 from ..harness.plan import Plan, Subject
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
@@ -15,13 +17,14 @@ from ..harness.ranking import leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
 from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..harness.results import DetectorResult, PerturbationResult, SeedResult, Sources
-from ..harness.runner import Summary
+from ..harness.runner import Summary, name_parts
 from ..harness.store import Store
 from ..harness.suite import DetectorPart, PerturbationPart
 from .leaderboard import COLUMNS, write_csv, write_csv_gz
 
 Row = dict[str, Any]
 NORMS = ("l0", "l1", "l2", "linf")
+_NONE = np.zeros(0, np.int64)
 POPULATIONS = ("success", "failed", "control", "target-class")
 
 
@@ -71,7 +74,8 @@ class Tables:
 
     def seed_result(self, subject: Subject) -> SeedResult | None:
         """Everything measured for one model and seed; ``None`` where the clean passes are missing."""
-        clean = [t.logits for name in ("calibrate", "evaluate") for t in subject.clean[name]]  # type: ignore[index]
+        measured: tuple[SetName, ...] = ("calibrate", "evaluate")
+        clean = [t.logits for name in measured for t in subject.clean[name]]
         if not all(key in self.summary.done for key in clean):
             return None
         calibrate, evaluate = self._predictions(subject, "calibrate"), self._predictions(subject, "evaluate")
@@ -84,11 +88,11 @@ class Tables:
         detectors = [self.detector(subject, part, perturbations) for part in self.suite.detectors]
         return SeedResult(sources, perturbations, detectors)
 
-    def _labels(self, name: str) -> torch.Tensor:
-        return self.dataset.test.labels(self.plan.sets.of(name).tolist())  # type: ignore[arg-type]
+    def _labels(self, name: SetName) -> torch.Tensor:
+        return self.dataset.test.labels(self.plan.sets.of(name).tolist())
 
-    def _predictions(self, subject: Subject, name: str) -> torch.Tensor:
-        keys = [t.logits for t in subject.clean[name]]  # type: ignore[index]
+    def _predictions(self, subject: Subject, name: SetName) -> torch.Tensor:
+        keys = [t.logits for t in subject.clean[name]]
         return torch.cat([self.store.tensor(key, "logits").argmax(1) for key in keys])
 
     def _reason(self, *keys: str) -> str:
@@ -123,14 +127,14 @@ class Tables:
         def per_image(name: str) -> float | None:
             return sum(v[name] * v["rows"] for v in values) / images if images else None
 
-        rows = [] if self._reason(*controls) else [cat_column(self.store, controls, "row").long().numpy()]
+        unmeasured = bool(self._reason(*controls))
         return PerturbationResult(
             **about,
             index=cat_column(self.store, keys, "row").long().numpy(),
             prediction=cat_column(self.store, keys, "prediction").long().numpy(),
             success=cat_column(self.store, keys, "success").bool().numpy(),
             norms={name: cat_column(self.store, keys, f"norm:{name}").double().numpy() for name in NORMS},
-            **({"control_index": rows[0]} if rows else {}),
+            control_index=_NONE if unmeasured else cat_column(self.store, controls, "row").long().numpy(),
             forwards=per_image("forwards"),
             backwards=per_image("backwards"),
             flags=tuple(dict.fromkeys(flag for v in values for flag in v["flags"])),
@@ -200,7 +204,7 @@ class Tables:
         for cell in self.plan.cells.values():
             if cell.key not in self.summary.done:
                 continue
-            dataset, model, seed, what, *rest = cell.name.split("/")
+            dataset, model, seed, what, *rest = name_parts(cell.name)
             name = rest[0] if rest else model
             total = spent.setdefault((dataset, model, seed, what, name), [0.0, 0.0])
             total[0] += self.store.seconds(cell.key)

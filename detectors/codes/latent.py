@@ -251,7 +251,7 @@ def fit_autoencoder(
             for rows in _shuffled(batches(), batch_size, generator):
                 if optimiser is None:
                     model.to(rows.device)
-                    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+                    optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
                 optimiser.param_groups[0]["lr"] = rate
                 loss = nn.functional.mse_loss(model(rows), rows)
                 optimiser.zero_grad()

@@ -172,7 +172,7 @@ function drawCurves(models) {
         });
         traces.push({ ...others, xaxis: x, yaxis: y, mode: "lines", line: { color: ghost, width: 1 }, hoverinfo: "skip" });
         layout.annotations.push({ xref: "paper", yref: "paper", x: from, y: top, yshift: 4, xanchor: "left", yanchor: "bottom",
-          text: `<b>${panel[0].name}</b>`, showarrow: false, font: { size: 13, color: panel[0].colour } });
+          text: `<b>${panel[0].name}</b>${(panel[0].main || panel[0].control)[6] < 30 ? `, only ${(panel[0].main || panel[0].control)[6]} images` : ""}`, showarrow: false, font: { size: 13, color: panel[0].colour } });
       }
       if (panel.length === 1 && !panel[0].main) {
         layout.annotations.push({ xref: "paper", yref: "paper", x: (from + to) / 2, y: bottom + (top - bottom) * 0.55, showarrow: false,

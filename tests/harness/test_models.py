@@ -238,6 +238,11 @@ def only_classes(classes, epochs: int = 2):
     made.epochs = epochs
     return made
 
+def own_mean(mean: str = "zero"):
+    made = neither()
+    made.mean = mean
+    return made
+
 class Net(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -279,11 +284,14 @@ def test_a_users_factory_takes_what_it_asks_for(user_file: Path, name: str) -> N
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), absolute.parameters(), strict=True))
 
 
-def test_a_parameter_of_the_factory_wins_over_the_recipe(user_file: Path) -> None:
+def test_a_parameter_of_the_factory_wins_over_the_harness(user_file: Path) -> None:
     spec = ModelSpec.from_entry(None, "mine.py:only_classes", {"epochs": 7, "batch_size": 16}, folder=user_file.parent)
     assert spec.params == {"epochs": 7}
     assert spec.training == {"batch_size": 16}
     assert build(spec, *RGB).network.epochs == 7
+    spec = ModelSpec.from_entry(None, "mine.py:own_mean", {"mean": "grey"}, folder=user_file.parent)
+    assert (spec.params, spec.mean) == ({"mean": "grey"}, None)
+    assert build(spec, *RGB).network.mean == "grey"
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,27 @@ def test_global_generators_are_untouched_even_inside_progress(digits: Dataset) -
     check(1.0)
 
 
+def test_what_a_model_draws_depends_on_seed_and_step(digits: Dataset) -> None:
+    def drawn(seed: int) -> list[float]:
+        seen: list[float] = []
+
+        class Drawing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(64, 10)
+
+            def forward(self, x: Tensor) -> Tensor:
+                seen.append(torch.rand(1).item())
+                return self.linear(x.flatten(1))
+
+        train(Drawing(), digits.train, Recipe(epochs=1), seed)
+        return seen
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert first == again
+    assert len(set(first + other)) == len(first) + len(other) > 10
+
+
 def test_progress_climbs_to_one(digits: Dataset) -> None:
     seen: list[float] = []
     train(fresh(digits), digits.train, Recipe(epochs=2, batch_size=100), 0, progress=seen.append)

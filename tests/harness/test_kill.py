@@ -1,0 +1,151 @@
+"""A run that is killed at any moment loses at most one cell, and the same command ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# A plugin that counts the steps of every write and kills its own process at one of them, before or after it is done.
+KILLER = """
+import os, pathlib, shutil, signal
+
+AT = int(os.environ.get("KILL_AT") or 0)
+AFTER = bool(os.environ.get("KILL_AFTER"))
+ONLY = os.environ.get("KILL_ONLY", "")
+LOG = os.environ.get("KILL_LOG")
+count = 0
+
+def steps(module, name):
+    real = getattr(module, name)
+    def step(*args, **kwargs):
+        global count
+        mine = not ONLY or ONLY == name
+        count += mine
+        if LOG:
+            with open(LOG, "a") as log:
+                log.write(name + "\\n")
+        if mine and count == AT and not AFTER:
+            if name == "write_bytes":
+                # Half of the bytes are on the disk when the process dies.
+                real(args[0], args[1][: len(args[1]) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if mine and count == AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(module, name, step)
+
+if AT or LOG:
+    for module, name in ((os, "replace"), (os, "link"), (os, "unlink"), (pathlib.Path, "write_bytes"),
+                         (pathlib.Path, "replace"), (pathlib.Path, "unlink"), (pathlib.Path, "mkdir")):
+        steps(module, name)
+"""
+STEPS = ("link", "write_bytes", "replace", "unlink")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Path:
+    folder = tmp_path_factory.mktemp("kill")
+    (folder / "killer.py").write_text(KILLER, encoding="utf-8")
+    tiny(folder / "suite.toml", detectors=[{"name": "msp"}, {"name": "mahalanobis"}], plugins=["killer.py"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def steps(place: Path, forks: Callable) -> dict[str, int]:
+    """How many steps of each kind an uninterrupted run takes; its directory is ``undisturbed``."""
+    log = place / "steps.log"
+    done = forks(
+        "run", "suite.toml", "--out", "undisturbed", cwd=place, AFTERSHOCK_CACHE=str(place / "cache"), KILL_LOG=str(log)
+    )
+    assert done.status == 0, done.output
+    names = log.read_text().split()
+    return {name: names.count(name) for name in set(names)}
+
+
+def no_leftovers(run: Path) -> None:
+    """A finished run directory holds no half-written file, and every entry of its ledger has its artifact."""
+    from aftershock.harness.ledger import SUFFIX, digest_of, read_record
+
+    assert not list(run.rglob("*.tmp"))
+    for path in (run / "cells").iterdir():
+        record = read_record(path)
+        assert record is not None, path
+        if record.digest:
+            assert digest_of(run / "artifacts" / f"{record.key}{SUFFIX}") == record.digest
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_at_a_step_of_a_write(
+    step: str, after: bool, place: Path, steps: dict[str, int], forks: Callable, tables: Callable
+) -> None:
+    out, cache = f"{step}-{after}", str(place / f"cache-{step}-{after}")
+    total = steps[step]
+    assert total > 20
+    killed = 0
+    # Each command gets some steps further than the one before: early, in the middle, at the end.
+    for at in (2, total // 3, total // 3):
+        done = forks(
+            "run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache, KILL_ONLY=step, KILL_AT=str(at),
+            KILL_AFTER="1" if after else "",
+        )  # fmt: skip
+        assert done.status in (0, -signal.SIGKILL), done.output
+        killed += done.status == -signal.SIGKILL
+    assert killed >= 2
+    done = forks("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
+    assert done.status == 0, done.output
+    assert tables(place / out) == tables(place / "undisturbed")
+    no_leftovers(place / out)
+
+
+def test_a_kill_while_tables_and_report_are_written(
+    place: Path, steps: dict[str, int], forks: Callable, tables: Callable
+) -> None:
+    cache, log = str(place / "cache"), place / "again.log"
+    done = forks("run", "suite.toml", "--out", "again", cwd=place, AFTERSHOCK_CACHE=cache, KILL_LOG=str(log))
+    assert done.status == 0, done.output
+    total = log.read_text().split().count("replace")
+    for before in (17, 11, 6, 2, 0):
+        # A directory of its own each time, so that it takes the same number of steps.
+        out = f"ending-{before}"
+        done = forks(
+            "run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache, KILL_ONLY="replace",
+            KILL_AT=str(total - before),
+        )  # fmt: skip
+        assert done.status == -signal.SIGKILL, done.output
+        done = forks("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
+        assert done.status == 0, done.output
+        assert tables(place / out) == tables(place / "undisturbed")
+        no_leftovers(place / out)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_from_outside_at_any_moment(
+    seed: int, place: Path, steps: dict[str, int], forks: Callable, tables: Callable
+) -> None:
+    draws = random.Random(seed)
+    out, cache = place / f"outside-{seed}", str(place / f"cache-outside-{seed}")
+    total = len(list((place / "undisturbed" / "cells").iterdir()))
+    for share in (draws.uniform(0.05, 0.5), draws.uniform(0.5, 0.95)):
+
+        def kill(process: int, wanted: float = share * total) -> None:
+            end = time.monotonic() + 60
+            while time.monotonic() < end and len(list(out.glob("cells/*.json"))) < wanted:
+                time.sleep(0.002)
+            time.sleep(draws.uniform(0, 0.01))
+            os.kill(process, signal.SIGKILL)
+
+        done = forks("run", "suite.toml", "--out", out, cwd=place, while_running=kill, AFTERSHOCK_CACHE=cache)
+        assert done.status == -signal.SIGKILL, done.output
+        assert not (out / "run.json").exists()
+    done = forks("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
+    assert done.status == 0, done.output
+    assert tables(out) == tables(place / "undisturbed")
+    no_leftovers(out)
