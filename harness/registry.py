@@ -10,10 +10,12 @@ import difflib
 import hashlib
 import importlib.util
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -301,7 +303,7 @@ def import_file(path: Path, around: _Loading | None = None) -> Any:
     name = f"aftershock_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{file_digest(path)[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
@@ -316,6 +318,13 @@ def import_file(path: Path, around: _Loading | None = None) -> Any:
         del sys.modules[name]
         raise UsageError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
     return module
+
+
+class _FromSource(SourceFileLoader):
+    """Never reads or leaves compiled files: those know a source by its second and size, so a quick edit is missed."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def file_digest(path: Path) -> str:

@@ -14,7 +14,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from .errors import UsageError
 from .ledger import is_file
@@ -35,7 +44,7 @@ def _number(value: object) -> float:
 
 
 Label = Annotated[str, AfterValidator(_label)]
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})]
 
 
 class _Entry(BaseModel):
@@ -297,7 +306,10 @@ class _Checker:
         self.problems: list[Problem] = []
 
     def add(self, location: Sequence[str | int], text: str) -> None:
-        self.problems.append(Problem(locate(self.text, location), text))
+        problem = Problem(locate(self.text, location), text)
+        # One mistake in an entry with a list of budgets is met once per budget.
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def part(self, kind: str, registry: Any, entry: Any, location: tuple[str | int, ...], skip: tuple[str, ...]) -> Any:
         """The factory that an entry names, with its bound parameters, or ``None`` after noting what is wrong."""
@@ -466,6 +478,7 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folde
     many = isinstance(budgets, list)
     if budgets == []:
         checker.add((*location, "eps"), f"perturbation {label!r}: the list of eps is empty")
+        return [PerturbationPart(entry.name, label, {}, label)]
     parts = []
     for budget in budgets if isinstance(budgets, list) else [budgets]:
         one = {**given, "eps": budget} if many else given
@@ -488,13 +501,13 @@ def _detector(
     if factory is not None:
         params = checker.bound(factory, entry.params, f"detector {label!r}", location, ())
         if len(params) == len(entry.params):
-            _supervision(factory, params, label, location, checker, fit_on)
+            _supervision(factory, params, label, location, checker, entry.fit_on)
     return DetectorPart(entry.name, label, params, fit_on, negatives)
 
 
 def _supervision(
     factory: Any, params: dict[str, Any], label: str, location: tuple[str | int, ...], checker: _Checker,
-    fit_on: tuple[str, ...],
+    fit_on: Sequence[str],
 ) -> None:  # fmt: skip
     try:
         detector = factory(**params)
@@ -517,7 +530,7 @@ def _labels(
     for name in names:
         chosen = [p for p in perturbations if name in (p.label, p.group)]
         if not chosen:
-            known = [p.label for p in perturbations]
+            known = dict.fromkeys(name for p in perturbations for name in (p.group, p.label))
             checker.add(
                 (*location, key),
                 f"detector {label!r}: {key} names {name!r}, which is no perturbation of this suite"

@@ -5,6 +5,7 @@ A :class:`Workbench` holds what is worth keeping between cells (the data set, th
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from .data import Dataset, ImageSplit
 from .engines import Output
 from .errors import AftershockError, UnavailableError
 from .models import Classifier
+from .modes import one_thread
 from .plan import Sets, stored_need
 from .reading import Reader, open_traces, pick, tap_infos
 from .recorder import input_gradient, record
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     from ..detectors.base import Detector
 
 T = TypeVar("T")
+
+# Values of an image below which one thread is faster than several (the digits have 64, MNIST 784).
+SMALL_IMAGE = 512
 
 # Rows that a detector scores at once.
 SCORE_BATCH = 512
@@ -102,7 +107,8 @@ class Workbench:
         """Compute cells of one group; several at once only for traces of the same images."""
         start = time.perf_counter()
         together = isinstance(cells[0].job, TraceJob)
-        outputs = self._traces(cells) if together else [self._one(cell) for cell in cells]
+        with one_thread(math.prod(self.dataset.shape) < SMALL_IMAGE):
+            outputs = self._traces(cells) if together else [self._one(cell) for cell in cells]
         seconds = (time.perf_counter() - start) / len(cells)
         return [replace(output, seconds=output.seconds or seconds) for output in outputs]
 
