@@ -123,6 +123,11 @@ def record(
     Raises:
         UsageError: if a pass goes through other taps than those discovered.
     """
+    if not len(images):
+        # The shapes of codes are found by recording one image and dropping it.
+        blank = record(model, images.new_zeros(1, *images.shape[1:]), taps, needs, modules, root, dropout, seed)
+        nothing = {code: {tap: rows[:0] for tap, rows in found.items()} for code, found in blank.codes.items()}
+        return Recording(blank.logits[:0], nothing)
     device = device_of(model)
     encoder = _Encoder(taps, needs, len(images))
     logits: list[Tensor] = []
@@ -139,8 +144,7 @@ def record(
                     "The model takes another path for these images than when its taps were listed; models whose "
                     "sequence of activations depends on the input cannot be traced."
                 )
-    whole = torch.cat(logits) if logits else torch.empty(0, 0)
-    return Recording(whole, encoder.in_order())
+    return Recording(torch.cat(logits), encoder.in_order())
 
 
 def live_trace(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 
+import pytest
 import torch
 from aftershock.harness.architectures import resnet20
 from aftershock.harness.recorder import BATCH, Recording, discover, record
@@ -14,6 +16,16 @@ from torch import Tensor
 IMAGES, PAIRS = 256, 15
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a machine that others use too, several threads mostly measure how long they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_an_instrumented_forward_beside_a_plain_one(benchmark) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     model = resnet20((3, 32, 32), 10).eval()
@@ -28,15 +40,13 @@ def test_an_instrumented_forward_beside_a_plain_one(benchmark) -> None:  # type:
     def instrumented() -> Recording:
         return record(model, images, taps, needs)
 
-    # Whatever else the machine does changes from second to second, so the two are timed in pairs, in turn first.
+    # Whatever else the machine does changes from second to second: the two are timed in pairs, each first in turn.
     plain_seconds: list[float] = []
     ratios: list[float] = []
-    first = [False]
 
     def pair() -> None:
-        first[0] = not first[0]
         took = {}
-        for work in (plain, instrumented) if first[0] else (instrumented, plain):
+        for work in (plain, instrumented) if len(ratios) % 2 else (instrumented, plain):
             began = time.perf_counter()
             work()
             took[work] = time.perf_counter() - began
@@ -44,13 +54,13 @@ def test_an_instrumented_forward_beside_a_plain_one(benchmark) -> None:  # type:
         ratios.append(took[instrumented] / took[plain])
 
     benchmark.pedantic(pair, rounds=PAIRS, warmup_rounds=2)
-    # The warm-up is not measured; without --benchmark-disable there are exactly PAIRS others.
+    # What comes before are the rounds of the warm-up.
     plain_seconds, ratios = plain_seconds[-PAIRS:], ratios[-PAIRS:]
     benchmark.extra_info["ratio"] = statistics.median(ratios)
     benchmark.extra_info["plain_ms_per_image"] = 1000 * statistics.median(plain_seconds) / IMAGES
     print(f"instrumented / plain: median {statistics.median(ratios):.3f} of {len(ratios)} pairs")
 
-    # The two must do the same work, or the ratio would compare different things.
+    # Both must do the work, or the ratio would compare different things: a forward's logits, and the codes of 19 taps.
     recorded = instrumented()
     torch.testing.assert_close(recorded.logits, plain())
     assert len(taps) == 19
