@@ -7,6 +7,7 @@ A perturbation only proposes images. Whether they fool the model, stay in their 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -92,6 +93,10 @@ class Perturbation(ABC):
     def family(self) -> str:
         """What this instance counts as once a detector learned from it."""
         return self.info.family
+
+    def covers(self, positions: Sequence[int]) -> list[bool]:
+        """Which images, by position in their split, it has anything for; the others are not counted as attacked."""
+        return [True] * len(positions)
 
     @property
     def learnable(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,6 +57,10 @@ class FromFile(Perturbation):
     def family(self) -> str:
         """The family named by the parameter."""
         return self._family
+
+    def covers(self, positions: Sequence[int]) -> list[bool]:
+        """The images that the file holds."""
+        return [position in self._rows for position in positions]
 
     @property
     def learnable(self) -> bool:

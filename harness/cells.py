@@ -23,14 +23,15 @@ class Images:
         set: the set of source images.
         start, stop: rows of the set.
         source: the key of the ``perturb`` or ``control`` cell that holds them; empty for clean images.
-        successful: only those that fool the model (what supervised detectors learn from).
+        which: all of them, those that fool the model (what supervised detectors learn from), or those that failed
+            (noise that a detector may learn as harmless).
     """
 
     set: SetName
     start: int
     stop: int
     source: str = ""
-    successful: bool = False
+    which: Literal["all", "success", "failed"] = "all"
 
 
 @dataclass(frozen=True)

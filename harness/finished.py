@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distributions, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,20 @@ def _files(value: Any, folder: Path) -> Iterator[Path]:
         path = folder / (value.rpartition(":")[0] if ".py:" in value else value)
         if path.is_file():
             yield path
+        elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+            yield from _module_files(value.partition(":")[0])
+
+
+def _module_files(module: str) -> Iterator[Path]:
+    """The source of a factory's module, with all of its package."""
+    found = find_spec(module)
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        return
+    origin = Path(found.origin)
+    if "." not in module and origin.name != "__init__.py":
+        yield origin
+    else:
+        yield from sorted(origin.parent.rglob("*.py"))
 
 
 def _plugin_digests() -> Iterator[str]:

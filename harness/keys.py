@@ -7,6 +7,7 @@ the versions of the libraries that it uses.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -77,23 +78,33 @@ def versions(*packages: str) -> dict[str, str]:
 def part_digest(entry: Entry, room: str) -> str:
     """Digest of the code behind a registered part.
 
-    Built-ins are covered by their room, plugins by the files of their distribution, local files by their content, and
-    what a session registered by the source of its class.
+    Always the room (base classes, the checks around an attack); besides, plugins by the files of their distribution,
+    local files by their content, and what a session registered by the file or the source of its class.
     """
+    own = code_digest(room)
+    if entry.origin.package == PACKAGE:
+        return own
+    return hashlib.sha256((own + _foreign_digest(entry)).encode()).hexdigest()
+
+
+def _foreign_digest(entry: Entry) -> str:
     origin = entry.origin
-    if origin.package == PACKAGE:
-        return code_digest(room)
     if origin.path is not None:
         return file_digest(Path(origin.path))
-    if origin.package == "session":
-        import inspect
+    if origin.package != "session":
+        return distribution_digest(origin)
+    part = entry.load()
+    name = getattr(part, "__qualname__", repr(part))
+    return hashlib.sha256((name + _source_of(part)).encode()).hexdigest()
 
-        try:
-            text = inspect.getsource(entry.load())
-        except (OSError, TypeError):
-            text = repr(entry.load())
-        return hashlib.sha256(text.encode()).hexdigest()
-    return distribution_digest(origin)
+
+def _source_of(part: Any) -> str:
+    """The whole file, since a class leans on what stands beside it; in a notebook, which has none, its own lines."""
+    try:
+        path = inspect.getsourcefile(part)
+        return Path(path).read_text() if path and Path(path).is_file() else inspect.getsource(part)
+    except (OSError, TypeError):
+        return ""
 
 
 @cache

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -30,18 +31,25 @@ from .cells import (
 )  # fmt: skip
 from .data import Dataset
 from .errors import UsageError
-from .keys import code_digest, content_key, part_digest, versions
-from .registry import ANALYSES, DETECTORS, PERTURBATIONS, file_digest
+from .keys import canonical, code_digest, content_key, part_digest, versions
+from .registry import ANALYSES, DETECTORS, PACKAGE, PERTURBATIONS, file_digest
 from .seeds import derive_seed
-from .subjects import is_trained, model_identity
+from .subjects import model_identity
 from .suite import DetectorPart, ModelPart, PerturbationPart, Suite
 from .trace import Need
 
 # Images per cell: what a kill may cost, and what is in memory at once.
 CHUNK = 256
 
-TRACE_CODE = ("harness/taps.py", "harness/recorder.py", "harness/trace.py", "detectors/codes/bits.py")
-MODEL_CODE = ("harness/models.py", "harness/architectures.py", "harness/training.py", "harness/taps.py")
+TRACE_CODE = (
+    "harness/taps.py", "harness/recorder.py", "harness/trace.py", "harness/modes.py", "harness/seeds.py",
+    "detectors/codes/bits.py",
+)  # fmt: skip
+MODEL_CODE = (
+    "harness/models.py", "harness/architectures.py", "harness/training.py", "harness/weights.py", "harness/subjects.py",
+    "harness/recorder.py", "harness/taps.py", "harness/modes.py",
+)  # fmt: skip
+Which = Literal["all", "success", "failed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +116,14 @@ class Plan:
     """The cells of a run, in an order in which inputs come first, and where each result is found.
 
     ``Subject.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, a perturbation's label, or
-    ``control:<label>``.
+    ``control:<label>``. ``protocol_digests`` is keyed by model label.
     """
 
     suite: Suite
     sets: Sets
     cells: Mapping[str, Cell]
     subjects: tuple[Subject, ...]
-    protocol_digest: str
+    protocol_digests: Mapping[str, str]
 
 
 def make_plan(
@@ -143,7 +151,8 @@ def make_plan(
     for part in suite.models:
         for seed in suite.seeds:
             planner.subject(part, seed)
-    return Plan(suite, planner.sets, planner.cells, tuple(planner.subjects), planner.protocol_digest())
+    digests = {part.label: planner.protocol_digest(part) for part in suite.models}
+    return Plan(suite, planner.sets, planner.cells, tuple(planner.subjects), digests)
 
 
 class _Planner:
@@ -201,8 +210,9 @@ class _Planner:
             "model",
             data=self.data_digest,
             identity=identity,
-            seed=seed if is_trained(part, self.suite.folder, self.weights[part.label]) else None,
+            seed=seed if self.weights[part.label] is None else None,
             taps=part.tap_modules,
+            bits_per_tap=part.bits_per_tap,
             code=code_digest(*MODEL_CODE),
             versions=versions("torch", "torchvision"),
             device=self.device,
@@ -214,7 +224,7 @@ class _Planner:
 
     def images_identity(self, images: Images) -> object:
         if images.source:
-            return [images.source, images.successful]
+            return [images.source, images.which]
         return [self.data_digest, self.positions_digest(images.set, images.start, images.stop)]
 
     def traces(self, model: str, images: Images, needs: tuple[Need, ...], label: str) -> TraceKeys:
@@ -238,7 +248,8 @@ class _Planner:
         info = perturbation.info
         identity = [part.name, self.portable(part), part_digest(PERTURBATIONS.entry(part.name), "attacks")]
         # A deterministic attack on fixed weights is the same for every seed of the run.
-        seed = derive_seed(subject.seed if info.stochastic else 0, "perturbation", str(identity[:2]), name)
+        axes = canonical([part.name, self.portable(part)])
+        seed = derive_seed(subject.seed if info.stochastic else 0, "perturbation", axes, name)
         keys = []
         for start, stop in self.chunks(name):
             logits = subject.clean[name][start // CHUNK].logits
@@ -262,7 +273,7 @@ class _Planner:
         keys = []
         for index, perturbed in enumerate(subject.perturbs[part.label, "evaluate"]):
             start, stop = self.chunks("evaluate")[index]
-            seed = derive_seed(subject.seed, "control", perturbed)
+            seed = derive_seed(subject.seed, "control", canonical([part.name, self.portable(part)]))
             logits = subject.clean["evaluate"][index].logits
             key = content_key("control", perturbed=perturbed, seed=seed, code=code_digest("attacks"))
             job = ControlJob(subject.key, perturbed, "evaluate", logits, start, seed)
@@ -271,10 +282,10 @@ class _Planner:
         subject.controls[part.label] = tuple(keys)
 
     def perturbed_traces(
-        self, subject: Subject, label: str, name: SetName, needs: tuple[Need, ...], successful: bool = False
+        self, subject: Subject, label: str, name: SetName, needs: tuple[Need, ...], which: Which = "all"
     ) -> tuple[TraceKeys, ...]:
         return tuple(
-            self.traces(subject.key, Images(name, start, stop, key, successful), needs, f"{label}/{name}")
+            self.traces(subject.key, Images(name, start, stop, key, which), needs, f"{label}/{name}")
             for key, (start, stop) in zip(subject.perturbs[label, name], self.chunks(name), strict=True)
         )
 
@@ -289,7 +300,7 @@ class _Planner:
         detector = self.detectors[part.label]
         needs = self.stored_needs(subject.part, detector.needs)
         identity = [part.name, part.params, part_digest(DETECTORS.entry(part.name), "detectors")]
-        seed = derive_seed(subject.seed, "detector", str(identity[:2]))
+        seed = derive_seed(subject.seed, "detector", canonical(identity[:2]))
         views = [(view.name, False) for view in detector.views] + [(g.name, True) for g in detector.gradients]
 
         def with_extras(traces: tuple[TraceKeys, ...], label: str) -> tuple[TraceKeys, ...]:
@@ -300,11 +311,11 @@ class _Planner:
 
         clean = with_extras(subject.clean["fit"], "none/fit")
         positive = [
-            with_extras(self.perturbed_traces(subject, label, "fit", needs, successful=True), f"{label}/fit")
+            with_extras(self.perturbed_traces(subject, label, "fit", needs, "success"), f"{label}/fit")
             for label in part.fit_on
         ]
         negative = [
-            with_extras(self.perturbed_traces(subject, label, "fit", needs), f"{label}/fit")
+            with_extras(self.perturbed_traces(subject, label, "fit", needs, "failed"), f"{label}/fit")
             for label in part.fit_negatives
         ]
         perturbed, negatives = sum(positive, ()), sum(negative, ())
@@ -312,6 +323,7 @@ class _Planner:
         fit = content_key(
             "fit", identity=identity, seed=seed,
             inputs=[[t.keys() for t in part] for part in (clean, perturbed, negatives)],
+            code=code_digest("harness/work.py", "harness/reading.py", "harness/trace.py"),
             versions=versions("torch", "numpy", "scipy", "scikit-learn", "pytorch-ood"),
         )  # fmt: skip
         job = FitJob(subject.key, part, clean, perturbed, negatives, seed)
@@ -380,17 +392,24 @@ class _Planner:
                 (subject.key, encoders, *keys(clean, perturbed, control), *made), "", len(self.sets.evaluate),
             )  # fmt: skip
 
-    def protocol_digest(self) -> str:
-        """What rows must share to be compared: data, weights, splits, perturbations, threat, seeds; no detectors."""
+    def protocol_digest(self, part: ModelPart) -> str:
+        """What rows of one model must share to be compared: data, weights, splits, perturbations, threat, seeds.
+
+        Detectors, other models, analyses and paths are not in it; adaptive attacks belong to their detectors.
+        """
+        perturbations = []
+        for p in self.suite.perturbations:
+            entry = PERTURBATIONS.entry(p.name)
+            if entry.load().info.kind == "adaptive":
+                continue
+            foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks")
+            perturbations.append([p.label, p.name, self.portable(p), foreign])
         return content_key(
             "protocol",
             data=self.data_digest,
-            models=[
-                model_identity(p, self.suite.folder, self.weights[p.label], self.suite.data.name)
-                for p in self.suite.models
-            ],
+            model=model_identity(part, self.suite.folder, self.weights[part.label], self.suite.data.name),
             splits=[self.positions_digest(n, 0, len(self.sets.of(n))) for n in ("fit", "calibrate", "evaluate")],
-            perturbations=[[p.label, p.name, self.portable(p)] for p in self.suite.perturbations],
+            perturbations=perturbations,
             threat=self.suite.threat,
             seeds=self.suite.seeds,
         )[:16]

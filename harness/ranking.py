@@ -7,12 +7,13 @@ worst case follows from these two numbers per image, its resamples included.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .metrics import (
+    Weights,
     auroc,
     calibrate_weights,
     evaluate_weights,
@@ -43,7 +44,10 @@ _ALPHA = ALPHAS["5"]
 
 
 def leaderboard_rows(
-    per_seed: Sequence[SeedResult], threat: ThreatModel, protocol_digest: str
+    per_seed: Sequence[SeedResult],
+    threat: ThreatModel,
+    protocol_digest: str,
+    missing: Mapping[int, str] | None = None,
 ) -> list[dict[str, Cell]]:
     """The rows of ``leaderboard.csv`` for one data set and model: every detector and ``none``, which flags nothing.
 
@@ -89,6 +93,7 @@ def leaderboard_rows(
     rows = []
     for label in [*dict.fromkeys(d.label for s in per_seed for d in s.detectors), ABLATION]:
         subject = _Subject(label, per_seed, threat)
+        subject.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
         rows.append(
             {**head, "detector": label, **subject.cells(calibrate, evaluate), "protocol_digest": protocol_digest}
         )
@@ -132,9 +137,10 @@ class _SeedScores:
         upper = np.full(len(lower), np.inf)
         complete = True
         for one in p:
-            if one.reason or not one.threatens(d.label):
+            if not one.threatens(d.label):
                 continue
-            scores, _ = d.scores(one)
+            # An attack that did not run proves nothing: without it there is no worst case.
+            scores = None if one.reason else d.scores(one)[0]
             if scores is None:
                 complete = False
                 continue
@@ -204,7 +210,7 @@ class _Subject:
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
             self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat))
 
-    def cells(self, calibrate: FloatArray, evaluate: FloatArray) -> dict[str, Cell]:
+    def cells(self, calibrate: Weights, evaluate: Weights) -> dict[str, Cell]:
         """The cells of the row that need measuring, and ``place``: 0 ranked, 1 below, 2 failed, 3 without a number."""
         seeds = self.seeds
         robust = [s.robust for s in seeds] if seeds and all(s.complete for s in seeds) else []
@@ -230,7 +236,7 @@ class _Subject:
         }
 
     def _interval(
-        self, calibrate: FloatArray, evaluate: FloatArray, robust: Sequence[float]
+        self, calibrate: Weights, evaluate: Weights, robust: Sequence[float]
     ) -> tuple[float | None, float | None]:
         if not robust:
             return None, None

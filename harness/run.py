@@ -8,7 +8,7 @@ import platform
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -204,13 +204,15 @@ class _Session:
     tell: Callable[[Event], None]
     say: Callable[[str], None]
     debug: bool
+    data_digest: str = ""
+    weights_digests: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, stamp: str | None) -> Run:
         from ..reports.site import build_site
         from ..reports.tables import Tables
         from .engines import make_engine
         from .plan import make_plan
-        from .registry import DATASETS
+        from .registry import DATASETS, file_digest
         from .runner import Runner, choose
         from .store import Store, unwritable
         from .subjects import find_weights
@@ -222,16 +224,21 @@ class _Session:
         source = DATASETS.get(self.suite.data.name)(self.root, **self.suite.data.params)
         weights = find_weights(self.suite, self.root)
         dataset = source.load()
-        data_digest = content_key(
+        data_digest = self.data_digest = content_key(
             "data", fingerprint=source.fingerprint, files=self.digests.of(source.files),
             code=code_digest("harness/datasets.py", "harness/own_data.py", "harness/data.py"),
         )  # fmt: skip
+        self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
         cells = choose(plan.cells, self.only)
         with Store(self.out, self.cache, self.fresh) as store:
-            bench = Workbench(self.suite, dataset, plan.sets, store, device, weights, self.say)
-            (self.out / "run.json").unlink(missing_ok=True)
+            parts = {subject.key: subject.part for subject in plan.subjects}
+            bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say)
             summary = Runner(cells, store, bench, engine, self.tell, self.debug).run()
+            # What --only left out but an earlier call in this directory finished belongs to the tables.
+            held = {record.key for record in store.records() if record.status == "done"}
+            left_out = (key for key in plan.cells if key not in cells and key in held)
+            summary.done.update(key for key in left_out if store.find(key) is not None)
             try:
                 Tables(plan, store, summary, dataset).write(self.out / "tables")
                 facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
@@ -275,10 +282,12 @@ class _Session:
             "schema": SCHEMA,
             "name": self.suite.name,
             "suite": dict(self.suite.raw),
+            "resolved": self.suite.resolved(),
             "limit": self.limit,
             "only": self.only,
             "protocol": PROTOCOL_VERSION,
-            "protocol_digest": plan.protocol_digest,
+            "protocol_digest": " ".join(dict.fromkeys(plan.protocol_digests.values())),
+            "digests": {"data": self.data_digest, "weights": self.weights_digests},
             "seeds": list(self.suite.seeds),
             "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
             "hardware": _hardware(device),

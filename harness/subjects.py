@@ -72,11 +72,6 @@ def model_identity(part: ModelPart, folder: Path, weights: Path | None, dataset:
     return identity
 
 
-def is_trained(part: ModelPart, folder: Path, weights: Path | None) -> bool:
-    """Whether the model depends on a seed: it is trained here."""
-    return weights is None and model_spec(part, folder, weights).needs_training
-
-
 def make_classifier(
     part: ModelPart,
     folder: Path,
@@ -89,7 +84,7 @@ def make_classifier(
     """Train or load a model, list its taps and measure its clean accuracy on the whole test split.
 
     Returns:
-        its state where it was trained here (else the weights file stays the source), and what the ledger keeps.
+        its state where it was made here (else the weights file stays the source), and what the ledger keeps.
     """
     spec = model_spec(part, folder, weights)
     trains = weights is None and spec.needs_training
@@ -112,7 +107,6 @@ def make_classifier(
     if warning:
         say(f"{part.label}: {warning}")
     values = {
-        "label": part.label,
         "taps": [[t.name, t.kind, list(t.shape)] for t in taps],
         "clean_accuracy": accuracy(classifier, dataset.test, device=device),
         "test_images": len(dataset.test),
@@ -120,7 +114,7 @@ def make_classifier(
         "train_seconds": round(seconds, 3) if trains else None,
         "warning": warning or "",
     }
-    state = {k: v.detach().cpu() for k, v in classifier.state_dict().items()} if trains else {}
+    state = {k: v.detach().cpu() for k, v in classifier.state_dict().items()} if weights is None else {}
     return state, values
 
 

@@ -6,6 +6,7 @@ signatures. Inside the harness only the frozen dataclasses of the second half ar
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from pydantic import (
 )
 
 from .errors import UsageError
+from .keys import canonical
 from .ledger import is_file
 from .params import bind, parse_number
 from .registry import DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
@@ -208,6 +210,11 @@ class Suite:
     analyses: tuple[Part, ...]
     source: Path | None
     raw: Mapping[str, Any]
+
+    def resolved(self) -> dict[str, Any]:
+        """The suite with every label, budget and list expanded, as JSON values."""
+        names = ("name", "seeds", "data", "threat", "models", "perturbations", "detectors")
+        return json.loads(canonical({name: getattr(self, name) for name in names}))  # type: ignore[no-any-return]
 
     @property
     def folder(self) -> Path:
@@ -473,6 +480,9 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folde
     factory = checker.part("perturbation", PERTURBATIONS, entry, location, ())
     if factory is None:
         return [PerturbationPart(entry.name, label, {}, label)]
+    if getattr(getattr(factory, "info", None), "kind", None) == "adaptive":
+        text = f"perturbation {label!r} is an adaptive attack, which this version cannot plan yet: take it out"
+        checker.add((*location, "name"), text)
     given = _with_paths(entry.params, folder)
     budgets = given.get("eps")
     many = isinstance(budgets, list)

@@ -42,7 +42,7 @@ from .recorder import input_gradient, record
 from .registry import ANALYSES, DETECTORS, PERTURBATIONS
 from .seeds import Draws, derive_seed, generator
 from .subjects import load_classifier, make_classifier
-from .suite import DetectorPart, Suite
+from .suite import DetectorPart, ModelPart, Suite
 from .trace import Need, Rows, TapInfo, Traces
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class Workbench:
         sets: which images belong to which set.
         reader: where finished cells are read.
         device: where models run.
+        parts: the suite's entry of each model, by the key of its cell (a cell may come from a suite that called the
+            same model otherwise).
         weights: file of each model label, ``None`` where it is trained.
         say: told a sentence that a person should see (how long training takes, a suspicious accuracy).
     """
@@ -94,6 +96,7 @@ class Workbench:
         sets: Sets,
         reader: Reader,
         device: torch.device,
+        parts: Mapping[str, ModelPart],
         weights: Mapping[str, Path | None],
         say: Callable[[str], None],
     ) -> None:
@@ -101,7 +104,7 @@ class Workbench:
         self.device, self.weights, self.say = device, weights, say
         self._models: _Recent[Classifier] = _Recent(2)
         self._detectors: _Recent[Detector] = _Recent(4)
-        self._parts = {part.label: part for part in suite.models}
+        self._parts = parts
 
     def compute(self, cells: Sequence[Cell]) -> list[Output]:
         """Compute cells of one group; several at once only for traces of the same images."""
@@ -140,23 +143,22 @@ class Workbench:
         )
         return Output(key, state, values)
 
-    def model(self, key: str, label: str) -> Classifier:
+    def model(self, key: str) -> Classifier:
         """The model of a finished ``model`` cell, in eval mode on the device."""
+        part = self._parts[key]
 
         def load() -> Classifier:
             return load_classifier(
-                self._parts[label], self.suite.folder, self.dataset, self.weights[label], self.reader.load(key)
+                part, self.suite.folder, self.dataset, self.weights[part.label], self.reader.load(key)
             ).to(self.device)
 
         return self._models.get_or_make(key, load)
 
     def _opened(self, key: str) -> tuple[Classifier, tuple[TapInfo, ...], tuple[str, ...]]:
-        values = self.reader.values(key)
-        part = self._parts[values["label"]]
-        return self.model(key, part.label), tap_infos(values), part.tap_modules
+        return self.model(key), tap_infos(self.reader.values(key)), self._parts[key].tap_modules
 
     def _stored(self, model: str) -> Callable[[Need], Need]:
-        bits_per_tap = self._parts[self.reader.values(model)["label"]].bits_per_tap
+        bits_per_tap = self._parts[model].bits_per_tap
         return lambda need: stored_need(need, bits_per_tap)
 
     # Images
@@ -176,7 +178,10 @@ class Workbench:
         if not wanted.source:
             return self._clean(wanted.set, wanted.start, wanted.stop)[0]
         images = self.reader.tensor(wanted.source, "images")
-        return images[self.reader.tensor(wanted.source, "success")] if wanted.successful else images
+        if wanted.which == "all":
+            return images
+        success = self.reader.tensor(wanted.source, "success")
+        return images[success if wanted.which == "success" else ~success]
 
     # One pass
 
@@ -191,11 +196,9 @@ class Workbench:
                 values = {"rows": len(recording.logits), "shape": list(recording.logits.shape[1:])}
                 outputs.append(Output(cell.key, {"logits": recording.logits}, values))
                 continue
-            codes = {
-                str(i): recording.codes[job.need.code][t.name]
-                for i, t in enumerate(taps)
-                if t.name in recording.codes[job.need.code]
-            }
+            # Not whatever was recorded: others in this pass may have asked for the same code at other taps.
+            found, wanted = recording.codes[job.need.code], {t.name for t in job.need.select(taps)}
+            codes = {str(i): found[t.name] for i, t in enumerate(taps) if t.name in wanted}
             outputs.append(Output(cell.key, codes, {"shapes": {i: list(v.shape[1:]) for i, v in codes.items()}}))
         return outputs
 
@@ -236,6 +239,8 @@ class Workbench:
             raise UnavailableError(reason)
         images, labels, positions = self._clean(job.set, job.start, job.stop)
         right = (self.reader.tensor(job.logits, "logits").argmax(1) == labels).nonzero().squeeze(1)
+        covered = perturbation.covers(positions[right].tolist())
+        right = right[torch.tensor(covered, dtype=torch.bool)]
         classifier = self._opened(job.model)[0]
         made = perturb_batch(
             perturbation, classifier, images[right], labels[right], positions[right].tolist(), seed=job.seed
@@ -273,9 +278,14 @@ class Workbench:
         tensors = {"images": control.images, "row": rows[control.positions]}
         values = {
             "rows": len(control.positions),
-            "kept_share": control.kept_share,
-            "linf_ratio": control.linf_ratio,
-            "l2_ratio": control.l2_ratio,
+            **{
+                name: value if math.isfinite(value) else None
+                for name, value in (
+                    ("kept_share", control.kept_share),
+                    ("linf_ratio", control.linf_ratio),
+                    ("l2_ratio", control.l2_ratio),
+                )
+            },
         }
         return Output(key, tensors, values)
 
@@ -305,7 +315,8 @@ class Workbench:
     def _fit_labels(self, job: FitJob) -> Tensor:
         positions = [self.sets.fit[t.images.start : t.images.stop] for t in job.clean]
         for chunk in job.negatives:
-            positions.append(self.sets.fit[self.reader.tensor(chunk.images.source, "row")])
+            kept = ~self.reader.tensor(chunk.images.source, "success")
+            positions.append(self.sets.fit[self.reader.tensor(chunk.images.source, "row")[kept]])
         labels: Tensor = self.dataset.train.labels(torch.cat(positions).tolist())
         return labels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,12 @@ class Tables:
         boards, metrics, perturbations, propagation = [], [], [], []
         scored: list[tuple[SeedResult, DetectorResult]] = []
         for part in self.suite.models:
-            seeds = []
+            seeds: list[SeedResult] = []
+            missing: dict[int, str] = {}
             for subject in (s for s in self.plan.subjects if s.part.label == part.label):
                 result = self.seed_result(subject)
                 if result is None:
+                    missing[subject.seed] = self._reason(*self._clean_logits(subject))
                     continue
                 seeds.append(result)
                 metrics += metrics_rows(result.sources, result.perturbations, result.detectors, self.suite.threat)
@@ -59,7 +61,10 @@ class Tables:
                 propagation += self.propagation_rows(subject)
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:
-                boards += leaderboard_rows(seeds, self.suite.threat, self.plan.protocol_digest)
+                digest = self.plan.protocol_digests[part.label]
+                boards += leaderboard_rows(seeds, self.suite.threat, digest, missing)
+            else:
+                boards += self._without_numbers(part.label, missing)
         write_csv(folder / "leaderboard.csv", COLUMNS["leaderboard"], boards)
         write_csv(folder / "metrics.csv", COLUMNS["metrics"], metrics)
         write_csv(folder / "perturbations.csv", COLUMNS["perturbations"], perturbations)
@@ -68,15 +73,27 @@ class Tables:
         write_csv_gz(folder / "scores.csv.gz", COLUMNS["scores"], self._score_rows(scored))
         return boards
 
+    def _without_numbers(self, model: str, missing: Mapping[int, str]) -> list[Row]:
+        """The rows of a model of which nothing could be measured: its reason stands where a person looks for it."""
+        flags = "; ".join(f"seed {seed} is missing: {reason}" for seed, reason in missing.items())
+        digest = self.plan.protocol_digests[model]
+        base = dict.fromkeys(COLUMNS["leaderboard"]) | {
+            "dataset": self.suite.data.name,
+            "model": model,
+            "norm": self.suite.threat.norm,
+            "eps": self.suite.threat.eps,
+            "flags": flags,
+            "protocol_digest": digest,
+        }
+        return [{**base, "detector": label} for label in (*(d.label for d in self.suite.detectors), "none")]
+
     def _score_rows(self, scored: list[tuple[SeedResult, DetectorResult]]) -> Iterator[Any]:
         for result, detector in scored:
             yield from score_rows(result.sources, result.perturbations, detector)
 
     def seed_result(self, subject: Subject) -> SeedResult | None:
         """Everything measured for one model and seed; ``None`` where the clean passes are missing."""
-        measured: tuple[SetName, ...] = ("calibrate", "evaluate")
-        clean = [t.logits for name in measured for t in subject.clean[name]]
-        if not all(key in self.summary.done for key in clean):
+        if self._reason(*self._clean_logits(subject)):
             return None
         calibrate, evaluate = self._predictions(subject, "calibrate"), self._predictions(subject, "evaluate")
         sources = Sources(
@@ -87,6 +104,11 @@ class Tables:
         perturbations = [self.perturbation(subject, part) for part in self.suite.perturbations]
         detectors = [self.detector(subject, part, perturbations) for part in self.suite.detectors]
         return SeedResult(sources, perturbations, detectors)
+
+    @staticmethod
+    def _clean_logits(subject: Subject) -> list[str]:
+        measured: tuple[SetName, ...] = ("calibrate", "evaluate")
+        return [t.logits for name in measured for t in subject.clean[name]]
 
     def _labels(self, name: SetName) -> torch.Tensor:
         return self.dataset.test.labels(self.plan.sets.of(name).tolist())
@@ -146,7 +168,8 @@ class Tables:
         families = frozenset(p.family for p in perturbations if p.label in part.fit_on)
         about: dict[str, Any] = {
             "label": part.label,
-            "fit_on": part.fit_on,
+            # Noise that it learned as harmless is no more unseen than an attack that it learned as hostile.
+            "fit_on": (*part.fit_on, *part.fit_negatives),
             "fit_families": families,
             "surrogate": detector.surrogate_kind,
         }
@@ -208,7 +231,7 @@ class Tables:
             name = rest[0] if rest else model
             total = spent.setdefault((dataset, model, seed, what, name), [0.0, 0.0])
             total[0] += self.store.seconds(cell.key)
-            total[1] += cell.images
+            total[1] += self.store.values(cell.key).get("rows", cell.images)
         return [
             {
                 "dataset": dataset,
