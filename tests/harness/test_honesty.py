@@ -81,8 +81,6 @@ def test_the_same_model_under_another_label_and_cap_shares_a_cache(
         assert done.status == 0, done.output
         found = table(place / f"label{number}", "metrics")
         boards.append({r["detector"]: r for r in found if r["outcome"] == "success"})
-            {r["detector"]: r for r in table(place / f"label{number}", "metrics") if r["outcome"] == "success"}
-        )
     same, capped = boards[1]["bitvector"], boards[2]["bitvector"]
     assert boards[0]["bitvector"]["auroc"] == same["auroc"] != capped["auroc"]
     digests = [table(place / f"label{n}", "leaderboard")[0]["protocol_digest"] for n in range(3)]
