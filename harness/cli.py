@@ -113,7 +113,8 @@ def validate(
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
     """Say everything that is wrong with a suite, with file and line."""
-    from .suite import SuiteFile, load_suite
+    from .suite import load_suite
+    from .suite_file import SuiteFile
 
     if schema:
         typer.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))

@@ -1,7 +1,7 @@
-"""The suite file: what a person writes, checked with every mistake reported at once, and as it is resolved.
+"""A suite as it is resolved: every name known, every parameter checked, every mistake reported at once.
 
-pydantic reads the shape of the file; names and parameters are then looked up in the registries and checked against
-signatures. Inside the harness only the frozen dataclasses of the second half are used.
+:mod:`.suite_file` reads the shape of the file; here names and parameters are looked up in the registries and checked
+against signatures. Inside the harness only the frozen dataclasses of this module are used.
 """
 
 from __future__ import annotations
@@ -13,129 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from .errors import UsageError
 from .keys import canonical
 from .ledger import is_file
-from .params import bind, parse_number
+from .params import bind
 from .registry import DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
-
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def _label(value: str) -> str:
-    if not LABEL.fullmatch(value):
-        raise ValueError(f"{value!r} must start with a letter or digit and hold only letters, digits, '.', '_' and '-'")
-    return value
-
-
-def _number(value: object) -> float:
-    return parse_number(value)
-
-
-Label = Annotated[str, AfterValidator(_label)]
-Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})]
-
-
-class _Entry(BaseModel):
-    """An entry that names a part; every further key is a parameter of that part."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class DataEntry(_Entry):
-    """The data set and the sizes of the three disjoint sets of source images."""
-
-    name: str = Field(description="A data set: `aftershock list datasets`.")
-    fit: int = Field(gt=0, description="Clean images that detectors learn from (train split).")
-    calibrate: int = Field(gt=0, description="Clean images that thresholds come from (test split).")
-    evaluate: int = Field(gt=0, description="Source images that get perturbed (test split).")
-
-
-class ThreatEntry(BaseModel):
-    """What the ranking is about: perturbed images outside it are shown, not ranked."""
-
-    model_config = ConfigDict(extra="forbid")
-    norm: Literal["linf", "l2", "l1", "l0"]
-    eps: Number = Field(gt=0, description='A number or a fraction such as "8/255".')
-
-    @model_validator(mode="after")
-    def _within_images(self) -> ThreatEntry:
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"eps = {self.eps:g}: images lie in [0, 1], an L-inf budget is at most 1 (is it 8/255?)")
-        return self
-
-
-class ModelEntry(_Entry):
-    """A model: a name or a factory, and where its weights come from."""
-
-    name: str | None = Field(None, description="A model: `aftershock list models`, or a torchvision classifier.")
-    factory: str | None = Field(None, description="`package.module:function` or `file.py:function`.")
-    label: Label | None = None
-    weights: str | None = Field(None, description="Absolute, beside the suite, or under the data root.")
-    train_if_missing: bool = Field(False, description="Train where the weights are not found.")
-    tap_modules: list[str] = Field(default=[], description="Modules to tap besides the ReLU-like calls.")
-    bits_per_tap: int | None = Field(None, gt=0, description="At most so many bits per tap, a seeded sample.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelEntry:
-        if (self.name is None) == (self.factory is None):
-            raise ValueError("a model has either `name` or `factory`")
-        return self
-
-
-class PerturbationEntry(_Entry):
-    """A perturbation; `eps` may be a list, which makes one perturbation per budget."""
-
-    name: str = Field(description="A perturbation: `aftershock list perturbations`.")
-    label: Label | None = None
-
-
-class DetectorEntry(_Entry):
-    """A detector; supervised ones name the perturbations that they learn from."""
-
-    name: str = Field(description="A detector: `aftershock list detectors`.")
-    label: Label | None = None
-    fit_on: list[str] = Field(default=[], description="Labels of perturbations that the detector may learn from.")
-    fit_negatives: list[str] = Field(default=[], description="Labels of noise that counts as clean in fit.")
-
-
-class AnalysisEntry(_Entry):
-    """An analysis of the model's codes."""
-
-    name: str = Field(description="An analysis: `aftershock list analyses`.")
-    label: Label | None = None
-
-
-class SuiteFile(BaseModel):
-    """A suite as it is written in TOML."""
-
-    model_config = ConfigDict(extra="forbid", title="Aftershock suite")
-    name: Label
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
-    plugins: list[str] = []
-    data: DataEntry
-    threat: ThreatEntry
-    models: list[ModelEntry] = Field(min_length=1)
-    perturbations: list[PerturbationEntry] = Field(min_length=1)
-    detectors: list[DetectorEntry] = Field(min_length=1)
-    analyses: list[AnalysisEntry] = []
+from .suite_file import LABEL, DataEntry, DetectorEntry, ModelEntry, PerturbationEntry, SuiteFile, explain, locate
 
 
 @dataclass(frozen=True)
@@ -280,31 +167,6 @@ def load_suite(suite: str | Path | Mapping[str, Any], plugins: Iterable[Path] = 
     return _check(raw, text, path.resolve(), tuple(plugins))
 
 
-def locate(text: str, location: Sequence[str | int]) -> int:
-    """The line (from 1) of a key in TOML text, e.g. of ``("detectors", 1, "layers")``; 0 where it cannot be told."""
-    line, table, count = 0, "", -1
-    wanted = [str(part) for part in location if not isinstance(part, int)]
-    index = next((part for part in location if isinstance(part, int)), None)
-    counts: dict[str, int] = {}
-    for number, content in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]", content)
-        if header:
-            table = header[2]
-            if header[1] == "[[":
-                counts[table] = count = counts.get(table, -1) + 1
-            else:
-                count = -1
-            if wanted and table == wanted[0] and index in (None, count):
-                line = number
-            continue
-        key = re.match(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=", content)
-        if key:
-            here = [table, key[1]] if table else [key[1]]
-            if here == wanted[: len(here)] and (not table or len(wanted) > 1) and (not table or index in (None, count)):
-                return number
-    return line
-
-
 class _Checker:
     """Collects mistakes with their lines while a suite is resolved."""
 
@@ -360,7 +222,7 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         parsed = SuiteFile.model_validate(raw)
     except ValidationError as error:
         for item in error.errors():
-            checker.add(item["loc"], _explain(item))
+            checker.add(item["loc"], explain(item))
         raise SuiteError(where, checker.problems) from None
     folder = source.parent if source else Path.cwd()
     own = tuple(folder / name for name in parsed.plugins)
@@ -396,19 +258,6 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         source=source,
         raw=raw,
     )
-
-
-def _explain(item: Any) -> str:
-    """A pydantic error in a person's words, with the nearest known key for an unknown one."""
-    name = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        model = ThreatEntry if item["loc"][0] == "threat" else SuiteFile
-        known = list(model.model_fields)
-        return f"unknown key {item['loc'][-1]!r}{did_you_mean(str(item['loc'][-1]), known)}; known: {', '.join(known)}"
-    if item["type"] == "missing":
-        return f"the key {name!r} is missing"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message}"
 
 
 def _told(error: Exception) -> str:
