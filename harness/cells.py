@@ -13,6 +13,7 @@ from .suite import DetectorPart, ModelPart, PerturbationPart
 from .trace import Need
 
 SetName = Literal["fit", "calibrate", "evaluate"]
+Which = Literal["all", "success", "failed"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Images:
     start: int
     stop: int
     source: str = ""
-    which: Literal["all", "success", "failed"] = "all"
+    which: Which = "all"
 
 
 @dataclass(frozen=True)

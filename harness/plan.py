@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -28,6 +27,7 @@ from .cells import (
     SetName,
     TraceJob,
     TraceKeys,
+    Which,
 )  # fmt: skip
 from .data import Dataset
 from .errors import UsageError
@@ -49,7 +49,6 @@ MODEL_CODE = (
     "harness/models.py", "harness/architectures.py", "harness/training.py", "harness/weights.py", "harness/subjects.py",
     "harness/recorder.py", "harness/taps.py", "harness/modes.py",
 )  # fmt: skip
-Which = Literal["all", "success", "failed"]
 
 
 @dataclass(frozen=True, eq=False)

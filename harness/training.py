@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .data import ImageSplit
 from .errors import UsageError
+from .modes import one_thread
 from .params import bind
 from .seeds import derive_seed, forked_rng, generator
 
@@ -249,12 +250,10 @@ def _deterministic(small: bool) -> Iterator[None]:
     Sums then have one order on every machine for the small models, whatever its number of cores.
     """
     cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
+    before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = True, False
-    if small:
-        torch.set_num_threads(1)
     try:
-        yield
+        with one_thread(small):
+            yield
     finally:
-        cudnn.deterministic, cudnn.benchmark = before[:2]
-        torch.set_num_threads(before[2])
+        cudnn.deterministic, cudnn.benchmark = before
