@@ -21,6 +21,7 @@ from ..harness.seeds import Draws
 Kind = Literal["noise", "corruption", "attack", "adaptive"]
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+Cost = Literal["low", "medium", "high"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class PerturbationInfo:
         paper: authors, year, and an identifier.
         gradients: it reads the model's gradients (a white-box attack).
         stochastic: it draws random numbers.
+        one_step: it takes a single gradient step; no iterative attack of the same budget should be weaker.
+        minimises: it looks for the smallest perturbation whatever ``eps`` is, and ``eps`` (``None`` by default) only
+            limits what counts; the harness runs it once without ``eps`` and takes every budget from that run.
+        cost: forwards and backwards per image with the default parameters, roughly: ``low`` up to 50, ``medium`` up to
+            1,000, ``high`` above. What a run really takes is counted.
         summary: one sentence for ``aftershock list``.
     """
 
@@ -47,7 +53,17 @@ class PerturbationInfo:
     paper: str = ""
     gradients: bool = True
     stochastic: bool = False
+    one_step: bool = False
+    minimises: bool = False
+    cost: Cost = "low"
     summary: str = ""
+
+    @property
+    def box(self) -> str:
+        """``white`` or ``black`` for attacks; empty for noise and corruptions, which do not look at the model."""
+        if self.kind not in ("attack", "adaptive"):
+            return ""
+        return "white" if self.gradients else "black"
 
 
 class CountingModel(nn.Module):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..harness.errors import UnavailableError, UsageError
 from ..harness.seeds import Draws
-from .base import CountingModel, Perturbation
+from . import checks
+from .base import CountingModel, Perturbation, PerturbationInfo
+
+Value = float | int | str | bool | None
 
 
 class LibraryAttack(Perturbation):
@@ -90,3 +96,81 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         root.removeHandler(guard)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One constructor parameter of a declared attack.
+
+    Attributes:
+        default: our preset; libraries' own defaults are not comparable.
+        annotation: its type, against which a suite's value is converted.
+        check: (name, value) to the value, or :class:`UsageError`.
+        keyword: what the library calls it, where that differs; empty for the same name.
+    """
+
+    default: Value
+    annotation: Any
+    check: Callable[[str, Any], Value]
+    keyword: str = ""
+
+
+def whole(default: int, minimum: int = 1, keyword: str = "") -> Parameter:
+    """A whole number of at least ``minimum``."""
+    return Parameter(default, int, lambda name, value: checks.whole(name, value, minimum), keyword)
+
+
+def number(default: float, minimum: float = 0.0, exclusive: bool = False, keyword: str = "") -> Parameter:
+    """A finite number of at least (``exclusive``: above) ``minimum``."""
+    return Parameter(default, float, lambda name, value: checks.number(name, value, minimum, exclusive), keyword)
+
+
+def choice(default: str, known: Sequence[str], keyword: str = "") -> Parameter:
+    """One of a few words."""
+    return Parameter(default, Literal[tuple(known)], lambda name, value: checks.choice(name, value, known), keyword)
+
+
+def flag(default: bool, keyword: str = "") -> Parameter:
+    """True or false."""
+    return Parameter(default, bool, lambda name, value: bool(value), keyword)
+
+
+def declare(
+    base: type[LibraryAttack], attack: str, info: PerturbationInfo, parameters: Mapping[str, Parameter], **more: object
+) -> type[LibraryAttack]:
+    """A subclass of ``base`` for the library's class ``attack``, whose constructor takes ``parameters`` by keyword.
+
+    A parameter called ``eps`` is the budget: it is checked as one (``None`` only if that is its default) and becomes
+    the instance's ``eps`` as well as a setting of the library. ``more`` are further class attributes, such as
+    ``channels``.
+    """
+
+    def __init__(self: LibraryAttack, **given: Value) -> None:
+        unknown = given.keys() - parameters.keys()
+        if unknown:
+            raise UsageError(f"{info.title} has no parameter {', '.join(sorted(unknown))}.")
+        settings: dict[str, Value] = {}
+        for name, parameter in parameters.items():
+            value = given.get(name, parameter.default)
+            if name == "eps":
+                if value is not None or parameter.default is not None:
+                    value = self.eps = checks.budget(value, info.norm or "")  # type: ignore[arg-type]
+            elif value is not None or parameter.default is not None:
+                value = parameter.check(name, value)
+            settings[parameter.keyword or name] = value
+        LibraryAttack.__init__(self, **settings)
+
+    made = type(
+        attack, (base,), {"__init__": __init__, "__doc__": info.summary, "info": info, "attack": attack, **more}
+    )
+    made.__module__ = base.__module__
+    made.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=p.default,
+                annotation=p.annotation if p.default is not None else p.annotation | None,
+            )
+            for name, p in parameters.items()
+        ]
+    )  # fmt: skip
+    return made

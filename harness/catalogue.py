@@ -45,7 +45,7 @@ def _part(kind: str, entry: Entry) -> dict[str, Any]:
     if kind == "perturbations" and info is not None:
         described |= {
             "perturbation_kind": info.kind, "family": info.family, "norm": info.norm or "", "library": info.library,
-            "white_box": info.gradients, "stochastic": info.stochastic,
+            "box": info.box, "stochastic": info.stochastic, "cost": info.cost,
         }  # fmt: skip
     if kind == "detectors" and info is not None:
         described |= {"supervised": info.supervised, "surrogate": info.surrogate, "paper": info.paper}
