@@ -10,13 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..harness.registry import PERTURBATIONS
 from ..harness.seeds import Draws
+
+if TYPE_CHECKING:
+    from .defence import Defence
 
 Kind = Literal["noise", "corruption", "attack", "adaptive"]
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -72,11 +75,13 @@ class CountingModel(nn.Module):
     Attributes:
         forwards: images that went through the model.
         backwards: images whose gradient came back from the logits.
+        defence: the detector that an adaptive attack is made against; ``None`` for every other attack.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, defence: Defence | None = None) -> None:
         super().__init__()
         self.model = model
+        self.defence = defence
         self.forwards = 0
         self.backwards = 0
 
@@ -94,11 +99,13 @@ class CountingModel(nn.Module):
 class Perturbation(ABC):
     """Base of every perturbation; the constructor's parameters are what a suite may set.
 
-    ``eps``, where a subclass has it, is the budget in ``norm``; the harness checks it after the attack.
+    ``eps``, where a subclass has it, is the budget in ``norm``; the harness checks it after the attack. ``images``
+    limits an expensive perturbation to the first so many images of a set.
     """
 
     info: ClassVar[PerturbationInfo]
     eps: float | None = None
+    images: int | None = None
 
     @property
     def norm(self) -> Norm | None:

@@ -13,14 +13,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..harness.errors import UnavailableError, UsageError
+from ..harness.errors import AftershockError, UnavailableError, UsageError
 from ..harness.modes import device_of, untouched
 from ..harness.seeds import Draws, derive_seed, forked_rng
 from .base import CountingModel, Norm, Perturbation, norms
+from .defence import Defence
 from .geometry import per_image, project
 
 # A library may round its last clip; only what lies further outside [0, 1] is worth a flag.
 _RANGE_TOLERANCE = 1e-6
+
+
+class LimitError(AftershockError):
+    """An attack asked for more than it may spend."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an attack may spend per image of a batch.
+
+    Attributes:
+        forwards: images sent through the model.
+        backwards: gradients taken.
+        seconds: wall-clock, only a safety: machines differ.
+    """
+
+    forwards: float = 100_000
+    backwards: float = 50_000
+    seconds: float = 120
+
+    def check(self, images: int, forwards: int, backwards: int, seconds: float) -> None:
+        """Raise :class:`LimitError` if a batch of so many images has spent more."""
+        spent = (("forwards", forwards, self.forwards), ("backwards", backwards, self.backwards))
+        for what, count, limit in (*spent, ("seconds", seconds, self.seconds)):
+            if count > limit * images:
+                raise LimitError(
+                    f"the attack was stopped after {limit:g} {what} per image: raise {what} under [limits] in the "
+                    "suite, or give the attack fewer steps"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +68,10 @@ class PerturbedBatch:
         flags: what had to be mended or looks wrong, sorted: ``attached`` (a result with its graph), ``dtype``,
             ``shape`` (not a tensor of the images' shape; the clean images stand in), ``non-finite`` (the clean image
             stands in), ``out-of-range`` (clipped), ``over-budget`` (projected), ``zero-gradient`` and
-            ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``.
+            ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``,
+            ``randomised-model`` (the same images twice, other logits).
+        late: images first predicted wrong in the last quarter of the attack's gradient passes, of attacks with
+            at least eight passes over whole batches: more passes would turn more.
     """
 
     images: Tensor
@@ -49,6 +82,7 @@ class PerturbedBatch:
     backwards: float
     seconds: float
     flags: tuple[str, ...]
+    late: int = 0
 
 
 class WatchedModel(CountingModel):
@@ -58,19 +92,30 @@ class WatchedModel(CountingModel):
     loss has a zero gradient once an image is fooled, and that is no fault.
     """
 
-    def __init__(self, model: nn.Module, labels: Tensor) -> None:
-        super().__init__(model)
+    def __init__(
+        self, model: nn.Module, labels: Tensor, defence: Defence | None = None, limits: Limits | None = None
+    ) -> None:
+        super().__init__(model, defence)
+        self._limits, self._began = limits, time.monotonic()
         self._labels = labels
         self._zero = torch.zeros((), dtype=torch.bool, device=labels.device)
         self._non_finite = torch.zeros((), dtype=torch.bool, device=labels.device)
+        self._ever = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        self._turned: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
+        if self._limits is not None:
+            self._limits.check(
+                len(self._labels), self.forwards + len(images), self.backwards, time.monotonic() - self._began
+            )
         if not (torch.is_grad_enabled() and images.requires_grad and len(images) == len(self._labels)):
             return super().forward(images)
         # The alias gets this pass's gradient alone, without other terms of the loss or earlier passes.
         images = images.view_as(images)
         logits = super().forward(images)
         still_right = logits.detach().argmax(1) == self._labels
+        self._ever = self._ever | ~still_right
+        self._turned.append(self._ever.sum())
 
         def look(gradient: Tensor) -> None:
             flat = gradient.flatten(1)
@@ -79,6 +124,12 @@ class WatchedModel(CountingModel):
 
         images.register_hook(look)
         return logits
+
+    @property
+    def late(self) -> int:
+        """Images first predicted wrong in the last quarter of the passes; 0 for fewer than eight passes."""
+        passes = len(self._turned)
+        return int(self._turned[-1] - self._turned[passes * 3 // 4 - 1]) if passes >= 8 else 0
 
     @property
     def flags(self) -> set[str]:
@@ -95,6 +146,8 @@ def perturb_batch(
     indices: Sequence[int],
     seed: int,
     batch_size: int = 128,
+    defence: Defence | None = None,
+    limits: Limits | None = None,
 ) -> PerturbedBatch:
     """Perturb images and measure what came out.
 
@@ -111,8 +164,11 @@ def perturb_batch(
         indices: the images' positions in their split.
         seed: the seed of the perturbation.
         batch_size: images that are attacked together.
+        defence: the detector that an adaptive attack is made against.
+        limits: what the attack may spend per image; ``None`` for as much as it likes.
 
     Raises:
+        LimitError: if the attack spends more; what it had found by then is lost, so limits are wide.
         UsageError: for wrong inputs or a model that does not return logits.
         UnavailableError: if the perturbation cannot work on these images.
     """
@@ -121,7 +177,7 @@ def perturb_batch(
     kept: list[Tensor] = []
     predictions: list[Tensor] = []
     flags: set[str] = set()
-    forwards = backwards = 0
+    forwards = backwards = late = 0
     seconds = 0.0
     with (
         untouched(model),
@@ -130,13 +186,13 @@ def perturb_batch(
         forked_rng(derive_seed(seed, "measure")),
     ):
         if n:
-            _check_model(perturbation, model, images, labels, device)
+            flags |= _check_model(perturbation, model, images, labels, device)
         for start in range(0, n, batch_size):
             part = slice(start, start + batch_size)
             clean, truth = images[part].detach().cpu(), labels[part].detach().cpu()
             chunk = tuple(int(i) for i in indices[part])
             on_device = truth.to(device)
-            watched = WatchedModel(model, on_device).eval()
+            watched = WatchedModel(model, on_device, defence, limits).eval()
             with forked_rng(derive_seed(seed, "batch", chunk[0])):
                 began = time.perf_counter()
                 # Copies: an attack that writes into its input must not move what it is measured against.
@@ -145,6 +201,7 @@ def perturb_batch(
                     torch.cuda.synchronize(device)
                 seconds += time.perf_counter() - began
             forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
+            late += watched.late
             mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
             flags |= found | watched.flags
             model.eval()
@@ -166,7 +223,58 @@ def perturb_batch(
         backwards=backwards / max(n, 1),
         seconds=seconds,
         flags=tuple(sorted(flags)),
+        late=late,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class DerivedBatch:
+    """What became of perturbed images that were changed afterwards; the fields are those of :class:`PerturbedBatch`."""
+
+    images: Tensor
+    predictions: Tensor
+    success: Tensor
+    norms: dict[Norm, Tensor]
+
+
+def limited(
+    model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, eps: float | None, norm: Norm | None,
+    batch_size: int = 256,
+) -> DerivedBatch:  # fmt: skip
+    """The perturbed images projected into a budget, measured again: one point of a minimising attack's budget curve.
+
+    In L0 there is no projection, so what is over the budget is the clean image again.
+
+    Args:
+        model: images in [0, 1] to logits.
+        clean: x, float32, (n, channels, height, width).
+        perturbed: x' as found without a budget, of the same shape.
+        labels: the true classes, int64, (n,).
+        eps: the budget in ``norm``; without both, nothing is limited.
+        norm: linf, l2, l1 or l0.
+        batch_size: images per forward pass.
+    """
+    images, clean = perturbed.detach().cpu().clone(), clean.detach().cpu()
+    if eps is not None and norm is not None:
+        over = per_image(norms(images - clean)[norm] > eps * (1 + 1e-5) + 1e-7, images)
+        images = torch.where(over, clean if norm == "l0" else project(images, clean, eps, norm), images)
+    return _derived(model, clean, images, labels, batch_size)
+
+
+def rounded(model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, batch_size: int = 256) -> DerivedBatch:
+    """The perturbed images as they come back from an 8-bit file, measured again; arguments as for :func:`limited`."""
+    images = (perturbed.detach().cpu() * 255).round() / 255
+    return _derived(model, clean.detach().cpu(), images, labels, batch_size)
+
+
+def _derived(model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, batch_size: int) -> DerivedBatch:
+    device = device_of(model)
+    predictions = [torch.empty(0, dtype=torch.int64)]
+    with untouched(model), torch.no_grad(), forked_rng(0):
+        for start in range(0, len(images), batch_size):
+            predictions.append(model(images[start : start + batch_size].to(device)).argmax(1).cpu())
+    predicted = torch.cat(predictions)
+    return DerivedBatch(images, predicted, predicted != labels.cpu(), norms(images - clean))
 
 
 def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_size: int) -> None:
@@ -187,9 +295,10 @@ def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_
 
 def _check_model(
     perturbation: Perturbation, model: nn.Module, images: Tensor, labels: Tensor, device: torch.device
-) -> None:
+) -> set[str]:
+    """What looks wrong with the model; raises for what makes it useless."""
     with torch.no_grad():
-        logits = model(images[:1].to(device))
+        logits, again = model(images[:8].to(device)), model(images[:8].to(device))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UsageError("The model must return logits of shape (n, classes), nothing else.")
     classes = logits.shape[1]
@@ -201,6 +310,8 @@ def _check_model(
     reason = perturbation.unavailable((channels, height, width), classes)
     if reason is not None:
         raise UnavailableError(reason)
+    same = torch.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return set() if same else {"randomised-model"}
 
 
 def _mend(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> tuple[Tensor, set[str]]:

@@ -60,5 +60,12 @@ class BitBlocks:
 
 
 def relaxed_bits(live: LiveTrace, taps: Sequence[str], temperature: float) -> Tensor:
-    """Differentiable stand-ins for the bits of :class:`BitBlocks`: sigmoid(z / temperature), float32 (n, units)."""
-    return torch.cat([torch.sigmoid(live.preactivation(tap) / temperature) for tap in taps], 1)
+    """Differentiable stand-ins for the bits of :class:`BitBlocks`: sigmoid(z / temperature), float32 (n, units).
+
+    The live trace's own temperature multiplies ``temperature``; straight through, the values are the bits themselves.
+    """
+    before = torch.cat([live.preactivation(tap) for tap in taps], 1)
+    soft = torch.sigmoid(before / (temperature * live.temperature))
+    if not live.straight_through:
+        return soft
+    return (before > 0).to(soft.dtype) + soft - soft.detach()

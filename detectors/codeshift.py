@@ -129,7 +129,10 @@ class CodeShift(Detector):
             vectors = _standardiser(held).apply(live.pooled(tap, self.statistic))
             # The constant keeps the gradient of the root finite where a vector lies on a prototype.
             squares = (vectors.unsqueeze(1) - held["prototypes"]).square().sum(2) + 1e-12
-            shares = torch.softmax(-squares / (self.temperature * held["spread"]), 1)
+            shares = torch.softmax(-squares / (self.temperature * live.temperature * held["spread"]), 1)
+            if live.straight_through:
+                hard = torch.nn.functional.one_hot(squares.argmin(1), squares.shape[1]).to(shares.dtype)
+                shares = hard + shares - shares.detach()
             layers.append(
                 {
                     "error": on_scale(squares.amin(1).sqrt(), scale),

@@ -65,8 +65,30 @@ class ExtraJob:
 
 
 @dataclass(frozen=True)
+class Opponent:
+    """The detector that an adaptive attack is made against.
+
+    Attributes:
+        part: its entry in the suite.
+        fit: the cell with its fitted state.
+        calibrate: the cell with its scores of the calibrate images.
+        guides: logits of the first fit images, among which feature matching finds its guides.
+    """
+
+    part: DetectorPart
+    fit: str
+    calibrate: str
+    guides: str
+
+
+@dataclass(frozen=True)
 class PerturbJob:
-    """Perturb those images of some rows that the model gets right."""
+    """Perturb those images of some rows that the model gets right.
+
+    Attributes:
+        logits: the cell with the clean logits, whose first row is ``start``.
+        opponent: for an adaptive attack.
+    """
 
     model: str
     part: PerturbationPart
@@ -75,6 +97,23 @@ class PerturbJob:
     stop: int
     logits: str
     seed: int
+    opponent: Opponent | None = None
+
+
+@dataclass(frozen=True)
+class DerivedJob:
+    """Perturbed images changed afterwards, and measured again.
+
+    Attributes:
+        source: the cell with the perturbed images.
+        how: projected into the budget of ``part`` (a minimising attack ran without one), or rounded to 8 bits.
+    """
+
+    model: str
+    part: PerturbationPart
+    source: str
+    set: SetName
+    how: Literal["budget", "8-bit"]
 
 
 @dataclass(frozen=True)
@@ -152,7 +191,18 @@ class PropagationJob:
     seed: int
 
 
-Job = ModelJob | TraceJob | ExtraJob | PerturbJob | ControlJob | FitJob | ScoreJob | EncodersJob | PropagationJob
+Job = (
+    ModelJob
+    | TraceJob
+    | ExtraJob
+    | PerturbJob
+    | DerivedJob
+    | ControlJob
+    | FitJob
+    | ScoreJob
+    | EncodersJob
+    | PropagationJob
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +212,8 @@ class Cell:
     Attributes:
         key: its content key.
         name: a readable path; what ``--only`` matches.
-        kind: what it does: model, trace, perturb, control, fit, score, encoders, propagation, view, gradient.
+        kind: what it does: model, trace, perturb, check, rounded, control, fit, score, encoders, propagation, view or
+            gradient.
         inputs: keys of the cells that must be finished before.
         group: cells of one group that are missing are computed together (codes of one forward pass).
         images: how many images it handles at most, for the time that is left.

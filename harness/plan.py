@@ -6,8 +6,8 @@ The plan knows names and keys, never results: which images fool a model is found
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,12 +15,14 @@ import torch
 from .cells import (
     Cell,
     ControlJob,
+    DerivedJob,
     EncodersJob,
     ExtraJob,
     FitJob,
     Images,
     Job,
     ModelJob,
+    Opponent,
     PerturbJob,
     PropagationJob,
     ScoreJob,
@@ -33,10 +35,16 @@ from .data import Dataset
 from .errors import UsageError
 from .keys import canonical, code_digest, content_key, part_digest, versions
 from .registry import ANALYSES, DETECTORS, PACKAGE, PERTURBATIONS, file_digest
+from .results import HOSTILE
 from .seeds import derive_seed
 from .subjects import model_identity
 from .suite import DetectorPart, ModelPart, PerturbationPart, Suite
 from .trace import Need
+
+# Images on which an adaptive attack shows, at its large budget, that it is not broken.
+CHECK_IMAGES = 32
+# Fit images among which feature matching finds its guides.
+GUIDE_IMAGES = 256
 
 # Images per cell: what a kill may cost, and what is in memory at once.
 CHUNK = 256
@@ -97,7 +105,11 @@ def make_sets(suite: Suite, dataset: Dataset, limit: int | None) -> Sets:
 
 @dataclass
 class Subject:
-    """Everything planned for one model and seed."""
+    """Everything planned for one model and seed.
+
+    ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
+    ``rounded``, by the label of an attack, the cells of its images after 8-bit rounding.
+    """
 
     part: ModelPart
     seed: int
@@ -105,6 +117,8 @@ class Subject:
     clean: dict[SetName, tuple[TraceKeys, ...]] = field(default_factory=dict)
     perturbs: dict[tuple[str, SetName], tuple[str, ...]] = field(default_factory=dict)
     controls: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    checks: dict[str, str] = field(default_factory=dict)
+    rounded: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fits: dict[str, str] = field(default_factory=dict)
     scores: dict[tuple[str, str], str] = field(default_factory=dict)
     propagation: dict[str, str] = field(default_factory=dict)
@@ -115,7 +129,9 @@ class Plan:
     """The cells of a run, in an order in which inputs come first, and where each result is found.
 
     ``Subject.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, a perturbation's label, or
-    ``control:<label>``. ``protocol_digests`` is keyed by model label.
+    ``control:<label>`` and ``rounded:<label>`` (of an adaptive attack only for the detector that it was made against).
+    ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
+    ``protocol_digests`` is keyed by model label.
     """
 
     suite: Suite
@@ -123,6 +139,7 @@ class Plan:
     cells: Mapping[str, Cell]
     subjects: tuple[Subject, ...]
     protocol_digests: Mapping[str, str]
+    ranked: int
 
 
 def make_plan(
@@ -151,7 +168,17 @@ def make_plan(
         for seed in suite.seeds:
             planner.subject(part, seed)
     digests = {part.label: planner.protocol_digest(part) for part in suite.models}
-    return Plan(suite, planner.sets, planner.cells, tuple(planner.subjects), digests)
+    return Plan(suite, planner.sets, planner.cells, tuple(planner.subjects), digests, planner.ranked)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A detector of one subject whose fit is planned."""
+
+    part: DetectorPart
+    needs: tuple[Need, ...]
+    fit: str
+    with_extras: Callable[[tuple[TraceKeys, ...], str], tuple[TraceKeys, ...]]
 
 
 class _Planner:
@@ -184,18 +211,44 @@ class _Planner:
                 self.traces(key, Images(name, start, stop), needs, f"none/{name}") for start, stop in self.chunks(name)
             )
         learned = {label for d in self.suite.detectors for label in (*d.fit_on, *d.fit_negatives)}
-        for perturbation in self.suite.perturbations:
+        for perturbation in self.oblivious:
             self.perturb(subject, perturbation, "evaluate")
             self.control(subject, perturbation)
             if perturbation.label in learned:
                 self.perturb(subject, perturbation, "fit")
-        for detector in self.suite.detectors:
-            self.detector(subject, detector)
+        detectors = {detector.label: self.detector(subject, detector) for detector in self.suite.detectors}
+        for perturbation in self.adaptive:
+            self.adapt(subject, perturbation, detectors[perturbation.against])
+            self.control(subject, perturbation)
+        for perturbation in self.suite.perturbations:
+            if self.perturbations[perturbation.label].info.kind in HOSTILE:
+                self.round(subject, perturbation)
+        for detector in detectors.values():
+            self.score_perturbed(subject, detector)
         self.propagation(subject)
 
-    def chunks(self, name: SetName) -> list[tuple[int, int]]:
-        """Row ranges of a set, cut at multiples of ``CHUNK``."""
+    @property
+    def oblivious(self) -> list[PerturbationPart]:
+        """Perturbations that know no detector."""
+        return [p for p in self.suite.perturbations if not p.against]
+
+    @property
+    def adaptive(self) -> list[PerturbationPart]:
+        """Attacks that are made against one detector each."""
+        return [p for p in self.suite.perturbations if p.against]
+
+    @property
+    def ranked(self) -> int:
+        """How many evaluate images, from the first on, every adaptive attack covers."""
+        limits = [self.perturbations[p.label].images for p in self.adaptive]
+        counts: list[int] = [len(self.sets.evaluate), *(n for n in limits if n is not None)]
+        return min(counts)
+
+    def chunks(self, name: SetName, label: str = "") -> list[tuple[int, int]]:
+        """Row ranges of a set, or of those of its rows that a perturbation covers, cut at multiples of ``CHUNK``."""
         count = len(self.sets.of(name))
+        if label:
+            count = min(count, self.perturbations[label].images or count)
         return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
     def positions_digest(self, name: SetName, start: int, stop: int) -> str:
@@ -242,28 +295,75 @@ class _Planner:
         return TraceKeys(one(None), {need: one(need) for need in needs}, images)
 
     def perturb(self, subject: Subject, part: PerturbationPart, name: SetName) -> None:
-        """Plan a perturbation of one set, chunk by chunk."""
+        """Plan a perturbation of one set, chunk by chunk; a minimising attack once for all its budgets."""
         perturbation = self.perturbations[part.label]
-        info = perturbation.info
+        unlimited = part
+        if perturbation.info.minimises and perturbation.eps is not None:
+            params = {k: v for k, v in part.params.items() if k != "eps"}
+            unlimited = replace(part, label=part.group, params=params)
+        keys = []
+        for start, stop in self.chunks(name, part.label):
+            key = self.perturb_chunk(subject, unlimited, name, start, stop, None)
+            if unlimited is not part:
+                job = DerivedJob(subject.key, part, key, name, "budget")
+                budget = [perturbation.eps, perturbation.norm]
+                limited = content_key("budget", unlimited=key, budget=budget, code=code_digest("attacks"))
+                label = f"{self.at}/perturb/{part.label}/{name}/{start}"
+                key = self.add(limited, label, "perturb", job, (subject.key, key), "", stop - start)
+            keys.append(key)
+        subject.perturbs[part.label, name] = tuple(keys)
+
+    def adapt(self, subject: Subject, part: PerturbationPart, detector: _Fitted) -> None:
+        """Plan an adaptive attack, and its check at a large budget."""
+        scores = subject.scores[detector.part.label, "calibrate"]
+        opponent = Opponent(detector.part, detector.fit, scores, subject.clean["fit"][0].logits)
+        subject.perturbs[part.label, "evaluate"] = tuple(
+            self.perturb_chunk(subject, part, "evaluate", start, stop, opponent)
+            for start, stop in self.chunks("evaluate", part.label)
+        )
+        large = getattr(self.perturbations[part.label], "large_eps", None)
+        if large is None:
+            return
+        check = replace(part, params={**part.params, "eps": large, "large_eps": large})
+        stop = min(CHECK_IMAGES, len(self.sets.evaluate))
+        subject.checks[part.label] = self.perturb_chunk(subject, check, "evaluate", 0, stop, opponent, "check")
+
+    def round(self, subject: Subject, part: PerturbationPart) -> None:
+        """Plan what is left of an attack after its images were saved with 8 bits."""
+        keys = []
+        chunks = self.chunks("evaluate", part.label)
+        for key, (start, stop) in zip(subject.perturbs[part.label, "evaluate"], chunks, strict=True):
+            job = DerivedJob(subject.key, part, key, "evaluate", "8-bit")
+            found = content_key("8-bit", perturbed=key, code=code_digest("attacks/perturbing.py"))
+            label = f"{self.at}/rounded/{part.label}/{start}"
+            keys.append(self.add(found, label, "rounded", job, (subject.key, key), "", stop - start))
+        subject.rounded[part.label] = tuple(keys)
+
+    def perturb_chunk(
+        self, subject: Subject, part: PerturbationPart, name: SetName, start: int, stop: int,
+        opponent: Opponent | None, kind: str = "perturb",
+    ) -> str:  # fmt: skip
+        """Plan a perturbation of some rows of a set."""
+        info = PERTURBATIONS.get(part.name).info
         identity = [part.name, self.portable(part), part_digest(PERTURBATIONS.entry(part.name), "attacks")]
         # A deterministic attack on fixed weights is the same for every seed of the run.
         axes = canonical([part.name, self.portable(part)])
         seed = derive_seed(subject.seed if info.stochastic else 0, "perturbation", axes, name)
-        keys = []
-        for start, stop in self.chunks(name):
-            logits = subject.clean[name][start // CHUNK].logits
-            key = content_key(
-                "perturb", model=subject.key, logits=logits, identity=identity, seed=seed,
-                versions=versions("torch", *({info.library} - {"aftershock"})),
-            )  # fmt: skip
-            job = PerturbJob(subject.key, part, name, start, stop, logits, seed)
-            label = f"{self.at}/perturb/{part.label}/{name}/{start}"
-            keys.append(self.add(key, label, "perturb", job, (subject.key, logits), "", stop - start))
-        subject.perturbs[part.label, name] = tuple(keys)
+        logits = subject.clean[name][start // CHUNK].logits
+        against = [opponent.fit, opponent.calibrate, opponent.guides] if opponent else []
+        key = content_key(
+            "perturb", model=subject.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
+            against=[*against, code_digest("harness/defence.py", "harness/work.py", *TRACE_CODE)] if against else [],
+            versions=versions("torch", *({info.library} - {"aftershock"})),
+        )  # fmt: skip
+        job = PerturbJob(subject.key, part, name, start, stop, logits, seed, opponent)
+        label = f"{self.at}/{kind}/{part.label}/{name}/{start}"
+        return self.add(key, label, kind, job, (subject.key, logits, *against), "", stop - start)
 
     def portable(self, part: PerturbationPart) -> object:
         """A perturbation's parameters with the content of its files in place of their paths."""
-        files = self.perturbations[part.label].source_files()
+        made = self.perturbations.get(part.label)
+        files = made.source_files() if made else ()
         kept = {k: v for k, v in part.params.items() if str(v) not in {str(f) for f in files}}
         return [kept, [file_digest(f) for f in files]]
 
@@ -271,7 +371,7 @@ class _Planner:
         """Plan the equal-norm control of a perturbation's successes."""
         keys = []
         for index, perturbed in enumerate(subject.perturbs[part.label, "evaluate"]):
-            start, stop = self.chunks("evaluate")[index]
+            start, stop = self.chunks("evaluate", part.label)[index]
             seed = derive_seed(subject.seed, "control", canonical([part.name, self.portable(part)]))
             logits = subject.clean["evaluate"][index].logits
             key = content_key("control", perturbed=perturbed, seed=seed, code=code_digest("attacks"))
@@ -285,17 +385,17 @@ class _Planner:
     ) -> tuple[TraceKeys, ...]:
         return tuple(
             self.traces(subject.key, Images(name, start, stop, key, which), needs, f"{label}/{name}")
-            for key, (start, stop) in zip(subject.perturbs[label, name], self.chunks(name), strict=True)
+            for key, (start, stop) in zip(subject.perturbs[label, name], self.chunks(name, label), strict=True)
         )
 
     def control_traces(self, subject: Subject, label: str, needs: tuple[Need, ...]) -> tuple[TraceKeys, ...]:
         return tuple(
             self.traces(subject.key, Images("evaluate", start, stop, key), needs, f"control:{label}/evaluate")
-            for key, (start, stop) in zip(subject.controls[label], self.chunks("evaluate"), strict=True)
+            for key, (start, stop) in zip(subject.controls[label], self.chunks("evaluate", label), strict=True)
         )
 
-    def detector(self, subject: Subject, part: DetectorPart) -> None:
-        """Plan the fit of one detector and its scores of every source."""
+    def detector(self, subject: Subject, part: DetectorPart) -> _Fitted:
+        """Plan the fit of one detector and its scores of clean images."""
         detector = self.detectors[part.label]
         needs = self.stored_needs(subject.part, detector.needs)
         identity = [part.name, part.params, part_digest(DETECTORS.entry(part.name), "detectors")]
@@ -329,14 +429,30 @@ class _Planner:
         images = sum(t.images.stop - t.images.start for t in (*clean, *perturbed, *negatives))
         self.add(fit, f"{self.at}/fit/{part.label}", "fit", job, (subject.key, *inputs), "", images)
         subject.fits[part.label] = fit
-        sources = {"calibrate": subject.clean["calibrate"], "clean": subject.clean["evaluate"]}
-        for p in self.suite.perturbations:
-            sources[p.label] = self.perturbed_traces(subject, p.label, "evaluate", needs)
-            sources[f"control:{p.label}"] = self.control_traces(subject, p.label, needs)
-        for source, traces in sources.items():
-            self.score(subject, part, fit, source, with_extras(traces, source))
+        fitted = _Fitted(part, needs, fit, with_extras)
+        self.score(subject, fitted, "calibrate", subject.clean["calibrate"])
+        self.score(subject, fitted, "clean", subject.clean["evaluate"])
+        return fitted
 
-    def score(self, subject: Subject, part: DetectorPart, fit: str, source: str, traces: tuple[TraceKeys, ...]) -> None:
+    def score_perturbed(self, subject: Subject, fitted: _Fitted) -> None:
+        """Plan a detector's scores of what every perturbation made, attacks against other detectors included."""
+        for p in self.suite.perturbations:
+            traces = self.perturbed_traces(subject, p.label, "evaluate", fitted.needs)
+            self.score(subject, fitted, p.label, traces)
+            if p.against in ("", fitted.part.label) and p.label in subject.rounded:
+                seen = tuple(
+                    self.traces(subject.key, Images("evaluate", start, stop, key), fitted.needs, f"rounded:{p.label}")
+                    for key, (start, stop) in zip(
+                        subject.rounded[p.label], self.chunks("evaluate", p.label), strict=True
+                    )
+                )
+                self.score(subject, fitted, f"rounded:{p.label}", seen)
+            if p.against in ("", fitted.part.label):
+                controls = self.control_traces(subject, p.label, fitted.needs)
+                self.score(subject, fitted, f"control:{p.label}", controls)
+
+    def score(self, subject: Subject, fitted: _Fitted, source: str, plain: tuple[TraceKeys, ...]) -> None:
+        part, fit, traces = fitted.part, fitted.fit, fitted.with_extras(plain, source)
         inputs = tuple(k for t in traces for k in t.keys())  # noqa: SIM118 (not a mapping)
         key = content_key("score", fit=fit, traces=inputs, code=code_digest("harness/work.py"))
         images = sum(t.images.stop - t.images.start for t in traces)
@@ -394,15 +510,14 @@ class _Planner:
     def protocol_digest(self, part: ModelPart) -> str:
         """What rows of one model must share to be compared: data, weights, splits, perturbations, threat, seeds.
 
-        Detectors, other models, analyses and paths are not in it; adaptive attacks belong to their detectors.
+        Detectors, other models, analyses and paths are not in it; an adaptive attack counts once, whatever it is made
+        against.
         """
         perturbations = []
-        for p in self.suite.perturbations:
+        for p in {p.label.partition("@")[0]: p for p in self.suite.perturbations}.values():
             entry = PERTURBATIONS.entry(p.name)
-            if entry.load().info.kind == "adaptive":
-                continue
             foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks")
-            perturbations.append([p.label, p.name, self.portable(p), foreign])
+            perturbations.append([p.label.partition("@")[0], p.name, self.portable(p), foreign])
         return content_key(
             "protocol",
             data=self.data_digest,

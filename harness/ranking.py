@@ -48,6 +48,7 @@ def leaderboard_rows(
     threat: ThreatModel,
     protocol_digest: str,
     missing: Mapping[int, str] | None = None,
+    ranked: int | None = None,
 ) -> list[dict[str, Cell]]:
     """The rows of ``leaderboard.csv`` for one data set and model: every detector and ``none``, which flags nothing.
 
@@ -60,6 +61,9 @@ def leaderboard_rows(
       interval resamples calibrate and evaluate source images together, the same draw for all seeds.
     - ``adaptive_undetected_at_fpr_5``: of the evaluate images that the model gets right, the share that some counting
       attack turns unseen within the threat; empty where no adaptive attack against the detector has finished.
+    Adaptive attacks are dear, so they may cover only the first ``ranked`` evaluate images (a random draw, the same for
+    every row): these three figures and their interval are then about those images alone, in every row.
+
     - ``worst_auroc``, ``worst_perturbation``: the smallest mean AUROC (successes against clean) over the counting
       attacks with enough images, whether within the threat or not, as in ``metrics.csv``.
     - ``mean_auroc_seen`` (exactly or by family), ``mean_auroc_unseen``, ``n_unseen``: over kind ``attack``.
@@ -81,7 +85,8 @@ def leaderboard_rows(
     _check_seeds(per_seed)
     first = per_seed[0].sources
     calibrate = calibrate_weights(len(first.calibrate_index))
-    evaluate = evaluate_weights(len(first.evaluate_index))
+    rows_ranked = len(first.evaluate_index) if ranked is None else min(ranked, len(first.evaluate_index))
+    evaluate = evaluate_weights(rows_ranked)
     head: dict[str, Cell] = {
         "rank": None,
         "dataset": first.dataset,
@@ -92,7 +97,7 @@ def leaderboard_rows(
     }
     rows = []
     for label in [*dict.fromkeys(d.label for s in per_seed for d in s.detectors), ABLATION]:
-        subject = _Subject(label, per_seed, threat)
+        subject = _Subject(label, per_seed, threat, rows_ranked)
         subject.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
         rows.append(
             {**head, "detector": label, **subject.cells(calibrate, evaluate), "protocol_digest": protocol_digest}
@@ -131,8 +136,9 @@ class _SeedScores:
 
     @classmethod
     def of(
-        cls, sources: Sources, d: DetectorResult, t: float, p: Sequence[PerturbationResult], threat: ThreatModel
-    ) -> _SeedScores:
+        cls, sources: Sources, d: DetectorResult, t: float, p: Sequence[PerturbationResult], threat: ThreatModel,
+        ranked: int,
+    ) -> _SeedScores:  # fmt: skip
         lower = np.where(sources.evaluate_correct, d.clean, np.inf)
         upper = np.full(len(lower), np.inf)
         complete = True
@@ -147,7 +153,7 @@ class _SeedScores:
             turned = one.success & within(threat, one)
             # Within one perturbation an image stands once, so plain indexing keeps every minimum.
             upper[one.index[turned]] = np.minimum(upper[one.index[turned]], scores[turned])
-        return cls(sources, d, t, p, lower, upper, complete)
+        return cls(sources, d, t, p, lower[:ranked], upper[:ranked], complete)
 
     @property
     def robust(self) -> float:
@@ -155,7 +161,7 @@ class _SeedScores:
 
     @property
     def undetected(self) -> float | None:
-        right = self.sources.evaluate_correct
+        right = self.sources.evaluate_correct[: len(self.upper)]
         return float((self.upper[right] <= self.threshold).mean()) if right.any() else None
 
     def flagged(self, scores: Iterable[FloatArray]) -> float | None:
@@ -189,7 +195,7 @@ class _SeedScores:
 class _Subject:
     """One detector over all seeds, or ``none``: a detector that gives every image the score 0 and the threshold 0."""
 
-    def __init__(self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel) -> None:
+    def __init__(self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel, ranked: int) -> None:
         self.label = label
         self.flags: list[str] = []
         self.failures: list[str] = []
@@ -201,14 +207,14 @@ class _Subject:
                 self.failures.append(f"seed {one.sources.seed} is missing")
                 continue
             self.surrogate = found.surrogate
-            self.flags += [*found.flags, *_gaps(one, found)]
+            self.flags += [*found.flags, *_gaps(one, found, ranked)]
             count = len(found.calibrate)
             failure = found.failure() or (threshold_reason(count, _ALPHA) if label != ABLATION else None)
             if failure:
                 self.failures.append(failure)
                 continue
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
-            self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat))
+            self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
 
     def cells(self, calibrate: Weights, evaluate: Weights) -> dict[str, Cell]:
         """The cells of the row that need measuring, and ``place``: 0 ranked, 1 below, 2 failed, 3 without a number."""
@@ -273,10 +279,10 @@ class _Subject:
         }
 
 
-def _gaps(seed: SeedResult, detector: DetectorResult) -> list[str]:
+def _gaps(seed: SeedResult, detector: DetectorResult, ranked: int) -> list[str]:
     """Flags for what is missing from the attacks that count for a detector."""
     flags = []
-    right = int(seed.sources.evaluate_correct.sum())
+    right = int(seed.sources.evaluate_correct[:ranked].sum())
     counting = [p for p in seed.perturbations if p.threatens(detector.label)]
     adaptive = [p for p in counting if p.kind == "adaptive"]
     if detector.label != ABLATION and not adaptive:
@@ -287,8 +293,9 @@ def _gaps(seed: SeedResult, detector: DetectorResult) -> list[str]:
         if p.reason:
             flags.append(f"{p.label} is missing: {p.reason}")
             continue
-        if len(p.index) < right:
-            flags.append(f"{p.label} attacked {len(p.index)} of {right} images")
+        attacked = int((p.index < ranked).sum())
+        if attacked < right:
+            flags.append(f"{p.label} attacked {attacked} of {right} images")
         if not detector.failure():
             scores, reason = detector.scores(p)
             if scores is None:

@@ -99,6 +99,10 @@ class PerturbationResult:
         forwards: passes through the model per attacked image.
         backwards: gradients per attacked image.
         flags: sanity flags.
+        group: the label before budgets were expanded; perturbations of one group and opponent form a budget curve.
+        box: ``white`` or ``black``; empty where that is not known or makes no sense.
+        one_step: it takes a single gradient step.
+        late: images that were turned only in the last quarter of its passes.
         reason: why nothing was measured (skipped or failed); all arrays are empty then.
     """
 
@@ -118,6 +122,10 @@ class PerturbationResult:
     backwards: float | None = None
     flags: tuple[str, ...] = ()
     reason: str = ""
+    group: str = ""
+    box: str = ""
+    one_step: bool = False
+    late: int = 0
 
     def __post_init__(self) -> None:
         if (self.kind == "adaptive") != (self.against is not None):

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from .store import Store
     from .suite import Suite
 
-TABLES = ("leaderboard.csv", "metrics.csv", "scores.csv.gz", "propagation.csv", "perturbations.csv", "timings.csv")
+TABLES = (
+    "leaderboard.csv",
+    "metrics.csv",
+    "scores.csv.gz",
+    "propagation.csv",
+    "perturbations.csv",
+    "attacks.csv",
+    "timings.csv",
+)
 PACKAGES = (
     "aftershock", "torch", "torchvision", "torchattacks", "foolbox", "pytorch-ood", "numpy", "scipy", "scikit-learn",
     "pandas", "safetensors", "plotly",

@@ -10,7 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,15 @@ class ModelPart(Part):
 
 @dataclass(frozen=True)
 class PerturbationPart(Part):
-    """A perturbation at one budget; ``group`` is the label before the budgets were expanded."""
+    """A perturbation at one budget.
+
+    Attributes:
+        group: the label before budgets and detectors were expanded.
+        against: the label of the detector that an adaptive attack is made against; empty for every other kind.
+    """
 
     group: str
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,15 @@ class Threat:
 
 
 @dataclass(frozen=True)
+class LimitsPart:
+    """What an attack may spend per image: forwards, backwards and, as a safety, seconds."""
+
+    forwards: float
+    backwards: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Suite:
     """A suite as resolved: every name known, every parameter checked.
 
@@ -91,6 +106,7 @@ class Suite:
     plugins: tuple[Path, ...]
     data: DataPart
     threat: Threat
+    limits: LimitsPart
     models: tuple[ModelPart, ...]
     perturbations: tuple[PerturbationPart, ...]
     detectors: tuple[DetectorPart, ...]
@@ -238,6 +254,8 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
     placed = [(i, p) for i, e in enumerate(parsed.perturbations) for p in _perturbation(e, i, checker, folder)]
     perturbations = [p for _, p in placed]
     detectors = [_detector(d, i, checker, perturbations) for i, d in enumerate(parsed.detectors)]
+    placed = [(i, against) for i, p in placed for against in _against_each(p, detectors)]
+    perturbations = [p for _, p in placed]
     for i, analysis in enumerate(parsed.analyses):
         checker.add(("analyses", i, "name"), f"there is no analysis {analysis.name!r}")
     _unique("models", list(enumerate(models)), checker)
@@ -251,6 +269,7 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         plugins=(*own, *plugins),
         data=data,
         threat=Threat(parsed.threat.norm, parsed.threat.eps),
+        limits=LimitsPart(parsed.limits.forwards, parsed.limits.backwards, parsed.limits.seconds),
         models=tuple(models),
         perturbations=tuple(perturbations),
         detectors=tuple(detectors),
@@ -329,9 +348,6 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folde
     factory = checker.part("perturbation", PERTURBATIONS, entry, location, ())
     if factory is None:
         return [PerturbationPart(entry.name, label, {}, label)]
-    if getattr(getattr(factory, "info", None), "kind", None) == "adaptive":
-        text = f"perturbation {label!r} is an adaptive attack, which this version cannot plan yet: take it out"
-        checker.add((*location, "name"), text)
     given = _with_paths(entry.params, folder)
     budgets = given.get("eps")
     many = isinstance(budgets, list)
@@ -346,6 +362,22 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folde
             checker.made(factory, params, f"perturbation {label!r}", location)
         parts.append(PerturbationPart(entry.name, f"{label}[eps={budget}]" if many else label, params, label))
     return parts
+
+
+def _against_each(part: PerturbationPart, detectors: Sequence[DetectorPart]) -> list[PerturbationPart]:
+    """An adaptive attack once for each detector, everything else as it is."""
+    if not _adaptive(part.name):
+        return [part]
+    return [replace(part, label=f"{part.label}@{d.label}", against=d.label) for d in detectors]
+
+
+def _adaptive(name: str) -> bool:
+    try:
+        info = PERTURBATIONS.get(name).info
+    except Exception:
+        # What is wrong with it was noted where it stands.
+        return False
+    return bool(info.kind == "adaptive")
 
 
 def _detector(

@@ -69,6 +69,15 @@ class ThreatEntry(BaseModel):
         return self
 
 
+class LimitsEntry(BaseModel):
+    """What an attack may spend per image; one that asks for more fails with that reason."""
+
+    model_config = ConfigDict(extra="forbid")
+    forwards: float = Field(default=100_000, gt=0, description="Images sent through the model.")
+    backwards: float = Field(default=50_000, gt=0, description="Gradients taken.")
+    seconds: float = Field(default=120, gt=0, description="Wall-clock, only a safety.")
+
+
 class ModelEntry(_Entry):
     """A model: a name or a factory, and where its weights come from."""
 
@@ -119,6 +128,7 @@ class SuiteFile(BaseModel):
     plugins: list[str] = []
     data: DataEntry
     threat: ThreatEntry
+    limits: LimitsEntry = Field(default_factory=LimitsEntry)
     models: list[ModelEntry] = Field(min_length=1)
     perturbations: list[PerturbationEntry] = Field(min_length=1)
     detectors: list[DetectorEntry] = Field(min_length=1)
@@ -154,7 +164,8 @@ def explain(item: Any) -> str:
     """A pydantic error in a person's words, with the nearest known key for an unknown one."""
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        model = ThreatEntry if item["loc"][0] == "threat" else SuiteFile
+        tables: dict[str, type[BaseModel]] = {"threat": ThreatEntry, "limits": LimitsEntry}
+        model = tables.get(str(item["loc"][0]), SuiteFile)
         known = list(model.model_fields)
         return f"unknown key {item['loc'][-1]!r}{did_you_mean(str(item['loc'][-1]), known)}; known: {', '.join(known)}"
     if item["type"] == "missing":

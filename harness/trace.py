@@ -314,6 +314,8 @@ class LiveTrace:
         activations: post-activation by tap, (n, ...).
         preactivations: pre-activation by tap, (n, ...); a clone where the call was in place.
         needs: as in :class:`Traces`; the accessors return the same units as there.
+        temperature: by how much a surrogate shall soften its own relaxation (below 1: sharpen it).
+        straight_through: a surrogate shall use hard codes forwards and relaxed ones backwards, where it can.
     """
 
     images: Tensor
@@ -322,6 +324,8 @@ class LiveTrace:
     activations: Mapping[str, Tensor]
     preactivations: Mapping[str, Tensor]
     needs: tuple[Need, ...] = ()
+    temperature: float = 1.0
+    straight_through: bool = False
 
     def tap_names(self, selection: str | Sequence[str] | None = None) -> tuple[str, ...]:
         """As :meth:`Traces.tap_names`."""

@@ -19,11 +19,13 @@ from torch import Tensor
 from .cells import (
     Cell,
     ControlJob,
+    DerivedJob,
     EncodersJob,
     ExtraJob,
     FitJob,
     Images,
     ModelJob,
+    Opponent,
     PerturbJob,
     PropagationJob,
     ScoreJob,
@@ -47,6 +49,7 @@ from .trace import Need, Rows, TapInfo, Traces
 
 if TYPE_CHECKING:
     from ..detectors.base import Detector
+    from .defence import DetectorDefence
 
 T = TypeVar("T")
 
@@ -121,6 +124,8 @@ class Workbench:
             return self._model(cell.key, job)
         if isinstance(job, PerturbJob):
             return self._perturb(cell.key, job)
+        if isinstance(job, DerivedJob):
+            return self._derived(cell.key, job)
         if isinstance(job, ControlJob):
             return self._control(cell.key, job)
         if isinstance(job, ExtraJob):
@@ -231,20 +236,23 @@ class Workbench:
     # Perturbations
 
     def _perturb(self, key: str, job: PerturbJob) -> Output:
-        from ..attacks.perturbing import perturb_batch
+        from ..attacks.perturbing import Limits, perturb_batch
 
         perturbation = PERTURBATIONS.get(job.part.name)(**job.part.params)
         reason = perturbation.unavailable(self.dataset.shape, len(self.dataset.classes))
         if reason:
             raise UnavailableError(reason)
         images, labels, positions = self._clean(job.set, job.start, job.stop)
-        right = (self.reader.tensor(job.logits, "logits").argmax(1) == labels).nonzero().squeeze(1)
+        logits = self.reader.tensor(job.logits, "logits")[: len(labels)]
+        right = (logits.argmax(1) == labels).nonzero().squeeze(1)
         covered = perturbation.covers(positions[right].tolist())
         right = right[torch.tensor(covered, dtype=torch.bool)]
         classifier = self._opened(job.model)[0]
+        defence = self._defence(job.model, job.opponent) if job.opponent else None
         made = perturb_batch(
-            perturbation, classifier, images[right], labels[right], positions[right].tolist(), seed=job.seed
-        )
+            perturbation, classifier, images[right], labels[right], positions[right].tolist(), seed=job.seed,
+            defence=defence, limits=Limits(**vars(self.suite.limits)),
+        )  # fmt: skip
         tensors = {
             "images": made.images,
             "row": right + job.start,
@@ -258,8 +266,56 @@ class Workbench:
             "backwards": made.backwards,
             "seconds": made.seconds,
             "flags": list(made.flags),
+            "late": made.late,
         }
+        if defence is not None and len(right):
+            passed = (defence.judge(classifier, made.images.to(self.device))[1] <= defence.threshold).cpu()
+            values["undetected"] = int((made.success & passed).sum())
         return Output(key, tensors, values)
+
+    def _defence(self, model: str, opponent: Opponent) -> DetectorDefence:
+        """A fitted detector as an attack that knows it sees it."""
+        from .defence import DetectorDefence
+
+        classifier, taps, modules = self._opened(model)
+        detector = self.detector(opponent.fit, opponent.part)
+        held = self._stored(model)
+        logits = self.reader.tensor(opponent.guides, "logits")
+        images, labels, _ = self._clean("fit", 0, len(logits))
+        right = logits.argmax(1) == labels
+        return DetectorDefence(
+            detector=detector,
+            model=classifier,
+            taps=taps,
+            needs=tuple(replace(need, units=held(need).units) for need in detector.needs),
+            modules=modules,
+            root=classifier.network,
+            calibrate=self.reader.tensor(opponent.calibrate, "score"),
+            clean=images[right].to(self.device),
+            labels=labels[right],
+        )
+
+    def _derived(self, key: str, job: DerivedJob) -> Output:
+        from ..attacks.perturbing import limited, rounded
+
+        perturbation = PERTURBATIONS.get(job.part.name)(**job.part.params)
+        rows = self.reader.tensor(job.source, "row")
+        clean = self._source(job.set).images(self.sets.of(job.set)[rows].tolist())
+        labels = self._source(job.set).labels(self.sets.of(job.set)[rows].tolist())
+        found = self.reader.tensor(job.source, "images")
+        classifier = self._opened(job.model)[0]
+        if job.how == "8-bit":
+            made = rounded(classifier, clean, found, labels)
+        else:
+            made = limited(classifier, clean, found, labels, perturbation.eps, perturbation.norm)
+        tensors = {
+            "images": made.images,
+            "row": rows,
+            "prediction": made.predictions,
+            "success": made.success,
+            **{f"norm:{name}": value for name, value in made.norms.items()},
+        }
+        return Output(key, tensors, dict(self.reader.values(job.source)))
 
     def _control(self, key: str, job: ControlJob) -> Output:
         from ..attacks.control import equal_norm_control

@@ -42,6 +42,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "dataset", "model", "seed", "perturbation", "kind", "family", "library", "norm", "eps", "n", "success_rate",
         "mean_l0", "mean_l2", "mean_linf", "max_linf", "forwards_per_image", "backwards_per_image", "flags", "reason",
     ),
+    "attacks": (
+        "dataset", "model", "seed", "perturbation", "group", "kind", "against", "norm", "eps", "n", "detector",
+        "success_rate", "flagged_at_fpr_5", "undetected_success_at_fpr_5", "success_rate_8bit",
+        "flagged_at_fpr_5_8bit", "undetected_success_at_fpr_5_8bit",
+    ),
     "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),
 }  # fmt: skip
 

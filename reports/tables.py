@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 import torch
 
 from ..harness.cells import SetName
+from ..harness.conditions import Rounded, attack_rows
 from ..harness.data import Dataset
 from ..harness.plan import Plan, Subject
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
-from ..harness.ranking import leaderboard_rows
+from ..harness.ranking import INCOMPLETE, leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
 from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..harness.results import DetectorResult, PerturbationResult, SeedResult, Sources
 from ..harness.runner import Summary, name_parts
+from ..harness.sanity import adaptive_flags, perturbation_flags
 from ..harness.store import Store
 from ..harness.suite import DetectorPart, PerturbationPart
 from .leaderboard import COLUMNS, write_csv, write_csv_gz
@@ -45,7 +48,7 @@ class Tables:
     def write(self, folder: Path) -> list[Row]:
         """Write all tables; returns the rows of the leaderboard."""
         folder.mkdir(parents=True, exist_ok=True)
-        boards, metrics, perturbations, propagation = [], [], [], []
+        boards, metrics, perturbations, propagation, attacks = [], [], [], [], []
         scored: list[tuple[SeedResult, DetectorResult]] = []
         for part in self.suite.models:
             seeds: list[SeedResult] = []
@@ -59,16 +62,19 @@ class Tables:
                 metrics += metrics_rows(result.sources, result.perturbations, result.detectors, self.suite.threat)
                 perturbations += perturbation_rows(result.sources, result.perturbations)
                 propagation += self.propagation_rows(subject)
+                rounded = self.rounded(subject, result)
+                attacks += attack_rows(result.sources, result.perturbations, result.detectors, rounded)
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:
                 digest = self.plan.protocol_digests[part.label]
-                boards += leaderboard_rows(seeds, self.suite.threat, digest, missing)
+                boards += leaderboard_rows(seeds, self.suite.threat, digest, missing, self.plan.ranked)
             else:
                 boards += self._without_numbers(part.label, missing)
         write_csv(folder / "leaderboard.csv", COLUMNS["leaderboard"], boards)
         write_csv(folder / "metrics.csv", COLUMNS["metrics"], metrics)
         write_csv(folder / "perturbations.csv", COLUMNS["perturbations"], perturbations)
         write_csv(folder / "propagation.csv", COLUMNS["propagation"], propagation)
+        write_csv(folder / "attacks.csv", COLUMNS["attacks"], attacks)
         write_csv(folder / "timings.csv", COLUMNS["timings"], self.timing_rows())
         write_csv_gz(folder / "scores.csv.gz", COLUMNS["scores"], self._score_rows(scored))
         return boards
@@ -102,7 +108,10 @@ class Tables:
             self.plan.sets.evaluate.numpy(), self._labels("evaluate").numpy(), evaluate.numpy(),
         )  # fmt: skip
         perturbations = [self.perturbation(subject, part) for part in self.suite.perturbations]
+        doubts = perturbation_flags(perturbations)
+        perturbations = [replace(p, flags=(*p.flags, *doubts.get(p.label, ()))) for p in perturbations]
         detectors = [self.detector(subject, part, perturbations) for part in self.suite.detectors]
+        detectors = [replace(d, flags=(*d.flags, *adaptive_flags(d, perturbations))) for d in detectors]
         return SeedResult(sources, perturbations, detectors)
 
     @staticmethod
@@ -139,6 +148,11 @@ class Tables:
             "library": info.library,
             "norm": made.norm or "",
             "eps": made.eps,
+            "against": part.against or None,
+            "group": part.group,
+            # Nobody knows what made the images of a file.
+            "box": info.box if made.learnable else "",
+            "one_step": info.one_step,
         }
         reason = self._reason(*keys)
         if reason:
@@ -160,6 +174,7 @@ class Tables:
             forwards=per_image("forwards"),
             backwards=per_image("backwards"),
             flags=tuple(dict.fromkeys(flag for v in values for flag in v["flags"])),
+            late=sum(v.get("late", 0) for v in values),
         )
 
     def detector(self, subject: Subject, part: DetectorPart, perturbations: list[PerturbationResult]) -> DetectorResult:
@@ -172,6 +187,7 @@ class Tables:
             "fit_on": (*part.fit_on, *part.fit_negatives),
             "fit_families": families,
             "surrogate": detector.surrogate_kind,
+            "flags": self._unbroken(subject, part),
         }
 
         def key(source: str) -> str:
@@ -187,6 +203,9 @@ class Tables:
                 reasons[p.label] = missing
                 continue
             perturbed[p.label] = self.store.tensor(key(p.label), "score").numpy()
+            if p.against not in (None, part.label):
+                # The control of an attack says something about the detector that it was made against.
+                continue
             missing = self._reason(key(f"control:{p.label}"))
             if missing:
                 reasons[p.label] = missing
@@ -200,6 +219,36 @@ class Tables:
             control=control,
             reasons=reasons,
         )
+
+    def rounded(self, subject: Subject, result: SeedResult) -> dict[str, Rounded]:
+        """What became of every attack's images with 8 bits, as far as that was measured."""
+        found = {}
+        for label, keys in subject.rounded.items():
+            if self._reason(*keys):
+                continue
+            scores = {}
+            for d in result.detectors:
+                key = subject.scores.get((d.label, f"rounded:{label}"))
+                if key is not None and not self._reason(key):
+                    scores[d.label] = self.store.tensor(key, "score").numpy()
+            found[label] = Rounded(cat_column(self.store, list(keys), "success").bool().numpy(), scores)
+        return found
+
+    def _unbroken(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
+        """A flag where an adaptive attack did not turn and hide every image at its large budget."""
+        found = []
+        for p in self.suite.perturbations:
+            key = subject.checks.get(p.label)
+            if key is None or p.against != part.label:
+                continue
+            reason = self._reason(key)
+            values = {} if reason else self.store.values(key)
+            if reason or values.get("undetected", 0) < values["rows"]:
+                found.append(reason or f"{values.get('undetected', 0)} of {values['rows']}")
+            else:
+                # One attack that reaches everything shows that the detector can be passed.
+                return ()
+        return (INCOMPLETE, f"at the large budget: {', '.join(found)}") if found else ()
 
     def propagation_rows(self, subject: Subject) -> list[Row]:
         """The rows of ``propagation.csv`` for one model and seed."""

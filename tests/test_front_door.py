@@ -121,5 +121,5 @@ def test_lists_say_what_can_be_named(
 
 def test_lists_tell_what_matters_of_their_kind(lists: dict[str, list[dict[str, object]]]) -> None:
     pgd = next(item for item in lists["perturbations"] if item["name"] == "pgd")
-    assert (pgd["perturbation_kind"], pgd["family"], pgd["norm"], pgd["white_box"]) == ("attack", "pgd", "linf", True)
+    assert (pgd["perturbation_kind"], pgd["family"], pgd["norm"], pgd["box"]) == ("attack", "pgd", "linf", "white")
     assert next(i for i in lists["detectors"] if i["name"] == "msp")["surrogate"] == "exact"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from aftershock.attacks.base import Norm, norms
-from aftershock.attacks.geometry import ascent, project, random_in_ball
+from aftershock.attacks.geometry import ascent, project, random_in_ball, step_within
 from aftershock.harness.seeds import Draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +62,50 @@ def test_ascent_has_norm_one_and_survives_tiny_gradients() -> None:
     assert torch.allclose(ascent(gradient * 1e-30, "l2"), ascent(gradient, "l2"), atol=1e-6)
     assert torch.equal(ascent(gradient * 1e-30, "linf"), gradient.sign())
     assert torch.equal(ascent(torch.zeros(2, 1, 3, 3), "l2"), torch.zeros(2, 1, 3, 3))
+
+
+def test_l1_ascent_moves_a_share_of_the_coordinates_evenly() -> None:
+    gradient = torch.tensor([[3.0, -5.0, 0.5, 4.0], [0.0, 0.0, -1e-30, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(3, 1, 2, 2)
+    half = ascent(gradient, "l1", 0.5).flatten(1)
+    assert half.tolist() == [[0.0, -0.5, 0.0, 0.5], [0.0, 0.0, -1.0, 0.0], [0.0] * 4]
+    # Without a share the steepest of all: a vertex of the L1 ball.
+    assert ascent(gradient, "l1").flatten(1).tolist()[0] == [0.0, -1.0, 0.0, 0.0]
+    # No direction of L1 norm 1 rises faster.
+    random = torch.Generator().manual_seed(1)
+    tried = torch.randn(500, 4, generator=random)
+    rise = tried / tried.abs().sum(1, keepdim=True) @ gradient[0].flatten()
+    assert float(rise.max()) <= float((ascent(gradient, "l1")[0] * gradient[0]).sum()) == 5.0
+    with pytest.raises(ValueError, match="l0"):
+        ascent(gradient, "l0")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_steps_stay_in_the_ball_and_in_range(norm: Norm) -> None:
+    clean, images = pair(3, scale=3.0)
+    moved = step_within(clean, images - clean, clean, 0.7, norm)
+    assert moved.min() >= 0 and moved.max() <= 1 and (norms(moved - clean)[norm] <= 0.7 + 1e-6).all()
+
+
+def test_an_l1_step_spends_its_budget_inside_the_range() -> None:
+    # The first element is 0.1 short of 1: projecting before clipping would leave 0.9 of the budget there.
+    clean = torch.tensor([0.9, 0.2]).view(1, 1, 1, 2)
+    moved = step_within(clean, torch.tensor([5.0, 0.3]).view(1, 1, 1, 2), clean, 1.0, "l1")
+    assert torch.allclose(moved.flatten(), torch.tensor([1.0, 0.5]))
+
+
+def test_random_starts_in_l1_are_uniform_in_the_ball() -> None:
+    clean = torch.zeros(800, 1, 2, 2)
+    made = random_in_ball(clean, 0.5, "l1", Draws(0, range(800))).flatten(1)
+    length = made.abs().sum(1)
+    # In four dimensions (r / eps) ** 4 is uniform, and the share of one element follows Beta(1, 3).
+    assert kstest((length / 0.5).pow(4).numpy(), "uniform").pvalue > 0.01
+    for element in range(4):
+        share = (made[:, element].abs() / length).numpy()
+        assert kstest(share, "beta", args=(1, 3)).pvalue > 0.002
+        # 800 fair coins: three standard deviations are 42.
+        assert abs(int((made[:, element] > 0).sum()) - 400) < 43
+    with pytest.raises(ValueError, match="l0"):
+        random_in_ball(clean, 0.5, "l0", Draws(0, range(800)))
 
 
 def test_random_starts_are_uniform_in_the_ball() -> None:

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from aftershock.attacks import CountingModel
-from aftershock.attacks.gradient import FGSM, PGD, input_gradient, margin
+from aftershock.attacks.gradient import FGSM, PGD, dlr, input_gradient, margin
 from aftershock.attacks.noise import Gaussian, Uniform
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.harness.errors import UsageError
-from torch import nn
+from aftershock.harness.errors import UnavailableError, UsageError
+from torch import Tensor, nn
 
 # Of |w·x + b| in units of the dual norm; images this near to the boundary are left out of the closed forms.
 SLACK = 1e-4
@@ -19,9 +19,9 @@ def run(case, perturbation, model: nn.Module | None = None, seed: int = 0) -> Pe
     return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed)
 
 
-def expected(linear, eps: float, dual: int, slack: float = SLACK) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(linear, eps: float, dual: int | str, slack: float = SLACK) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images the best attack of the budget fools, and which are far enough from the boundary to tell."""
-    distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
+    distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), float(dual))
     return distance < eps, (distance - eps).abs() > slack
 
 
@@ -33,6 +33,10 @@ def expected(linear, eps: float, dual: int, slack: float = SLACK) -> tuple[torch
         PGD(0.02, loss="margin"),
         PGD(0.02, steps=1, step_size=0.02, random_start=False),
         PGD(0.02, restarts=3),
+        PGD(0.02, restarts=3, early_stop=True),
+        PGD(0.02, momentum=1.0),
+        PGD(0.02, targeted=True, loss="margin"),
+        PGD(0.02, targeted=True, target="random"),
     ],
 )
 def test_linf_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, perturbation) -> None:
@@ -63,6 +67,109 @@ def test_l2_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, pertu
     assert 30 < fooled.sum() < 170 and clear.sum() > 180 and made.flags == ()
     assert torch.equal(made.success[clear], fooled[clear])
     assert (made.norms["l2"] <= 0.1 + 1e-6).all() and (made.norms["l2"] > 0.0999).all()
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+def test_l1_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, random_start: bool) -> None:
+    # One coordinate of 48 per step: the vertex of the L1 ball is the best there is. No image can leave [0, 1].
+    fooled, clear = expected(linear, 0.2, "inf", slack=2e-3)
+    made = run(linear, PGD(0.2, steps=30, norm="l1", random_start=random_start))
+    assert 30 < fooled.sum() < 190 and clear.sum() > 180 and made.flags == ()
+    assert torch.equal(made.success[clear], fooled[clear])
+    assert (made.norms["l1"] <= 0.2 + 1e-6).all() and (made.norms["l0"] < 10).all()
+
+
+def test_l1_steps_do_not_spend_themselves_on_coordinates_at_the_end_of_the_range() -> None:
+    class Planted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            value = images.flatten(1) @ torch.tensor([9.0, 2.0, 1.0, -8.0])
+            return torch.stack([torch.full_like(value, 10.0), value], 1)
+
+    # The steepest coordinates are at 1 and 0 already: all of 0.6 has to go to the second.
+    clean = torch.tensor([1.0, 0.1, 0.1, 0.0]).view(1, 1, 2, 2)
+    made = perturb_batch(PGD(0.6, norm="l1", random_start=False), Planted(), clean, torch.tensor([0]), [0], 0)
+    assert made.success.all()
+    assert torch.allclose(made.images.flatten(), torch.tensor([1.0, 0.7, 0.1, 0.0]), atol=1e-5)
+
+
+def test_a_larger_share_spreads_an_l1_attack(digits) -> None:
+    changed = [
+        run(digits, PGD(1.5, norm="l1", random_start=False, share=share)).norms["l0"].mean() for share in (0.02, 0.3)
+    ]
+    assert changed[0] < 0.7 * changed[1]
+
+
+def test_momentum_is_that_of_the_paper(digits) -> None:
+    made = run(digits, PGD(0.06, steps=6, step_size=0.02, momentum=0.9, random_start=False))
+    x, velocity = digits.images.clone(), torch.zeros_like(digits.images)
+    for _ in range(6):
+        gradient = input_gradient(CountingModel(digits.model), x, digits.labels)
+        velocity = 0.9 * velocity + gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
+        x = torch.clamp(x + 0.02 * velocity.sign(), digits.images - 0.06, digits.images + 0.06).clamp(0, 1)
+    # A sum of gradients that cancels may round to either side.
+    assert ((made.images - x).abs() > 1e-5).float().mean() < 1e-3
+    plain = run(digits, PGD(0.06, steps=6, step_size=0.02, random_start=False))
+    assert not torch.equal(made.images, plain.images)
+
+
+def test_a_targeted_attack_ends_in_its_class(digits) -> None:
+    with torch.no_grad():
+        order = digits.model(digits.images).argsort(dim=1, descending=True)
+    made = run(digits, PGD(0.3, steps=20, targeted=True, loss="margin"))
+    assert (made.predictions == order[:, 1]).float().mean() > 0.95
+    drawn = run(digits, PGD(0.3, steps=20, targeted=True, target="random", loss="margin"))
+    assert drawn.success.float().mean() > 0.8
+    # One class of nine: far from always the likeliest, and every class is somebody's target.
+    assert (drawn.predictions == order[:, 1]).float().mean() < 0.4
+    assert len(drawn.predictions.unique()) == 10
+
+
+def test_early_stop_keeps_the_first_iterate_that_fools(digits) -> None:
+    settings = {"step_size": 0.015, "random_start": False}
+    stopped = run(digits, PGD(0.06, steps=8, early_stop=True, **settings))
+    # The iterate after k steps of a run is the result of a run of k steps.
+    iterates = [run(digits, PGD(0.06, steps=k, **settings)) for k in range(1, 9)]
+    fooled = torch.stack([made.success for made in iterates])
+    assert torch.equal(stopped.success, fooled.any(0))
+    first = torch.where(fooled.any(0), fooled.int().argmax(0), 7)
+    oracle = torch.stack([iterates[int(k)].images[i] for i, k in enumerate(first)])
+    assert ((stopped.images - oracle).abs() > 1e-4).float().mean() < 1e-3
+    # The image that k steps fool takes part in k + 1 forwards, the last of them only if there is a further step.
+    passes = torch.where(fooled.any(0), (first + 2).clamp_max(8), 8)
+    assert stopped.forwards == pytest.approx(passes.float().mean().item())
+    assert 0.2 < stopped.success.float().mean() < 0.95
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+def test_looking_at_every_iterate_never_fools_fewer(digits, loss) -> None:
+    last = run(digits, PGD(0.05, steps=6, restarts=3, loss=loss))
+    every = run(digits, PGD(0.05, steps=6, restarts=3, loss=loss, early_stop=True))
+    assert every.success[last.success].all() and 0 < last.success.sum() < 80
+    assert every.forwards < last.forwards and every.backwards < last.backwards
+    whole = run(digits, PGD(0.0, steps=4, restarts=3, early_stop=True))
+    assert (whole.forwards, whole.backwards) == (3 * 4 + 2, 3 * 4)
+
+
+def test_dlr_does_not_care_for_the_scale_of_the_logits(digits) -> None:
+    logits, labels = torch.tensor([[5.0, 1.0, 3.0, 0.0], [2.0, 4.0, 0.0, -2.0]]), torch.tensor([0, 0])
+    # (other - own) / (first - third), and towards class 3 over first less the mean of third and fourth.
+    assert dlr(logits, labels).tolist() == pytest.approx([(3 - 5) / (5 - 1), (4 - 2) / (4 - 0)])
+    towards = dlr(logits, labels, torch.tensor([3, 3]))
+    assert towards.tolist() == pytest.approx([(0 - 5) / (5 - 0.5), (-2 - 2) / (4 + 1)])
+    assert torch.allclose(dlr(1e4 * logits - 7, labels), dlr(logits, labels))
+
+    class Steep(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return 1e4 * digits.model(images)
+
+    plain, steep = (run(digits, PGD(0.05, loss="dlr", random_start=False), m) for m in (None, Steep()))
+    assert (plain.success == steep.success).float().mean() > 0.97
+    assert run(digits, PGD(0.05, random_start=False), Steep()).success.sum() < plain.success.sum()
+
+
+def test_a_loss_that_the_classes_do_not_allow_is_said_beforehand(linear) -> None:
+    with pytest.raises(UnavailableError, match="3 classes, not 2"):
+        run(linear, PGD(0.02, loss="dlr"))
 
 
 def test_the_gradient_is_that_of_each_image_alone(digits) -> None:
@@ -100,8 +207,15 @@ def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits, loss) ->
     assert torch.equal(often.images[once.success], once.images[once.success])
 
 
-def test_images_that_leave_the_batch_change_nothing_for_the_others(digits) -> None:
-    often = PGD(0.05, steps=3, restarts=4)
+@pytest.mark.parametrize(
+    "often",
+    [
+        PGD(0.05, steps=3, restarts=4),
+        PGD(0.05, steps=3, restarts=4, early_stop=True, momentum=0.5, targeted=True, target="random"),
+        PGD(1.0, steps=3, restarts=4, early_stop=True, norm="l1", share=0.05),
+    ],
+)
+def test_images_that_leave_the_batch_change_nothing_for_the_others(digits, often) -> None:
     whole = run(digits, often)
     alone = perturb_batch(often, digits.model, digits.images, digits.labels, digits.indices, 0, batch_size=1)
     assert ((whole.images - alone.images).abs() > 1e-4).float().mean() < 1e-3
@@ -130,7 +244,9 @@ def test_the_seed_and_nothing_else_moves_random_starts(digits) -> None:
     assert torch.equal(run(digits, fixed, seed=1).images, run(digits, fixed, seed=2).images)
 
 
-@pytest.mark.parametrize("perturbation", [FGSM(0), FGSM(0, norm="l2"), PGD(0), PGD(0, norm="l2"), Uniform(0)])
+@pytest.mark.parametrize(
+    "perturbation", [FGSM(0), FGSM(0, norm="l2"), PGD(0), PGD(0, norm="l2"), PGD(0, norm="l1"), Uniform(0)]
+)
 def test_a_budget_of_nothing_changes_nothing(linear, perturbation) -> None:
     made = run(linear, perturbation)
     assert torch.equal(made.images, linear.images) and not made.success.any()
@@ -156,6 +272,11 @@ def test_the_default_step_is_two_and_a_half_budgets_over_the_steps() -> None:
         (lambda: PGD(0.1, restarts=0), "restarts = 0"),
         (lambda: PGD(0.1, restarts=2, random_start=False), "random_start"),
         (lambda: PGD(0.1, loss="hinge"), "ce or margin"),
+        (lambda: PGD(0.1, momentum=-0.5), "momentum"),
+        (lambda: PGD(0.1, target="random"), "targeted = true"),
+        (lambda: PGD(0.1, targeted=True, target="least"), "likeliest or random"),
+        (lambda: PGD(0.1, norm="l1", share=0.0), "share"),
+        (lambda: PGD(0.1, norm="l1", share=1.5), "at most 1"),
         (lambda: Gaussian(0.0), "std"),
         (lambda: Gaussian(float("nan")), "std"),
         (lambda: Uniform(1.5), "eps"),

@@ -106,11 +106,18 @@ def test_images_that_a_file_lacks_do_not_count_as_attacked(
     assert all(f"attacked 7 of {len(attacked)} images" in r["flags"] for r in table(place / "file", "leaderboard"))
 
 
-def test_an_adaptive_plugin_is_refused_before_any_work(place: Path, forks: Callable, tiny: Callable) -> None:
-    tiny(place / "k.toml", [{"name": "knows-the-detector"}], [{"name": "msp"}], plugins=["parts.py"])
-    done = forks("run", "k.toml", "--out", "adaptive", cwd=place)
-    assert done.status == 2 and "adaptive" in done.output
-    assert not (place / "adaptive").exists()
+def test_an_adaptive_plugin_is_made_against_every_detector(
+    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+) -> None:
+    detectors = [{"name": "msp"}, {"name": "energy"}]
+    tiny(place / "k.toml", [FGSM, {"name": "knows-the-detector"}], detectors, plugins=["parts.py"])
+    done = forks("run", "k.toml", "--out", "adaptive", cwd=place, **cache)
+    assert done.status == 0, done.output
+    made = [row["perturbation"] for row in table(place / "adaptive", "perturbations")]
+    assert made == ["fgsm", "knows-the-detector@msp", "knows-the-detector@energy"]
+    # It changes nothing, so the attack that knows no detector is the better one.
+    for row in table(place / "adaptive", "leaderboard"):
+        assert ("adaptive-weaker-than:fgsm" in row["flags"]) == (row["detector"] != "none")
 
 
 def test_a_model_that_fails_has_rows_with_the_reason(

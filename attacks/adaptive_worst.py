@@ -1,0 +1,135 @@
+"""A black box on the detector's true score, and the worst case over every way to get past a detector."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..harness.seeds import Draws
+from . import checks
+from .adaptive import Adaptive, Ball, Best, FeatureMatching, Relaxation, SurrogateAttack, defended
+from .base import CountingModel, PerturbationInfo
+from .gradient import margin
+from .square import search
+
+
+class ScoreSquare(Adaptive):
+    """Random search (Square) on logits and true score together: no gradient, no surrogate, no way to hide.
+
+    What is minimised is max(0, −margin) plus the true score above the threshold in units of the detector's spread; an
+    image at which both vanish is fooled and passes.
+
+    Args:
+        eps: the budget.
+        queries: questions asked per image, at most; each is one forward and one score.
+        norm: ``linf`` or ``l2``.
+        images: the first so many images of the evaluate set; ``None`` for all.
+        large_eps: see :class:`~aftershock.attacks.adaptive.Adaptive`.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    info: ClassVar[PerturbationInfo] = PerturbationInfo(
+        title="Square on the true score",
+        kind="adaptive",
+        family="adaptive-square",
+        norm="linf",
+        paper="after Andriushchenko, Croce, Flammarion, Hein 2020, arXiv:1912.00049",
+        gradients=False,
+        stochastic=True,
+        cost="medium",
+        summary="Random search that asks logits and the detector's true score; needs no surrogate.",
+    )
+
+    def __init__(
+        self,
+        eps: float,
+        queries: int = 500,
+        norm: Ball = "linf",
+        images: int | None = 200,
+        large_eps: float | None = None,
+    ) -> None:
+        super().__init__(eps, norm, images, large_eps)
+        self.queries = checks.whole("queries", queries, 1)
+
+    def improve(
+        self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
+    ) -> None:
+        defence = defended(model)
+        # Beyond both boundaries by a hair: other batches round differently.
+        slack = 1e-3
+
+        def objective(images: Tensor, part: Tensor) -> Tensor:
+            asked = rows[part]
+            logits, score = defence.judge(model, images)
+            lead = margin(logits, labels[asked])
+            best.offer(asked, images, lead > 0, score)
+            excess = (score - defence.threshold) / defence.scale + slack
+            return (slack - lead).clamp_min(0) + excess.clamp_min(0).to(lead.dtype)
+
+        if len(rows):
+            search(objective, clean[rows], self.eps, self._norm, self.queries, draws.take(rows.tolist()))
+
+
+class WorstCase(Adaptive):
+    """Every adaptive attack, one after the other, each on the images that still stand: the worst case per image.
+
+    Selective and orthogonal PGD on the surrogate (where the detector has one), feature matching, and random search on
+    the true score. A detector without a surrogate, or with a useless one, gains nothing by that.
+
+    Args:
+        eps: the budget.
+        steps: steps of each gradient attack.
+        queries: questions of the random search, per image.
+        norm: ``linf`` or ``l2``.
+        relaxation: ``annealed`` or ``straight-through``, see
+            :class:`~aftershock.attacks.adaptive.SurrogateAttack`.
+        restarts: runs of each gradient attack.
+        images: the first so many images of the evaluate set; ``None`` for all.
+        large_eps: see :class:`~aftershock.attacks.adaptive.Adaptive`.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    info: ClassVar[PerturbationInfo] = PerturbationInfo(
+        title="Adaptive worst case",
+        kind="adaptive",
+        family="adaptive",
+        norm="linf",
+        paper="Tramer, Carlini, Brendel, Madry 2020, On Adaptive Attacks to Adversarial Example Defenses, "
+        "arXiv:2002.08347",
+        stochastic=True,
+        cost="medium",
+        summary="PGD on the surrogate, feature matching, a black box on the true score: the worst case per image.",
+    )
+
+    def __init__(
+        self,
+        eps: float,
+        steps: int = 50,
+        queries: int = 100,
+        norm: Ball = "linf",
+        relaxation: Relaxation = "annealed",
+        restarts: int = 1,
+        images: int | None = 200,
+        large_eps: float | None = None,
+    ) -> None:
+        super().__init__(eps, norm, images, large_eps)
+        self._surrogate: tuple[Adaptive, ...] = (
+            SurrogateAttack(eps, "selective", steps, norm=norm, relaxation=relaxation, restarts=restarts),
+            SurrogateAttack(eps, "orthogonal", steps, norm=norm, relaxation=relaxation, restarts=restarts),
+        )
+        self._any: tuple[Adaptive, ...] = (
+            FeatureMatching(eps, steps, norm=norm, restarts=restarts),
+            ScoreSquare(eps, queries, norm=norm),
+        )
+
+    def improve(
+        self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
+    ) -> None:
+        attacks = (*self._surrogate, *self._any) if defended(model).has_surrogate else self._any
+        for attack in attacks:
+            attack.improve(best, rows[best.standing[rows]], model, clean, labels, draws)

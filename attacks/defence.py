@@ -1,0 +1,71 @@
+"""A detector as an attack that knows it sees it: its true score, a differentiable stand-in, and its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one differentiable pass shows an attacker.
+
+    Attributes:
+        logits: (n, classes), with their graph.
+        suspicion: the detector's surrogate, (n,), with its graph; ``None`` where it offers none.
+        score: the detector's true score, (n,), float64, without a graph.
+        features: activations by tap that the detector reads (the logits where it reads nothing else), with their graph.
+    """
+
+    logits: Tensor
+    suspicion: Tensor | None
+    score: Tensor
+    features: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Guides:
+    """Clean images that the model gets right and the detector lets pass: what feature matching aims at.
+
+    Attributes:
+        images: float32 in [0, 1], (k, channels, height, width).
+        labels: their classes, int64, (k,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Defence(Protocol):
+    """A fitted detector with its calibrated threshold.
+
+    Attributes:
+        threshold: t at FPR 5 %; an image passes with score <= t.
+        goal: the median score of clean images: an image below it looks ordinary at every threshold.
+        scale: a robust spread of clean scores (t minus the median, above 0).
+        has_surrogate: whether :attr:`Look.suspicion` is there.
+    """
+
+    threshold: float
+    goal: float
+    scale: float
+    has_surrogate: bool
+
+    def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
+        """One pass that can be differentiated.
+
+        Args:
+            model: the model whose passes are counted.
+            images: float32 in [0, 1], requiring gradients.
+            temperature: softens (above 1) or sharpens the surrogate's relaxation, where it has one.
+            straight_through: hard codes forwards, relaxed ones backwards (BPDA; Athalye, Carlini, Wagner 2018).
+        """
+
+    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes) and true scores (n,), without gradients: all that a black-box attacker may ask."""
+
+    def guides(self) -> Guides:
+        """Clean images of other source sets; may be empty."""

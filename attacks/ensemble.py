@@ -1,0 +1,128 @@
+"""AutoAttack, the standard ensemble (Croce & Hein 2020): four attacks, each on the images that still stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..harness.seeds import Draws
+from . import checks
+from .autopgd import AutoPGD
+from .base import CountingModel, Norm, Perturbation, PerturbationInfo
+from .gradient import too_few_classes
+from .library import quiet
+from .square import Square
+
+_Stage = Callable[[CountingModel, Tensor, Tensor, Draws], Tensor]
+
+
+class AutoAttack(Perturbation):
+    """AutoPGD on cross-entropy, AutoPGD on the targeted DLR loss, targeted FAB and Square, in this order.
+
+    An image that a stage fools keeps that result and is not attacked again; one that nothing fools comes back as it
+    was. FAB is torchattacks' and draws nothing: it starts from the image itself. Cost per image that stands to the
+    end, with the defaults: about 100 + 900 + 1,800 + 5,000 forwards and 100 + 900 + 900 backwards.
+
+    Args:
+        eps: the budget; 0 changes nothing.
+        norm: ``linf`` or ``l2``.
+        steps: steps of each run of AutoPGD and of FAB.
+        restarts: random starts of AutoPGD, per target for the targeted loss.
+        targets: classes that the targeted attacks try, at most, the likeliest first.
+        queries: forwards of Square.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    info: ClassVar[PerturbationInfo] = PerturbationInfo(
+        title="AutoAttack",
+        kind="attack",
+        family="autoattack",
+        norm="linf",
+        library="torchattacks",
+        paper="Croce & Hein 2020, arXiv:2003.01690",
+        stochastic=True,
+        cost="high",
+        summary="AutoPGD with two losses, FAB and Square, one after the other on what still stands.",
+    )
+
+    def __init__(
+        self,
+        eps: float,
+        norm: Literal["linf", "l2"] = "linf",
+        steps: int = 100,
+        restarts: int = 1,
+        targets: int = 9,
+        queries: int = 5000,
+    ) -> None:
+        self._norm: Literal["linf", "l2"] = checks.choice("norm", norm, ("linf", "l2"))
+        self.eps: float = checks.budget(eps, norm)
+        self.steps = checks.whole("steps", steps, 1)
+        self.restarts = checks.whole("restarts", restarts, 1)
+        self.targets = checks.whole("targets", targets, 1)
+        self.queries = checks.whole("queries", queries, 1)
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of the budget."""
+        return self._norm
+
+    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        if find_spec("torchattacks") is None:
+            return "AutoAttack takes FAB from torchattacks, which is not installed: run 'pip install torchattacks'."
+        return too_few_classes("dlr", classes, targeted=True)
+
+    def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        result = images.clone()
+        active = torch.arange(len(images), device=images.device)
+        for stage in self._stages():
+            clean, truth = images[active], labels[active]
+            found = stage(model, clean, truth, draws.take(active.tolist()))
+            with torch.no_grad():
+                fooled = model(found).argmax(1) != truth
+            result[active[fooled]] = found[fooled]
+            active = active[~fooled]
+            if not len(active):
+                break
+        return result
+
+    def _stages(self) -> Iterator[_Stage]:
+        auto = partial(AutoPGD, self.eps, self._norm, self.steps, self.restarts, targets=self.targets)
+        yield auto(loss="ce").perturb
+        yield auto(loss="dlr-targeted").perturb
+        yield self._fab
+        yield Square(self.eps, self._norm, self.queries).perturb
+
+    def _fab(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """torchattacks' FAB towards one class after the other, in which images fooled within eps leave.
+
+        It seeds torch's global generator, from which its only run per target draws nothing.
+        """
+        import torchattacks
+
+        with torch.no_grad():
+            classes = model(images[:1]).shape[1]
+        with quiet(), torch.enable_grad():
+            attack = torchattacks.FAB(
+                model,
+                norm={"linf": "Linf", "l2": "L2"}[self._norm],
+                eps=self.eps,
+                steps=self.steps,
+                n_restarts=1,
+                alpha_max=0.1,
+                eta=1.05,
+                beta=0.9,
+                seed=0,
+                multi_targeted=True,
+                n_classes=min(self.targets, classes - 1) + 1,
+            )
+            # The library looks for the device of a first parameter, which a model need not have.
+            attack.set_device(images.device)
+            made: Tensor = attack(images, labels)
+        return made.detach()

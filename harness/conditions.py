@@ -1,0 +1,105 @@
+"""``attacks.csv``: what every attack comes to against every detector, as it is and after 8-bit rounding.
+
+One row per attack, budget and detector: sorted by ``eps`` within a group these are the budget curves, and adaptive
+attacks against rows of other detectors are the transfer matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .metrics import threshold, threshold_reason
+from .results import ALPHAS, HOSTILE, BoolArray, Cell, DetectorResult, FloatArray, PerturbationResult, Sources
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """One attack's images after 8-bit rounding.
+
+    Attributes:
+        success: bool (n,), in the order of the attack's ``index``.
+        scores: by detector label, float (n,); detectors that did not score them are left out.
+    """
+
+    success: BoolArray
+    scores: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+def attack_rows(
+    sources: Sources,
+    perturbations: Sequence[PerturbationResult],
+    detectors: Sequence[DetectorResult],
+    rounded: Mapping[str, Rounded],
+) -> list[dict[str, Cell]]:
+    """The rows for one data set, model and seed.
+
+    - ``success_rate``: the share of the attacked images whose prediction turned.
+    - ``flagged_at_fpr_5``: of those that turned, the share with a score above the calibrated threshold.
+    - ``undetected_success_at_fpr_5``: the share of all attacked images that turned and pass.
+    - the same three with ``_8bit``, after rounding; empty for attacks against other detectors.
+
+    ``detector`` is ``none`` for the attack without any detector.
+    """
+    rows: list[dict[str, Cell]] = []
+    thresholds = {
+        d.label: threshold(d.calibrate, ALPHAS["5"])
+        for d in detectors
+        if not d.failure() and not threshold_reason(len(d.calibrate), ALPHAS["5"])
+    }
+    for p in perturbations:
+        if p.kind not in HOSTILE or p.reason or not len(p.index):
+            continue
+        after = rounded.get(p.label)
+        head: dict[str, Cell] = {
+            "dataset": sources.dataset,
+            "model": sources.model,
+            "seed": sources.seed,
+            "perturbation": p.label,
+            "group": p.group,
+            "kind": p.kind,
+            "against": p.against or "",
+            "norm": p.norm,
+            "eps": p.eps,
+            "n": len(p.index),
+        }
+        nothing = np.zeros(len(p.index))
+        seen = after if p.against is None else None
+        rows.append(
+            {
+                **head,
+                "detector": "none",
+                **_figures("", p.success, nothing, 0.0),
+                **_figures("_8bit", seen.success if seen else None, nothing, 0.0),
+            }
+        )
+        for d in detectors:
+            t = thresholds.get(d.label)
+            scores = d.scores(p)[0]
+            if t is None or scores is None:
+                continue
+            later = after.scores.get(d.label) if after else None
+            rows.append(
+                {
+                    **head,
+                    "detector": d.label,
+                    **_figures("", p.success, scores, t),
+                    **_figures("_8bit", after.success if after and later is not None else None, later, t),
+                }
+            )
+    return rows
+
+
+def _figures(suffix: str, success: BoolArray | None, scores: FloatArray | None, t: float) -> dict[str, Cell]:
+    names = ("success_rate", "flagged_at_fpr_5", "undetected_success_at_fpr_5")
+    if success is None or scores is None:
+        return {f"{name}{suffix}": None for name in names}
+    flagged = np.asarray(scores > t)
+    values = (
+        float(success.mean()),
+        float(flagged[success].mean()) if success.any() else None,
+        float((success & ~flagged).mean()),
+    )
+    return {f"{name}{suffix}": value for name, value in zip(names, values, strict=True)}

@@ -1,0 +1,117 @@
+"""A fitted detector as attacks that know it see it: one pass gives its surrogate, its true score and features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks.defence import Guides, Look
+from ..detectors.base import Detector
+from ..detectors.codes import bits
+from .metrics import threshold
+from .recorder import input_gradient, live_trace, record
+from .results import ALPHAS
+from .seeds import generator
+from .taps import SIGN_FROM_INPUT
+from .trace import LiveTrace, Need, TapInfo, Traces, pool, sampled_units
+
+
+@dataclass(eq=False)
+class DetectorDefence:
+    """A fitted detector with its threshold, for one model (see :class:`aftershock.attacks.defence.Defence`).
+
+    Args:
+        detector: fitted.
+        model: the classifier.
+        taps: the model's taps.
+        needs: what the detector reads, capped as it is stored.
+        modules: the named modules among the taps.
+        root: the part of the model whose module paths name the taps.
+        calibrate: its scores of all calibrate images, float64.
+        clean: images that the model gets right, of another source set, and
+        labels: their classes; those that the detector flags are left out.
+    """
+
+    detector: Detector
+    model: nn.Module
+    taps: tuple[TapInfo, ...]
+    needs: tuple[Need, ...]
+    modules: tuple[str, ...]
+    root: nn.Module
+    calibrate: Tensor
+    clean: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        scores = self.calibrate.double()
+        self.threshold: float = float(threshold(scores.numpy(), ALPHAS["5"]))
+        self.goal: float = min(float(scores.quantile(0.5)), self.threshold)
+        # A detector whose scores hardly vary still needs a unit.
+        spread = self.threshold - self.goal or float(scores.std(correction=0)) or 1.0
+        self.scale: float = spread
+        self.has_surrogate: bool = self.detector.surrogate_kind != "none"
+        self._guides: Guides | None = None
+
+    def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
+        """See the protocol; detectors with views or input gradients are scored by further passes."""
+        live = live_trace(model, images, self.taps, self.needs, self.modules, self.root)
+        live = replace(live, temperature=temperature, straight_through=straight_through)
+        suspicion = self.detector.surrogate(live) if self.has_surrogate else None
+        score = self._score(hard_traces(live, self.needs)) if self._plain else self.judge(model, images.detach())[1]
+        read = dict.fromkeys(t.name for need in self.needs for t in need.select(self.taps))
+        features = {name: live.activations[name] for name in read} or {"logits": live.logits}
+        return Look(live.logits, suspicion, score.to(images.device), features)
+
+    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the protocol."""
+        found = record(model, images, self.taps, self.needs, self.modules, self.root)
+        views = {}
+        for view in self.detector.views:
+            # The defender's own draws are not known to an attacker.
+            changed = view.transform(images.cpu().clone(), generator(0, "attacker", view.name))
+            seen = record(model, changed, self.taps, self.needs, self.modules, self.root, dropout=view.dropout)
+            views[view.name] = Traces(seen.logits, self.taps, seen.codes, self.needs)
+        gradients = {g.name: input_gradient(model, images, g.objective) for g in self.detector.gradients}
+        score = self._score(Traces(found.logits, self.taps, found.codes, self.needs, views, gradients))
+        return found.logits.to(images.device), score.to(images.device)
+
+    def guides(self) -> Guides:
+        """See the protocol; found on first use."""
+        if self._guides is None:
+            passing = torch.ones(len(self.clean), dtype=torch.bool)
+            if len(self.clean):
+                passing = (self.judge(self.model, self.clean)[1] <= self.threshold).cpu()
+            self._guides = Guides(self.clean[passing], self.labels[passing])
+        return self._guides
+
+    @property
+    def _plain(self) -> bool:
+        return not self.detector.views and not self.detector.gradients
+
+    def _score(self, traces: Traces) -> Tensor:
+        with torch.no_grad():
+            return self.detector.score(traces).detach().double().cpu()
+
+
+def hard_traces(live: LiveTrace, needs: Sequence[Need]) -> Traces:
+    """The codes that a recording of the same pass would hold, as :class:`Traces`, on the CPU."""
+    codes: dict[str, dict[str, Tensor]] = {}
+    for need in needs:
+        for tap in need.select(live.taps):
+            codes.setdefault(need.code, {})[tap.name] = _encode(live, need, tap).cpu()
+    return Traces(live.logits.detach().float().cpu(), live.taps, codes, tuple(needs))
+
+
+def _encode(live: LiveTrace, need: Need, tap: TapInfo) -> Tensor:
+    activation = live.activations[tap.name].detach()
+    if need.representation == "pooled":
+        return pool(activation, need.statistic)
+    kept = sampled_units(tap, need.units)
+    signs = need.representation == "bits" and (tap.kind in SIGN_FROM_INPUT or tap.kind == "module")
+    flat = (live.preactivations[tap.name].detach() if signs else activation).flatten(1)
+    if kept is not None:
+        flat = flat[:, kept.to(flat.device)]
+    return flat.float() if need.representation == "full" else bits.pack(flat > 0)

@@ -1,0 +1,124 @@
+"""Sanity flags across perturbations: what a sound evaluation cannot show, in the manner of Carlini et al. (2019).
+
+Two attacks are compared on the images that both attacked, image by image: the weaker one must not turn more images that
+the stronger one left than the other way round, beyond chance (one-sided sign test at 5 %). Flags stand with the attack
+that should have been stronger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .metrics import threshold, threshold_reason
+from .results import ALPHAS, BoolArray, DetectorResult, PerturbationResult
+
+_LEVEL = 0.05
+# Images that were turned only in the last quarter of an attack's passes: more than this share and number of the
+# attacked ones, and more steps would have turned more.
+_LATE_SHARE, _LATE_LEAST = 0.02, 5
+
+
+def perturbation_flags(perturbations: Sequence[PerturbationResult]) -> dict[str, tuple[str, ...]]:
+    """Flags by label, for the attacks of one model and seed.
+
+    - ``unconverged``: it was still turning images in its last quarter.
+    - ``weaker-than-smaller-budget:LABEL``: the same attack with a smaller budget beats it.
+    - ``weaker-than-one-step:LABEL``: a one-step attack with the same norm and no larger budget beats it.
+    - ``weaker-than-black-box:LABEL``: an attack without gradients, counted within the same budget by measured norm,
+      beats this one with gradients (a sign of masked gradients).
+    - ``below-100-at-largest-budget``: the last point of a budget curve does not turn every image.
+    """
+    found: dict[str, list[str]] = {}
+    attacks = [p for p in perturbations if p.kind in ("attack", "adaptive") and not p.reason and len(p.index)]
+    for p in attacks:
+        flags = found.setdefault(p.label, [])
+        if p.late >= max(_LATE_LEAST, _LATE_SHARE * len(p.index)):
+            flags.append("unconverged")
+        for name, weaker in _weaker(p, attacks):
+            if _beats(weaker, weaker.success & _within(weaker, p), p, p.success):
+                flags.append(f"{name}:{weaker.label}")
+        curve = [q for q in attacks if _same_curve(p, q)]
+        if len(curve) > 1 and p.eps == max(q.eps or 0.0 for q in curve) and not p.success.all():
+            flags.append("below-100-at-largest-budget")
+    return {label: tuple(flags) for label, flags in found.items()}
+
+
+def adaptive_flags(detector: DetectorResult, perturbations: Sequence[PerturbationResult]) -> tuple[str, ...]:
+    """``adaptive-weaker-than:LABEL`` where an attack that does not know the detector passes it more often.
+
+    Compared are all adaptive attacks against the detector of one norm and budget together with each oblivious one,
+    counted within that budget by measured norm.
+    """
+    if detector.failure() or threshold_reason(len(detector.calibrate), ALPHAS["5"]):
+        return ()
+    t = threshold(detector.calibrate, ALPHAS["5"])
+
+    def passed(p: PerturbationResult) -> BoolArray | None:
+        scores, _ = detector.scores(p)
+        return None if scores is None or p.reason else np.asarray(p.success & (scores <= t))
+
+    mine = [p for p in perturbations if p.kind == "adaptive" and p.threatens(detector.label) and not p.reason]
+    flags = []
+    for p in perturbations:
+        through = passed(p) if p.kind == "attack" else None
+        if through is None:
+            continue
+        for budget in dict.fromkeys((q.norm, q.eps) for q in mine):
+            group = [q for q in mine if (q.norm, q.eps) == budget]
+            best = _union(group, [passed(q) for q in group])
+            if best is not None and _beats(p, through & _within(p, group[0]), best[0], best[1]):
+                flags.append(f"adaptive-weaker-than:{p.label}")
+    return tuple(dict.fromkeys(flags))
+
+
+def _weaker(p: PerturbationResult, others: Sequence[PerturbationResult]) -> Iterator[tuple[str, PerturbationResult]]:
+    """Attacks that ``p`` must not be weaker than, each with the flag's name."""
+    for q in others:
+        if q is p or p.eps is None:
+            continue
+        if _same_curve(p, q) and q.eps is not None and q.eps < p.eps:
+            yield "weaker-than-smaller-budget", q
+        if p.kind != "attack" or q.kind != "attack" or q.norm != p.norm or p.box != "white":
+            continue
+        if q.one_step and not p.one_step and q.eps is not None and q.eps <= p.eps:
+            yield "weaker-than-one-step", q
+        if q.box == "black":
+            yield "weaker-than-black-box", q
+
+
+def _same_curve(p: PerturbationResult, q: PerturbationResult) -> bool:
+    return bool(p.group) and (p.group, p.against) == (q.group, q.against) and p.eps is not None and q.eps is not None
+
+
+def _within(p: PerturbationResult, budget: PerturbationResult) -> BoolArray:
+    """Which images of ``p`` keep to the budget of another, by measured norm."""
+    if budget.eps is None or budget.norm not in p.norms:
+        return np.ones(len(p.index), np.bool_)
+    return np.asarray(np.asarray(p.norms[budget.norm]) <= budget.eps * (1 + 1e-4) + 1e-6)
+
+
+def _union(
+    group: Sequence[PerturbationResult], passed: Sequence[BoolArray | None]
+) -> tuple[PerturbationResult, BoolArray] | None:
+    """What several attacks on the same images came to together, worst case per image."""
+    known = [(p, v) for p, v in zip(group, passed, strict=True) if v is not None]
+    if not known:
+        return None
+    first, together = known[0][0], known[0][1].copy()
+    for p, v in known[1:]:
+        if np.array_equal(p.index, first.index):
+            together |= v
+    return first, together
+
+
+def _beats(p: PerturbationResult, mine: BoolArray, q: PerturbationResult, others: BoolArray) -> bool:
+    """Whether ``p`` gets images that ``q`` does not more often than the other way round, beyond chance."""
+    from scipy.stats import binomtest
+
+    shared, at_p, at_q = np.intersect1d(p.index, q.index, return_indices=True)
+    if not len(shared):
+        return False
+    only, other = int((mine[at_p] & ~others[at_q]).sum()), int((~mine[at_p] & others[at_q]).sum())
+    return only > other and float(binomtest(only, only + other, 0.5, alternative="greater").pvalue) < _LEVEL

@@ -1,0 +1,201 @@
+"""Adaptive attacks on planted detectors: what they keep, where they step, and what they may not need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from aftershock.attacks.adaptive import Best, FeatureMatching, SurrogateAttack, _without
+from aftershock.attacks.adaptive_worst import ScoreSquare, WorstCase
+from aftershock.attacks.base import CountingModel
+from aftershock.attacks.defence import Guides, Look
+from aftershock.attacks.gradient import PGD
+from aftershock.attacks.perturbing import LimitError, Limits, limited, perturb_batch, rounded
+from aftershock.harness.errors import UsageError
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class Planted:
+    """Flags images whose first row is far from mid-grey: an attack that leaves that row alone passes."""
+
+    threshold: float
+    images: Tensor
+    labels: Tensor
+    has_surrogate: bool = True
+    helps: bool = True
+    goal: float = 0.0
+    scale: float = 0.1
+
+    def score(self, images: Tensor) -> Tensor:
+        return (images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
+
+    def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
+        value = self.score(images)
+        suspicion = (value if self.helps else 0 * value) if self.has_surrogate else None
+        logits = model(images)
+        return Look(logits, suspicion, value.detach().double(), {"logits": logits})
+
+    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return model(images), self.score(images).double()
+
+    def guides(self) -> Guides:
+        return Guides(self.images, self.labels)
+
+
+@pytest.fixture
+def planted(digits) -> Planted:
+    """Its threshold flags some four in ten clean images, and more of what moves their first row outwards."""
+    clean = (digits.images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
+    return Planted(float(clean.quantile(0.6)), digits.images, digits.labels)
+
+
+def attacked(digits, planted: Planted, attack):
+    return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted)
+
+
+def passed(digits, planted: Planted, attack) -> float:
+    made = attacked(digits, planted, attack)
+    assert made.flags == ()
+    return float((made.success & (planted.score(made.images) <= planted.threshold)).float().mean())
+
+
+@pytest.mark.parametrize("method", ["orthogonal", "selective", "joint"])
+def test_knowing_the_detector_beats_not_knowing_it(digits, planted, method) -> None:
+    oblivious = passed(digits, planted, PGD(0.15))
+    assert passed(digits, planted, SurrogateAttack(0.15, method, steps=20)) > max(0.8, oblivious + 0.05)
+
+
+def test_a_surrogate_that_is_missing_or_useless_buys_nothing(digits, planted) -> None:
+    planted.has_surrogate = False
+    with pytest.raises(UsageError, match="no surrogate"):
+        passed(digits, planted, SurrogateAttack(0.2))
+    assert passed(digits, planted, WorstCase(0.2, steps=20, queries=200)) > 0.8
+    planted.has_surrogate, planted.helps = True, False
+    assert passed(digits, planted, WorstCase(0.2, steps=20, queries=200)) > 0.8
+
+
+def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
+    parts = [
+        SurrogateAttack(0.1, "selective", steps=15),
+        FeatureMatching(0.1, steps=15),
+        ScoreSquare(0.1, queries=50),
+    ]
+    worst = passed(digits, planted, WorstCase(0.1, steps=15, queries=50))
+    assert all(worst >= passed(digits, planted, part) for part in parts)
+
+
+def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits, planted) -> None:
+    clean = attacked(digits, planted, WorstCase(0.0, steps=2, queries=3))
+    assert not clean.success.any() and torch.equal(clean.images, digits.images)
+    assert passed(digits, planted, WorstCase(0.5, steps=20, queries=100)) == 1.0
+
+
+@pytest.mark.parametrize("attack", [SurrogateAttack(0.15, steps=10, restarts=2), ScoreSquare(0.15, queries=30)])
+def test_results_do_not_depend_on_the_batch_and_repeat(digits, planted, attack) -> None:
+    def run(size: int) -> Tensor:
+        return perturb_batch(
+            attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, defence=planted
+        ).images
+
+    assert torch.equal(run(128), run(128))
+    # Sums of other batches round differently, which a sign may turn over: rarely.
+    assert ((run(128) - run(11)).abs() > 1e-3).float().mean() < 0.01
+
+
+def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> None:
+    clean = torch.zeros(3, 1, 2, 2)
+    best, rows = Best(clean, planted), torch.arange(3)
+
+    def offer(value: float, fooled: list[bool], score: list[float]) -> None:
+        best.offer(rows, clean + value, torch.tensor(fooled), torch.tensor(score, dtype=torch.float64))
+
+    offer(0.1, [False, True, False], [0.0, 5.0, 0.0])
+    offer(0.2, [True, True, False], [9.0, 6.0, 0.0])
+    offer(0.3, [False, True, False], [0.0, 4.0, 0.0])
+    assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.2, 0.3, 0.3])
+    assert best.score.tolist() == [9.0, 4.0, torch.inf]
+
+
+def test_the_projection_leaves_nothing_along_the_other_gradient() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, 3, 4, 4, generator=draw) for _ in range(2))
+    b[0] *= 1e-30
+    left = _without(a, b)
+    unit = torch.nn.functional.normalize(b.double().flatten(1), dim=1, eps=1e-40)
+    along = (left.double().flatten(1) * unit).sum(1)
+    assert torch.allclose(along, torch.zeros(5, dtype=torch.float64), atol=1e-5)
+    assert torch.equal(_without(a, torch.zeros_like(a)), a)
+
+
+def test_without_a_detector_there_is_nothing_to_know(digits) -> None:
+    with pytest.raises(UsageError, match="against a detector"):
+        WorstCase(0.1).perturb(CountingModel(digits.model), digits.images, digits.labels, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WorstCase(eps=2.0), "at most 1"),
+        (lambda: WorstCase(eps=0.1, large_eps=0.05), "large_eps"),
+        (lambda: SurrogateAttack(0.1, method="best"), "method"),
+        (lambda: SurrogateAttack(0.1, relaxation="hard"), "relaxation"),
+        (lambda: ScoreSquare(0.1, queries=0), "queries"),
+        (lambda: FeatureMatching(0.1, images=0), "images"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(linear) -> None:
+    # Along the weight vector, each image exactly to 1.1 times its distance from the boundary.
+    weight = linear.model.weight.detach()
+    distance = linear.margins / weight.norm()
+    side = torch.where(linear.labels == 1, -1.0, 1.0)
+    found = linear.images + (1.1 * distance * side).view(-1, 1, 1, 1) * (weight / weight.norm()).view(1, 3, 4, 4)
+    for eps in (0.0, float(distance.median()), 10.0):
+        made = limited(linear.model, linear.images, found, linear.labels, eps, "l2")
+        assert (made.norms["l2"] <= eps * (1 + 1e-5) + 1e-6).all()
+        clear = (distance - eps).abs() > 1e-3
+        assert torch.equal(made.success[clear], (distance < eps)[clear])
+    none = limited(linear.model, linear.images, found, linear.labels, 3.0, "l0")
+    assert not none.success.any() and torch.equal(none.images, linear.images)
+
+
+def test_rounding_leaves_multiples_of_1_255(digits) -> None:
+    made = rounded(digits.model, digits.images, (digits.images + 0.2).clamp(0, 1), digits.labels)
+    assert torch.allclose(made.images * 255, (made.images * 255).round(), atol=1e-4)
+    lost = rounded(digits.model, digits.images, digits.images + 0.001, digits.labels)
+    assert torch.allclose(lost.images, (digits.images * 255).round() / 255, atol=1 / 255)
+
+
+def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits) -> None:
+    class Noisy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return digits.model(images) + torch.randn(len(images), 1)
+
+    for model, flagged in ((Noisy(), True), (digits.model, False)):
+        made = perturb_batch(PGD(0.1), model, digits.images, digits.labels, digits.indices, 0)
+        assert ("randomised-model" in made.flags) is flagged
+
+
+def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
+    class Quantised(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return digits.model((images * 8).round() / 8)
+
+    labels = Quantised()(digits.images).argmax(1)
+    made = perturb_batch(PGD(0.1, random_start=False), Quantised(), digits.images, labels, digits.indices, 0)
+    assert "zero-gradient" in made.flags and not made.success.any()
+
+
+def test_spending_more_than_allowed_is_one_sentence(digits) -> None:
+    with pytest.raises(LimitError, match="7 backwards per image"):
+        perturb_batch(
+            PGD(0.001, steps=20), digits.model, digits.images, digits.labels, digits.indices, 0,
+            limits=Limits(backwards=7),
+        )  # fmt: skip

@@ -1,0 +1,218 @@
+"""AutoPGD and the ensemble that begins with it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from aftershock.attacks.autopgd import AutoPGD, checkpoints
+from aftershock.attacks.ensemble import AutoAttack
+from aftershock.attacks.gradient import PGD
+from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
+from aftershock.harness.errors import UnavailableError, UsageError
+from torch import Tensor, nn
+
+SMALL = {"steps": 10, "targets": 4, "queries": 60}
+
+
+def run(case, perturbation, model: nn.Module | None = None, seed: int = 0, batch_size: int = 128) -> PerturbedBatch:
+    return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed, batch_size)
+
+
+class Rounded(nn.Module):
+    """A network that rounds its input to 32 steps: its scores change as before, its gradient is 0 everywhere."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(torch.round(images * 32) / 32)
+
+
+def test_checkpoints_are_those_of_the_paper() -> None:
+    # p = 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 (Croce & Hein 2020, section 3.2), times the steps, rounded up.
+    assert checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
+    assert checkpoints(20) == (5, 9, 12, 14, 16, 18, 19, 20)
+    assert checkpoints(1) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("attack", "dual", "slack"),
+    [
+        (AutoPGD(0.02, steps=20), 1, 1e-4),
+        (AutoPGD(0.02, steps=20, loss="margin", restarts=2), 1, 1e-4),
+        (AutoPGD(0.1, "l2", steps=40), 2, 1e-3),
+        (AutoPGD(0.1, "l2", steps=40, loss="margin"), 2, 1e-3),
+    ],
+)
+def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear, attack, dual: int, slack: float) -> None:
+    distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
+    clear = (distance - attack.eps).abs() > slack
+    made = run(linear, attack)
+    fooled = distance < attack.eps
+    assert 30 < fooled.sum() < 170 and clear.sum() > 180 and made.flags == ()
+    assert torch.equal(made.success[clear], fooled[clear])
+    assert (made.norms[attack.norm] <= attack.eps + 1e-6).all()
+
+
+class Peak(nn.Module):
+    """Never fooled: the margin falls with the squared distance from a point of which the images are the start."""
+
+    def __init__(self, summit: Tensor) -> None:
+        super().__init__()
+        self.summit = summit
+
+    def forward(self, images: Tensor) -> Tensor:
+        below = 1 + (images - self.summit).square().flatten(1).sum(1)
+        return torch.stack([below, torch.zeros_like(below)], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_halved_steps_find_a_summit_that_fixed_steps_run_past(norm) -> None:
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(20, 1, 6, 6, generator=random) * 0.4 + 0.3
+    offset = {"linf": 0.06, "l2": 0.02}[norm] * torch.randn(1, 1, 6, 6, generator=random).clamp(-1.5, 1.5)
+    eps, summit = {"linf": 0.2, "l2": 0.5}[norm], images[:1] + offset
+    case = images[:1].expand(20, 1, 6, 6), torch.zeros(20, dtype=torch.int64), range(20), 0
+    fixed = perturb_batch(PGD(eps, steps=40, norm=norm, loss="margin"), Peak(summit), *case)
+    auto = perturb_batch(AutoPGD(eps, norm, steps=40, loss="margin"), Peak(summit), *case)
+    left, before = (torch.linalg.vector_norm((m.images - summit).flatten(1), dim=1).mean() for m in (auto, fixed))
+    assert not auto.success.any() and left < 0.5 * before
+    # What a run of this length cannot tell from the summit: 2 eps halved at most at all checkpoints.
+    assert (auto.images - summit).abs().max() < eps / 4
+
+
+def test_counts_have_a_closed_form(digits) -> None:
+    # Nothing is fooled with a budget of nothing. A run: its start and each step forward, all but the last backward.
+    once = run(digits, AutoPGD(0.0, steps=7))
+    assert not once.success.any() and torch.equal(once.images, digits.images)
+    assert (once.forwards, once.backwards) == (8, 7)
+    aimed = run(digits, AutoPGD(0.0, steps=7, restarts=2, targets=3, loss="dlr-targeted"))
+    assert (aimed.forwards, aimed.backwards) == (1 + 3 * 2 * 8, 3 * 2 * 7)
+    # There are nine other classes.
+    every = run(digits, AutoPGD(0.0, steps=2, targets=20, loss="dlr-targeted"))
+    assert (every.forwards, every.backwards) == (1 + 9 * 3, 9 * 2)
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "dlr-targeted"])
+def test_more_restarts_and_targets_never_fool_fewer(digits, loss) -> None:
+    once = run(digits, AutoPGD(0.05, steps=5, loss=loss, targets=2))
+    often = run(digits, AutoPGD(0.05, steps=5, loss=loss, targets=2 if loss != "dlr-targeted" else 9, restarts=4))
+    assert often.success[once.success].all() and 0 < once.success.sum() < 80 and often.flags == ()
+    if loss != "dlr-targeted":
+        # Images that leave at once keep what they had.
+        assert torch.equal(often.images[once.success], once.images[once.success])
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "loss"),
+    [("linf", 0.06, "ce"), ("linf", 0.06, "dlr"), ("l2", 0.4, "ce"), ("l2", 0.4, "dlr")],
+)
+def test_it_is_as_strong_as_another_implementation(digits, norm, eps: float, loss) -> None:
+    import torchattacks
+
+    ours = run(digits, AutoPGD(eps, norm, steps=40, loss=loss))
+    with torch.random.fork_rng(devices=[]):
+        attack = torchattacks.APGD(
+            digits.model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, steps=40, loss=loss, seed=0
+        )
+        theirs = attack(digits.images, digits.labels).detach()
+    with torch.no_grad():
+        fooled = digits.model(theirs).argmax(1) != digits.labels
+    # Other random starts: a few images of 80 near the end of the budget may fall either way.
+    assert 15 < fooled.sum() < 75
+    assert abs(int(ours.success.sum()) - int(fooled.sum())) <= 3
+    assert (ours.success == fooled).float().mean() > 0.94
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [AutoPGD(0.05, steps=12, restarts=2), AutoPGD(0.4, "l2", steps=6, loss="dlr-targeted"), AutoAttack(0.05, **SMALL)],
+)
+def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, attack) -> None:
+    state = torch.get_rng_state()
+    whole, again, parts = run(digits, attack), run(digits, attack), run(digits, attack, batch_size=27)
+    assert torch.equal(whole.images, again.images)
+    # What a batch rounds differently may move an image across a checkpoint's condition, but hardly any.
+    assert (whole.success == parts.success).float().mean() > 0.98
+    assert ((whole.images - parts.images).abs() > 1e-3).float().mean() < 0.02
+    assert not torch.equal(whole.images, run(digits, attack, seed=1).images)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
+def test_the_ensemble_is_at_least_each_of_its_parts(digits, norm, eps: float) -> None:
+    made = run(digits, AutoAttack(eps, norm, **SMALL))
+    first = run(digits, AutoPGD(eps, norm, steps=10))
+    assert made.flags == () and 0 < made.success.sum() < 80
+    # The first stage draws what it draws alone, and what it fools keeps its result.
+    assert made.success[first.success].all()
+    assert torch.equal(made.images[first.success], first.images[first.success])
+    # Nothing was found: the image itself.
+    assert torch.equal(made.images[~made.success], digits.images[~made.success])
+    assert (made.norms[norm] <= eps + 1e-6).all()
+
+
+def test_only_square_sees_through_gradients_that_are_nothing(digits) -> None:
+    model = Rounded(digits.model)
+    with torch.no_grad():
+        assert torch.equal(model(digits.images).argmax(1), digits.labels)
+    blind = run(digits, AutoPGD(0.08, steps=10), model)
+    seeing = run(digits, AutoAttack(0.08, steps=10, targets=2, queries=300), model)
+    assert "zero-gradient" in blind.flags
+    assert blind.success.float().mean() < 0.1 and seeing.success.float().mean() > 0.4
+
+
+def test_fab_alone_fools_what_lies_within_the_budget(digits) -> None:
+    class Fab(AutoAttack):
+        def _stages(self):
+            yield self._fab
+
+    pgd, fab = run(digits, PGD(0.06, steps=20)), run(digits, Fab(0.06, steps=20))
+    assert fab.flags == () and fab.success.sum() > 0.9 * pgd.success.sum() > 20
+    # The smallest perturbation that it finds: within the budget, seldom all of it.
+    assert (fab.norms["linf"] <= 0.06 + 1e-6).all() and fab.norms["linf"][fab.success].mean() < 0.05
+
+
+def test_all_stages_are_paid_by_an_image_that_nothing_fools(digits) -> None:
+    made = run(digits, AutoAttack(0.0, steps=5, restarts=2, targets=3, queries=11))
+    assert not made.success.any() and torch.equal(made.images, digits.images)
+    auto, aimed, checks = 2 * 6, 1 + 3 * 2 * 6, 4
+    # FAB: per target and step one forward with its backward and one that looks; a few more around them.
+    fab = 3 * 5 * 2
+    assert auto + aimed + checks + fab + 11 < made.forwards < auto + aimed + checks + fab + 11 + 15
+    assert made.backwards == 2 * 5 + 3 * 2 * 5 + 3 * 5
+
+
+def test_without_torchattacks_the_ensemble_says_so(digits, linear, monkeypatch) -> None:
+    with pytest.raises(UnavailableError, match="4 classes, not 2"):
+        run(linear, AutoAttack(0.1))
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(UnavailableError, match="pip install torchattacks"):
+        run(digits, AutoAttack(0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AutoPGD(-0.1), "eps = -0.1"),
+        (lambda: AutoPGD(0.1, "l1"), "linf or l2"),
+        (lambda: AutoPGD(0.1, steps=0), "steps = 0"),
+        (lambda: AutoPGD(0.1, restarts=0), "restarts = 0"),
+        (lambda: AutoPGD(0.1, loss="hinge"), "ce or dlr or margin or dlr-targeted"),
+        (lambda: AutoPGD(0.1, targets=0), "targets = 0"),
+        (lambda: AutoPGD(0.1, rho=0.0), "rho"),
+        (lambda: AutoPGD(0.1, rho=1.1), "at most 1"),
+        (lambda: AutoAttack(8.0), "8/255"),
+        (lambda: AutoAttack(0.1, "l1"), "linf or l2"),
+        (lambda: AutoAttack(0.1, steps=0), "steps = 0"),
+        (lambda: AutoAttack(0.1, targets=0), "targets = 0"),
+        (lambda: AutoAttack(0.1, restarts=0), "restarts = 0"),
+        (lambda: AutoAttack(0.1, queries=0), "queries = 0"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()

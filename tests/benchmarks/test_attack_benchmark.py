@@ -1,0 +1,183 @@
+"""How long PGD takes beside that of other libraries, and whether it fools as many; nothing here asserts a time.
+
+All take the same steps of the same length from the image itself, on the same batches, without looking at the iterates.
+The model is a published, adversarially trained one where AFTERSHOCK_DATA has it, else a network trained on the digits.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from aftershock.attacks.base import CountingModel
+from aftershock.attacks.gradient import PGD
+from aftershock.harness.architectures import cnn
+from aftershock.harness.seeds import Draws
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+STEPS, IMAGES, PAIRS = 20, 100, 5
+WEIGHTS = "weights/mnist-trades-smallcnn.pt"
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model, images that it gets right, and the budget."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    eps: float
+
+    @property
+    def step_size(self) -> float:
+        return 2.5 * self.eps / STEPS
+
+    def fooled(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(images).argmax(1) != self.labels
+
+    def ours(self) -> Tensor:
+        attack = PGD(self.eps, steps=STEPS, step_size=self.step_size, random_start=False)
+        return attack.perturb(CountingModel(self.model), self.images, self.labels, Draws(0, range(len(self.images))))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a machine that others use too, several threads mostly measure how long they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    root = Path(os.environ.get("AFTERSHOCK_DATA") or "/nowhere")
+    name, model, images, labels, eps = _trades(root) if (root / WEIGHTS).is_file() else _digits()
+    # Frozen, as the harness has it: otherwise some would also take the gradients of the weights.
+    model = model.eval().requires_grad_(False)
+    right = model(images).argmax(1) == labels
+    return Case(name, model, images[right][:IMAGES], labels[right][:IMAGES], eps)
+
+
+def _trades(root: Path) -> tuple[str, nn.Module, Tensor, Tensor, float]:
+    features = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 32, 3), relu1=nn.ReLU(), conv2=nn.Conv2d(32, 32, 3), relu2=nn.ReLU(),
+            maxpool1=nn.MaxPool2d(2), conv3=nn.Conv2d(32, 64, 3), relu3=nn.ReLU(),
+            conv4=nn.Conv2d(64, 64, 3), relu4=nn.ReLU(), maxpool2=nn.MaxPool2d(2),
+        )
+    )  # fmt: skip
+    classifier = nn.Sequential(
+        OrderedDict(
+            fc1=nn.Linear(1024, 200), relu1=nn.ReLU(), drop=nn.Dropout(0.5),
+            fc2=nn.Linear(200, 200), relu2=nn.ReLU(), fc3=nn.Linear(200, 10),
+        )
+    )  # fmt: skip
+    model = nn.Sequential(OrderedDict(feature_extractor=features, flatten=nn.Flatten(), classifier=classifier))
+    model.load_state_dict(torch.load(root / WEIGHTS, map_location="cpu", weights_only=True))
+    raw = root / "MNIST" / "raw"
+    # The IDX format: a header of 16 bytes before the pixels, of 8 before the labels.
+    pixels = np.fromfile(raw / "t10k-images-idx3-ubyte", np.uint8, count=2 * IMAGES * 784, offset=16)
+    labels = torch.from_numpy(np.fromfile(raw / "t10k-labels-idx1-ubyte", np.uint8, count=2 * IMAGES, offset=8)).long()
+    return "mnist-trades", model, torch.from_numpy(pixels).view(-1, 1, 28, 28).float() / 255, labels, 0.3
+
+
+def _digits() -> tuple[str, nn.Module, Tensor, Tensor, float]:
+    x, y = load_digits(return_X_y=True)
+    images, labels = torch.from_numpy(x.astype(np.float32) / 16).view(-1, 1, 8, 8), torch.from_numpy(y).long()
+    torch.manual_seed(0)
+    model = cnn((1, 8, 8), 10)
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(100):
+        rows = torch.randperm(1200)[:128]
+        loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return "digits-cnn", model, images[1200:], labels[1200:], 0.06
+
+
+def _torchattacks(case: Case) -> Callable[[], Tensor]:
+    torchattacks = pytest.importorskip("torchattacks")
+
+    def run() -> Tensor:
+        attack = torchattacks.PGD(case.model, eps=case.eps, alpha=case.step_size, steps=STEPS, random_start=False)
+        return attack(case.images, case.labels).detach()
+
+    return run
+
+
+def _foolbox(case: Case) -> Callable[[], Tensor]:
+    # Without it the import fails where there is no git executable.
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    foolbox = pytest.importorskip("foolbox")
+
+    def run() -> Tensor:
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=case.step_size, steps=STEPS, random_start=False)
+        seen = foolbox.PyTorchModel(case.model, bounds=(0, 1))
+        return attack(seen, case.images, foolbox.criteria.Misclassification(case.labels), epsilons=case.eps)[1]
+
+    return run
+
+
+def _art(case: Case) -> Callable[[], Tensor]:
+    pytest.importorskip("art")
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    shape = tuple(case.images.shape[1:])
+    seen = PyTorchClassifier(
+        case.model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )  # fmt: skip
+    attack = ProjectedGradientDescentPyTorch(
+        seen, norm=np.inf, eps=case.eps, eps_step=case.step_size, max_iter=STEPS, batch_size=IMAGES, verbose=False
+    )
+    images, labels = case.images.numpy(), case.labels.numpy()
+    return lambda: torch.from_numpy(attack.generate(images, labels)).float()
+
+
+@pytest.mark.parametrize("library", [_torchattacks, _foolbox, _art], ids=["torchattacks", "foolbox", "art"])
+def test_pgd_beside_that_of_a_library(benchmark, case: Case, library) -> None:  # type: ignore[no-untyped-def]
+    theirs = library(case)
+    # Whatever else the machine does changes from second to second: the two are timed in pairs, each first in turn.
+    ours_seconds: list[float] = []
+    ratios: list[float] = []
+
+    def pair() -> None:
+        took = {}
+        for work in (case.ours, theirs) if len(ratios) % 2 else (theirs, case.ours):
+            began = time.perf_counter()
+            work()
+            took[work] = time.perf_counter() - began
+        ours_seconds.append(took[case.ours])
+        ratios.append(took[theirs] / took[case.ours])
+
+    benchmark.pedantic(pair, rounds=PAIRS, warmup_rounds=1)
+    # What comes before are the rounds of the warm-up.
+    ours_seconds, ratios = ours_seconds[-PAIRS:], ratios[-PAIRS:]
+    made, other = case.ours(), theirs()
+    ours_fooled, theirs_fooled = case.fooled(made), case.fooled(other)
+    benchmark.extra_info["model"] = case.name
+    benchmark.extra_info["success"] = ours_fooled.float().mean().item()
+    benchmark.extra_info["library_success"] = theirs_fooled.float().mean().item()
+    benchmark.extra_info["library_seconds_over_ours"] = statistics.median(ratios)
+    benchmark.extra_info["ms_per_image"] = 1000 * statistics.median(ours_seconds) / len(case.images)
+    print(f"library / ours: median {statistics.median(ratios):.3f} of {len(ratios)} pairs")
+
+    # Both must do the work, or the ratio would compare different things: all of the budget, on the same images.
+    for images in (made, other):
+        assert float((images - case.images).abs().max()) == pytest.approx(case.eps, rel=1e-4)
+        assert images.min() >= 0 and images.max() <= 1
+    # The same steps, but for the order of rounding: an image in fifty may end on the other side.
+    assert ours_fooled.any() and (ours_fooled != theirs_fooled).sum() <= len(case.images) / 50

@@ -1,0 +1,134 @@
+"""Adaptive attacks through the command line: planted detectors that must fall, and one that cannot."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PARTS = """
+import torch
+from aftershock.detectors import Detector, DetectorInfo, View, register
+
+
+@register("blind")
+class Blind(Detector):
+    # A weak score (how small the logits are) behind no gradient at all.
+    info = DetectorInfo(title="energy without a surrogate", needs=())
+
+    def fit(self, clean, perturbed=None):
+        return self
+
+    def score(self, traces):
+        return -traces.logits.double().logsumexp(1)
+
+
+@register("useless-surrogate")
+class Useless(Blind):
+    info = DetectorInfo(title="a surrogate that leads nowhere", needs=(), surrogate="relaxed")
+
+    def surrogate(self, live):
+        return 0 * live.logits.sum(1)
+
+
+@register("grid")
+class Grid(Detector):
+    # The digits have 17 grey levels; whatever an attack adds leaves that grid, and no gradient leads back to it.
+    info = DetectorInfo(title="off the grid", needs=())
+
+    @property
+    def views(self):
+        return (View("grid", lambda images, generator: (images * 16).round() / 16),)
+
+    def fit(self, clean, perturbed=None):
+        return self
+
+    def score(self, traces):
+        return (traces.logits - traces.view("grid").logits).abs().amax(1).double()
+"""
+
+
+def table(run: Path, name: str) -> list[dict[str, str]]:
+    with (run / "tables" / f"{name}.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+    folder = tmp_path_factory.mktemp("adaptive")
+    (folder / "parts.py").write_text(PARTS)
+    perturbations = [
+        {"name": "pgd", "eps": 0.3},
+        # A large budget off the grid: adding exactly 8/16 would stay on it.
+        {"name": "adaptive", "eps": [0.05, 0.3], "steps": 15, "queries": 60, "images": 40, "large_eps": 0.47},
+    ]
+    detectors = [{"name": n} for n in ("energy", "blind", "useless-surrogate", "grid")]
+    tiny(folder / "a.toml", perturbations, detectors, plugins=["parts.py"])
+    done = forks("run", "a.toml", "--out", "run", cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
+    assert done.status == 0, done.output
+    return folder / "run"
+
+
+def undetected(run: Path, perturbation: str, detector: str) -> float:
+    (row,) = [r for r in table(run, "attacks") if (r["perturbation"], r["detector"]) == (perturbation, detector)]
+    return float(row["undetected_success_at_fpr_5"])
+
+
+def test_one_attack_is_made_for_each_detector_and_budget_and_seen_by_all(run: Path) -> None:
+    labels = {r["perturbation"] for r in table(run, "perturbations") if r["kind"] == "adaptive"}
+    detectors = ("energy", "blind", "useless-surrogate", "grid")
+    assert labels == {f"adaptive[eps={eps}]@{d}" for eps in ("0.05", "0.3") for d in detectors}
+    transfer = [r for r in table(run, "attacks") if r["perturbation"] == "adaptive[eps=0.3]@energy"]
+    assert {r["detector"] for r in transfer} == {"none", *detectors}
+    # Only the first images of the set were attacked, and only those the model gets right.
+    assert all(0 < int(r["n"]) <= 40 for r in transfer)
+
+
+@pytest.mark.parametrize("detector", ["energy", "blind", "useless-surrogate"])
+def test_a_weak_detector_falls_with_or_without_a_useful_surrogate(run: Path, detector: str) -> None:
+    assert undetected(run, f"adaptive[eps=0.3]@{detector}", detector) >= 0.9
+    (row,) = [r for r in table(run, "leaderboard") if r["detector"] == detector]
+    assert row["rank"] != "" and "adaptive-incomplete" not in row["flags"]
+    assert float(row["robust_accuracy_at_fpr_5"]) <= 0.15
+    assert float(row["adaptive_undetected_at_fpr_5"]) >= 0.9
+
+
+def test_a_larger_budget_is_no_weaker(run: Path) -> None:
+    for detector in ("energy", "blind"):
+        small, large = (undetected(run, f"adaptive[eps={eps}]@{detector}", detector) for eps in ("0.05", "0.3"))
+        assert small <= large
+
+
+def test_an_attack_that_never_gets_through_is_flagged_and_its_row_not_ranked(run: Path) -> None:
+    (row,) = [r for r in table(run, "leaderboard") if r["detector"] == "grid"]
+    assert undetected(run, "adaptive[eps=0.3]@grid", "grid") < 0.5
+    assert row["rank"] == "" and "adaptive-incomplete" in row["flags"]
+    ranked = [r["detector"] for r in table(run, "leaderboard") if r["rank"]]
+    assert set(ranked) == {"energy", "blind", "useless-surrogate", "none"}
+
+
+def test_the_surrogate_that_was_used_is_said(run: Path) -> None:
+    kinds = {r["detector"]: r["surrogate"] for r in table(run, "leaderboard")}
+    assert (kinds["energy"], kinds["blind"], kinds["useless-surrogate"]) == ("exact", "none", "relaxed")
+
+
+def test_rounding_to_8_bits_hardly_matters_to_large_perturbations(run: Path) -> None:
+    (row,) = [r for r in table(run, "attacks") if (r["perturbation"], r["detector"]) == ("pgd", "energy")]
+    assert abs(float(row["success_rate"]) - float(row["success_rate_8bit"])) <= 0.1
+    # An attack against another detector is a transfer, whose rounding nobody asked for.
+    transfer = [r for r in table(run, "attacks") if r["against"] not in ("", r["detector"])]
+    assert transfer and all(r["success_rate_8bit"] == "" for r in transfer)
+
+
+def test_a_limit_on_forwards_is_a_failure_with_its_reason(
+    tmp_path: Path, forks: Callable, tiny: Callable, run: Path
+) -> None:
+    suite = tiny(tmp_path / "l.toml", [{"name": "pgd", "eps": 0.3, "steps": 10}], [{"name": "msp"}])
+    suite.write_text(suite.read_text() + "\n[limits]\nforwards = 5\n")
+    cache = str(run.parent / "cache-of-limits")
+    done = forks("run", "l.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=cache)
+    assert done.status == 1
+    (row,) = table(tmp_path / "run", "perturbations")
+    assert "stopped after 5 forwards per image" in row["reason"]
