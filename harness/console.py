@@ -101,9 +101,17 @@ def show_leaderboard(run: Run) -> None:
 def show_catalogue(kind: str, found: Sequence[dict[str, Any]]) -> None:
     """A list of parts as a table."""
     table = Table(title=kind, title_justify="left", box=None, pad_edge=False)
-    for column in ("name", "summary", "origin", "available"):
-        table.add_column(column, overflow="fold")
+    details = ("norm", "box", "stochastic", "cost") if kind == "perturbations" else ()
+    for column in ("name", *details, "summary", "origin", "available"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("name", *details))
     for item in found:
         available = "yes" if item["available"] else f"no: {item['reason']}"
-        table.add_row(*(escape(str(v)) for v in (item["name"], item["summary"], item["origin"], available)))
-    RichConsole().print(table)
+        known = [_detail(item.get(name, "")) for name in details]
+        table.add_row(*(escape(str(v)) for v in (item["name"], *known, item["summary"], item["origin"], available)))
+    console = RichConsole()
+    # Piped, a table needs a width of its own; narrower, long summaries take a word per line.
+    RichConsole(width=None if console.is_terminal else 160).print(table)
+
+
+def _detail(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
