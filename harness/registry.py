@@ -20,6 +20,7 @@ from importlib.metadata import EntryPoint, entry_points, packages_distributions,
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .builtin_perturbations import PERTURBATION_TARGETS
 from .errors import UsageError
 
 T = TypeVar("T")
@@ -238,55 +239,7 @@ DETECTORS = Registry(
         "mahalanobis": "aftershock.detectors.baselines:Mahalanobis",
     },
 )
-PERTURBATIONS = Registry(
-    "perturbations",
-    {
-        "gaussian": "aftershock.attacks.noise:Gaussian",
-        "uniform": "aftershock.attacks.noise:Uniform",
-        "noise.random-sign": "aftershock.attacks.noise:RandomSign",
-        "noise.salt-and-pepper": "aftershock.attacks.noise:SaltAndPepper",
-        "noise.shot": "aftershock.attacks.noise:Shot",
-        "noise.speckle": "aftershock.attacks.noise:Speckle",
-        **{
-            f"corruption.{name}": f"aftershock.attacks.{target}"
-            for name, target in {
-                "gaussian-noise": "corruptions:GaussianNoise", "shot-noise": "corruptions:ShotNoise",
-                "impulse-noise": "corruptions:ImpulseNoise", "speckle-noise": "corruptions:SpeckleNoise",
-                "brightness": "corruptions:Brightness", "contrast": "corruptions:Contrast",
-                "saturate": "corruptions:Saturate", "elastic": "corruptions:Elastic",
-                "pixelate": "corruptions:Pixelate", "jpeg": "corruptions:JPEG", "gaussian-blur": "blurs:GaussianBlur",
-                "defocus-blur": "blurs:DefocusBlur", "glass-blur": "blurs:GlassBlur",
-                "motion-blur": "blurs:MotionBlur", "zoom-blur": "blurs:ZoomBlur", "fog": "weather:Fog",
-                "frost": "weather:Frost", "snow": "weather:Snow", "spatter": "weather:Spatter",
-            }.items()
-        },
-        "spatial.rotate": "aftershock.attacks.spatial:Rotate",
-        "spatial.translate": "aftershock.attacks.spatial:Translate",
-        "fgsm": "aftershock.attacks.gradient:FGSM",
-        "pgd": "aftershock.attacks.gradient:PGD",
-        "autopgd": "aftershock.attacks.autopgd:AutoPGD",
-        "square": "aftershock.attacks.square:Square",
-        "autoattack": "aftershock.attacks.ensemble:AutoAttack",
-        "file": "aftershock.attacks.file:FromFile",
-        "adaptive": "aftershock.attacks.adaptive_worst:WorstCase",
-        "adaptive-square": "aftershock.attacks.adaptive_worst:ScoreSquare",
-        "adaptive-pgd": "aftershock.attacks.adaptive:SurrogateAttack",
-        "feature-matching": "aftershock.attacks.adaptive:FeatureMatching",
-        "torchattacks.CW": "aftershock.attacks.torchattacks_adapter:CW",
-        **{
-            f"torchattacks.{name}": f"aftershock.attacks.torchattacks_{room}:{name}"
-            for room, names in {
-                "attacks": "GN FGSM FFGSM BIM RFGSM PGD PGDL2 EOTPGD TPGD UPGD Jitter PGDRS PGDRSL2 MIFGSM NIFGSM "
-                "SINIFGSM VMIFGSM VNIFGSM DIFGSM TIFGSM PIFGSM PIFGSMPP",
-                "search": "APGD APGDL2 APGDT APGDTL2 FAB FABL2 Square SquareL2 AutoAttack AutoAttackL2 DeepFool "
-                "SparseFool EADL1 EADEN JSMA OnePixel SPSA Pixle",
-            }.items()
-            for name in names.split()
-        },
-        "foolbox.L2DeepFoolAttack": "aftershock.attacks.foolbox_adapter:L2DeepFool",
-        "foolbox.LinfDeepFoolAttack": "aftershock.attacks.foolbox_adapter:LinfDeepFool",
-    },
-)
+PERTURBATIONS = Registry("perturbations", PERTURBATION_TARGETS)
 MODELS = Registry(
     "models",
     {
