@@ -128,7 +128,7 @@ LinfAdamBasicIterativeAttack = _iterated("linf", "LinfAdamBasicIterativeAttack",
 
 _MIFGSM = (
     "MI-FGSM", "Dong, Liao, Pang, Su, Zhu, Hu, Li 2018, arXiv:1710.06081", 10, 0.2, False,
-    "Gradient ascent with momentum from the image itself", {"momentum": number(1.0)}, "mifgsm",
+    "Gradient ascent with momentum from the image itself", {"momentum": number(1.0)}, "mi-fgsm",
 )  # fmt: skip
 L1MomentumIterativeFastGradientMethod = _iterated("l1", "L1MomentumIterativeFastGradientMethod", *_MIFGSM)
 L2MomentumIterativeFastGradientMethod = _iterated("l2", "L2MomentumIterativeFastGradientMethod", *_MIFGSM)

@@ -390,7 +390,7 @@ def test_a_new_detector_costs_its_own_fit_and_scores(
     )
     assert forks("run", "grown.toml", "--out", out, cwd=place, **cache).status == 0
     new = ledger(out).keys() - before.keys()
-    sources = ["calibrate", "clean", "gaussian", "control:gaussian", "fgsm", "control:fgsm"]
+    sources = ["calibrate", "clean", "gaussian", "control:gaussian", "fgsm", "control:fgsm", "rounded:fgsm"]
     assert new == {"digits/mlp/0/fit/hot", *(f"digits/mlp/0/score/hot/{s}" for s in sources)}
     assert {n: t for n, t in ((p.name, p.stat().st_mtime_ns) for p in (out / "artifacts").iterdir()) if n in old} == old
     # What was there keeps its rows, to the last digit.

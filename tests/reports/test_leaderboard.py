@@ -21,8 +21,8 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode()
 
 
-def test_the_six_tables() -> None:
-    assert set(COLUMNS) == {"leaderboard", "metrics", "scores", "propagation", "perturbations", "timings"}
+def test_the_seven_tables() -> None:
+    assert set(COLUMNS) == {"leaderboard", "metrics", "scores", "propagation", "perturbations", "attacks", "timings"}
     assert all(len(set(columns)) == len(columns) for columns in COLUMNS.values())
     assert (
         ",".join(COLUMNS["propagation"])
