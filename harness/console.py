@@ -82,9 +82,7 @@ def show_leaderboard(run: Run) -> None:
     """The end of a run: the leaderboard, what failed, and where the report is."""
     from ..reports.leaderboard import leaderboard_text
 
-    console = RichConsole()
-    if not console.is_terminal:
-        console = RichConsole(width=160)
+    console = _console()
     with (run.folder / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
         console.print(leaderboard_text(list(csv.DictReader(stream))))
     for what, found in (("failed", run.failed), ("skipped", run.skipped)):
@@ -98,6 +96,12 @@ def show_leaderboard(run: Run) -> None:
     console.print(f"Report: {escape(str(run.report))}", highlight=False, soft_wrap=True)
 
 
+def _console() -> RichConsole:
+    """The terminal; piped, a table needs a width of its own, or long texts take a word per line."""
+    console = RichConsole()
+    return console if console.is_terminal else RichConsole(width=160)
+
+
 def show_catalogue(kind: str, found: Sequence[dict[str, Any]]) -> None:
     """A list of parts as a table."""
     table = Table(title=kind, title_justify="left", box=None, pad_edge=False)
@@ -108,9 +112,7 @@ def show_catalogue(kind: str, found: Sequence[dict[str, Any]]) -> None:
         available = "yes" if item["available"] else f"no: {item['reason']}"
         known = [_detail(item.get(name, "")) for name in details]
         table.add_row(*(escape(str(v)) for v in (item["name"], *known, item["summary"], item["origin"], available)))
-    console = RichConsole()
-    # Piped, a table needs a width of its own; narrower, long summaries take a word per line.
-    RichConsole(width=None if console.is_terminal else 160).print(table)
+    _console().print(table)
 
 
 def _detail(value: object) -> str:

@@ -383,15 +383,22 @@ class _Planner:
     def perturbed_traces(
         self, subject: Subject, label: str, name: SetName, needs: tuple[Need, ...], which: Which = "all"
     ) -> tuple[TraceKeys, ...]:
-        return tuple(
-            self.traces(subject.key, Images(name, start, stop, key, which), needs, f"{label}/{name}")
-            for key, (start, stop) in zip(subject.perturbs[label, name], self.chunks(name, label), strict=True)
-        )
+        return self.made_traces(subject, subject.perturbs[label, name], label, needs, f"{label}/{name}", name, which)
 
     def control_traces(self, subject: Subject, label: str, needs: tuple[Need, ...]) -> tuple[TraceKeys, ...]:
+        return self.made_traces(subject, subject.controls[label], label, needs, f"control:{label}/evaluate")
+
+    def rounded_traces(self, subject: Subject, label: str, needs: tuple[Need, ...]) -> tuple[TraceKeys, ...]:
+        return self.made_traces(subject, subject.rounded[label], label, needs, f"rounded:{label}")
+
+    def made_traces(
+        self, subject: Subject, keys: tuple[str, ...], label: str, needs: tuple[Need, ...], readable: str,
+        name: SetName = "evaluate", which: Which = "all",
+    ) -> tuple[TraceKeys, ...]:  # fmt: skip
+        """Plan the traces of what was made of a perturbation's chunks, one cell after the other."""
         return tuple(
-            self.traces(subject.key, Images("evaluate", start, stop, key), needs, f"control:{label}/evaluate")
-            for key, (start, stop) in zip(subject.controls[label], self.chunks("evaluate", label), strict=True)
+            self.traces(subject.key, Images(name, start, stop, key, which), needs, readable)
+            for key, (start, stop) in zip(keys, self.chunks(name, label), strict=True)
         )
 
     def detector(self, subject: Subject, part: DetectorPart) -> _Fitted:
@@ -439,17 +446,12 @@ class _Planner:
         for p in self.suite.perturbations:
             traces = self.perturbed_traces(subject, p.label, "evaluate", fitted.needs)
             self.score(subject, fitted, p.label, traces)
-            if p.against in ("", fitted.part.label) and p.label in subject.rounded:
-                seen = tuple(
-                    self.traces(subject.key, Images("evaluate", start, stop, key), fitted.needs, f"rounded:{p.label}")
-                    for key, (start, stop) in zip(
-                        subject.rounded[p.label], self.chunks("evaluate", p.label), strict=True
-                    )
-                )
-                self.score(subject, fitted, f"rounded:{p.label}", seen)
-            if p.against in ("", fitted.part.label):
-                controls = self.control_traces(subject, p.label, fitted.needs)
-                self.score(subject, fitted, f"control:{p.label}", controls)
+            if p.against not in ("", fitted.part.label):
+                continue
+            if p.label in subject.rounded:
+                rounded = self.rounded_traces(subject, p.label, fitted.needs)
+                self.score(subject, fitted, f"rounded:{p.label}", rounded)
+            self.score(subject, fitted, f"control:{p.label}", self.control_traces(subject, p.label, fitted.needs))
 
     def score(self, subject: Subject, fitted: _Fitted, source: str, plain: tuple[TraceKeys, ...]) -> None:
         part, fit, traces = fitted.part, fitted.fit, fitted.with_extras(plain, source)

@@ -48,6 +48,7 @@ from .suite import DetectorPart, ModelPart, Suite
 from .trace import Need, Rows, TapInfo, Traces
 
 if TYPE_CHECKING:
+    from ..attacks.perturbing import DerivedBatch, PerturbedBatch
     from ..detectors.base import Detector
     from .defence import DetectorDefence
 
@@ -253,13 +254,7 @@ class Workbench:
             perturbation, classifier, images[right], labels[right], positions[right].tolist(), seed=job.seed,
             defence=defence, limits=Limits(**vars(self.suite.limits)),
         )  # fmt: skip
-        tensors = {
-            "images": made.images,
-            "row": right + job.start,
-            "prediction": made.predictions,
-            "success": made.success,
-            **{f"norm:{name}": value for name, value in made.norms.items()},
-        }
+        tensors = _perturbed(made, right + job.start)
         values = {
             "rows": len(right),
             "forwards": made.forwards,
@@ -308,14 +303,7 @@ class Workbench:
             made = rounded(classifier, clean, found, labels)
         else:
             made = limited(classifier, clean, found, labels, perturbation.eps, perturbation.norm)
-        tensors = {
-            "images": made.images,
-            "row": rows,
-            "prediction": made.predictions,
-            "success": made.success,
-            **{f"norm:{name}": value for name, value in made.norms.items()},
-        }
-        return Output(key, tensors, dict(self.reader.values(job.source)))
+        return Output(key, _perturbed(made, rows), dict(self.reader.values(job.source)))
 
     def _control(self, key: str, job: ControlJob) -> Output:
         from ..attacks.control import equal_norm_control
@@ -446,6 +434,17 @@ class Workbench:
                 reached.append(position)
                 partners.append(int(candidates[int(torch.randint(len(candidates), (1,), generator=draws))]))
         return torch.tensor(reached, dtype=torch.int64), torch.tensor(partners, dtype=torch.int64)
+
+
+def _perturbed(made: PerturbedBatch | DerivedBatch, rows: Tensor) -> dict[str, Tensor]:
+    """What a cell of perturbed images holds, whatever made them."""
+    return {
+        "images": made.images,
+        "row": rows,
+        "prediction": made.predictions,
+        "success": made.success,
+        **{f"norm:{name}": value for name, value in made.norms.items()},
+    }
 
 
 def _make(part: DetectorPart) -> Detector:
