@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .harness.run import Run, run
-    from .harness.suite import Suite, load_suite
+    from .harness.suite import Suite
+    from .harness.suite_check import load_suite
 
 __version__ = "0.1.0"
 
@@ -19,7 +20,7 @@ _PUBLIC = {
     "run": "aftershock.harness.run",
     "Run": "aftershock.harness.run",
     "Suite": "aftershock.harness.suite",
-    "load_suite": "aftershock.harness.suite",
+    "load_suite": "aftershock.harness.suite_check",
 }
 
 __all__ = ["Run", "Suite", "__version__", "load_suite", "run"]

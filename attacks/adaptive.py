@@ -43,14 +43,29 @@ class Best:
         self.images = clean.clone()
         self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
         self._defence = defence
+        self._parts: list[str] = []
+        self._by = torch.full((len(clean),), -1, device=clean.device)
 
-    def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor) -> None:
-        """Take iterates of some rows into account: (k,) rows, images, fooled and true scores."""
+    def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str) -> None:
+        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name."""
+        if part not in self._parts:
+            self._parts.append(part)
         first = fooled & self.score[rows].isinf()
         better = fooled & (score < self.score[rows])
         kept = first | better | (~fooled & self.score[rows].isinf())
         self.images[rows[kept]] = images[kept]
         self.score[rows[better]] = score[better]
+        self._by[rows[better]] = self._parts.index(part)
+
+    @property
+    def credits(self) -> list[str]:
+        """The attack that made each image; empty where nothing fooled."""
+        return [self._parts[i] if i >= 0 else "" for i in self._by.tolist()]
+
+    @property
+    def found(self) -> Tensor:
+        """(n,), something that fools was found."""
+        return self.score.isfinite()
 
     @property
     def ordinary(self) -> Tensor:
@@ -107,7 +122,13 @@ class Adaptive(Perturbation):
         """See the base; the result is the best found by the true score."""
         best = Best(images, defended(model))
         self.improve(best, torch.arange(len(images), device=images.device), model, images, labels, draws)
+        model.credits = best.credits
         return best.images
+
+    @property
+    def part(self) -> str:
+        """What this attack is called as a part of another."""
+        return self.info.family
 
     @abstractmethod
     def improve(
@@ -163,7 +184,7 @@ class _Iterative(Adaptive):
             with torch.enable_grad():
                 found = self.look(model, defence, images, step)
                 lead = margin(found.logits, labels[rows])
-                best.offer(rows, images.detach(), lead.detach() > 0, found.score)
+                best.offer(rows, images.detach(), lead.detach() > 0, found.score, self.part)
                 if step == self.steps:
                     return
                 direction = self.direction(found, images, lead, defence, aims)
@@ -251,6 +272,11 @@ class SurrogateAttack(_Iterative):
         self.method = checks.choice("method", method, ("orthogonal", "selective", "joint"))
         self.relaxation: Relaxation = checks.choice("relaxation", relaxation, ("annealed", "straight-through"))
         self.weight = checks.number("weight", weight, exclusive=True)
+
+    @property
+    def part(self) -> str:
+        """The method."""
+        return self.method
 
     def look(self, model: CountingModel, defence: Defence, images: Tensor, step: int) -> Look:
         share = step / self.steps

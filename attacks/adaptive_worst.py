@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -18,7 +19,8 @@ class ScoreSquare(Adaptive):
     """Random search (Square) on logits and true score together: no gradient, no surrogate, no way to hide.
 
     What is minimised is max(0, −margin) plus the true score above the threshold in units of the detector's spread; an
-    image at which both vanish is fooled and passes.
+    image at which both vanish is fooled and passes. The search begins at what other attacks found: a fooling image
+    that is still flagged has half of the way behind it.
 
     Args:
         eps: the budget.
@@ -54,6 +56,11 @@ class ScoreSquare(Adaptive):
         super().__init__(eps, norm, images, large_eps)
         self.queries = checks.whole("queries", queries, 1)
 
+    @property
+    def part(self) -> str:
+        """``search``."""
+        return "search"
+
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
@@ -61,16 +68,21 @@ class ScoreSquare(Adaptive):
         # Beyond both boundaries by a hair: other batches round differently.
         slack = 1e-3
 
-        def objective(images: Tensor, part: Tensor) -> Tensor:
-            asked = rows[part]
+        def objective(searched: Tensor, images: Tensor, part: Tensor) -> Tensor:
+            asked = searched[part]
             logits, score = defence.judge(model, images)
             lead = margin(logits, labels[asked])
-            best.offer(asked, images, lead > 0, score)
+            best.offer(asked, images, lead > 0, score, self.part)
             excess = (score - defence.threshold) / defence.scale + slack
             return (slack - lead).clamp_min(0) + excess.clamp_min(0).to(lead.dtype)
 
-        if len(rows):
-            search(objective, clean[rows], self.eps, self._norm, self.queries, draws.take(rows.tolist()))
+        for part, start in ((best.found[rows], best.images), (~best.found[rows], None)):
+            chosen = rows[part]
+            if len(chosen):
+                search(
+                    partial(objective, chosen), clean[chosen], self.eps, self._norm, self.queries,
+                    draws.take(chosen.tolist()), start=None if start is None else start[chosen],
+                )  # fmt: skip
 
 
 class WorstCase(Adaptive):
@@ -86,7 +98,8 @@ class WorstCase(Adaptive):
         norm: ``linf`` or ``l2``.
         relaxation: ``annealed`` or ``straight-through``, see
             :class:`~aftershock.attacks.adaptive.SurrogateAttack`.
-        restarts: runs of each gradient attack.
+        restarts: runs of each gradient attack, the later ones from random starts and only for images that still
+            stand: a detector that takes the nearest of many patterns has many local minima.
         images: the first so many images of the evaluate set; ``None`` for all.
         large_eps: see :class:`~aftershock.attacks.adaptive.Adaptive`.
 
@@ -113,7 +126,7 @@ class WorstCase(Adaptive):
         queries: int = 100,
         norm: Ball = "linf",
         relaxation: Relaxation = "annealed",
-        restarts: int = 1,
+        restarts: int = 3,
         images: int | None = 200,
         large_eps: float | None = None,
     ) -> None:

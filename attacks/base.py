@@ -6,11 +6,12 @@ A perturbation only proposes images. Whether they fool the model, stay in their 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,31 +70,59 @@ class PerturbationInfo:
         return "white" if self.gradients else "black"
 
 
+@dataclass
+class Spent:
+    """Passes so far, in images; shared by all parts of a counting model."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
 class CountingModel(nn.Module):
     """The model as an attack sees it: images in [0, 1] to logits, in eval mode, with every pass counted.
 
     Attributes:
-        forwards: images that went through the model.
-        backwards: images whose gradient came back from the logits.
         defence: the detector that an adaptive attack is made against; ``None`` for every other attack.
+        credits: what an attack of several parts says about its result: the part that made each image.
     """
 
     def __init__(self, model: nn.Module, defence: Defence | None = None) -> None:
         super().__init__()
         self.model = model
         self.defence = defence
-        self.forwards = 0
-        self.backwards = 0
+        self.credits: Sequence[str] = ()
+        self._spent = Spent()
+        self._rows: Tensor | None = None
+
+    @property
+    def forwards(self) -> int:
+        """Images that went through the model."""
+        return self._spent.forwards
+
+    @property
+    def backwards(self) -> int:
+        """Images whose gradient came back from the logits."""
+        return self._spent.backwards
+
+    def of(self, rows: Tensor) -> Self:
+        """The same model and counts for some of the images only, int64 positions (m,) among those it is for.
+
+        An attack that goes on with part of its images says so by this, so that what is watched per image (see
+        :class:`~aftershock.attacks.perturbing.WatchedModel`) is put down to the right ones.
+        """
+        part = copy.copy(self)
+        part._rows = rows if self._rows is None else self._rows[rows]
+        return part
 
     def forward(self, images: Tensor) -> Tensor:
-        self.forwards += len(images)
+        self._spent.forwards += len(images)
         logits: Tensor = self.model(images)
         if logits.requires_grad:
             logits.register_hook(self._count)
         return logits
 
     def _count(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
+        self._spent.backwards += len(gradient)
 
 
 class Perturbation(ABC):

@@ -67,11 +67,13 @@ class PerturbedBatch:
         seconds: time spent in the attack.
         flags: what had to be mended or looks wrong, sorted: ``attached`` (a result with its graph), ``dtype``,
             ``shape`` (not a tensor of the images' shape; the clean images stand in), ``non-finite`` (the clean image
-            stands in), ``out-of-range`` (clipped), ``over-budget`` (projected), ``zero-gradient`` and
+            stands in), ``out-of-range`` (clipped), ``over-budget`` (projected; in L0, which has no projection, the
+            clean image stands in), ``zero-gradient`` and
             ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``,
             ``randomised-model`` (the same images twice, other logits).
-        late: images first predicted wrong in the last quarter of the attack's gradient passes, of attacks with
-            at least eight passes over whole batches: more passes would turn more.
+        late: images first predicted wrong in the last quarter of the attack's gradient passes, in batches with at
+            least eight passes and with images that nothing turned: more passes would turn more.
+        credits: of an attack of several parts, the part that made each image (n,); otherwise empty.
     """
 
     images: Tensor
@@ -83,13 +85,28 @@ class PerturbedBatch:
     seconds: float
     flags: tuple[str, ...]
     late: int = 0
+    credits: tuple[str, ...] = ()
+
+
+class _Watch:
+    """What is known of each image of a batch, shared by all parts of a watched model."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.passes = torch.zeros_like(labels)
+        # The pass in which it was first predicted wrong, counted from 1; 0 for never.
+        self.turned = torch.zeros_like(labels)
+        self.zero = torch.zeros((), dtype=torch.bool, device=labels.device)
+        self.non_finite = torch.zeros((), dtype=torch.bool, device=labels.device)
 
 
 class WatchedModel(CountingModel):
     """A counting model that also notices gradients that tell an attack nothing.
 
-    Only passes of the whole batch are looked at, and in them only images that are still predicted right: a hinge
-    loss has a zero gradient once an image is fooled, and that is no fault.
+    Looked at are the passes with gradients of the whole batch and of the parts that an attack names
+    (:meth:`~aftershock.attacks.base.CountingModel.of`); whose images are in another pass is not known. Of them only
+    images that are still predicted right count: a hinge loss has a zero gradient once an image is fooled, and that is
+    no fault.
     """
 
     def __init__(
@@ -97,44 +114,50 @@ class WatchedModel(CountingModel):
     ) -> None:
         super().__init__(model, defence)
         self._limits, self._began = limits, time.monotonic()
-        self._labels = labels
-        self._zero = torch.zeros((), dtype=torch.bool, device=labels.device)
-        self._non_finite = torch.zeros((), dtype=torch.bool, device=labels.device)
-        self._ever = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-        self._turned: list[Tensor] = []
+        self._watch = _Watch(labels)
 
     def forward(self, images: Tensor) -> Tensor:
+        watch, rows = self._watch, self._rows
         if self._limits is not None:
             self._limits.check(
-                len(self._labels), self.forwards + len(images), self.backwards, time.monotonic() - self._began
+                len(watch.labels), self.forwards + len(images), self.backwards, time.monotonic() - self._began
             )
-        if not (torch.is_grad_enabled() and images.requires_grad and len(images) == len(self._labels)):
+        known = len(images) == len(watch.labels if rows is None else rows)
+        if not (torch.is_grad_enabled() and images.requires_grad and known):
             return super().forward(images)
         # The alias gets this pass's gradient alone, without other terms of the loss or earlier passes.
         images = images.view_as(images)
         logits = super().forward(images)
-        still_right = logits.detach().argmax(1) == self._labels
-        self._ever = self._ever | ~still_right
-        self._turned.append(self._ever.sum())
+        these = slice(None) if rows is None else rows
+        still_right = logits.detach().argmax(1) == watch.labels[these]
+        watch.passes[these] += 1
+        new = ~still_right & (watch.turned[these] == 0)
+        watch.turned[these] = torch.where(new, watch.passes[these], watch.turned[these])
 
         def look(gradient: Tensor) -> None:
             flat = gradient.flatten(1)
-            self._zero |= ((flat == 0).all(1) & still_right).any()
-            self._non_finite |= ~flat.isfinite().all()
+            watch.zero |= ((flat == 0).all(1) & still_right).any()
+            watch.non_finite |= ~flat.isfinite().all()
 
         images.register_hook(look)
         return logits
 
     @property
     def late(self) -> int:
-        """Images first predicted wrong in the last quarter of the passes; 0 for fewer than eight passes."""
-        passes = len(self._turned)
-        return int(self._turned[-1] - self._turned[passes * 3 // 4 - 1]) if passes >= 8 else 0
+        """Images first predicted wrong in the last quarter of the passes.
+
+        The passes are those of the image that had most of them. 0 if they are fewer than eight, and if every image
+        was turned: then more passes turn no more, and an attack that drops what it fooled was over before its end.
+        """
+        passes = int(self._watch.passes.amax()) if len(self._watch.passes) else 0
+        if passes < 8 or bool((self._watch.turned > 0).all()):
+            return 0
+        return int((self._watch.turned > passes * 3 // 4).sum())
 
     @property
     def flags(self) -> set[str]:
         """``zero-gradient`` and ``non-finite-gradient``, where they were seen."""
-        seen = {"zero-gradient": self._zero, "non-finite-gradient": self._non_finite}
+        seen = {"zero-gradient": self._watch.zero, "non-finite-gradient": self._watch.non_finite}
         return {flag for flag, value in seen.items() if bool(value)}
 
 
@@ -177,6 +200,7 @@ def perturb_batch(
     kept: list[Tensor] = []
     predictions: list[Tensor] = []
     flags: set[str] = set()
+    credits: list[str] = []
     forwards = backwards = late = 0
     seconds = 0.0
     with (
@@ -200,6 +224,7 @@ def perturb_batch(
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 seconds += time.perf_counter() - began
+            credits += watched.credits
             forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
             late += watched.late
             mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
@@ -224,6 +249,7 @@ def perturb_batch(
         seconds=seconds,
         flags=tuple(sorted(flags)),
         late=late,
+        credits=tuple(credits),
     )
 
 
@@ -256,8 +282,7 @@ def limited(
     """
     images, clean = perturbed.detach().cpu().clone(), clean.detach().cpu()
     if eps is not None and norm is not None:
-        over = per_image(norms(images - clean)[norm] > eps * (1 + 1e-5) + 1e-7, images)
-        images = torch.where(over, clean if norm == "l0" else project(images, clean, eps, norm), images)
+        images, _ = _within(images, clean, eps, norm)
     return _derived(model, clean, images, labels, batch_size)
 
 
@@ -331,9 +356,17 @@ def _mend(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> 
     clipped = images.clamp(0, 1)
     if bool(((images - clipped).abs() > _RANGE_TOLERANCE).any()):
         flags.add("out-of-range")
-    if eps is not None and norm in ("linf", "l2", "l1"):
-        over = norms(clipped - clean)[norm] > eps * (1 + 1e-5) + 1e-7
-        if bool(over.any()):
+    if eps is not None and norm is not None:
+        clipped, over = _within(clipped, clean, eps, norm)
+        if over:
             flags.add("over-budget")
-            clipped = torch.where(per_image(over, clipped), project(clipped, clean, eps, norm), clipped)
     return clipped.contiguous(), flags
+
+
+def _within(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> tuple[Tensor, bool]:
+    """The images within their budget, up to rounding, and whether any was not; L0 puts the clean image in its place."""
+    over = norms(images - clean)[norm] > eps * (1 + 1e-5) + 1e-7
+    if not bool(over.any()):
+        return images, False
+    nearest = clean if norm == "l0" else project(images, clean, eps, norm)
+    return torch.where(per_image(over, images), nearest, images), True

@@ -116,6 +116,7 @@ def search(
     queries: int,
     draws: Draws,
     p: float = 0.8,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Random search for images around ``clean`` at which ``objective`` is not above 0.
 
@@ -131,6 +132,7 @@ def search(
         queries: calls of the objective per image, at most.
         draws: one generator per image.
         p: the share of the pixels that the first squares cover.
+        start: where to begin, of the shape of ``clean`` and within the budget; by default the paper's stripes or tiles.
 
     Returns:
         the best images found (n, channels, height, width) and their values (n,).
@@ -140,12 +142,12 @@ def search(
     """
     if norm not in ("linf", "l2"):
         raise ValueError(f"there are no squares for the norm {norm!r}")
-    start, propose = (start_linf, propose_linf) if norm == "linf" else (start_l2, propose_l2)
+    begin, propose = (start_linf, propose_linf) if norm == "linf" else (start_l2, propose_l2)
     rows = torch.arange(len(clean), device=clean.device)
     if not len(rows):
         return clean.clone(), clean.new_empty(0)
     with torch.no_grad():
-        result = start(clean, eps, draws)
+        result = begin(clean, eps, draws) if start is None else start.clone()
         values = objective(result, rows).nan_to_num(nan=float("inf"), posinf=float("inf"))
         standing, best, own = clean, result, draws
         for step in range(1, queries):

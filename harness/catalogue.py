@@ -6,7 +6,7 @@ import tomllib
 from typing import Any
 
 from .registry import REGISTRIES, Entry
-from .suite import builtin_suites
+from .suite_check import builtin_suites
 
 
 def describe(kind: str) -> list[dict[str, Any]]:

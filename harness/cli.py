@@ -113,7 +113,7 @@ def validate(
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
     """Say everything that is wrong with a suite, with file and line."""
-    from .suite import load_suite
+    from .suite_check import load_suite
     from .suite_file import SuiteFile
 
     if schema:

@@ -6,6 +6,7 @@ attacks against rows of other detectors are the transfer matrix.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ def attack_rows(
     - ``success_rate``: the share of the attacked images whose prediction turned.
     - ``flagged_at_fpr_5``: of those that turned, the share with a score above the calibrated threshold.
     - ``undetected_success_at_fpr_5``: the share of all attacked images that turned and pass.
+    - ``parts``: of an adaptive attack, how many turned images each of its parts made, as JSON.
     - the same three with ``_8bit``, after rounding; empty for attacks against other detectors.
 
     ``detector`` is ``none`` for the attack without any detector.
@@ -64,6 +66,7 @@ def attack_rows(
             "norm": p.norm,
             "eps": p.eps,
             "n": len(p.index),
+            "parts": json.dumps(p.parts, sort_keys=True) if p.parts else "",
         }
         nothing = np.zeros(len(p.index))
         seen = after if p.against is None else None

@@ -103,6 +103,7 @@ class PerturbationResult:
         box: ``white`` or ``black``; empty where that is not known or makes no sense.
         one_step: it takes a single gradient step.
         late: images that were turned only in the last quarter of its passes.
+        parts: of an adaptive attack, how many of the turned images each of its parts made.
         reason: why nothing was measured (skipped or failed); all arrays are empty then.
     """
 
@@ -126,6 +127,7 @@ class PerturbationResult:
     box: str = ""
     one_step: bool = False
     late: int = 0
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.kind == "adaptive") != (self.against is not None):

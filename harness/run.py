@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from .data import Dataset
-    from .plan import Plan
+    from .planning import Plan
     from .runner import Event, Summary
     from .store import Store
     from .suite import Suite
@@ -160,7 +160,7 @@ def run(
         place = Path(out) if out else Path("runs") / name
         if stamp is not None and is_finished(place, stamp):
             return _as_stored(place)
-    from .suite import load_suite
+    from .suite_check import load_suite
 
     loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
     place = Path(out) if out else Path("runs") / loaded.name
@@ -218,13 +218,13 @@ class _Session:
     def run(self, stamp: str | None) -> Run:
         from ..reports.site import build_site
         from ..reports.tables import Tables
+        from .computing import Workbench, compute
         from .engines import make_engine
-        from .plan import make_plan
+        from .planning import make_plan
         from .registry import DATASETS, file_digest
         from .runner import Runner, choose
         from .store import Store, unwritable
         from .subjects import find_weights
-        from .work import Workbench
 
         started, clock = datetime.now(UTC), time.perf_counter()
         engine = make_engine(self.engine)
@@ -242,7 +242,7 @@ class _Session:
         with Store(self.out, self.cache, self.fresh) as store:
             parts = {subject.key: subject.part for subject in plan.subjects}
             bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say)
-            summary = Runner(cells, store, bench, engine, self.tell, self.debug).run()
+            summary = Runner(cells, store, partial(compute, bench), engine, self.tell, self.debug).run()
             # What --only left out but an earlier call in this directory finished belongs to the tables.
             held = {record.key for record in store.records() if record.status == "done"}
             left_out = (key for key in plan.cells if key not in cells and key in held)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Literal, Protocol
+from typing import Literal
 
 from .cells import Cell
 from .engines import Engine, Outcome, Output
@@ -41,12 +41,6 @@ class Summary:
     computed: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-
-
-class Bench(Protocol):
-    """Computes the cells of one group."""
-
-    def compute(self, cells: Sequence[Cell]) -> list[Output]: ...
 
 
 class TimeLeft:
@@ -121,7 +115,7 @@ class Runner:
     Args:
         cells: in an order in which inputs come first.
         store: the run directory.
-        bench: computes groups of cells.
+        compute: computes the cells of one group.
         engine: where that happens.
         tell: called with every event.
         debug: let the first error of a cell through instead of noting it.
@@ -131,12 +125,12 @@ class Runner:
         self,
         cells: Mapping[str, Cell],
         store: Store,
-        bench: Bench,
+        compute: Callable[[Sequence[Cell]], Sequence[Output]],
         engine: Engine,
         tell: Callable[[Event], None],
         debug: bool = False,
     ) -> None:
-        self.cells, self.store, self.bench, self.engine = cells, store, bench, engine
+        self.cells, self.store, self.compute, self.engine = cells, store, compute, engine
         self.tell, self.debug = tell, debug
         self.summary = Summary()
         self.time = TimeLeft()
@@ -215,7 +209,7 @@ class Runner:
             if missing:
                 self._say("start", missing[0])
             try:
-                return self.bench.compute(missing) if missing else ()
+                return self.compute(missing) if missing else ()
             except SystemExit as error:
                 raise AftershockError(f"it tried to end the program (sys.exit({error.code!r}))") from error
 

@@ -43,8 +43,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "mean_l0", "mean_l2", "mean_linf", "max_linf", "forwards_per_image", "backwards_per_image", "flags", "reason",
     ),
     "attacks": (
-        "dataset", "model", "seed", "perturbation", "group", "kind", "against", "norm", "eps", "n", "detector",
-        "success_rate", "flagged_at_fpr_5", "undetected_success_at_fpr_5", "success_rate_8bit",
+        "dataset", "model", "seed", "perturbation", "group", "kind", "against", "norm", "eps", "n", "parts",
+        "detector", "success_rate", "flagged_at_fpr_5", "undetected_success_at_fpr_5", "success_rate_8bit",
         "flagged_at_fpr_5_8bit", "undetected_success_at_fpr_5_8bit",
     ),
     "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),

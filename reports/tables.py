@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from ..harness.cells import SetName
 from ..harness.conditions import Rounded, attack_rows
 from ..harness.data import Dataset
-from ..harness.plan import Plan, Subject
+from ..harness.planning import Plan, Subject
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
 from ..harness.ranking import INCOMPLETE, leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
@@ -175,6 +176,7 @@ class Tables:
             backwards=per_image("backwards"),
             flags=tuple(dict.fromkeys(flag for v in values for flag in v["flags"])),
             late=sum(v.get("late", 0) for v in values),
+            parts=sum((Counter(v.get("parts", {})) for v in values), Counter()),
         )
 
     def detector(self, subject: Subject, part: DetectorPart, perturbations: list[PerturbationResult]) -> DetectorResult:

@@ -87,6 +87,50 @@ def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
     assert all(worst >= passed(digits, planted, part) for part in parts)
 
 
+def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> None:
+    known = {"selective", "orthogonal", "feature-matching", "search"}
+    made = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
+    assert len(made.credits) == len(made.images) and set(made.credits) <= {*known, ""}
+    assert all(bool(credit) for credit, turned in zip(made.credits, made.success.tolist(), strict=True) if turned)
+    planted.has_surrogate = False
+    blind = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
+    assert set(blind.credits) <= {"feature-matching", "search", ""} and "feature-matching" in blind.credits
+    assert attacked(digits, planted, PGD(0.1)).credits == ()
+
+
+def test_restarts_get_out_of_a_trap(digits, planted) -> None:
+    class Trap(Planted):
+        # The surrogate leads towards white rows, which are as suspicious as black ones, wherever a row is not dark.
+        def look(self, model, images, temperature=1.0, straight_through=False):
+            found = super().look(model, images)
+            bright = images[:, :, 0, :].flatten(1).mean(1)
+            return Look(found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features)
+
+    trap = Trap(planted.threshold, planted.images, planted.labels)
+    one, many = (passed(digits, trap, SurrogateAttack(0.15, "selective", steps=10, restarts=n)) for n in (1, 6))
+    assert many > one
+
+
+def test_the_search_begins_at_what_others_found(digits, planted) -> None:
+    # A search of one query returns its start.
+    class Pair(WorstCase):
+        def improve(self, best, rows, model, clean, labels, draws):
+            best.offer(
+                rows, clean + 0.01, torch.ones(len(rows), dtype=torch.bool), planted.score(clean).double() + 1, "a"
+            )
+            asked.append(best.images.clone())
+            super().improve(best, rows, model, clean, labels, draws)
+
+    asked: list[Tensor] = []
+    seen: list[Tensor] = []
+    planted.has_surrogate = False
+    judge = planted.judge
+    planted.judge = lambda model, images: (seen.append(images.clone()), judge(model, images))[1]
+    planted.images = planted.images[:0]
+    attacked(digits, planted, Pair(0.1, steps=1, queries=1))
+    assert torch.equal(seen[0], asked[0])
+
+
 def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits, planted) -> None:
     clean = attacked(digits, planted, WorstCase(0.0, steps=2, queries=3))
     assert not clean.success.any() and torch.equal(clean.images, digits.images)
@@ -110,13 +154,15 @@ def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> N
     best, rows = Best(clean, planted), torch.arange(3)
 
     def offer(value: float, fooled: list[bool], score: list[float]) -> None:
-        best.offer(rows, clean + value, torch.tensor(fooled), torch.tensor(score, dtype=torch.float64))
+        scores = torch.tensor(score, dtype=torch.float64)
+        best.offer(rows, clean + value, torch.tensor(fooled), scores, f"part {value}")
 
     offer(0.1, [False, True, False], [0.0, 5.0, 0.0])
     offer(0.2, [True, True, False], [9.0, 6.0, 0.0])
     offer(0.3, [False, True, False], [0.0, 4.0, 0.0])
     assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.2, 0.3, 0.3])
     assert best.score.tolist() == [9.0, 4.0, torch.inf]
+    assert best.credits == ["part 0.2", "part 0.3", ""]
 
 
 def test_the_projection_leaves_nothing_along_the_other_gradient() -> None:

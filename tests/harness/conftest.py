@@ -50,7 +50,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 IMPORTED = (
-    "aftershock.harness.run", "aftershock.harness.runner", "aftershock.harness.work", "aftershock.reports.tables",
+    "aftershock.harness.run", "aftershock.harness.runner", "aftershock.harness.computing", "aftershock.reports.tables",
     "aftershock.reports.site", "aftershock.reports.propagation", "aftershock.harness.console",
     "aftershock.harness.datasets", "aftershock.harness.architectures", "aftershock.harness.training",
     "aftershock.attacks.noise", "aftershock.attacks.gradient", "aftershock.attacks.control",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,17 @@ def test_an_attack_that_never_gets_through_is_flagged_and_its_row_not_ranked(run
     assert row["rank"] == "" and "adaptive-incomplete" in row["flags"]
     ranked = [r["detector"] for r in table(run, "leaderboard") if r["rank"]]
     assert set(ranked) == {"energy", "blind", "useless-surrogate", "none"}
+
+
+def test_every_turned_image_is_credited_to_a_part(run: Path) -> None:
+    rows = [r for r in table(run, "attacks") if r["against"] and r["detector"] == "none"]
+    credited = {r["perturbation"]: json.loads(r["parts"] or "{}") for r in rows}
+    for r in rows:
+        assert sum(credited[r["perturbation"]].values()) == round(float(r["success_rate"]) * int(r["n"]))
+    # Without a surrogate there is nothing to run PGD on.
+    assert set(credited["adaptive[eps=0.3]@blind"]) <= {"feature-matching", "search"}
+    assert "selective" in credited["adaptive[eps=0.3]@energy"]
+    assert all(r["parts"] == "" for r in table(run, "attacks") if not r["against"])
 
 
 def test_the_surrogate_that_was_used_is_said(run: Path) -> None:

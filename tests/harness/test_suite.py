@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from aftershock.harness.errors import UsageError
-from aftershock.harness.suite import Suite, SuiteError, builtin_suites, load_suite
+from aftershock.harness.suite import Suite
+from aftershock.harness.suite_check import SuiteError, builtin_suites, load_suite
 from aftershock.harness.suite_file import SuiteFile, locate
 from hypothesis import given, settings
 from hypothesis import strategies as st

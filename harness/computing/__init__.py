@@ -1,0 +1,8 @@
+"""Computing cells: one function per kind, each from stored inputs to an output. Nothing here writes."""
+
+from __future__ import annotations
+
+from .dispatch import compute
+from .workbench import Workbench
+
+__all__ = ["Workbench", "compute"]

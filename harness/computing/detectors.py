@@ -1,0 +1,69 @@
+"""Fits and scores of detectors; what a plugin's detector returns is checked here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..cells import FitJob, ScoreJob
+from ..engines import Output
+from ..errors import AftershockError
+from ..seeds import generator
+from ..trace import Rows
+from .workbench import Workbench, make_detector
+
+# Rows that a detector scores at once.
+SCORE_BATCH = 512
+
+
+def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
+    """Fit a detector; its state is what is kept."""
+    from ...detectors.base import split_state
+
+    detector = make_detector(job.part)
+    labels: Rows = _labels(bench, job)
+    clean = replace(
+        bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),
+        label_rows=labels,
+        random=generator(job.seed, "fit"),
+    )
+    perturbed = bench.traces(job.model, job.perturbed, detector.needs) if job.perturbed else None
+    fitted = detector.fit(clean, perturbed)
+    if fitted is not detector:
+        raise AftershockError("fit() must return the detector itself (`return self`)")
+    tensors, state = split_state(detector.state())
+    return Output(key, tensors, {"state": state})
+
+
+def _labels(bench: Workbench, job: FitJob) -> Tensor:
+    positions = [bench.sets.fit[t.images.start : t.images.stop] for t in job.clean]
+    for chunk in job.negatives:
+        kept = ~bench.reader.tensor(chunk.images.source, "success")
+        positions.append(bench.sets.fit[bench.reader.tensor(chunk.images.source, "row")[kept]])
+    labels: Tensor = bench.dataset.train.labels(torch.cat(positions).tolist())
+    return labels
+
+
+def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
+    """Score traces with a fitted detector, float64 (n,)."""
+    detector = bench.detector(job.fit, job.part)
+    scores = [torch.empty(0, dtype=torch.float64)]
+    for batch in bench.traces(job.model, job.traces, detector.needs).batches(SCORE_BATCH):
+        scores.append(checked_scores(detector.score(batch), len(batch)))
+    return Output(key, {"score": torch.cat(scores)})
+
+
+def checked_scores(found: object, images: int) -> Tensor:
+    """What ``score`` returned, as float64 on the CPU.
+
+    Raises:
+        AftershockError: unless it is one finite number for each image.
+    """
+    if not isinstance(found, Tensor) or tuple(found.shape) != (images,):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise AftershockError(f"score() gave {shape} for {images} images instead of shape ({images},)")
+    if not bool(torch.isfinite(found).all()):
+        raise AftershockError(f"score() gave {int((~torch.isfinite(found)).sum())} values that are not finite")
+    return found.detach().double().cpu()

@@ -1,0 +1,58 @@
+"""Which function computes which kind of cell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..cells import (
+    Cell,
+    ControlJob,
+    DerivedJob,
+    EncodersJob,
+    ExtraJob,
+    FitJob,
+    ModelJob,
+    PerturbJob,
+    PropagationJob,
+    ScoreJob,
+    TraceJob,
+)  # fmt: skip
+from ..engines import Output
+from ..modes import one_thread
+from .detectors import compute_fit, compute_scores
+from .perturbations import compute_control, compute_derived, compute_perturbed
+from .propagation import compute_encoders, compute_propagation
+from .traces import compute_extra, compute_traces
+from .workbench import Workbench
+
+# Values of an image below which one thread is faster than several (the digits have 64, MNIST 784).
+SMALL_IMAGE = 512
+
+_COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
+    ModelJob: lambda bench, key, job: bench.make_model(key, job),
+    PerturbJob: compute_perturbed,
+    DerivedJob: compute_derived,
+    ControlJob: compute_control,
+    ExtraJob: compute_extra,
+    FitJob: compute_fit,
+    ScoreJob: compute_scores,
+    EncodersJob: compute_encoders,
+    PropagationJob: compute_propagation,
+}
+
+
+def compute(bench: Workbench, cells: Sequence[Cell]) -> list[Output]:
+    """Compute cells of one group; several at once only for traces of the same images."""
+    start = time.perf_counter()
+    together = isinstance(cells[0].job, TraceJob)
+    with one_thread(math.prod(bench.dataset.shape) < SMALL_IMAGE):
+        if together:
+            outputs = compute_traces(bench, cells)
+        else:
+            outputs = [_COMPUTE[type(cell.job)](bench, cell.key, cell.job) for cell in cells]
+    seconds = (time.perf_counter() - start) / len(cells)
+    return [replace(output, seconds=output.seconds or seconds) for output in outputs]

@@ -1,0 +1,129 @@
+"""Perturbed images: made, derived from others, or noise of the same size."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob
+from ..engines import Output
+from ..errors import UnavailableError
+from ..seeds import Draws, derive_seed
+from .workbench import Opened, Workbench, make_perturbation
+
+if TYPE_CHECKING:
+    from ...attacks.perturbing import DerivedBatch, PerturbedBatch
+    from ..defence import DetectorDefence
+
+
+def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
+    """Perturb the rows that the model gets right and the perturbation covers."""
+    from ...attacks.perturbing import Limits, perturb_batch
+
+    perturbation = make_perturbation(job.part)
+    reason = perturbation.unavailable(bench.dataset.shape, len(bench.dataset.classes))
+    if reason:
+        raise UnavailableError(reason)
+    images, labels, positions = bench.clean(job.set, job.start, job.stop)
+    logits = bench.reader.tensor(job.logits, "logits")[: len(labels)]
+    right = (logits.argmax(1) == labels).nonzero().squeeze(1)
+    covered = perturbation.covers(positions[right].tolist())
+    right = right[torch.tensor(covered, dtype=torch.bool)]
+    model = bench.open(job.model)
+    defence = _defence(bench, job.model, model, job.opponent) if job.opponent else None
+    made = perturb_batch(
+        perturbation, model.classifier, images[right], labels[right], positions[right].tolist(), seed=job.seed,
+        defence=defence, limits=Limits(**vars(bench.suite.limits)),
+    )  # fmt: skip
+    values = {
+        "rows": len(right),
+        "forwards": made.forwards,
+        "backwards": made.backwards,
+        "seconds": made.seconds,
+        "flags": list(made.flags),
+        "late": made.late,
+    }
+    if defence is not None and len(right):
+        passed = (defence.judge(model.classifier, made.images.to(bench.device))[1] <= defence.threshold).cpu()
+        values["undetected"] = int((made.success & passed).sum())
+        turned = zip(made.credits, made.success.tolist(), strict=True)
+        values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
+    return Output(key, _tensors(made, right + job.start), values)
+
+
+def _defence(bench: Workbench, key: str, model: Opened, opponent: Opponent) -> DetectorDefence:
+    """A fitted detector as an attack that knows it sees it."""
+    from ..defence import DetectorDefence
+
+    detector = bench.detector(opponent.fit, opponent.part)
+    held = bench.stored(key)
+    logits = bench.reader.tensor(opponent.guides, "logits")
+    images, labels, _ = bench.clean("fit", 0, len(logits))
+    right = logits.argmax(1) == labels
+    return DetectorDefence(
+        detector=detector,
+        model=model.classifier,
+        taps=model.taps,
+        needs=tuple(replace(need, units=held(need).units) for need in detector.needs),
+        modules=model.modules,
+        root=model.classifier.network,
+        calibrate=bench.reader.tensor(opponent.calibrate, "score"),
+        clean=images[right].to(bench.device),
+        labels=labels[right],
+    )
+
+
+def compute_derived(bench: Workbench, key: str, job: DerivedJob) -> Output:
+    """Perturbed images projected into a budget or rounded to 8 bits, measured again."""
+    from ...attacks.perturbing import limited, rounded
+
+    perturbation = make_perturbation(job.part)
+    rows = bench.reader.tensor(job.source, "row")
+    clean, labels = _at(bench, job, rows)
+    found = bench.reader.tensor(job.source, "images")
+    classifier = bench.open(job.model).classifier
+    if job.how == "8-bit":
+        made = rounded(classifier, clean, found, labels)
+    else:
+        made = limited(classifier, clean, found, labels, perturbation.eps, perturbation.norm)
+    return Output(key, _tensors(made, rows), dict(bench.reader.values(job.source)))
+
+
+def compute_control(bench: Workbench, key: str, job: ControlJob) -> Output:
+    """Noise of the same size as each success."""
+    from ...attacks.control import equal_norm_control
+
+    success = bench.reader.tensor(job.perturbed, "success")
+    rows = bench.reader.tensor(job.perturbed, "row")[success]
+    perturbed = bench.reader.tensor(job.perturbed, "images")[success]
+    positions = bench.sets.of(job.set)[rows]
+    clean, _ = _at(bench, job, rows)
+    predictions = bench.reader.tensor(job.logits, "logits").argmax(1)[rows - job.start]
+    draws = Draws(derive_seed(job.seed, "control"), positions.tolist())
+    control = equal_norm_control(bench.open(job.model).classifier, clean, perturbed, predictions, draws)
+    ratios = {"kept_share": control.kept_share, "linf_ratio": control.linf_ratio, "l2_ratio": control.l2_ratio}
+    values = {name: value if math.isfinite(value) else None for name, value in ratios.items()}
+    tensors = {"images": control.images, "row": rows[control.positions]}
+    return Output(key, tensors, {"rows": len(control.positions), **values})
+
+
+def _at(bench: Workbench, job: DerivedJob | ControlJob, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Clean images and labels of some rows of a set."""
+    split, positions = bench.source(job.set), bench.sets.of(job.set)[rows].tolist()
+    return split.images(positions), split.labels(positions)
+
+
+def _tensors(made: PerturbedBatch | DerivedBatch, rows: Tensor) -> dict[str, Tensor]:
+    """What a cell of perturbed images holds, whatever made them."""
+    return {
+        "images": made.images,
+        "row": rows,
+        "prediction": made.predictions,
+        "success": made.success,
+        **{f"norm:{name}": value for name, value in made.norms.items()},
+    }

@@ -1,0 +1,160 @@
+"""What computing cells share: the data set, stored traces, and the last models and detectors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..cells import Images, ModelJob, SetName, TraceKeys
+from ..data import Dataset, ImageSplit
+from ..engines import Output
+from ..models import Classifier
+from ..planning import Sets, stored_need
+from ..reading import Reader, open_traces, tap_infos
+from ..registry import DETECTORS, PERTURBATIONS
+from ..subjects import load_classifier, make_classifier
+from ..suite import DetectorPart, ModelPart, PerturbationPart, Suite
+from ..trace import Need, TapInfo, Traces
+
+if TYPE_CHECKING:
+    from ...attacks.base import Perturbation
+    from ...detectors.base import Detector
+
+T = TypeVar("T")
+
+
+class _Recent(OrderedDict[str, T]):
+    """The few things used last, by key."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def get_or_make(self, key: str, make: Callable[[], T]) -> T:
+        if key in self:
+            self.move_to_end(key)
+        else:
+            self[key] = make()
+            while len(self) > self._size:
+                self.popitem(last=False)
+        return self[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model ready to be traced: in eval mode on the device, with its taps and the modules named among them."""
+
+    classifier: Classifier
+    taps: tuple[TapInfo, ...]
+    modules: tuple[str, ...]
+
+
+class Workbench:
+    """Opens what the cells of one run need.
+
+    Args:
+        suite: as resolved.
+        dataset: loaded.
+        sets: which images belong to which set.
+        reader: where finished cells are read.
+        device: where models run.
+        parts: the suite's entry of each model, by the key of its cell (a cell may come from a suite that called the
+            same model otherwise).
+        weights: file of each model label, ``None`` where it is trained.
+        say: told a sentence that a person should see (how long training takes, a suspicious accuracy).
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        dataset: Dataset,
+        sets: Sets,
+        reader: Reader,
+        device: torch.device,
+        parts: Mapping[str, ModelPart],
+        weights: Mapping[str, Path | None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.suite, self.dataset, self.sets, self.reader = suite, dataset, sets, reader
+        self.device, self.weights, self.say = device, weights, say
+        self._models: _Recent[Classifier] = _Recent(2)
+        self._detectors: _Recent[Detector] = _Recent(4)
+        self._parts = parts
+
+    def make_model(self, key: str, job: ModelJob) -> Output:
+        """Train a model, or read its weights; measure it."""
+        state, values = make_classifier(
+            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device, self.say
+        )
+        return Output(key, state, values)
+
+    def open(self, model: str) -> Opened:
+        """The model of a finished ``model`` cell."""
+        part = self._parts[model]
+
+        def load() -> Classifier:
+            weights = self.weights[part.label]
+            loaded = load_classifier(part, self.suite.folder, self.dataset, weights, self.reader.load(model))
+            return loaded.to(self.device)
+
+        classifier = self._models.get_or_make(model, load)
+        return Opened(classifier, tap_infos(self.reader.values(model)), part.tap_modules)
+
+    def stored(self, model: str) -> Callable[[Need], Need]:
+        """How a need of this model is stored."""
+        bits_per_tap = self._parts[model].bits_per_tap
+        return lambda need: stored_need(need, bits_per_tap)
+
+    def source(self, name: SetName) -> ImageSplit:
+        """The split that a set's images come from."""
+        return self.dataset.train if name == "fit" else self.dataset.test
+
+    def clean(self, name: SetName, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and positions of some rows of a set."""
+        positions = self.sets.of(name)[start:stop]
+        split = self.source(name)
+        rows = positions.tolist()
+        return split.images(rows), split.labels(rows), positions
+
+    def images(self, wanted: Images) -> Tensor:
+        """The images that a trace sees."""
+        if not wanted.source:
+            return self.clean(wanted.set, wanted.start, wanted.stop)[0]
+        images = self.reader.tensor(wanted.source, "images")
+        if wanted.which == "all":
+            return images
+        success = self.reader.tensor(wanted.source, "success")
+        return images[success if wanted.which == "success" else ~success]
+
+    def traces(self, model: str, chunks: Sequence[TraceKeys], needs: Sequence[Need]) -> Traces:
+        """Stored traces of consecutive chunks."""
+        return open_traces(self.reader, chunks, tap_infos(self.reader.values(model)), needs, self.stored(model))
+
+    def detector(self, fit: str, part: DetectorPart) -> Detector:
+        """A fitted detector, its state read from the run."""
+        from ...detectors.base import join_state
+
+        def load() -> Detector:
+            detector = make_detector(part)
+            detector.load_state(join_state(self.reader.load(fit), self.reader.values(fit)["state"]))
+            return detector
+
+        return self._detectors.get_or_make(fit, load)
+
+
+def make_detector(part: DetectorPart) -> Detector:
+    """A detector as a suite's entry describes it, not fitted."""
+    detector: Detector = DETECTORS.get(part.name)(**part.params)
+    return detector
+
+
+def make_perturbation(part: PerturbationPart) -> Perturbation:
+    """A perturbation as a suite's entry describes it."""
+    perturbation: Perturbation = PERTURBATIONS.get(part.name)(**part.params)
+    return perturbation

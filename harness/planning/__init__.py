@@ -1,0 +1,13 @@
+"""From a suite to cells: a plain list in which every cell comes after its inputs, and the map of what is where.
+
+The plan knows names and keys, never results: which images fool a model is found out when its cells are computed.
+"""
+
+from __future__ import annotations
+
+from .draft import stored_need
+from .plan import Plan, Subject
+from .planner import make_plan
+from .sets import Sets
+
+__all__ = ["Plan", "Sets", "Subject", "make_plan", "stored_need"]

@@ -1,0 +1,101 @@
+"""Plans detectors: their fits, their scores, and the extra passes that they declare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..cells import ExtraJob, FitJob, ScoreJob, TraceKeys, Which
+from ..keys import canonical, code_digest, content_key, part_digest, versions
+from ..registry import DETECTORS
+from ..seeds import derive_seed
+from ..suite import DetectorPart
+from ..trace import Need
+from .draft import COMPUTING_CODE, TRACE_CODE, Draft, all_keys, cut, image_count
+from .plan import Subject
+
+
+class DetectorPlanner:
+    """Plans one detector of one subject; its fit first.
+
+    Args:
+        draft: where its cells go.
+        subject: the model, whose clean traces and oblivious perturbations are planned.
+        part: the detector's entry in the suite.
+    """
+
+    def __init__(self, draft: Draft, subject: Subject, part: DetectorPart) -> None:
+        self.draft, self.subject, self.part = draft, subject, part
+        detector = draft.detectors[part.label]
+        self.needs: tuple[Need, ...] = draft.stored_needs(subject.part, detector.needs)
+        self._views = [(view.name, False) for view in detector.views] + [(g.name, True) for g in detector.gradients]
+        self._identity = [part.name, part.params, part_digest(DETECTORS.entry(part.name), "detectors")]
+        self._seed = derive_seed(subject.seed, "detector", canonical(self._identity[:2]))
+
+    def fit(self) -> None:
+        """Plan the fit, and the scores of the clean images."""
+        subject, part = self.subject, self.part
+        clean = self._with_extras(subject.clean["fit"], "none/fit")
+        perturbed = self._fit_on(part.fit_on, "success")
+        negatives = self._fit_on(part.fit_negatives, "failed")
+        groups = (clean, perturbed, negatives)
+        key = content_key(
+            "fit", identity=self._identity, seed=self._seed,
+            inputs=[[t.keys() for t in group] for group in groups],
+            code=code_digest(*COMPUTING_CODE),
+            versions=versions("torch", "numpy", "scipy", "scikit-learn", "pytorch-ood"),
+        )  # fmt: skip
+        job = FitJob(subject.key, part, clean, perturbed, negatives, self._seed)
+        name = f"{self.draft.at(subject)}/fit/{part.label}"
+        images = sum(image_count(group) for group in groups)
+        subject.fits[part.label] = self.draft.add(key, name, "fit", job, (subject.key, *all_keys(*groups)), images)
+        self._score("calibrate", subject.clean["calibrate"])
+        self._score("clean", subject.clean["evaluate"])
+
+    def score_perturbed(self) -> None:
+        """Plan the scores of what every perturbation made, attacks against other detectors included."""
+        draft, subject = self.draft, self.subject
+        for p in draft.suite.perturbations:
+            self._score(p.label, draft.perturbed_traces(subject, p.label, "evaluate", self.needs))
+            if p.against not in ("", self.part.label):
+                continue
+            if p.label in subject.rounded:
+                keys = subject.rounded[p.label]
+                source = f"rounded:{p.label}"
+                self._score(source, draft.made_traces(subject, keys, p.label, self.needs, source))
+            self._score(f"control:{p.label}", draft.control_traces(subject, p.label, self.needs))
+
+    def _fit_on(self, labels: Sequence[str], which: Which) -> tuple[TraceKeys, ...]:
+        found: tuple[TraceKeys, ...] = ()
+        for label in labels:
+            traces = self.draft.perturbed_traces(self.subject, label, "fit", self.needs, which)
+            found += self._with_extras(traces, f"{label}/fit")
+        return found
+
+    def _score(self, source: str, plain: tuple[TraceKeys, ...]) -> None:
+        fit, traces = self.subject.fits[self.part.label], self._with_extras(plain, source)
+        inputs = all_keys(traces)
+        key = content_key("score", fit=fit, traces=inputs, code=code_digest(*COMPUTING_CODE))
+        name = f"{self.draft.at(self.subject)}/score/{self.part.label}/{source}"
+        job = ScoreJob(self.subject.key, self.part, fit, traces)
+        found = self.draft.add(key, name, "score", job, (fit, *inputs), image_count(traces))
+        self.subject.scores[self.part.label, source] = found
+
+    def _with_extras(self, traces: tuple[TraceKeys, ...], label: str) -> tuple[TraceKeys, ...]:
+        """Only the codes that the detector reads, and the views and input gradients that it declares."""
+        plain = cut(traces, self.needs)
+        return tuple(self._extras(t, label) for t in plain) if self._views else plain
+
+    def _extras(self, traces: TraceKeys, label: str) -> TraceKeys:
+        model, images = self.subject.key, traces.images
+        found = {}
+        for name, gradient in self._views:
+            kind = "gradient" if gradient else "view"
+            key = content_key(
+                kind, logits=traces.logits, detector=self._identity, name=name, seed=self._seed,
+                code=code_digest(*TRACE_CODE),
+            )  # fmt: skip
+            job = ExtraJob(model, images, self.part, name, gradient, self._seed)
+            inputs = (model, images.source) if images.source else (model,)
+            readable = f"{self.draft.at(self.subject)}/{kind}/{self.part.label}/{name}/{label}/{images.start}"
+            found[name] = self.draft.add(key, readable, kind, job, inputs, images.stop - images.start)
+        return TraceKeys(traces.logits, traces.codes, images, found)

@@ -1,0 +1,170 @@
+"""A plan in the making: what every kind of cell needs to be laid out (rows, identities, traces)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cells import Cell, Images, Job, ModelJob, SetName, TraceJob, TraceKeys, Which
+from ..keys import code_digest, content_key, versions
+from ..registry import DETECTORS, PERTURBATIONS, file_digest
+from ..subjects import model_identity
+from ..suite import ModelPart, PerturbationPart, Suite
+from ..trace import Need
+from .plan import Subject
+from .sets import Sets
+
+if TYPE_CHECKING:
+    from ...attacks.base import Perturbation
+    from ...detectors.base import Detector
+
+# Images per cell: what a kill may cost, and what is in memory at once.
+CHUNK = 256
+
+TRACE_CODE = (
+    "harness/taps.py", "harness/recorder.py", "harness/trace.py", "harness/modes.py", "harness/seeds.py",
+    "detectors/codes/bits.py",
+)  # fmt: skip
+MODEL_CODE = (
+    "harness/models.py", "harness/architectures.py", "harness/training.py", "harness/weights.py", "harness/subjects.py",
+    "harness/recorder.py", "harness/taps.py", "harness/modes.py",
+)  # fmt: skip
+COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py")
+
+
+class Draft:
+    """The cells of a plan so far.
+
+    Args:
+        suite: resolved and checked.
+        sets: the source images.
+        data_digest: digest of the data's bytes and of the code that reads them.
+        device: the device type.
+        weights: file of each model label, ``None`` where it is trained.
+    """
+
+    def __init__(
+        self, suite: Suite, sets: Sets, data_digest: str, device: str, weights: Mapping[str, Path | None]
+    ) -> None:
+        self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
+        self.cells: dict[str, Cell] = {}
+        self.perturbations: dict[str, Perturbation] = {
+            p.label: PERTURBATIONS.get(p.name)(**p.params) for p in suite.perturbations
+        }
+        self.detectors: dict[str, Detector] = {d.label: DETECTORS.get(d.name)(**d.params) for d in suite.detectors}
+
+    def at(self, subject: Subject) -> str:
+        """The start of the readable names of a subject's cells."""
+        return self.where(subject.part, subject.seed)
+
+    def where(self, part: ModelPart, seed: int) -> str:
+        """As :meth:`at`, before there is a subject."""
+        return f"{self.suite.data.name}/{part.label}/{seed}"
+
+    def add(self, key: str, name: str, kind: str, job: Job, inputs: Iterable[str], images: int, group: str = "") -> str:
+        """Plan a cell once; two places that ask for the same content share it."""
+        self.cells.setdefault(key, Cell(key, name, kind, job, tuple(dict.fromkeys(inputs)), group or key, images))
+        return key
+
+    def chunks(self, name: SetName, label: str = "") -> list[tuple[int, int]]:
+        """Row ranges of a set, or of those of its rows that a perturbation covers, cut at multiples of ``CHUNK``."""
+        count = len(self.sets.of(name))
+        if label:
+            count = min(count, self.perturbations[label].images or count)
+        return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+    def positions_digest(self, name: SetName, start: int, stop: int) -> str:
+        """Digest of which images some rows of a set are."""
+        positions = self.sets.of(name)[start:stop]
+        split = "train" if name == "fit" else "test"
+        return hashlib.sha256(split.encode() + positions.numpy().tobytes()).hexdigest()
+
+    def portable(self, part: PerturbationPart) -> object:
+        """A perturbation's parameters with the content of its files in place of their paths."""
+        made = self.perturbations.get(part.label)
+        files = made.source_files() if made else ()
+        kept = {k: v for k, v in part.params.items() if str(v) not in {str(f) for f in files}}
+        return [kept, [file_digest(f) for f in files]]
+
+    def model(self, part: ModelPart, seed: int) -> str:
+        """Plan a model; one whose weights come from a file is the same for every seed."""
+        identity = model_identity(part, self.suite.folder, self.weights[part.label], self.suite.data.name)
+        key = content_key(
+            "model",
+            data=self.data_digest,
+            identity=identity,
+            seed=seed if self.weights[part.label] is None else None,
+            taps=part.tap_modules,
+            bits_per_tap=part.bits_per_tap,
+            code=code_digest(*MODEL_CODE),
+            versions=versions("torch", "torchvision"),
+            device=self.device,
+        )
+        return self.add(key, f"{self.where(part, seed)}/model", "model", ModelJob(part, seed), (), 0)
+
+    def stored_needs(self, part: ModelPart, needs: Iterable[Need]) -> tuple[Need, ...]:
+        """Needs as they are stored for a model, each once."""
+        return tuple(dict.fromkeys(stored_need(need, part.bits_per_tap) for need in needs))
+
+    def traces(self, subject: Subject, images: Images, needs: tuple[Need, ...], label: str) -> TraceKeys:
+        """Plan logits and codes of some images: cells of their own, computed in one forward pass."""
+        source: object = [self.data_digest, self.positions_digest(images.set, images.start, images.stop)]
+        identity = [subject.key, [images.source, images.which] if images.source else source]
+        group = content_key("pass", identity=identity)
+        inputs = (subject.key, images.source) if images.source else (subject.key,)
+        count = images.stop - images.start
+
+        def one(need: Need | None) -> str:
+            key = content_key("trace", identity=identity, need=need, code=code_digest(*TRACE_CODE))
+            name = f"{self.at(subject)}/trace/{label}/{images.start}/{need.code if need else 'logits'}"
+            return self.add(key, name, "trace", TraceJob(subject.key, images, need), inputs, count, group)
+
+        return TraceKeys(one(None), {need: one(need) for need in needs}, images)
+
+    def perturbed_traces(
+        self, subject: Subject, label: str, name: SetName, needs: tuple[Need, ...], which: Which = "all"
+    ) -> tuple[TraceKeys, ...]:
+        """Plan the traces of a perturbation's images."""
+        return self.made_traces(subject, subject.perturbs[label, name], label, needs, f"{label}/{name}", name, which)
+
+    def control_traces(self, subject: Subject, label: str, needs: tuple[Need, ...]) -> tuple[TraceKeys, ...]:
+        """Plan the traces of its equal-norm control."""
+        return self.made_traces(subject, subject.controls[label], label, needs, f"control:{label}/evaluate")
+
+    def made_traces(
+        self, subject: Subject, keys: tuple[str, ...], label: str, needs: tuple[Need, ...], readable: str,
+        name: SetName = "evaluate", which: Which = "all",
+    ) -> tuple[TraceKeys, ...]:  # fmt: skip
+        """Plan the traces of what was made of a perturbation's chunks, one cell after the other."""
+        return tuple(
+            self.traces(subject, Images(name, start, stop, key, which), needs, readable)
+            for key, (start, stop) in zip(keys, self.chunks(name, label), strict=True)
+        )
+
+
+def stored_need(need: Need, bits_per_tap: int | None) -> Need:
+    """A need as it is stored: for all taps where that is cheap, so that detectors share it; bits capped per model."""
+    units = need.units
+    if need.representation == "bits" and bits_per_tap is not None:
+        units = min(bits_per_tap, units or bits_per_tap)
+    if need.representation == "full" and units is None:
+        return need
+    return Need(need.representation, "all", need.statistic, units)
+
+
+def cut(traces: Iterable[TraceKeys], needs: Iterable[Need]) -> tuple[TraceKeys, ...]:
+    """Traces with only those codes that somebody reads."""
+    needs = tuple(needs)
+    return tuple(TraceKeys(t.logits, {n: t.codes[n] for n in needs}, t.images) for t in traces)
+
+
+def all_keys(*groups: Iterable[TraceKeys]) -> tuple[str, ...]:
+    """The keys of all cells behind some traces."""
+    return tuple(k for group in groups for t in group for k in t.keys())  # noqa: SIM118 (not a mapping)
+
+
+def image_count(traces: Iterable[TraceKeys]) -> int:
+    """How many images some traces cover at most."""
+    return sum(t.images.stop - t.images.start for t in traces)

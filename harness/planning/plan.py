@@ -1,0 +1,49 @@
+"""What a plan is: cells in an order in which inputs come first, and the map of what is where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..cells import Cell, SetName, TraceKeys
+from ..suite import ModelPart, Suite
+from .sets import Sets
+
+
+@dataclass
+class Subject:
+    """Everything planned for one model and seed.
+
+    ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
+    ``rounded``, by the label of an attack, the cells of its images after 8-bit rounding.
+    """
+
+    part: ModelPart
+    seed: int
+    key: str
+    clean: dict[SetName, tuple[TraceKeys, ...]] = field(default_factory=dict)
+    perturbs: dict[tuple[str, SetName], tuple[str, ...]] = field(default_factory=dict)
+    controls: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    checks: dict[str, str] = field(default_factory=dict)
+    rounded: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fits: dict[str, str] = field(default_factory=dict)
+    scores: dict[tuple[str, str], str] = field(default_factory=dict)
+    propagation: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The cells of a run, in an order in which inputs come first, and where each result is found.
+
+    ``Subject.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, a perturbation's label, or
+    ``control:<label>`` and ``rounded:<label>`` (of an adaptive attack only for the detector that it was made against).
+    ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
+    ``protocol_digests`` is keyed by model label.
+    """
+
+    suite: Suite
+    sets: Sets
+    cells: Mapping[str, Cell]
+    subjects: tuple[Subject, ...]
+    protocol_digests: Mapping[str, str]
+    ranked: int

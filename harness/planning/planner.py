@@ -1,0 +1,107 @@
+"""Lays out a suite, model by model and seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..cells import Images
+from ..data import Dataset
+from ..keys import content_key, part_digest
+from ..registry import PACKAGE, PERTURBATIONS
+from ..results import HOSTILE
+from ..subjects import model_identity
+from ..suite import ModelPart, Suite
+from .detectors import DetectorPlanner
+from .draft import Draft
+from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
+from .plan import Plan, Subject
+from .propagation import plan_propagation, propagation_needs
+from .sets import make_sets
+
+
+def make_plan(
+    suite: Suite,
+    dataset: Dataset,
+    data_digest: str,
+    device: str,
+    weights: Mapping[str, Path | None],
+    limit: int | None = None,
+) -> Plan:
+    """Lay out a suite.
+
+    Args:
+        suite: resolved and checked.
+        dataset: loaded, for the sizes of its splits.
+        data_digest: digest of the data's bytes and of the code that reads them.
+        device: the device type; results of different devices differ in the last digits.
+        weights: file of each model label, ``None`` where it is trained.
+        limit: at most so many images in each set.
+
+    Raises:
+        UsageError: if the sets do not fit the splits, or a perturbation cannot be planned.
+    """
+    draft = Draft(suite, make_sets(suite, dataset, limit), data_digest, device, weights)
+    subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
+    digests = {part.label: _protocol_digest(draft, part) for part in suite.models}
+    return Plan(suite, draft.sets, draft.cells, subjects, digests, _ranked(draft))
+
+
+def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
+    """Plan everything for one model and seed, in an order in which inputs come first."""
+    subject = Subject(part, seed, draft.model(part, seed))
+    needs = draft.stored_needs(part, (*propagation_needs(), *(n for d in draft.detectors.values() for n in d.needs)))
+    for name in ("fit", "calibrate", "evaluate"):
+        subject.clean[name] = tuple(
+            draft.traces(subject, Images(name, start, stop), needs, f"none/{name}")
+            for start, stop in draft.chunks(name)
+        )
+    learned = {label for d in draft.suite.detectors for label in (*d.fit_on, *d.fit_negatives)}
+    oblivious = [p for p in draft.suite.perturbations if not p.against]
+    adaptive = [p for p in draft.suite.perturbations if p.against]
+    for perturbation in oblivious:
+        plan_perturbation(draft, subject, perturbation, "evaluate")
+        plan_control(draft, subject, perturbation)
+        if perturbation.label in learned:
+            plan_perturbation(draft, subject, perturbation, "fit")
+    detectors = [DetectorPlanner(draft, subject, detector) for detector in draft.suite.detectors]
+    for detector in detectors:
+        detector.fit()
+    for perturbation in adaptive:
+        plan_adaptive(draft, subject, perturbation)
+        plan_control(draft, subject, perturbation)
+    for perturbation in draft.suite.perturbations:
+        if draft.perturbations[perturbation.label].info.kind in HOSTILE:
+            plan_rounding(draft, subject, perturbation)
+    for detector in detectors:
+        detector.score_perturbed()
+    plan_propagation(draft, subject)
+    return subject
+
+
+def _ranked(draft: Draft) -> int:
+    """How many evaluate images, from the first on, every adaptive attack covers."""
+    limits = [draft.perturbations[p.label].images for p in draft.suite.perturbations if p.against]
+    return min([len(draft.sets.evaluate), *(n for n in limits if n is not None)])
+
+
+def _protocol_digest(draft: Draft, part: ModelPart) -> str:
+    """What rows of one model must share to be compared: data, weights, splits, perturbations, threat, seeds.
+
+    Detectors, other models, analyses and paths are not in it; an adaptive attack counts once, whatever it is made
+    against.
+    """
+    suite, perturbations = draft.suite, []
+    for p in {p.label.partition("@")[0]: p for p in suite.perturbations}.values():
+        entry = PERTURBATIONS.entry(p.name)
+        foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks")
+        perturbations.append([p.label.partition("@")[0], p.name, draft.portable(p), foreign])
+    return content_key(
+        "protocol",
+        data=draft.data_digest,
+        model=model_identity(part, suite.folder, draft.weights[part.label], suite.data.name),
+        splits=[draft.positions_digest(n, 0, len(draft.sets.of(n))) for n in ("fit", "calibrate", "evaluate")],
+        perturbations=perturbations,
+        threat=suite.threat,
+        seeds=suite.seeds,
+    )[:16]

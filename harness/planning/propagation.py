@@ -1,0 +1,43 @@
+"""Plans the propagation report: its encoders once, then one cell per perturbation."""
+
+from __future__ import annotations
+
+from ..cells import EncodersJob, PropagationJob
+from ..keys import code_digest, content_key, versions
+from ..registry import ANALYSES
+from ..seeds import derive_seed
+from ..trace import Need
+from .draft import COMPUTING_CODE, Draft, all_keys, cut
+from .plan import Subject
+
+CODE = ("reports/propagation.py", "detectors/codes", *COMPUTING_CODE)
+
+
+def propagation_needs() -> tuple[Need, ...]:
+    """What the report reads."""
+    needs: tuple[Need, ...] = ANALYSES.get("propagation").NEEDS
+    return needs
+
+
+def plan_propagation(draft: Draft, subject: Subject) -> None:
+    """Plan the report for one model, all of whose perturbations are planned."""
+    needs = draft.stored_needs(subject.part, propagation_needs())
+    code = code_digest(*CODE)
+    fit, clean = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
+    encoders = draft.add(
+        content_key("encoders", inputs=all_keys(fit), code=code, versions=versions("torch")),
+        f"{draft.at(subject)}/encoders", "encoders", EncodersJob(subject.key, fit), (subject.key, *all_keys(fit)),
+        len(draft.sets.fit),
+    )  # fmt: skip
+    seed = derive_seed(subject.seed, "propagation", "target-class")
+    for part in draft.suite.perturbations:
+        perturbed = cut(draft.perturbed_traces(subject, part.label, "evaluate", needs), needs)
+        control = cut(draft.control_traces(subject, part.label, needs), needs)
+        inputs = all_keys(clean, perturbed, control)
+        made = subject.perturbs[part.label, "evaluate"] + subject.controls[part.label]
+        subject.propagation[part.label] = draft.add(
+            content_key("propagation", encoders=encoders, inputs=inputs, seed=seed, code=code),
+            f"{draft.at(subject)}/propagation/{part.label}", "propagation",
+            PropagationJob(subject.key, encoders, clean, perturbed, control, seed),
+            (subject.key, encoders, *inputs, *made), len(draft.sets.evaluate),
+        )  # fmt: skip

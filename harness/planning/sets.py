@@ -1,0 +1,57 @@
+"""The three disjoint sets of source images: which positions of which split they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..cells import SetName
+from ..data import Dataset
+from ..errors import UsageError
+from ..seeds import derive_seed
+from ..suite import Suite
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """The three disjoint sets of source images: positions in the train split (fit) and in the test split."""
+
+    fit: torch.Tensor
+    calibrate: torch.Tensor
+    evaluate: torch.Tensor
+
+    def of(self, name: SetName) -> torch.Tensor:
+        """The positions of a set, int64."""
+        found: torch.Tensor = getattr(self, name)
+        return found
+
+
+def make_sets(suite: Suite, dataset: Dataset, limit: int | None) -> Sets:
+    """Choose the sets: a fixed permutation per split; evaluate from its start, calibrate from its end.
+
+    A smaller set is a prefix of a larger one, so results of the same images are reused.
+
+    Raises:
+        UsageError: if a split is too small.
+    """
+    data = suite.data
+    sizes = {n: min(getattr(data, n), limit or getattr(data, n)) for n in ("fit", "calibrate", "evaluate")}
+    if data.fit > len(dataset.train):
+        raise UsageError(f"fit = {data.fit}, but the train split of {data.name} has {len(dataset.train)} images.")
+    if data.calibrate + data.evaluate > len(dataset.test):
+        raise UsageError(
+            f"calibrate + evaluate = {data.calibrate + data.evaluate}, but the test split of {data.name} has "
+            f"{len(dataset.test)} images; the two sets must not overlap."
+        )
+
+    def order(split: str, count: int) -> torch.Tensor:
+        chosen = torch.Generator().manual_seed(derive_seed(0, "split", data.name, split))
+        return torch.randperm(count, generator=chosen)
+
+    test = order("test", len(dataset.test))
+    return Sets(
+        fit=order("train", len(dataset.train))[: sizes["fit"]],
+        calibrate=test.flip(0)[: sizes["calibrate"]],
+        evaluate=test[: sizes["evaluate"]],
+    )
