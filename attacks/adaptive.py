@@ -182,7 +182,7 @@ class _Iterative(Adaptive):
         for step in range(self.steps + 1):
             images = images.detach().requires_grad_()
             with torch.enable_grad():
-                found = self.look(model, defence, images, step)
+                found = self.look(model.of(rows), defence, images, step)
                 lead = margin(found.logits, labels[rows])
                 best.offer(rows, images.detach(), lead.detach() > 0, found.score, self.part)
                 if step == self.steps:

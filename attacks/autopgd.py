@@ -1,4 +1,4 @@
-"""AutoPGD: projected gradient ascent with momentum that sets its own step sizes (Croce & Hein 2020).
+"""AutoPGD: projected gradient ascent that sets its own step sizes (Croce & Hein 2020; in L1, Croce & Hein 2021).
 
 Every image keeps a step size, a best point and a history of its own, so nothing depends on what else is in the batch.
 """
@@ -18,16 +18,27 @@ from ..harness.seeds import Draws
 from . import checks
 from .base import CountingModel, Norm, Perturbation, PerturbationInfo
 from .geometry import ascent, per_image, random_in_ball, step_within
-from .gradient import Loss, climb, objective, too_few_classes
+from .gradient import Ball, Loss, climb, objective, too_few_classes
 
 AutoLoss = Literal["ce", "dlr", "margin", "dlr-targeted"]
 
 # The share of a step that is taken; the rest repeats the step before (the paper's alpha).
 _NEW = 0.75
 
+# In L1 (arXiv:2103.01208, algorithm 1): the share of the coordinates that the first steps move, how much fewer than
+# its best point's they are afterwards, how often that is looked at, what counts as sparser than before, and how steps
+# shrink.
+_FIRST_SHARE, _SPARSER, _LOOK, _STILL_SPARSER, _SHRINK, _SMALLEST = 0.2, 1.5, 0.04, 0.95, 1.5, 0.1
 
-def checkpoints(steps: int) -> tuple[int, ...]:
-    """The steps after which step sizes are reconsidered, ascending: 22 % of the steps, then ever more often."""
+
+def checkpoints(steps: int, norm: Norm = "linf") -> tuple[int, ...]:
+    """The steps after which step sizes are reconsidered, ascending: 22 % of the steps, then ever more often.
+
+    In L1, every 4 % of the steps.
+    """
+    if norm == "l1":
+        every = max(int(_LOOK * steps), 1)
+        return tuple(range(every, steps + 1, every))
     before, at, found = 0.0, 0.22, []
     while at <= 1:
         # Rounded first: 0.41 * 100 in binary lies above 41.
@@ -55,6 +66,8 @@ class _Climbers:
     rises: Tensor
     best_at_checkpoint: Tensor
     halved_at_checkpoint: Tensor
+    share: Tensor
+    moved: Tensor
 
     def keep(self, mask: Tensor) -> None:
         """Drop the other images."""
@@ -70,11 +83,23 @@ class _Climbers:
         self.best = torch.where(per_image(better, self.images), self.images, self.best)
         self.best_gradient = torch.where(per_image(better, gradient), gradient, self.best_gradient)
 
+    def back_to_best(self, which: Tensor) -> None:
+        """Go on from the best point, for those images."""
+        back = per_image(which, self.images)
+        self.images = torch.where(back, self.best, self.images)
+        self.gradient = torch.where(back, self.best_gradient, self.gradient)
+        self.value = torch.where(which, self.best_value, self.value)
+
 
 class AutoPGD(Perturbation):
     """APGD: after a share of the steps that shrinks, an image halves its step if its objective rose in fewer than
     ``rho`` of them, or if neither the step nor the best objective changed since the last time; then it goes on from
     its best point.
+
+    In L1 there is no momentum. A step moves the coordinates of the largest derivatives, in number two thirds of those
+    that the best point so far has changed; every 4 % of the steps, where the best point has become sparser (by 5 %) an
+    image goes on from there with steps of ``eps``, elsewhere its steps shrink by 1.5 down to a tenth of that. The
+    projection is the exact one onto ball and range together, see :func:`~.geometry.project_l1_in_range`.
 
     Every iterate is looked at: an image keeps the first that fools the model (predicted as any other class) and
     leaves the batch, also for the restarts and targets to come; an image that nothing fools keeps the best point of
@@ -83,13 +108,14 @@ class AutoPGD(Perturbation):
 
     Args:
         eps: the budget; 0 changes nothing.
-        norm: ``linf`` or ``l2``.
+        norm: ``linf``, ``l2`` or ``l1``.
         steps: steps of one run.
-        restarts: runs per image, or per image and target, each from a point drawn uniformly in the ball.
+        restarts: runs per image, or per image and target, each from a point drawn uniformly in the ball (L1: from
+            normal noise projected onto it).
         loss: ``ce``, ``dlr``, ``margin``, or ``dlr-targeted``: the targeted difference of logits ratio, towards one
             class after the other, the likeliest on the clean image first.
         targets: how many classes ``dlr-targeted`` tries, at most; the other losses do not use it.
-        rho: the share of the steps in which the objective should rise, in (0, 1].
+        rho: the share of the steps in which the objective should rise, in (0, 1]; L1 does not use it.
 
     Raises:
         UsageError: for a parameter out of range.
@@ -100,7 +126,7 @@ class AutoPGD(Perturbation):
         kind="attack",
         family="pgd",
         norm="linf",
-        paper="Croce & Hein 2020, arXiv:2003.01690",
+        paper="Croce & Hein 2020, arXiv:2003.01690; in L1 Croce & Hein 2021, arXiv:2103.01208",
         stochastic=True,
         cost="medium",
         summary="Projected gradient ascent with momentum that halves each image's step when it stops paying.",
@@ -109,14 +135,14 @@ class AutoPGD(Perturbation):
     def __init__(
         self,
         eps: float,
-        norm: Literal["linf", "l2"] = "linf",
+        norm: Ball = "linf",
         steps: int = 100,
         restarts: int = 1,
         loss: AutoLoss = "ce",
         targets: int = 9,
         rho: float = 0.75,
     ) -> None:
-        self._norm: Literal["linf", "l2"] = checks.choice("norm", norm, ("linf", "l2"))
+        self._norm: Ball = checks.choice("norm", norm, ("linf", "l2", "l1"))
         self.eps: float = checks.budget(eps, norm)
         self.steps = checks.whole("steps", steps, 1)
         self.restarts = checks.whole("restarts", restarts, 1)
@@ -142,7 +168,7 @@ class AutoPGD(Perturbation):
         for targets in self._aims(model, images, labels):
             own = draws.take(active.tolist())
             aims = None if targets is None else targets[active]
-            found, fooled = self._run(model, images[active], labels[active], aims, own)
+            found, fooled = self._run(model.of(active), images[active], labels[active], aims, own)
             result[active] = found
             active = active[~fooled]
             if not len(active):
@@ -165,17 +191,18 @@ class AutoPGD(Perturbation):
     ) -> tuple[Tensor, Tensor]:
         """The result of one run, and which of its images fool the model."""
         result, fooled = clean.clone(), torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
-        images = (clean + random_in_ball(clean, self.eps, self._norm, draws)).clamp_(0, 1)
+        images = self._start(clean, draws)
         value, logits, gradient = climb(model, images, labels, self.loss, targets)
         at = _Climbers(
             rows=torch.arange(len(clean), device=clean.device),
             clean=clean, labels=labels, targets=labels if targets is None else targets,
             images=images, previous=images, gradient=gradient, value=value,
             best=images, best_gradient=gradient, best_value=value,
-            step=torch.full_like(value, 2 * self.eps), rises=torch.zeros_like(value),
+            step=torch.full_like(value, (1 if self._norm == "l1" else 2) * self.eps), rises=torch.zeros_like(value),
             best_at_checkpoint=value, halved_at_checkpoint=torch.ones_like(value, dtype=torch.bool),
+            share=torch.full_like(value, _FIRST_SHARE), moved=torch.full_like(value, clean[0].numel()),
         )  # fmt: skip
-        looks, looked = checkpoints(self.steps), 0
+        looks, looked = checkpoints(self.steps, self._norm), 0
         for step in range(1, self.steps + 1):
             out = logits.argmax(1) != at.labels
             if bool(out.any()):
@@ -184,16 +211,19 @@ class AutoPGD(Perturbation):
                 if not len(at.rows):
                     return result, fooled
             if step - 1 in looks:
-                self._reconsider(at, step - 1 - looked)
+                if self._norm == "l1":
+                    self._reconsider_l1(at)
+                else:
+                    self._reconsider(at, step - 1 - looked)
                 looked = step - 1
             # The first step has none before it to repeat.
             at.previous, at.images = at.images, self._next(at, 1.0 if step == 1 else _NEW)
-            aims = None if targets is None else at.targets
+            aims, standing = None if targets is None else at.targets, model.of(at.rows)
             if step < self.steps:
-                value, logits, gradient = climb(model, at.images, at.labels, self.loss, aims)
+                value, logits, gradient = climb(standing, at.images, at.labels, self.loss, aims)
             else:
                 with torch.no_grad():
-                    logits = model(at.images)
+                    logits = standing(at.images)
                 value, gradient = objective(logits, at.labels, self.loss, aims), at.gradient
             at.record(value, gradient)
         out = logits.argmax(1) != at.labels
@@ -201,10 +231,18 @@ class AutoPGD(Perturbation):
         fooled[at.rows] = out
         return result, fooled
 
+    def _start(self, clean: Tensor, draws: Draws) -> Tensor:
+        if self._norm == "l1":
+            # Uniform in the ball would change every coordinate by next to nothing.
+            return step_within(clean, draws.normal(clean), clean, self.eps, "l1")
+        return (clean + random_in_ball(clean, self.eps, self._norm, draws)).clamp_(0, 1)
+
     def _next(self, at: _Climbers, new: float) -> Tensor:
-        """The paper's equation for x(k+1): a step, mixed with the one before, in the ball and the range."""
-        step = per_image(at.step, at.images) * ascent(at.gradient, self._norm)
+        """The papers' equation for x(k+1): a step, mixed with the one before, in the ball and the range."""
+        step = per_image(at.step, at.images) * ascent(at.gradient, self._norm, at.share)
         reached = step_within(at.images, step, at.clean, self.eps, self._norm)
+        if self._norm == "l1":
+            return reached
         mixed = new * (reached - at.images) + (1 - new) * (at.images - at.previous)
         return step_within(at.images, mixed, at.clean, self.eps, self._norm)
 
@@ -213,9 +251,15 @@ class AutoPGD(Perturbation):
         unchanged = ~at.halved_at_checkpoint & (at.best_value <= at.best_at_checkpoint)
         halve = (at.rises < self.rho * steps) | unchanged
         at.step = torch.where(halve, at.step / 2, at.step)
-        back = per_image(halve, at.images)
-        at.images = torch.where(back, at.best, at.images)
-        at.gradient = torch.where(back, at.best_gradient, at.gradient)
-        at.value = torch.where(halve, at.best_value, at.value)
+        at.back_to_best(halve)
         at.halved_at_checkpoint, at.best_at_checkpoint = halve, at.best_value
         at.rises = torch.zeros_like(at.rises)
+
+    def _reconsider_l1(self, at: _Climbers) -> None:
+        """At a checkpoint: as many coordinates as the best point suggests, with long steps while it becomes sparser."""
+        moved = (at.best != at.clean).flatten(1).sum(1).to(at.moved)
+        sparser = moved < _STILL_SPARSER * at.moved
+        at.share = moved / (_SPARSER * max(at.clean[0].numel(), 1))
+        at.step = torch.where(sparser, self.eps, (at.step / _SHRINK).clamp_min(_SMALLEST * self.eps))
+        at.back_to_best(sparser)
+        at.moved = moved

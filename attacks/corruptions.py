@@ -7,7 +7,7 @@ same seed all severities of a corruption draw the same numbers. Images of any si
 
 from __future__ import annotations
 
-import warnings
+import io
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
@@ -219,15 +219,23 @@ class JPEG(Corruption):
     info: ClassVar[PerturbationInfo] = describe("JPEG", "digital", "JPEG compression.", stochastic=False)
 
     def corrupt(self, images: Tensor, draws: Draws) -> Tensor:
-        from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
-
         quality = (80, 65, 58, 50, 40)[self.severity - 1]
-        together = images.shape[1] == 3
         bytes_ = (images.cpu() * 255).round_().to(torch.uint8)
-        planes = bytes_ if together else bytes_.flatten(0, 1)[:, None]
-        mode = ImageReadMode.RGB if together else ImageReadMode.GRAY
-        with warnings.catch_warnings():
-            # torchvision 0.29 announces on every call that its codecs will move to another package.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            made = [decode_jpeg(encode_jpeg(plane.contiguous(), quality=quality), mode=mode) for plane in planes]
-        return (torch.stack(made).view(images.shape).float() / 255).to(images.device)
+        if images.shape[1] == 3:
+            made = [_compressed(image, quality) for image in bytes_.movedim(1, -1)]
+            result = torch.stack(made).movedim(-1, 1) if made else bytes_
+        else:
+            made = [_compressed(plane, quality) for plane in bytes_.flatten(0, 1)]
+            result = torch.stack(made).view(images.shape) if made else bytes_
+        return (result.float() / 255).to(images.device)
+
+
+def _compressed(pixels: Tensor, quality: int) -> Tensor:
+    """An 8-bit image, (height, width) or (height, width, 3), as it comes back from a JPEG file."""
+    import numpy as np
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels.contiguous().numpy()).save(file, "JPEG", quality=quality)
+    with Image.open(file) as image:
+        return torch.from_numpy(np.array(image))

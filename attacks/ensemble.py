@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..harness.errors import UsageError
 from ..harness.seeds import Draws
 from . import checks
 from .autopgd import AutoPGD
 from .base import CountingModel, Norm, Perturbation, PerturbationInfo
-from .gradient import too_few_classes
+from .gradient import Ball, too_few_classes
 from .library import quiet
 from .square import Square
 
@@ -30,7 +31,7 @@ class AutoAttack(Perturbation):
 
     Args:
         eps: the budget; 0 changes nothing.
-        norm: ``linf`` or ``l2``.
+        norm: ``linf`` or ``l2``; ``l1`` is refused, for want of a Square in it.
         steps: steps of each run of AutoPGD and of FAB.
         restarts: random starts of AutoPGD, per target for the targeted loss.
         targets: classes that the targeted attacks try, at most, the likeliest first.
@@ -55,12 +56,17 @@ class AutoAttack(Perturbation):
     def __init__(
         self,
         eps: float,
-        norm: Literal["linf", "l2"] = "linf",
+        norm: Ball = "linf",
         steps: int = 100,
         restarts: int = 1,
         targets: int = 9,
         queries: int = 5000,
     ) -> None:
+        if norm == "l1":
+            raise UsageError(
+                "norm = 'l1': choose linf or l2, or run autopgd in l1: Square has no L1 form here, so the standard "
+                "ensemble cannot be formed."
+            )
         self._norm: Literal["linf", "l2"] = checks.choice("norm", norm, ("linf", "l2"))
         self.eps: float = checks.budget(eps, norm)
         self.steps = checks.whole("steps", steps, 1)
@@ -83,9 +89,10 @@ class AutoAttack(Perturbation):
         active = torch.arange(len(images), device=images.device)
         for stage in self._stages():
             clean, truth = images[active], labels[active]
-            found = stage(model, clean, truth, draws.take(active.tolist()))
+            standing = model.of(active)
+            found = stage(standing, clean, truth, draws.take(active.tolist()))
             with torch.no_grad():
-                fooled = model(found).argmax(1) != truth
+                fooled = standing(found).argmax(1) != truth
             result[active[fooled]] = found[fooled]
             active = active[~fooled]
             if not len(active):

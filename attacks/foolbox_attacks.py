@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 
-from ..harness.errors import UsageError
-from . import checks
 from .base import Norm, PerturbationInfo
 from .foolbox_adapter import FoolboxAttack, L2DeepFool, LinfDeepFool
-from .library import Parameter, choice, declare, flag, number, whole
+from .library import Parameter, choice, declare, flag, number, optional, share, whole
 
 # Budgets of the kind reported for colour images of 32 x 32: L-inf and L2 as RobustBench's, L1 of Croce & Hein 2021.
 EPS: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 NAMES: Mapping[Norm, str] = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 # The budget of a minimising attack: without one, nothing is limited.
-BUDGET = Parameter(None, float, lambda name, value: checks.number(name, value))
+BUDGET = optional()
 
 UNUSABLE: Mapping[str, str] = {
     "Attack": "the abstract base of all attacks",
@@ -29,22 +27,6 @@ UNUSABLE: Mapping[str, str] = {
     "L0FMNAttack": "it raises NotImplementedError in foolbox 3.3.4 (eagerpy has no L0 norm along an axis for torch)",
 }
 """Classes of ``foolbox.attacks`` that are not offered, and why."""
-
-
-def optional(minimum: float = 0.0, exclusive: bool = False) -> Parameter:
-    """A number that may be left to the library."""
-    return Parameter(None, float, lambda name, value: checks.number(name, value, minimum, exclusive))
-
-
-def share(default: float) -> Parameter:
-    """A number from 0 to 1."""
-
-    def check(name: str, value: float) -> float:
-        if checks.number(name, value) > 1:
-            raise UsageError(f"{name} = {value!r}: give a number from 0 to 1.")
-        return float(value)
-
-    return Parameter(default, float, check)
 
 
 def declared(

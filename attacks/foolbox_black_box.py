@@ -7,8 +7,8 @@ from typing import Any
 
 from .base import Kind, Norm, PerturbationInfo
 from .foolbox_adapter import FoolboxAttack
-from .foolbox_attacks import EPS, NAMES, STARTING_POINT, declared, optional, share
-from .library import Parameter, choice, flag, number, whole
+from .foolbox_attacks import EPS, NAMES, STARTING_POINT, declared
+from .library import Parameter, choice, flag, number, optional, share, whole
 
 _RAUBER = "Rauber, Bethge 2020, arXiv:2007.07677"
 

@@ -233,7 +233,7 @@ class PGD(Perturbation):
             last = restart + 1 == self.restarts
             clean, truth, own = images[active], labels[active], draws.take(active.tolist())
             targets = None if logits is None else self._targets(logits[active], truth, own)
-            found, fooled = self._run(model, clean, truth, targets, own, check=not last)
+            found, fooled = self._run(model.of(active), clean, truth, targets, own, check=not last)
             result[active] = found
             active = active[~fooled]
             if last or not len(active):
@@ -258,7 +258,7 @@ class PGD(Perturbation):
         rows = torch.arange(len(clean), device=clean.device)
         velocity = torch.zeros_like(clean) if self.momentum else None
         for _ in range(self.steps):
-            _, logits, gradient = climb(model, images, labels, self.loss, targets)
+            _, logits, gradient = climb(model.of(rows), images, labels, self.loss, targets)
             going = logits.argmax(1) == labels
             if self.early_stop and not bool(going.all()):
                 result[rows[~going]], fooled[rows[~going]] = images[~going], True
@@ -276,7 +276,7 @@ class PGD(Perturbation):
         result[rows] = images
         if check:
             with torch.no_grad():
-                fooled[rows] = model(images).argmax(1) != labels
+                fooled[rows] = model.of(rows)(images).argmax(1) != labels
         return result, fooled
 
     def _direction(self, gradient: Tensor, images: Tensor) -> Tensor:

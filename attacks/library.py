@@ -125,6 +125,23 @@ def number(default: float, minimum: float = 0.0, exclusive: bool = False, keywor
     return Parameter(default, float, lambda name, value: checks.number(name, value, minimum, exclusive), keyword)
 
 
+def optional(minimum: float = 0.0, exclusive: bool = False) -> Parameter:
+    """A number like :func:`number`'s that may be left to the library, or follow another parameter."""
+    return Parameter(None, float, lambda name, value: checks.number(name, value, minimum, exclusive))
+
+
+def share(default: float, inclusive: bool = True) -> Parameter:
+    """A number between 0 and 1; the ends are allowed if ``inclusive``."""
+
+    def check(name: str, value: float) -> Value:
+        value = checks.number(name, value, exclusive=not inclusive)
+        if value > 1 or (value == 1 and not inclusive):
+            raise UsageError(f"{name} = {value!r}: give a number {'from 0 to 1' if inclusive else 'between 0 and 1'}.")
+        return value
+
+    return Parameter(default, float, check)
+
+
 def choice(default: str, known: Sequence[str], keyword: str = "") -> Parameter:
     """One of a few words."""
     return Parameter(default, Literal[tuple(known)], lambda name, value: checks.choice(name, value, known), keyword)

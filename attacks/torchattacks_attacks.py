@@ -9,31 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, cast
 
-from ..harness.errors import UsageError
 from . import checks
 from .base import Cost, Norm, PerturbationInfo
-from .library import LibraryAttack, Parameter, Value, choice, declare, flag, number, whole
+from .library import LibraryAttack, Parameter, choice, declare, flag, number, optional, share, whole
 from .torchattacks_adapter import TorchattacksAttack
 
 EPS = 8 / 255
 EPS_L2 = 0.5
 
 
-def following() -> Parameter:
-    """A length above 0, which follows the budget where it is not given."""
-    return Parameter(None, float, lambda name, value: checks.number(name, value, exclusive=True))
-
-
-def share(default: float, inclusive: bool = True) -> Parameter:
-    """A number between 0 and 1; the ends are allowed if ``inclusive``."""
-
-    def check(name: str, value: float) -> Value:
-        value = checks.number(name, value, exclusive=not inclusive)
-        if value > 1 or (value == 1 and not inclusive):
-            raise UsageError(f"{name} = {value!r}: give a number {'from' if inclusive else 'between'} 0 and 1.")
-        return value
-
-    return Parameter(default, float, check)
+# A step that follows the budget where its length is not given.
+_FOLLOWING = optional(exclusive=True)
 
 
 def _along(
@@ -60,7 +46,7 @@ def _along(
     )
 
 
-_STEPS = {"alpha": following(), "steps": whole(10)}
+_STEPS = {"alpha": _FOLLOWING, "steps": whole(10)}
 _START = {"random_start": flag(True)}
 _DECAY = {"decay": number(1.0)}
 _DIVERSITY = {"resize_rate": share(0.9, inclusive=False), "diversity_prob": share(0.5), "random_start": flag(False)}
@@ -81,7 +67,7 @@ FGSM = _along(
 )  # fmt: skip
 FFGSM = _along(
     "FFGSM", "Fast FGSM", "fgsm", "Wong, Rice, Kolter 2020, arXiv:2001.03994",
-    "One longer step along the gradient's sign from a random start.", {"alpha": following()},
+    "One longer step along the gradient's sign from a random start.", {"alpha": _FOLLOWING},
     stochastic=True, one_step=True,
 )  # fmt: skip
 BIM = _along(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..harness.errors import UsageError
 from . import checks
 from .base import Cost, CountingModel, Norm, PerturbationInfo
-from .library import LibraryAttack, Parameter, choice, declare, flag, number, whole
+from .library import LibraryAttack, Parameter, choice, declare, flag, number, optional, share, whole
 from .torchattacks_adapter import LibraryClass, ShiftedModel, TorchattacksAttack
-from .torchattacks_attacks import EPS, EPS_L2, following, share
+from .torchattacks_attacks import EPS, EPS_L2
 
 UNUSABLE: Mapping[str, str] = {
     "VANILA": "It returns the images as they are, which is no perturbation.",
@@ -257,17 +257,37 @@ JSMA = _minimal(
 
 # --- Attacks without gradients that change few pixels, or estimate the gradient ---
 
-OnePixel = declare(
-    TorchattacksAttack,
-    "OnePixel",
-    PerturbationInfo(
+
+class OnePixel(TorchattacksAttack):
+    """Differential evolution of a few pixels' places and colours.
+
+    Args:
+        pixels: pixels that may change, which is the attack's L0 budget.
+        steps: generations.
+        popsize: candidates of a generation.
+        inf_batch: candidates that are sent through the model together.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    info: ClassVar[PerturbationInfo] = PerturbationInfo(
         title="One pixel", kind="attack", family="one-pixel", norm="l0", library="torchattacks",
         paper="Su, Vargas, Sakurai 2019, arXiv:1710.08864", gradients=False, stochastic=True, cost="medium",
         summary="Differential evolution of a few pixels' places and colours.",
-    ),
-    {"pixels": whole(1), "steps": whole(20), "popsize": whole(40), "inf_batch": whole(128)},
-    alone=True, batch_invariant=True, on_cpu=True,
-)  # fmt: skip
+    )  # fmt: skip
+    attack = "OnePixel"
+    alone = batch_invariant = on_cpu = True
+
+    def __init__(self, pixels: int = 1, steps: int = 20, popsize: int = 40, inf_batch: int = 128) -> None:
+        self.eps = float(checks.whole("pixels", pixels, 1))
+        super().__init__(
+            pixels=pixels,
+            steps=checks.whole("steps", steps, 1),
+            popsize=checks.whole("popsize", popsize, 1),
+            inf_batch=checks.whole("inf_batch", inf_batch, 1),
+        )
+
 
 SPSA = declare(
     TorchattacksAttack,
@@ -278,7 +298,7 @@ SPSA = declare(
         summary="Adam on gradients estimated from random directions.",
     ),
     _budget("linf") | {
-        "delta": number(0.01, exclusive=True), "lr": following(), "steps": whole(20, keyword="nb_iter"),
+        "delta": number(0.01, exclusive=True), "lr": optional(exclusive=True), "steps": whole(20, keyword="nb_iter"),
         "samples": whole(128, keyword="nb_sample"), "max_batch_size": whole(16),
     },
     step=("lr", "nb_iter"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -14,9 +15,11 @@ from .bitblocks import BitBlocks, relaxed_bits
 from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
 from .grouping import class_groups
 from .linear import LinearBits, Loss, fit_linear
-from .patterns import BernoulliBits, StoredPatterns, fit_bernoulli, store_patterns
+from .patterns import BernoulliBits, StoredPatterns, fit_bernoulli, margin_weights, store_patterns
+from .votes import BitVotes, fit_votes
 
-Method = Literal["logistic", "svm", "bernoulli", "hamming"]
+Method = Literal["logistic", "svm", "votes", "bernoulli", "hamming"]
+Weights = Literal["equal", "margin"]
 
 
 class BitVector(Detector):
@@ -26,6 +29,9 @@ class BitVector(Detector):
 
     - ``logistic``, ``svm``: a linear classifier, clean against perturbed fit images (module ``linear``). The score is
       its decision function. Supervised: it knows the perturbations that it was fitted on.
+    - ``votes``: the share of votes for "perturbed" among the ``voters`` bits whose on-frequencies differ most between
+      clean and perturbed fit images; a bit votes for the side on which its value is the more frequent one. That
+      discriminating bits vote is the companion paper's; the choice by frequency is our reading of it. Supervised.
     - ``bernoulli``: mean negative log likelihood per unit of independent bits given the predicted class.
     - ``hamming``: smallest share of differing units between the image and fit images of the predicted class (the
       activation patterns of Olber et al., CVPR 2023, without their choice of thresholds on held-out data).
@@ -33,12 +39,20 @@ class BitVector(Detector):
     The last two learn from the clean fit images that the model classifies correctly, by class, and weigh layers the
     same whatever their width. For a class without such an image they fall back on all classes together.
 
+    Cost, with u units: a fit reads the bits once (linear methods: once per iteration); an image costs O(u), and for
+    ``hamming`` O(u times patterns of its class) in one matrix product.
+
     Args:
         method: see above.
         layers: taps to read: ``all``, ``last:N``, ``first:N``, or names.
         regularisation: of the linear methods, for images of length 1; larger is smoother.
-        smoothing: of ``bernoulli``: the weight, in images, of the frequencies over all classes.
+        smoothing: of frequencies by class: the weight, in images, of the frequencies over all classes.
         patterns: of ``hamming``: patterns that are kept of each class, a seeded draw; 0 keeps all.
+        weights: of ``hamming``: ``margin`` lets a differing unit count the more, the further it typically is from its
+            threshold in the predicted class (``patterns.margin_weights``); of ``votes``: ``margin`` lets a vote count
+            as much as its frequencies differ.
+        voters: of ``votes``: how many bits vote.
+        by_class: of ``votes``: choose the bits within each predicted class and not over all.
         temperature: the surrogate puts sigmoid(z / temperature) in the place of a bit; small is closer to the bit,
             large gives gradients to units far from zero.
 
@@ -53,7 +67,7 @@ class BitVector(Detector):
         needs=(Need("bits", "last:6"),),
         supervised=True,
         surrogate="relaxed",
-        summary="A simple classifier, a class-conditional likelihood or a nearest pattern on the bits of ReLU layers.",
+        summary="A classifier, votes, a class-conditional likelihood or a nearest pattern on the bits of ReLU layers.",
     )
 
     def __init__(
@@ -63,18 +77,28 @@ class BitVector(Detector):
         regularisation: float = 3e-5,
         smoothing: float = 1.0,
         patterns: int = 500,
+        weights: Weights = "equal",
+        voters: int = 1024,
+        by_class: bool = False,
         temperature: float = 0.2,
     ) -> None:
         check_choice("method", method, Method)
         check_positive("regularisation", regularisation)
         check_positive("smoothing", smoothing)
         check_count("patterns", patterns, 0)
+        check_choice("weights", weights, Weights)
+        check_count("voters", voters)
+        if not isinstance(by_class, bool):
+            raise UsageError(f"by_class = {by_class!r}: give true or false.")
         check_positive("temperature", temperature)
         self.method = method
         self.layers = check_layers(layers)
         self.regularisation = regularisation
         self.smoothing = smoothing
         self.patterns = patterns
+        self.weights = weights
+        self.voters = voters
+        self.by_class = by_class
         self.temperature = temperature
         self.fitted: dict[str, Any] = {}
 
@@ -85,14 +109,14 @@ class BitVector(Detector):
 
     @property
     def supervised(self) -> bool:
-        """True for ``logistic`` and ``svm``."""
-        return self.method in ("logistic", "svm")
+        """True for ``logistic``, ``svm`` and ``votes``."""
+        return self.method in ("logistic", "svm", "votes")
 
     def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
-        """Learn from ``clean`` and, for the linear methods, ``perturbed``.
+        """Learn from ``clean`` and, for the supervised methods, ``perturbed``.
 
         Raises:
-            UsageError: without images, or for a linear method without perturbed ones.
+            UsageError: without images, or for a supervised method without perturbed ones.
         """
         check_images("bitvector", clean, 1)
         taps = clean.tap_names()
@@ -102,16 +126,16 @@ class BitVector(Detector):
                     f"bitvector with method = {self.method!r} learns from perturbed images and was given none: "
                     "name perturbations that fool the model in fit_on, or choose the method bernoulli or hamming."
                 )
-            loss: Loss = "logistic" if self.method == "logistic" else "squared-hinge"
-            pair = BitBlocks(clean, taps), BitBlocks(perturbed, taps)
-            self.fitted = dict(vars(fit_linear(*pair, loss, self.regularisation)))
+            self.fitted = self._fit_supervised(clean, perturbed, taps)
             return self
         groups = class_groups(clean)
+        classes = clean.logits.shape[1]
         if self.method == "bernoulli":
-            bernoulli = fit_bernoulli(BitBlocks(clean, taps), groups, clean.logits.shape[1], self.smoothing)
-            self.fitted = dict(vars(bernoulli))
-        else:
-            self.fitted = dict(vars(store_patterns(clean, taps, groups, self.patterns)))
+            self.fitted = dict(vars(fit_bernoulli(BitBlocks(clean, taps), groups, classes, self.smoothing)))
+            return self
+        self.fitted = dict(vars(store_patterns(clean, taps, groups, self.patterns)))
+        if self.weights == "margin":
+            self.fitted["weights"] = margin_weights(BitBlocks(clean, taps), groups, classes, self.smoothing)
         return self
 
     def score(self, traces: Traces) -> Tensor:
@@ -140,7 +164,20 @@ class BitVector(Detector):
             return StoredPatterns(**self.fitted).relaxed_distance(bits, classes)
         return self._on_bits(bits, classes)
 
+    def _fit_supervised(self, clean: Traces, perturbed: Traces, taps: Sequence[str]) -> dict[str, Any]:
+        pair = BitBlocks(clean, taps), BitBlocks(perturbed, taps)
+        if self.method != "votes":
+            loss: Loss = "logistic" if self.method == "logistic" else "squared-hinge"
+            return dict(vars(fit_linear(*pair, loss, self.regularisation)))
+        groups = class_groups(clean), perturbed.predictions
+        classes = clean.logits.shape[1]
+        if not self.by_class:
+            groups, classes = (groups[0].clamp(max=0), torch.zeros_like(groups[1])), 1
+        return dict(vars(fit_votes(*pair, *groups, classes, self.voters, self.weights == "margin", self.smoothing)))
+
     def _on_bits(self, bits: Tensor, classes: Tensor) -> Tensor:
         if self.method == "bernoulli":
             return BernoulliBits(**self.fitted).surprise(bits, classes)
+        if self.method == "votes":
+            return BitVotes(**self.fitted).share(bits, classes)
         return LinearBits(**self.fitted).decision(bits)

@@ -56,3 +56,19 @@ def check_fitted(detector: str, fitted: object) -> None:
     """Scoring needs a fitted detector; ``fitted`` is empty until then."""
     if not fitted:
         raise UsageError(f"{detector} is not fitted yet: call fit() or load_state() before score().")
+
+
+def check_share(name: str, value: float) -> None:
+    """``value`` must lie strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise UsageError(f"{name} = {value!r}: give a number between 0 and 1, both excluded.")
+
+
+def check_perturbed(detector: str, perturbed: Traces | None) -> Traces:
+    """A supervised detector needs perturbed fit images; returns them."""
+    if perturbed is None or not len(perturbed):
+        raise UsageError(
+            f"{detector} learns from perturbed images here and was given none: name perturbations that fool the "
+            "model under fit_on."
+        )
+    return perturbed

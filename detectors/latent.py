@@ -16,8 +16,8 @@ from .checks import check_choice, check_count, check_fitted, check_images, check
 from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser
 from .grouping import class_groups, class_means, on_scale, replayable, scale_of
 
-Part = Literal["reconstruction", "distance"]
-Component = Literal["all", "reconstruction", "distance"]
+Part = Literal["reconstruction", "distance", "neighbours", "fringe"]
+Component = Literal["all", "reconstruction", "distance", "neighbours", "fringe"]
 PARTS: tuple[Part, ...] = get_args(Part)
 _BATCH = 512
 _HELD_OUT = 8
@@ -28,16 +28,24 @@ class Latent(Detector):
 
     Every unit is standardised, constant ones are dropped, and units of a layer with d of them are weighted by
     1 / sqrt(d), so that a wide layer does not dominate. An autoencoder inputs → hidden → latent → hidden → inputs is
-    trained on clean fit images only. The paper shows such a code of "all the possible hidden activations"; it gives
-    neither sizes nor a score, so both components are ours:
+    trained on clean fit images only. The paper shows such a code of "all the possible hidden activations" and finds
+    classification errors in the "fringe areas" between classes; it gives neither sizes nor a score, so the components
+    are ours:
 
     - ``reconstruction``: the root mean square of what the decoder does not give back.
     - ``distance``: the Mahalanobis distance, in the code, to the mean of the predicted class, under one covariance
       within classes (Ledoit and Wolf's shrinkage).
+    - ``neighbours``: the mean distance, under the same covariance, to the ``neighbours`` nearest fit images of the
+      predicted class.
+    - ``fringe``: the log-odds of the other classes to the predicted one in the density at the code, from Gaussian
+      kernels on the fit images, as wide as Scott's rule says (1992): which classes lie around it.
 
     The score is their mean, each in standard deviations of clean images. One in eight fit images is kept from the
-    autoencoder and only sets these scales, because a network reconstructs its training images too well. Class means and
-    covariance come from the images that the model classifies correctly; a class without one has the mean of all.
+    autoencoder and only sets these scales, because a network reconstructs its training images too well. Class means,
+    covariance and neighbours come from the images that the model classifies correctly; a class without one has the mean
+    of all, and the images of all.
+
+    Training takes O(images · inputs · hidden · epochs), scoring O(inputs · hidden + fit images · latent) per image.
 
     Args:
         encoder: the autoencoder, or principal components of the same number as a linear baseline.
@@ -46,6 +54,7 @@ class Latent(Detector):
         units: units that are read of each layer, a seeded sample.
         hidden: sizes of the encoder's hidden layers; the decoder mirrors them.
         epochs: passes over the fit images.
+        neighbours: how many of the nearest fit images count.
         component: one of the components alone, or all.
 
     Raises:
@@ -58,7 +67,7 @@ class Latent(Detector):
         "self-introspective model, arXiv 1910.04903",
         needs=(Need("full", units=256),),
         surrogate="exact",
-        summary="An autoencoder of all hidden activations: reconstruction error and distance to the predicted class.",
+        summary="An autoencoder of all hidden activations: what it misses, and how far the code is from its class.",
     )
 
     def __init__(
@@ -69,6 +78,7 @@ class Latent(Detector):
         units: int = 256,
         hidden: tuple[int, ...] = (512, 128),
         epochs: int = 15,
+        neighbours: int = 10,
         component: Component = "all",
     ) -> None:
         check_choice("encoder", encoder, Literal["autoencoder", "pca"])
@@ -79,6 +89,7 @@ class Latent(Detector):
         for size in hidden:
             check_count("hidden", size)
         check_count("epochs", epochs)
+        check_count("neighbours", neighbours)
         check_choice("component", component, Component)
         self.encoder = encoder
         self.layers = check_layers(layers)
@@ -86,6 +97,7 @@ class Latent(Detector):
         self.units = units
         self.hidden = list(hidden)
         self.epochs = epochs
+        self.neighbours = neighbours
         self.component = component
         self.inputs: dict[str, Tensor] = {}
         self.model: dict[str, Tensor] = {}
@@ -164,7 +176,12 @@ class Latent(Detector):
         floor = max(1e-6 * float(codes.var(0, correction=0).mean()), 1e-12)
         covariance += floor * torch.eye(len(covariance), dtype=torch.float64)
         whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))
-        self.classes = {"means": means.float(), "whitening": whitening.float().contiguous()}
+        self.classes = {
+            "means": means.float(),
+            "whitening": whitening.float().contiguous(),
+            "points": (codes[inside] @ whitening.T).float(),
+            "point_classes": groups[inside],
+        }
         self._ready = None
 
     def _parts_of(self, traces: Traces) -> dict[str, Tensor]:
@@ -195,7 +212,8 @@ class Latent(Detector):
                 encoder.load_state_dict(tensors)
                 encoder = encoder.to(device).eval().requires_grad_(False)
             standardiser = Standardiser(**{name: value.to(device) for name, value in self.inputs.items()})
-            self._ready = _Model(standardiser, encoder, {n: v.to(device) for n, v in self.classes.items()}, device)
+            classes = {name: value.to(device) for name, value in self.classes.items()}
+            self._ready = _Model(standardiser, encoder, classes, self.neighbours, device)
         return self._ready
 
 
@@ -203,9 +221,15 @@ class _Model:
     """The fitted pieces on one device; everything here can be differentiated."""
 
     def __init__(
-        self, standardiser: Standardiser, encoder: PCA | Autoencoder, classes: dict[str, Tensor], device: torch.device
+        self,
+        standardiser: Standardiser,
+        encoder: PCA | Autoencoder,
+        classes: dict[str, Tensor],
+        neighbours: int,
+        device: torch.device,
     ) -> None:
         self.standardiser, self.encoder, self.classes, self.device = standardiser, encoder, classes, device
+        self.neighbours = neighbours
 
     def codes(self, activations: Tensor) -> Tensor:
         """(n, latent) of raw activations (n, inputs)."""
@@ -218,7 +242,33 @@ class _Model:
         residual = (inputs - self.encoder.decode(codes)).square().mean(1)
         offset = (codes - self.classes["means"][classes]) @ self.classes["whitening"].T
         # The constants keep the gradients of the roots finite at 0.
-        return {"reconstruction": (residual + 1e-12).sqrt(), "distance": (offset.square().sum(1) + 1e-12).sqrt()}
+        return {
+            "reconstruction": (residual + 1e-12).sqrt(),
+            "distance": (offset.square().sum(1) + 1e-12).sqrt(),
+            **self._around(codes @ self.classes["whitening"].T, classes),
+        }
+
+    def _around(self, codes: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """What the fit images around whitened codes (n, latent) say, (n,) each."""
+        points, owners = self.classes["points"], self.classes["point_classes"]
+        distances = torch.cdist(codes, points, compute_mode="donot_use_mm_for_euclid_dist")
+        own = owners == classes.unsqueeze(1)
+        own = own | ~own.any(1, keepdim=True)
+        count = min(self.neighbours, len(points))
+        nearest = distances.masked_fill(~own, math.inf).topk(count, 1, largest=False).values
+        # A class may have fewer images than neighbours are asked for.
+        found = nearest.isfinite()
+        mean = torch.where(found, nearest, 0.0).sum(1) / found.sum(1)
+        exponents = -distances.square() / (2 * _bandwidth(*points.shape) ** 2)
+        other = owners != classes.unsqueeze(1)
+        other = other | ~other.any(1, keepdim=True)
+        inside, outside = (exponents.masked_fill(~mask, -math.inf).logsumexp(1) for mask in (own, other))
+        return {"neighbours": mean, "fringe": outside - inside}
+
+
+def _bandwidth(n: int, d: int) -> float:
+    """Scott's rule for whitened points."""
+    return float(n ** (-1 / (d + 4)))
 
 
 def _concatenated(traces: Traces, taps: tuple[str, ...]) -> Iterator[Tensor]:

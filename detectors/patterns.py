@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..harness.trace import Traces
 from .bitblocks import BitBlocks
-from .codes.bits import hamming, unpack
+from .codes.bits import hamming, unpack, weighted_hamming
 from .grouping import class_counts, one_hot, present_classes
 
 
@@ -36,14 +36,14 @@ class BernoulliBits:
         return -((bits * chosen).sum(1) + self.constant.to(bits)[classes])
 
 
-def fit_bernoulli(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: float) -> BernoulliBits:
-    """Estimate p(bit = 1 | class) with the frequency over all classes as the prior.
+def class_frequencies(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: float) -> Tensor:
+    """How often each unit is on in each class, float32 (classes, units), strictly between 0 and 1.
 
     p = (ones of the class + smoothing * q) / (images of the class + smoothing), where q = (ones + 1/2) / (images + 1)
-    over all classes; so a class without images is described by q, and no p is 0 or 1.
+    over all classes; so a class without images is described by q.
 
     Args:
-        blocks: bits of the fit images.
+        blocks: bits of the images.
         groups: each image's class, −1 for none (``grouping.class_groups``).
         classes: number of classes.
         smoothing: how many images the prior weighs.
@@ -55,7 +55,12 @@ def fit_bernoulli(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: fl
         start += len(bits)
     counts = class_counts(groups, classes).unsqueeze(1)
     overall = (ones.sum(0) + 0.5) / (counts.sum() + 1)
-    chance = (ones + smoothing * overall) / (counts + smoothing)
+    return (ones + smoothing * overall) / (counts + smoothing)
+
+
+def fit_bernoulli(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: float) -> BernoulliBits:
+    """Estimate p(bit = 1 | class) with the frequency over all classes as the prior; see :func:`class_frequencies`."""
+    chance = class_frequencies(blocks, groups, classes, smoothing)
     weight = layer_weights(blocks.units)
     return BernoulliBits(torch.logit(chance) * weight, (torch.log1p(-chance) * weight).sum(1))
 
@@ -63,6 +68,22 @@ def fit_bernoulli(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: fl
 def layer_weights(units: Sequence[int]) -> Tensor:
     """The weight of every unit when layers of these widths count the same; float32 (sum of units,), sums to 1."""
     return torch.cat([torch.full((width,), 1 / (width * len(units))) for width in units])
+
+
+def margin_weights(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: float) -> Tensor:
+    """How far from its threshold each unit typically lies in each class, uint8 (classes, units), from 1 to 255.
+
+    Bits flip where |z| is tiny. For z ~ N(m, s²) the unit is on with p = Φ(m / s), so its typical margin in standard
+    deviations is |m / s| = |Φ⁻¹(p)|, which the class's on-frequency alone tells. A layer's largest margin becomes 255;
+    whole numbers make the weighted distances exact. Arguments as of :func:`class_frequencies`.
+    """
+    chance = class_frequencies(blocks, groups, classes, smoothing).double()
+    parts = []
+    for margin in torch.split(torch.special.ndtri(chance).abs(), blocks.units, 1):
+        largest = margin.amax(1, keepdim=True)
+        share = torch.where(largest > 0, margin / largest.clamp(min=1e-12), 1.0)
+        parts.append((255 * share).round_().clamp_(min=1).to(torch.uint8))
+    return torch.cat(parts, 1)
 
 
 @dataclass(frozen=True)
@@ -73,14 +94,17 @@ class StoredPatterns:
         packed: for each tap uint8 (patterns, bytes).
         units: for each tap the number of units.
         groups: int64 (patterns,), the class of each pattern.
+        weights: uint8 (classes, units of all taps) or ``None``: how much a differing unit counts in a layer, given the
+            image's class (:func:`margin_weights`).
     """
 
     packed: list[Tensor]
     units: list[int]
     groups: Tensor
+    weights: Tensor | None = None
 
     def distance(self, bits: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """Smallest layer-balanced share of differing units, float32 (n,), over the patterns of each image's class.
+        """Smallest layer-balanced share of differing units, float32 (n,), over the patterns of an image's class.
 
         Args:
             bits: for each tap packed rows, uint8 (n, bytes).
@@ -90,8 +114,13 @@ class StoredPatterns:
         for value in present_classes(classes).tolist():
             images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
             total = torch.zeros(len(images), len(patterns))
-            for rows, stored, units in zip(bits, self.packed, self.units, strict=True):
-                total += hamming(rows[images], stored[patterns], units) / (units * len(self.units))
+            chosen = [None] * len(self.units) if self.weights is None else self.weights[value].split(self.units)
+            for rows, stored, units, weights in zip(bits, self.packed, self.units, chosen, strict=True):
+                if weights is None:
+                    total += hamming(rows[images], stored[patterns], units) / (units * len(self.units))
+                else:
+                    apart = weighted_hamming(rows[images], stored[patterns], weights)
+                    total += apart / (weights.sum() * len(self.units))
             nearest[images] = total.amin(1)
         return nearest
 
@@ -100,11 +129,11 @@ class StoredPatterns:
 
         The nearest pattern is looked up first; the gradient is that of the distance to it, as that of a minimum.
         """
-        weight = layer_weights(self.units).to(bits)
         with torch.no_grad():
             nearest = torch.empty(len(classes), dtype=torch.int64)
             for value in present_classes(classes).tolist():
                 images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
+                weight = self._unit_weights(value).to(bits)
                 best = torch.full((len(images),), torch.inf, device=bits.device)
                 index = torch.zeros(len(images), dtype=torch.int64)
                 for part in torch.split(patterns, 256):
@@ -114,7 +143,15 @@ class StoredPatterns:
                     index = torch.where((value_ < best).cpu(), part[where.cpu()], index)
                     best = torch.minimum(value_, best)
                 nearest[images.cpu()] = index
-        return ((bits - self._unpacked(nearest, bits)).abs() * weight).sum(1)
+        found = torch.stack([self._unit_weights(value) for value in classes.tolist()]).to(bits)
+        return ((bits - self._unpacked(nearest, bits)).abs() * found).sum(1)
+
+    def _unit_weights(self, value: int) -> Tensor:
+        """Of images of this class, float32 (units of all taps,); sums to 1."""
+        if self.weights is None:
+            return layer_weights(self.units)
+        parts = self.weights[value].float().split(self.units)
+        return torch.cat([part / (part.sum() * len(parts)) for part in parts])
 
     def _of(self, value: int) -> Tensor:
         chosen = (self.groups == value).nonzero().squeeze(1)

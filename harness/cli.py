@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+guard_app = typer.Typer(help="A fitted detector around its model, for live use.", no_args_is_help=True)
+app.add_typer(guard_app, name="guard")
+
 Plugins = Annotated[list[Path], typer.Option("--plugin", help="A local file with registered parts; may be repeated.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")]
 Kind = Literal["perturbations", "detectors", "models", "datasets", "analyses", "suites"]
@@ -129,6 +132,86 @@ def validate(
     )
     counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
     typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
+
+
+@app.command()
+def check(
+    detector: Annotated[str, typer.Argument(help="A detector's name.")],
+    plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+    param: Annotated[list[str], typer.Option(help="NAME=VALUE as in a suite; may be repeated.")] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
+) -> None:
+    """Examine a detector: whether it keeps the contract, rule by rule, and how to mend what it breaks."""
+    from .registry import DETECTORS, load_plugin_file
+
+    for path in plugin:
+        load_plugin_file(path)
+    DETECTORS.entry(detector)  # a wrong name is said before anything heavy is made
+    from dataclasses import asdict
+
+    from ..detectors.conformance import check_detector
+
+    findings = check_detector(detector, _parameters(param))
+    if as_json:
+        typer.echo(json.dumps([asdict(f) for f in findings], indent=1))
+    else:
+        from .console import show_findings
+
+        show_findings(detector, findings)
+    if any(f.status == "failed" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    kind: Annotated[Literal["detector"], typer.Argument(help="What to make.")],
+    name: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits, hyphens.")],
+    out: Annotated[Path | None, typer.Option(help="Where it goes [default: ./NAME].")] = None,
+) -> None:
+    """Write a small package with a detector that works at once: install it, then make it yours."""
+    from .scaffold import new_detector
+
+    folder = new_detector(name, out)
+    typer.echo(
+        f"{folder} holds a detector that works. Next:\n"
+        f"  pip install -e {folder}\n  aftershock check {name}\n  pytest {folder}\n"
+        f'In a suite: [[detectors]] with name = "{name}".'
+    )
+
+
+@guard_app.command("export")
+def guard_export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    detector: Annotated[str, typer.Option(help="The detector's label in the run.")],
+    model: Annotated[str | None, typer.Option(help="The model's label, where the run has several.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed, where the run has several.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file [default: DETECTOR.safetensors].")] = None,
+    plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+) -> None:
+    """Write a fitted detector with its threshold as one file, for aftershock.detectors.Guard."""
+    from .registry import load_plugin_file
+
+    for path in plugin:
+        load_plugin_file(path)
+    from ..detectors.guard import export_guard
+
+    typer.echo(f"Guard: {export_guard(run, detector, out or Path(f'{detector}.safetensors'), model, seed)}")
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; a value is TOML, and a bare word is a string."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--param {pair!r}: write NAME=VALUE.")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = value
+    return found
 
 
 def _plain_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:

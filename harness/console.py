@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ..detectors.conformance import Finding
     from .run import Run
     from .runner import Event
 
@@ -117,3 +118,23 @@ def show_catalogue(kind: str, found: Sequence[dict[str, Any]]) -> None:
 
 def _detail(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def show_findings(detector: str, findings: Sequence[Finding]) -> None:
+    """What an examination found: a line for each rule, and what is broken in full."""
+    console = _console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for column in ("check", "status", "rule"):
+        table.add_column(column, no_wrap=column != "rule", overflow="fold")
+    for f in findings:
+        style = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[f.status]
+        table.add_row(
+            f.name, f"[{style}]{f.status}[/]", escape(f.rule + (f" ({f.detail})" if f.status == "skipped" else ""))
+        )
+    console.print(table)
+    broken = [f for f in findings if f.status == "failed"]
+    for f in broken:
+        console.print(f"\n[bold red]{f.name}[/]: {escape(f.detail)}.\n  {escape(f.mend)}", highlight=False)
+    passed = sum(f.status == "passed" for f in findings)
+    end = f"{len(broken)} of {len(findings)} rules are broken" if broken else f"all {passed} rules that apply are kept"
+    console.print(f"\n{escape(detector)}: {end}.", highlight=False)

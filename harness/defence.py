@@ -12,9 +12,9 @@ from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
 from ..detectors.codes import bits
 from .metrics import threshold
-from .recorder import input_gradient, live_trace, record
+from .recorder import live_trace
 from .results import ALPHAS
-from .seeds import generator
+from .scoring import Instruments
 from .taps import SIGN_FROM_INPUT
 from .trace import LiveTrace, Need, TapInfo, Traces, pool, sampled_units
 
@@ -25,22 +25,14 @@ class DetectorDefence:
 
     Args:
         detector: fitted.
-        model: the classifier.
-        taps: the model's taps.
-        needs: what the detector reads, capped as it is stored.
-        modules: the named modules among the taps.
-        root: the part of the model whose module paths name the taps.
+        instruments: the model that it was fitted for.
         calibrate: its scores of all calibrate images, float64.
         clean: images that the model gets right, of another source set, and
         labels: their classes; those that the detector flags are left out.
     """
 
     detector: Detector
-    model: nn.Module
-    taps: tuple[TapInfo, ...]
-    needs: tuple[Need, ...]
-    modules: tuple[str, ...]
-    root: nn.Module
+    instruments: Instruments
     calibrate: Tensor
     clean: Tensor
     labels: Tensor
@@ -57,33 +49,27 @@ class DetectorDefence:
 
     def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
         """See the protocol; detectors with views or input gradients are scored by further passes."""
-        live = live_trace(model, images, self.taps, self.needs, self.modules, self.root)
+        i, needs = self.instruments, self.instruments.needs(self.detector)
+        live = live_trace(model, images, i.taps, needs, i.modules, i.root)
         live = replace(live, temperature=temperature, straight_through=straight_through)
         suspicion = self.detector.surrogate(live) if self.has_surrogate else None
-        score = self._score(hard_traces(live, self.needs)) if self._plain else self.judge(model, images.detach())[1]
-        read = dict.fromkeys(t.name for need in self.needs for t in need.select(self.taps))
+        score = self._score(hard_traces(live, needs)) if self._plain else self.judge(model, images.detach())[1]
+        read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
         return Look(live.logits, suspicion, score.to(images.device), features)
 
     def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See the protocol."""
-        found = record(model, images, self.taps, self.needs, self.modules, self.root)
-        views = {}
-        for view in self.detector.views:
-            # The defender's own draws are not known to an attacker.
-            changed = view.transform(images.cpu().clone(), generator(0, "attacker", view.name))
-            seen = record(model, changed, self.taps, self.needs, self.modules, self.root, dropout=view.dropout)
-            views[view.name] = Traces(seen.logits, self.taps, seen.codes, self.needs)
-        gradients = {g.name: input_gradient(model, images, g.objective) for g in self.detector.gradients}
-        score = self._score(Traces(found.logits, self.taps, found.codes, self.needs, views, gradients))
-        return found.logits.to(images.device), score.to(images.device)
+        """See the protocol; the defender's own draws are not known to an attacker."""
+        # ``model`` counts the passes of the one that the detector was fitted for.
+        logits, score = replace(self.instruments, model=model).score(self.detector, images)
+        return logits.to(images.device), score.to(images.device)
 
     def guides(self) -> Guides:
         """See the protocol; found on first use."""
         if self._guides is None:
             passing = torch.ones(len(self.clean), dtype=torch.bool)
             if len(self.clean):
-                passing = (self.judge(self.model, self.clean)[1] <= self.threshold).cpu()
+                passing = (self.judge(self.instruments.model, self.clean)[1] <= self.threshold).cpu()
             self._guides = Guides(self.clean[passing], self.labels[passing])
         return self._guides
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from .data import Dataset
 from .errors import UsageError
 from .keys import part_digest
-from .models import Classifier, ModelSpec, accuracy, build, normalisation_warning, obtain
+from .models import Classifier, ModelSpec, Normalise, accuracy, build, normalisation_warning, obtain
 from .recorder import discover
 from .registry import PACKAGE, Entry, file_digest
 from .suite import ModelPart, Suite
 from .training import estimate_seconds
+from .weights import state_digest
 
 # Enough images to tell a normalisation mistake from bad luck, few enough to cost nothing.
 CHECK_IMAGES = 500
@@ -108,6 +109,10 @@ def make_classifier(
         say(f"{part.label}: {warning}")
     values = {
         "taps": [[t.name, t.kind, list(t.shape)] for t in taps],
+        "digest": state_digest(classifier.network),
+        "normalise": normalise_values(classifier),
+        "shape": list(classifier.shape),
+        "classes": classifier.classes,
         "clean_accuracy": accuracy(classifier, dataset.test, device=device),
         "test_images": len(dataset.test),
         "source": "trained" if trains else (weights.name if weights else "factory"),
@@ -128,6 +133,14 @@ def load_classifier(
     classifier = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std)
     classifier.load_state_dict(dict(state))
     return classifier.eval()
+
+
+def normalise_values(classifier: Classifier) -> dict[str, list[float]] | None:
+    """Mean and standard deviation per channel; ``None`` where the network takes images in [0, 1] as they are."""
+    layer = classifier.normalise
+    if not isinstance(layer, Normalise):
+        return None
+    return {"mean": layer.mean.flatten().tolist(), "std": layer.std.flatten().tolist()}
 
 
 def _tenths(label: str, say: Callable[[str], None]) -> Callable[[float], None]:

@@ -71,11 +71,12 @@ class Threat:
 
 @dataclass(frozen=True)
 class LimitsPart:
-    """What an attack may spend per image: forwards, backwards and, as a safety, seconds."""
+    """What an attack may spend per image (forwards, backwards, as a safety seconds), and a detector to score one."""
 
     forwards: float
     backwards: float
     seconds: float
+    score_seconds: float
 
 
 @dataclass(frozen=True)

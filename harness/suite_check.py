@@ -168,7 +168,7 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         plugins=(*own, *plugins),
         data=data,
         threat=Threat(parsed.threat.norm, parsed.threat.eps),
-        limits=LimitsPart(parsed.limits.forwards, parsed.limits.backwards, parsed.limits.seconds),
+        limits=LimitsPart(**parsed.limits.model_dump()),
         models=tuple(models),
         perturbations=tuple(perturbations),
         detectors=tuple(detectors),

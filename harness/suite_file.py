@@ -70,12 +70,13 @@ class ThreatEntry(BaseModel):
 
 
 class LimitsEntry(BaseModel):
-    """What an attack may spend per image; one that asks for more fails with that reason."""
+    """What an attack or a detector may spend per image; one that asks for more fails with that reason."""
 
     model_config = ConfigDict(extra="forbid")
     forwards: float = Field(default=100_000, gt=0, description="Images sent through the model.")
     backwards: float = Field(default=50_000, gt=0, description="Gradients taken.")
-    seconds: float = Field(default=120, gt=0, description="Wall-clock, only a safety.")
+    seconds: float = Field(default=120, gt=0, description="Wall-clock of an attack, only a safety.")
+    score_seconds: float = Field(default=1, gt=0, description="Wall-clock of a detector's score, only a safety.")
 
 
 class ModelEntry(_Entry):

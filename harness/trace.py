@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal, Protocol
@@ -80,6 +80,13 @@ class Need:
             UsageError: for a selection that cannot be read, an unknown name, or no tap at all.
         """
         return select_taps(self.taps, taps)
+
+
+def capped(need: Need, bits_per_tap: int | None) -> Need:
+    """A need on a model of whose taps only so many bits are kept (``None``: all)."""
+    if need.representation != "bits" or bits_per_tap is None:
+        return need
+    return replace(need, units=min(bits_per_tap, need.units or bits_per_tap))
 
 
 def select_taps(selection: str | Sequence[str], taps: Sequence[TapInfo]) -> tuple[TapInfo, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,14 @@ def _without_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> di
 def _first(names: Sequence[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
+
+
+def state_digest(network: nn.Module) -> str:
+    """sha256, in hex, of the parameters and buffers of a network (names, types, shapes, bytes), wherever it lies."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if isinstance(value, Tensor) and not name.endswith("num_batches_tracked"):
+            whole = value.detach().cpu().contiguous()
+            digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\0".encode())
+            digest.update(whole.flatten().view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
+    return digest.hexdigest()

@@ -19,9 +19,11 @@ from ..harness.errors import UsageError
 MIB = 2**20
 JSON_LIMIT = 8 * MIB
 TABLE_LIMIT = 64 * MIB
+_MOST = 10**12  # images; more is no count, and a bar of such a length no number
 
 _TEXT = "text"
 _NUMBER = "number"
+_COUNTS = "counts"
 
 
 def _columns(text: str, number: str) -> dict[str, str]:
@@ -49,6 +51,17 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "dataset model seed perturbation population tap metric",
         "depth n mean q05 q95",
     ),
+    "attacks": _columns(
+        "dataset model seed perturbation group kind against norm detector",
+        "eps n success_rate flagged_at_fpr_5 undetected_success_at_fpr_5",
+    ),
+}
+# Columns that older runs do not have: all their cells are empty then. Counts are a JSON object of whole numbers.
+OPTIONAL: Mapping[str, Mapping[str, str]] = {
+    "attacks": {
+        **_columns("", "success_rate_8bit flagged_at_fpr_5_8bit undetected_success_at_fpr_5_8bit"),
+        "parts": _COUNTS,
+    },
 }
 
 
@@ -58,6 +71,7 @@ class Row:
 
     texts: Mapping[str, str]
     numbers: Mapping[str, float | None]
+    tallies: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def text(self, column: str) -> str:
         """A text cell."""
@@ -67,9 +81,13 @@ class Row:
         """A number cell; ``None`` where it is empty or not finite."""
         return self.numbers[column]
 
+    def counts(self, column: str) -> Mapping[str, int]:
+        """A cell of counts by name; empty where the cell is, or where the table has no such column."""
+        return self.tallies.get(column, {})
+
     def relabelled(self, column: str, text: str) -> Row:
         """The same row with another text in one cell."""
-        return Row({**self.texts, column: text}, self.numbers)
+        return Row({**self.texts, column: text}, self.numbers, self.tallies)
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ def read_run(path: Path) -> Run:
     for name, columns in TABLES.items():
         content = _read_inside(path, f"tables/{name}.csv", TABLE_LIMIT)
         if content is not None:
-            tables[name] = _read_table(path / "tables" / f"{name}.csv", content, columns)
+            tables[name] = _read_table(path / "tables" / f"{name}.csv", content, columns, OPTIONAL.get(name, {}))
     return Run(path, _read_facts(path), tables)
 
 
@@ -154,7 +172,7 @@ def _read_inside(run: Path, relative: str, limit: int) -> bytes | None:
     return content
 
 
-def _read_table(file: Path, content: bytes, columns: Mapping[str, str]) -> list[Row]:
+def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional: Mapping[str, str]) -> list[Row]:
     import io
 
     import pandas as pd
@@ -172,13 +190,18 @@ def _read_table(file: Path, content: bytes, columns: Mapping[str, str]) -> list[
     missing = [c for c in columns if c not in frame.columns]
     if missing:
         raise UsageError(f"{file} has no column {', '.join(missing)}: run the suite again with this version.")
-    texts = [c for c, kind in columns.items() if kind == _TEXT]
-    numbers = [c for c, kind in columns.items() if kind == _NUMBER]
-    text_cells = [[_unguarded(v) for v in frame[c]] for c in texts]
-    number_cells = [[_number(v, file, c, line) for line, v in enumerate(frame[c], 2)] for c in numbers]
+    for column in optional:
+        if column not in frame.columns:
+            frame[column] = ""
+    kinds = {**columns, **optional}
+    texts = {c: [_unguarded(v) for v in frame[c]] for c in kinds if kinds[c] == _TEXT}
+    numbers = {c: [_number(v, file, c, line) for line, v in enumerate(frame[c], 2)]
+               for c in kinds if kinds[c] == _NUMBER}  # fmt: skip
+    tallies = {c: [_counts(v, file, c, line) for line, v in enumerate(frame[c], 2)]
+               for c in kinds if kinds[c] == _COUNTS}  # fmt: skip
     return [
-        Row({c: cells[i] for c, cells in zip(texts, text_cells, strict=True)},
-            {c: cells[i] for c, cells in zip(numbers, number_cells, strict=True)})
+        Row({c: cells[i] for c, cells in texts.items()}, {c: cells[i] for c, cells in numbers.items()},
+            {c: cells[i] for c, cells in tallies.items()})
         for i in range(len(frame))
     ]  # fmt: skip
 
@@ -200,6 +223,23 @@ def _number(cell: str, file: Path, column: str, line: int) -> float | None:
             f"{file} has {cell[:40]!r} in column {column}, row {line}, where a number belongs: run the suite again."
         ) from error
     return value if math.isfinite(value) else None
+
+
+def _counts(cell: str, file: Path, column: str, line: int) -> Mapping[str, int]:
+    if not cell.strip():
+        return {}
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < _MOST for n in found.values()
+    ):
+        raise UsageError(
+            f"{file} has {cell[:40]!r} in column {column}, row {line}, where a JSON object of counts belongs: "
+            "run the suite again."
+        )
+    return {words(name): n for name, n in found.items() if n}
 
 
 def mapping(value: object) -> Mapping[str, object]:

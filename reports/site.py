@@ -17,11 +17,15 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..harness.errors import UsageError
+from .attack_views import ROUNDED, rounding, winners
+from .budget_views import curve_data, ends, ends_table
 from .figures import MEASURES, grouped, json_block, matrices, propagation
-from .reading import Row, Run, mapping, objects, quantity, read_run, words
-from .views import ABLATION, BOARD, NO_NUMBER, PERTURBED, Flag, budget, flags, leaderboard, percent, perturbed
+from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
+from .reading import TABLES, Row, Run, mapping, objects, quantity, read_run, words
+from .shares import Conditions
+from .views import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place
 
-ASSETS = ("style.css", "site.js")
+ASSETS = ("style.css", "site.js", "budgets.js")
 STATUS = {
     "done": ("Complete", "good"),
     "incomplete": ("Incomplete", "warn"),
@@ -75,7 +79,21 @@ class Group:
         for table in ("perturbations", "propagation"):
             held = {r.text("perturbation") for r in self.rows(table)}
             self.rows(table).extend(r for r in tables.get(table, ()) if r.text("perturbation") not in held)
+        self._add_attacks(tables.get("attacks", ()), renamed)
         self.runs.append(run)
+
+    def _add_attacks(self, rows: Sequence[Row], renamed: Mapping[str, str | None]) -> None:
+        held = {(r.text("perturbation"), r.text("detector")) for r in self.rows("attacks")}
+        for row in rows:
+            against = row.text("against")
+            for column in ("detector", "against"):
+                if row.text(column) != ABLATION:
+                    row = row.relabelled(column, renamed.get(row.text(column)) or row.text(column))
+            if row.text("against") != against:
+                # Another detector of the same name: the attack against it is another attack, too.
+                row = row.relabelled("perturbation", f"{row.text('perturbation')}, {row.text('against')}")
+            if (row.text("perturbation"), row.text("detector")) not in held:
+                self.rows("attacks").append(row)
 
     def ranked(self) -> list[Row]:
         """The leaderboard's rows; those of several runs get one common ranking."""
@@ -138,6 +156,7 @@ def render(runs: Sequence[Run]) -> str:
     )
     groups = _groups(runs)
     pages = [_group_page(group) for group in groups]
+    budgets = [data for g in groups if (data := curve_data(_curve_title(g, groups), _conditions(g), _threat(g)))]
     curves = propagation([(_curve_title(g, groups), g.rows("propagation")) for g in groups])
     names = list(dict.fromkeys(run.name for run in runs))
     failures = [f for run in runs for f in _failures(run)]
@@ -153,12 +172,14 @@ def render(runs: Sequence[Run]) -> str:
         perturbed=PERTURBED,
         curves=json_block(curves),
         curve_count=len(curves),
+        budgets=json_block(budgets),
+        budget_count=len(budgets),
+        rounded=ROUNDED,
         problems=_problems(groups),
         failures=[f[:3] for f in failures if f[3] != "skipped"],
         skipped=[f[:3] for f in failures if f[3] == "skipped"],
         warnings=[(run.name, words(w)) for run in runs for w in _list(run.facts.get("warnings")) if words(w)],
-        missing=[(run.name, t) for run in runs for t in ("leaderboard", "metrics", "perturbations", "propagation")
-                 if t not in run.tables],
+        missing=[(run.name, t) for run in runs for t in TABLES if t not in run.tables],
         version=version("aftershock"),
     )  # fmt: skip
 
@@ -192,10 +213,11 @@ def _curve_title(group: Group, groups: Sequence[Group]) -> str:
 
 def _group_page(group: Group) -> dict[str, object]:
     board, metrics = group.ranked(), group.rows("metrics")
-    reasons = _reasons(group)
-    order = [r.text("detector") for r in board]
+    reasons, doubts = _reasons(group), _doubts(group)
+    attacks = _conditions(group)
+    last = ends(attacks)
+    order = [r.text("detector") for r in sorted(board, key=place)]
     threats = grouped(board, "norm", "eps")
-    norm, eps = next(iter(threats), ("", ""))
     facts = [m for run in group.runs for m in objects(run.facts.get("models"))
              if words(m.get("dataset")) == group.dataset and words(m.get("model")) == group.model]  # fmt: skip
     accuracies = [a for m in facts if (a := quantity(m.get("clean_accuracy"))) is not None]
@@ -211,23 +233,43 @@ def _group_page(group: Group) -> dict[str, object]:
         "boards": shown,
         "headlines": [_headline(rows) for rows in threats.values()],
         "rowless": [(d, reasons.get(d, "")) for d in rowless] if board else [],
-        "perturbations": perturbed(group.rows("perturbations"), (norm, _fraction(eps))),
+        "perturbations": perturbed([r for r in group.rows("perturbations") if r.text("kind") != "adaptive"], doubts),
+        "adaptive": perturbed([r for r in group.rows("perturbations") if r.text("kind") == "adaptive"], doubts),
+        "doubts": {label: [f for f in found if f.key != BEYOND] for label, found in doubts.items()},
+        "attacks": len(attacks.rows),
+        "ends": ends_table(last),
+        "rounding": rounding(attacks),
+        "winners": winners(attacks, _threat(group)),
         "matrices": matrices(metrics, order, lambda kind: kind != "adaptive"),
         "transfer": matrices(metrics, order, lambda kind: kind == "adaptive")[:1],
     }
 
 
-def _problems(groups: Sequence[Group]) -> list[tuple[str, list[str], Flag]]:
-    """Every flag of a model once, with the detectors and perturbations that it concerns."""
-    found: dict[tuple[str, Flag], dict[str, None]] = {}
+def _threat(group: Group) -> tuple[str, float | None]:
+    """Norm and budget that the first of a group's rankings is about."""
+    norm, eps = next(iter(grouped(group.rows("leaderboard"), "norm", "eps")), ("", ""))
+    return norm, _fraction(eps)
+
+
+def _doubts(group: Group) -> dict[str, list[Flag]]:
+    return condition_flags(group.rows("perturbations"), _threat(group))
+
+
+def _conditions(group: Group) -> Conditions:
+    return Conditions(
+        group.rows("attacks"), [r.text("detector") for r in sorted(group.ranked(), key=place)], _doubts(group)
+    )
+
+
+def _problems(groups: Sequence[Group]) -> list[Explained]:
+    """Every flag on the page once, with what it means and the detectors and perturbations that carry it."""
+    carried: list[tuple[str, str, Flag]] = []
     for group in groups:
-        concerned = [(r.text("detector"), flag) for r in group.rows("leaderboard") for flag in flags(r.text("flags"))]
-        for row in group.rows("perturbations"):
-            said = flags(row.text("flags")) + ([Flag(row.text("reason"), NO_NUMBER)] if row.text("reason") else [])
-            concerned += [(row.text("perturbation"), flag) for flag in said]
-        for name, flag in concerned:
-            found.setdefault((group.title, flag), {})[name] = None
-    return [(title, list(names), flag) for (title, flag), names in found.items()]
+        for row in group.rows("leaderboard"):
+            carried += [(group.title, row.text("detector"), flag) for flag in flags(row.text("flags"))]
+        for label, doubts in _doubts(group).items():
+            carried += [(group.title, label, flag) for flag in doubts]
+    return explained(carried)
 
 
 def _headline(rows: Sequence[Row]) -> dict[str, str]:

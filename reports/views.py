@@ -5,49 +5,22 @@ A cell holds text, the number it is sorted by, and why there is none; the templa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .figures import DASH, grouped, mean
+from .flags import Flag, flags
 from .reading import Row
 
 SPACE = "\u202f"  # a narrow space that does not break: 61.2 %
 ABLATION = "none"
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-NO_NUMBER = "Why there is no number."
 SURROGATES = {
     "exact": "The adaptive attack differentiates the score itself.",
     "relaxed": "The adaptive attack differentiates a smooth stand-in of the score.",
     "straight-through": "The adaptive attack passes gradients straight through the hard steps of the score.",
     "none": "The score has no differentiable stand-in: feature matching and a black box attack it.",
 }
-FLAGS = {
-    "no-adaptive-attack": ("no adaptive attack", "No attack that knows this detector was tried: its robust accuracy is "
-                           "only an upper bound."),
-    "adaptive-incomplete": ("adaptive attack incomplete", "The attack that knows the detector did not get through even "
-                            "at a large budget, so it proves nothing: the row stands below the ranked ones."),
-    "attached": ("attached", "The attack returned images with their gradient graph; it was cut."),
-    "dtype": ("other number type", "The attack returned another number type; it was converted."),
-    "shape": ("wrong shape", "The attack returned no images of the right shape: the clean ones stand in."),
-    "non-finite": ("non-finite images", "The attack returned infinite or undefined pixels: the clean images stand in."),
-    "out-of-range": ("out of range", "The attack left the range of images [0, 1]; it was clipped."),
-    "over-budget": ("over budget", "The attack exceeded its own budget; it was projected back."),
-    "zero-gradient": ("zero gradients", "Gradients were zero for images not yet fooled: the attack could not see where "
-                      "to go, and its success is an underestimate."),
-    "non-finite-gradient": ("non-finite gradients", "Gradients were infinite or undefined: the attack was blind."),
-    "non-finite-logits": ("non-finite logits", "The model answered with infinite or undefined numbers."),
-}  # fmt: skip
-FLAG_HELP = (
-    (r"gradient.?free|black.?box", "A gradient-free attack beat the gradient ones: the gradients are probably masked."),
-    (r"converge", "The attack still improved when its steps ran out: more would do better."),
-    (r"adaptive|large.budget", FLAGS["adaptive-incomplete"][1]),
-    (r"is missing|is not scored", "What cannot be measured cannot be counted: there is no robust accuracy without it."),
-    (r"attacked \d+ of", "The other images count as safe from it, so robust accuracy is an upper bound."),
-    (r"monoton|budget", "Success fell when the budget grew, which a sound attack cannot do."),
-    (r"one.?step|single.?step|iterative|weaker", "An iterative attack did worse than a single step."),
-    (r"random", "The model answers differently to the same image, so attacks must average over it."),
-)
 
 
 @dataclass(frozen=True)
@@ -60,19 +33,6 @@ class Column:
     note: str = ""
     kind: str = "number"
     first: str = "desc"
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A sanity flag: its words and what they mean."""
-
-    text: str
-    help: str
-
-    @property
-    def short(self) -> str:
-        """The words as they fit into a table: an error message may be long."""
-        return self.text if len(self.text) <= 64 else f"{self.text[:60].rstrip()}…"
 
 
 @dataclass(frozen=True)
@@ -168,24 +128,13 @@ def budget(norm: str, eps: str) -> str:
         shown = eps
     else:
         levels = value * 255
-        whole = abs(levels - round(levels)) < 1e-3 and 0 < round(levels) <= 255
+        whole = 0.5 < levels < 255.5 and abs(levels - round(levels)) < 1e-3
         short = float(f"{value:.3g}") == value  # somebody wrote 0.2, and not 51/255
         shown = f"{round(levels)}/255" if whole and norm == "linf" and not short else f"{value:.3g}"
     name = NORMS.get(norm, norm)
     if name and not shown:
         return f"{name}, minimised"
     return f"{name} ≤ {shown}" if shown and name else name or shown or DASH
-
-
-def flags(text: str) -> list[Flag]:
-    """The flags of a cell: separated by ``;`` or ``|``, or by commas where none of them holds a blank."""
-    parts = [p.strip() for p in re.split(r"[;|]", text) if p.strip()]
-    if len(parts) == 1 and "," in parts[0] and " " not in parts[0].replace(", ", ","):
-        parts = [p.strip() for p in parts[0].split(",") if p.strip()]
-    return [
-        Flag(*FLAGS.get(p, (p, next((h for pattern, h in FLAG_HELP if re.search(pattern, p, re.I)), ""))))
-        for p in parts
-    ]
 
 
 def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
@@ -195,7 +144,7 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
         rows: of ``leaderboard.csv``.
         reasons: detector to why something of it is missing (a failure, too few positives).
     """
-    ranked = sorted((r for r in rows if r.text("detector") != ABLATION), key=_place)
+    ranked = sorted((r for r in rows if r.text("detector") != ABLATION), key=place)
     ablation = [r for r in rows if r.text("detector") == ABLATION]
     reference = next((r.number("robust_accuracy_at_fpr_5") for r in ablation), None)
     shown = [("" if r.number("rank") is not None else "unranked", _board_row(r, reasons)) for r in ranked]
@@ -203,7 +152,8 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
     return Table(BOARD, shown, BOARD_HEADS, reference=_share(reference))
 
 
-def _place(row: Row) -> tuple[float, float]:
+def place(row: Row) -> tuple[float, float]:
+    """What rows of the leaderboard are sorted by: rank, then robust accuracy for those without one."""
     rank, robust = row.number("rank"), row.number("robust_accuracy_at_fpr_5")
     return (float("inf") if rank is None else rank, -(robust if robust is not None else -1.0))
 
@@ -255,25 +205,20 @@ def _board_cell(row: Row, column: Column) -> Cell:
     return Cell(percent(value), repr(value))
 
 
-def perturbed(rows: Sequence[Row], threat: tuple[str, float | None]) -> Table:
+def perturbed(rows: Sequence[Row], doubts: Mapping[str, Sequence[Flag]]) -> Table:
     """What every perturbation did to one model, the mean over seeds, in the suite's order.
 
     Args:
         rows: of ``perturbations.csv``.
-        threat: norm and budget that the ranking is about.
+        doubts: the flags of every perturbation, by label.
     """
     shown = []
     for (label,), own in grouped(rows, "perturbation").items():
         first = own[0]
         kind = first.text("kind")
         about = " · ".join(dict.fromkeys(t for t in (kind, first.text("family"), first.text("library")) if t))
-        found = [f for text in dict.fromkeys(r.text("flags") for r in own) for f in flags(text)]
-        found += [Flag(t, NO_NUMBER) for t in dict.fromkeys(r.text("reason") for r in own) if t]
+        found = doubts.get(label, ())
         largest = max((v for r in own if (v := r.number("max_linf")) is not None), default=None)
-        norm, eps = threat
-        if norm == "linf" and eps and largest is not None and largest > eps * 1.001 and "attack" in kind:
-            found.append(Flag("beyond the threat model", "Some images moved further than the threat model allows: they "
-                              "are shown here and do not enter the ranking."))  # fmt: skip
         rate = mean(r.number("success_rate") for r in own)
         why = next((r.text("reason") for r in own if r.text("reason")), "not measured")
         cells = [

@@ -1,11 +1,62 @@
-"""What all tests share: where real data is, and one small thread pool for models that gain nothing from more."""
+"""What all tests share: the real data, the command line as a process, and a suite small enough to run often."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+# Lines of JSON in, one per run; a process with everything imported forks a child for each and tells what became of it.
+FORKS = """
+import importlib, json, os, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+import torch
+torch.set_num_threads(1)
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        out = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        os.chdir(job["cwd"])
+        os.environ.update(job["env"])
+        sys.argv = ["aftershock", *job["arguments"]]
+        status = 70
+        try:
+            from aftershock.harness.cli import main
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+IMPORTED = (
+    "aftershock.harness.run", "aftershock.harness.runner", "aftershock.harness.computing", "aftershock.reports.tables",
+    "aftershock.reports.site", "aftershock.reports.propagation", "aftershock.harness.console",
+    "aftershock.harness.datasets", "aftershock.harness.architectures", "aftershock.harness.training",
+    "aftershock.attacks.noise", "aftershock.attacks.gradient", "aftershock.attacks.control",
+    "aftershock.attacks.perturbing", "aftershock.attacks.file", "aftershock.detectors.logit_baselines",
+    "pytorch_ood.detector", "sklearn.datasets", "plotly.offline", "jinja2", "rich.progress",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +66,137 @@ def real_data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("set AFTERSHOCK_DATA to a folder with the real data sets")
     return Path(root)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: its exit status (negative: the signal) and what it said."""
+
+    status: int
+    output: str
+
+
+def quiet_environment(**more: str) -> dict[str, str]:
+    """The environment of a command: compiled files are kept, and one thread per process."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., Result]:
+    """Runs ``python -m aftershock.harness.cli`` with arguments, as a person would."""
+
+    def run(*arguments: object, cwd: Path, **environment: str) -> Result:
+        command = [sys.executable, "-m", "aftershock.harness.cli", *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=cwd, env=quiet_environment(**environment), capture_output=True, text=True, timeout=120
+        )
+        return Result(done.returncode, done.stdout + done.stderr)
+
+    return run
+
+
+class Forks:
+    """Commands in processes of their own, without the seconds that imports take."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", FORKS, *IMPORTED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=quiet_environment(),
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        *arguments: object,
+        cwd: Path,
+        while_running: Callable[[int], object] = lambda process: None,
+        **environment: str,
+    ) -> Result:
+        self._count += 1
+        log = self._folder / f"{self._count}.log"
+        job = {"log": str(log), "cwd": str(cwd), "env": environment, "arguments": [str(a) for a in arguments]}
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        while_running(int(self._server.stdout.readline()))
+        status = int(self._server.stdout.readline())
+        return Result(status, log.read_text(encoding="utf-8") if log.exists() else "")
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Like ``shell``, many times faster: for tests that need many runs."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    made = Forks(tmp_path_factory.mktemp("logs"))
+    yield made
+    made.close()
+
+
+def toml(value: object) -> str:
+    """A TOML value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value) if isinstance(value, str) else str(value)
+
+
+def table(header: str, entry: Mapping[str, Any]) -> str:
+    """A TOML table with its header."""
+    return "\n".join([header, *(f"{key} = {toml(value)}" for key, value in entry.items()), ""])
+
+
+GAUSSIAN = {"name": "gaussian", "std": 0.5}
+FGSM = {"name": "fgsm", "eps": 0.3}
+PERTURBATIONS = (GAUSSIAN, FGSM)
+DETECTORS = ({"name": "msp"}, {"name": "energy"})
+
+
+def write_suite(
+    path: Path,
+    perturbations: Sequence[Mapping[str, Any]] = PERTURBATIONS,
+    detectors: Sequence[Mapping[str, Any]] = DETECTORS,
+    data: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    **top: Any,
+) -> Path:
+    """Write a suite of a second or two: a hardly trained MLP on scikit-learn's digits."""
+    top = {"name": "tiny", "seeds": [0], **top}
+    parts = [table("", top)]
+    parts.append(table("[data]", {"name": "digits", "fit": 120, "calibrate": 200, "evaluate": 60, **(data or {})}))
+    parts.append(table("[threat]", {"norm": "linf", "eps": 0.3}))
+    parts.append(table("[[models]]", {"name": "mlp", "epochs": 3, "width": 32, **(model or {})}))
+    parts += [table("[[perturbations]]", entry) for entry in perturbations]
+    parts += [table("[[detectors]]", entry) for entry in detectors]
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Path]:
+    """Writes a tiny suite: ``tiny(path, perturbations=, detectors=, data=, model=, seeds=, plugins=)``."""
+    return write_suite
+
+
+def whole_tables(run: Path) -> dict[str, bytes]:
+    """The bytes of every table but the timings; the compressed one unpacked, so that a difference can be read."""
+    found = {}
+    for path in sorted((run / "tables").iterdir()):
+        if path.name != "timings.csv":
+            data = path.read_bytes()
+            found[path.name] = gzip.decompress(data) if path.suffix == ".gz" else data
+    return found
+
+
+@pytest.fixture(scope="session")
+def tables() -> Callable[[Path], dict[str, bytes]]:
+    """Reads the tables of a run that may not differ between two runs of one suite."""
+    return whole_tables

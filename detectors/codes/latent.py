@@ -19,6 +19,7 @@ Batches = Callable[[], Iterable[Tensor]]
 _COVARIANCE_UNITS = 2048
 _OVERSAMPLING = 16
 _MAX_PASSES = 12
+_IMQ_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 # Mini-batches in the buffer that an epoch is shuffled in.
 _BUFFERED = 32
 
@@ -225,6 +226,7 @@ def fit_autoencoder(
     generator: torch.Generator,
     learning_rate: float = 1e-3,
     batch_size: int = 128,
+    penalty: Callable[[Tensor], Tensor] | None = None,
 ) -> Autoencoder:
     """Train an autoencoder to reconstruct a stream of (n, inputs) under the squared error.
 
@@ -234,6 +236,7 @@ def fit_autoencoder(
 
     Args:
         batches: gives the rows of one epoch each time that it is called, on the device to train on.
+        penalty: added to the mean squared error; a function of a mini-batch's codes (n, latent).
 
     Returns:
         the autoencoder in eval mode, its parameters frozen.
@@ -253,7 +256,10 @@ def fit_autoencoder(
                     model.to(rows.device)
                     optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
                 optimiser.param_groups[0]["lr"] = rate
-                loss = nn.functional.mse_loss(model(rows), rows)
+                codes = model.encode(rows)
+                loss = nn.functional.mse_loss(model.decode(codes), rows)
+                if penalty is not None:
+                    loss = loss + penalty(codes)
                 optimiser.zero_grad()
                 torch.autograd.backward(loss)
                 optimiser.step()
@@ -262,6 +268,24 @@ def fit_autoencoder(
     if epochs and not math.isfinite(loss.item()):
         raise ValueError("the autoencoder's training diverged: standardise its inputs or lower the learning rate")
     return model.eval().requires_grad_(False)
+
+
+def imq_mmd(codes: Tensor, prior: Tensor, variance: float) -> Tensor:
+    """The squared maximum mean discrepancy of two samples (n, d) each: the unbiased estimate, which may be negative.
+
+    The kernel is the sum over s of C / (C + |x − y|²) with C = 2 · d · variance · s, the inverse multiquadratics of
+    Wasserstein autoencoders (Tolstikhin et al. 2018, arXiv 1711.01558). One row has no pair and gives 0.
+    """
+    n, d = codes.shape
+    if n < 2:
+        return codes.sum() * 0
+    both = torch.cat([codes, prior])
+    norms = both.square().sum(1)
+    squares = (norms.unsqueeze(1) + norms - 2 * (both @ both.T)).clamp(min=0)
+    constants = 2 * d * variance * squares.new_tensor(_IMQ_SCALES)[:, None, None]
+    kernel = (constants / (constants + squares)).sum(0)
+    within = kernel[:n, :n].sum() + kernel[n:, n:].sum() - 2 * n * len(_IMQ_SCALES)
+    return within / (n * (n - 1)) - 2 * kernel[:n, n:].mean()
 
 
 def _shuffled(batches: Iterable[Tensor], size: int, generator: torch.Generator) -> Iterator[Tensor]:

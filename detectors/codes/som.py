@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows whose distances to all units are held at once; bounds the memory at any number of samples.
+from .codebook import Codebook
+
+# Rows of which an update holds the products with all prototypes at once.
 _BLOCK = 8192
 # Above so many dimensions the initial plane is found from a Gram matrix of at most so many samples.
 _PCA_SIDE = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class SOM:
+class SOM(Codebook):
     """A fitted map on a rectangular grid; unit ``u`` lies at row ``u // columns``, column ``u % columns``.
 
     Attributes:
@@ -28,7 +30,6 @@ class SOM:
         columns: columns of the grid.
     """
 
-    prototypes: Tensor
     rows: int
     columns: int
 
@@ -37,39 +38,6 @@ class SOM:
             raise ValueError(
                 f"prototypes of shape {tuple(self.prototypes.shape)} do not fit a {self.rows} x {self.columns} grid"
             )
-
-    @property
-    def units(self) -> int:
-        """The number of units."""
-        return self.rows * self.columns
-
-    def distances(self, x: Tensor) -> Tensor:
-        """Euclidean distances of samples (n, d) to all prototypes, float32 (n, units).
-
-        Differences are taken before squaring: the faster |x|² + |w|² − 2 x·w cancels for close points far from the
-        origin, and its rounding depends on the number of samples in the call.
-        """
-        return torch.cdist(x.float(), self.prototypes, compute_mode="donot_use_mm_for_euclid_dist")
-
-    def match(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The best-matching unit of each sample (n, d) and the distance to it: int64 (n,) and float32 (n,)."""
-        best = [self.distances(block).min(1) for block in torch.split(x, _BLOCK)]
-        return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
-
-    def second_match(self, x: Tensor) -> Tensor:
-        """The second-best unit of each sample (n, d), int64 (n,).
-
-        Raises:
-            ValueError: for a map of a single unit.
-        """
-        if self.units < 2:
-            raise ValueError("a map of one unit has no second-best unit")
-        second = []
-        for block in torch.split(x, _BLOCK):
-            distance = self.distances(block)
-            distance.scatter_(1, distance.argmin(1, keepdim=True), math.inf)
-            second.append(distance.argmin(1))
-        return torch.cat(second)
 
     def coordinates(self, units: Tensor) -> Tensor:
         """Row and column of units (n,), float32 (n, 2)."""
@@ -150,11 +118,6 @@ def initial_prototypes(data: Tensor, rows: int, columns: int) -> Tensor:
         down, across = axes[1], axes[0]
     grid = steps[0][:, None, None] * down + steps[1][None, :, None] * across
     return mean + 2 * grid.reshape(rows * columns, -1)
-
-
-def quantisation_error(som: SOM, x: Tensor) -> float:
-    """Mean distance of samples (n, d) to their best-matching prototype; NaN without samples."""
-    return float(som.match(x)[1].double().mean())
 
 
 def topographic_error(som: SOM, x: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import torch
@@ -14,8 +15,10 @@ from ..seeds import generator
 from ..trace import Rows
 from .workbench import Workbench, make_detector
 
-# Rows that a detector scores at once.
-SCORE_BATCH = 512
+# Rows that a detector scores at once: few at first, so that a slow one is noticed early.
+SCORE_BATCHES = (1, 8, 64, 512)
+# The first row may pay for imports and compilation.
+FIRST_ROW = 30
 
 
 def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
@@ -49,9 +52,19 @@ def _labels(bench: Workbench, job: FitJob) -> Tensor:
 def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
     """Score traces with a fitted detector, float64 (n,)."""
     detector = bench.detector(job.fit, job.part)
-    scores = [torch.empty(0, dtype=torch.float64)]
-    for batch in bench.traces(job.model, job.traces, detector.needs).batches(SCORE_BATCH):
+    traces = bench.traces(job.model, job.traces, detector.needs)
+    scores, start, limit = [torch.empty(0, dtype=torch.float64)], 0, bench.suite.limits.score_seconds
+    while start < len(traces):
+        batch = traces[start : start + SCORE_BATCHES[min(len(scores), len(SCORE_BATCHES)) - 1]]
+        began = time.perf_counter()
         scores.append(checked_scores(detector.score(batch), len(batch)))
+        seconds = (time.perf_counter() - began) / len(batch)
+        if seconds > limit * (1 if start else FIRST_ROW):
+            raise AftershockError(
+                f"score() took {seconds:.1f} s per image: make it faster, or raise score_seconds = {limit:g} under "
+                "[limits] in the suite"
+            )
+        start += len(batch)
     return Output(key, {"score": torch.cat(scores)})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob
 from ..engines import Output
 from ..errors import UnavailableError
+from ..scoring import Instruments
 from ..seeds import Draws, derive_seed
-from .workbench import Opened, Workbench, make_perturbation
+from .workbench import Workbench, make_perturbation
 
 if TYPE_CHECKING:
     from ...attacks.perturbing import DerivedBatch, PerturbedBatch
@@ -34,11 +34,11 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     right = (logits.argmax(1) == labels).nonzero().squeeze(1)
     covered = perturbation.covers(positions[right].tolist())
     right = right[torch.tensor(covered, dtype=torch.bool)]
-    model = bench.open(job.model)
-    defence = _defence(bench, job.model, model, job.opponent) if job.opponent else None
+    model, limits = bench.open(job.model), bench.suite.limits
+    defence = _defence(bench, model, job.opponent) if job.opponent else None
     made = perturb_batch(
-        perturbation, model.classifier, images[right], labels[right], positions[right].tolist(), seed=job.seed,
-        defence=defence, limits=Limits(**vars(bench.suite.limits)),
+        perturbation, model.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
+        defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds),
     )  # fmt: skip
     values = {
         "rows": len(right),
@@ -49,29 +49,24 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         "late": made.late,
     }
     if defence is not None and len(right):
-        passed = (defence.judge(model.classifier, made.images.to(bench.device))[1] <= defence.threshold).cpu()
+        passed = (defence.judge(model.model, made.images.to(bench.device))[1] <= defence.threshold).cpu()
         values["undetected"] = int((made.success & passed).sum())
         turned = zip(made.credits, made.success.tolist(), strict=True)
         values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
     return Output(key, _tensors(made, right + job.start), values)
 
 
-def _defence(bench: Workbench, key: str, model: Opened, opponent: Opponent) -> DetectorDefence:
+def _defence(bench: Workbench, model: Instruments, opponent: Opponent) -> DetectorDefence:
     """A fitted detector as an attack that knows it sees it."""
     from ..defence import DetectorDefence
 
     detector = bench.detector(opponent.fit, opponent.part)
-    held = bench.stored(key)
     logits = bench.reader.tensor(opponent.guides, "logits")
     images, labels, _ = bench.clean("fit", 0, len(logits))
     right = logits.argmax(1) == labels
     return DetectorDefence(
         detector=detector,
-        model=model.classifier,
-        taps=model.taps,
-        needs=tuple(replace(need, units=held(need).units) for need in detector.needs),
-        modules=model.modules,
-        root=model.classifier.network,
+        instruments=model,
         calibrate=bench.reader.tensor(opponent.calibrate, "score"),
         clean=images[right].to(bench.device),
         labels=labels[right],
@@ -86,7 +81,7 @@ def compute_derived(bench: Workbench, key: str, job: DerivedJob) -> Output:
     rows = bench.reader.tensor(job.source, "row")
     clean, labels = _at(bench, job, rows)
     found = bench.reader.tensor(job.source, "images")
-    classifier = bench.open(job.model).classifier
+    classifier = bench.open(job.model).model
     if job.how == "8-bit":
         made = rounded(classifier, clean, found, labels)
     else:
@@ -105,7 +100,7 @@ def compute_control(bench: Workbench, key: str, job: ControlJob) -> Output:
     clean, _ = _at(bench, job, rows)
     predictions = bench.reader.tensor(job.logits, "logits").argmax(1)[rows - job.start]
     draws = Draws(derive_seed(job.seed, "control"), positions.tolist())
-    control = equal_norm_control(bench.open(job.model).classifier, clean, perturbed, predictions, draws)
+    control = equal_norm_control(bench.open(job.model).model, clean, perturbed, predictions, draws)
     ratios = {"kept_share": control.kept_share, "linf_ratio": control.linf_ratio, "l2_ratio": control.l2_ratio}
     values = {name: value if math.isfinite(value) else None for name, value in ratios.items()}
     tensors = {"images": control.images, "row": rows[control.positions]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..cells import Cell, ExtraJob, TraceJob
 from ..engines import Output
@@ -19,7 +18,7 @@ def compute_traces(bench: Workbench, cells: Sequence[Cell]) -> list[Output]:
     model = bench.open(jobs[0].model)
     needs = tuple(job.need for job in jobs if job.need is not None)
     images = bench.images(jobs[0].images)
-    recording = record(model.classifier, images, model.taps, needs, model.modules, model.classifier.network)
+    recording = record(model.model, images, model.taps, needs, model.modules, model.root)
     outputs = []
     for cell, job in zip(cells, jobs, strict=True):
         if job.need is None:
@@ -39,7 +38,7 @@ def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
     images = bench.images(job.images)
     if job.gradient:
         wanted = next(g for g in detector.gradients if g.name == job.name)
-        gradient = input_gradient(model.classifier, images, wanted.objective)
+        gradient = input_gradient(model.model, images, wanted.objective)
         return Output(key, {"gradient": gradient}, {"gradient": True, "shape": list(gradient.shape[1:])})
     view = next(v for v in detector.views if v.name == job.name)
     # Of the chunk's start, so that the transform's draws do not depend on what else was computed.
@@ -47,10 +46,8 @@ def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
     changed = view.transform(images.clone(), draws)
     if changed.shape != images.shape:
         raise AftershockError(f"the view {view.name!r} changes the images' shape to {tuple(changed.shape)}")
-    held = bench.stored(job.model)
-    needs = [replace(need, units=held(need).units) for need in detector.needs]
     recording = record(
-        model.classifier, changed, model.taps, needs, model.modules, model.classifier.network, dropout=view.dropout,
+        model.model, changed, model.taps, model.needs(detector), model.modules, model.root, dropout=view.dropout,
         seed=derive_seed(job.seed, "dropout", view.name, job.images.source, job.images.start),
     )  # fmt: skip
     position = {t.name: i for i, t in enumerate(model.taps)}

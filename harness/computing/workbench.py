@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,9 +17,10 @@ from ..models import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
 from ..registry import DETECTORS, PERTURBATIONS
+from ..scoring import Instruments
 from ..subjects import load_classifier, make_classifier
 from ..suite import DetectorPart, ModelPart, PerturbationPart, Suite
-from ..trace import Need, TapInfo, Traces
+from ..trace import Need, Traces
 
 if TYPE_CHECKING:
     from ...attacks.base import Perturbation
@@ -44,15 +44,6 @@ class _Recent(OrderedDict[str, T]):
             while len(self) > self._size:
                 self.popitem(last=False)
         return self[key]
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """A model ready to be traced: in eval mode on the device, with its taps and the modules named among them."""
-
-    classifier: Classifier
-    taps: tuple[TapInfo, ...]
-    modules: tuple[str, ...]
 
 
 class Workbench:
@@ -94,8 +85,8 @@ class Workbench:
         )
         return Output(key, state, values)
 
-    def open(self, model: str) -> Opened:
-        """The model of a finished ``model`` cell."""
+    def open(self, model: str) -> Instruments:
+        """The model of a finished ``model`` cell, in eval mode on the device."""
         part = self._parts[model]
 
         def load() -> Classifier:
@@ -104,12 +95,8 @@ class Workbench:
             return loaded.to(self.device)
 
         classifier = self._models.get_or_make(model, load)
-        return Opened(classifier, tap_infos(self.reader.values(model)), part.tap_modules)
-
-    def stored(self, model: str) -> Callable[[Need], Need]:
-        """How a need of this model is stored."""
-        bits_per_tap = self._parts[model].bits_per_tap
-        return lambda need: stored_need(need, bits_per_tap)
+        taps = tap_infos(self.reader.values(model))
+        return Instruments(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
 
     def source(self, name: SetName) -> ImageSplit:
         """The split that a set's images come from."""
@@ -134,7 +121,8 @@ class Workbench:
 
     def traces(self, model: str, chunks: Sequence[TraceKeys], needs: Sequence[Need]) -> Traces:
         """Stored traces of consecutive chunks."""
-        return open_traces(self.reader, chunks, tap_infos(self.reader.values(model)), needs, self.stored(model))
+        part, taps = self._parts[model], tap_infos(self.reader.values(model))
+        return open_traces(self.reader, chunks, taps, needs, lambda need: stored_need(need, part.bits_per_tap))
 
     def detector(self, fit: str, part: DetectorPart) -> Detector:
         """A fitted detector, its state read from the run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from ..keys import code_digest, content_key, versions
 from ..registry import DETECTORS, PERTURBATIONS, file_digest
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite
-from ..trace import Need
+from ..trace import Need, capped
 from .plan import Subject
 from .sets import Sets
 
@@ -146,12 +147,10 @@ class Draft:
 
 def stored_need(need: Need, bits_per_tap: int | None) -> Need:
     """A need as it is stored: for all taps where that is cheap, so that detectors share it; bits capped per model."""
-    units = need.units
-    if need.representation == "bits" and bits_per_tap is not None:
-        units = min(bits_per_tap, units or bits_per_tap)
-    if need.representation == "full" and units is None:
-        return need
-    return Need(need.representation, "all", need.statistic, units)
+    held = capped(need, bits_per_tap)
+    if held.representation == "full" and held.units is None:
+        return held
+    return replace(held, taps="all")
 
 
 def cut(traces: Iterable[TraceKeys], needs: Iterable[Need]) -> tuple[TraceKeys, ...]:

@@ -41,6 +41,28 @@ function press(buttons, pressed) {
   buttons.forEach((b) => b.setAttribute("aria-pressed", String(b === pressed)));
 }
 
+// A choice shows one of several tables.
+for (const box of document.querySelectorAll(".picked")) {
+  const choice = box.querySelector("select[data-pick]");
+  const show = () => box.querySelectorAll("[data-choice]").forEach((t) => { t.hidden = t.dataset.choice !== choice.value; });
+  choice.addEventListener("change", show);
+  show(); // a browser may keep the choice over a reload
+}
+
+// Plotly reads a little HTML in every text; a name must stay a name.
+function plain(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%\{/g, "%\u200b{");
+}
+
+function css(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function fade(hex, alpha) {
+  const n = parseInt(hex.slice(1), 16);
+  return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
+}
+
 // The curves through the layers.
 const dataBlock = document.getElementById("curve-data");
 if (dataBlock && window.Plotly) drawCurves(JSON.parse(dataBlock.textContent));
@@ -229,19 +251,5 @@ function drawCurves(models) {
     if (!kept.length) return null;
     const back = [...kept].reverse();
     return { x: [...kept.map((k) => k[0]), ...back.map((k) => k[0])], y: [...kept.map((k) => k[2]), ...back.map((k) => k[1])] };
-  }
-
-  // Plotly reads a little HTML in every text; a name must stay a name.
-  function plain(text) {
-    return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%\{/g, "%\u200b{");
-  }
-
-  function css(name) {
-    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  }
-
-  function fade(hex, alpha) {
-    const n = parseInt(hex.slice(1), 16);
-    return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
   }
 }

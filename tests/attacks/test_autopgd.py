@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 import torch
 from aftershock.attacks.autopgd import AutoPGD, checkpoints
+from aftershock.attacks.base import CountingModel
 from aftershock.attacks.ensemble import AutoAttack
-from aftershock.attacks.gradient import PGD
+from aftershock.attacks.geometry import project_l1_in_range
+from aftershock.attacks.gradient import PGD, climb
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
 from aftershock.harness.errors import UnavailableError, UsageError
+from aftershock.harness.seeds import Draws
 from torch import Tensor, nn
 
 SMALL = {"steps": 10, "targets": 4, "queries": 60}
@@ -36,6 +40,8 @@ def test_checkpoints_are_those_of_the_paper() -> None:
     assert checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
     assert checkpoints(20) == (5, 9, 12, 14, 16, 18, 19, 20)
     assert checkpoints(1) == (1,)
+    # In L1 after every 4 % of the steps (Croce & Hein 2021, algorithm 1).
+    assert checkpoints(100, "l1") == tuple(range(4, 101, 4)) and checkpoints(10, "l1") == tuple(range(1, 11))
 
 
 @pytest.mark.parametrize(
@@ -45,10 +51,12 @@ def test_checkpoints_are_those_of_the_paper() -> None:
         (AutoPGD(0.02, steps=20, loss="margin", restarts=2), 1, 1e-4),
         (AutoPGD(0.1, "l2", steps=40), 2, 1e-3),
         (AutoPGD(0.1, "l2", steps=40, loss="margin"), 2, 1e-3),
+        (AutoPGD(0.2, "l1", steps=40), "inf", 2e-3),
+        (AutoPGD(0.2, "l1", steps=40, loss="margin"), "inf", 2e-3),
     ],
 )
-def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear, attack, dual: int, slack: float) -> None:
-    distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
+def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear, attack, dual, slack: float) -> None:
+    distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), float(dual))
     clear = (distance - attack.eps).abs() > slack
     made = run(linear, attack)
     fooled = distance < attack.eps
@@ -91,6 +99,8 @@ def test_counts_have_a_closed_form(digits) -> None:
     assert (once.forwards, once.backwards) == (8, 7)
     aimed = run(digits, AutoPGD(0.0, steps=7, restarts=2, targets=3, loss="dlr-targeted"))
     assert (aimed.forwards, aimed.backwards) == (1 + 3 * 2 * 8, 3 * 2 * 7)
+    sparse = run(digits, AutoPGD(0.0, "l1", steps=7))
+    assert (sparse.forwards, sparse.backwards) == (8, 7) and torch.equal(sparse.images, digits.images)
     # There are nine other classes.
     every = run(digits, AutoPGD(0.0, steps=2, targets=20, loss="dlr-targeted"))
     assert (every.forwards, every.backwards) == (1 + 9 * 3, 9 * 2)
@@ -127,9 +137,88 @@ def test_it_is_as_strong_as_another_implementation(digits, norm, eps: float, los
     assert (ours.success == fooled).float().mean() > 0.94
 
 
+def l1_apgd(model: CountingModel, clean: Tensor, label: Tensor, eps: float, steps: int, draws: Draws) -> Tensor:
+    """Algorithm 1 of Croce & Hein 2021 for one image, written out step by step; the margin loss."""
+    size = clean.numel()
+    x = project_l1_in_range(clean + draws.normal(clean), clean, eps)
+    value, _, gradient = climb(model, x, label, "margin")
+    best, best_value, best_gradient = x, value, gradient
+    step, moving, before = eps, 0.2 * size, size
+    for i in range(steps):
+        if i and i % max(int(0.04 * steps), 1) == 0:
+            changed = int((best != clean).sum())
+            if changed / before < 0.95:
+                step, x, gradient = eps, best, best_gradient
+            else:
+                step = max(step / 1.5, eps / 10)
+            moving, before = changed / 1.5, changed
+        order = gradient.flatten().abs().argsort(descending=True)[: max(1, round(moving))]
+        sparse = torch.zeros(size)
+        sparse[order] = gradient.flatten()[order].sign()
+        x = project_l1_in_range(x + step * (sparse / sparse.abs().sum()).view_as(x), clean, eps)
+        value, _, gradient = climb(model, x, label, "margin")
+        if value > best_value:
+            best, best_value, best_gradient = x, value, gradient
+    return best
+
+
+@pytest.mark.parametrize("steps", [9, 60])
+def test_l1_follows_the_published_algorithm(digits, steps: int) -> None:
+    eps, made = 0.6, run(digits, AutoPGD(0.6, "l1", steps=steps, loss="margin"))
+    standing = (~made.success).nonzero().flatten().tolist()[:12]
+    same = 0
+    for row in standing:
+        clean, label = digits.images[row : row + 1], digits.labels[row : row + 1]
+        oracle = l1_apgd(CountingModel(digits.model), clean, label, eps, steps, Draws(0, [digits.indices[row]]))
+        same += bool((oracle[0] - made.images[row]).abs().max() < 1e-4)
+    # A batch rounds differently, which may turn the order of two derivatives in one image of twelve.
+    assert len(standing) == 12 and same >= 11
+
+
+@pytest.mark.parametrize("eps", [0.7, 1.0, 1.5])
+def test_l1_is_at_least_as_strong_as_pgd_and_another_library(digits, eps: float) -> None:
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import foolbox
+
+    auto = run(digits, AutoPGD(eps, "l1", steps=25))
+    assert auto.flags == ()
+    for share in (0.01, 0.05, 0.1):
+        pgd = run(digits, PGD(eps, steps=25, norm="l1", share=share, early_stop=True))
+        # Random starts and fixed steps may be lucky with an image in fifty.
+        assert auto.success.sum() >= pgd.success.sum() - len(digits.images) / 50
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attack = foolbox.attacks.SparseL1DescentAttack(steps=25, quantile=0.95, random_start=True)
+        seen = foolbox.PyTorchModel(digits.model.eval(), bounds=(0, 1))
+        _, _, theirs = attack(seen, digits.images, foolbox.criteria.Misclassification(digits.labels), epsilons=eps)
+    # Loosely: three standard deviations of a count of 80 are at most 13.
+    assert 10 < int(theirs.sum()) < 80 and auto.success.sum() >= int(theirs.sum()) - 13
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr-targeted"])
+def test_l1_ends_inside_its_budget_and_the_range(digits, loss) -> None:
+    # Digits pulled to black and white: most of the ball lies outside the range.
+    images = ((digits.images - 0.5) * 1.25 + 0.5).clamp(0, 1)
+    with torch.no_grad():
+        labels = digits.model(images).argmax(1)
+    assert ((images == 0) | (images == 1)).float().mean() > 0.4
+    for eps in (0.5, 2.0, 8.0):
+        attack = AutoPGD(eps, "l1", steps=12, loss=loss, targets=3)
+        # As it comes from the attack: the harness has not touched it.
+        raw = attack.perturb(CountingModel(digits.model), images, labels, Draws(0, range(len(images))))
+        length = (raw.double() - images.double()).abs().flatten(1).sum(1)
+        assert raw.min() >= 0 and raw.max() <= 1 and (length <= eps * (1 + 1e-5)).all()
+        assert length.median() > 0.99 * eps or eps == 8.0
+
+
 @pytest.mark.parametrize(
     "attack",
-    [AutoPGD(0.05, steps=12, restarts=2), AutoPGD(0.4, "l2", steps=6, loss="dlr-targeted"), AutoAttack(0.05, **SMALL)],
+    [
+        AutoPGD(0.9, "l1", steps=12),
+        AutoPGD(0.05, steps=12, restarts=2),
+        AutoPGD(0.4, "l2", steps=6, loss="dlr-targeted"),
+        AutoAttack(0.05, **SMALL),
+    ],
 )
 def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, attack) -> None:
     state = torch.get_rng_state()
@@ -198,7 +287,9 @@ def test_without_torchattacks_the_ensemble_says_so(digits, linear, monkeypatch) 
     ("make", "message"),
     [
         (lambda: AutoPGD(-0.1), "eps = -0.1"),
-        (lambda: AutoPGD(0.1, "l1"), "linf or l2"),
+        (lambda: AutoPGD(0.1, "l0"), "linf or l2 or l1"),
+        (lambda: AutoPGD(-1.0, "l1"), "eps = -1.0"),
+        (lambda: AutoPGD(12.0, "l1", steps=0), "steps = 0"),
         (lambda: AutoPGD(0.1, steps=0), "steps = 0"),
         (lambda: AutoPGD(0.1, restarts=0), "restarts = 0"),
         (lambda: AutoPGD(0.1, loss="hinge"), "ce or dlr or margin or dlr-targeted"),
@@ -206,7 +297,7 @@ def test_without_torchattacks_the_ensemble_says_so(digits, linear, monkeypatch) 
         (lambda: AutoPGD(0.1, rho=0.0), "rho"),
         (lambda: AutoPGD(0.1, rho=1.1), "at most 1"),
         (lambda: AutoAttack(8.0), "8/255"),
-        (lambda: AutoAttack(0.1, "l1"), "linf or l2"),
+        (lambda: AutoAttack(0.1, "l1"), "linf or l2, or run autopgd in l1"),
         (lambda: AutoAttack(0.1, steps=0), "steps = 0"),
         (lambda: AutoAttack(0.1, targets=0), "targets = 0"),
         (lambda: AutoAttack(0.1, restarts=0), "restarts = 0"),

@@ -4,6 +4,7 @@ import ast
 import colorsys
 import io
 import math
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -268,17 +269,29 @@ def test_pixels_are_averaged_over_equal_cells(severity: int, cells: int) -> None
     assert np.allclose(apply(corruptions.Pixelate(severity), images).numpy(), oracle, atol=1e-5)
 
 
-def test_jpeg_is_pillows_and_other_channels_are_compressed_each_for_itself() -> None:
-    images = smooth(2, (5, 24, 17))
-    made = apply(corruptions.JPEG(5), images)
-    for c in range(5):
-        assert torch.equal(apply(corruptions.JPEG(5), images[:, c : c + 1]), made[:, c : c + 1])
-    for image, result in zip(images[:, 0], made[:, 0], strict=True):
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("severity", "quality"), list(enumerate((80, 65, 58, 50, 40), start=1)))
+def test_jpeg_is_a_file_and_back(channels: int, severity: int, quality: int) -> None:
+    images = smooth(2, (channels, 24, 17))
+    made = apply(corruptions.JPEG(severity), images)
+    for image, result in zip(images, made, strict=True):
         file = io.BytesIO()
-        Image.fromarray((image.numpy() * 255).round().astype(np.uint8)).save(file, "JPEG", quality=40)
-        oracle = np.asarray(Image.open(file)).astype(np.float32) / 255
-        # The same tables; inverse transforms may round apart.
-        assert np.abs(result.numpy() - oracle).max() <= 2.5 / 255
+        pixels = (image.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0).squeeze()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        oracle = np.asarray(Image.open(file)).reshape(24, 17, channels).transpose(2, 0, 1) / 255
+        assert np.allclose(result.numpy(), oracle, atol=1e-6)
+
+
+def test_jpeg_takes_any_size_and_number_of_channels_and_warns_of_nothing() -> None:
+    images = smooth(2, (5, 24, 17))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = apply(corruptions.JPEG(5), images)
+        for c in range(5):
+            assert torch.equal(apply(corruptions.JPEG(5), images[:, c : c + 1]), made[:, c : c + 1])
+        for shape in ((1, 3, 1, 1), (2, 4, 9, 1), (1, 2, 40, 65)):
+            assert apply(corruptions.JPEG(3), torch.rand(shape)).shape == shape
+        assert corruptions.JPEG(3).corrupt(torch.rand(0, 3, 8, 8), Draws(0, [])).shape == (0, 3, 8, 8)
 
 
 def test_blurs_widen_with_the_image() -> None:

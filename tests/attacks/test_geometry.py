@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from aftershock.attacks.base import Norm, norms
-from aftershock.attacks.geometry import ascent, project, random_in_ball, step_within
+from aftershock.attacks.geometry import ascent, project, project_l1_in_range, random_in_ball, step_within
 from aftershock.harness.seeds import Draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import Bounds, brentq, minimize
 from scipy.stats import kstest
 from torch import Tensor
 
@@ -35,6 +37,98 @@ def test_projection_is_the_nearest_point_of_the_ball(seed: int, eps: float, norm
             product = ((images - projected) * (inside - projected)).flatten(1).sum(1)
             # The float32 ball ends a millionth inside the true one.
             assert (product <= 1e-4).all()
+
+
+def in_l1_and_range(image: np.ndarray, clean: np.ndarray, eps: float) -> np.ndarray:
+    """The same projection from its dual: the multiplier of the budget by root finding, the rest in closed form."""
+
+    def at(multiplier: float) -> np.ndarray:
+        # The best element by itself: shrunk towards clean by the multiplier, then cut off at the range.
+        delta = image - clean
+        return np.clip(clean + np.sign(delta) * np.maximum(np.abs(delta) - multiplier, 0), 0, 1)
+
+    def excess(multiplier: float) -> float:
+        return float(np.abs(at(multiplier) - clean).sum() - eps)
+
+    if excess(0) <= 0:
+        return at(0)
+    return at(brentq(excess, 0, np.abs(image - clean).max() + 1, xtol=1e-13))
+
+
+def wild(seed: int, n: int, scale: float, saturated: float) -> tuple[Tensor, Tensor]:
+    """Images with many elements at the ends of the range, and others far outside it."""
+    clean, images = pair(seed, n, scale)
+    random = torch.Generator().manual_seed(seed + 1)
+    ends = torch.rand(clean.shape, generator=random)
+    return torch.where(ends < saturated, clean.round(), clean), images
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), eps=st.floats(0, 12), scale=st.floats(0.01, 4), saturated=st.sampled_from([0, 0.5, 1])
+)
+def test_projection_onto_ball_and_range_is_that_of_the_dual(seed, eps, scale, saturated) -> None:
+    clean, images = wild(seed, 4, scale, saturated)
+    made = project_l1_in_range(images, clean, eps)
+    assert made.min() >= 0 and made.max() <= 1
+    assert (norms(made - clean)["l1"] <= eps * (1 + 1e-6) + 1e-6).all()
+    for image, start, result in zip(images.double().numpy(), clean.double().numpy(), made.numpy(), strict=True):
+        # The float32 ball ends a millionth inside the true one, besides roundings of values below 20.
+        assert np.abs(result - in_l1_and_range(image, start, eps)).max() < 2e-5
+
+
+@pytest.mark.parametrize(("seed", "eps"), [(0, 0.3), (1, 1.0), (2, 2.5), (3, 6.0)])
+def test_a_generic_solver_finds_the_same_nearest_point(seed: int, eps: float) -> None:
+    clean, images = wild(seed, 1, 1.0, 0.3)
+    start, image = clean.double().flatten().numpy(), images.double().flatten().numpy()
+
+    # Up and down moves as separate variables make the L1 norm linear.
+    def point(moves: np.ndarray) -> np.ndarray:
+        return start + moves[:18] - moves[18:]
+
+    found = minimize(
+        lambda m: ((point(m) - image) ** 2).sum(),
+        np.zeros(36),
+        jac=lambda m: np.concatenate([2 * (point(m) - image), -2 * (point(m) - image)]),
+        bounds=Bounds(0, np.concatenate([1 - start, start])),
+        constraints={"type": "ineq", "fun": lambda m: eps - m.sum(), "jac": lambda m: -np.ones(36)},
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    made = project_l1_in_range(images, clean, eps).flatten().numpy()
+    assert found.success and np.abs(made - point(found.x)).max() < 1e-4
+    assert np.square(made - image).sum() <= found.fun + 1e-4
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), eps=st.floats(0.05, 8), scale=st.floats(0.1, 3))
+def test_projection_onto_ball_and_range_is_repeatable_per_image_and_nearer_than_one_after_the_other(
+    seed, eps, scale
+) -> None:
+    clean, images = wild(seed, 5, scale, 0.4)
+    made = project_l1_in_range(images, clean, eps)
+    assert torch.equal(project_l1_in_range(made, clean, eps), made)
+    for row in range(5):
+        assert torch.equal(project_l1_in_range(images[row : row + 1], clean[row : row + 1], eps)[0], made[row])
+    after = project(images.clamp(0, 1), clean, eps, "l1")
+    far, near = (torch.linalg.vector_norm((images - m).flatten(1), dim=1) for m in (after, made))
+    assert (near <= far + 1e-4).all()
+
+
+def test_the_range_is_no_part_of_what_a_planted_step_loses() -> None:
+    # From 0.9 by +5: the first element gives up 4.9 of its length for nothing, so all of its 0.1 is used; clipping
+    # first makes both elements shrink alike.
+    clean = torch.tensor([0.9, 0.2]).view(1, 1, 1, 2)
+    images = clean + torch.tensor([5.0, 0.6]).view(1, 1, 1, 2)
+    made = project_l1_in_range(images, clean, 0.5)
+    assert torch.allclose(made.flatten(), torch.tensor([1.0, 0.6]), atol=1e-6)
+    assert torch.allclose(project(images.clamp(0, 1), clean, 0.5, "l1").flatten(), torch.tensor([0.9, 0.7]), atol=1e-6)
+
+
+def test_an_l1_ball_without_content_and_images_without_elements() -> None:
+    clean, images = pair(0)
+    assert torch.equal(project_l1_in_range(images, clean, 0.0), clean)
+    assert project_l1_in_range(images[:0], clean[:0], 1.0).shape == (0, 2, 3, 3)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -68,6 +162,9 @@ def test_l1_ascent_moves_a_share_of_the_coordinates_evenly() -> None:
     gradient = torch.tensor([[3.0, -5.0, 0.5, 4.0], [0.0, 0.0, -1e-30, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(3, 1, 2, 2)
     half = ascent(gradient, "l1", 0.5).flatten(1)
     assert half.tolist() == [[0.0, -0.5, 0.0, 0.5], [0.0, 0.0, -1.0, 0.0], [0.0] * 4]
+    # A share of its own for each image.
+    own = ascent(gradient, "l1", torch.tensor([0.75, 0.0, 1.0])).flatten(1)
+    assert torch.allclose(own[0], torch.tensor([1.0, -1.0, 0.0, 1.0]) / 3) and own[1:].tolist() == half[1:].tolist()
     # Without a share the steepest of all: a vertex of the L1 ball.
     assert ascent(gradient, "l1").flatten(1).tolist()[0] == [0.0, -1.0, 0.0, 0.0]
     # No direction of L1 norm 1 rises faster.

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
+import pkgutil
 import subprocess
 import sys
 import warnings
@@ -8,11 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
-from aftershock.attacks import CountingModel, library
+from aftershock.attacks import CountingModel, foolbox_attacks, library, torchattacks_search
 from aftershock.attacks.foolbox_adapter import L2DeepFool, LinfDeepFool
 from aftershock.attacks.gradient import PGD, margin
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
 from aftershock.attacks.torchattacks_adapter import CW
+from aftershock.harness import builtin_perturbations
 from aftershock.harness.errors import UnavailableError, UsageError
 from aftershock.harness.registry import PERTURBATIONS
 from aftershock.harness.seeds import Draws
@@ -182,6 +186,39 @@ def test_adapters_import_their_libraries_only_when_they_run() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def attack_classes(base: type, *packages: str) -> set[str]:
+    """The names of all classes of attacks that are defined in some packages and that their library exports."""
+    found = set()
+    for package in map(importlib.import_module, packages):
+        exported = set(vars(package)) | set(vars(sys.modules[package.__name__.partition(".")[0]]))
+        for entry in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"{package.__name__}.{entry.name}")
+            classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base)]
+            found |= {c.__name__ for c in classes if c.__module__ == module.__name__} & exported
+    return found
+
+
+@pytest.mark.parametrize(
+    ("library_name", "unusable", "count"),
+    [("foolbox", foolbox_attacks.UNUSABLE, 55), ("torchattacks", torchattacks_search.UNUSABLE, 41)],
+)
+def test_every_usable_attack_class_of_a_library_is_registered(library_name: str, unusable, count: int) -> None:
+    library_ = pytest.importorskip(library_name)
+    if library_name == "foolbox":
+        classes = attack_classes(library_.attacks.Attack, "foolbox.attacks")
+    else:
+        classes = attack_classes(library_.attack.Attack, "torchattacks.attacks", "torchattacks.wrappers")
+    prefix = f"{library_name}."
+    # Every reason is of a class that exists, so that none stays when the library changes.
+    assert set(unusable) <= classes and all(unusable.values())
+    registered = [n for n in builtin_perturbations.PERTURBATION_TARGETS if n.startswith(prefix)]
+    parts = {name.removeprefix(prefix): PERTURBATIONS.get(name) for name in registered}
+    assert {part.attack for part in parts.values()} == classes - set(unusable)
+    assert len(parts) == count and all(part.info.library == library_name for part in parts.values())
+    # Where a class has two norms that are two attacks here, the second one's name says so.
+    assert all(name in (part.attack, f"{part.attack}L2") for name, part in parts.items())
 
 
 def test_the_registered_names_say_what_they_are() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel, Perturbation, PerturbationInfo
+from aftershock.attacks.autopgd import AutoPGD
 from aftershock.attacks.base import Norm, norms
 from aftershock.attacks.gradient import FGSM, PGD
 from aftershock.attacks.noise import Gaussian
@@ -62,6 +63,26 @@ def test_an_attack_beyond_its_budget_is_projected_and_flagged(linear, norm: Norm
     assert made.flags == ("over-budget",)
     assert (made.norms[norm] <= eps + 1e-6).all()
     assert (made.norms[norm] >= eps * 0.999).all()
+
+
+def test_an_l0_budget_is_checked_and_what_is_beyond_it_is_no_success(linear) -> None:
+    def change(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
+        # Towards the other class in all channels of the first three pixels, in every other image of the first two.
+        sign = torch.where(labels == 0, 1.0, -1.0).view(-1, 1, 1, 1) * linear.model.weight.view(3, 4, 4).sign()
+        moved = images.flatten(2).clone()
+        moved[:, :, :2] = torch.where(sign.flatten(2)[:, :, :2] > 0, 1.0, 0.0)
+        moved[::2, :, 2] = torch.where(sign.flatten(2)[::2, :, 2] > 0, 1.0, 0.0)
+        return moved.view_as(images).detach()
+
+    case = (linear.model, linear.images, linear.labels, linear.indices, 0)
+    free, held = perturb_batch(Planted(change), *case), perturb_batch(Planted(change, 2, "l0"), *case)
+    assert free.flags == () and free.success[::2].sum() > 10 and free.success[1::2].sum() > 10
+    assert free.norms["l0"].tolist() == [3, 2] * 100
+    assert held.flags == ("over-budget",) and held.norms["l0"].tolist() == [0, 2] * 100
+    assert not held.success[::2].any() and torch.equal(held.images[::2], linear.images[::2])
+    assert torch.equal(held.success[1::2], free.success[1::2])
+    assert torch.equal(held.images[1::2], free.images[1::2])
+    assert perturb_batch(Planted(change, 3, "l0"), *case).flags == ()
 
 
 def test_only_images_beyond_their_budget_are_touched(linear) -> None:
@@ -286,6 +307,94 @@ def test_a_zero_gradient_is_flagged_only_where_the_attack_is_blind(linear) -> No
     assert blind.flags == ("zero-gradient",) and blind.success.sum() == 0
     seeing = perturb_batch(PGD(0.2, random_start=False, loss="margin"), saturated, *part, seed=0)
     assert seeing.flags == () and seeing.success.all()
+
+
+class Quantised(nn.Module):
+    """The linear model on pixels of 64 steps, which have a gradient of 0, for batches of less than ``from_`` images."""
+
+    def __init__(self, linear, from_: int) -> None:
+        super().__init__()
+        self.linear, self.from_ = linear, from_
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear.model(images if len(images) >= self.from_ else torch.round(images * 64) / 64)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(0.02, steps=8, early_stop=True),
+        PGD(0.02, steps=3, restarts=3),
+        AutoPGD(0.02, steps=8),
+        AutoPGD(0.02, steps=4, restarts=2),
+    ],
+)
+def test_a_zero_gradient_is_seen_in_an_attack_that_drops_what_it_fooled(linear, attack: Perturbation) -> None:
+    # Passes of the whole batch have gradients; only the part that still stands after some were fooled has none.
+    rows = torch.cat([linear.margins.argsort()[:40], linear.margins.argsort()[-40:]])
+    case = (linear.images[rows], linear.labels[rows], range(80), 0)
+    blind = perturb_batch(attack, Quantised(linear, 80), *case)
+    assert blind.flags == ("zero-gradient",) and 20 < blind.success.sum() < 60
+    assert perturb_batch(attack, Quantised(linear, 1), *case).flags == ()
+    # Quantised for all, as such models are.
+    assert perturb_batch(attack, Quantised(linear, 1000), *case).flags == ("zero-gradient",)
+    # Nothing is dropped, so nothing is ever quantised.
+    assert perturb_batch(PGD(0.02, steps=8), Quantised(linear, 80), *case).flags == ()
+
+
+class Slow(nn.Module):
+    """Turned by as many steps of 0.01 on the first element as an image's second element says, in hundredths."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        way = images[:, 0, 0, 0] - 0.3
+        return torch.stack([torch.zeros_like(way), way - images[:, 0, 0, 1].detach() + 1e-4], 1)
+
+
+def slow_images(steps: list[int]) -> tuple[Tensor, Tensor, range]:
+    images = torch.full((len(steps), 1, 1, 2), 0.3)
+    # Turned in gradient pass s + 1: before the first pass there is no step.
+    images[:, 0, 0, 1] = torch.tensor(steps) / 100
+    return images, torch.zeros(len(steps), dtype=torch.int64), range(len(steps))
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_late_images_are_counted_whether_or_not_an_attack_drops_what_it_fooled(early_stop: bool) -> None:
+    def late(turned_after: list[int], steps: int = 12, batch_size: int = 128) -> int:
+        class Hold(PGD):
+            # The second element is the images' own.
+            def _direction(self, gradient: Tensor, images: Tensor) -> Tensor:
+                return gradient.sign()
+
+        attack = Hold(0.5, steps=steps, step_size=0.01, random_start=False, early_stop=early_stop, loss="margin")
+        case = slow_images(turned_after)
+        made = perturb_batch(attack, Slow(), *case, 0, batch_size)
+        assert made.flags == ()
+        return made.late
+
+    # Twelve passes: those after the ninth are the last quarter. The last image is never turned.
+    assert late([1, 2, 5, 8, 9, 10, 11, 40]) == 3
+    assert late([1, 2, 5, 8, 40]) == 0
+    # Nothing stands: no step more would turn more.
+    assert late([1, 2, 5, 9, 10, 11]) == 0
+    # Batches are counted each for itself, and short runs not at all.
+    assert late([10, 40, 9, 40, 1, 2], batch_size=2) == 2
+    assert late([5, 6, 40], steps=7) == 0
+
+
+def test_parts_of_a_part_are_put_down_to_the_right_images(linear) -> None:
+    def nested(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
+        first, second = torch.tensor([3, 5, 8, 13]), torch.tensor([1, 3])
+        part = model.of(first).of(second)
+        for _ in range(8):
+            moved = images[first][second].requires_grad_()
+            (gradient,) = torch.autograd.grad(part(moved).sum(), moved)
+        watch = model._watch
+        assert watch.passes.nonzero().flatten().tolist() == [5, 13] and watch.passes.max() == 8
+        assert gradient.shape == (2, 3, 4, 4) and part.forwards == model.forwards == part.backwards == 16
+        assert part.defence is model.defence
+        return images
+
+    perturb_batch(Planted(nested), linear.model, linear.images, linear.labels, linear.indices, 0, 200)
 
 
 def test_a_non_finite_gradient_is_flagged(linear) -> None:

@@ -28,6 +28,7 @@ from aftershock.attacks.torchattacks_search import (
     SPSA,
     UNUSABLE,
     DeepFool,
+    OnePixel,
     Pixle,
     SparseFool,
     Square,
@@ -183,6 +184,29 @@ def test_on_a_linear_model_minimal_attacks_find_the_distance(linear, part, dual:
     # FAB ends where a step, shrunk by beta, is just misclassified.
     found = made.norms[part.info.norm] / (factor * distance)
     assert ((found[made.success] - 1).abs() < 0.06).float().mean() > 0.95
+
+
+def test_one_pixel_declares_its_pixels_as_a_budget_that_the_harness_checks(digits) -> None:
+    attack = OnePixel(pixels=2, steps=3, popsize=10)
+    assert (attack.eps, attack.norm, OnePixel.info.minimises) == (2.0, "l0", False)
+    made = run(digits, attack)
+    assert made.flags == () and (made.norms["l0"] <= 2).all() and made.norms["l0"].max() > 0
+    # A library that does not keep to it would be found out.
+    attack.eps = 1.0
+    over = run(digits, attack)
+    wide = made.norms["l0"] > 1
+    assert over.flags == ("over-budget",) and wide.any() and not over.success[wide].any()
+
+
+@pytest.mark.parametrize("part", [JSMA, SparseFool])
+def test_an_l0_budget_given_to_a_minimising_attack_is_all_or_nothing(digits, part) -> None:
+    free = run(digits, generous(part.attack))
+    eps = float(free.norms["l0"].median())
+    held = run(digits, part(**GENEROUS.get(part.attack, {}), eps=eps))
+    inside = free.norms["l0"] <= eps
+    assert 0 < inside.sum() < 12 and held.flags == ("over-budget",)
+    assert torch.equal(held.images[inside], free.images[inside])
+    assert torch.equal(held.images[~inside], digits.images[:12][~inside]) and not held.success[~inside].any()
 
 
 def test_a_step_follows_the_budget(digits) -> None:

@@ -65,7 +65,8 @@ class World:
         """The codes that ``needs`` ask for; labels and generator only for fitting."""
         codes: dict[str, dict[str, Tensor]] = {}
         for need in needs:
-            codes[need.code] = {tap.name: self._code(sample, need, tap) for tap in need.select(self.taps)}
+            found = {tap.name: self._code(sample, need, tap) for tap in need.select(self.taps)}
+            codes.setdefault(need.code, {}).update(found)
         return Traces(
             sample.logits, self.taps, codes, needs,
             label_rows=sample.labels if fit else None,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.baselines import Energy, Mahalanobis, MaxSoftmax
+from aftershock.detectors.logit_baselines import Energy, MaxSoftmax
+from aftershock.detectors.mahalanobis import Mahalanobis
 from aftershock.harness.errors import UsageError
 from aftershock.harness.trace import LiveTrace, Traces
 from scipy.special import logsumexp, softmax

@@ -10,10 +10,20 @@ from typing import Any
 import pytest
 import torch
 from aftershock.detectors.base import Detector, join_state, split_state
-from aftershock.detectors.baselines import Energy, Mahalanobis, MaxSoftmax
 from aftershock.detectors.bitvector import BitVector
 from aftershock.detectors.codeshift import CodeShift
+from aftershock.detectors.combination import CombinedScore
+from aftershock.detectors.dknn import DeepNeighbours
+from aftershock.detectors.kde import KernelDensity
 from aftershock.detectors.latent import Latent
+from aftershock.detectors.layer_autoencoders import LayerAutoencoders
+from aftershock.detectors.lid import Lid
+from aftershock.detectors.logit_baselines import Energy, Entropy, KLMatching, Margin, MaxLogit, MaxSoftmax
+from aftershock.detectors.mahalanobis import Mahalanobis
+from aftershock.detectors.nap import ActivationPatterns
+from aftershock.detectors.neighbours import Neighbours
+from aftershock.detectors.penultimate import GradNorm, Vim
+from aftershock.detectors.safetynet import SafetyNet
 from aftershock.harness.errors import UsageError
 from aftershock.harness.params import bind
 from aftershock.harness.registry import DETECTORS
@@ -28,21 +38,62 @@ MAKE: dict[str, Callable[[], Detector]] = {
     "svm": lambda: BitVector("svm", ["conv", "dense"], regularisation=1e-3),
     "bernoulli": lambda: BitVector("bernoulli", "all"),
     "hamming": lambda: BitVector("hamming", "last:2", patterns=40),
+    "hamming-margin": lambda: BitVector("hamming", "all", patterns=40, weights="margin"),
+    "votes": lambda: BitVector("votes", "all", voters=40),
+    "votes-margin": lambda: BitVector("votes", "all", voters=60, weights="margin", by_class=True, smoothing=20),
+    "nap": lambda: ActivationPatterns("all"),
+    "nap-vote": lambda: ActivationPatterns("all", statistic="max", combine="vote", patterns=30),
+    "safetynet": lambda: SafetyNet("all", units=40),
+    "safetynet-pooled": lambda: SafetyNet("last:2", "pooled", levels=3, images=120),
     "codeshift": lambda: CodeShift(rows=4, columns=4, epochs=8),
     "codeshift-error": lambda: CodeShift(rows=4, columns=4, epochs=8, statistic="max", component="error"),
     "codeshift-sequence": lambda: CodeShift(rows=4, columns=4, epochs=8, component="sequence"),
     "codeshift-disagreement": lambda: CodeShift(rows=3, columns=4, epochs=8, component="disagreement"),
+    "codeshift-distance": lambda: CodeShift(rows=4, columns=4, epochs=8, component="distance", weighting="agreement"),
+    "codeshift-kmeans": lambda: CodeShift(encoder="kmeans", rows=4, columns=4, statistic="mean+std"),
+    "codeshift-kmeans-distance": lambda: CodeShift(encoder="kmeans", rows=4, columns=4, component="distance"),
     "autoencoder": lambda: Latent(latent=6, units=40, hidden=(32,), epochs=10),
     "autoencoder-distance": lambda: Latent(latent=6, units=40, hidden=(32,), epochs=10, component="distance"),
     "pca": lambda: Latent("pca", latent=6, units=40),
     "pca-reconstruction": lambda: Latent("pca", latent=6, units=40, component="reconstruction"),
+    "pca-neighbours": lambda: Latent("pca", latent=6, units=40, component="neighbours"),
+    "pca-fringe": lambda: Latent("pca", latent=6, units=40, component="fringe"),
+    "layerwise": lambda: LayerAutoencoders(inputs="full", units=40, latent=8, hidden=32, epochs=10),
+    "layerwise-pca": lambda: LayerAutoencoders(encoder="pca"),
+    "layerwise-svc": lambda: LayerAutoencoders("svc", encoder="pca", inputs="full", units=40, latent=8),
+    "layerwise-logistic": lambda: LayerAutoencoders("logistic", encoder="pca", inputs="full", units=40, latent=10),
     "msp": MaxSoftmax,
     "energy": Energy,
+    "entropy": Entropy,
+    "margin": Margin,
+    "max-logit": MaxLogit,
+    "kl-matching": KLMatching,
+    "vim": Vim,
+    "gradnorm": GradNorm,
+    "knn": Neighbours,
+    "lid": Lid,
+    "lid-mean": lambda: Lid(combination="mean"),
+    "lid-full": lambda: Lid(features="full", units=50, combination="mean"),
+    "dknn": DeepNeighbours,
+    "kde": KernelDensity,
+    "kde-logistic": lambda: KernelDensity(combination="logistic"),
+    "combination": CombinedScore,
+    "combination-joint": lambda: CombinedScore(method="mahalanobis"),
     "mahalanobis": Mahalanobis,
     "mahalanobis-layers": lambda: Mahalanobis("all", statistic="std"),
+    "mahalanobis-logistic": lambda: Mahalanobis("all", combination="logistic"),
 }
 # The push is orthogonal to no layer's code, but what each component sees of it differs.
-LEAST_AUROC = {"codeshift-sequence": 0.9, "codeshift-disagreement": 0.9}
+LEAST_AUROC = {
+    "codeshift-sequence": 0.9, "codeshift-disagreement": 0.9, "codeshift-distance": 0.9,
+    "codeshift-kmeans-distance": 0.9, "pca-fringe": 0.8, "knn": 0.94, "dknn": 0.95, "gradnorm": 0.92, "layerwise": 0.95,
+}  # fmt: skip
+# Nothing is learned from images; they need no fit.
+UNFITTED = ("msp", "energy", "entropy", "margin", "max-logit", "gradnorm")
+# Distances of few bits tie a lot, which no smooth stand-in does.
+LEAST_RANK_CORRELATION = {"nap": 0.8, "nap-vote": 0.8}
+# These count layers: where their few values cannot fall further, they stay.
+LEAST_DESCENT = {"codeshift-disagreement": 0.85, "nap-vote": 0.85}
 
 every_detector = pytest.mark.parametrize("name", MAKE)
 
@@ -160,8 +211,8 @@ def test_surrogate_follows_the_score(name: str, world: Any, fitted: Any) -> None
     if detector.surrogate_kind == "exact":
         torch.testing.assert_close(torch.cat(stand_ins).double(), torch.cat(scores).double(), rtol=1e-4, atol=1e-4)
     else:
-        assert detector.surrogate_kind == "relaxed"
-        assert spearmanr(torch.cat(stand_ins), torch.cat(scores))[0] > 0.9
+        assert detector.surrogate_kind in ("relaxed", "straight-through")
+        assert spearmanr(torch.cat(stand_ins), torch.cat(scores))[0] > LEAST_RANK_CORRELATION.get(name, 0.9)
         assert auroc(*stand_ins) > 0.85
 
 
@@ -182,9 +233,7 @@ def test_surrogate_descends_the_score(name: str, world: Any, fitted: Any) -> Non
             sample.labels,
         )
     after = detector.score(world.traces(moved, detector.needs))
-    # The last one counts layers: where its four values cannot fall further, they stay.
-    least = 0.85 if name == "codeshift-disagreement" else 0.95
-    assert float((after < before).double().mean()) > least
+    assert float((after < before).double().mean()) > LEAST_DESCENT.get(name, 0.95)
     assert float((after <= before).double().mean()) > 0.95
 
 
@@ -240,12 +289,10 @@ def test_units_that_never_vary_do_no_harm(name: str, world: Any) -> None:
 def test_info_is_complete(name: str) -> None:
     detector = MAKE[name]()
     info = detector.info
-    assert info.title and info.paper and info.summary and info.surrogate in ("exact", "relaxed")
+    assert info.title and info.paper and info.summary and info.surrogate in ("exact", "relaxed", "straight-through")
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in MAKE if n not in ("msp", "energy")]
-)  # fmt: skip
+@pytest.mark.parametrize("name", [n for n in MAKE if n not in UNFITTED])
 def test_scoring_before_fitting_says_so(name: str, world: Any) -> None:
     detector = MAKE[name]()
     with pytest.raises(UsageError, match="not fitted"):
@@ -254,7 +301,7 @@ def test_scoring_before_fitting_says_so(name: str, world: Any) -> None:
         detector.surrogate(world.live(world.clean(3, 1), detector.needs)[0])
 
 
-@pytest.mark.parametrize("name", [n for n in MAKE if n not in ("msp", "energy")])
+@pytest.mark.parametrize("name", [n for n in MAKE if n not in UNFITTED])
 def test_fitting_on_no_image_says_so(name: str, world: Any) -> None:
     detector = MAKE[name]()
     traces: Traces = world.traces(world.clean(3, 1), detector.needs, fit=True)

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.codeshift import CodeShift
+from aftershock.detectors.codeshift import PARTS, CodeShift
 from aftershock.harness.errors import UsageError
 from scipy.spatial.distance import cdist
+from sklearn.metrics import roc_auc_score
 
 TAPS = ("conv", "block.relu", "dense")
 
 
-def pooled(sample: Any, world: Any, tap: str) -> np.ndarray:
+def pooled(sample: Any, world: Any, tap: str, statistic: str) -> np.ndarray:
     shape = next(t.shape for t in world.taps if t.name == tap)
     values = sample.before[tap].relu().numpy().astype(np.float64).reshape(len(sample.labels), shape[0], -1)
-    return values.mean(2)
+    if statistic == "std" and values.shape[2] == 1:
+        return np.abs(values[:, :, 0])
+    return np.asarray(getattr(values, statistic)(2))
 
 
-def expected_parts(world: Any, detector: CodeShift, clean: Any, other: Any) -> dict[str, np.ndarray]:
-    """The components for ``other`` before scaling, from the prototypes alone."""
-    right = (clean.labels == clean.logits.argmax(1)).numpy()
-    labels, predictions = clean.labels.numpy(), other.logits.argmax(1).numpy()
-    parts = {name: np.zeros(len(predictions)) for name in ("error", "sequence", "disagreement")}
-    for fitted, tap in zip(detector.maps, TAPS, strict=True):
-        train, test = pooled(clean, world, tap), pooled(other, world, tap)
-        mean, deviation = train.mean(0), train.std(0)
+def vectors(sample: Any, world: Any, tap: str, statistic: str) -> np.ndarray:
+    found = [pooled(sample, world, tap, part) for part in statistic.split("+")]
+    return np.concatenate(found, 1)
+
+
+def expected_parts(world: Any, detector: CodeShift, train: Any, other: Any) -> dict[str, np.ndarray]:
+    """The components of each layer (n, layers) for ``other`` before scaling, from the prototypes alone."""
+    right = (train.labels == train.logits.argmax(1)).numpy()
+    labels, predictions = train.labels.numpy(), other.logits.argmax(1).numpy()
+    parts = {
+        name: np.zeros((len(predictions), len(TAPS))) for name in ("error", "sequence", "disagreement", "distance")
+    }
+    for layer, (fitted, tap) in enumerate(zip(detector.maps, TAPS, strict=True)):
+        known, new = (vectors(sample, world, tap, detector.statistic) for sample in (train, other))
+        mean, deviation = known.mean(0), known.std(0)
         prototypes = fitted["prototypes"].double().numpy()
-        distances = cdist((train - mean) / deviation, prototypes)
-        unit, error = distances.argmin(1), distances.min(1)
-        distances = cdist((test - mean) / deviation, prototypes)
-        parts["error"] += (distances.min(1) - error.mean()) / error.std() / 3
+        unit = cdist((known - mean) / deviation, prototypes).argmin(1)
+        distances = cdist((new - mean) / deviation, prototypes)
+        parts["error"][:, layer] = distances.min(1)
         members = {u: labels[right & (unit == u)] for u in range(len(prototypes))}
         occupied = [u for u in members if len(members[u])]
         for i, u in enumerate(distances.argmin(1)):
@@ -40,34 +50,122 @@ def expected_parts(world: Any, detector: CodeShift, clean: Any, other: Any) -> d
             if not own.any():
                 own = right
             chance = ((unit[own] == u).sum() + detector.smoothing) / (own.sum() + detector.smoothing * len(prototypes))
-            parts["sequence"][i] -= np.log(chance) / 3
+            parts["sequence"][i, layer] = -np.log(chance)
             nearest = u if u in occupied else occupied[int(cdist(prototypes[u : u + 1], prototypes[occupied]).argmin())]
             majority = np.bincount(members[nearest]).argmax()
-            parts["disagreement"][i] += (majority != predictions[i]) / 3
+            parts["disagreement"][i, layer] = majority != predictions[i]
+            if detector.encoder == "som":
+                steps = [np.hypot(u // 5 - v // 5, u % 5 - v % 5) for v in unit[own]]
+            else:
+                steps = [np.linalg.norm(prototypes[u] - prototypes[v]) for v in unit[own]]
+            parts["distance"][i, layer] = np.mean(steps)
     return parts
 
 
-@pytest.mark.parametrize("component", ["all", "error", "sequence", "disagreement"])
-def test_components_are_what_counting_gives(world: Any, component: Any) -> None:
+@pytest.mark.parametrize("encoder", ["som", "kmeans"])
+@pytest.mark.parametrize(
+    ("component", "statistic", "weighting"),
+    [
+        ("all", "mean", "equal"),
+        ("all", "mean+std", "agreement"),
+        ("error", "std", "equal"),
+        ("sequence", "max", "equal"),
+        ("disagreement", "mean", "agreement"),
+        ("distance", "mean", "equal"),
+    ],
+)
+def test_components_are_what_counting_gives(
+    world: Any, encoder: Any, component: Any, statistic: Any, weighting: Any
+) -> None:
     clean, other = world.clean(160, 1), world.perturbed(40, 2)
     clean = clean.take(clean.labels != 3)
-    detector = CodeShift(rows=3, columns=5, epochs=10, smoothing=0.5, component=component)
+    detector = CodeShift(
+        statistic=statistic, encoder=encoder, rows=3, columns=5, epochs=10, smoothing=0.5, component=component,
+        weighting=weighting,
+    )  # fmt: skip
     detector.fit(world.traces(clean, detector.needs, fit=True))
-    own = expected_parts(world, detector, clean, clean)
-    parts = expected_parts(world, detector, clean, other)
-    chosen = list(parts) if component == "all" else [component]
-    expected = np.mean([(parts[n] - own[n].mean()) / own[n].std() for n in chosen], axis=0)
+    cut = len(clean.labels) - len(clean.labels) // 8
+    train, held_out = clean.take(slice(cut)), clean.take(slice(cut, None))
+    own = expected_parts(world, detector, train, held_out)
+    parts = expected_parts(world, detector, train, other)
+    weights = np.ones(3)
+    if weighting == "agreement":
+        weights = np.maximum(1 - own["disagreement"].mean(0) - 1 / 5, 0)
+    expected = []
+    for name in parts if component == "all" else [component]:
+        if name in ("error", "distance"):
+            mean, deviation = own[name].mean(0), own[name].std(0)
+            own[name], parts[name] = (own[name] - mean) / deviation, (parts[name] - mean) / deviation
+        before, after = own[name] @ weights / weights.sum(), parts[name] @ weights / weights.sum()
+        expected.append((after - before.mean()) / before.std())
     found = detector.score(world.traces(other, detector.needs)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-3, atol=1e-3)
 
 
-def test_clean_fit_images_have_mean_0_and_deviation_1(world: Any) -> None:
-    for component in ("error", "sequence", "disagreement"):
+def test_held_out_clean_images_set_the_scale(world: Any) -> None:
+    clean = world.clean(200, 1)
+    for component in PARTS:
         detector = CodeShift(rows=4, columns=4, epochs=5, component=component)
-        traces = world.traces(world.clean(200, 1), detector.needs, fit=True)
-        scores = detector.fit(traces).score(traces)
+        detector.fit(world.traces(clean, detector.needs, fit=True))
+        scores = detector.score(world.traces(clean.take(slice(175, None)), detector.needs))
         assert float(scores.mean()) == pytest.approx(0, abs=1e-6)
         assert float(scores.std(correction=0)) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any) -> None:
+    """Either layer's images, moved by the same number of its own standard deviations, score the same."""
+    clean, held_out = world.clean(400, 1), world.clean(100, 2)
+    detector = CodeShift(["conv", "dense"], rows=3, columns=3, component="error")
+    detector.fit(world.traces(clean, detector.needs, fit=True))
+    deviations = detector.layer_scales["error"][:, 1]
+    scores = []
+    for layer in (0, 1):
+        parts = detector._parts_of(world.traces(held_out, detector.needs))
+        parts["error"][:, layer] += 5 * deviations[layer]
+        scores.append(detector._combine(parts))
+    torch.testing.assert_close(*scores)
+
+
+def test_layers_that_say_nothing_about_the_class_get_little_weight_by_agreement(world: Any) -> None:
+    clean = world.clean(400, 1)
+    draw = torch.Generator().manual_seed(9)
+    clean = clean.changed("conv", lambda x: torch.randn(x.shape, generator=draw))
+    detector = CodeShift(rows=4, columns=4, weighting="agreement")
+    detector.fit(world.traces(clean, detector.needs, fit=True))
+    assert float(detector.weights.sum()) == pytest.approx(1)
+    assert float(detector.weights[0]) < 0.15 < 0.4 < float(detector.weights[1:].min())
+
+
+@pytest.mark.parametrize("encoder", ["som", "kmeans"])
+def test_codes_far_on_the_map_are_found_and_others_are_not(world: Any, encoder: Any) -> None:
+    """Images of one class that are predicted as another lie elsewhere on the map: 1.0; clean against clean: 0.5."""
+    detector = CodeShift("last:1", encoder=encoder, rows=5, columns=5, component="distance")
+
+    def apart(sample: Any) -> Any:
+        corners = 30 * torch.eye(5, 20)[sample.labels]
+        return sample.changed("dense", lambda x: corners + 0.1 * x)
+
+    detector.fit(world.traces(apart(world.clean(500, 1, wrong=0)), detector.needs, fit=True))
+    clean, again = (apart(world.clean(200, seed, wrong=0)) for seed in (2, 3))
+    turned = type(clean)(clean.before, clean.logits.roll(1, 1), clean.labels)
+    scores = [detector.score(world.traces(s, detector.needs)) for s in (clean, again, turned)]
+    assert roc_auc_score([0] * 200 + [1] * 200, torch.cat([scores[0], scores[2]])) == 1
+    assert abs(roc_auc_score([0] * 200 + [1] * 200, torch.cat(scores[:2])) - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("encoder", ["som", "kmeans"])
+def test_cold_and_straight_through_surrogates_are_the_score(world: Any, encoder: Any) -> None:
+    detector = CodeShift(encoder=encoder, rows=4, columns=4, statistic="mean+std")
+    detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))
+    sample = world.perturbed(40, 2)
+    expected = detector.score(world.traces(sample, detector.needs))
+    live, leaves = world.live(sample, detector.needs)
+    hard = detector.surrogate(replace(live, straight_through=True))
+    torch.testing.assert_close(hard.double(), expected, rtol=1e-4, atol=1e-4)
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(hard.sum(), leaves[:-1]))
+    cold = detector.surrogate(replace(live, temperature=1e-4)).double()
+    assert float(((cold - expected).abs() < 1e-2).double().mean()) > 0.9
+    assert not torch.allclose(detector.surrogate(live).double(), expected, atol=1e-2)
 
 
 def test_images_of_one_class_predicted_as_another_contradict_their_codes(world: Any) -> None:
@@ -92,3 +190,8 @@ def test_an_unknown_layer_is_named(world: Any) -> None:
     traces = world.traces(world.clean(5, 1), CodeShift().needs, fit=True)
     with pytest.raises(UsageError, match="nope"):
         detector.fit(type(traces)(traces.logits_rows, traces.taps, traces.codes, detector.needs, {}, {}, traces.labels))
+
+
+def test_two_statistics_are_two_needs() -> None:
+    assert [n.code for n in CodeShift(statistic="mean+std").needs] == ["pooled:mean", "pooled:std"]
+    assert [n.code for n in CodeShift(statistic="max").needs] == ["pooled:max"]

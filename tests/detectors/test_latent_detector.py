@@ -9,15 +9,17 @@ import pytest
 import torch
 from aftershock.detectors.latent import Latent
 from aftershock.harness.errors import UsageError
+from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
 
 
 def activations(world: Any, sample: Any) -> list[np.ndarray]:
     return [sample.before[tap.name].relu().double().numpy() for tap in world.taps]
 
 
-@pytest.mark.parametrize("component", ["all", "reconstruction", "distance"])
+@pytest.mark.parametrize("component", ["all", "reconstruction", "distance", "neighbours", "fringe"])
 def test_pca_is_scikit_learns(world: Any, component: Any) -> None:
     clean, other = world.clean(240, 1), world.perturbed(50, 2)
     clean = clean.take(clean.labels != 3)
@@ -41,10 +43,21 @@ def test_pca_is_scikit_learns(world: Any, component: Any) -> None:
         np.stack([z - means[c] for z, c in zip(codes[right], labels[right], strict=True)])
     )
 
+    known = codes[right]
+    width = len(known) ** (-1 / (4 + 4))
+
     def parts(x: np.ndarray, predictions: np.ndarray) -> dict[str, np.ndarray]:
         z = pca.transform(x)
         offset = z - np.stack([means[c] for c in predictions])
+        apart = cdist(z, known, "mahalanobis", VI=within.precision_)
+        kernels = np.exp(-apart * apart / (2 * width * width))
+        own = labels[right] == predictions[:, None]
+        own |= ~own.any(1, keepdims=True)
+        odds = np.where(labels[right] == predictions[:, None], 0, kernels).sum(1) / np.where(own, kernels, 0).sum(1)
+        nearest = np.sort(np.where(own, apart, np.inf), 1)[:, :10]
         return {
+            "neighbours": nearest.mean(1),
+            "fringe": np.log(odds),
             "reconstruction": np.sqrt(np.square(x - pca.inverse_transform(z)).mean(1)),
             "distance": np.sqrt(np.einsum("nd,de,ne->n", offset, within.precision_, offset)),
         }
@@ -120,3 +133,48 @@ def test_activations_that_never_vary_are_refused(world: Any) -> None:
     sample = world.clean(60, 1).changed("dense", lambda x: torch.full_like(x, 2.0))
     with pytest.raises(UsageError, match="no unit whose activation varies"):
         detector.fit(world.traces(sample, detector.needs, fit=True))
+
+
+def test_a_class_with_fewer_images_than_neighbours_has_those_that_there_are(world: Any) -> None:
+    clean = world.clean(200, 1, wrong=0)
+    rare = (clean.labels == 4).nonzero()[:3, 0]
+    clean = clean.take(torch.cat([(clean.labels != 4).nonzero()[:, 0], rare]).sort().values)
+    scores = []
+    for neighbours in (3, 50):
+        detector = Latent("pca", latent=4, units=200, neighbours=neighbours)
+        detector.fit(world.traces(clean, detector.needs, fit=True))
+        model = detector._model(torch.device("cpu"))
+        sample = world.clean(60, 2)
+        sample = sample.take(sample.logits.argmax(1) == 4)
+        traces = world.traces(sample, detector.needs)
+        inputs = torch.cat([traces.full(tap.name) for tap in world.taps], 1)
+        scores.append(model.parts(inputs, traces.predictions)["neighbours"])
+    torch.testing.assert_close(*scores)
+
+
+@pytest.mark.parametrize("component", ["distance", "neighbours", "fringe"])
+def test_codes_of_one_class_that_are_predicted_as_another_are_found(world: Any, component: Any) -> None:
+    """Planted: 1.0 for images of another class than the predicted one, 0.5 for clean images against clean ones."""
+
+    def apart(sample: Any) -> Any:
+        corners = 12 * torch.eye(5, 20)[sample.labels]
+        return sample.changed("dense", lambda x: corners + 0.3 * x)
+
+    detector = Latent("pca", ["dense"], latent=4, component=component)
+    detector.fit(world.traces(apart(world.clean(400, 1, wrong=0)), detector.needs, fit=True))
+    clean, again = (apart(world.clean(200, seed, wrong=0)) for seed in (2, 3))
+    turned = type(clean)(clean.before, clean.logits.roll(1, 1), clean.labels)
+    scores = [detector.score(world.traces(s, detector.needs)) for s in (clean, again, turned)]
+    assert roc_auc_score([0] * 200 + [1] * 200, torch.cat([scores[0], scores[2]])) == 1
+    assert abs(roc_auc_score([0] * 200 + [1] * 200, torch.cat(scores[:2])) - 0.5) < 0.1
+
+
+def test_fringe_is_finite_where_all_fit_images_have_one_class(world: Any) -> None:
+    clean = world.clean(200, 1, wrong=0)
+    clean = clean.take(clean.labels == 2)
+    detector = Latent("pca", latent=3, component="fringe")
+    detector.fit(world.traces(clean, detector.needs, fit=True))
+    live, leaves = world.live(world.perturbed(20, 2), detector.needs)
+    stand_in = detector.surrogate(live)
+    assert bool(stand_in.isfinite().all())
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(stand_in.sum(), leaves[:-1]))

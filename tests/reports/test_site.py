@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from aftershock.harness.errors import UsageError
 from aftershock.reports.figures import json_block
+from aftershock.reports.flags import flags
 from aftershock.reports.site import build_site
-from aftershock.reports.views import budget, flags
+from aftershock.reports.views import budget
 
 HEADERS = {
     "leaderboard": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"
@@ -241,7 +242,7 @@ def test_the_summary_says_what_is_only_an_upper_bound(page: str, tmp_path: Path)
         row.update(adaptive_undetected_at_fpr_5="", flags="no-adaptive-attack")
     page = build_site([made.write(tmp_path / "oblivious")], tmp_path / "other").read_text("utf-8")
     assert "No attack that knows it was tried, so this is an upper bound." in page
-    assert '<span class="badge" title="No attack that knows this detector was tried' in page
+    assert '<a class="badge" href="#flag-no-adaptive-attack" title="No attack that knows this detector was' in page
 
 
 def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_number(run: Path, page: str) -> None:
@@ -483,6 +484,11 @@ def test_budgets_and_flags_are_read_as_people_write_them() -> None:
     assert [f.text for f in flags("stops at 62 %, at a large budget; randomised")] == [
         "stops at 62 %, at a large budget", "randomised"]  # fmt: skip
     assert flags("") == []
+    known = flags("weaker-than-one-step:fgsm; below-100-at-largest-budget; adaptive-weaker-than:pgd[eps=0.1]")
+    assert [f.full for f in known] == [
+        "weaker than one step: fgsm", "below 100 % at the largest budget",
+        "adaptive attack is weaker than: pgd[eps=0.1]"]  # fmt: skip
+    assert len({f.help for f in known}) == 3 and all(f.help for f in known)
 
 
 # In a browser

@@ -14,6 +14,7 @@ from aftershock.detectors.codes.latent import (
     fit_autoencoder,
     fit_pca,
     fit_standardiser,
+    imq_mmd,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -190,13 +191,13 @@ class TestAutoencoder:
 
     def test_every_row_is_seen_once_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[torch.Tensor] = []
-        plain = Autoencoder.forward
+        plain = Autoencoder.encode
 
-        def forward(self: Autoencoder, x: torch.Tensor) -> torch.Tensor:
+        def encode(self: Autoencoder, x: torch.Tensor) -> torch.Tensor:
             seen.append(x)
             return plain(self, x)
 
-        monkeypatch.setattr(Autoencoder, "forward", forward)
+        monkeypatch.setattr(Autoencoder, "encode", encode)
         rows = torch.arange(701.0).unsqueeze(1) / 701
         # A buffer of 32 mini-batches of 10 fills twice; what is left is a third.
         fit_autoencoder(stream(rows, 64), 1, 1, (), 2, torch.Generator().manual_seed(0), batch_size=10)
@@ -240,3 +241,49 @@ class TestAutoencoder:
             fit_autoencoder(stream(torch.empty(0, 3), 4), 3, 1, (), 1, torch.Generator())
         with pytest.raises(ValueError, match="diverged"):
             fit_autoencoder(stream(torch.full((4, 3), 1e30), 4), 3, 1, (), 2, torch.Generator())
+
+
+def direct_mmd(x: np.ndarray, y: np.ndarray, variance: float) -> float:
+    """The unbiased estimate written out pair by pair."""
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        constants = [2 * len(a) * variance * s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10)]
+        return sum(c / (c + float(np.square(a - b).sum())) for c in constants)
+
+    n = len(x)
+    within = sum(kernel(s[i], s[j]) for s in (x, y) for i in range(n) for j in range(n) if i != j)
+    return within / (n * (n - 1)) - 2 * sum(kernel(a, b) for a in x for b in y) / n**2
+
+
+class TestImqMmd:
+    def test_it_is_the_sum_over_pairs(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(7, 3, generator=g) + 1, torch.randn(7, 3, generator=g)
+        found = float(imq_mmd(x, y, 2.0))
+        assert found == pytest.approx(direct_mmd(x.double().numpy(), y.double().numpy(), 2.0), rel=1e-4)
+
+    def test_it_is_near_0_for_the_same_distribution_and_large_for_another(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(400, 4, generator=g), torch.randn(400, 4, generator=g)
+        assert abs(float(imq_mmd(x, y, 1.0))) < 0.02 < 0.3 < float(imq_mmd(x + 2, y, 1.0))
+
+    def test_one_row_gives_0_with_a_gradient(self) -> None:
+        x = torch.ones(1, 3, requires_grad=True)
+        value = imq_mmd(x, torch.zeros(1, 3), 1.0)
+        assert value.item() == 0
+        assert torch.autograd.grad(value, x)[0].tolist() == [[0, 0, 0]]
+
+    def test_as_a_penalty_it_brings_the_codes_to_the_prior(self) -> None:
+        data = plane(600, 10, 3, 0.1)
+        found = {}
+        for weight in (0.0, 10.0):
+            g = torch.Generator().manual_seed(0)
+
+            def penalty(codes: torch.Tensor, weight: float = weight, g: torch.Generator = g) -> torch.Tensor:
+                return weight * imq_mmd(codes, torch.randn(codes.shape, generator=g), 1.0)
+
+            model = fit_autoencoder(stream(data, 100), 10, 3, (16,), 20, g, batch_size=50, penalty=penalty)
+            codes = model.encode(data)
+            prior = torch.randn(codes.shape, generator=torch.Generator().manual_seed(1))
+            found[weight] = float(imq_mmd(codes, prior, 1.0))
+        assert found[10.0] < 0.5 * found[0.0]

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from aftershock.detectors.codes.codebook import quantisation_error
 from aftershock.detectors.codes.som import (
     SOM,
     fit_som,
     initial_prototypes,
-    quantisation_error,
     radii,
     topographic_error,
 )

@@ -1,0 +1,110 @@
+"""The small world in which detectors are checked: a CNN on scikit-learn's digits, and inputs that a detector must see.
+
+Everything goes the way of a real run: a trained model, its taps, recorded codes, and live traces for surrogates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ...harness.data import Dataset
+from ...harness.models import Classifier, ModelSpec, obtain
+from ...harness.recorder import discover, live_trace
+from ...harness.registry import DATASETS
+from ...harness.scoring import Instruments, fit_traces
+from ...harness.seeds import generator
+from ...harness.trace import LiveTrace, Traces
+from ..base import Detector
+
+FIT_IMAGES = 400
+TEST_IMAGES = 120
+# Enough to turn most digits, which are bold and few in pixels.
+BUDGET = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A model with images to fit on and to score.
+
+    Attributes:
+        instruments: the model, its taps and its module paths.
+        fit_images: float32 in [0, 1], (n, 1, 8, 8), with
+        fit_labels: int64 (n,).
+        clean: other clean images.
+        planted: images that something is wrong with, by what it is: ``pgd`` (successful, at L-inf 0.3), ``noise``
+            (uniform noise instead of a digit), ``inverted`` (white on black became black on white), ``salt`` (one
+            pixel in six is black or white).
+        fit_planted: PGD on the fit images, for supervised detectors.
+    """
+
+    instruments: Instruments
+    fit_images: Tensor
+    fit_labels: Tensor
+    clean: Tensor
+    planted: Mapping[str, Tensor]
+    fit_planted: Tensor
+
+    def fit(self, detector: Detector, images: int | None = None, seed: int = 0) -> Detector:
+        """Fit on the first so many fit images, as a run does; what ``fit`` returned."""
+        clean = self.fit_traces(detector, images, seed)
+        perturbed = self.traces(detector, self.fit_planted[:images]) if detector.supervised else None
+        return detector.fit(clean, perturbed)
+
+    def fit_traces(self, detector: Detector, images: int | None = None, seed: int = 0) -> Traces:
+        """Clean traces with labels and a generator."""
+        traces = self.traces(detector, self.fit_images[:images])
+        return fit_traces(traces, self.fit_labels[:images].clone(), generator(seed, "fit"))
+
+    def traces(self, detector: Detector, images: Tensor) -> Traces:
+        """Traces for scoring."""
+        return self.instruments.traces(detector, images)
+
+    def live(self, detector: Detector, images: Tensor, device: str = "cpu") -> LiveTrace:
+        """A live trace; its ``images`` is the leaf to differentiate with respect to."""
+        i = self.instruments
+        leaf = images.to(device).clone().requires_grad_()
+        return live_trace(i.model.to(device), leaf, i.taps, i.needs(detector), i.modules, i.root)
+
+
+@cache
+def make_world() -> World:
+    """The world, made once; always the same."""
+    from pathlib import Path
+
+    dataset: Dataset = DATASETS.get("digits")(Path()).load()
+    spec = ModelSpec(name="cnn", params={"width": 8, "hidden": 48})
+    model = obtain(spec, dataset, seed=0).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    taps = discover(model, dataset.test.images(slice(0, 1)), (), model.network)
+    instruments = Instruments(model, taps, (), model.network)
+    fit, labels = dataset.train.images(slice(0, FIT_IMAGES)), dataset.train.labels(slice(0, FIT_IMAGES))
+    test, truth = dataset.test.images(slice(0, 3 * TEST_IMAGES)), dataset.test.labels(slice(0, 3 * TEST_IMAGES))
+    noise = torch.rand(TEST_IMAGES, *fit.shape[1:], generator=generator(0, "conformance", "noise"))
+    salt = torch.rand(TEST_IMAGES, *fit.shape[1:], generator=generator(0, "conformance", "salt"))
+    planted = {
+        "pgd": _successful(model, test[TEST_IMAGES:], truth[TEST_IMAGES:]),
+        "noise": noise,
+        "inverted": 1 - test[TEST_IMAGES : 2 * TEST_IMAGES],
+        "salt": torch.where(salt < 1 / 6, (salt < 1 / 12).float(), test[TEST_IMAGES : 2 * TEST_IMAGES]),
+    }
+    return World(instruments, fit, labels, test[:TEST_IMAGES], planted, _successful(model, fit, labels))
+
+
+def _successful(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Images that PGD turns, written here because detectors know no attacks."""
+    x = images.clone()
+    for _ in range(20):
+        x = x.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(x), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        x = (x + BUDGET / 8 * gradient.sign()).clamp(images - BUDGET, images + BUDGET).clamp(0, 1)
+    x = x.detach()
+    with torch.no_grad():
+        turned = (model(images).argmax(1) == labels) & (model(x).argmax(1) != labels)
+    return x[turned]

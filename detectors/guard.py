@@ -1,0 +1,245 @@
+"""A fitted detector around its model, for live use: logits, alarm and score of new images from one forward pass.
+
+One safetensors file holds all of it: the detector's state, its scores of the calibrate images (so that the threshold
+can be chosen when it is loaded), the taps, and the digest of the weights that it belongs to. Nothing in the file is
+executed: the detector is looked up in the registry by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import safetensors
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from ..harness.errors import UsageError
+from ..harness.fitted import Fitted, RunFolder
+from ..harness.keys import versions
+from ..harness.ledger import is_file, write_atomic
+from ..harness.metrics import threshold, threshold_reason
+from ..harness.models import Classifier, Normalise
+from ..harness.params import bind
+from ..harness.recorder import discover
+from ..harness.registry import DETECTORS
+from ..harness.scoring import Instruments
+from ..harness.trace import TapInfo
+from ..harness.weights import state_digest
+from .base import Detector, join_state, split_state
+
+FORMAT = 1
+_ABOUT = "guard"
+_STATE = "state/"
+_CALIBRATE = "calibrate"
+
+
+class Verdict(NamedTuple):
+    """What a guard says about n images.
+
+    Attributes:
+        logits: float32 (n, classes), on the CPU.
+        alarm: bool (n,): the score is above the threshold.
+        score: float64 (n,), larger = more suspicious.
+    """
+
+    logits: Tensor
+    alarm: Tensor
+    score: Tensor
+
+
+class _Normalisation(BaseModel):
+    mean: list[float]
+    std: list[float]
+
+
+class _Model(BaseModel):
+    label: str
+    dataset: str
+    digest: str
+    shape: tuple[int, int, int]
+    classes: int = Field(gt=0)
+    normalise: _Normalisation | None
+    taps: list[tuple[str, str, tuple[int, ...]]]
+    modules: list[str]
+    bits_per_tap: int | None
+
+
+class _File(BaseModel):
+    """The description in a guard's file; it may come from anybody."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    detector: str
+    label: str
+    params: dict[str, Any]
+    state: Any
+    model: _Model
+    seed: int
+    versions: dict[str, str]
+
+
+class Guard:
+    """A model with a detector; made by :meth:`load`.
+
+    Attributes:
+        threshold: scores above it raise the alarm.
+        detector: fitted.
+        description: what the file says: ``detector``, ``label``, ``model``, ``versions`` and more.
+    """
+
+    def __init__(self, detector: Detector, instruments: Instruments, threshold: float, description: _File) -> None:
+        self.detector, self.threshold, self.description = detector, threshold, description
+        self._instruments = instruments
+
+    @classmethod
+    def load(cls, path: Path | str, model: nn.Module, fpr: float = 0.05, check_weights: bool = True) -> Self:
+        """Put a detector that ``aftershock guard export`` wrote around a model.
+
+        Args:
+            path: the file.
+            model: the network that the detector was fitted for. It is put into eval mode. A bare network gets the
+                normalisation that the file states; one that takes images in [0, 1] itself is given as
+                :class:`~aftershock.harness.models.Classifier` (what ``aftershock.load_model`` returns).
+            fpr: the share of clean images that may raise the alarm, as measured on the calibrate images.
+            check_weights: refuse a model whose weights are not those that the detector was fitted for.
+
+        Raises:
+            UsageError: for a file that is no guard, a detector that is not installed, or another model.
+        """
+        about, tensors = _read(Path(path))
+        classifier = _classifier(model, about.model)
+        if check_weights and state_digest(classifier.network) != about.model.digest:
+            raise UsageError(
+                f"{path} belongs to other weights of {about.model.label!r}: a detector that was fitted for other "
+                "activations says nothing. Load the weights of its run, or insist with check_weights=False."
+            )
+        factory = DETECTORS.get(about.detector)
+        params, problems = bind(factory, about.params)
+        if problems:
+            raise UsageError(f"The detector {about.detector!r} of {path} is wrong: {'; '.join(problems.values())}.")
+        detector: Detector = factory(**params)
+        state = {name.removeprefix(_STATE): t for name, t in tensors.items() if name.startswith(_STATE)}
+        try:
+            detector.load_state(join_state(state, about.state))
+            scores = tensors[_CALIBRATE].double()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} is damaged ({error!r}).") from error
+        taps = tuple(TapInfo(name, kind, shape) for name, kind, shape in about.model.taps)
+        modules = tuple(about.model.modules)
+        _check_taps(classifier, taps, modules, path)
+        instruments = Instruments(classifier, taps, modules, classifier.network, about.model.bits_per_tap)
+        return cls(detector, instruments, _threshold(scores, fpr), about)
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """Logits, alarm and score of images.
+
+        Args:
+            images: float32 in [0, 1], (n, channels, height, width), n may be 0, on any device.
+
+        Raises:
+            UsageError: for images of another kind or shape.
+        """
+        shape = self.description.model.shape
+        if not isinstance(images, Tensor) or not images.is_floating_point() or tuple(images.shape[1:]) != shape:
+            what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise UsageError(f"A guard takes float images (n, {', '.join(map(str, shape))}) in [0, 1], not {what}.")
+        # Written so that NaN fails too.
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise UsageError("A guard takes images in [0, 1]: normalisation is its own work.")
+        logits, score = self._instruments.score(self.detector, images.float())
+        return Verdict(logits, score > self.threshold, score)
+
+
+def export_guard(
+    run: Path | str, label: str, out: Path | str, model: str | None = None, seed: int | None = None
+) -> Path:
+    """Write a fitted detector of a run as a guard's file.
+
+    Args:
+        run: a run directory.
+        label: the detector's label.
+        out: the file; replaced if it exists.
+        model: the model's label; may be left out where the run has one model.
+        seed: may be left out where the run has one seed.
+
+    Returns:
+        the file.
+
+    Raises:
+        UsageError: if the run has no such detector, or the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    fitted = RunFolder(run).detector(label, model, seed)
+    tensors, state = split_state(fitted.detector.state())
+    about = _describe(fitted, state)
+    whole = {f"{_STATE}{name}": t for name, t in tensors.items()} | {_CALIBRATE: fitted.calibrate.double()}
+    path = Path(out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save(whole, {_ABOUT: about.model_dump_json()}))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}).") from error
+    return path
+
+
+def _describe(fitted: Fitted, state: Any) -> _File:
+    taps = [(t.name, t.kind, t.shape) for t in fitted.taps]
+    model = _Model(
+        label=fitted.model, dataset=fitted.dataset, taps=taps, modules=list(fitted.modules),
+        bits_per_tap=fitted.bits_per_tap, **fitted.about,
+    )  # fmt: skip
+    made = {name: str(v) for name, v in versions("aftershock", "torch").items()}
+    return _File(
+        format=FORMAT, detector=fitted.name, label=fitted.label, params=dict(fitted.params), state=state, model=model,
+        seed=fitted.seed, versions=made,
+    )  # fmt: skip
+
+
+def _read(path: Path) -> tuple[_File, dict[str, Tensor]]:
+    if not is_file(path):
+        raise UsageError(f"There is no file {path}.")
+    try:
+        with safetensors.safe_open(path, "pt") as stream:
+            about = json.loads((stream.metadata() or {})[_ABOUT])
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        return _File.model_validate(about), tensors
+    except (OSError, KeyError, ValueError, RecursionError, safetensors.SafetensorError, ValidationError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} is no guard that `aftershock guard export` of this version wrote: {what}") from error
+
+
+def _classifier(model: nn.Module, about: _Model) -> Classifier:
+    if isinstance(model, Classifier):
+        return model.eval()
+    layer = Normalise(about.normalise.mean, about.normalise.std) if about.normalise else nn.Identity()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return Classifier(model, layer.to(device), about.shape, about.classes).eval()
+
+
+def _check_taps(classifier: Classifier, taps: Sequence[TapInfo], modules: Sequence[str], path: Path | str) -> None:
+    device = next((p.device for p in classifier.network.parameters()), torch.device("cpu"))
+    try:
+        found = discover(classifier, torch.zeros(1, *classifier.shape, device=device), modules, classifier.network)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        what = " ".join(str(error).split())
+        raise UsageError(f"The model cannot take the images that {path} is for: {what}") from error
+    if [(t.name, t.shape) for t in found] != [(t.name, t.shape) for t in taps]:
+        raise UsageError(
+            f"The model has other layers than the one that {path} was made for: it has "
+            f"{', '.join(t.name for t in found)} instead of {', '.join(t.name for t in taps)}."
+        )
+
+
+def _threshold(scores: Tensor, fpr: float) -> float:
+    if isinstance(fpr, bool) or not isinstance(fpr, int | float) or not 0 < fpr < 1:
+        raise UsageError(f"fpr = {fpr!r}: give the share of clean images that may raise the alarm, between 0 and 1.")
+    reason = threshold_reason(len(scores), fpr)
+    if reason:
+        raise UsageError(f"fpr = {fpr}: {reason}.")
+    return float(threshold(scores.numpy(), fpr))

@@ -1,0 +1,94 @@
+"""Local intrinsic dimensionality of the features around an image (Ma et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..harness.trace import Need
+from .base import DetectorInfo
+from .checks import check_count
+from .layerwise import Features, Layerwise
+from .nearest import nearest
+from .score_columns import Combination
+from .splitting import split_rows
+
+# The estimate is unbounded where all neighbours are equally far.
+_LARGEST = 1000.0
+_SMALLEST_DISTANCE = 1e-30
+
+
+def intrinsic_dimension(distances: Tensor) -> Tensor:
+    """The maximum-likelihood estimate −(mean of log(r_i / r_k))⁻¹ from distances r_1 ≤ … ≤ r_k, (n, k) to (n,).
+
+    At most 1000; differentiable. Source: Amsaleg et al. 2015, Estimating Local Intrinsic Dimensionality.
+    """
+    logs = distances.clamp(min=_SMALLEST_DISTANCE).log()
+    return 1 / (logs[:, -1] - logs.mean(1)).clamp(min=1 / _LARGEST)
+
+
+class Lid(Layerwise):
+    """Local intrinsic dimensionality (LID) of every layer's features; perturbed images lie where it is high.
+
+    The paper takes an image's neighbours from the minibatch that it is scored in, which also holds its clean original;
+    scores then depend on the batch, and the original is not there in use. Here the neighbours come from a stored
+    sample of clean fit images that the model classifies correctly. The paper's code fits a scaler on all data before
+    it splits them; here scales and regression see fit images only, the clean ones from outside the reference.
+
+    ``logistic`` (the default) is the paper's logistic regression over layers, supervised; ``mean`` is the mean LID
+    over layers in standard deviations of clean images and needs no perturbed image. Perturbed fit images whose
+    originals are in the reference have one neighbour closer than a fresh one would, which misleads the regression;
+    keep the reference a small part of the fit images to make that rare. Measured (CIFAR-10, ResNet-20, pooled, PGD
+    8/255): AUROC 0.98 with the paper's paired batches, 0.84 from a reference without the originals.
+
+    Cost: O(reference * d) per image and layer, with d features.
+
+    Args:
+        layers: taps to read: ``all``, ``last:N``, ``first:N``, or names.
+        neighbours: k; 20 in the paper, from minibatches of 100.
+        reference: how many clean fit images are kept, at most half of them.
+        features: ``pooled`` (one mean per map) or ``full`` (activations of single units; the paper's).
+        units: for ``full``: at most so many units per layer.
+        combination: ``logistic`` (supervised), ``mean`` or ``max`` over layers.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    name = "lid"
+    info = DetectorInfo(
+        title="Local intrinsic dimensionality",
+        paper="Ma et al. 2018, Characterizing Adversarial Subspaces Using Local Intrinsic Dimensionality, "
+        "arXiv 1801.02613",
+        needs=(Need("pooled"),),
+        supervised=True,
+        surrogate="exact",
+        summary="How many dimensions the neighbourhood of an image seems to have, layer by layer.",
+    )
+
+    def __init__(
+        self,
+        layers: str | list[str] = "all",
+        neighbours: int = 20,
+        reference: int = 1000,
+        features: Features = "pooled",
+        units: int = 1024,
+        combination: Combination = "logistic",
+    ) -> None:
+        check_count("neighbours", neighbours, 2)
+        check_count("reference", reference, 2)
+        super().__init__(layers, combination, features, "mean", units)
+        self.neighbours, self.reference = neighbours, reference
+
+    def _rows(self, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        inside = (groups >= 0).nonzero().squeeze(1)
+        return split_rows(inside, min(self.reference, max(1, len(inside) // 2)), generator)
+
+    def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:
+        return {"reference": features.float().contiguous()}
+
+    def _layer_scores(self, fitted: Mapping[str, Any], features: Tensor) -> Tensor:
+        return intrinsic_dimension(nearest(features, fitted["reference"], self.neighbours)[0])

@@ -1,0 +1,104 @@
+"""The Mahalanobis detector (Lee et al. 2018) on one layer or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..harness.errors import UsageError
+from ..harness.trace import Need, Statistic
+from .base import DetectorInfo
+from .grouping import present_classes
+from .layerwise import Layerwise
+from .score_columns import Combination
+from .splitting import split_rows
+
+# Directions of the features whose variance is below this share of the largest one carry only rounding.
+_NULL = 1e-6
+# The share of the clean images that means and covariance come from where a logistic regression needs fresh ones.
+_FITTED = 0.7
+
+
+class Mahalanobis(Layerwise):
+    """Squared Mahalanobis distance of a layer's pooled maps to the nearest class mean, under one covariance.
+
+    pytorch-ood estimates means and covariance; it inverts the scatter matrix in float32 with a fixed ridge of 1e-6 and
+    needs every class to occur. So the features are first whitened in float64 over the fit images and directions
+    without variance (dead channels) dropped, which leaves the distances as they are and makes that inverse harmless;
+    and classes without an image are left out. Fitted on the images that the model classifies correctly.
+
+    ``combination = "logistic"`` over all layers is the paper's detector, supervised; its logistic regression sees 30 %
+    of the clean images that the means and the covariance do not. ``mean`` and ``max`` need no perturbed image. The
+    paper's input pre-processing is left out: it needs a gradient through the detector for every image.
+
+    Cost: O(n d²) to fit and O(classes * d²) to score, per layer with d maps.
+
+    Args:
+        layers: taps to read: ``all``, ``last:N``, ``first:N``, or names.
+        statistic: what is kept of each feature map: its mean (as in the paper), maximum or standard deviation.
+        combination: how several layers make one score: their ``mean`` or ``max`` in standard deviations of the clean
+            fit images, or a ``logistic`` regression on perturbed ones.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    name = "mahalanobis"
+    info = DetectorInfo(
+        title="Mahalanobis distance",
+        paper="Lee et al. 2018, A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial "
+        "Attacks, arXiv 1807.03888",
+        needs=(Need("pooled", "last:1"),),
+        surrogate="exact",
+        summary="Distance of pooled features to the nearest class mean, in one layer or several.",
+    )
+
+    def __init__(
+        self, layers: str | list[str] = "last:1", statistic: Statistic = "mean", combination: Combination = "mean"
+    ) -> None:
+        super().__init__(layers, combination, "pooled", statistic, 1)
+
+    def _rows(self, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        inside = (groups >= 0).nonzero().squeeze(1)
+        if self.supervised:
+            return split_rows(inside, max(2, round(_FITTED * len(inside))), generator)
+        return inside, torch.arange(len(groups))
+
+    def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:
+        from pytorch_ood.detector import Mahalanobis as Reference
+
+        centre, whitening = _whitening(features, tap)
+        whitened = (features.double() - centre) @ whitening
+        # Its classes must be 0, 1, ... without gaps.
+        present = torch.searchsorted(present_classes(groups), groups)
+        reference = Reference(None).fit_features(whitened.float(), present)
+        variances, vectors = torch.linalg.eigh(reference.precision.double())
+        root = vectors * variances.clamp(min=0).sqrt()
+        return {
+            "centre": centre,
+            "projection": (whitening @ root).contiguous(),
+            "means": (reference.mu.double() @ root).contiguous(),
+        }
+
+    def _layer_scores(self, fitted: Mapping[str, Any], features: Tensor) -> Tensor:
+        """Half the squared distance, as pytorch-ood's ``predict_features`` gives it."""
+        device = features.device
+        projected = (features.double() - fitted["centre"].to(device)) @ fitted["projection"].to(device)
+        offsets = projected.unsqueeze(1) - fitted["means"].to(device)
+        found: Tensor = offsets.square().sum(2).amin(1) / 2
+        return found
+
+
+def _whitening(features: Tensor, tap: str) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and a matrix (d, k) that makes the total covariance of ``features`` (n, d) the identity; float64."""
+    values = features.double()
+    centre = values.mean(0)
+    covariance = (values - centre).T @ (values - centre) / len(values)
+    variances, vectors = torch.linalg.eigh(covariance)
+    kept = variances > max(_NULL * float(variances[-1]), 1e-20)
+    if not bool(kept.any()):
+        raise UsageError(f"mahalanobis: the maps of {tap!r} are the same for all fit images; choose another layer.")
+    return centre, vectors[:, kept] / variances[kept].sqrt()

@@ -1,0 +1,215 @@
+"""What a finished run holds, loaded again without its suite: fitted detectors and the models they were fitted for.
+
+A run directory may come from a stranger: nothing in it is executed. Parts are looked up in the registries by name, so
+a plugin that the run used has to be installed (or loaded) by whoever reads the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import UsageError
+from .ledger import SUFFIX, Record, is_file, is_whole, read_record
+from .params import bind
+from .reading import tap_infos
+from .registry import DETECTORS, did_you_mean
+from .trace import TapInfo
+
+if TYPE_CHECKING:
+    from ..detectors.base import Detector
+    from .models import Classifier
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted detector of a run.
+
+    Attributes:
+        detector: fitted; the constructor's parameters are those of the suite.
+        name: its registry name.
+        label: its label in the suite.
+        params: its parameters, as JSON values.
+        dataset: the data set's name.
+        model: the label of the model that it was fitted for.
+        seed: the run's seed.
+        calibrate: its scores of the calibrate images, float64 (m,).
+        taps: the model's taps.
+        modules: the named modules among them.
+        bits_per_tap: how many bits of a tap are kept; ``None`` for all.
+        about: what the run knows of the model: ``digest`` of its weights, ``normalise``, ``shape``, ``classes``.
+    """
+
+    detector: Detector
+    name: str
+    label: str
+    params: Mapping[str, Any]
+    dataset: str
+    model: str
+    seed: int
+    calibrate: Tensor
+    taps: tuple[TapInfo, ...]
+    modules: tuple[str, ...]
+    bits_per_tap: int | None
+    about: Mapping[str, Any]
+
+
+class RunFolder:
+    """A run directory, read only.
+
+    Args:
+        folder: as given to ``aftershock run --out``.
+
+    Raises:
+        UsageError: if it holds no run.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not is_file(self.folder / "run.json"):
+            raise UsageError(f"{folder} is no run directory: it has no run.json.")
+        try:
+            self.facts = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            self._resolved = dict(self.facts["resolved"])
+            keys = set(self.facts["keys"])
+            self._models, self._detectors = list(self._resolved["models"]), list(self._resolved["detectors"])
+            self.dataset, self.seeds = str(self._resolved["data"]["name"]), list(self._resolved["seeds"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UsageError(f"{self.folder / 'run.json'} is damaged or of another version ({error!r}).") from error
+        found = (read_record(p) for p in sorted((self.folder / "cells").glob("*.json")))
+        self._records = {r.name: r for r in found if r is not None and r.key in keys}
+
+    def detector(self, label: str, model: str | None = None, seed: int | None = None) -> Fitted:
+        """A fitted detector.
+
+        Args:
+            label: as in the suite and the tables.
+            model: the model's label; may be left out where the run has one model.
+            seed: may be left out where the run has one seed.
+
+        Raises:
+            UsageError: if the run has no such detector, it could not be fitted, or a plugin is missing.
+        """
+        from ..detectors.base import join_state
+
+        part = _named(self._detectors, label, "detector", self.folder)
+        entry = self._model_entry(model)
+        seed = self._seed(seed)
+        at = f"{self.dataset}/{entry['label']}/{seed}"
+        fit, scores = self._done(f"{at}/fit/{label}"), self._done(f"{at}/score/{label}/calibrate")
+        known = self._done(f"{at}/model")
+        factory = DETECTORS.get(str(part["name"]))
+        params, problems = bind(factory, part["params"])
+        if problems:
+            raise UsageError(f"The detector {label!r} of {self.folder} is wrong: {'; '.join(problems.values())}.")
+        detector: Detector = factory(**params)
+        try:
+            detector.load_state(join_state(self._tensors(fit), fit.values["state"]))
+            calibrate = self._tensors(scores)["score"]
+            taps = tap_infos(known.values)
+            about = {name: known.values[name] for name in ("digest", "normalise", "shape", "classes")}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"The cells of {label!r} in {self.folder} are damaged ({error!r}).") from error
+        return Fitted(
+            detector, str(part["name"]), label, dict(part["params"]), self.dataset, str(entry["label"]), seed,
+            calibrate, taps, tuple(entry.get("tap_modules") or ()), entry.get("bits_per_tap"), about,
+        )  # fmt: skip
+
+    def model(self, label: str | None = None, seed: int | None = None, weights: Path | str | None = None) -> Classifier:
+        """A model of the run, in eval mode on the CPU: images in [0, 1] to logits.
+
+        Args:
+            label: may be left out where the run has one model.
+            seed: may be left out where the run has one seed.
+            weights: the checkpoint, where the run used one: it is not copied into runs.
+
+        Raises:
+            UsageError: if the run has no such model, its weights are elsewhere, or they are not those of the run.
+        """
+        from .models import ModelSpec, build, load_weights
+        from .weights import state_digest
+
+        entry = self._model_entry(label)
+        record = self._done(f"{self.dataset}/{entry['label']}/{self._seed(seed)}/model")
+        if entry.get("factory"):
+            raise UsageError(f"The model {entry['label']!r} was made by {entry['factory']!r}: make it in the same way.")
+        spec = ModelSpec.from_entry(entry["name"], None, entry["params"])
+        values, state = record.values, self._tensors(record)
+        plain = {"mean": [0.0], "std": [1.0]}
+        normalise = values["normalise"] or plain
+        classifier = build(spec, tuple(values["shape"]), values["classes"], normalise["mean"], normalise["std"])
+        if state:
+            classifier.load_state_dict(state)
+        elif weights is None:
+            raise UsageError(
+                f"The weights of {entry['label']!r} came from a file, {entry['weights']!r}, which is not in the run: "
+                "give its path as `weights`."
+            )
+        else:
+            load_weights(classifier.network, Path(weights))
+        if state_digest(classifier.network) != values["digest"]:
+            raise UsageError(f"The weights of {entry['label']!r} are not those that {self.folder} was made with.")
+        return classifier.eval()
+
+    def _model_entry(self, label: str | None) -> dict[str, Any]:
+        if label is None and len(self._models) != 1:
+            names = ", ".join(str(m["label"]) for m in self._models)
+            raise UsageError(f"{self.folder} has several models, {names}: say which one, with `model`.")
+        return _named(self._models, label or str(self._models[0]["label"]), "model", self.folder)
+
+    def _seed(self, seed: int | None) -> int:
+        if seed is None and len(self.seeds) != 1:
+            raise UsageError(f"{self.folder} has several seeds, {self.seeds}: say which one, with `seed`.")
+        wanted = self.seeds[0] if seed is None else seed
+        if wanted not in self.seeds:
+            raise UsageError(f"{self.folder} has no seed {wanted}; it has {self.seeds}.")
+        return int(wanted)
+
+    def _done(self, name: str) -> Record:
+        record = self._records.get(name)
+        if record is None:
+            raise UsageError(f"{self.folder} holds no result of {name}: run its suite again, without --only.")
+        if record.status != "done":
+            raise UsageError(f"In {self.folder}, {name} has no result: {record.reason}")
+        return record
+
+    def _tensors(self, record: Record) -> dict[str, Tensor]:
+        import safetensors
+        import safetensors.torch
+
+        if not record.digest:
+            return {}
+        path = self.folder / "artifacts" / f"{record.key}{SUFFIX}"
+        if not is_whole(path, record):
+            raise UsageError(f"{path} is missing or was changed after it was written: run the suite again.")
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UsageError(f"{path} cannot be read ({error}).") from error
+
+
+def _named(entries: list[Any], label: str, what: str, folder: Path) -> dict[str, Any]:
+    labels = [str(e["label"]) for e in entries]
+    if label not in labels:
+        raise UsageError(
+            f"{folder} has no {what} {label!r}{did_you_mean(label, labels)}; it has {', '.join(labels) or 'none'}."
+        )
+    found: dict[str, Any] = entries[labels.index(label)]
+    return found
+
+
+def load_detector(run: Path | str, label: str, model: str | None = None, seed: int | None = None) -> Detector:
+    """A detector as a run fitted it, ready to score; see :meth:`RunFolder.detector`."""
+    return RunFolder(run).detector(label, model, seed).detector
+
+
+def load_model(
+    run: Path | str, label: str | None = None, seed: int | None = None, weights: Path | str | None = None
+) -> Classifier:
+    """A model of a run, in eval mode: images in [0, 1] to logits; see :meth:`RunFolder.model`."""
+    return RunFolder(run).model(label, seed, weights)

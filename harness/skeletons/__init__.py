@@ -1,0 +1,1 @@
+"""Templates of the packages that ``aftershock new`` writes."""

@@ -1,0 +1,161 @@
+"""Sanity flags: their words, what each means in one sentence, and the place on the page where that sentence stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from .reading import Row
+
+NO_NUMBER = "Why there is no number."
+BEYOND = "beyond-threat"
+# Flag of the tables: words on the page, meaning. A flag may name another attack: `weaker-than-one-step:fgsm`.
+FLAGS = {
+    "no-adaptive-attack": ("no adaptive attack", "No attack that knows this detector was tried: its robust accuracy is "
+                           "only an upper bound."),
+    "adaptive-incomplete": ("adaptive attack incomplete", "The attack that knows the detector did not get through even "
+                            "at a large budget, so it proves nothing: the row stands below the ranked ones."),
+    "adaptive-weaker-than": ("adaptive attack is weaker than", "An attack that does not know the detector passes it "
+                             "more often than those that do: the adaptive attack is not yet at its best."),
+    "attached": ("attached", "The attack returned images with their gradient graph; it was cut."),
+    "dtype": ("other number type", "The attack returned another number type; it was converted."),
+    "shape": ("wrong shape", "The attack returned no images of the right shape: the clean ones stand in."),
+    "non-finite": ("non-finite images", "The attack returned infinite or undefined pixels: the clean images stand in."),
+    "out-of-range": ("out of range", "The attack left the range of images [0, 1]; it was clipped."),
+    "over-budget": ("over budget", "The attack exceeded its own budget; it was projected back."),
+    "zero-gradient": ("zero gradients", "Gradients were zero for images not yet fooled: the attack could not see where "
+                      "to go, and its success is an underestimate."),
+    "non-finite-gradient": ("non-finite gradients", "Gradients were infinite or undefined: the attack was blind."),
+    "non-finite-logits": ("non-finite logits", "The model answered with infinite or undefined numbers."),
+    "randomised-model": ("randomised model", "The model answers differently to the same image, so an attack must "
+                         "average over its answers; one that does not is too weak."),
+    "unconverged": ("not converged", "The attack still turned images when its steps ran out: more steps would do "
+                    "better."),
+    "weaker-than-smaller-budget": ("weaker than a smaller budget", "Success fell when the budget grew, which a sound "
+                                   "attack cannot do."),
+    "weaker-than-one-step": ("weaker than one step", "An iterative attack did worse than a single gradient step within "
+                             "the same budget: its steps lead astray."),
+    "weaker-than-black-box": ("weaker than a black box", "An attack without gradients beat this one with gradients: "
+                              "the gradients are probably masked."),
+    "below-100-at-largest-budget": ("below 100 % at the largest budget", "The last point of the budget curve leaves "
+                                    "images unturned: the attack is too weak, or the curve ends too early to tell."),
+    BEYOND: ("beyond the threat model", "Some images moved further than the threat model allows: they are "
+                      "shown here and do not enter the ranking."),
+}  # fmt: skip
+_HELP = (
+    (r"^at the large budget", FLAGS["adaptive-incomplete"][1]),
+    (r"gradient.?free|black.?box", "A gradient-free attack beat the gradient ones: the gradients are probably masked."),
+    (r"converge", "The attack still improved when its steps ran out: more would do better."),
+    (r"is missing|is not scored", "What cannot be measured cannot be counted: there is no robust accuracy without it."),
+    (r"attacked \d+ of", "The other images count as safe from it, so robust accuracy is an upper bound."),
+    (r"adaptive|large.budget", FLAGS["adaptive-incomplete"][1]),
+    (r"random", FLAGS["randomised-model"][1]),
+)
+_SHORT = 64
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A sanity flag.
+
+    Attributes:
+        text: its words.
+        help: what it means, in one sentence; empty for words that nobody knows.
+        about: the other attack that it names, if any.
+        key: its name in the tables; empty for words that are no known flag.
+    """
+
+    text: str
+    help: str
+    about: str = ""
+    key: str = ""
+
+    @property
+    def full(self) -> str:
+        """Words and the other attack."""
+        return f"{self.text}: {self.about}" if self.about else self.text
+
+    @property
+    def short(self) -> str:
+        """The words as they fit into a table: an error message may be long."""
+        return self.full if len(self.full) <= _SHORT else f"{self.full[: _SHORT - 4].rstrip()}…"
+
+    @property
+    def anchor(self) -> str:
+        """The ``id`` of the row that explains it: letters, digits and hyphens, whatever the flag says."""
+        return f"flag-{self.key or 'x' + sha256(self.text.encode()).hexdigest()[:10]}"
+
+
+def flag(key: str, about: str = "") -> Flag:
+    """A flag of :data:`FLAGS`."""
+    text, meaning = FLAGS[key]
+    return Flag(text, meaning, about, key)
+
+
+def flags(text: str) -> list[Flag]:
+    """The flags of a cell: separated by ``;`` or ``|``, or by commas where none of them holds a blank."""
+    parts = [p.strip() for p in re.split(r"[;|]", text) if p.strip()]
+    if len(parts) == 1 and "," in parts[0] and " " not in parts[0].replace(", ", ","):
+        parts = [p.strip() for p in parts[0].split(",") if p.strip()]
+    return list(dict.fromkeys(_read(p) for p in parts))
+
+
+def _read(text: str) -> Flag:
+    key, _, about = text.partition(":")
+    if key.strip() in FLAGS:
+        return flag(key.strip(), about.strip())
+    return Flag(text, next((h for pattern, h in _HELP if re.search(pattern, text, re.I)), ""))
+
+
+def condition_flags(rows: Sequence[Row], threat: tuple[str, float | None]) -> dict[str, list[Flag]]:
+    """Every flag of every perturbation of one model, over all seeds, by label; with why it has no number.
+
+    Args:
+        rows: of ``perturbations.csv``.
+        threat: norm and budget that the ranking is about.
+    """
+    found: dict[str, dict[Flag, None]] = {}
+    norm, eps = threat
+    for row in rows:
+        own = found.setdefault(row.text("perturbation"), {})
+        own.update(dict.fromkeys(flags(row.text("flags"))))
+        if row.text("reason"):
+            own[Flag(row.text("reason"), NO_NUMBER)] = None
+        largest = row.number("max_linf")
+        attack = row.text("kind") in ("attack", "adaptive")
+        if norm == "linf" and eps and largest is not None and largest > eps * 1.001 and attack:
+            own[flag(BEYOND)] = None
+    return {label: list(own) for label, own in found.items()}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One flag with everything that carries it.
+
+    Attributes:
+        flag: its words and meaning, without the attack that it names.
+        where: model and the names there, each with the other attacks that the flag names.
+    """
+
+    flag: Flag
+    where: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+
+def explained(carried: Sequence[tuple[str, str, Flag]]) -> list[Explained]:
+    """Flags as a glossary, each once.
+
+    Args:
+        carried: model, detector or perturbation, and its flag.
+    """
+    kinds: dict[Flag, dict[str, dict[str, dict[str, None]]]] = {}
+    for model, name, found in carried:
+        kind = Flag(found.text, found.help, "", found.key)
+        kinds.setdefault(kind, {}).setdefault(model, {}).setdefault(name, {})[found.about] = None
+    return [Explained(kind, [(model, _names(names)) for model, names in models.items()])
+            for kind, models in kinds.items()]  # fmt: skip
+
+
+def _names(names: Mapping[str, Mapping[str, None]]) -> list[tuple[str, str]]:
+    return [(name, ", ".join(a for a in about if a)) for name, about in names.items()]

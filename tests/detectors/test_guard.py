@@ -1,0 +1,219 @@
+"""Fitted detectors leave a run: loaded again without its suite, and as a guard around the model."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from aftershock.detectors import Guard
+from aftershock.detectors.guard import export_guard
+from aftershock.harness.errors import UsageError
+from aftershock.harness.fitted import RunFolder, load_detector, load_model
+from aftershock.harness.models import Classifier
+from aftershock.harness.registry import DATASETS
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+PARTS = """
+import torch
+from aftershock.detectors import Detector, DetectorInfo, View, register
+
+
+@register("shaky")
+class Shaky(Detector):
+    # Reads a second forward, of slightly blurred images.
+    info = DetectorInfo(title="how far a blur moves the logits", needs=())
+
+    @property
+    def views(self):
+        blur = torch.nn.AvgPool2d(3, stride=1, padding=1)
+        return (View("blurred", lambda images, generator: blur(images)),)
+
+    def fit(self, clean, perturbed=None):
+        return self
+
+    def score(self, traces):
+        return (traces.logits - traces.view("blurred").logits).abs().amax(1).double()
+"""
+DETECTORS = ("bits", "mahalanobis", "codeshift", "shaky")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+    folder = tmp_path_factory.mktemp("guard")
+    (folder / "parts.py").write_text(PARTS)
+    detectors = [
+        {"name": "bitvector", "label": "bits", "method": "hamming"}, {"name": "mahalanobis"},
+        {"name": "codeshift", "rows": 3, "columns": 3, "epochs": 3}, {"name": "shaky"},
+    ]  # fmt: skip
+    tiny(folder / "a.toml", [{"name": "pgd", "eps": 0.3}], detectors, plugins=["parts.py"])
+    done = forks("run", "a.toml", "--out", "run", cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
+    assert done.status == 0, done.output
+    from aftershock.harness.registry import load_plugin_file
+
+    load_plugin_file(folder / "parts.py")
+    return folder / "run"
+
+
+def scores_of(run: Path, detector: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions in the test split and scores of the clean evaluate images, as the table has them."""
+    with gzip.open(run / "tables" / "scores.csv.gz", "rt", newline="") as stream:
+        rows = [
+            r for r in csv.DictReader(stream)
+            if (r["detector"], r["set"], r["perturbation"]) == (detector, "evaluate", "none")
+        ]  # fmt: skip
+    return torch.tensor([int(r["index"]) for r in rows]), torch.tensor([float(r["score"]) for r in rows]).double()
+
+
+def guard(run: Path, detector: str, folder: Path, **more) -> Guard:
+    return Guard.load(export_guard(run, detector, folder / f"{detector}.safetensors"), load_model(run), **more)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_guard_scores_as_the_run_did(run: Path, detector: str, tmp_path: Path) -> None:
+    index, expected = scores_of(run, detector)
+    images = DATASETS.get("digits")(Path()).load().test.images(index.tolist())
+    made = guard(run, detector, tmp_path)
+    logits, alarm, score = made(images)
+    # Tables keep six digits.
+    torch.testing.assert_close(score, expected, rtol=2e-5, atol=2e-5)
+    assert logits.shape == (len(images), 10) and alarm.dtype == torch.bool
+    assert torch.equal(alarm, score > made.threshold)
+    one = made(images[:1])
+    torch.testing.assert_close(one.score, score[:1], rtol=1e-4, atol=1e-6)
+    assert made(images[:0]).score.shape == (0,)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, load_model(run)(images))
+
+
+def test_the_share_of_alarms_is_what_was_asked_for(run: Path, tmp_path: Path) -> None:
+    calibrate = RunFolder(run).detector("mahalanobis").calibrate
+    for fpr in (0.05, 0.2):
+        made = guard(run, "mahalanobis", tmp_path, fpr=fpr)
+        share = float((calibrate > made.threshold).double().mean())
+        assert share <= fpr and share > fpr - 2 / len(calibrate)
+    with pytest.raises(UsageError, match=r"fpr = 0\.0001.*needs"):
+        guard(run, "mahalanobis", tmp_path, fpr=0.0001)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        guard(run, "mahalanobis", tmp_path, fpr=5)
+
+
+def test_a_bare_network_gets_the_normalisation_of_the_run(run: Path, tmp_path: Path) -> None:
+    classifier = load_model(run)
+    path = export_guard(run, "mahalanobis", tmp_path / "m.safetensors")
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole, bare = Guard.load(path, classifier), Guard.load(path, load_model(run).network)
+    assert torch.equal(whole(images).score, bare(images).score)
+
+
+def test_a_model_in_train_mode_is_put_into_eval_mode(run: Path, tmp_path: Path) -> None:
+    path = export_guard(run, "mahalanobis", tmp_path / "m.safetensors")
+    model = load_model(run).train()
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = Guard.load(path, model)
+    assert not model.training
+    assert torch.equal(made(images).score, Guard.load(path, load_model(run))(images).score)
+
+
+def test_other_weights_are_refused_unless_one_insists(run: Path, tmp_path: Path) -> None:
+    path = export_guard(run, "mahalanobis", tmp_path / "m.safetensors")
+    model = load_model(run)
+    with torch.no_grad():
+        next(model.network.parameters()).add_(1e-6)
+    with pytest.raises(UsageError, match="other weights of 'mlp'"):
+        Guard.load(path, model)
+    assert Guard.load(path, model, check_weights=False)(torch.rand(2, 1, 8, 8)).alarm.shape == (2,)
+
+
+def test_another_architecture_is_refused(run: Path, tmp_path: Path) -> None:
+    path = export_guard(run, "mahalanobis", tmp_path / "m.safetensors")
+    small = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    with pytest.raises(UsageError, match="other layers"):
+        Guard.load(path, small, check_weights=False)
+    wrong = nn.Sequential(nn.Flatten(), nn.Linear(99, 10), nn.ReLU())
+    with pytest.raises(UsageError, match="cannot take the images"):
+        Guard.load(path, Classifier(wrong, nn.Identity(), (1, 8, 8), 10), check_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 3, 8, 8), r"\(n, 1, 8, 8\)"),
+        (torch.rand(1, 8, 8), r"\(n, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
+        (torch.full((2, 1, 8, 8), 255.0), r"\[0, 1\]"),
+        (torch.full((2, 1, 8, 8), torch.nan), r"\[0, 1\]"),
+        ("cat.png", "str"),
+    ],
+)
+def test_wrong_images_are_one_sentence(run: Path, tmp_path: Path, images, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        guard(run, "mahalanobis", tmp_path)(images)
+
+
+def test_files_that_are_no_guard_are_one_sentence(run: Path, tmp_path: Path) -> None:
+    good = export_guard(run, "mahalanobis", tmp_path / "m.safetensors")
+    with safe_open(good, "pt") as stream:
+        about = json.loads(stream.metadata()["guard"])
+    tensors = load_file(good)
+    (tmp_path / "text.safetensors").write_text("hello")
+    save_file(tensors, tmp_path / "plain.safetensors")
+    for name, changed in {
+        "unknown": {**about, "detector": "no-such-detector"},
+        "extra": {**about, "execute": "os.system"},
+        "future": {**about, "format": 2},
+        "param": {**about, "params": {"colour": "red"}},
+        "state": {**about, "state": {"$tensor": "nowhere"}},
+    }.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors", {"guard": json.dumps(changed)})
+    for name in ("text", "plain", "unknown", "extra", "future", "param", "state", "absent"):
+        with pytest.raises(UsageError):
+            Guard.load(tmp_path / f"{name}.safetensors", load_model(run))
+
+
+def test_a_fitted_detector_is_loaded_without_the_suite(run: Path) -> None:
+    detector = load_detector(run, "bits")
+    assert detector.method == "hamming" and detector.surrogate_kind == "relaxed"
+    for label, model, message in (
+        ("bit", None, "no detector 'bit'.*did you mean 'bits'"),
+        ("bits", "resnet", "no model 'resnet'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_detector(run, label, model)
+    with pytest.raises(UsageError, match="no seed 7"):
+        load_detector(run, "bits", seed=7)
+    with pytest.raises(UsageError, match=r"no run\.json"):
+        load_detector(run / "tables", "bits")
+
+
+def test_a_changed_artifact_is_refused(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for path in (copy / "artifacts").glob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+    with pytest.raises(UsageError, match="was changed after it was written"):
+        load_detector(copy, "mahalanobis")
+
+
+def test_the_command_line_writes_a_guard(run: Path, forks: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "g.safetensors"
+    done = forks("guard", "export", str(run), "--detector", "mahalanobis", "--out", str(out), cwd=tmp_path)
+    assert done.status == 0 and out.is_file(), done.output
+    wrong = forks("guard", "export", str(run), "--detector", "mahalanobi", cwd=tmp_path)
+    assert wrong.status == 2 and "did you mean 'mahalanobis'" in wrong.output
+    plugin = forks("guard", "export", str(run), "--detector", "shaky", cwd=tmp_path)
+    assert plugin.status == 2 and "no detector 'shaky'" in plugin.output
+    again = forks(
+        "guard", "export", str(run), "--detector", "shaky", "--plugin", str(run.parent / "parts.py"), cwd=tmp_path
+    )
+    assert again.status == 0 and (tmp_path / "shaky.safetensors").is_file(), again.output
