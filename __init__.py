@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .harness.fitted import load_detector, load_model
     from .harness.run import Run, run
     from .harness.suite import Suite
     from .harness.suite_check import load_suite
@@ -20,10 +21,12 @@ _PUBLIC = {
     "run": "aftershock.harness.run",
     "Run": "aftershock.harness.run",
     "Suite": "aftershock.harness.suite",
+    "load_detector": "aftershock.harness.fitted",
+    "load_model": "aftershock.harness.fitted",
     "load_suite": "aftershock.harness.suite_check",
 }
 
-__all__ = ["Run", "Suite", "__version__", "load_suite", "run"]
+__all__ = ["Run", "Suite", "__version__", "load_detector", "load_model", "load_suite", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -230,7 +230,7 @@ class CodeShift(Detector):
 
     def _averaged(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The components, (n,) each, of (n, layers)."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in PARTS:
             layers = parts[name]
             if name in _LENGTHS:

@@ -31,7 +31,7 @@ from ..harness.trace import TapInfo
 from ..harness.weights import state_digest
 from .base import Detector, join_state, split_state
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 _ABOUT = "guard"
 _STATE = "state/"
 _CALIBRATE = "calibrate"
@@ -51,24 +51,24 @@ class Verdict(NamedTuple):
     score: Tensor
 
 
-class _Normalisation(BaseModel):
+class NormalisationDescription(BaseModel):
     mean: list[float]
     std: list[float]
 
 
-class _Model(BaseModel):
+class ModelDescription(BaseModel):
     label: str
     dataset: str
     digest: str
     shape: tuple[int, int, int]
     classes: int = Field(gt=0)
-    normalise: _Normalisation | None
+    normalise: NormalisationDescription | None
     taps: list[tuple[str, str, tuple[int, ...]]]
     modules: list[str]
     bits_per_tap: int | None
 
 
-class _File(BaseModel):
+class Description(BaseModel):
     """The description in a guard's file; it may come from anybody."""
 
     model_config = ConfigDict(extra="forbid")
@@ -78,7 +78,7 @@ class _File(BaseModel):
     label: str
     params: dict[str, Any]
     state: Any
-    model: _Model
+    model: ModelDescription
     seed: int
     versions: dict[str, str]
 
@@ -92,7 +92,9 @@ class Guard:
         description: what the file says: ``detector``, ``label``, ``model``, ``versions`` and more.
     """
 
-    def __init__(self, detector: Detector, instruments: Instruments, threshold: float, description: _File) -> None:
+    def __init__(
+        self, detector: Detector, instruments: Instruments, threshold: float, description: Description
+    ) -> None:
         self.detector, self.threshold, self.description = detector, threshold, description
         self._instruments = instruments
 
@@ -188,33 +190,33 @@ def export_guard(
     return path
 
 
-def _describe(fitted: Fitted, state: Any) -> _File:
+def _describe(fitted: Fitted, state: Any) -> Description:
     taps = [(t.name, t.kind, t.shape) for t in fitted.taps]
-    model = _Model(
+    model = ModelDescription(
         label=fitted.model, dataset=fitted.dataset, taps=taps, modules=list(fitted.modules),
         bits_per_tap=fitted.bits_per_tap, **fitted.about,
     )  # fmt: skip
     made = {name: str(v) for name, v in versions("aftershock", "torch").items()}
-    return _File(
+    return Description(
         format=FORMAT, detector=fitted.name, label=fitted.label, params=dict(fitted.params), state=state, model=model,
         seed=fitted.seed, versions=made,
     )  # fmt: skip
 
 
-def _read(path: Path) -> tuple[_File, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
     if not is_file(path):
         raise UsageError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(path, "pt") as stream:
             about = json.loads((stream.metadata() or {})[_ABOUT])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-        return _File.model_validate(about), tensors
+        return Description.model_validate(about), tensors
     except (OSError, KeyError, ValueError, RecursionError, safetensors.SafetensorError, ValidationError) as error:
         what = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} is no guard that `aftershock guard export` of this version wrote: {what}") from error
 
 
-def _classifier(model: nn.Module, about: _Model) -> Classifier:
+def _classifier(model: nn.Module, about: ModelDescription) -> Classifier:
     if isinstance(model, Classifier):
         return model.eval()
     layer = Normalise(about.normalise.mean, about.normalise.std) if about.normalise else nn.Identity()

@@ -283,8 +283,9 @@ class _Coder:
 def _decision(features: Tensor, judge: Mapping[str, Any]) -> Tensor:
     """The classifier's decision function, (n,): positive where it says perturbed."""
     rows = Standardiser(judge["mean"], judge["scale"]).apply(features)
-    weights = judge["weights"].to(rows)
+    weights: Tensor = judge["weights"].to(rows)
+    bias = float(judge["bias"])
     if "vectors" not in judge:
-        return (rows * weights).sum(1) + judge["bias"]
+        return (rows * weights).sum(1) + bias
     distances = torch.cdist(rows, judge["vectors"].to(rows), compute_mode="donot_use_mm_for_euclid_dist")
-    return (torch.exp(-judge["gamma"] * distances.square()) * weights).sum(1) + judge["bias"]
+    return (torch.exp(-float(judge["gamma"]) * distances.square()) * weights).sum(1) + bias

@@ -79,7 +79,7 @@ def margin_weights(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: f
     """
     chance = class_frequencies(blocks, groups, classes, smoothing).double()
     parts = []
-    for margin in torch.split(torch.special.ndtri(chance).abs(), blocks.units, 1):
+    for margin in torch.split(torch.special.ndtri(chance).abs(), list(blocks.units), 1):
         largest = margin.amax(1, keepdim=True)
         share = torch.where(largest > 0, margin / largest.clamp(min=1e-12), 1.0)
         parts.append((255 * share).round_().clamp_(min=1).to(torch.uint8))

@@ -102,7 +102,7 @@ class SafetyNet(Detector):
             )
         normal = self._drawn(clean, (class_groups(clean) >= 0).nonzero().squeeze(1), clean.generator)
         attacked = self._drawn(perturbed, torch.arange(len(perturbed)), clean.generator)
-        self.fitted = _quantiles(normal, self.levels)
+        self.fitted = dict(_quantiles(normal, self.levels))
         codes = torch.cat([self._codes(normal), self._codes(attacked)])
         variance = float(codes.double().var(correction=0))
         gamma = 1 / (codes.shape[1] * variance) if variance > 0 else 1.0
@@ -145,8 +145,9 @@ class SafetyNet(Detector):
         vectors = self.fitted["vectors"].to(codes)
         # Codes are small whole numbers, so this form of the distance is exact for them, however images are batched.
         squares = codes.square().sum(1, keepdim=True) + vectors.square().sum(1) - 2 * (codes @ vectors.T)
-        kernel = torch.exp(-self.fitted["gamma"] * squares.double().clamp(min=0))
-        return (kernel * self.fitted["weights"].to(kernel)).sum(1) + self.fitted["bias"]
+        kernel: Tensor = torch.exp(-self.fitted["gamma"] * squares.double().clamp(min=0))
+        weights: Tensor = self.fitted["weights"].to(kernel)
+        return (kernel * weights).sum(1) + float(self.fitted["bias"])
 
     def _codes(self, activations: Tensor) -> Tensor:
         """Float32 (n, units): whole numbers from 0 to ``levels`` − 1."""

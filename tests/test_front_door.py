@@ -34,9 +34,11 @@ finally:
 """
 
 
+COMMANDS = ("run", "report", "list", "validate", "check", "new", "guard")
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["run", "--help"], ["validate", "--help"], ["list", "--help"], ["report", "--help"]],
+    "arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS), ["guard", "export", "--help"]]
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     assert python(COMMAND, tmp_path, *arguments)
@@ -44,7 +46,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
 
 def test_help_names_every_command(tmp_path: Path) -> None:
     said = python(COMMAND, tmp_path, "--help")
-    for command in ("run", "report", "list", "validate"):
+    for command in COMMANDS:
         assert command in said
 
 

@@ -220,8 +220,8 @@ def _state(patient: Patient) -> None:
             raise Broken(f"after its state was stored and loaded, it scores {name} images otherwise")
     if detector.surrogate_kind != "none":
         images = patient.world.clean[:8]
-        pair = [d.surrogate(patient.world.live(d, images)).detach() for d in (detector, other)]
-        if not torch.allclose(*pair, rtol=1e-5, atol=1e-6):
+        first, again = (d.surrogate(patient.world.live(d, images)).detach() for d in (detector, other))
+        if not torch.allclose(first, again, rtol=1e-5, atol=1e-6):
             raise Broken("after its state was stored and loaded, its surrogate gives other numbers")
 
 
