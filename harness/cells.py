@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .suite import DetectorPart, ModelPart, PerturbationPart
+from .suite import DetectorPart, ModelPart, Part, PerturbationPart
 from .trace import Need
 
 SetName = Literal["fit", "calibrate", "evaluate"]
@@ -191,6 +191,28 @@ class PropagationJob:
     seed: int
 
 
+@dataclass(frozen=True)
+class PerturbedKeys:
+    """The traces of one perturbation's images and of its control."""
+
+    label: str
+    kind: str
+    traces: tuple[TraceKeys, ...]
+    control: tuple[TraceKeys, ...]
+
+
+@dataclass(frozen=True)
+class AnalysisJob:
+    """Run an analysis on the clean images of one model and, if it asks for them, on perturbed ones."""
+
+    model: str
+    part: Part
+    fit: tuple[TraceKeys, ...]
+    evaluate: tuple[TraceKeys, ...]
+    perturbed: tuple[PerturbedKeys, ...]
+    seed: int
+
+
 Job = (
     ModelJob
     | TraceJob
@@ -202,6 +224,7 @@ Job = (
     | ScoreJob
     | EncodersJob
     | PropagationJob
+    | AnalysisJob
 )
 
 
@@ -212,8 +235,8 @@ class Cell:
     Attributes:
         key: its content key.
         name: a readable path; what ``--only`` matches.
-        kind: what it does: model, trace, perturb, check, rounded, control, fit, score, encoders, propagation, view or
-            gradient.
+        kind: what it does: model, trace, perturb, check, rounded, control, fit, score, encoders, propagation,
+            analysis, view or gradient.
         inputs: keys of the cells that must be finished before.
         group: cells of one group that are missing are computed together (codes of one forward pass).
         images: how many images it handles at most, for the time that is left.

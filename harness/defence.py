@@ -12,7 +12,6 @@ from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
 from ..detectors.codes import bits
 from .metrics import threshold
-from .recorder import live_trace
 from .results import ALPHAS
 from .scoring import Instruments
 from .taps import SIGN_FROM_INPUT
@@ -49,8 +48,8 @@ class DetectorDefence:
 
     def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
         """See the protocol; detectors with views or input gradients are scored by further passes."""
-        i, needs = self.instruments, self.instruments.needs(self.detector)
-        live = live_trace(model, images, i.taps, needs, i.modules, i.root)
+        i, needs = replace(self.instruments, model=model), self.instruments.needs(self.detector)
+        live = i.live(self.detector, images)
         live = replace(live, temperature=temperature, straight_through=straight_through)
         suspicion = self.detector.surrogate(live) if self.has_surrogate else None
         score = self._score(hard_traces(live, needs)) if self._plain else self.judge(model, images.detach())[1]

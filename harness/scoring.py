@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..detectors.base import Detector
-from .recorder import input_gradient, record
+from .recorder import input_gradient, live_trace, record
 from .seeds import derive_seed, generator
-from .trace import Need, TapInfo, Traces, capped
+from .trace import LiveTrace, Need, TapInfo, Traces, capped
+
+
+class NeedsCodes(Protocol):
+    """A detector or an analysis."""
+
+    @property
+    def needs(self) -> tuple[Need, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +39,22 @@ class Instruments:
     root: nn.Module | None = None
     bits_per_tap: int | None = None
 
-    def needs(self, detector: Detector) -> tuple[Need, ...]:
-        """What a detector reads of this model, capped as it is stored."""
-        return tuple(capped(need, self.bits_per_tap) for need in detector.needs)
+    def needs(self, reader: NeedsCodes) -> tuple[Need, ...]:
+        """What a detector or an analysis reads of this model, capped as it is stored."""
+        return tuple(capped(need, self.bits_per_tap) for need in reader.needs)
+
+    def codes(self, reader: NeedsCodes, images: Tensor) -> Traces:
+        """Logits and codes of images (n, channels, height, width) in [0, 1], on the CPU, from one forward pass."""
+        needs = self.needs(reader)
+        found = record(self.model, images, self.taps, needs, self.modules, self.root)
+        return Traces(found.logits, self.taps, found.codes, needs)
+
+    def live(self, reader: NeedsCodes, images: Tensor) -> LiveTrace:
+        """A trace that can be differentiated with respect to ``images``, which lie on the model's device."""
+        return live_trace(self.model, images, self.taps, self.needs(reader), self.modules, self.root)
 
     def traces(self, detector: Detector, images: Tensor, seed: int = 0) -> Traces:
-        """Traces of images (n, channels, height, width) in [0, 1], as :meth:`Detector.score` gets them, on the CPU.
+        """Traces as :meth:`Detector.score` gets them: with the views and input gradients that it declares.
 
         Args:
             detector: whose codes, views and gradients are recorded.
@@ -44,7 +62,6 @@ class Instruments:
             seed: what the transforms of views draw from.
         """
         needs = self.needs(detector)
-        found = record(self.model, images, self.taps, needs, self.modules, self.root)
         views = {}
         for view in detector.views:
             changed = view.transform(images.cpu().clone(), generator(seed, "view", view.name))
@@ -54,7 +71,7 @@ class Instruments:
             )  # fmt: skip
             views[view.name] = Traces(seen.logits, self.taps, seen.codes, needs)
         gradients = {g.name: input_gradient(self.model, images, g.objective) for g in detector.gradients}
-        return Traces(found.logits, self.taps, found.codes, needs, views, gradients)
+        return replace(self.codes(detector, images), view_traces=views, gradient_rows=gradients)
 
     def score(self, detector: Detector, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and scores (n,), float64, on the CPU."""

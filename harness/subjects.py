@@ -135,6 +135,18 @@ def load_classifier(
     return classifier.eval()
 
 
+def untrained_classifier(part: ModelPart, folder: Path, dataset: Dataset, seed: int) -> Classifier:
+    """The architecture of a model with freshly drawn weights, in eval mode on the CPU.
+
+    Raises:
+        UsageError: for a factory that gives a finished model: nobody knows its architecture without its weights.
+    """
+    if part.factory:
+        raise UsageError(f"The model {part.label!r} comes ready from its factory: there is no untrained one of it.")
+    spec = model_spec(part, folder, None)
+    return build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed).eval()
+
+
 def normalise_values(classifier: Classifier) -> dict[str, list[float]] | None:
     """Mean and standard deviation per channel; ``None`` where the network takes images in [0, 1] as they are."""
     layer = classifier.normalise

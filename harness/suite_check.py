@@ -19,9 +19,19 @@ from pydantic import ValidationError
 from .errors import UsageError
 from .ledger import is_file
 from .params import bind
-from .registry import DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
+from .registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
 from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
-from .suite_file import LABEL, DataEntry, DetectorEntry, ModelEntry, PerturbationEntry, SuiteFile, explain, locate
+from .suite_file import (
+    LABEL,
+    AnalysisEntry,
+    DataEntry,
+    DetectorEntry,
+    ModelEntry,
+    PerturbationEntry,
+    SuiteFile,
+    explain,
+    locate,
+)
 
 
 @dataclass(frozen=True)
@@ -155,11 +165,11 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
     detectors = [_detector(d, i, checker, perturbations) for i, d in enumerate(parsed.detectors)]
     placed = [(i, against) for i, p in placed for against in _against_each(p, detectors)]
     perturbations = [p for _, p in placed]
-    for i, analysis in enumerate(parsed.analyses):
-        checker.add(("analyses", i, "name"), f"there is no analysis {analysis.name!r}")
+    analyses = [_analysis(a, i, checker) for i, a in enumerate(parsed.analyses)]
     _unique("models", list(enumerate(models)), checker)
     _unique("perturbations", list(placed), checker)
     _unique("detectors", list(enumerate(detectors)), checker)
+    _unique("analyses", list(enumerate(analyses)), checker)
     if checker.problems:
         raise SuiteError(where, checker.problems)
     return Suite(
@@ -172,7 +182,7 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         models=tuple(models),
         perturbations=tuple(perturbations),
         detectors=tuple(detectors),
-        analyses=(),
+        analyses=tuple(analyses),
         source=source,
         raw=raw,
     )
@@ -293,6 +303,25 @@ def _detector(
         if len(params) == len(entry.params):
             _supervision(factory, params, label, location, checker, entry.fit_on)
     return DetectorPart(entry.name, label, params, fit_on, negatives)
+
+
+def _analysis(entry: AnalysisEntry, index: int, checker: _Checker) -> Part:
+    label = entry.label or entry.name
+    location = ("analyses", index)
+    if entry.name == "propagation":
+        checker.add((*location, "name"), "propagation is part of every run: leave it out")
+        return Part(entry.name, label, {})
+    factory = checker.part("analysis", ANALYSES, entry, location, ())
+    if factory is None:
+        return Part(entry.name, label, {})
+    params = checker.bound(factory, entry.params, f"analysis {label!r}", location, ())
+    if len(params) == len(entry.params):
+        try:
+            made = factory(**params)
+            _ = made.needs, made.reads_perturbed
+        except Exception as error:
+            checker.add(location, f"analysis {label!r}: {_told(error)}")
+    return Part(entry.name, label, params)
 
 
 def _supervision(

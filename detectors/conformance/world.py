@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...harness.data import Dataset
 from ...harness.models import Classifier, ModelSpec, obtain
-from ...harness.recorder import discover, live_trace
+from ...harness.recorder import discover
 from ...harness.registry import DATASETS
 from ...harness.scoring import Instruments, fit_traces
 from ...harness.seeds import generator
@@ -66,9 +66,8 @@ class World:
 
     def live(self, detector: Detector, images: Tensor, device: str = "cpu") -> LiveTrace:
         """A live trace; its ``images`` is the leaf to differentiate with respect to."""
-        i = self.instruments
-        leaf = images.to(device).clone().requires_grad_()
-        return live_trace(i.model.to(device), leaf, i.taps, i.needs(detector), i.modules, i.root)
+        self.instruments.model.to(device)
+        return self.instruments.live(detector, images.to(device).clone().requires_grad_())
 
 
 @cache

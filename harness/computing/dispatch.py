@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..cells import (
+    AnalysisJob,
     Cell,
     ControlJob,
     DerivedJob,
@@ -23,6 +24,7 @@ from ..cells import (
 )  # fmt: skip
 from ..engines import Output
 from ..modes import one_thread
+from .analyses import compute_analysis
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
 from .propagation import compute_encoders, compute_propagation
@@ -42,6 +44,7 @@ _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
     ScoreJob: compute_scores,
     EncodersJob: compute_encoders,
     PropagationJob: compute_propagation,
+    AnalysisJob: compute_analysis,
 }
 
 

@@ -98,6 +98,10 @@ class Workbench:
         taps = tap_infos(self.reader.values(model))
         return Instruments(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
 
+    def part(self, model: str) -> ModelPart:
+        """The suite's entry of a model's cell."""
+        return self._parts[model]
+
     def source(self, name: SetName) -> ImageSplit:
         """The split that a set's images come from."""
         return self.dataset.train if name == "fit" else self.dataset.test

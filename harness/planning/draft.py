@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..cells import Cell, Images, Job, ModelJob, SetName, TraceJob, TraceKeys, Which
 from ..keys import code_digest, content_key, versions
-from ..registry import DETECTORS, PERTURBATIONS, file_digest
+from ..registry import ANALYSES, DETECTORS, PERTURBATIONS, file_digest
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite
 from ..trace import Need, capped
@@ -20,6 +20,7 @@ from .sets import Sets
 if TYPE_CHECKING:
     from ...attacks.base import Perturbation
     from ...detectors.base import Detector
+    from ..analysis import Analysis
 
 # Images per cell: what a kill may cost, and what is in memory at once.
 CHUNK = 256
@@ -55,6 +56,7 @@ class Draft:
             p.label: PERTURBATIONS.get(p.name)(**p.params) for p in suite.perturbations
         }
         self.detectors: dict[str, Detector] = {d.label: DETECTORS.get(d.name)(**d.params) for d in suite.detectors}
+        self.analyses: dict[str, Analysis] = {a.label: ANALYSES.get(a.name)(**a.params) for a in suite.analyses}
 
     def at(self, subject: Subject) -> str:
         """The start of the readable names of a subject's cells."""

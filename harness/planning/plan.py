@@ -29,6 +29,7 @@ class Subject:
     fits: dict[str, str] = field(default_factory=dict)
     scores: dict[tuple[str, str], str] = field(default_factory=dict)
     propagation: dict[str, str] = field(default_factory=dict)
+    analyses: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

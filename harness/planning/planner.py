@@ -12,6 +12,7 @@ from ..registry import PACKAGE, PERTURBATIONS
 from ..results import HOSTILE
 from ..subjects import model_identity
 from ..suite import ModelPart, Suite
+from .analyses import plan_analyses
 from .detectors import DetectorPlanner
 from .draft import Draft
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
@@ -50,7 +51,8 @@ def make_plan(
 def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
     """Plan everything for one model and seed, in an order in which inputs come first."""
     subject = Subject(part, seed, draft.model(part, seed))
-    needs = draft.stored_needs(part, (*propagation_needs(), *(n for d in draft.detectors.values() for n in d.needs)))
+    readers = (*draft.detectors.values(), *draft.analyses.values())
+    needs = draft.stored_needs(part, (*propagation_needs(), *(n for reader in readers for n in reader.needs)))
     for name in ("fit", "calibrate", "evaluate"):
         subject.clean[name] = tuple(
             draft.traces(subject, Images(name, start, stop), needs, f"none/{name}")
@@ -76,6 +78,7 @@ def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
     for detector in detectors:
         detector.score_perturbed()
     plan_propagation(draft, subject)
+    plan_analyses(draft, subject)
     return subject
 
 

@@ -1,0 +1,40 @@
+"""Plans analyses: one cell for each analysis and model, over traces that the rest of the run has anyway."""
+
+from __future__ import annotations
+
+from ..cells import AnalysisJob, PerturbedKeys
+from ..keys import canonical, code_digest, content_key, part_digest, versions
+from ..registry import ANALYSES
+from ..seeds import derive_seed
+from .draft import COMPUTING_CODE, Draft, all_keys, cut
+from .plan import Subject
+
+
+def plan_analyses(draft: Draft, subject: Subject) -> None:
+    """Plan every analysis of one model, all of whose oblivious perturbations are planned."""
+    for part in draft.suite.analyses:
+        analysis = draft.analyses[part.label]
+        needs = draft.stored_needs(subject.part, analysis.needs)
+        fit, evaluate = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
+        perturbed = []
+        for p in draft.suite.perturbations if analysis.reads_perturbed else ():
+            # What was made against one detector says more about that detector than about the model.
+            if not p.against:
+                traces = cut(draft.perturbed_traces(subject, p.label, "evaluate", needs), needs)
+                control = cut(draft.control_traces(subject, p.label, needs), needs)
+                kind = draft.perturbations[p.label].info.kind
+                perturbed.append(PerturbedKeys(p.label, kind, traces, control))
+        groups = (fit, evaluate, *(t for p in perturbed for t in (p.traces, p.control)))
+        inputs = all_keys(*groups)
+        made = tuple(t.images.source for p in perturbed for t in (*p.traces, *p.control))
+        identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "reports/analyses")]
+        seed = derive_seed(subject.seed, "analysis", canonical(identity[:2]))
+        key = content_key(
+            "analysis", identity=identity, inputs=inputs, seed=seed,
+            code=code_digest(*COMPUTING_CODE, "detectors/codes"),
+            versions=versions("torch", "numpy", "scipy", "scikit-learn"),
+        )  # fmt: skip
+        job = AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed)
+        name = f"{draft.at(subject)}/analysis/{part.label}"
+        images = len(draft.sets.fit) + len(draft.sets.evaluate)
+        subject.analyses[part.label] = draft.add(key, name, "analysis", job, (subject.key, *inputs, *made), images)
