@@ -304,6 +304,32 @@ class SurrogateAttack(_Iterative):
         return _without(chosen, other)
 
 
+class MarginAttack(_Iterative):
+    """PGD on the margin alone, each iterate judged by the true score: where attacks without a surrogate start.
+
+    Arguments as for :class:`FeatureMatching`.
+    """
+
+    info: ClassVar[PerturbationInfo] = PerturbationInfo(
+        title="Margin PGD, judged by the detector",
+        kind="adaptive",
+        family="adaptive-margin",
+        norm="linf",
+        paper="Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv:1706.06083",
+        stochastic=True,
+        cost="medium",
+        summary="PGD that fools the classifier; kept is the iterate with the lowest true score.",
+    )
+
+    @property
+    def part(self) -> str:
+        """``start``."""
+        return "start"
+
+    def direction(self, found: Look, images: Tensor, lead: Tensor, defence: Defence, aims: dict[str, Tensor]) -> Tensor:
+        return _gradient(lead, images)
+
+
 class FeatureMatching(_Iterative):
     """Moves the activations that the detector reads towards those of a clean image of another class.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..harness.seeds import Draws
 from . import checks
-from .adaptive import Adaptive, Ball, Best, FeatureMatching, Relaxation, SurrogateAttack, defended
+from .adaptive import Adaptive, Ball, Best, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, defended
 from .base import CountingModel, PerturbationInfo
 from .gradient import margin
 from .square import search
@@ -88,8 +88,8 @@ class ScoreSquare(Adaptive):
 class WorstCase(Adaptive):
     """Every adaptive attack, one after the other, each on the images that still stand: the worst case per image.
 
-    Selective and orthogonal PGD on the surrogate (where the detector has one), feature matching, and random search on
-    the true score. A detector without a surrogate, or with a useless one, gains nothing by that.
+    Selective and orthogonal PGD on the surrogate (PGD on the margin for a detector without one), feature matching, and
+    random search on the true score. A detector without a surrogate, or with a useless one, gains nothing by that.
 
     Args:
         eps: the budget.
@@ -135,6 +135,8 @@ class WorstCase(Adaptive):
             SurrogateAttack(eps, "selective", steps, norm=norm, relaxation=relaxation, restarts=restarts),
             SurrogateAttack(eps, "orthogonal", steps, norm=norm, relaxation=relaxation, restarts=restarts),
         )
+        # Without a surrogate nothing else looks for the classifier's own boundary.
+        self._start = MarginAttack(eps, steps, norm=norm, restarts=restarts)
         self._any: tuple[Adaptive, ...] = (
             FeatureMatching(eps, steps, norm=norm, restarts=restarts),
             ScoreSquare(eps, queries, norm=norm),
@@ -143,6 +145,7 @@ class WorstCase(Adaptive):
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        attacks = (*self._surrogate, *self._any) if defended(model).has_surrogate else self._any
+        first = self._surrogate if defended(model).has_surrogate else (self._start,)
+        attacks = (*first, *self._any)
         for attack in attacks:
             attack.improve(best, rows[best.standing[rows]], model, clean, labels, draws)

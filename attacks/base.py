@@ -101,7 +101,7 @@ class CountingModel(nn.Module):
 
     @property
     def backwards(self) -> int:
-        """Images whose gradient came back from the logits."""
+        """Images whose gradient was taken, each time."""
         return self._spent.backwards
 
     def of(self, rows: Tensor) -> Self:
@@ -116,8 +116,13 @@ class CountingModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self._spent.forwards += len(images)
+        # Where the images' own gradient arrives, whatever the loss was computed from: logits or activations.
+        direct = torch.is_grad_enabled() and images.requires_grad
+        if direct:
+            images = images.view_as(images)
+            images.register_hook(self._count)
         logits: Tensor = self.model(images)
-        if logits.requires_grad:
+        if logits.requires_grad and not direct:
             logits.register_hook(self._count)
         return logits
 

@@ -6,6 +6,7 @@ may declare (needs, views, input gradients), and how its fitted state is stored.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -130,8 +131,20 @@ class Detector(ABC):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Put back what :meth:`state` gave.
+
+        States come from files, perhaps a stranger's: what the constructor checked stays as it is, and neither methods
+        nor private attributes can be replaced.
+
+        Raises:
+            UsageError: for such a name.
+        """
+        checked = inspect.signature(type(self)).parameters
         for name, value in state.items():
+            if name in checked:
+                continue
+            if name.startswith("_") or hasattr(type(self), name):
+                raise UsageError(f"The state of {type(self).__name__} holds {name!r}, which no fit learns.")
             setattr(self, name, value)
 
 
@@ -145,7 +158,8 @@ def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous()
+            # A clone: tensors that share memory cannot be stored.
+            tensors[path] = value.detach().cpu().clone().contiguous()
             return {"$tensor": path}
         if isinstance(value, Mapping):
             if not all(isinstance(k, str) for k in value):

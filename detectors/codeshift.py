@@ -16,6 +16,7 @@ from .codes.kmeans import fit_kmeans
 from .codes.latent import Standardiser, fit_standardiser
 from .codes.som import fit_som
 from .grouping import class_groups, on_scale, one_hot, scale_of
+from .splitting import held_apart
 
 Part = Literal["error", "sequence", "disagreement", "distance"]
 Component = Literal["all", "error", "sequence", "disagreement", "distance"]
@@ -126,9 +127,7 @@ class CodeShift(Detector):
         """
         check_images("codeshift", clean)
         self.maps, self.layer_scales, self.scales = [], {}, {}
-        held_out = len(clean) // _HELD_OUT if len(clean) >= 4 * _HELD_OUT else 0
-        train = clean[: len(clean) - held_out]
-        rest = clean[len(train) :] if held_out else clean
+        train, rest = held_apart(clean, len(clean) // _HELD_OUT if len(clean) >= 4 * _HELD_OUT else 0)
         groups = class_groups(train)
         self.maps = [self._fit_layer(train, tap, groups) for tap in clean.tap_names()]
         parts = self._parts_of(rest)

@@ -17,7 +17,7 @@ from .base import Detector, DetectorInfo, InputGradient, Surrogate, View
 from .checks import check_choice, check_fitted, check_images, check_perturbed, check_share
 from .grouping import class_groups
 from .score_columns import fit_columns, join_columns
-from .splitting import chosen, split_rows
+from .splitting import split_rows
 from .tails import fit_tail, surprise
 
 Method = Literal["fisher", "mean", "max", "mahalanobis", "logistic"]
@@ -135,12 +135,12 @@ class CombinedScore(Detector):
         taught = judged = perturbed
         if perturbed is not None and self.method == "logistic" and any(m.supervised for m in self._members):
             halves = split_rows(torch.arange(len(perturbed)), (len(perturbed) + 1) // 2, clean.generator)
-            taught, judged = (chosen(perturbed, half) for half in halves)
-        seen = chosen(clean, rows)
+            taught, judged = (perturbed.pick(half) for half in halves)
+        seen = clean.pick(rows)
         for i, member in enumerate(self._members):
             lesson = self._for_member(taught, i) if taught is not None and member.supervised else None
             member.fit(self._for_member(seen, i), lesson)
-        columns = self._columns(_without_answers(chosen(clean, fresh)))
+        columns = self._columns(_without_answers(clean.pick(fresh)))
         self.tails = [fit_tail(column) for column in columns.T]
         if self.method == "mahalanobis":
             self.joined = _fit_joint(columns)

@@ -27,6 +27,7 @@ from ..harness.params import bind
 from ..harness.recorder import discover
 from ..harness.registry import DETECTORS
 from ..harness.scoring import Instruments
+from ..harness.subjects import normalise_values
 from ..harness.trace import TapInfo
 from ..harness.weights import state_digest
 from .base import Detector, join_state, split_state
@@ -42,7 +43,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         logits: float32 (n, classes), on the CPU.
-        alarm: bool (n,): the score is above the threshold.
+        alarm: bool (n,): the score is above the threshold, or no number.
         score: float64 (n,), larger = more suspicious.
     """
 
@@ -108,13 +109,18 @@ class Guard:
                 normalisation that the file states; one that takes images in [0, 1] itself is given as
                 :class:`~aftershock.harness.models.Classifier` (what ``aftershock.load_model`` returns).
             fpr: the share of clean images that may raise the alarm, as measured on the calibrate images.
-            check_weights: refuse a model whose weights are not those that the detector was fitted for.
+            check_weights: refuse a model whose weights or normalisation are not those that the detector was fitted for.
 
         Raises:
             UsageError: for a file that is no guard, a detector that is not installed, or another model.
         """
         about, tensors = _read(Path(path))
         classifier = _classifier(model, about.model)
+        if check_weights and normalise_values(classifier) != _normalisation(about.model):
+            raise UsageError(
+                f"{path} belongs to a model that normalises its input otherwise: give the bare network, which gets the "
+                "normalisation of the file, or insist with check_weights=False."
+            )
         if check_weights and state_digest(classifier.network) != about.model.digest:
             raise UsageError(
                 f"{path} belongs to other weights of {about.model.label!r}: a detector that was fitted for other "
@@ -152,9 +158,10 @@ class Guard:
             raise UsageError(f"A guard takes float images (n, {', '.join(map(str, shape))}) in [0, 1], not {what}.")
         # Written so that NaN fails too.
         if not bool(((images >= 0) & (images <= 1)).all()):
-            raise UsageError("A guard takes images in [0, 1]: normalisation is its own work.")
+            raise UsageError("A guard takes images in [0, 1], without NaN: normalisation is its own work.")
         logits, score = self._instruments.score(self.detector, images.float())
-        return Verdict(logits, score > self.threshold, score)
+        # Written so that a score that is no number raises the alarm.
+        return Verdict(logits, ~(score <= self.threshold), score)
 
 
 def export_guard(
@@ -184,7 +191,7 @@ def export_guard(
     path = Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(whole, {_ABOUT: about.model_dump_json()}))
+        write_atomic(path, save(whole, {_ABOUT: json.dumps(about.model_dump(mode="python"))}))
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}).") from error
     return path
@@ -217,11 +224,17 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 def _classifier(model: nn.Module, about: ModelDescription) -> Classifier:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"A guard is put around a torch.nn.Module, not {type(model).__name__}.")
     if isinstance(model, Classifier):
         return model.eval()
     layer = Normalise(about.normalise.mean, about.normalise.std) if about.normalise else nn.Identity()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return Classifier(model, layer.to(device), about.shape, about.classes).eval()
+
+
+def _normalisation(about: ModelDescription) -> dict[str, list[float]] | None:
+    return about.normalise.model_dump() if about.normalise else None
 
 
 def _check_taps(classifier: Classifier, taps: Sequence[TapInfo], modules: Sequence[str], path: Path | str) -> None:

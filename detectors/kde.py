@@ -23,7 +23,7 @@ from .checks import (
 )
 from .grouping import class_groups
 from .score_columns import Combination, fit_columns, join_columns
-from .splitting import chosen, split_rows
+from .splitting import split_rows
 
 _BATCH = 128
 # Of the eligible fit images, at most this share makes the densities; scales and weights come from the rest.
@@ -131,7 +131,7 @@ class KernelDensity(Detector):
         values = self._features(clean)
         self.images, self.classes = values[rows].float().contiguous(), groups[rows]
         self.width = self.bandwidth or _best_bandwidth(self.images, self.classes)
-        own = self._components(chosen(clean, fresh))
+        own = self._components(clean.pick(fresh))
         if self.dropout_passes and float(own[:, 1].max()) <= 0:
             warnings.warn(
                 "kde: dropout passes change nothing, the model has no active dropout; the density alone counts",

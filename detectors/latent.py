@@ -15,6 +15,7 @@ from .base import Detector, DetectorInfo
 from .checks import check_choice, check_count, check_fitted, check_images, check_layers, selection
 from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser
 from .grouping import class_groups, class_means, on_scale, replayable, scale_of
+from .splitting import held_apart
 
 Part = Literal["reconstruction", "distance", "neighbours", "fringe"]
 Component = Literal["all", "reconstruction", "distance", "neighbours", "fringe"]
@@ -119,14 +120,13 @@ class Latent(Detector):
         check_images("latent", clean)
         self._ready = None
         taps = clean.tap_names()
-        held_out = len(clean) // _HELD_OUT if len(clean) >= 4 * _HELD_OUT else 0
-        train = clean[: len(clean) - held_out]
+        train, rest = held_apart(clean, len(clean) // _HELD_OUT if len(clean) >= 4 * _HELD_OUT else 0)
         standardiser = fit_standardiser(_concatenated(train, taps))
         weights = _balance(standardiser.scale, [clean.units(tap, "full") for tap in taps])
         self.inputs = {"mean": standardiser.mean, "scale": standardiser.scale * weights}
         self._fit_encoder(train, taps)
         self._fit_classes(train)
-        parts = self._parts_of(clean[len(train) :] if held_out else clean)
+        parts = self._parts_of(rest)
         self.scales = {name: scale_of(parts[name]) for name in PARTS}
         return self
 

@@ -16,6 +16,7 @@ from .checks import check_choice, check_count, check_fitted, check_images, check
 from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, imq_mmd
 from .grouping import class_groups, replayable
 from .isolation import IsolationTrees, fit_isolation
+from .splitting import held_apart
 
 Method = Literal["forest", "svc", "logistic"]
 Encoder = Literal["wae", "autoencoder", "pca"]
@@ -144,13 +145,11 @@ class LayerAutoencoders(Detector):
                 "name perturbations in fit_on that change predictions."
             )
         self._ready, self.judge = None, {}
-        held_out = len(clean) // 4 if len(clean) >= 16 else 0
-        train = clean[: len(clean) - held_out]
+        train, rest = held_apart(clean, len(clean) // 4 if len(clean) >= 16 else 0)
         self.coders = [self._fit_coder(train, tap) for tap in clean.tap_names()]
         if self.supervised and perturbed is not None:
             self.judge = self._fit_classifier(self._features(clean), self._features(perturbed))
         else:
-            rest = clean[len(train) :] if held_out else clean
             inside = class_groups(rest) >= 0
             forest = fit_isolation(self._features(rest)[inside], self.trees, _TREE_SAMPLES, clean.generator)
             self.judge = dict(vars(forest))

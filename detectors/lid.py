@@ -11,7 +11,7 @@ from torch import Tensor
 from ..harness.trace import Need
 from .base import DetectorInfo
 from .checks import check_count
-from .layerwise import Features, Layerwise
+from .layer_scores import Features, Layerwise
 from .nearest import nearest
 from .score_columns import Combination
 from .splitting import split_rows

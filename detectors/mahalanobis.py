@@ -12,7 +12,7 @@ from ..harness.errors import UsageError
 from ..harness.trace import Need, Statistic
 from .base import DetectorInfo
 from .grouping import present_classes
-from .layerwise import Layerwise
+from .layer_scores import Layerwise
 from .score_columns import Combination
 from .splitting import split_rows
 

@@ -9,10 +9,18 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
 from ..harness.trace import LiveTrace, Need, Statistic, Traces
 from .base import Detector, DetectorInfo
-from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
+from .checks import (
+    check_choice,
+    check_count,
+    check_fitted,
+    check_images,
+    check_layers,
+    check_positive,
+    check_share,
+    selection,
+)
 from .codes.bits import hamming, pack
 from .grouping import class_groups, present_classes
 from .patterns import StoredPatterns
@@ -73,9 +81,9 @@ class ActivationPatterns(Detector):
         temperature: float = 0.1,
     ) -> None:
         check_choice("statistic", statistic, Literal["mean", "max"])
-        _check_share("quantile", quantile)
+        check_share("quantile", quantile)
         check_choice("combine", combine, Combine)
-        _check_share("level", level)
+        check_share("level", level)
         check_count("patterns", patterns, 0)
         check_positive("temperature", temperature)
         self.layers = check_layers(layers)
@@ -216,8 +224,3 @@ def _unique_patterns(rows: Tensor, groups: Tensor, limit: int, generator: torch.
         packed.append(unique)
         owners.append(torch.full((len(unique),), value))
     return {"packed": torch.cat(packed), "groups": torch.cat(owners)}
-
-
-def _check_share(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise UsageError(f"{name} = {value!r}: give a number between 0 and 1.")

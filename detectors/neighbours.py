@@ -11,7 +11,7 @@ from torch import Tensor
 from ..harness.trace import Need, Statistic
 from .base import DetectorInfo
 from .checks import check_count
-from .layerwise import Layerwise
+from .layer_scores import Layerwise
 from .nearest import nearest, unit_length
 from .score_columns import Combination
 from .splitting import split_rows

@@ -6,35 +6,10 @@ scores (p-values, weights, scales) needs fresh ones.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from ..harness.trace import Rows, Traces
-
-
-class ChosenRows:
-    """Some rows of another source, ascending; reads the run that spans what is asked for.
-
-    Args:
-        rows: the source.
-        index: positions in it, int64, ascending.
-    """
-
-    def __init__(self, rows: Rows, index: Tensor) -> None:
-        self._rows, self._index = rows, index
-        self.shape = (len(index), *rows.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        index = self._index[rows]
-        if not len(index):
-            return self._rows[0:0]
-        low, high = int(index[0]), int(index[-1])
-        return self._rows[low : high + 1][index - low]
+from ..harness.trace import Traces
 
 
 def split_rows(eligible: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -48,20 +23,12 @@ def split_rows(eligible: Tensor, count: int, generator: torch.Generator) -> tupl
     return drawn, others if len(others) else drawn
 
 
-def chosen(traces: Traces, index: Tensor) -> Traces:
-    """The images of ``traces`` at ``index`` (int64, ascending); nothing is read."""
-    start = traces.window.indices(len(traces.logits_rows))[0]
-    absolute = index + start
+def held_apart(clean: Traces, count: int) -> tuple[Traces, Traces]:
+    """The images to fit on, and ``count`` held-out ones, drawn: the last rows may all be noise (``fit_negatives``).
 
-    def cut(rows: Rows) -> Rows:
-        return ChosenRows(rows, absolute)
-
-    return replace(
-        traces,
-        logits_rows=cut(traces.logits_rows),
-        codes={code: {tap: cut(rows) for tap, rows in taps.items()} for code, taps in traces.codes.items()},
-        view_traces={name: chosen(view, index) for name, view in traces.view_traces.items()},
-        gradient_rows={name: cut(rows) for name, rows in traces.gradient_rows.items()},
-        label_rows=None if traces.label_rows is None else cut(traces.label_rows),
-        window=slice(None),
-    )
+    Without any to hold out, both parts are all images.
+    """
+    if not count:
+        return clean, clean
+    held_out, train = split_rows(torch.arange(len(clean)), count, clean.generator)
+    return clean.pick(train), clean.pick(held_out)

@@ -54,7 +54,9 @@ def run(
     data: Data = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
-    limit: Annotated[int | None, typer.Option(help="At most so many images in each set.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many images in each set; a ranking needs 200 to calibrate.")
+    ] = None,
     only: Annotated[str | None, typer.Option(help="Compute only matching cells and what they need.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     cache: Annotated[Path | None, typer.Option(help="The shared cache [env: AFTERSHOCK_CACHE].")] = None,
@@ -174,7 +176,7 @@ def new(
     folder = new_detector(name, out)
     typer.echo(
         f"{folder} holds a detector that works. Next:\n"
-        f"  pip install -e {folder}\n  aftershock check {name}\n  pytest {folder}\n"
+        f"  pip install -e '{folder}[test]'\n  aftershock check {name}\n  python -m pytest {folder}\n"
         f'In a suite: [[detectors]] with name = "{name}".'
     )
 

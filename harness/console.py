@@ -87,11 +87,16 @@ def show_leaderboard(run: Run) -> None:
     with (run.folder / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
         console.print(leaderboard_text(list(csv.DictReader(stream))))
     for what, found in (("failed", run.failed), ("skipped", run.skipped)):
-        first = {reason: name for name, reason in reversed(list(found.items()))}
+        same: dict[str, list[str]] = {}
+        for name, reason in found.items():
+            same.setdefault(reason, []).append(name)
         if found:
-            console.print(f"{len(found)} cells {what}:", highlight=False)
-            for reason, name in list(first.items())[:10]:
-                console.print(f"  {escape(name)}: {escape(reason)}", highlight=False)
+            console.print(f"{len(found)} cell{'s' if len(found) > 1 else ''} {what}:", highlight=False)
+        for reason, names in list(same.items())[:10]:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            console.print(f"  {escape(names[0])}{more}: {escape(reason)}", highlight=False)
+        if len(same) > 10:
+            console.print(f"  and {len(same) - 10} more reasons: see the report", highlight=False)
     if not run.computed and not run.failed:
         console.print("Nothing was missing.", highlight=False)
     console.print(f"Report: {escape(str(run.report))}", highlight=False, soft_wrap=True)

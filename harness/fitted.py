@@ -7,11 +7,12 @@ a plugin that the run used has to be installed (or loaded) by whoever reads the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from .errors import UsageError
@@ -24,6 +25,43 @@ from .trace import TapInfo
 if TYPE_CHECKING:
     from ..detectors.base import Detector
     from .models import Classifier
+
+
+# More than any run writes there; a stranger's file may be anything.
+_LARGEST = 64 * 2**20
+
+
+class _Named(BaseModel):
+    name: str
+
+
+class _Detector(_Named):
+    label: str
+    params: dict[str, Any]
+
+
+class _Model(_Detector):
+    factory: str | None = None
+    weights: str | None = None
+    tap_modules: list[str] = []
+    bits_per_tap: int | None = None
+
+
+_Part = TypeVar("_Part", bound=_Detector)
+
+
+class _Resolved(BaseModel):
+    data: _Named
+    seeds: list[int] = Field(min_length=1)
+    models: list[_Model] = Field(min_length=1)
+    detectors: list[_Detector]
+
+
+class _Facts(BaseModel):
+    """What ``run.json`` must say."""
+
+    resolved: _Resolved
+    keys: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +111,17 @@ class RunFolder:
         self.folder = Path(folder)
         if not is_file(self.folder / "run.json"):
             raise UsageError(f"{folder} is no run directory: it has no run.json.")
+        path = self.folder / "run.json"
         try:
-            self.facts = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            self._resolved = dict(self.facts["resolved"])
-            keys = set(self.facts["keys"])
-            self._models, self._detectors = list(self._resolved["models"]), list(self._resolved["detectors"])
-            self.dataset, self.seeds = str(self._resolved["data"]["name"]), list(self._resolved["seeds"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"{self.folder / 'run.json'} is damaged or of another version ({error!r}).") from error
+            if path.is_symlink() or path.stat().st_size > _LARGEST:
+                raise ValueError("it is a link, or too large")
+            facts = _Facts.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise UsageError(f"{path} is damaged or of another version: {what}") from error
+        self._models, self._detectors = facts.resolved.models, facts.resolved.detectors
+        self.dataset, self.seeds = facts.resolved.data.name, facts.resolved.seeds
+        keys = set(facts.keys)
         found = (read_record(p) for p in sorted((self.folder / "cells").glob("*.json")))
         self._records = {r.name: r for r in found if r is not None and r.key in keys}
 
@@ -100,11 +141,11 @@ class RunFolder:
         part = _named(self._detectors, label, "detector", self.folder)
         entry = self._model_entry(model)
         seed = self._seed(seed)
-        at = f"{self.dataset}/{entry['label']}/{seed}"
+        at = f"{self.dataset}/{entry.label}/{seed}"
         fit, scores = self._done(f"{at}/fit/{label}"), self._done(f"{at}/score/{label}/calibrate")
         known = self._done(f"{at}/model")
-        factory = DETECTORS.get(str(part["name"]))
-        params, problems = bind(factory, part["params"])
+        factory = DETECTORS.get(part.name)
+        params, problems = bind(factory, part.params)
         if problems:
             raise UsageError(f"The detector {label!r} of {self.folder} is wrong: {'; '.join(problems.values())}.")
         detector: Detector = factory(**params)
@@ -113,11 +154,11 @@ class RunFolder:
             calibrate = self._tensors(scores)["score"]
             taps = tap_infos(known.values)
             about = {name: known.values[name] for name in ("digest", "normalise", "shape", "classes")}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UsageError(f"The cells of {label!r} in {self.folder} are damaged ({error!r}).") from error
         return Fitted(
-            detector, str(part["name"]), label, dict(part["params"]), self.dataset, str(entry["label"]), seed,
-            calibrate, taps, tuple(entry.get("tap_modules") or ()), entry.get("bits_per_tap"), about,
+            detector, part.name, label, dict(part.params), self.dataset, entry.label, seed,
+            calibrate, taps, tuple(entry.tap_modules), entry.bits_per_tap, about,
         )  # fmt: skip
 
     def model(self, label: str | None = None, seed: int | None = None, weights: Path | str | None = None) -> Classifier:
@@ -135,32 +176,35 @@ class RunFolder:
         from .weights import state_digest
 
         entry = self._model_entry(label)
-        record = self._done(f"{self.dataset}/{entry['label']}/{self._seed(seed)}/model")
-        if entry.get("factory"):
-            raise UsageError(f"The model {entry['label']!r} was made by {entry['factory']!r}: make it in the same way.")
-        spec = ModelSpec.from_entry(entry["name"], None, entry["params"])
+        record = self._done(f"{self.dataset}/{entry.label}/{self._seed(seed)}/model")
+        if entry.factory:
+            raise UsageError(f"The model {entry.label!r} was made by {entry.factory!r}: make it in the same way.")
+        spec = ModelSpec.from_entry(entry.name, None, entry.params)
         values, state = record.values, self._tensors(record)
-        plain = {"mean": [0.0], "std": [1.0]}
-        normalise = values["normalise"] or plain
-        classifier = build(spec, tuple(values["shape"]), values["classes"], normalise["mean"], normalise["std"])
-        if state:
-            classifier.load_state_dict(state)
-        elif weights is None:
+        try:
+            normalise = values["normalise"] or {"mean": [0.0], "std": [1.0]}
+            classifier = build(spec, tuple(values["shape"]), values["classes"], normalise["mean"], normalise["std"])
+            if state:
+                classifier.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise UsageError(f"The model {entry.label!r} of {self.folder} is damaged: {what}") from error
+        if not state and weights is None:
             raise UsageError(
-                f"The weights of {entry['label']!r} came from a file, {entry['weights']!r}, which is not in the run: "
+                f"The weights of {entry.label!r} came from a file, {entry.weights!r}, which is not in the run: "
                 "give its path as `weights`."
             )
-        else:
+        if not state and weights is not None:
             load_weights(classifier.network, Path(weights))
         if state_digest(classifier.network) != values["digest"]:
-            raise UsageError(f"The weights of {entry['label']!r} are not those that {self.folder} was made with.")
+            raise UsageError(f"The weights of {entry.label!r} are not those that {self.folder} was made with.")
         return classifier.eval()
 
-    def _model_entry(self, label: str | None) -> dict[str, Any]:
+    def _model_entry(self, label: str | None) -> _Model:
         if label is None and len(self._models) != 1:
-            names = ", ".join(str(m["label"]) for m in self._models)
+            names = ", ".join(m.label for m in self._models)
             raise UsageError(f"{self.folder} has several models, {names}: say which one, with `model`.")
-        return _named(self._models, label or str(self._models[0]["label"]), "model", self.folder)
+        return _named(self._models, label or self._models[0].label, "model", self.folder)
 
     def _seed(self, seed: int | None) -> int:
         if seed is None and len(self.seeds) != 1:
@@ -185,7 +229,7 @@ class RunFolder:
         if not record.digest:
             return {}
         path = self.folder / "artifacts" / f"{record.key}{SUFFIX}"
-        if not is_whole(path, record):
+        if path.is_symlink() or not is_whole(path, record):
             raise UsageError(f"{path} is missing or was changed after it was written: run the suite again.")
         try:
             return safetensors.torch.load_file(path)
@@ -193,14 +237,13 @@ class RunFolder:
             raise UsageError(f"{path} cannot be read ({error}).") from error
 
 
-def _named(entries: list[Any], label: str, what: str, folder: Path) -> dict[str, Any]:
-    labels = [str(e["label"]) for e in entries]
+def _named(entries: Sequence[_Part], label: str, what: str, folder: Path) -> _Part:
+    labels = [e.label for e in entries]
     if label not in labels:
         raise UsageError(
             f"{folder} has no {what} {label!r}{did_you_mean(label, labels)}; it has {', '.join(labels) or 'none'}."
         )
-    found: dict[str, Any] = entries[labels.index(label)]
-    return found
+    return entries[labels.index(label)]
 
 
 def load_detector(run: Path | str, label: str, model: str | None = None, seed: int | None = None) -> Detector:

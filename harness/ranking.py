@@ -39,6 +39,10 @@ from .results import (
 ABLATION = "none"
 NO_ADAPTIVE = "no-adaptive-attack"
 INCOMPLETE = "adaptive-incomplete"
+BELOW_THREAT = "adaptive-below-threat"
+UNCHECKED = "adaptive-unchecked"
+# Budgets that differ by less are one (8/255 written in two ways).
+_SAME = 1e-6
 _LEVEL = 0.95
 _ALPHA = ALPHAS["5"]
 
@@ -196,7 +200,7 @@ class _Subject:
     """One detector over all seeds, or ``none``: a detector that gives every image the score 0 and the threshold 0."""
 
     def __init__(self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel, ranked: int) -> None:
-        self.label = label
+        self.label, self.threat = label, threat
         self.flags: list[str] = []
         self.failures: list[str] = []
         self.surrogate = ABLATION
@@ -207,7 +211,7 @@ class _Subject:
                 self.failures.append(f"seed {one.sources.seed} is missing")
                 continue
             self.surrogate = found.surrogate
-            self.flags += [*found.flags, *_gaps(one, found, ranked)]
+            self.flags += [*found.flags, *_gaps(one, found, ranked, threat)]
             count = len(found.calibrate)
             failure = found.failure() or (threshold_reason(count, _ALPHA) if label != ABLATION else None)
             if failure:
@@ -221,7 +225,7 @@ class _Subject:
         seeds = self.seeds
         robust = [s.robust for s in seeds] if seeds and all(s.complete for s in seeds) else []
         low, high = self._interval(calibrate, evaluate, robust)
-        adaptive = [p for s in seeds for p in s.perturbations if p.kind == "adaptive" and p.threatens(self.label)]
+        adaptive = [p for s in seeds for p in s.perturbations if _counts(p, self.label, self.threat)]
         attacked = bool(robust) and any(not p.reason for p in adaptive)
         flags = list(dict.fromkeys([*self.flags, *self.failures]))
         place = 3 if not robust else 2 if self.failures else 1 if INCOMPLETE in flags else 0
@@ -279,15 +283,23 @@ class _Subject:
         }
 
 
-def _gaps(seed: SeedResult, detector: DetectorResult, ranked: int) -> list[str]:
+def _counts(p: PerturbationResult, detector: str, threat: ThreatModel) -> bool:
+    """Whether an adaptive attack says something about a detector under this threat: its norm, no larger budget."""
+    within = p.norm == threat.norm and p.eps is not None and p.eps <= threat.eps * (1 + _SAME)
+    return p.kind == "adaptive" and p.threatens(detector) and within
+
+
+def _gaps(seed: SeedResult, detector: DetectorResult, ranked: int, threat: ThreatModel) -> list[str]:
     """Flags for what is missing from the attacks that count for a detector."""
     flags = []
     right = int(seed.sources.evaluate_correct[:ranked].sum())
     counting = [p for p in seed.perturbations if p.threatens(detector.label)]
-    adaptive = [p for p in counting if p.kind == "adaptive"]
+    adaptive = [p for p in counting if _counts(p, detector.label, threat)]
     if detector.label != ABLATION and not adaptive:
         flags.append(NO_ADAPTIVE)
-    elif adaptive and all(p.reason for p in adaptive):
+    elif adaptive and all((p.eps or 0.0) < threat.eps * (1 - _SAME) for p in adaptive):
+        flags.append(BELOW_THREAT)
+    if adaptive and all(p.reason for p in adaptive):
         flags.append(INCOMPLETE)
     for p in counting:
         if p.reason:

@@ -21,24 +21,6 @@ class Reader(Protocol):
     def values(self, key: str) -> Mapping[str, Any]: ...
 
 
-class PickedRows:
-    """Rows of another source in an order of their own; reads the run that spans what is asked for."""
-
-    def __init__(self, rows: Rows, index: Tensor) -> None:
-        self._rows, self._index = rows, index
-        self.shape = (len(index), *rows.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        index = self._index[rows]
-        if not len(index):
-            return self._rows[0:0]
-        low, high = int(index.min()), int(index.max())
-        return self._rows[low : high + 1][index - low]
-
-
 def tap_infos(values: Mapping[str, Any]) -> tuple[TapInfo, ...]:
     """The taps that a ``model`` cell lists."""
     return tuple(TapInfo(name, kind, tuple(shape)) for name, kind, shape in values["taps"])
@@ -92,18 +74,6 @@ def open_traces(
                 seen.setdefault(code, {})[taps[int(index)].name] = rows(keys, label, shape)
             views[name] = Traces(rows(keys, "logits", values["shape"]), taps, seen, held)
     return Traces(logits, taps, codes, held, views, gradients)
-
-
-def pick(traces: Traces, index: Tensor) -> Traces:
-    """Some images of whole traces, in the order of ``index`` (int64)."""
-    return replace(
-        traces,
-        logits_rows=PickedRows(traces.logits_rows, index),
-        codes={c: {t: PickedRows(r, index) for t, r in taps.items()} for c, taps in traces.codes.items()},
-        view_traces={name: pick(view, index) for name, view in traces.view_traces.items()},
-        gradient_rows={name: PickedRows(r, index) for name, r in traces.gradient_rows.items()},
-        label_rows=None if traces.label_rows is None else PickedRows(traces.label_rows, index),
-    )
 
 
 def cat_column(reader: Reader, keys: Sequence[str], name: str) -> Tensor:

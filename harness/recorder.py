@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..detectors.codes import bits
+from .dropout import ImageDropout
 from .errors import UsageError
 from .modes import device_of, untouched
 from .seeds import forked_rng
@@ -116,8 +118,8 @@ def record(
         needs: the union of what all detectors ask for.
         modules: the named modules and
         root: the part of the model that :func:`discover` was given.
-        dropout: leave dropout layers active, as Monte Carlo views want it.
-        seed: for a model that draws random numbers.
+        dropout: let dropout layers drop, as Monte Carlo views want it; the masks depend on image and seed alone.
+        seed: of those masks, and for a model that draws random numbers.
         batch: images per forward pass.
 
     Raises:
@@ -132,12 +134,16 @@ def record(
     encoder = _Encoder(taps, needs, len(images))
     logits: list[Tensor] = []
     expected = [t.name for t in taps]
-    with untouched(model, freeze=False), forked_rng(seed), torch.no_grad(), Taps(root or model, encoder, modules):
-        if dropout:
-            for module in model.modules():
-                module.train(isinstance(module, nn.modules.dropout._DropoutNd))
+    with ExitStack() as around:
+        around.enter_context(untouched(model, freeze=False))
+        around.enter_context(forked_rng(seed))
+        around.enter_context(torch.no_grad())
+        dropping = around.enter_context(ImageDropout(model, seed)) if dropout else None
+        around.enter_context(Taps(root or model, encoder, modules))
         for start in range(0, len(images), batch):
             encoder.start, encoder.seen = start, []
+            if dropping is not None:
+                dropping.begin(images[start : start + batch])
             logits.append(model(images[start : start + batch].to(device)).float().cpu())
             if encoder.seen != expected:
                 raise UsageError(

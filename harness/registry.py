@@ -135,7 +135,8 @@ class Registry:
         if name in self._broken and name not in self._entries:
             raise UsageError(f"The {self.word} {name!r} cannot be used: {self._broken[name]}.")
         if name not in self._entries:
-            raise UsageError(f"There is no {self.word} {name!r}{did_you_mean(name, self._entries)}.")
+            hint = ": load a file with --plugin, or name it under `plugins`" if name.endswith(".py") else ""
+            raise UsageError(f"There is no {self.word} {name!r}{hint or did_you_mean(name, self._entries)}.")
         found = self._entries[name]
         found.load()
         return found
@@ -277,7 +278,16 @@ DATASETS = Registry(
         "npz": "aftershock.harness.datasets:npz",
     },
 )
-ANALYSES = Registry("analyses", {"propagation": "aftershock.reports.propagation"})
+ANALYSES = Registry(
+    "analyses",
+    {
+        "propagation": "aftershock.reports.propagation",
+        "rdm": "aftershock.reports.analyses.rdm:Rdm",
+        "functional_codes": "aftershock.reports.analyses.functional_codes:FunctionalCodes",
+        "self_introspection": "aftershock.reports.analyses.self_introspection:SelfIntrospection",
+        "cladec": "aftershock.reports.analyses.cladec:ClaDec",
+    },
+)
 
 REGISTRIES = {r.kind: r for r in (DETECTORS, PERTURBATIONS, MODELS, DATASETS, ANALYSES)}
 

@@ -220,8 +220,10 @@ class _Session:
         from ..reports.tables import Tables
         from .computing import Workbench, compute
         from .engines import make_engine
+        from .metrics import threshold_reason
         from .planning import make_plan
         from .registry import DATASETS, file_digest
+        from .results import ALPHAS
         from .runner import Runner, choose
         from .store import Store, unwritable
         from .subjects import find_weights
@@ -238,6 +240,9 @@ class _Session:
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
+        short = threshold_reason(len(plan.sets.calibrate), ALPHAS["5"])
+        if short:
+            self.say(f"There will be no ranking: {short}.")
         cells = choose(plan.cells, self.only)
         with Store(self.out, self.cache, self.fresh) as store:
             parts = {subject.key: subject.part for subject in plan.subjects}
@@ -249,12 +254,13 @@ class _Session:
             summary.done.update(key for key in left_out if store.find(key) is not None)
             try:
                 Tables(plan, store, summary, dataset).write(self.out / "tables")
+                self._write_findings(plan, store, summary)
                 facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
                 _write_json(self.out / "run.json", facts)
                 build_site([self.out], self.out / "site")
                 names = [f"tables/{name}" for name in TABLES] + ["site/index.html"]
                 facts["files"] = {name: digest_of(self.out / name) for name in names}
-                facts["keys"] = sorted(cells)
+                facts["keys"] = sorted({*cells, *summary.done})
                 facts["fingerprint"] = stamp
                 _write_json(self.out / "run.json", facts)
             except OSError as error:
@@ -265,6 +271,29 @@ class _Session:
             {plan.cells[k].name: reason for k, reason in summary.skipped.items()},
             len(summary.computed),
         )
+
+    def _write_findings(self, plan: Plan, store: Store, summary: Summary) -> None:
+        """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
+        from ..reports.analysis_files import findings_folder, remove_others, write_findings
+        from .findings import Findings
+        from .registry import ANALYSES
+
+        kept = []
+        for subject in plan.subjects:
+            for part in self.suite.analyses:
+                key = subject.analyses[part.label]
+                info = ANALYSES.get(part.name).info
+                head = {
+                    "dataset": self.suite.data.name, "model": subject.part.label, "seed": subject.seed,
+                    "label": part.label, "name": part.name, "title": info.title, "paper": info.paper,
+                    "parameters": dict(part.params),
+                }  # fmt: skip
+                folder = findings_folder(self.out, head)
+                if key in summary.done:
+                    write_findings(folder, head, Findings.read(store.load(key), store.values(key)["findings"]))
+                    kept.append(folder)
+        if not self.only:
+            remove_others(self.out, kept)
 
     def _facts(
         self, plan: Plan, store: Store, summary: Summary, dataset: Dataset, device: torch.device, started: datetime,

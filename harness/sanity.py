@@ -46,10 +46,10 @@ def perturbation_flags(perturbations: Sequence[PerturbationResult]) -> dict[str,
 
 
 def adaptive_flags(detector: DetectorResult, perturbations: Sequence[PerturbationResult]) -> tuple[str, ...]:
-    """``adaptive-weaker-than:LABEL`` where an attack that does not know the detector passes it more often.
+    """``adaptive-weaker-than:LABEL`` where an attack passes the detector more often than it may.
 
     Compared are all adaptive attacks against the detector of one norm and budget together with each oblivious one,
-    counted within that budget by measured norm.
+    counted within that budget by measured norm; and each adaptive attack with itself at a smaller budget.
     """
     if detector.failure() or threshold_reason(len(detector.calibrate), ALPHAS["5"]):
         return ()
@@ -61,6 +61,11 @@ def adaptive_flags(detector: DetectorResult, perturbations: Sequence[Perturbatio
 
     mine = [p for p in perturbations if p.kind == "adaptive" and p.threatens(detector.label) and not p.reason]
     flags = []
+    for p in mine:
+        for q in mine:
+            less, more = (passed(q), passed(p)) if _same_curve(p, q) and (q.eps or 0) < (p.eps or 0) else (None, None)
+            if less is not None and more is not None and _beats(q, less, p, more):
+                flags.append(f"adaptive-weaker-than:{q.label}")
     for p in perturbations:
         through = passed(p) if p.kind == "attack" else None
         if through is None:

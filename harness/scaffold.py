@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -38,8 +40,8 @@ def new_detector(name: str, out: Path | None = None) -> Path:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a detector's name: lower-case letters and digits, with hyphens between.")
     module = name.replace("-", "_")
-    if keyword.iskeyword(module) or name == PACKAGE:
-        raise UsageError(f"{name!r} cannot be the name of a package: choose another.")
+    if keyword.iskeyword(module) or module in sys.stdlib_module_names or find_spec(module) is not None:
+        raise UsageError(f"{name!r} cannot be the name of a package, there is a module of that name: choose another.")
     if name in DETECTORS.names():
         raise UsageError(f"There is a detector {name!r} already: choose another name.")
     folder = out or Path(name)
@@ -55,7 +57,7 @@ def new_detector(name: str, out: Path | None = None) -> Path:
             raise UsageError(f"{folder} exists and is not an empty folder: choose another place, --out.")
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in _FILES.items():
-            text = files("aftershock.harness.skeletons").joinpath("detector", source).read_text(encoding="utf-8")
+            text = files("aftershock.harness.skeletons").joinpath(source).read_text(encoding="utf-8")
             (folder / target.replace("MODULE", module)).write_text(Template(text).substitute(values), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): choose another place, --out.") from error

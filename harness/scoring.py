@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..detectors.base import Detector
+from ..detectors.base import Detector, View
 from .recorder import input_gradient, live_trace, record
 from .seeds import derive_seed, generator
 from .trace import LiveTrace, Need, TapInfo, Traces, capped
@@ -19,6 +19,11 @@ class NeedsCodes(Protocol):
 
     @property
     def needs(self) -> tuple[Need, ...]: ...
+
+
+def view_seed(view: View) -> int:
+    """The seed of a view's dropout masks: one for all images, runs and guards, so that their scores agree."""
+    return derive_seed(0, "dropout", view.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,7 @@ class Instruments:
             changed = view.transform(images.cpu().clone(), generator(seed, "view", view.name))
             seen = record(
                 self.model, changed, self.taps, needs, self.modules, self.root, dropout=view.dropout,
-                seed=derive_seed(seed, "dropout", view.name),
+                seed=view_seed(view),
             )  # fmt: skip
             views[view.name] = Traces(seen.logits, self.taps, seen.codes, needs)
         gradients = {g.name: input_gradient(self.model, images, g.objective) for g in detector.gradients}

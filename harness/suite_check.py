@@ -32,6 +32,7 @@ from .suite_file import (
     explain,
     locate,
 )
+from .trace import Need
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ def _analysis(entry: AnalysisEntry, index: int, checker: _Checker) -> Part:
     if len(params) == len(entry.params):
         try:
             made = factory(**params)
-            _ = made.needs, made.reads_perturbed
+            _ = [need.code for need in made.needs], made.reads_perturbed
         except Exception as error:
             checker.add(location, f"analysis {label!r}: {_told(error)}")
     return Part(entry.name, label, params)
@@ -331,7 +332,10 @@ def _supervision(
     try:
         detector = factory(**params)
         # A plugin's part may be anything: what the plan asks of it is asked here first.
-        supervised, _ = detector.supervised, (detector.needs, detector.views, detector.gradients)
+        supervised, needs, _ = detector.supervised, detector.needs, (detector.views, detector.gradients)
+        wrong = [need for need in needs if not isinstance(need, Need)]
+        if wrong:
+            raise ValueError(f'needs holds {wrong[0]!r}: write Need("bits"), Need("pooled") or Need("full")')
     except Exception as error:
         checker.add(location, f"detector {label!r}: {_told(error)}")
         return

@@ -178,6 +178,24 @@ class ChunkedRows:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+class PickedRows:
+    """Rows of another source in an order of their own (int64 positions); reads the run that spans what is asked for."""
+
+    def __init__(self, rows: Rows, index: Tensor) -> None:
+        self._rows, self._index = rows, index
+        self.shape = (len(index), *rows.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        index = self._index[rows]
+        if not len(index):
+            return self._rows[0:0]
+        low, high = int(index.min()), int(index.max())
+        return self._rows[low : high + 1][index - low]
+
+
 @dataclass(frozen=True, eq=False)
 class Traces:
     """The codes of a set of images, as one detector asked for them.
@@ -216,6 +234,29 @@ class Traces:
             self.logits_rows, self.taps, self.codes, self.needs,
             {name: view[rows] for name, view in self.view_traces.items()},
             self.gradient_rows, self.label_rows, self.random, cut,
+        )  # fmt: skip
+
+    def pick(self, index: Tensor) -> Traces:
+        """Some of the images in the order of ``index`` (int64); nothing is read."""
+        absolute = index + self.window.indices(len(self.logits_rows))[0]
+        return replace(
+            self,
+            logits_rows=PickedRows(self.logits_rows, absolute),
+            codes={c: {t: PickedRows(r, absolute) for t, r in taps.items()} for c, taps in self.codes.items()},
+            view_traces={name: view.pick(index) for name, view in self.view_traces.items()},
+            gradient_rows={name: PickedRows(r, absolute) for name, r in self.gradient_rows.items()},
+            label_rows=None if self.label_rows is None else PickedRows(self.label_rows, absolute),
+            window=slice(None),
+        )
+
+    def alone(self) -> Traces:
+        """The same images with nothing else behind them: read now, so that no other image can be looked up."""
+        return Traces(
+            self.logits, self.taps,
+            {code: {tap: self._read(rows) for tap, rows in taps.items()} for code, taps in self.codes.items()},
+            self.needs, {name: view.alone() for name, view in self.view_traces.items()},
+            {name: self._read(rows) for name, rows in self.gradient_rows.items()},
+            None if self.label_rows is None else self._read(self.label_rows), self.random,
         )  # fmt: skip
 
     def batches(self, size: int = 256) -> Iterator[Traces]:

@@ -17,8 +17,12 @@ FLAGS = {
                            "only an upper bound."),
     "adaptive-incomplete": ("adaptive attack incomplete", "The attack that knows the detector did not get through even "
                             "at a large budget, so it proves nothing: the row stands below the ranked ones."),
-    "adaptive-weaker-than": ("adaptive attack is weaker than", "An attack that does not know the detector passes it "
-                             "more often than those that do: the adaptive attack is not yet at its best."),
+    "adaptive-weaker-than": ("adaptive attack is weaker than", "An attack that does not know the detector, or this "
+                             "one with less budget, passes it more often: the adaptive attack is not at its best."),
+    "adaptive-below-threat": ("adaptive attacks are below the threat", "No attack that knows this detector was tried "
+                              "with the threat model's whole budget: its robust accuracy is only an upper bound."),
+    "adaptive-unchecked": ("adaptive attack is unchecked", "The attack that knows the detector has no large budget at "
+                           "which it could show that it is not broken."),
     "attached": ("attached", "The attack returned images with their gradient graph; it was cut."),
     "dtype": ("other number type", "The attack returned another number type; it was converted."),
     "shape": ("wrong shape", "The attack returned no images of the right shape: the clean ones stand in."),

@@ -1,8 +1,8 @@
 """The site: HTML pages about one or more runs that anybody can open from a folder, without a network.
 
-It reads the run directories' ``run.json`` and tables and nothing else, so a report can be made anew from a published
-run. Every name in it may come from a stranger: the templates escape, and the page's own policy forbids loading
-anything from elsewhere.
+It reads the run directories' ``run.json``, tables and analyses and nothing else, so a report can be made anew from a
+published run. Every name in it may come from a stranger: the templates escape, and the page's own policy forbids
+loading anything from elsewhere.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..harness.errors import UsageError
+from .analysis_pages import Study, analysis_page, cards, outdated, studies
 from .attack_views import ROUNDED, rounding, winners
 from .budget_views import curve_data, ends, ends_table
 from .figures import MEASURES, grouped, json_block, matrices, propagation
@@ -25,7 +27,10 @@ from .reading import TABLES, Row, Run, mapping, objects, quantity, read_run, wor
 from .shares import Conditions
 from .views import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place
 
-ASSETS = ("style.css", "site.js", "budgets.js")
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+ASSETS = ("style.css", "site.js", "budgets.js", "analyses.js")
 STATUS = {
     "done": ("Complete", "good"),
     "incomplete": ("Incomplete", "warn"),
@@ -118,49 +123,62 @@ def build_site(runs: Sequence[Path], out: Path) -> Path:
         out: the folder of the site, made if need be.
 
     Returns:
-        ``out/index.html``, with ``out/assets`` beside it.
+        ``out/index.html``, with ``out/assets`` beside it, and ``out/analyses`` where the runs have analyses.
 
     Raises:
         UsageError: if there is no run, a run cannot be read, or ``out`` cannot be written.
     """
     if not runs:
         raise UsageError("Name at least one run directory to report on.")
-    page = render([read_run(Path(path)) for path in runs])
+    read = [read_run(Path(path)) for path in runs]
+    found, problems = studies(read)
+    page = render(read, found, problems)
     out = Path(out)
-    assets = out / "assets"
-    for folder in (out, assets):
+    environment = _environment()
+    more = {f"{s.slug}.html": analysis_page(s, environment, out, version("aftershock")) for s in found}
+    assets, analyses = out / "assets", out / "analyses"
+    for folder in (out, assets, analyses):
         # A run directory from a stranger could hold a link named `site`, and the report would be written through it.
-        if folder.is_symlink() and (folder == assets or any(folder.parent.samefile(run) for run in runs)):
+        if folder.is_symlink() and (folder != out or any(folder.parent.samefile(run) for run in runs)):
             raise UsageError(f"{folder} is a link: remove it, or choose another folder for the report.")
     try:
         assets.mkdir(parents=True, exist_ok=True)
         for name in ASSETS:
             _write(assets / name, (files(f"{__package__}.templates") / name).read_text("utf-8"))
         _write(assets / "plotly.min.js", _plotly())
+        if more:
+            analyses.mkdir(exist_ok=True)
+        for name, text in more.items():
+            _write(analyses / name, text)
+        for old in outdated(analyses, list(more)):
+            old.unlink()
         _write(out / "index.html", page)
     except OSError as error:
         raise UsageError(f"The report cannot be written to {out} ({error}): choose another folder.") from error
     return out / "index.html"
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page as text."""
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader(__package__ or "", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problems: Sequence[str] = ()) -> str:
+    """The front page as text."""
     groups = _groups(runs)
     pages = [_group_page(group) for group in groups]
     budgets = [data for g in groups if (data := curve_data(_curve_title(g, groups), _conditions(g), _threat(g)))]
     curves = propagation([(_curve_title(g, groups), g.rows("propagation")) for g in groups])
     names = list(dict.fromkeys(run.name for run in runs))
     failures = [f for run in runs for f in _failures(run)]
-    return environment.get_template("index.html").render(
+    return _environment().get_template("index.html").render(
         title=names[0] if len(names) == 1 else f"{len(names)} suites",
         names=names,
         runs=[_run_page(run) for run in runs],
@@ -175,6 +193,8 @@ def render(runs: Sequence[Run]) -> str:
         budgets=json_block(budgets),
         budget_count=len(budgets),
         rounded=ROUNDED,
+        analyses=cards(analyses),
+        analysis_problems=analysis_problems,
         problems=_problems(groups),
         failures=[f[:3] for f in failures if f[3] != "skipped"],
         skipped=[f[:3] for f in failures if f[3] == "skipped"],

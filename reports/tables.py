@@ -16,7 +16,7 @@ from ..harness.conditions import Rounded, attack_rows
 from ..harness.data import Dataset
 from ..harness.planning import Plan, Subject
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
-from ..harness.ranking import INCOMPLETE, leaderboard_rows
+from ..harness.ranking import INCOMPLETE, UNCHECKED, leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
 from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..harness.results import DetectorResult, PerturbationResult, SeedResult, Sources
@@ -237,8 +237,11 @@ class Tables:
         return found
 
     def _unbroken(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
-        """A flag where an adaptive attack did not turn and hide every image at its large budget."""
-        found = []
+        """A flag where no adaptive attack turned and hid every image at its large budget, or none has one."""
+        found: list[str] = []
+        against = [p for p in self.suite.perturbations if p.against == part.label]
+        if against and not any(p.label in subject.checks for p in against):
+            return (UNCHECKED,)
         for p in self.suite.perturbations:
             key = subject.checks.get(p.label)
             if key is None or p.against != part.label:

@@ -205,3 +205,13 @@ def test_in_a_run_each_broken_detector_is_a_row_with_its_reason_and_the_rest_goe
         assert rows[name]["rank"] == "" and reason in rows[name]["flags"], rows[name]
     assert rows["sound"]["rank"] == "1" or rows["none"]["rank"] == "1"
     assert rows["sound"]["robust_accuracy_at_fpr_5"]
+
+
+def test_needs_that_are_none_are_said_before_any_work(forks: Callable, tiny: Callable, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        BAD + '\n\n@register("words")\nclass Words(Base):\n    info = DetectorInfo(title="x", needs=("bits",))\n\n'
+        "    def score(self, traces):\n        return traces.logits.amax(1)\n"
+    )
+    suite = tiny(tmp_path / "s.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "words"}], plugins=["bad.py"])
+    done = forks("validate", str(suite), cwd=tmp_path)
+    assert done.status == 2 and "needs holds 'bits': write Need" in done.output

@@ -14,6 +14,9 @@ from ..base import Detector
 from .checks import CHECKS, Broken, Check, NotApplicable, Patient
 from .world import World, make_world
 
+# Examined whatever the ones before them found.
+FIRST = ("info", "needs", "fits")
+
 __all__ = ["CHECKS", "Check", "Finding", "World", "check_detector", "make_world", "parametrize_with_detector_checks"]
 
 
@@ -25,7 +28,7 @@ class Finding:
         name: the check's.
         status: passed, failed or skipped.
         rule: what must hold.
-        detail: what was broken, or why it was skipped; empty where it passed.
+        detail: what was broken, why it was skipped, or what was measured.
         mend: how to repair it; empty unless it failed.
     """
 
@@ -66,11 +69,11 @@ def check_detector(
     unfit = ""
     for name in wanted:
         check = CHECKS[name]
-        if unfit and name not in ("info", "needs", "fits"):
+        if unfit and name not in FIRST:
             findings.append(Finding(name, "skipped", check.rule, unfit))
             continue
         finding = _examine(check, patient)
-        if name in ("needs", "fits") and finding.status == "failed":
+        if name in ("needs", "fits", "scores") and finding.status == "failed":
             unfit = f"it needs a detector that passes `{name}`"
         findings.append(finding)
     return findings
@@ -132,7 +135,7 @@ def _name(detector: str | Detector | type[Detector]) -> str:
 
 def _examine(check: Check, patient: Patient) -> Finding:
     try:
-        check.examine(patient)
+        detail = check.examine(patient) or ""
     except Broken as broken:
         return Finding(check.name, "failed", check.rule, str(broken), check.mend)
     except NotApplicable as reason:
@@ -140,4 +143,4 @@ def _examine(check: Check, patient: Patient) -> Finding:
     except Exception as error:  # whatever a plugin raises is a finding
         what = f"it raised {type(error).__name__}: {' '.join(str(error).split()) or '(no text)'}"
         return Finding(check.name, "failed", check.rule, what, check.mend)
-    return Finding(check.name, "passed", check.rule)
+    return Finding(check.name, "passed", check.rule, detail)

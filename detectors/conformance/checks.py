@@ -78,13 +78,13 @@ class Check:
         name: a short name.
         rule: what must hold, as a sentence.
         mend: how to repair what breaks it.
-        examine: raises :class:`Broken` or :class:`NotApplicable`.
+        examine: raises :class:`Broken` or :class:`NotApplicable`; may return what it measured.
     """
 
     name: str
     rule: str
     mend: str
-    examine: Callable[[Patient], None]
+    examine: Callable[[Patient], str | None]
 
 
 def formed(scores: object, images: int) -> Tensor:
@@ -157,7 +157,7 @@ def _batches(patient: Patient) -> None:
     traces = patient.world.traces(patient.fitted, images)
     whole = formed(patient.fitted.score(traces), len(images))
     for size in (1, 17):
-        parts = [formed(patient.fitted.score(part), len(part)) for part in traces.batches(size)]
+        parts = [formed(patient.fitted.score(part.alone()), len(part)) for part in traces.batches(size)]
         _same(torch.cat(parts), whole, f"in batches of {size}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     _same(patient.scores(images[order]), whole[order], "in another order")
@@ -276,7 +276,7 @@ def _digest(traces: Traces) -> list[float]:
     return [float(r[0 : len(traces)].double().square().sum()) for r in rows]
 
 
-def _planted(patient: Patient) -> None:
+def _planted(patient: Patient) -> str:
     clean = patient.scores(patient.world.clean).numpy()
     found = {name: auroc(patient.scores(x).numpy(), clean) for name, x in patient.world.planted.items()}
     told = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
@@ -285,6 +285,7 @@ def _planted(patient: Patient) -> None:
     if max(found.values()) < NOTICED:
         what = "it scores clean images higher" if min(found.values()) <= 1 - NOTICED else "it notices none of them"
         raise Broken(f"{what}: AUROC {told}")
+    return f"AUROC {told}"
 
 
 def _speed(patient: Patient) -> None:
@@ -377,7 +378,7 @@ CHECKS: Mapping[str, Check] = {
         Check("inputs", "The traces that it is given stay as they are.",
               "Work on copies: no operation that ends in an underscore on `traces.pooled(...)`.", _inputs),
         Check("planted", "Larger scores are more suspicious: noise, inverted digits or PGD score above clean ones.",
-              "Turn the sign if clean images score higher.", _planted),
+              "Turn the sign if clean images score higher; else compare with what fit() saw.", _planted),
         Check("speed", f"One image takes less than {SECONDS_PER_IMAGE:g} s to score.",
               "Move work to fit(), and compute whole batches with tensor operations.", _speed),
         Check("few-fit-images", "A handful of fit images, or classes without any, give finite scores or one sentence.",

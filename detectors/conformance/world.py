@@ -76,7 +76,7 @@ def make_world() -> World:
     from pathlib import Path
 
     dataset: Dataset = DATASETS.get("digits")(Path()).load()
-    spec = ModelSpec(name="cnn", params={"width": 8, "hidden": 48})
+    spec = ModelSpec(name="cnn", params={"width": 8, "hidden": 48, "dropout": 0.1})
     model = obtain(spec, dataset, seed=0).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Docstrings here are read as Markdown: a role such as :class:`Need` becomes code, and a literal block loses its mark."""
+"""Docstrings are read as Markdown: a role such as :class:`Need` becomes code, a literal block loses its mark."""
 
 from __future__ import annotations
 

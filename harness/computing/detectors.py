@@ -57,7 +57,7 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
     while start < len(traces):
         batch = traces[start : start + SCORE_BATCHES[min(len(scores), len(SCORE_BATCHES)) - 1]]
         began = time.perf_counter()
-        scores.append(checked_scores(detector.score(batch), len(batch)))
+        scores.append(checked_scores(detector.score(batch.alone()), len(batch)))
         seconds = (time.perf_counter() - began) / len(batch)
         if seconds > limit * (1 if start else FIRST_ROW):
             raise AftershockError(

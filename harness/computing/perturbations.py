@@ -51,7 +51,8 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     if defence is not None and len(right):
         passed = (defence.judge(model.model, made.images.to(bench.device))[1] <= defence.threshold).cpu()
         values["undetected"] = int((made.success & passed).sum())
-        turned = zip(made.credits, made.success.tolist(), strict=True)
+        # An attack of a plugin need not say which of its parts made what.
+        turned = zip(made.credits, made.success.tolist(), strict=False)
         values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
     return Output(key, _tensors(made, right + job.start), values)
 

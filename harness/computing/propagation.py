@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..cells import EncodersJob, PropagationJob
 from ..engines import Output
-from ..reading import pick
 from ..registry import ANALYSES
 from ..seeds import generator
 from ..trace import Traces
@@ -39,10 +38,10 @@ def compute_propagation(bench: Workbench, key: str, job: PropagationJob) -> Outp
     fooled, failed = success.nonzero().squeeze(1), (~success).nonzero().squeeze(1)
     reached, partners = _partners(clean, perturbed.predictions, fooled, generator(job.seed))
     pairs = {
-        "success": (pick(clean, rows[fooled]), pick(perturbed, fooled)),
-        "failed": (pick(clean, rows[failed]), pick(perturbed, failed)),
-        "control": (pick(clean, control_rows), control),
-        "target-class": (pick(clean, rows[reached]), pick(clean, partners)),
+        "success": (clean.pick(rows[fooled]), perturbed.pick(fooled)),
+        "failed": (clean.pick(rows[failed]), perturbed.pick(failed)),
+        "control": (clean.pick(control_rows), control),
+        "target-class": (clean.pick(rows[reached]), clean.pick(partners)),
     }
     tensors: dict[str, Tensor] = {}
     for population, (before, after) in pairs.items():

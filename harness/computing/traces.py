@@ -8,7 +8,8 @@ from ..cells import Cell, ExtraJob, TraceJob
 from ..engines import Output
 from ..errors import AftershockError
 from ..recorder import input_gradient, record
-from ..seeds import derive_seed, generator
+from ..scoring import view_seed
+from ..seeds import generator
 from .workbench import Workbench, make_detector
 
 
@@ -48,7 +49,7 @@ def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
         raise AftershockError(f"the view {view.name!r} changes the images' shape to {tuple(changed.shape)}")
     recording = record(
         model.model, changed, model.taps, model.needs(detector), model.modules, model.root, dropout=view.dropout,
-        seed=derive_seed(job.seed, "dropout", view.name, job.images.source, job.images.start),
+        seed=view_seed(view),
     )  # fmt: skip
     position = {t.name: i for i, t in enumerate(model.taps)}
     tensors = {f"{c}|{position[t]}": v for c, codes in recording.codes.items() for t, v in codes.items()}

@@ -31,7 +31,7 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         seed = derive_seed(subject.seed, "analysis", canonical(identity[:2]))
         key = content_key(
             "analysis", identity=identity, inputs=inputs, seed=seed,
-            code=code_digest(*COMPUTING_CODE, "detectors/codes"),
+            code=code_digest(*COMPUTING_CODE, "harness/scoring.py", "harness/metrics.py", "detectors"),
             versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
         job = AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed)

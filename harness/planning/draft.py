@@ -27,13 +27,17 @@ CHUNK = 256
 
 TRACE_CODE = (
     "harness/taps.py", "harness/recorder.py", "harness/trace.py", "harness/modes.py", "harness/seeds.py",
-    "detectors/codes/bits.py",
+    "harness/computing/traces.py", "harness/dropout.py", "harness/scoring.py", "detectors/codes/bits.py",
 )  # fmt: skip
 MODEL_CODE = (
     "harness/models.py", "harness/architectures.py", "harness/training.py", "harness/weights.py", "harness/subjects.py",
     "harness/recorder.py", "harness/taps.py", "harness/modes.py",
 )  # fmt: skip
-COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py")
+COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py", "harness/seeds.py")
+PERTURBING_CODE = (
+    "harness/computing/perturbations.py", "harness/computing/workbench.py", "harness/seeds.py", "harness/modes.py",
+)  # fmt: skip
+DEFENCE_CODE = ("harness/defence.py", "harness/metrics.py", *COMPUTING_CODE, *TRACE_CODE)
 
 
 class Draft:

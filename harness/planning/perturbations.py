@@ -9,7 +9,7 @@ from ..keys import canonical, code_digest, content_key, part_digest, versions
 from ..registry import PERTURBATIONS
 from ..seeds import derive_seed
 from ..suite import PerturbationPart
-from .draft import CHUNK, COMPUTING_CODE, TRACE_CODE, Draft
+from .draft import CHUNK, DEFENCE_CODE, PERTURBING_CODE, Draft
 from .plan import Subject
 
 # Images on which an adaptive attack shows, at its large budget, that it is not broken.
@@ -93,7 +93,7 @@ def _chunk(
     against = [opponent.fit, opponent.calibrate, opponent.guides] if opponent else []
     key = content_key(
         "perturb", model=subject.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
-        against=[*against, code_digest("harness/defence.py", *COMPUTING_CODE, *TRACE_CODE)] if against else [],
+        against=[*against, code_digest(*DEFENCE_CODE)] if against else [], code=code_digest(*PERTURBING_CODE),
         versions=versions("torch", *({info.library} - {"aftershock"})),
     )  # fmt: skip
     job = PerturbJob(subject.key, part, name, start, stop, logits, seed, opponent)

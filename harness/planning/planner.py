@@ -10,6 +10,7 @@ from ..data import Dataset
 from ..keys import content_key, part_digest
 from ..registry import PACKAGE, PERTURBATIONS
 from ..results import HOSTILE
+from ..scoring import NeedsCodes
 from ..subjects import model_identity
 from ..suite import ModelPart, Suite
 from .analyses import plan_analyses
@@ -51,7 +52,7 @@ def make_plan(
 def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
     """Plan everything for one model and seed, in an order in which inputs come first."""
     subject = Subject(part, seed, draft.model(part, seed))
-    readers = (*draft.detectors.values(), *draft.analyses.values())
+    readers: tuple[NeedsCodes, ...] = (*draft.detectors.values(), *draft.analyses.values())
     needs = draft.stored_needs(part, (*propagation_needs(), *(n for reader in readers for n in reader.needs)))
     for name in ("fit", "calibrate", "evaluate"):
         subject.clean[name] = tuple(

@@ -94,7 +94,7 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> Non
     assert all(bool(credit) for credit, turned in zip(made.credits, made.success.tolist(), strict=True) if turned)
     planted.has_surrogate = False
     blind = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
-    assert set(blind.credits) <= {"feature-matching", "search", ""} and "feature-matching" in blind.credits
+    assert set(blind.credits) <= {"start", "feature-matching", "search", ""} and "start" in blind.credits
     assert attacked(digits, planted, PGD(0.1)).credits == ()
 
 
@@ -111,9 +111,35 @@ def test_restarts_get_out_of_a_trap(digits, planted) -> None:
     assert many > one
 
 
+@pytest.mark.parametrize("eps", [0.05, 0.1])
+def test_without_a_surrogate_no_fewer_images_are_turned_than_by_pgd(digits, planted, eps: float) -> None:
+    planted.has_surrogate = False
+    known = attacked(digits, planted, WorstCase(eps, steps=20, queries=50))
+    plain = attacked(digits, planted, PGD(eps, steps=20, loss="margin"))
+    assert known.success.sum() >= plain.success.sum() - 1
+
+
+def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> None:
+    inner = next(m for m in digits.model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    seen: list[Tensor] = []
+
+    class Hidden(Planted):
+        def look(self, model, images, temperature=1.0, straight_through=False):
+            found = super().look(model, images)
+            return Look(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
+
+    handle = inner.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        # A threshold that nothing passes: every image takes every step.
+        made = attacked(digits, Hidden(-1.0, planted.images, planted.labels, goal=-1.0), FeatureMatching(0.05, steps=7))
+    finally:
+        handle.remove()
+    assert made.backwards == pytest.approx(7)
+
+
 def test_the_search_begins_at_what_others_found(digits, planted) -> None:
     # A search of one query returns its start.
-    class Pair(WorstCase):
+    class Pair(ScoreSquare):
         def improve(self, best, rows, model, clean, labels, draws):
             best.offer(
                 rows, clean + 0.01, torch.ones(len(rows), dtype=torch.bool), planted.score(clean).double() + 1, "a"
@@ -127,7 +153,7 @@ def test_the_search_begins_at_what_others_found(digits, planted) -> None:
     judge = planted.judge
     planted.judge = lambda model, images: (seen.append(images.clone()), judge(model, images))[1]
     planted.images = planted.images[:0]
-    attacked(digits, planted, Pair(0.1, steps=1, queries=1))
+    attacked(digits, planted, Pair(0.1, queries=1))
     assert torch.equal(seen[0], asked[0])
 
 

@@ -95,6 +95,14 @@ class Standardised(Sound):
         return (scores - scores.mean()) / (scores.std(correction=0) + 1e-6)
 
 
+class Peers(Sound):
+    """Looks past its batch at all images of the set."""
+
+    def score(self, traces: Any) -> torch.Tensor:
+        whole = traces.logits_rows[0 : len(traces.logits_rows)].double()
+        return super().score(traces) - whole.logsumexp(1).mean()
+
+
 class Learns(Sound):
     def score(self, traces: Any) -> torch.Tensor:
         scores = super().score(traces)
@@ -236,6 +244,7 @@ BROKEN = {
 }
 MORE = {
     "scores": [(Holes, "1 of 120 scores are not finite"), (Counts, "torch.int64")],
+    "batches": [(Peers, "a score moved")],
     "labels": [(Draws, "draws from the generator")],
     "global-state": [(SeedsNumPy, "NumPy's global generator and Python's"), (SwitchesOff, "gradients are recorded")],
     "planted": [(Constant, "notices none of them"), (Weak, "does not notice PGD")],
@@ -273,6 +282,17 @@ def test_a_detector_that_cannot_be_fitted_is_told_so_once() -> None:
     assert [f.name for f in findings if f.status == "failed"] == ["fits"]
     assert {f.status for f in findings[3:]} == {"skipped"}
     assert "passes `fits`" in findings[-1].detail
+
+
+def test_what_follows_from_one_mistake_is_not_told_again() -> None:
+    findings = {f.name: f for f in check_detector(Holes)}
+    assert [name for name, f in findings.items() if f.status == "failed"] == ["scores"]
+    assert "passes `scores`" in findings["planted"].detail
+
+
+def test_what_was_measured_is_told_where_a_rule_is_kept() -> None:
+    (finding,) = check_detector("msp", only=["planted"])
+    assert finding.status == "passed" and "pgd 0." in finding.detail
 
 
 def test_an_exception_is_a_finding_and_the_rest_goes_on() -> None:

@@ -14,7 +14,7 @@ from aftershock.detectors import Guard
 from aftershock.detectors.guard import export_guard
 from aftershock.harness.errors import UsageError
 from aftershock.harness.fitted import RunFolder, load_detector, load_model
-from aftershock.harness.models import Classifier
+from aftershock.harness.models import Classifier, Normalise
 from aftershock.harness.registry import DATASETS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -66,7 +66,7 @@ def scores_of(run: Path, detector: str) -> tuple[torch.Tensor, torch.Tensor]:
     with gzip.open(run / "tables" / "scores.csv.gz", "rt", newline="") as stream:
         rows = [
             r for r in csv.DictReader(stream)
-            if (r["detector"], r["set"], r["perturbation"]) == (detector, "evaluate", "none")
+            if (r["detector"], r["set"], r["perturbation"]) == (detector, "clean", "none")
         ]  # fmt: skip
     return torch.tensor([int(r["index"]) for r in rows]), torch.tensor([float(r["score"]) for r in rows]).double()
 
@@ -78,6 +78,7 @@ def guard(run: Path, detector: str, folder: Path, **more) -> Guard:
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_a_guard_scores_as_the_run_did(run: Path, detector: str, tmp_path: Path) -> None:
     index, expected = scores_of(run, detector)
+    assert len(index) == 60
     images = DATASETS.get("digits")(Path()).load().test.images(index.tolist())
     made = guard(run, detector, tmp_path)
     logits, alarm, score = made(images)
@@ -175,6 +176,59 @@ def test_files_that_are_no_guard_are_one_sentence(run: Path, tmp_path: Path) -> 
     for name in ("text", "plain", "unknown", "extra", "future", "param", "state", "absent"):
         with pytest.raises(UsageError):
             Guard.load(tmp_path / f"{name}.safetensors", load_model(run))
+
+
+def test_a_score_that_is_no_number_raises_the_alarm(run: Path, tmp_path: Path) -> None:
+    made = guard(run, "mahalanobis", tmp_path)
+    made.detector.score = lambda traces: torch.full((len(traces),), torch.nan)
+    assert made(torch.rand(3, 1, 8, 8)).alarm.tolist() == [True] * 3
+
+
+def test_another_normalisation_is_refused(run: Path, tmp_path: Path) -> None:
+    path = export_guard(run, "mahalanobis", tmp_path / "m.safetensors")
+    model = load_model(run)
+    other = Classifier(model.network, Normalise([0.9], [0.1]), (1, 8, 8), 10)
+    with pytest.raises(UsageError, match="normalises its input otherwise"):
+        Guard.load(path, other)
+    with pytest.raises(UsageError, match="not NoneType"):
+        Guard.load(path, None)
+
+
+def test_a_state_cannot_replace_methods_or_checked_parameters(run: Path) -> None:
+    detector = load_detector(run, "bits")
+    for name in ("score", "fit", "_hidden", "info", "supervised"):
+        with pytest.raises(UsageError, match=name):
+            detector.load_state({name: 5})
+    detector.load_state({"patterns": 10**9, "method": "forest"})
+    assert detector.patterns == 500 and detector.method == "hamming"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"detectors": ["bits"]}, {"detectors": [{"name": "msp", "label": "bits", "params": []}]}, {"seeds": ["a"]},
+        {"seeds": []}, {"models": []}, {"models": [{"label": "mlp"}]}, {"data": "digits"},
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_one_sentence(run: Path, tmp_path: Path, damage: dict) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    facts["resolved"] |= damage
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match="damaged or of another version"):
+        load_detector(tmp_path, "bits")
+
+
+def test_what_only_left_out_is_still_there(run: Path, forks: Callable, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    done = forks(
+        "run", str(run.parent / "a.toml"), "--out", str(copy), "--only", "*perturb/pgd*", cwd=run.parent,
+        AFTERSHOCK_CACHE=str(run.parent / "cache"),
+    )  # fmt: skip
+    assert done.status == 0, done.output
+    assert load_detector(copy, "bits").method == "hamming"
 
 
 def test_a_fitted_detector_is_loaded_without_the_suite(run: Path) -> None:

@@ -11,8 +11,9 @@ from aftershock.detectors.dknn import DeepNeighbours
 from aftershock.detectors.lid import Lid, intrinsic_dimension
 from aftershock.detectors.nearest import nearest, unit_length
 from aftershock.detectors.neighbours import Neighbours
-from aftershock.detectors.splitting import chosen, split_rows
+from aftershock.detectors.splitting import held_apart, split_rows
 from aftershock.harness.errors import UsageError
+from aftershock.harness.trace import Need
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -45,7 +46,7 @@ def test_nearest_has_a_finite_gradient_on_top_of_a_reference_row() -> None:
     assert bool(gradient.isfinite().all())
 
 
-def test_split_rows_and_chosen(world: Any) -> None:
+def test_split_rows_and_picked(world: Any) -> None:
     drawn, others = split_rows(torch.arange(3, 20), 5, torch.Generator().manual_seed(1))
     assert len(drawn) == 5 and sorted([*drawn.tolist(), *others.tolist()]) == list(range(3, 20))
     alone, copy = split_rows(torch.tensor([4]), 3, torch.Generator())
@@ -53,7 +54,7 @@ def test_split_rows_and_chosen(world: Any) -> None:
     detector = Neighbours()
     traces = world.traces(world.clean(30, 1), detector.needs, fit=True)
     # A part of a part: positions count from its own start.
-    part = chosen(chosen(traces[5:25], torch.tensor([0, 3, 4, 9, 19])), torch.tensor([1, 3, 4]))
+    part = traces[5:25].pick(torch.tensor([0, 3, 4, 9, 19])).pick(torch.tensor([1, 3, 4]))
     rows = torch.tensor([8, 14, 24])
     assert torch.equal(part.logits, traces.logits[rows]) and torch.equal(part.labels, traces.labels[rows])
     assert torch.equal(part.pooled("dense"), traces.pooled("dense")[rows])
@@ -184,3 +185,16 @@ def test_no_difference_is_chance_and_a_wrong_prediction_is_found(world: Any) -> 
 def test_wrong_parameters(make: Any, word: str) -> None:
     with pytest.raises(UsageError, match=word):
         make()
+
+
+def test_what_is_held_apart_is_drawn_and_not_the_last_rows(world: Any) -> None:
+    # With fit_negatives the last rows are all noise.
+    traces = world.traces(world.clean(80, 2), (Need("pooled"),), fit=True)
+    train, held_out = held_apart(traces, 16)
+    assert len(train) == 64 and len(held_out) == 16
+    rows = {tuple(row.tolist()) for row in traces.logits}
+    assert {tuple(r.tolist()) for r in torch.cat([train.logits, held_out.logits])} == rows
+    last = {tuple(row.tolist()) for row in traces.logits[-16:]}
+    assert sum(tuple(r.tolist()) in last for r in held_out.logits) < 12
+    whole, same = held_apart(traces, 0)
+    assert len(whole) == len(same) == 80

@@ -1,0 +1,258 @@
+"""The parts of the pages that the code itself knows: tables of parts, parameters, columns and flags.
+
+``python docs/tools/tables.py`` writes them anew between their marks, ``<!-- made: … -->`` and ``<!-- /made -->``; a
+test fails where a page says something else than the code. It needs Aftershock installed; building the pages does not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+DOCS = Path(__file__).parents[1]
+MADE = re.compile(r"(<!-- made: (\S+) -->\n).*?(<!-- /made -->)", re.DOTALL)
+# The sections of the page of perturbations, by what a name begins with; own attacks have no prefix.
+PREFIXES = ("torchattacks", "foolbox", "corruption", "noise", "spatial")
+_SURROGATES = ("exact", "relaxed", "straight-through", "none")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; cells hold no line ends, and a pipe outside code is escaped."""
+    titles = list(head)
+    lines = [titles, ["---"] * len(titles), *(list(r) for r in rows)]
+    return "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    parts = " ".join(text.split()).split("`")
+    return "`".join(part.replace("|", "\\|") if place % 2 == 0 else part for place, part in enumerate(parts))
+
+
+def markdown(text: str) -> str:
+    """A docstring's text: roles and doubled backticks become code."""
+    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text).replace("``", "`")
+
+
+def linked(paper: str) -> str:
+    """A source whose arXiv or doi identifiers are links."""
+    paper = re.sub(r"arXiv[ :](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
+    return re.sub(r"doi (10\.\S+?/[\w./()-]*[\w)])", r"[doi \1](https://doi.org/\1)", paper)
+
+
+def arguments(part: type) -> dict[str, str]:
+    """What a class's docstring says of each parameter."""
+    text = inspect.getdoc(part) or ""
+    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)*)", text, re.MULTILINE)
+    found: dict[str, str] = {}
+    for name, said in re.findall(r"^    (\w+): ((?:.*)(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE):
+        found[name] = markdown(" ".join(said.split()))
+    return found
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a ``Literal``, otherwise none."""
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def kind(annotation: Any) -> str:
+    """A type in words."""
+    if choices(annotation):
+        return ", ".join(f"`{c}`" for c in choices(annotation))
+    name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    return re.sub(r"[\w.]+\.(\w+)", r"\1", name).replace(" | ", " or ")
+
+
+def value(default: Any) -> str:
+    """A default as a suite writes it."""
+    if isinstance(default, str):
+        return f'`"{default}"`'
+    if isinstance(default, list | tuple):
+        return "`[" + ", ".join(f'"{d}"' if isinstance(d, str) else str(d) for d in default) + "]`"
+    if isinstance(default, bool) or default is None:
+        return {True: "`true`", False: "`false`", None: "not set"}[default]
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def parameters(part: type) -> str:
+    """The parameters that a suite may set on a part, from its signature and docstring."""
+    from aftershock.harness.params import parameters as known
+
+    said = arguments(part)
+    rows = [
+        (f"`{name}`", kind(p.annotation), "required" if p.default is p.empty else value(p.default), said.get(name, ""))
+        for name, p in known(part).items()
+    ]
+    return table(("parameter", "type or choices", "default", "meaning"), rows) if rows else "It has no parameters.\n"
+
+
+def variants(part: type) -> list[tuple[str, Any]]:
+    """Instances of a detector: as it is by default, then one for every choice of every parameter that has choices."""
+    from aftershock.harness.params import parameters as known
+
+    found: list[tuple[str, Any]] = [("", part())]
+    for name, p in known(part).items():
+        found += [(f'{name} = "{c}"', part(**{name: c})) for c in choices(p.annotation) if c != p.default]
+    return found
+
+
+def reads(detector: Any) -> str:
+    """What an instance reads beside the logits."""
+    parts = []
+    for need in detector.needs:
+        what = {"bits": "ReLU bits", "pooled": f"pooled maps ({need.statistic})", "full": "activations"}
+        units = f", at most {need.units} units a layer" if need.units else ""
+        taps = need.taps if isinstance(need.taps, str) else ", ".join(need.taps)
+        parts.append(f"{what[need.representation]}, `{taps}`{units}")
+    if detector.views:
+        parts.append(f"{len(detector.views)} views")
+    if detector.gradients:
+        parts.append("an input gradient")
+    return "; ".join(parts) or "logits"
+
+
+def learns(part: type) -> str:
+    """From which images it learns, by default and with which choice otherwise."""
+    if _fits_nothing(part):
+        return "nothing"
+    (_, first), *others = variants(part)
+    words = {True: "perturbed and clean images", False: "clean images"}
+    other = [how for how, one in others if one.supervised != first.supervised]
+    with_ = f"; {words[not first.supervised]} with " + ", ".join(f"`{how}`" for how in other) if other else ""
+    return words[first.supervised] + with_
+
+
+def _fits_nothing(part: type) -> bool:
+    # Said in the docstring; the score is then a formula in what one image shows.
+    return "nothing is fitted" in (inspect.getdoc(part) or "").lower()
+
+
+def surrogates(part: type) -> str:
+    """The kind of surrogate by default, and where a choice changes it."""
+    (_, first), *others = variants(part)
+    kinds: dict[str, list[str]] = {}
+    for how, one in others:
+        if one.surrogate_kind != first.surrogate_kind:
+            kinds.setdefault(one.surrogate_kind, []).append(f"`{how}`")
+    return first.surrogate_kind + "".join(f"; {k} with {', '.join(hows)}" for k, hows in kinds.items())
+
+
+def all_detectors() -> str:
+    """One line for each registered detector."""
+    from aftershock.harness.registry import DETECTORS
+
+    rows = []
+    for name in DETECTORS.builtins:
+        part = DETECTORS.get(name)
+        supervised = {one.supervised for _, one in variants(part)}
+        from_ = {(False,): "clean", (True,): "perturbed too"}.get(tuple(supervised), "clean, or perturbed too")
+        if _fits_nothing(part):
+            from_ = "nothing"
+        rows.append((f"[`{name}`](#{name})", part.info.summary, reads(part()), from_, part.info.surrogate))
+    return table(("name", "what it scores", "reads, by default", "learns from", "surrogate"), rows)
+
+
+def detector(name: str) -> str:
+    """Source, inputs, surrogate and parameters of a detector."""
+    from aftershock.harness.registry import DETECTORS
+
+    part = DETECTORS.get(name)
+    return (
+        f"**Source**: {linked(part.info.paper)}.<br>\n**Reads**: {reads(part())}.<br>\n"
+        f"**Learns from**: {learns(part)}.<br>\n**Surrogate**: {surrogates(part)}.\n\n{parameters(part)}"
+    )
+
+
+def perturbations(group: str) -> str:
+    """The perturbations of a library or room; ``own`` attacks and ``adaptive`` ones have no prefix."""
+    from aftershock.harness.registry import PERTURBATIONS
+
+    rows = []
+    for name in PERTURBATIONS.builtins:
+        info = PERTURBATIONS.get(name).info
+        prefix = name.partition(".")[0] if "." in name else ""
+        own = {"noise": "noise", "adaptive": "adaptive", "attack": "own"}.get(info.kind, info.kind)
+        if (prefix or own) == group:
+            rows.append((f"`{name}`", info.summary, info.norm or "", info.box, info.cost, info.family))
+    return table(("name", "what it does", "norm", "box", "cost", "family"), rows)
+
+
+def perturbation(name: str) -> str:
+    """Source and parameters of a perturbation."""
+    from aftershock.harness.registry import PERTURBATIONS
+
+    part = PERTURBATIONS.get(name)
+    source = f"**Source**: {linked(part.info.paper)}.\n\n" if part.info.paper else ""
+    return source + parameters(part)
+
+
+def columns() -> str:
+    """The leaderboard's columns as the report explains them."""
+    from aftershock.reports.views import BOARD
+
+    rows = [(f"{c.title}{f' ({c.note})' if c.note else ''}", f"`{c.key}`", c.help) for c in BOARD]
+    return table(("report", "leaderboard.csv", "meaning"), rows)
+
+
+def flags() -> str:
+    """Every sanity flag as the report explains it."""
+    from aftershock.reports.flags import FLAGS
+
+    return table(("flag", "meaning"), [(f"`{key}`", meaning) for key, (_, meaning) in FLAGS.items()])
+
+
+def kinds() -> str:
+    """The kinds of surrogates as the report explains them."""
+    from aftershock.reports.views import SURROGATES
+
+    return table(("surrogate", "what an adaptive attack does"), [(k, SURROGATES[k]) for k in _SURROGATES])
+
+
+def checks() -> str:
+    """The rules of the conformance kit."""
+    from aftershock.detectors.conformance import CHECKS
+
+    rows = [(f"`{c.name}`", markdown(c.rule), markdown(c.mend)) for c in CHECKS.values()]
+    return table(("check", "rule", "how to mend it"), rows)
+
+
+_MAKERS: dict[str, Callable[..., str]] = {
+    "detectors": all_detectors,
+    "detector": detector,
+    "perturbations": perturbations,
+    "perturbation": perturbation,
+    "columns": columns,
+    "flags": flags,
+    "surrogates": kinds,
+    "checks": checks,
+}
+
+
+def remade(text: str) -> str:
+    """A page with everything between marks made anew; a mark is a maker and what it takes: ``detector:msp``."""
+
+    def make(found: re.Match[str]) -> str:
+        maker, _, about = found[2].partition(":")
+        return f"{found[1]}\n{_MAKERS[maker](*([about] if about else []))}\n{found[3]}"
+
+    return MADE.sub(make, text)
+
+
+def main() -> None:
+    """Write every page anew and say which changed."""
+    warnings.simplefilter("ignore")
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        new = remade(text)
+        if new != text:
+            page.write_text(new, encoding="utf-8")
+            sys.stdout.write(f"{page.relative_to(DOCS)}\n")
+
+
+if __name__ == "__main__":
+    main()

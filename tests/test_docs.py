@@ -1,0 +1,212 @@
+"""The pages say what the code does: tables made from it are current, commands parse, examples run, links lead on."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+from aftershock.detectors import check_detector
+from aftershock.harness import cli
+from aftershock.harness.registry import DETECTORS, PERTURBATIONS
+from aftershock.harness.suite_check import load_suite
+from aftershock.reports.leaderboard import COLUMNS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+if not DOCS.is_dir():
+    pytest.skip("the pages are in the repository, not in the source distribution", allow_module_level=True)
+PAGES = sorted(DOCS.rglob("*.md"))
+NAMES = [page.relative_to(DOCS).as_posix() for page in PAGES]
+TEXTS = {name: page.read_text(encoding="utf-8") for name, page in zip(NAMES, PAGES, strict=True)}
+
+
+def blocks(language: str, texts: dict[str, str] = TEXTS) -> Iterator[tuple[str, str]]:
+    """Page and content of the code blocks in a language."""
+    for name, text in texts.items():
+        for found in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            yield name, found[1]
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(found: Iterable[tuple[str, str]]) -> list[str]:
+    """The ``aftershock …`` lines among others."""
+    return sorted({line for _, text in found for line in text.splitlines() if re.match(r"aftershock [a-z]+", line)})
+
+
+TYPED = commands(blocks("sh"))
+MENTIONED = commands((n, c) for n, text in TEXTS.items() for c in re.findall(r"`([^`\n]+)`", without_blocks(text)))
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tools" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_made_from_the_code_is_current(name: str, tables: ModuleType) -> None:
+    assert tables.remade(TEXTS[name]) == TEXTS[name], "run: python docs/tools/tables.py"
+
+
+def test_every_detector_has_its_section_and_every_parameter_a_meaning(tables: ModuleType) -> None:
+    page = TEXTS["detectors.md"]
+    for name in DETECTORS.builtins:
+        assert f"### `{name}` {{ #{name} }}" in page
+        assert f"<!-- made: detector:{name} -->" in page
+        rows = tables.parameters(DETECTORS.get(name)).splitlines()[2:]
+        assert not [row for row in rows if row.endswith("|  |")], f"a parameter of {name} has no description"
+    assert set(re.findall(r"<!-- made: detector:(\S+) -->", page)) == set(DETECTORS.builtins)
+
+
+def test_every_perturbation_and_family_is_there() -> None:
+    page = TEXTS["perturbations.md"]
+    rows = re.findall(r"^\| `([\w.-]+)` \|.*\| ([\w.-]+) \|$", page, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(PERTURBATIONS.builtins)
+    assert {family for _, family in rows} == {PERTURBATIONS.get(n).info.family for n in PERTURBATIONS.builtins}
+
+
+def test_the_columns_of_the_leaderboard_are_explained() -> None:
+    missing = [column for column in COLUMNS["leaderboard"] if f"`{column}`" not in TEXTS["leaderboard.md"]]
+    assert not missing
+    tabled = re.findall(r"^\| `([\w.]+\.csv(?:\.gz)?)` \|", TEXTS["leaderboard.md"], re.MULTILINE)
+    assert {name.split(".")[0] for name in tabled} == set(COLUMNS) - {"leaderboard"}
+
+
+def test_the_pages_have_commands() -> None:
+    # What is looked for below must be found at all.
+    assert {line.split()[1] for line in TYPED} == {"run", "report", "list", "validate", "check", "new", "guard"}
+    assert len(MENTIONED) >= 5
+
+
+def command_of(line: str) -> tuple[Any, list[str]]:
+    """The command that a line means, and its arguments."""
+    command: Any = typer.main.get_command(cli.app)
+    words = shlex.split(line)[1:]
+    while words and hasattr(command, "commands"):
+        assert words[0] in command.commands, f"{line}: there is no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_commands_parse(line: str) -> None:
+    command, words = command_of(line)
+    # Raises for an unknown option, a wrong choice, or an argument too few or too many.
+    command.make_context(command.name, words)
+
+
+@pytest.mark.parametrize("line", sorted({*TYPED, *MENTIONED}))
+def test_options_are_known(line: str) -> None:
+    # The text may name a command and an option and leave out the rest.
+    command, words = command_of(line)
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("line", ["aftershock run --no-such", "aftershock list cats", "aftershock guard export"])
+def test_a_wrong_command_would_be_noticed(line: str) -> None:
+    command, words = command_of(line)
+    with pytest.raises(Exception, match=r"(?i)no such|cats|missing"):
+        command.make_context(command.name, words)
+
+
+def test_python_examples_compile() -> None:
+    found = list(blocks("python"))
+    assert len(found) >= 5
+    for name, code in found:
+        compile(code, name, "exec")
+
+
+def test_toml_examples_are_toml_and_whole_suites_are_valid(tmp_path: Path) -> None:
+    whole = 0
+    for name, text in blocks("toml"):
+        suite = tomllib.loads(text)
+        if "data" not in suite:
+            continue
+        whole += 1
+        # The detector of the tutorial is the one that the reader has just installed.
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text.replace('"my-detector"', '"mahalanobis"'), encoding="utf-8")
+        assert load_suite(path).name == suite["name"]
+    assert whole
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Whatever an example registers is unknown again afterwards."""
+    kept = [(registry, dict(registry._entries)) for registry in (DETECTORS, PERTURBATIONS)]
+    yield
+    for registry, entries in kept:
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_detector_of_the_tutorial_keeps_the_contract() -> None:
+    (code,) = [code for name, code in blocks("python") if name == "own-detector.md" and "@register" in code]
+    space: dict[str, Any] = {"__name__": "quiet_units"}
+    exec(code, space)
+    wanted = ("info", "fits", "scores", "batches", "surrogate")
+    findings = check_detector(space["QuietUnits"], only=wanted)
+    assert [f.status for f in findings] == ["passed"] * len(wanted), [str(f) for f in findings]
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_attack_of_the_page_stays_in_its_budget() -> None:
+    import torch
+
+    (code,) = [code for name, code in blocks("python") if name == "perturbations.md" and "@register" in code]
+    space: dict[str, Any] = {"__name__": "own_attack"}
+    exec(code, space)
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    moved = PERTURBATIONS.get("towards-grey")(eps=0.2).perturb(None, images, None, None)
+    assert (moved - images).abs().max() <= 0.2 + 1e-6
+    assert ((moved - 0.5).abs() <= (images - 0.5).abs() + 1e-6).all() and not torch.equal(moved, images)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as Markdown's table of contents makes them."""
+    found = set()
+    for title in re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE):
+        own = re.search(r"\{ #([\w-]+) \}$", title)
+        plain = re.sub(r"[^\w\s-]", "", title.encode("ascii", "ignore").decode()).strip().lower()
+        found.add(own[1] if own else re.sub(r"[-\s]+", "-", plain))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_internal_links_have_targets(name: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(TEXTS[name])):
+        if re.match(r"[a-z]+://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        page = (DOCS / name).parent.joinpath(path).resolve() if path else DOCS / name
+        assert page in PAGES or page.is_file(), f"{name}: {target}"
+        if anchor:
+            assert anchor in anchors(page.read_text(encoding="utf-8")), f"{name}: {target}"
+
+
+def test_every_page_is_in_the_contents_and_the_other_way_round() -> None:
+    listed = re.findall(r":\s+(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(NAMES)
+
+
+def test_formulas_and_pages_need_nothing_from_elsewhere() -> None:
+    # The build itself looks at the finished pages; this looks at what would make them ask.
+    for name, text in TEXTS.items():
+        assert not re.search(r"<(?:script|img|iframe|link)\b|!\[[^\]]*\]\(https?:", without_blocks(text)), name
+    assert re.search(r"^  font: false$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
