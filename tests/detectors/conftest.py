@@ -97,6 +97,19 @@ class World:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def rows_apart(n: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Rows that a detector fits on, held-out ones, and the generator after they were drawn."""
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n, generator=draw)
+    return order[count:].sort().values, order[:count].sort().values, draw
+
+
+@pytest.fixture(scope="session")
+def apart() -> Callable[..., tuple[Tensor, Tensor, torch.Generator]]:
+    """``apart(n, count, seed=0)``: which rows ``held_apart`` leaves to fit on, and which it holds out."""
+    return rows_apart
+
+
 @pytest.fixture(scope="session")
 def world() -> World:
     return World()

@@ -75,7 +75,7 @@ def expected_parts(world: Any, detector: CodeShift, train: Any, other: Any) -> d
     ],
 )
 def test_components_are_what_counting_gives(
-    world: Any, encoder: Any, component: Any, statistic: Any, weighting: Any
+    world: Any, apart: Any, encoder: Any, component: Any, statistic: Any, weighting: Any
 ) -> None:
     clean, other = world.clean(160, 1), world.perturbed(40, 2)
     clean = clean.take(clean.labels != 3)
@@ -84,8 +84,8 @@ def test_components_are_what_counting_gives(
         weighting=weighting,
     )  # fmt: skip
     detector.fit(world.traces(clean, detector.needs, fit=True))
-    cut = len(clean.labels) - len(clean.labels) // 8
-    train, held_out = clean.take(slice(cut)), clean.take(slice(cut, None))
+    train_rows, held_rows, _ = apart(len(clean.labels), len(clean.labels) // 8)
+    train, held_out = clean.take(train_rows), clean.take(held_rows)
     own = expected_parts(world, detector, train, held_out)
     parts = expected_parts(world, detector, train, other)
     weights = np.ones(3)
@@ -102,12 +102,12 @@ def test_components_are_what_counting_gives(
     np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-3, atol=1e-3)
 
 
-def test_held_out_clean_images_set_the_scale(world: Any) -> None:
+def test_held_out_clean_images_set_the_scale(world: Any, apart: Any) -> None:
     clean = world.clean(200, 1)
     for component in PARTS:
         detector = CodeShift(rows=4, columns=4, epochs=5, component=component)
         detector.fit(world.traces(clean, detector.needs, fit=True))
-        scores = detector.score(world.traces(clean.take(slice(175, None)), detector.needs))
+        scores = detector.score(world.traces(clean.take(apart(200, 25)[1]), detector.needs))
         assert float(scores.mean()) == pytest.approx(0, abs=1e-6)
         assert float(scores.std(correction=0)) == pytest.approx(1, abs=1e-6)
 

@@ -20,13 +20,14 @@ def activations(world: Any, sample: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("component", ["all", "reconstruction", "distance", "neighbours", "fringe"])
-def test_pca_is_scikit_learns(world: Any, component: Any) -> None:
+def test_pca_is_scikit_learns(world: Any, apart: Any, component: Any) -> None:
     clean, other = world.clean(240, 1), world.perturbed(50, 2)
     clean = clean.take(clean.labels != 3)
     detector = Latent("pca", latent=4, units=200, component=component)
     found = detector.fit(world.traces(clean, detector.needs, fit=True)).score(world.traces(other, detector.needs))
 
-    cut = len(clean.labels) - len(clean.labels) // 8
+    train_rows, held_rows, _ = apart(len(clean.labels), len(clean.labels) // 8)
+    clean, cut = clean.take(torch.cat([train_rows, held_rows])), len(train_rows)
     prepared = []
     for train, test in zip(activations(world, clean), activations(world, other), strict=True):
         mean, deviation = train[:cut].mean(0), train[:cut].std(0)
@@ -69,7 +70,7 @@ def test_pca_is_scikit_learns(world: Any, component: Any) -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any) -> None:
+def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any, apart: Any) -> None:
     detector = Latent("pca", latent=4, units=200)
     clean = world.clean(200, 1)
     # Half of the narrow layer is dead: only units that vary count.
@@ -77,7 +78,7 @@ def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any) -> None:
     traces = world.traces(clean, detector.needs, fit=True)
     detector.fit(traces)
     raw = torch.cat([traces.full(tap.name) for tap in world.taps], 1)
-    inputs = ((raw - detector.inputs["mean"]) * detector.inputs["scale"])[:175]
+    inputs = ((raw - detector.inputs["mean"]) * detector.inputs["scale"])[apart(200, 25)[0]]
     energies = [float(part.square().sum(1).mean()) for part in inputs.split([96, 72, 20], 1)]
     assert energies == pytest.approx([energies[0]] * 3, rel=1e-4)
     assert float(inputs[:, 168:178].abs().max()) == 0
@@ -109,16 +110,14 @@ def test_the_autoencoder_learns_a_curve_that_principal_components_cannot(world: 
     assert separated["autoencoder"] > separated["pca"] + 0.2
 
 
-def test_the_seed_moves_the_autoencoder_and_not_the_components(world: Any) -> None:
+def test_the_seed_moves_the_autoencoder(world: Any) -> None:
     clean, other = world.clean(100, 1), world.perturbed(30, 2)
-    cases: tuple[tuple[Literal["autoencoder", "pca"], bool], ...] = (("autoencoder", False), ("pca", True))
-    for encoder, same in cases:
-        scores = []
-        for seed in (0, 1):
-            detector = Latent(encoder, latent=3, hidden=(16,), epochs=3)
-            detector.fit(world.traces(clean, detector.needs, fit=True, seed=seed))
-            scores.append(detector.score(world.traces(other, detector.needs)))
-        assert torch.equal(*scores) is same
+    scores = []
+    for seed in (0, 1, 0):
+        detector = Latent("autoencoder", latent=3, hidden=(16,), epochs=3)
+        detector.fit(world.traces(clean, detector.needs, fit=True, seed=seed))
+        scores.append(detector.score(world.traces(other, detector.needs)))
+    assert torch.equal(scores[0], scores[2]) and not torch.equal(scores[0], scores[1])
 
 
 def test_units_limits_what_is_read_of_each_layer(world: Any) -> None:

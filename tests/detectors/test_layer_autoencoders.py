@@ -33,12 +33,13 @@ def standardised(world: Any, fitted: Any, sample: Any) -> list[tuple[np.ndarray,
     return [((sample.before[t.name].relu().double().numpy() - m) / s, pca) for t, (m, s, pca) in layers]
 
 
-def test_forest_on_components_is_scikit_learns(world: Any) -> None:
+def test_forest_on_components_is_scikit_learns(world: Any, apart: Any) -> None:
     clean, other = world.clean(240, 1), world.perturbed(60, 2)
     detector = LayerAutoencoders(encoder="pca", latent=8, inputs="full", units=200, trees=30)
     found = detector.fit(world.traces(clean, detector.needs, fit=True)).score(world.traces(other, detector.needs))
 
-    train, rest = clean.take(slice(180)), clean.take(slice(180, None))
+    train_rows, rest_rows, draw = apart(240, 60)
+    train, rest = clean.take(train_rows), clean.take(rest_rows)
     fitted = components(world, train, 8)
 
     def features(sample: Any) -> np.ndarray:
@@ -49,7 +50,7 @@ def test_forest_on_components_is_scikit_learns(world: Any) -> None:
         return np.stack(columns, 1)
 
     right = (rest.labels == rest.logits.argmax(1)).numpy()
-    seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(0)))
+    seed = int(torch.randint(2**31, (), generator=draw))
     forest = IsolationForest(n_estimators=30, max_samples=int(right.sum()), random_state=seed).fit(
         features(rest)[right]
     )
@@ -59,14 +60,14 @@ def test_forest_on_components_is_scikit_learns(world: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["svc", "logistic"])
-def test_classifiers_on_components_are_scikit_learns(world: Any, method: Any) -> None:
+def test_classifiers_on_components_are_scikit_learns(world: Any, apart: Any, method: Any) -> None:
     clean, seen, other = world.clean(160, 1), world.perturbed(40, 2), world.perturbed(50, 3)
     detector = LayerAutoencoders(method, encoder="pca", latent=6, inputs="full", units=200, regularisation=0.5)
     assert detector.supervised and detector.surrogate_kind == "exact"
     detector.fit(world.traces(clean, detector.needs, fit=True), world.traces(seen, detector.needs, fit=True))
     found = detector.score(world.traces(other, detector.needs))
 
-    fitted = components(world, clean.take(slice(120)), 6)
+    fitted = components(world, clean.take(apart(160, 40)[0]), 6)
 
     def codes(sample: Any) -> np.ndarray:
         return np.concatenate([pca.transform(x) for x, pca in standardised(world, fitted, sample)], 1)
@@ -99,13 +100,14 @@ def test_planted_anomalies_score_1_and_clean_images_a_half(world: Any, encoder: 
     assert abs(roc_auc_score([0] * 300 + [1] * 300, torch.cat(scores[:2])) - 0.5) < 0.1
 
 
-def test_autoencoders_leave_a_quarter_of_the_images_to_the_forest(world: Any) -> None:
+def test_autoencoders_leave_a_quarter_of_the_images_to_the_forest(world: Any, apart: Any) -> None:
     """What the forest learned from is the held-out quarter: other images there change the judge, not the coders."""
     detector = LayerAutoencoders(inputs="full", units=40, latent=4, hidden=16, epochs=2, trees=5)
     clean, other = world.clean(80, 1), world.clean(80, 2)
-    mixed = type(clean)(
-        {n: torch.cat([x[:60], other.before[n][60:]]) for n, x in clean.before.items()}, clean.logits, clean.labels
-    )
+    held = torch.zeros(80, 1, dtype=torch.bool)
+    held[apart(80, 20)[1]] = True
+    before = {n: torch.where(held, other.before[n], x) for n, x in clean.before.items()}
+    mixed = type(clean)(before, clean.logits, clean.labels)
     fitted = []
     for sample in (clean, mixed):
         detector.fit(world.traces(sample, detector.needs, fit=True))

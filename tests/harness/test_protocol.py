@@ -470,7 +470,9 @@ def test_incomplete_adaptive_rows_stand_below_the_ranked_ones() -> None:
     p = [
         perturbation(s),
         perturbation(s, "a@best", "adaptive"),
-        PerturbationResult("a@dead", "adaptive", "a", "aftershock", against="dead", reason="out; of\nmemory"),
+        PerturbationResult(
+            "a@dead", "adaptive", "a", "aftershock", "linf", EPS, against="dead", reason="out; of\nmemory"
+        ),
         perturbation(s, "a@weak", "adaptive"),
     ]
     scored = [q for q in p if not q.reason]
