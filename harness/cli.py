@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# The exit status after Ctrl-C, by convention 128 + SIGINT.
+INTERRUPTED = 130
+
 guard_app = typer.Typer(help="A fitted detector around its model, for live use.", no_args_is_help=True)
 app.add_typer(guard_app, name="guard")
 
@@ -226,9 +229,11 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _plain_warning
     try:
         app(arguments)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command continues where it stopped.", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        # What typer makes of Ctrl-C, without a word.
+        if end.code == INTERRUPTED:
+            typer.echo("Interrupted. The same command continues where it stopped.", err=True)
+        raise
     except UsageError as error:
         if debug:
             raise

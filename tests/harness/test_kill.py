@@ -152,3 +152,17 @@ def test_a_kill_from_outside_at_any_moment(
     assert done.status == 0, done.output
     assert tables(out) == tables(place / "undisturbed")
     no_leftovers(out)
+
+
+def test_an_interrupt_says_what_to_do_next(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+    suite = tiny(tmp_path / "s.toml", model={"epochs": 3000})
+
+    def interrupt(process: int) -> None:
+        time.sleep(3)
+        os.kill(process, signal.SIGINT)
+
+    done = forks(
+        "run", str(suite), "--out", "run", cwd=tmp_path, while_running=interrupt, AFTERSHOCK_CACHE=str(tmp_path / "c")
+    )
+    assert done.status == 130
+    assert "The same command continues where it stopped." in done.output and "Traceback" not in done.output
