@@ -77,6 +77,8 @@ class Workbench:
         self._models: _Recent[Classifier] = _Recent(2)
         self._detectors: _Recent[Detector] = _Recent(4)
         self._parts = parts
+        # Fits whose scores came in time.
+        self.timely: set[str] = set()
 
     def make_model(self, key: str, job: ModelJob) -> Output:
         """Train a model, or read its weights; measure it."""
