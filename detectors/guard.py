@@ -18,14 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from ..harness.errors import UsageError
-from ..harness.fitted import Fitted, RunFolder
+from ..harness.fitted import Fitted, RunFolder, named_detector
 from ..harness.keys import versions
 from ..harness.ledger import is_file, write_atomic
 from ..harness.metrics import threshold, threshold_reason
 from ..harness.models import Classifier, Normalise
-from ..harness.params import bind
 from ..harness.recorder import discover
-from ..harness.registry import DETECTORS
 from ..harness.scoring import Instruments
 from ..harness.subjects import normalise_values
 from ..harness.trace import TapInfo
@@ -126,11 +124,7 @@ class Guard:
                 f"{path} belongs to other weights of {about.model.label!r}: a detector that was fitted for other "
                 "activations says nothing. Load the weights of its run, or insist with check_weights=False."
             )
-        factory = DETECTORS.get(about.detector)
-        params, problems = bind(factory, about.params)
-        if problems:
-            raise UsageError(f"The detector {about.detector!r} of {path} is wrong: {'; '.join(problems.values())}.")
-        detector: Detector = factory(**params)
+        detector = named_detector(about.detector, about.params, f"{about.detector!r} of {path}")
         state = {name.removeprefix(_STATE): t for name, t in tensors.items() if name.startswith(_STATE)}
         try:
             detector.load_state(join_state(state, about.state))

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
-from ..detectors.codes import bits
 from .metrics import threshold
+from .recorder import encode
 from .results import ALPHAS
 from .scoring import Instruments
 from .taps import SIGN_FROM_INPUT
-from .trace import LiveTrace, Need, TapInfo, Traces, pool, sampled_units
+from .trace import LiveTrace, Need, TapInfo, Traces, sampled_units
 
 
 @dataclass(eq=False)
@@ -92,11 +92,6 @@ def hard_traces(live: LiveTrace, needs: Sequence[Need]) -> Traces:
 
 def _encode(live: LiveTrace, need: Need, tap: TapInfo) -> Tensor:
     activation = live.activations[tap.name].detach()
-    if need.representation == "pooled":
-        return pool(activation, need.statistic)
-    kept = sampled_units(tap, need.units)
     signs = need.representation == "bits" and (tap.kind in SIGN_FROM_INPUT or tap.kind == "module")
-    flat = (live.preactivations[tap.name].detach() if signs else activation).flatten(1)
-    if kept is not None:
-        flat = flat[:, kept.to(flat.device)]
-    return flat.float() if need.representation == "full" else bits.pack(flat > 0)
+    source = live.preactivations[tap.name].detach() if signs else activation
+    return encode(need, activation, source, sampled_units(tap, need.units))

@@ -144,11 +144,7 @@ class RunFolder:
         at = f"{self.dataset}/{entry.label}/{seed}"
         fit, scores = self._done(f"{at}/fit/{label}"), self._done(f"{at}/score/{label}/calibrate")
         known = self._done(f"{at}/model")
-        factory = DETECTORS.get(part.name)
-        params, problems = bind(factory, part.params)
-        if problems:
-            raise UsageError(f"The detector {label!r} of {self.folder} is wrong: {'; '.join(problems.values())}.")
-        detector: Detector = factory(**params)
+        detector = named_detector(part.name, part.params, f"{label!r} of {self.folder}")
         try:
             detector.load_state(join_state(self._tensors(fit), fit.values["state"]))
             calibrate = self._tensors(scores)["score"]
@@ -181,6 +177,11 @@ class RunFolder:
             raise UsageError(f"The model {entry.label!r} was made by {entry.factory!r}: make it in the same way.")
         spec = ModelSpec.from_entry(entry.name, None, entry.params)
         values, state = record.values, self._tensors(record)
+        if not state and weights is None:
+            raise UsageError(
+                f"The weights of {entry.label!r} came from a file, {entry.weights!r}, which is not in the run: "
+                "give its path as `weights`."
+            )
         try:
             normalise = values["normalise"] or {"mean": [0.0], "std": [1.0]}
             classifier = build(spec, tuple(values["shape"]), values["classes"], normalise["mean"], normalise["std"])
@@ -189,11 +190,6 @@ class RunFolder:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             what = " ".join(str(error).split())[:200]
             raise UsageError(f"The model {entry.label!r} of {self.folder} is damaged: {what}") from error
-        if not state and weights is None:
-            raise UsageError(
-                f"The weights of {entry.label!r} came from a file, {entry.weights!r}, which is not in the run: "
-                "give its path as `weights`."
-            )
         if not state and weights is not None:
             load_weights(classifier.network, Path(weights))
         if state_digest(classifier.network) != values["digest"]:
@@ -244,6 +240,20 @@ def _named(entries: Sequence[_Part], label: str, what: str, folder: Path) -> _Pa
             f"{folder} has no {what} {label!r}{did_you_mean(label, labels)}; it has {', '.join(labels) or 'none'}."
         )
     return entries[labels.index(label)]
+
+
+def named_detector(name: str, params: Mapping[str, Any], where: str) -> Detector:
+    """An unfitted detector as a file describes it, looked up by its registry name.
+
+    Raises:
+        UsageError: for an unknown name or a wrong parameter; ``where`` says whose.
+    """
+    factory = DETECTORS.get(name)
+    bound, problems = bind(factory, params)
+    if problems:
+        raise UsageError(f"The detector {where} is wrong: {'; '.join(problems.values())}.")
+    made: Detector = factory(**bound)
+    return made
 
 
 def load_detector(run: Path | str, label: str, model: str | None = None, seed: int | None = None) -> Detector:

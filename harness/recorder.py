@@ -58,6 +58,25 @@ class Recording:
     codes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
+def encode(need: Need, activation: Tensor, signs: Tensor, kept: Tensor | None) -> Tensor:
+    """What is stored of one tap, first axis n.
+
+    Args:
+        need: which code.
+        activation: post-activation, (n, ...).
+        signs: of its shape: a unit's bit is 1 where this is positive, or true.
+        kept: positions of the units that are kept (:func:`~.trace.sampled_units`); ``None`` for all.
+    """
+    if need.representation == "pooled":
+        return pool(activation, need.statistic)
+    flat = (activation if need.representation == "full" else signs).flatten(1)
+    if kept is not None:
+        flat = flat[:, kept.to(flat.device)]
+    if need.representation == "full":
+        return flat.float()
+    return bits.pack(flat if flat.dtype == torch.bool else flat > 0)
+
+
 class _Encoder:
     """Encodes each tap for each code while the batch is hot, into tensors for the whole set."""
 
@@ -85,14 +104,8 @@ class _Encoder:
             rows[self.start : self.start + len(value)] = value
 
     def _encode(self, need: Need, call: TapCall) -> Tensor:
-        if need.representation == "pooled":
-            return pool(call.activation, need.statistic)
-        kept = self.kept[call.name, need.units]
-        if need.representation == "full":
-            flat = call.activation.flatten(1)
-            return (flat if kept is None else flat[:, kept.to(flat.device)]).float()
-        positive = (call.activation > 0 if call.positive is None else call.positive).flatten(1)
-        return bits.pack(positive if kept is None else positive[:, kept.to(positive.device)])
+        signs = call.activation if call.positive is None else call.positive
+        return encode(need, call.activation, signs, self.kept[call.name, need.units])
 
     def in_order(self) -> dict[str, dict[str, Tensor]]:
         return {c: {t: rows[t] for t in self.taps if t in rows} for c, rows in self.codes.items()}
