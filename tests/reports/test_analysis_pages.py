@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -484,20 +484,6 @@ def test_several_runs_share_a_page_and_copies_count_once(run: Path, tmp_path: Pa
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = os.environ.get("AFTERSHOCK_CHROMIUM", "/usr/bin/chromium")
-    if not Path(program).is_file():
-        pytest.skip(f"no Chromium at {program} (AFTERSHOCK_CHROMIUM names another)")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield opened
-        opened.close()
 
 
 class Visit:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import html
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -310,20 +309,6 @@ def test_absurd_numbers_do_not_break_the_page(tmp_path: Path, number: str) -> No
             row.update(flagged_at_fpr_5=number, success_rate_8bit=number, n=number)
     page = site(made, tmp_path)
     assert budgets_of(page) and "nan" not in section(page, 'id="budgets"', 'id="propagation"').lower()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    program = os.environ.get("AFTERSHOCK_CHROMIUM", "/usr/bin/chromium")
-    if not Path(program).is_file():
-        pytest.skip(f"no Chromium at {program} (AFTERSHOCK_CHROMIUM names another)")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield opened
-        opened.close()
 
 
 def visit(browser: object, page: Path, width: int) -> tuple[object, list[str]]:

@@ -10,7 +10,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -492,20 +492,6 @@ def test_budgets_and_flags_are_read_as_people_write_them() -> None:
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    program = os.environ.get("AFTERSHOCK_CHROMIUM", "/usr/bin/chromium")
-    if not Path(program).is_file():
-        pytest.skip(f"no Chromium at {program} (AFTERSHOCK_CHROMIUM names another)")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield opened
-        opened.close()
 
 
 class Visit:
