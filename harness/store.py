@@ -166,9 +166,9 @@ class Store:
         """The small results of a finished cell."""
         return self._records[key].values
 
-    def seconds(self, key: str) -> float:
-        """What computing a finished cell took."""
-        return self._records[key].seconds
+    def record(self, key: str) -> Record:
+        """What the ledger says of a finished cell."""
+        return self._records[key]
 
     def computing(self, key: str) -> AbstractContextManager[object]:
         """Held from this call to the exit while a key is computed: two runs that share a cache do not do work twice.

@@ -21,6 +21,7 @@ from ..harness.errors import UsageError
 from .analysis_pages import Study, analysis_page, cards, outdated, studies
 from .attack_views import ROUNDED, rounding, winners
 from .budget_views import curve_data, ends, ends_table
+from .cost_views import COSTS, cost_tables
 from .figures import MEASURES, grouped, json_block, matrices, propagation
 from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
 from .reading import TABLES, Row, Run, mapping, objects, quantity, read_run, words
@@ -185,6 +186,8 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
         groups=pages,
         models=list(dict.fromkeys((page["model"] or "unnamed", page["accuracy"]) for page in pages)),
         apart=_apart(groups),
+        costs=cost_tables([run.facts for run in runs]),
+        cost_columns=COSTS,
         measures=MEASURES,
         board=BOARD,
         perturbed=PERTURBED,

@@ -284,7 +284,7 @@ class Tables:
             dataset, model, seed, what, *rest = name_parts(cell.name)
             name = rest[0] if rest else model
             total = spent.setdefault((dataset, model, seed, what, name), [0.0, 0.0])
-            total[0] += self.store.seconds(cell.key)
+            total[0] += self.store.record(cell.key).seconds
             total[1] += self.store.values(cell.key).get("rows", cell.images)
         return [
             {

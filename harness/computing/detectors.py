@@ -11,6 +11,7 @@ from torch import Tensor
 from ..cells import FitJob, ScoreJob
 from ..engines import Output
 from ..errors import AftershockError
+from ..memory import peak_memory
 from ..seeds import generator
 from ..trace import Rows
 from .workbench import Workbench, make_detector
@@ -33,11 +34,12 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
         random=generator(job.seed, "fit"),
     )
     perturbed = bench.traces(job.model, job.perturbed, detector.needs) if job.perturbed else None
-    fitted = detector.fit(clean, perturbed)
+    with peak_memory() as peak:
+        fitted = detector.fit(clean, perturbed)
     if fitted is not detector:
         raise AftershockError("fit() must return the detector itself (`return self`)")
     tensors, state = split_state(detector.state())
-    return Output(key, tensors, {"state": state})
+    return Output(key, tensors, {"state": state, "peak_bytes": peak.rise})
 
 
 def _labels(bench: Workbench, job: FitJob) -> Tensor:

@@ -330,6 +330,10 @@ def test_run_json_says_what_was_run(finished: Path) -> None:
     assert facts["cells"]["failed"] == facts["cells"]["skipped"] == 0
     assert facts["suite"]["data"]["evaluate"] == 60
     assert facts["versions"]["torch"] == version("torch")
+    board = {(row["model"], row["detector"]) for row in rows(finished, "leaderboard.csv") if row["detector"] != "none"}
+    assert {(cost["model"], cost["detector"]) for cost in facts["costs"]} == board
+    assert all(cost["fit_seconds"] > 0 and cost["score_ms_per_image"] > 0 for cost in facts["costs"])
+    assert any(cost["state_mib"] > 0 for cost in facts["costs"])
 
 
 def test_the_same_command_again_takes_seconds(

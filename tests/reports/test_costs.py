@@ -1,0 +1,33 @@
+"""What detectors cost, from a run's ``run.json``, which may come from a stranger."""
+
+from aftershock.reports.cost_views import cost_tables
+
+
+def row(detector, seed=0, **more):
+    return {"dataset": "digits", "model": "cnn", "seed": seed, "detector": detector, **more}
+
+
+def texts(table):
+    return [[cell.text for cell in cells] for _, cells in table.rows]
+
+
+def test_seeds_are_averaged_and_numbers_are_short():
+    facts = {"costs": [
+        row("knn", 0, fit_seconds=1.0, fit_peak_mib=1500.0, state_mib=0.01234, score_ms_per_image=0.5),
+        row("knn", 1, fit_seconds=2.0, fit_peak_mib=1500.4, state_mib=0.01234, score_ms_per_image=None),
+    ]}  # fmt: skip
+    ((title, table),) = cost_tables([facts])
+    assert title == "digits / cnn"
+    assert texts(table) == [["knn", "1.5", "1\u202f500", "0.0123", "0.5"]]
+
+
+def test_what_is_missing_is_a_dash_with_a_reason():
+    ((_, table),) = cost_tables([{"costs": [row("msp", fit_peak_mib=None)]}])
+    assert texts(table) == [["msp", "–", "–", "–", "–"]]
+    assert all(cell.title for _, cells in table.rows for cell in cells[1:])
+
+
+def test_a_strangers_facts_break_nothing():
+    assert cost_tables([{}, {"costs": 3}, {"costs": [None, 7, "x"]}]) == []
+    ((_, table),) = cost_tables([{"costs": [row("<b>", fit_seconds="1e9", state_mib=float("nan"), seed=[1])]}])
+    assert texts(table) == [["<b>", "–", "–", "–", "–"]]
