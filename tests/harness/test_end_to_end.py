@@ -333,7 +333,6 @@ def test_run_json_says_what_was_run(finished: Path) -> None:
     board = {(row["model"], row["detector"]) for row in rows(finished, "leaderboard.csv") if row["detector"] != "none"}
     assert {(cost["model"], cost["detector"]) for cost in facts["costs"]} == board
     assert all(cost["fit_seconds"] > 0 and cost["score_ms_per_image"] > 0 for cost in facts["costs"])
-    assert any(cost["state_mib"] > 0 for cost in facts["costs"])
 
 
 def test_the_same_command_again_takes_seconds(
