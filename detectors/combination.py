@@ -17,7 +17,7 @@ from .base import Detector, DetectorInfo, InputGradient, Surrogate, View
 from .checks import check_choice, check_fitted, check_images, check_perturbed, check_share
 from .grouping import class_groups
 from .score_columns import fit_columns, join_columns
-from .splitting import split_rows
+from .splitting import split_rows, strangers
 from .tails import fit_tail, surprise
 
 Method = Literal["fisher", "mean", "max", "mahalanobis", "logistic"]
@@ -129,12 +129,13 @@ class CombinedScore(Detector):
             perturbed = check_perturbed("combination with a supervised part", perturbed)
         everything = torch.arange(len(clean))
         kept = max(2, round((1 - self.held_out) * len(clean)))
-        rows, fresh = split_rows(everything, kept, clean.generator)
+        rows, fresh = split_rows(everything, kept, clean.generator, clean.sources)
         right = (class_groups(clean) >= 0)[fresh]
         fresh = fresh[right] if bool(right.any()) else fresh
         taught = judged = perturbed
         if perturbed is not None and self.method == "logistic" and any(m.supervised for m in self._members):
-            halves = split_rows(torch.arange(len(perturbed)), (len(perturbed) + 1) // 2, clean.generator)
+            half, everyone = (len(perturbed) + 1) // 2, torch.arange(len(perturbed))
+            halves = split_rows(everyone, half, clean.generator, perturbed.sources)
             taught, judged = (perturbed.pick(half) for half in halves)
         seen = clean.pick(rows)
         for i, member in enumerate(self._members):
@@ -147,7 +148,7 @@ class CombinedScore(Detector):
         elif self.method != "fisher":
             other = None
             if self.method == "logistic" and judged is not None:
-                other = self._columns(_without_answers(judged))
+                other = self._columns(_without_answers(strangers(judged, clean, rows)))
             self.joined = fit_columns(self.method, columns, other)
         return self
 
@@ -225,7 +226,7 @@ def _own(index: int, name: str) -> str:
 
 def _without_answers(traces: Traces) -> Traces:
     """As a detector sees images that it scores."""
-    return replace(traces, label_rows=None, random=None)
+    return replace(traces, label_rows=None, source_rows=None, random=None)
 
 
 def _fit_joint(columns: Tensor) -> dict[str, Any]:

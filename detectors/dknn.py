@@ -87,7 +87,7 @@ class DeepNeighbours(Detector):
         groups = class_groups(clean)
         inside = (groups >= 0).nonzero().squeeze(1)
         count = min(self.reference, max(1, round((1 - self.held_out) * len(inside))))
-        rows, fresh = split_rows(inside, count, clean.generator)
+        rows, fresh = split_rows(inside, count, clean.generator, clean.sources)
         # Without this cap a small reference would leave thousands of images to calibrate on.
         fresh = fresh[: max(1, round(self.held_out * len(inside)))]
         self.labels = groups[rows]

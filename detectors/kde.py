@@ -23,7 +23,7 @@ from .checks import (
 )
 from .grouping import class_groups
 from .score_columns import Combination, fit_columns, join_columns
-from .splitting import split_rows
+from .splitting import split_rows, strangers
 
 _BATCH = 128
 # Of the eligible fit images, at most this share makes the densities; scales and weights come from the rest.
@@ -127,7 +127,9 @@ class KernelDensity(Detector):
             perturbed = check_perturbed("kde with combination = 'logistic'", perturbed)
         groups = class_groups(clean)
         inside = (groups >= 0).nonzero().squeeze(1)
-        rows, fresh = split_rows(inside, min(self.reference, round(_DENSITY * len(inside))), clean.generator)
+        rows, fresh = split_rows(
+            inside, min(self.reference, round(_DENSITY * len(inside))), clean.generator, clean.sources
+        )
         values = self._features(clean)
         self.images, self.classes = values[rows].float().contiguous(), groups[rows]
         self.width = self.bandwidth or _best_bandwidth(self.images, self.classes)
@@ -137,7 +139,9 @@ class KernelDensity(Detector):
                 "kde: dropout passes change nothing, the model has no active dropout; the density alone counts",
                 RuntimeWarning, stacklevel=2,
             )  # fmt: skip
-        other = self._components(perturbed) if self.supervised and perturbed is not None else None
+        other = None
+        if self.supervised and perturbed is not None:
+            other = self._components(strangers(perturbed, clean, rows))
         self.joined = fit_columns(self.combination, own, other)
         return self
 

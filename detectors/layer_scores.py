@@ -21,6 +21,7 @@ from .checks import (
 )
 from .grouping import class_groups
 from .score_columns import Combination, fit_columns, join_columns
+from .splitting import strangers
 
 Features = Literal["pooled", "full"]
 _BATCH = 256
@@ -72,7 +73,9 @@ class Layerwise(Detector):
         if self.supervised:
             perturbed = check_perturbed(f"{self.name} with combination = 'logistic'", perturbed)
         groups = class_groups(clean)
-        rows, fresh = self._rows(groups, clean.generator)
+        rows, fresh = self._rows(groups, clean.generator, clean.sources)
+        if self.supervised and perturbed is not None:
+            perturbed = strangers(perturbed, clean, rows)
         self.fitted, columns, other = [], [], []
         for tap in clean.tap_names():
             values = self._read(clean, tap)
@@ -108,8 +111,11 @@ class Layerwise(Detector):
         return torch.cat([self._layer_scores(fitted, part) for part in features.split(_BATCH)])
 
     @abstractmethod
-    def _rows(self, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The rows that layers are fitted on, and those whose scores decide the combination; int64."""
+    def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The rows that layers are fitted on, and those whose scores decide the combination; int64.
+
+        ``sources``: which image each row was made from, where that is known.
+        """
 
     @abstractmethod
     def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:

@@ -39,10 +39,10 @@ class Lid(Layerwise):
     it splits them; here scales and regression see fit images only, the clean ones from outside the reference.
 
     ``logistic`` (the default) is the paper's logistic regression over layers, supervised; ``mean`` is the mean LID
-    over layers in standard deviations of clean images and needs no perturbed image. Perturbed fit images whose
-    originals are in the reference have one neighbour closer than a fresh one would, which misleads the regression;
-    keep the reference a small part of the fit images to make that rare. Measured (CIFAR-10, ResNet-20, pooled, PGD
-    8/255): AUROC 0.98 with the paper's paired batches, 0.84 from a reference without the originals.
+    over layers in standard deviations of clean images and needs no perturbed image. A perturbed fit image whose
+    original is in the reference has one neighbour closer than a fresh one would, so the regression does without it.
+    Measured (CIFAR-10, ResNet-20, pooled, PGD 8/255): AUROC 0.98 with the paper's paired batches, 0.84 from a
+    reference without the originals.
 
     Cost: O(reference * d) per image and layer, with d features.
 
@@ -83,9 +83,9 @@ class Lid(Layerwise):
         super().__init__(layers, combination, features, "mean", units)
         self.neighbours, self.reference = neighbours, reference
 
-    def _rows(self, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
         inside = (groups >= 0).nonzero().squeeze(1)
-        return split_rows(inside, min(self.reference, max(1, len(inside) // 2)), generator)
+        return split_rows(inside, min(self.reference, max(1, len(inside) // 2)), generator, sources)
 
     def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:
         return {"reference": features.float().contiguous()}

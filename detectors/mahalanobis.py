@@ -61,10 +61,10 @@ class Mahalanobis(Layerwise):
     ) -> None:
         super().__init__(layers, combination, "pooled", statistic, 1)
 
-    def _rows(self, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
         inside = (groups >= 0).nonzero().squeeze(1)
         if self.supervised:
-            return split_rows(inside, max(2, round(_FITTED * len(inside))), generator)
+            return split_rows(inside, max(2, round(_FITTED * len(inside))), generator, sources)
         return inside, torch.arange(len(groups))
 
     def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:

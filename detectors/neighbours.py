@@ -62,9 +62,9 @@ class Neighbours(Layerwise):
         super().__init__(layers, combination, "pooled", statistic, 1)
         self.neighbours, self.reference, self.normalise = neighbours, reference, normalise
 
-    def _rows(self, groups: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
         inside = (groups >= 0).nonzero().squeeze(1)
-        return split_rows(inside, min(self.reference, round(_REFERENCE * len(inside))), generator)
+        return split_rows(inside, min(self.reference, round(_REFERENCE * len(inside))), generator, sources)
 
     def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:
         return {"reference": features.float().contiguous()}

@@ -12,14 +12,24 @@ from torch import Tensor
 from ..harness.trace import Traces
 
 
-def split_rows(eligible: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def split_rows(
+    eligible: Tensor, count: int, generator: torch.Generator, sources: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw ``count`` of the eligible rows (int64); the drawn ones and the others, both ascending.
 
     Neither part is ever empty while there is a row: one that nothing is left for gets a copy of the other.
+
+    Args:
+        sources: of all rows, the image that each was made from: rows of one image are never parted, so that about
+            ``count`` rows are drawn.
     """
-    order = eligible[torch.randperm(len(eligible), generator=generator)]
     count = max(1, min(count, len(eligible)))
-    drawn, others = order[:count].sort().values, order[count:].sort().values
+    own = eligible if sources is None else sources[eligible]
+    images, member = own.unique(return_inverse=True)
+    order = torch.randperm(len(images), generator=generator)
+    wanted = order[: max(1, round(count * len(images) / max(1, len(eligible))))]
+    chosen = torch.isin(member, wanted)
+    drawn, others = eligible[chosen].sort().values, eligible[~chosen].sort().values
     return drawn, others if len(others) else drawn
 
 
@@ -30,5 +40,18 @@ def held_apart(clean: Traces, count: int) -> tuple[Traces, Traces]:
     """
     if not count:
         return clean, clean
-    held_out, train = split_rows(torch.arange(len(clean)), count, clean.generator)
+    held_out, train = split_rows(torch.arange(len(clean)), count, clean.generator, clean.sources)
     return clean.pick(train), clean.pick(held_out)
+
+
+def strangers(perturbed: Traces, clean: Traces, kept: Tensor) -> Traces:
+    """The perturbed images whose originals are not among the clean rows ``kept``; all, where there is no such image.
+
+    In use an image's original is not in a detector's memory; one that learned from images whose original is would
+    take being close to it for a sign of an attack.
+    """
+    made, known = perturbed.sources, clean.sources
+    if made is None or known is None:
+        return perturbed
+    fresh = (~torch.isin(made, known[kept])).nonzero().squeeze(1)
+    return perturbed.pick(fresh) if len(fresh) else perturbed

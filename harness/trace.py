@@ -207,6 +207,10 @@ class Traces:
         needs: what the owner of these traces asked for; it decides which code an accessor returns.
         view_traces: traces of the extra forwards that the detector declared.
         gradient_rows: gradients with respect to the input that it declared.
+        label_rows: the true classes, in ``fit`` only.
+        source_rows: int64, which image of the data set each row was made from, in ``fit`` only.
+        random: what ``fit`` draws from.
+        window: the rows among those that are stored.
     """
 
     logits_rows: Rows
@@ -218,6 +222,7 @@ class Traces:
     label_rows: Rows | None = None
     random: torch.Generator | None = None
     window: slice = field(default_factory=lambda: slice(None))
+    source_rows: Rows | None = None
 
     def __len__(self) -> int:
         start, stop, _ = self.window.indices(len(self.logits_rows))
@@ -233,7 +238,7 @@ class Traces:
         return Traces(
             self.logits_rows, self.taps, self.codes, self.needs,
             {name: view[rows] for name, view in self.view_traces.items()},
-            self.gradient_rows, self.label_rows, self.random, cut,
+            self.gradient_rows, self.label_rows, self.random, cut, self.source_rows,
         )  # fmt: skip
 
     def pick(self, index: Tensor) -> Traces:
@@ -247,6 +252,7 @@ class Traces:
             gradient_rows={name: PickedRows(r, absolute) for name, r in self.gradient_rows.items()},
             label_rows=None if self.label_rows is None else PickedRows(self.label_rows, absolute),
             window=slice(None),
+            source_rows=None if self.source_rows is None else PickedRows(self.source_rows, absolute),
         )
 
     def alone(self) -> Traces:
@@ -257,6 +263,7 @@ class Traces:
             self.needs, {name: view.alone() for name, view in self.view_traces.items()},
             {name: self._read(rows) for name, rows in self.gradient_rows.items()},
             None if self.label_rows is None else self._read(self.label_rows), self.random,
+            source_rows=None if self.source_rows is None else self._read(self.source_rows),
         )  # fmt: skip
 
     def batches(self, size: int = 256) -> Iterator[Traces]:
@@ -284,6 +291,15 @@ class Traces:
         if self.label_rows is None:
             raise UsageError("Labels are known only to fit(); score() must do without them.")
         return self._read(self.label_rows)
+
+    @property
+    def sources(self) -> Tensor | None:
+        """Which image each row was made from, int64, (n,), ``None`` where nobody knows: only in ``fit``.
+
+        A perturbed fit image and its clean original have the same number, so that a detector that keeps clean images
+        need not compare a perturbed one with its own original, which it never meets in use.
+        """
+        return None if self.source_rows is None else self._read(self.source_rows)
 
     @property
     def generator(self) -> torch.Generator:

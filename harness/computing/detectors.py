@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..cells import FitJob, ScoreJob
+from ..cells import FitJob, ScoreJob, TraceKeys
 from ..engines import Output
 from ..errors import AftershockError
 from ..memory import peak_memory
 from ..seeds import generator
-from ..trace import Rows
 from .workbench import Workbench, make_detector
 
 # Rows that a detector scores at once: few at first, so that a slow one is noticed early.
@@ -27,13 +27,17 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     from ...detectors.base import split_state
 
     detector = make_detector(job.part)
-    labels: Rows = _labels(bench, job)
+    sources = _sources(bench, (*job.clean, *job.negatives))
     clean = replace(
         bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),
-        label_rows=labels,
+        label_rows=bench.dataset.train.labels(sources.tolist()),
+        source_rows=sources,
         random=generator(job.seed, "fit"),
     )
-    perturbed = bench.traces(job.model, job.perturbed, detector.needs) if job.perturbed else None
+    perturbed = None
+    if job.perturbed:
+        made = bench.traces(job.model, job.perturbed, detector.needs)
+        perturbed = replace(made, source_rows=_sources(bench, job.perturbed))
     with peak_memory() as peak:
         fitted = detector.fit(clean, perturbed)
     if fitted is not detector:
@@ -42,13 +46,17 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     return Output(key, tensors, {"state": state, "peak_bytes": peak.rise})
 
 
-def _labels(bench: Workbench, job: FitJob) -> Tensor:
-    positions = [bench.sets.fit[t.images.start : t.images.stop] for t in job.clean]
-    for chunk in job.negatives:
-        kept = ~bench.reader.tensor(chunk.images.source, "success")
-        positions.append(bench.sets.fit[bench.reader.tensor(chunk.images.source, "row")[kept]])
-    labels: Tensor = bench.dataset.train.labels(torch.cat(positions).tolist())
-    return labels
+def _sources(bench: Workbench, chunks: Sequence[TraceKeys]) -> Tensor:
+    """Which image of the train split each row of fit traces was made from, int64 (n,)."""
+    found = []
+    for images in (chunk.images for chunk in chunks):
+        if not images.source:
+            found.append(bench.sets.fit[images.start : images.stop])
+            continue
+        success = bench.reader.tensor(images.source, "success")
+        kept = {"success": success, "failed": ~success, "all": torch.ones_like(success)}[images.which]
+        found.append(bench.sets.fit[bench.reader.tensor(images.source, "row")[kept]])
+    return torch.cat(found)
 
 
 def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:

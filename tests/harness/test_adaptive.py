@@ -144,3 +144,62 @@ def test_a_limit_on_forwards_is_a_failure_with_its_reason(
     assert done.status == 1
     (row,) = table(tmp_path / "run", "perturbations")
     assert "stopped after 5 forwards per image" in row["reason"]
+
+
+PLUGINS = """
+import torch
+from aftershock.attacks import Perturbation, PerturbationInfo
+from aftershock.attacks import register as perturbation
+from aftershock.detectors import Detector, DetectorInfo, register
+
+
+@perturbation("mute")
+class Mute(Perturbation):
+    # Knows its detector's threshold, and does not say which of its parts made what.
+    info = PerturbationInfo(title="one signed step", kind="adaptive", family="mute", norm="linf")
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def perturb(self, model, images, labels, draws):
+        assert model.defence.threshold < 1e9
+        x = images.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(x), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        return (images + self.eps * gradient.sign()).clamp(0, 1)
+
+
+@register("origins")
+class Origins(Detector):
+    # Learns nothing, but insists on what the harness says about where fit images come from.
+    info = DetectorInfo(title="checks sources", needs=(), supervised=True)
+
+    def fit(self, clean, perturbed=None):
+        truth = dict(zip(clean.sources.tolist(), clean.labels.tolist(), strict=True))
+        noisy = len(clean.sources) - len(truth)
+        made = perturbed.sources.tolist()
+        if noisy < 0 or len(set(made)) != len(made) or not set(made) <= set(truth):
+            raise ValueError("sources are not positions of clean fit images")
+        turned = [truth[s] != p for s, p in zip(made, perturbed.predictions.tolist(), strict=True)]
+        if not turned or not all(turned):
+            raise ValueError("a success that is put down to another image")
+        if perturbed[1:3].sources.tolist() != made[1:3]:
+            raise ValueError("a part of traces has other sources")
+        return self
+
+    def score(self, traces):
+        if traces.sources is not None:
+            raise ValueError("score() may not know where an image comes from")
+        return -traces.logits.double().logsumexp(1)
+"""
+
+
+def test_what_a_plugin_may_leave_out_and_what_fit_is_told(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+    (tmp_path / "plugins.py").write_text(PLUGINS)
+    perturbations = [{"name": "pgd", "eps": 0.3}, {"name": "mute", "eps": 0.3}]
+    detectors = [{"name": "origins", "fit_on": ["pgd"]}]
+    tiny(tmp_path / "a.toml", perturbations, detectors, plugins=["plugins.py"])
+    done = forks("run", "a.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
+    assert done.status == 0, done.output
+    (row,) = [r for r in table(tmp_path / "run", "attacks") if (r["group"], r["detector"]) == ("mute", "origins")]
+    assert int(row["n"]) > 20 and row["undetected_success_at_fpr_5"] != "" and row["parts"] in ("", "{}")

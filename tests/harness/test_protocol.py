@@ -465,6 +465,24 @@ def test_no_adaptive_attack_is_flagged_and_left_empty() -> None:
     assert row["rank"] == 1
 
 
+@pytest.mark.parametrize(("eps", "flag"), [(2 * EPS, "no-adaptive-attack"), (EPS / 2, "adaptive-below-threat")])
+def test_an_adaptive_attack_of_another_budget_is_no_evidence_under_the_threat(eps: float, flag: str) -> None:
+    s = sources()
+    oblivious = perturbation(s, failed=270)
+    other = dataclasses.replace(perturbation(s, "a@planted", "adaptive", size=eps), eps=eps)
+    d = detector(s, [oblivious, other], clean=spread, perturbed=hidden)
+    row = only(board(s, [oblivious, other], [d]), detector="planted")
+    assert row["flags"] == flag
+    if eps > EPS:  # what a larger budget turns says nothing about this one
+        assert row["adaptive_undetected_at_fpr_5"] is None
+        alone = [oblivious]
+        without = board(s, alone, [detector(s, alone, clean=spread, perturbed=hidden)])
+        assert row["robust_accuracy_at_fpr_5"] == only(without, detector="planted")["robust_accuracy_at_fpr_5"] > 0.8
+    else:  # within the threat, so it counts, but a stronger one is missing
+        assert row["adaptive_undetected_at_fpr_5"] == 1.0
+        assert row["robust_accuracy_at_fpr_5"] == 0.0
+
+
 def test_incomplete_adaptive_rows_stand_below_the_ranked_ones() -> None:
     s = sources()
     p = [

@@ -1,0 +1,70 @@
+"""A change of code makes the cells anew that it can change, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+from aftershock.harness import keys, subjects
+from aftershock.harness.planning import analyses, detectors, draft, make_plan, perturbations, propagation
+from aftershock.harness.registry import DATASETS
+from aftershock.harness.suite_check import load_suite
+
+MODULES: tuple[ModuleType, ...] = (keys, subjects, draft, detectors, perturbations, propagation, analyses)
+MADE = {"perturb", "control", "trace", "propagation", "rounded"}
+ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}
+
+
+@pytest.fixture(scope="module")
+def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callable[[], dict[str, str]]:
+    path = tmp_path_factory.mktemp("keys") / "a.toml"
+    tiny(
+        path,
+        [{"name": "fgsm", "eps": 0.3}, {"name": "adaptive", "eps": 0.3, "images": 20}],
+        [{"name": "lid", "fit_on": ["fgsm"]}],
+    )
+    path.write_text(path.read_text() + '\n[[analyses]]\nname = "rdm"\n')
+    suite = load_suite(path)
+    dataset = DATASETS.get("digits")(None).load()
+
+    def plan() -> dict[str, str]:
+        """The key of every cell by its name."""
+        return {cell.name: key for key, cell in make_plan(suite, dataset, "data", "cpu", {"mlp": None}).cells.items()}
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("file", "kinds", "adaptive"),
+    [
+        ("reports/propagation.py", {"encoders", "propagation"}, {"propagation"}),
+        ("reports/analyses/rdm_graph.py", {"analysis"}, set()),
+        ("detectors/lid.py", {"fit", "score", "analysis"}, MADE | {"check", "score"}),
+        ("harness/defence.py", set(), MADE | {"check", "score"}),
+        ("attacks/gradient.py", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),
+        ("harness/computing/detectors.py", ALL - {"model", *MADE} | {"propagation"}, MADE | {"check", "score"}),
+        ("harness/training.py", ALL, MADE | {"check", "score"}),
+        ("harness/taps.py", ALL, MADE | {"check", "score"}),
+        ("reports/site.py", set(), set()),
+        ("harness/cli.py", set(), set()),
+    ],
+)
+def test_a_change_of_code_reaches_what_it_makes(
+    file: str, kinds: set[str], adaptive: set[str], plan_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real = plan_of(), keys.code_digest
+
+    def edited(*places: str) -> str:
+        touched = any(file == place or file.startswith(f"{place}/") for place in places)
+        return real(*places) + ("edited" if touched else "")
+
+    for module in MODULES:
+        if hasattr(module, "code_digest"):
+            monkeypatch.setattr(module, "code_digest", edited)
+    after = plan_of()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name] != after[name]}
+    by_attack = {name for name in changed if "adaptive" in name}
+    assert {name.split("/")[3] if name.count("/") > 2 else "model" for name in changed - by_attack} == kinds
+    assert {name.split("/")[3] for name in by_attack} == adaptive
