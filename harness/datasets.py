@@ -24,6 +24,15 @@ __all__ = ["cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "mn
 DIGITS = tuple(str(digit) for digit in range(10))
 DIGITS_TEST = 800
 CONNECT_SECONDS = 10.0
+# Train and test images as published, so that a suite can be checked where the files are not.
+SIZES = {
+    "digits": (997, DIGITS_TEST),
+    "mnist": (60_000, 10_000),
+    "fashion-mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "svhn": (73_257, 26_032),
+}
 
 
 def digits(root: Path) -> DataSource:

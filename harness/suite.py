@@ -28,6 +28,19 @@ class DataPart(Part):
     calibrate: int
     evaluate: int
 
+    def excess(self, train: int, test: int) -> dict[str, str]:
+        """What is wrong, by the size to lower, if the splits have so many images; nothing if the sets fit in."""
+        found = {}
+        if self.fit > train:
+            found["fit"] = f"fit = {self.fit}, but the train split of {self.name} has {train} images"
+        if self.calibrate + self.evaluate > test:
+            both = self.calibrate + self.evaluate
+            found["evaluate"] = (
+                f"calibrate + evaluate = {both}, but the test split of {self.name} has {test} images; the two sets "
+                "must not overlap"
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class ModelPart(Part):

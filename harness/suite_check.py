@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .datasets import SIZES
 from .errors import UsageError
 from .ledger import is_file
 from .params import bind
@@ -230,7 +231,11 @@ def _data(entry: DataEntry, checker: _Checker, folder: Path) -> DataPart:
     if factory is not None:
         given = _with_paths(entry.params, folder)
         params = checker.bound(factory, given, f"data set {entry.name!r}", ("data",), ("root",))
-    return DataPart(entry.name, entry.name, params, entry.fit, entry.calibrate, entry.evaluate)
+    part = DataPart(entry.name, entry.name, params, entry.fit, entry.calibrate, entry.evaluate)
+    if entry.name in SIZES:
+        for size, wrong in part.excess(*SIZES[entry.name]).items():
+            checker.add(("data", size), wrong)
+    return part
 
 
 def _model(entry: ModelEntry, index: int, checker: _Checker, folder: Path) -> ModelPart:

@@ -37,13 +37,8 @@ def make_sets(suite: Suite, dataset: Dataset, limit: int | None) -> Sets:
     """
     data = suite.data
     sizes = {n: min(getattr(data, n), limit or getattr(data, n)) for n in ("fit", "calibrate", "evaluate")}
-    if data.fit > len(dataset.train):
-        raise UsageError(f"fit = {data.fit}, but the train split of {data.name} has {len(dataset.train)} images.")
-    if data.calibrate + data.evaluate > len(dataset.test):
-        raise UsageError(
-            f"calibrate + evaluate = {data.calibrate + data.evaluate}, but the test split of {data.name} has "
-            f"{len(dataset.test)} images; the two sets must not overlap."
-        )
+    for wrong in data.excess(len(dataset.train), len(dataset.test)).values():
+        raise UsageError(f"{wrong}.")
 
     def order(split: str, count: int) -> torch.Tensor:
         chosen = torch.Generator().manual_seed(derive_seed(0, "split", data.name, split))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from aftershock.harness.datasets import SIZES
 from aftershock.harness.errors import UsageError
+from aftershock.harness.registry import DATASETS
 from aftershock.harness.suite import Suite
 from aftershock.harness.suite_check import SuiteError, builtin_suites, load_suite
 from aftershock.harness.suite_file import SuiteFile, locate
@@ -401,3 +404,26 @@ def test_the_schema_refers_only_to_what_it_defines() -> None:
     text = str(SuiteFile.model_json_schema())
     defined = set(SuiteFile.model_json_schema()["$defs"])
     assert set(re.findall(r"#/\$defs/(\w+)", text)) <= defined
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"fit": 50_000}, "fit = 50000, but the train split of digits has 997 images"),
+        (
+            {"calibrate": 600, "evaluate": 300},
+            "calibrate + evaluate = 900, but the test split",
+        ),
+    ],
+)
+def test_sets_that_the_data_cannot_fill_are_found_without_loading_them(
+    data: dict[str, int], said: str, tmp_path: Path, tiny: Callable
+) -> None:
+    with pytest.raises(SuiteError, match=re.escape(said)):
+        load_suite(tiny(tmp_path / "a.toml", data=data))
+
+
+def test_published_sizes_are_those_of_the_data() -> None:
+    found = DATASETS.get("digits")(Path()).load()
+    assert SIZES["digits"] == (len(found.train), len(found.test))
+    assert SIZES.keys() == set(DATASETS.names()) - {"image-folder", "npz"}
