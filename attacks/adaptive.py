@@ -17,6 +17,7 @@ from ..harness.errors import UsageError
 from ..harness.seeds import Draws
 from . import checks
 from .base import CountingModel, Norm, Perturbation, PerturbationInfo
+from .best import Best
 from .defence import Defence, Look
 from .geometry import ascent, per_image, project, random_in_ball
 from .gradient import margin
@@ -29,53 +30,6 @@ _HOT, _COLD = 4.0, 0.5
 # A margin of logits beyond the boundary before an image counts as fooled when the next step is chosen, so that steps
 # on the detector do not at once fall back over it; what is kept needs no such margin.
 _SAFE = 0.1
-
-
-class Best:
-    """The best image found so far for each of n: fooling before not fooling, then the lowest true score.
-
-    Args:
-        clean: (n, channels, height, width); an image for which nothing fools stays what was offered last.
-        defence: the detector.
-    """
-
-    def __init__(self, clean: Tensor, defence: Defence) -> None:
-        self.images = clean.clone()
-        self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
-        self._defence = defence
-        self._parts: list[str] = []
-        self._by = torch.full((len(clean),), -1, device=clean.device)
-
-    def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str) -> None:
-        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name."""
-        if part not in self._parts:
-            self._parts.append(part)
-        first = fooled & self.score[rows].isinf()
-        better = fooled & (score < self.score[rows])
-        kept = first | better | (~fooled & self.score[rows].isinf())
-        self.images[rows[kept]] = images[kept]
-        self.score[rows[better]] = score[better]
-        self._by[rows[better]] = self._parts.index(part)
-
-    @property
-    def credits(self) -> list[str]:
-        """The attack that made each image; empty where nothing fooled."""
-        return [self._parts[i] if i >= 0 else "" for i in self._by.tolist()]
-
-    @property
-    def found(self) -> Tensor:
-        """(n,), something that fools was found."""
-        return self.score.isfinite()
-
-    @property
-    def ordinary(self) -> Tensor:
-        """(n,), fooled with a score below the clean median: nothing more to gain."""
-        return self.score <= self._defence.goal
-
-    @property
-    def standing(self) -> Tensor:
-        """(n,), not yet fooled, or flagged."""
-        return self.score > self._defence.threshold
 
 
 def defended(model: CountingModel) -> Defence:
@@ -122,7 +76,7 @@ class Adaptive(Perturbation):
         """See the base; the result is the best found by the true score."""
         best = Best(images, defended(model))
         self.improve(best, torch.arange(len(images), device=images.device), model, images, labels, draws)
-        model.credits = best.credits
+        model.credits, model.late = best.credits, best.late
         return best.images
 
     @property

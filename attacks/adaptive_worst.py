@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..harness.seeds import Draws
 from . import checks
-from .adaptive import Adaptive, Ball, Best, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, defended
+from .adaptive import Adaptive, Ball, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, defended
 from .base import CountingModel, PerturbationInfo
+from .best import Best
 from .gradient import margin
 from .square import search
 

@@ -26,6 +26,8 @@ Kind = Literal["noise", "corruption", "attack", "adaptive"]
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 Cost = Literal["low", "medium", "high"]
+# An attack of fewer passes has no last quarter to speak of.
+_FEWEST_PASSES = 8
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class CountingModel(nn.Module):
     Attributes:
         defence: the detector that an adaptive attack is made against; ``None`` for every other attack.
         credits: what an attack of several parts says about its result: the part that made each image.
+        late: how many images an adaptive attack brought past its detector only in its last quarter.
     """
 
     def __init__(self, model: nn.Module, defence: Defence | None = None) -> None:
@@ -91,6 +94,7 @@ class CountingModel(nn.Module):
         self.model = model
         self.defence = defence
         self.credits: Sequence[str] = ()
+        self.late = 0
         self._spent = Spent()
         self._rows: Tensor | None = None
 
@@ -128,6 +132,22 @@ class CountingModel(nn.Module):
 
     def _count(self, gradient: Tensor) -> None:
         self._spent.backwards += len(gradient)
+
+
+def late_comers(first: Tensor, passes: Tensor) -> int:
+    """Images that got there only in the last quarter of the passes, so that more passes would bring more there.
+
+    0 for fewer than eight passes, and if every image got there: then more passes bring no more, and an attack that
+    drops what it is done with was over before its end.
+
+    Args:
+        first: the pass in which each image first got there, counted from 1, 0 for never; int64 (n,).
+        passes: how many passes each image had; those of the image that had most count.
+    """
+    most = int(passes.amax()) if len(passes) else 0
+    if most < _FEWEST_PASSES or bool((first > 0).all()):
+        return 0
+    return int((first > most * 3 // 4).sum())
 
 
 class Perturbation(ABC):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..harness.errors import AftershockError, UnavailableError, UsageError
 from ..harness.modes import device_of, untouched
 from ..harness.seeds import Draws, derive_seed, forked_rng
-from .base import CountingModel, Norm, Perturbation, norms
+from .base import CountingModel, Norm, Perturbation, late_comers, norms
 from .defence import Defence
 from .geometry import per_image, project
 
@@ -71,8 +71,9 @@ class PerturbedBatch:
             clean image stands in), ``zero-gradient`` and
             ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``,
             ``randomised-model`` (the same images twice, other logits).
-        late: images first predicted wrong in the last quarter of the attack's gradient passes, in batches with at
-            least eight passes and with images that nothing turned: more passes would turn more.
+        late: images first predicted wrong in the last quarter of the attack's gradient passes, or past the detector
+            only in the last quarter of an adaptive attack's iterates, in batches with at least eight of them and with
+            images that never got there: more passes would bring more there.
         credits: of an attack of several parts, the part that made each image (n,); otherwise empty.
     """
 
@@ -143,16 +144,9 @@ class WatchedModel(CountingModel):
         return logits
 
     @property
-    def late(self) -> int:
-        """Images first predicted wrong in the last quarter of the passes.
-
-        The passes are those of the image that had most of them. 0 if they are fewer than eight, and if every image
-        was turned: then more passes turn no more, and an attack that drops what it fooled was over before its end.
-        """
-        passes = int(self._watch.passes.amax()) if len(self._watch.passes) else 0
-        if passes < 8 or bool((self._watch.turned > 0).all()):
-            return 0
-        return int((self._watch.turned > passes * 3 // 4).sum())
+    def turned_late(self) -> int:
+        """Images first predicted wrong in the last quarter of the passes, see :func:`late_comers`."""
+        return late_comers(self._watch.turned, self._watch.passes)
 
     @property
     def flags(self) -> set[str]:
@@ -226,7 +220,7 @@ def perturb_batch(
                 seconds += time.perf_counter() - began
             credits += watched.credits
             forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
-            late += watched.late
+            late += max(watched.late, watched.turned_late)
             mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
             flags |= found | watched.flags
             model.eval()

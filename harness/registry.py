@@ -286,6 +286,7 @@ ANALYSES = Registry(
         "functional_codes": "aftershock.reports.analyses.functional_codes:FunctionalCodes",
         "self_introspection": "aftershock.reports.analyses.self_introspection:SelfIntrospection",
         "cladec": "aftershock.reports.analyses.cladec:ClaDec",
+        "ldam": "aftershock.reports.analyses.ldam:Ldam",
         "departure": "aftershock.reports.analyses.departure:Departure",
     },
 )

@@ -23,7 +23,7 @@ _LATE_SHARE, _LATE_LEAST = 0.02, 5
 def perturbation_flags(perturbations: Sequence[PerturbationResult]) -> dict[str, tuple[str, ...]]:
     """Flags by label, for the attacks of one model and seed.
 
-    - ``unconverged``: it was still turning images in its last quarter.
+    - ``unconverged``: it was still turning images, or bringing them past the detector, in its last quarter.
     - ``weaker-than-smaller-budget:LABEL``: the same attack with a smaller budget beats it.
     - ``weaker-than-one-step:LABEL``: a one-step attack with the same norm and no larger budget beats it.
     - ``weaker-than-black-box:LABEL``: an attack without gradients, counted within the same budget by measured norm,

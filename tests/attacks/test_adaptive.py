@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from aftershock.attacks.adaptive import Best, FeatureMatching, SurrogateAttack, _without
+from aftershock.attacks.adaptive import FeatureMatching, SurrogateAttack, _without
 from aftershock.attacks.adaptive_worst import ScoreSquare, WorstCase
 from aftershock.attacks.base import CountingModel
+from aftershock.attacks.best import Best
 from aftershock.attacks.defence import Guides, Look
 from aftershock.attacks.gradient import PGD
 from aftershock.attacks.perturbing import LimitError, Limits, limited, perturb_batch, rounded
@@ -189,6 +190,23 @@ def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> N
     assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.2, 0.3, 0.3])
     assert best.score.tolist() == [9.0, 4.0, torch.inf]
     assert best.credits == ["part 0.2", "part 0.3", ""]
+
+
+def test_images_that_get_past_the_detector_late_are_counted(planted) -> None:
+    def late(passed_in: list[int], iterates: int = 12) -> int:
+        """Fooled from the start; the score falls below the threshold in the given iterate."""
+        best, rows = Best(torch.zeros(len(passed_in), 1, 2, 2), planted), torch.arange(len(passed_in))
+        for step in range(1, iterates + 1):
+            hidden = torch.tensor([step >= wanted for wanted in passed_in])
+            score = torch.where(hidden, planted.threshold - 1.0, planted.threshold + 1.0).double()
+            best.offer(rows, torch.ones(len(rows), 1, 2, 2), torch.ones(len(rows), dtype=torch.bool), score, "part")
+        return best.late
+
+    assert late([1, 5, 9, 10, 12, 99]) == 2
+    assert late([1, 5, 9, 99]) == 0
+    # All got there, or there was no last quarter to speak of.
+    assert late([1, 5, 10, 12]) == 0
+    assert late([6, 99], iterates=7) == 0
 
 
 def test_the_projection_leaves_nothing_along_the_other_gradient() -> None:

@@ -1,0 +1,67 @@
+"""What an adaptive attack has found so far, image by image, judged by the detector's true score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import late_comers
+from .defence import Defence
+
+
+class Best:
+    """The best image found so far for each of n: fooling before not fooling, then the lowest true score.
+
+    Args:
+        clean: (n, channels, height, width); an image for which nothing fools stays what was offered last.
+        defence: the detector.
+    """
+
+    def __init__(self, clean: Tensor, defence: Defence) -> None:
+        self.images = clean.clone()
+        self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
+        self._defence = defence
+        self._parts: list[str] = []
+        self._by = torch.full((len(clean),), -1, device=clean.device)
+        # Iterates offered for each image, and the one that first got past the detector (0: none did).
+        self._offers = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
+        self._passed = torch.zeros_like(self._offers)
+
+    def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str) -> None:
+        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name."""
+        if part not in self._parts:
+            self._parts.append(part)
+        first = fooled & self.score[rows].isinf()
+        better = fooled & (score < self.score[rows])
+        kept = first | better | (~fooled & self.score[rows].isinf())
+        self.images[rows[kept]] = images[kept]
+        self.score[rows[better]] = score[better]
+        self._by[rows[better]] = self._parts.index(part)
+        self._offers[rows] += 1
+        new = (self._passed[rows] == 0) & ~self.standing[rows]
+        self._passed[rows[new]] = self._offers[rows[new]]
+
+    @property
+    def late(self) -> int:
+        """Images that got past the detector only in the last quarter of the iterates."""
+        return late_comers(self._passed, self._offers)
+
+    @property
+    def credits(self) -> list[str]:
+        """The attack that made each image; empty where nothing fooled."""
+        return [self._parts[i] if i >= 0 else "" for i in self._by.tolist()]
+
+    @property
+    def found(self) -> Tensor:
+        """(n,), something that fools was found."""
+        return self.score.isfinite()
+
+    @property
+    def ordinary(self) -> Tensor:
+        """(n,), fooled with a score below the clean median: nothing more to gain."""
+        return self.score <= self._defence.goal
+
+    @property
+    def standing(self) -> Tensor:
+        """(n,), not yet fooled, or flagged."""
+        return self.score > self._defence.threshold
