@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .cells import TraceKeys
-from .trace import ChunkedRows, Need, Rows, TapInfo, Traces
+from .rows import ChunkedRows, Rows
+from .trace import Need, TapInfo, Traces
 
 
 class Reader(Protocol):

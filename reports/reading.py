@@ -252,6 +252,11 @@ def objects(value: object) -> list[Mapping[str, object]]:
     return [mapping(v) for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
 
+def listed(value: object) -> list[object]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def words(value: object) -> str:
     """A JSON scalar as text, one line; an empty string for ``null``, lists and objects."""
     if value is None or isinstance(value, (list, dict)):

@@ -8,10 +8,8 @@ loading anything from elsewhere.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +22,8 @@ from .budget_views import curve_data, ends, ends_table
 from .cost_views import COSTS, cost_tables
 from .figures import MEASURES, grouped, json_block, matrices, propagation
 from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
-from .reading import TABLES, Row, Run, mapping, objects, quantity, read_run, words
+from .reading import TABLES, Row, Run, listed, objects, quantity, read_run, words
+from .run_views import labels, run_page
 from .shares import Conditions
 from .views import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place
 
@@ -32,20 +31,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 ASSETS = ("style.css", "site.js", "budgets.js", "analyses.js")
-STATUS = {
-    "done": ("Complete", "good"),
-    "incomplete": ("Incomplete", "warn"),
-    "failed": ("Cells failed", "bad"),
-}
-
-MACHINE = {
-    "cpu": "CPU",
-    "cores": "Cores",
-    "threads": "Threads",
-    "memory_gb": "Memory (GB)",
-    "device": "Device",
-    "platform": "Platform",
-}
 
 
 @dataclass
@@ -182,7 +167,7 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
     return _environment().get_template("index.html").render(
         title=names[0] if len(names) == 1 else f"{len(names)} suites",
         names=names,
-        runs=[_run_page(run) for run in runs],
+        runs=[run_page(run) for run in runs],
         groups=pages,
         models=list(dict.fromkeys((page["model"] or "unnamed", page["accuracy"]) for page in pages)),
         apart=_apart(groups),
@@ -201,7 +186,7 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
         problems=_problems(groups),
         failures=[f[:3] for f in failures if f[3] != "skipped"],
         skipped=[f[:3] for f in failures if f[3] == "skipped"],
-        warnings=[(run.name, words(w)) for run in runs for w in _list(run.facts.get("warnings")) if words(w)],
+        warnings=[(run.name, words(w)) for run in runs for w in listed(run.facts.get("warnings")) if words(w)],
         missing=[(run.name, t) for run in runs for t in TABLES if t not in run.tables],
         version=version("aftershock"),
     )  # fmt: skip
@@ -245,7 +230,7 @@ def _group_page(group: Group) -> dict[str, object]:
              if words(m.get("dataset")) == group.dataset and words(m.get("model")) == group.model]  # fmt: skip
     accuracies = [a for m in facts if (a := quantity(m.get("clean_accuracy"))) is not None]
     shown = [(budget(n, e), leaderboard(rows, reasons)) for (n, e), rows in threats.items()]
-    rowless = [d for d in dict.fromkeys(d for run in group.runs for d in _labels(run, "detectors")) if d not in order]
+    rowless = [d for d in dict.fromkeys(d for run in group.runs for d in labels(run, "detectors")) if d not in order]
     return {
         "title": group.title,
         "dataset": group.dataset,
@@ -319,12 +304,12 @@ def _headline(rows: Sequence[Row]) -> dict[str, str]:
 def _reasons(group: Group) -> dict[str, str]:
     """Why something of a detector is missing: its failed cells, or what its metrics say if none has a number."""
     names = {r.text("detector") for t in ("leaderboard", "metrics") for r in group.rows(t)}
-    names |= {d for run in group.runs for d in _labels(run, "detectors")}
+    names |= {d for run in group.runs for d in labels(run, "detectors")}
     reasons: dict[str, str] = {}
     for run in group.runs:
         for failure in objects(run.facts.get("failures")):
             parts = set(re.split(r"[^A-Za-z0-9._-]+", words(failure.get("cell"))))
-            if group.model not in parts and parts & set(_labels(run, "models")):
+            if group.model not in parts and parts & set(labels(run, "models")):
                 continue  # another model's cell
             for part in parts & names:
                 reasons.setdefault(part, f"failed: {words(failure.get('reason')) or 'no reason was recorded'}")
@@ -334,74 +319,11 @@ def _reasons(group: Group) -> dict[str, str]:
     return reasons
 
 
-def _labels(run: Run, part: str) -> list[str]:
-    return [t for entry in objects(run.suite.get(part)) if (t := words(entry.get("label")) or words(entry.get("name")))]
-
-
 def _failures(run: Run) -> list[tuple[str, str, str, str]]:
     """Run, cell, reason and status (failed or skipped) of every cell without a result."""
     return [(run.name, words(f.get("cell")) or "a cell", words(f.get("reason")) or "no reason was recorded",
              words(f.get("status")))
             for f in objects(run.facts.get("failures"))]  # fmt: skip
-
-
-def _run_page(run: Run) -> dict[str, object]:
-    facts, suite = run.facts, run.suite
-    data, threat, hardware = mapping(suite.get("data")), mapping(suite.get("threat")), mapping(facts.get("hardware"))
-    cells = mapping(facts.get("cells"))
-    status, tone = STATUS.get(words(facts.get("status")), (words(facts.get("status")) or "Unknown", "warn"))
-    seeds = _list(facts.get("seeds")) or _list(suite.get("seeds"))
-    counted = [f"{words(cells[k])} {k}" for k in ("done", "failed", "skipped") if words(cells.get(k)) not in ("", "0")]
-    parts = [("Limited to", f"{words(facts.get('limit'))} images" if words(facts.get("limit")) else ""),
-             ("Only cells", words(facts.get("only"))),
-             ("Images", ", ".join(f"{words(data[k])} {k}" for k in ("fit", "calibrate", "evaluate") if k in data)),
-             ("Seeds", ", ".join(words(s) for s in seeds if words(s))),
-             ("Cells", ", ".join(counted)),
-             ("Ran for", _duration(quantity(facts.get("seconds"))))]  # fmt: skip
-    machine = [(MACHINE.get(k, words(k)), words(v)) for k, v in hardware.items() if words(v)]
-    models = [(" / ".join(t for t in (words(m.get("dataset")), words(m.get("model"))) if t), words(m.get("seed")),
-               percent(quantity(m.get("clean_accuracy"))), words(m.get("n_test")), words(m.get("source")))
-              for m in objects(facts.get("models"))]  # fmt: skip
-    return {
-        "name": run.name,
-        "data": words(data.get("name")) or ", ".join(dict.fromkeys(r.text("dataset") for r in run.rows("leaderboard"))),
-        "threat": budget(words(threat.get("norm")), words(threat.get("eps"))) if threat else "",
-        "date": _date(words(facts.get("finished")) or words(facts.get("started"))),
-        "status": status,
-        "tone": tone,
-        "parts": [(k, v) for k, v in parts if v],
-        "models": models,
-        "counts": {kind: len(_labels(run, kind)) for kind in ("models", "perturbations", "detectors")},
-        "machine": machine,
-        "versions": [(words(k), words(v)) for k, v in mapping(facts.get("versions")).items() if words(v)],
-        "digest": run.digest,
-        "schema": words(facts.get("schema")),
-        "command": f"aftershock run {shlex.quote(run.name)}",
-        "again": "aftershock report RUN --out DIR",
-    }
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
-
-
-def _date(text: str) -> str:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{moment.day} {moment:%B %Y, %H:%M}" + (
-        " UTC" if moment.utcoffset() is not None and not moment.utcoffset() else ""
-    )
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None or seconds < 0:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _fraction(text: str) -> float | None:

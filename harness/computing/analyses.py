@@ -14,9 +14,10 @@ from ..engines import Output
 from ..errors import AftershockError
 from ..findings import Findings
 from ..registry import ANALYSES
+from ..rows import ChunkedRows
 from ..scoring import Instruments
 from ..subjects import untrained_classifier
-from ..trace import ChunkedRows, Need
+from ..trace import Need
 from .workbench import Workbench
 
 

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 CHUNK = 256
 
 TRACE_CODE = (
-    "harness/taps.py", "harness/recorder.py", "harness/trace.py", "harness/modes.py", "harness/seeds.py",
-    "harness/computing/traces.py", "harness/dropout.py", "harness/scoring.py", "detectors/codes/bits.py",
+    "harness/taps.py", "harness/recorder.py", "harness/trace.py", "harness/rows.py", "harness/modes.py",
+    "harness/seeds.py", "harness/computing/traces.py", "harness/dropout.py", "harness/scoring.py",
+    "detectors/codes/bits.py",
 )  # fmt: skip
 MODEL_CODE = (
-    "harness/models.py", "harness/architectures.py", "harness/training.py", "harness/weights.py", "harness/subjects.py",
-    "harness/recorder.py", "harness/taps.py", "harness/modes.py",
+    "harness/models.py", "harness/model_factories.py", "harness/architectures.py", "harness/training.py",
+    "harness/weights.py", "harness/subjects.py", "harness/recorder.py", "harness/taps.py", "harness/modes.py",
 )  # fmt: skip
-COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py", "harness/seeds.py")
+COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py", "harness/rows.py", "harness/seeds.py")
 PERTURBING_CODE = (
     "harness/computing/perturbations.py", "harness/computing/workbench.py", "harness/seeds.py", "harness/modes.py",
 )  # fmt: skip

@@ -17,6 +17,7 @@ from aftershock.harness import datasets
 from aftershock.harness.architectures import BasicBlock, resnet20, torchvision_names
 from aftershock.harness.data import ImageSplit
 from aftershock.harness.errors import UsageError
+from aftershock.harness.model_factories import model_factory
 from aftershock.harness.models import (
     Classifier,
     ModelSpec,
@@ -24,7 +25,6 @@ from aftershock.harness.models import (
     accuracy,
     build,
     load_weights,
-    model_factory,
     normalisation_warning,
     obtain,
 )
