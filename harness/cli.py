@@ -155,13 +155,13 @@ def check(
     from dataclasses import asdict
 
     from ..detectors.conformance import check_detector
+    from .console import examining, show_findings
 
-    findings = check_detector(detector, _parameters(param))
+    with examining(detector) as tell:
+        findings = check_detector(detector, _parameters(param), tell=tell)
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings], indent=1))
     else:
-        from .console import show_findings
-
         show_findings(detector, findings)
     if any(f.status == "failed" for f in findings):
         raise typer.Exit(1)

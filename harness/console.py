@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -123,6 +124,13 @@ def show_catalogue(kind: str, found: Sequence[dict[str, Any]]) -> None:
 
 def _detail(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+@contextmanager
+def examining(detector: str) -> Iterator[Callable[[str], None]]:
+    """Says on a terminal which check runs now; what the block is given tells it."""
+    with RichConsole(stderr=True).status(f"{escape(detector)}: making a small model") as status:
+        yield lambda check: status.update(f"{escape(detector)}: {escape(check)}")
 
 
 def show_findings(detector: str, findings: Sequence[Finding]) -> None:

@@ -35,8 +35,8 @@ FLAGS = {
     "non-finite-logits": ("non-finite logits", "The model answered with infinite or undefined numbers."),
     "randomised-model": ("randomised model", "The model answers differently to the same image, so an attack must "
                          "average over its answers; one that does not is too weak."),
-    "unconverged": ("not converged", "The attack still turned images when its steps ran out: more steps would do "
-                    "better."),
+    "unconverged": ("not converged", "The attack still turned images, or brought them past the detector, when its "
+                    "steps ran out: more steps would do better."),
     "weaker-than-smaller-budget": ("weaker than a smaller budget", "Success fell when the budget grew, which a sound "
                                    "attack cannot do."),
     "weaker-than-one-step": ("weaker than one step", "An iterative attack did worse than a single gradient step within "

@@ -45,14 +45,18 @@ class Finding:
 
 
 def check_detector(
-    detector: str | Detector | type[Detector], params: dict[str, Any] | None = None, only: Iterable[str] | None = None
+    detector: str | Detector | type[Detector],
+    params: dict[str, Any] | None = None,
+    only: Iterable[str] | None = None,
+    tell: Callable[[str], None] = lambda name: None,
 ) -> list[Finding]:
-    """Examine a detector on a small CNN and scikit-learn's digits; it takes seconds.
+    """Examine a detector on a small CNN and scikit-learn's digits; most take seconds.
 
     Args:
         detector: a registered name, a class, or an instance that has not been fitted (it is copied).
         params: for a name or a class.
         only: names of checks, by default all (see ``CHECKS``).
+        tell: called with each check's name when it begins.
 
     Returns:
         one finding per check, in order.
@@ -69,6 +73,7 @@ def check_detector(
     unfit = ""
     for name in wanted:
         check = CHECKS[name]
+        tell(name)
         if unfit and name not in FIRST:
             findings.append(Finding(name, "skipped", check.rule, unfit))
             continue
