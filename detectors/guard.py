@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import safetensors
 import torch
@@ -26,7 +26,7 @@ from ..harness.models import Classifier, Normalise
 from ..harness.recorder import discover
 from ..harness.scoring import Instruments
 from ..harness.subjects import normalise_values
-from ..harness.trace import TapInfo
+from ..harness.trace import TapInfo, Traces
 from ..harness.weights import state_digest
 from .base import Detector, join_state, split_state
 
@@ -48,6 +48,17 @@ class Verdict(NamedTuple):
     logits: Tensor
     alarm: Tensor
     score: Tensor
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A detector that knows where images lie."""
+
+    def positions(self, traces: Traces) -> Tensor:
+        """(n, dimensions)."""
+
+    def landmarks(self) -> tuple[Tensor, Tensor]:
+        """Positions (n, dimensions) and classes (n,) of fit images."""
 
 
 class NormalisationDescription(BaseModel):
@@ -146,6 +157,41 @@ class Guard:
         Raises:
             UsageError: for images of another kind or shape.
         """
+        self._check(images)
+        logits, score = self._instruments.score(self.detector, images.float())
+        # Written so that a score that is no number raises the alarm.
+        return Verdict(logits, ~(score <= self.threshold), score)
+
+    def positions(self, images: Tensor) -> Tensor:
+        """Where images lie on the detector's map, float (n, dimensions), on the CPU: for a picture that moves along.
+
+        Together with :meth:`landmarks` this is the map of self-introspection live (Pardo et al. 2019): a detector
+        ``latent`` with ``latent = 3`` gives points in space.
+
+        Raises:
+            UsageError: if the detector has no map, or for images of another kind or shape.
+        """
+        mapped = self._mapped()
+        self._check(images)
+        return mapped.positions(self._instruments.traces(self.detector, images.float()))
+
+    def landmarks(self) -> tuple[Tensor, Tensor]:
+        """Positions (n, dimensions) and classes, int64 (n,), of the fit images on the same map.
+
+        Raises:
+            UsageError: if the detector has no map.
+        """
+        return self._mapped().landmarks()
+
+    def _mapped(self) -> Mapped:
+        if not isinstance(self.detector, Mapped):
+            raise UsageError(
+                f"The detector {self.description.detector} has no map: export one of the kind `latent`, with "
+                "latent = 3 for a picture in space."
+            )
+        return self.detector
+
+    def _check(self, images: Tensor) -> None:
         shape = self.description.model.shape
         if not isinstance(images, Tensor) or not images.is_floating_point() or tuple(images.shape[1:]) != shape:
             what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -153,9 +199,6 @@ class Guard:
         # Written so that NaN fails too.
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise UsageError("A guard takes images in [0, 1], without NaN: normalisation is its own work.")
-        logits, score = self._instruments.score(self.detector, images.float())
-        # Written so that a score that is no number raises the alarm.
-        return Verdict(logits, ~(score <= self.threshold), score)
 
 
 def export_guard(

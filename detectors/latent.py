@@ -141,6 +141,20 @@ class Latent(Detector):
         inputs = torch.cat([live.full(tap) for tap in live.tap_names()], 1)
         return self._combine(self._model(live.logits.device).parts(inputs, live.logits.argmax(1)))
 
+    def positions(self, traces: Traces) -> Tensor:
+        """Where images lie on the latent map, float32 (n, latent): whitened codes, so that distances mean something."""
+        check_fitted("latent", self.scales)
+        model = self._model(torch.device("cpu"))
+        parts = [torch.empty(0, self.latent)]
+        with torch.no_grad():
+            parts += [model.positions(x) for x in _concatenated(traces, traces.tap_names())]
+        return torch.cat(parts)
+
+    def landmarks(self) -> tuple[Tensor, Tensor]:
+        """The fit images that the model got right: positions, float32 (n, latent), and classes, int64 (n,)."""
+        check_fitted("latent", self.scales)
+        return self.classes["points"], self.classes["point_classes"]
+
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state` gave."""
         self._ready = None
@@ -234,6 +248,10 @@ class _Model:
     def codes(self, activations: Tensor) -> Tensor:
         """(n, latent) of raw activations (n, inputs)."""
         return self.encoder.encode(self.standardiser.apply(activations))
+
+    def positions(self, activations: Tensor) -> Tensor:
+        """Whitened codes, (n, latent), of raw activations (n, inputs)."""
+        return self.codes(activations) @ self.classes["whitening"].T
 
     def parts(self, activations: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """The components, (n,) each, of raw activations (n, inputs) given the predicted classes."""

@@ -13,6 +13,7 @@ from ...harness.errors import UsageError
 from ...harness.findings import Figure, Findings, Table
 from ...harness.scoring import Instruments
 from ...harness.trace import Need, Statistic
+from .functional_codes_fields import field_pictures
 from .functional_codes_figures import landing_figures, landing_maps, layer_figures, map_figures, unit_pictures
 from .functional_codes_landing import LANDING_COLUMNS, Landing, groups_of, land
 from .functional_codes_layers import (
@@ -234,7 +235,11 @@ class FunctionalCodes(Analysis):
         figures += maps
         fresh = [layer for layer in layers if layer.network == "untrained" and layer.tap == pictured[-1].tap]
         for layer in (*pictured, *fresh):
-            figures.append(unit_pictures(layer, material.fit, self.pictured_units, self.nearest, material.classes))
+            shown = (self.pictured_units, self.nearest, material.classes)
+            figures.append(unit_pictures(layer, material.fit, *shown))
+            if layer.network == "trained":
+                fields = field_pictures(layer, self, material.instruments, material.fit, *shown)
+                figures += [fields] if fields is not None else []
         tables = [
             Table("functional-codes", "A coded layer of the trained or untrained network.", LAYER_COLUMNS, rows),
             Table("functional-codes-telescope", "A layer's cloud of activations.", TELESCOPE_COLUMNS, telescope),

@@ -295,6 +295,19 @@ def landing_maps(landings: Sequence[Landing]) -> tuple[HeatMaps, Rows]:
     return figure, rows
 
 
+def largest_units(layer: Layer, count: int, nearest: int) -> list[tuple[int, list[int]]]:
+    """The units with the most fit images, each with the rows of the fit images nearest to its prototype."""
+    sizes = layer.counts.sum(0)
+    occupied = int((sizes > 0).sum())
+    found = []
+    # A stable order: of units as large, the first.
+    for unit in torch.sort(sizes, descending=True, stable=True).indices[: min(count, occupied)].tolist():
+        members = (layer.fit_units == unit).nonzero().squeeze(1)
+        order = torch.sort(layer.fit_errors[members], stable=True).indices[:nearest]
+        found.append((unit, members[order].tolist()))
+    return found
+
+
 def unit_pictures(layer: Layer, fit: ImageSet, count: int, nearest: int, classes: Sequence[str]) -> Pictures:
     """The mean image of the most occupied units, and the images nearest to their prototypes.
 
@@ -305,16 +318,12 @@ def unit_pictures(layer: Layer, fit: ImageSet, count: int, nearest: int, classes
         nearest: how many images of each.
         classes: their names.
     """
+    found = largest_units(layer, count, nearest)
     sizes = layer.counts.sum(0)
-    occupied = int((sizes > 0).sum())
-    # A stable order: of units as large, the first.
-    units = torch.sort(sizes, descending=True, stable=True).indices[: min(count, occupied)]
-    means = _mean_images(layer, fit, units)
+    means = _mean_images(layer, fit, torch.tensor([unit for unit, _ in found]))
     rows, labels = [], []
-    for unit, mean in zip(units.tolist(), means, strict=True):
-        members = (layer.fit_units == unit).nonzero().squeeze(1)
-        order = torch.sort(layer.fit_errors[members], stable=True).indices[:nearest]
-        pictures = [mean, *(fit.read(slice(i, i + 1))[0] for i in members[order].tolist())]
+    for (unit, members), mean in zip(found, means, strict=True):
+        pictures = [mean, *(fit.read(slice(i, i + 1))[0] for i in members)]
         pictures += [torch.full_like(mean, float("nan"))] * (nearest + 1 - len(pictures))
         rows.append(torch.stack(pictures))
         share = float(layer.counts[:, unit].max() / sizes[unit])

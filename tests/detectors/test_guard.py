@@ -41,7 +41,7 @@ class Shaky(Detector):
     def score(self, traces):
         return (traces.logits - traces.view("blurred").logits).abs().amax(1).double()
 """
-DETECTORS = ("bits", "mahalanobis", "codeshift", "shaky")
+DETECTORS = ("bits", "mahalanobis", "codeshift", "latent", "shaky")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callabl
     detectors = [
         {"name": "bitvector", "label": "bits", "method": "hamming"}, {"name": "mahalanobis"},
         {"name": "codeshift", "rows": 3, "columns": 3, "epochs": 3}, {"name": "shaky"},
+        {"name": "latent", "latent": 3, "hidden": [16], "epochs": 3},
     ]  # fmt: skip
     tiny(folder / "a.toml", [{"name": "pgd", "eps": 0.3}], detectors, plugins=["parts.py"])
     done = forks("run", "a.toml", "--out", "run", cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
@@ -91,6 +92,29 @@ def test_a_guard_scores_as_the_run_did(run: Path, detector: str, tmp_path: Path)
     assert made(images[:0]).score.shape == (0,)
     with torch.no_grad():
         torch.testing.assert_close(logits, load_model(run)(images))
+
+
+def test_a_guard_of_a_latent_detector_has_a_live_map(run: Path, tmp_path: Path) -> None:
+    made = guard(run, "latent", tmp_path)
+    points, classes = made.landmarks()
+    data = DATASETS.get("digits")(Path()).load()
+    images, labels = data.test.images(range(200)), data.test.labels(range(200))
+    found = made.positions(images)
+    assert found.shape == (200, 3) and points.shape == (len(classes), 3) and made.positions(images[:0]).shape == (0, 3)
+    torch.testing.assert_close(made.positions(images[7:8]), found[7:8], rtol=1e-4, atol=1e-4)
+    # What was fitted survived the file.
+    fitted = RunFolder(run).detector("latent").detector
+    assert torch.equal(fitted.landmarks()[0], points)
+    # A map that means something: images lie nearer to the landmarks of their class than to those of the others.
+    distances = torch.cdist(found, points)
+    own = torch.stack([distances[i, classes == labels[i]].median() for i in range(200)])
+    others = torch.stack([distances[i, classes != labels[i]].median() for i in range(200)])
+    assert float((own < others).float().mean()) > 0.7
+
+
+def test_a_detector_without_a_map_says_so(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no map: export one of the kind `latent`"):
+        guard(run, "mahalanobis", tmp_path).positions(torch.rand(1, 1, 8, 8))
 
 
 def test_the_share_of_alarms_is_what_was_asked_for(run: Path, tmp_path: Path) -> None:
