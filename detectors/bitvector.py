@@ -12,7 +12,16 @@ from ..harness.errors import UsageError
 from ..harness.trace import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo
 from .bitblocks import BitBlocks, relaxed_bits
-from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
+from .checks import (
+    check_choice,
+    check_count,
+    check_fitted,
+    check_images,
+    check_layers,
+    check_perturbed,
+    check_positive,
+    selection,
+)
 from .grouping import class_groups
 from .linear import LinearBits, Loss, fit_linear
 from .patterns import BernoulliBits, StoredPatterns, fit_bernoulli, margin_weights, store_patterns
@@ -121,11 +130,7 @@ class BitVector(Detector):
         check_images("bitvector", clean, 1)
         taps = clean.tap_names()
         if self.supervised:
-            if perturbed is None or not len(perturbed):
-                raise UsageError(
-                    f"bitvector with method = {self.method!r} learns from perturbed images and was given none: "
-                    "name perturbations that fool the model in fit_on, or choose the method bernoulli or hamming."
-                )
+            perturbed = check_perturbed(f"bitvector with method = {self.method!r}", perturbed)
             self.fitted = self._fit_supervised(clean, perturbed, taps)
             return self
         groups = class_groups(clean)

@@ -9,10 +9,18 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
 from ..harness.trace import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo, Surrogate
-from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
+from .checks import (
+    check_choice,
+    check_count,
+    check_fitted,
+    check_images,
+    check_layers,
+    check_perturbed,
+    check_positive,
+    selection,
+)
 from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, imq_mmd
 from .grouping import class_groups, replayable
 from .isolation import IsolationTrees, fit_isolation
@@ -139,11 +147,8 @@ class LayerAutoencoders(Detector):
             UsageError: for fewer than two clean images, or a supervised method without perturbed ones.
         """
         check_images("layerwise", clean)
-        if self.supervised and (perturbed is None or not len(perturbed)):
-            raise UsageError(
-                f"layerwise with method = {self.method!r} learns from perturbed images and got none: "
-                "name perturbations in fit_on that change predictions."
-            )
+        if self.supervised:
+            perturbed = check_perturbed(f"layerwise with method = {self.method!r}", perturbed)
         self._ready, self.judge = None, {}
         train, rest = held_apart(clean, len(clean) // 4 if len(clean) >= 16 else 0)
         self.coders = [self._fit_coder(train, tap) for tap in clean.tap_names()]

@@ -37,7 +37,7 @@ class LogitDetector(Detector):
         """The score from float64 logits (n, classes)."""
 
 
-class MaxSoftmax(Detector):
+class MaxSoftmax(LogitDetector):
     """Minus the largest softmax probability of the logits; nothing is fitted.
 
     Args:
@@ -60,24 +60,13 @@ class MaxSoftmax(Detector):
         check_positive("temperature", temperature)
         self.temperature = temperature
 
-    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
-        """Nothing to learn."""
-        return self
-
-    def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,) in [−1, 0]: in float32 all images of high confidence would share the score −1."""
-        from pytorch_ood.detector import MaxSoftmax as Reference
-
-        scores: Tensor = Reference.score(traces.logits.double(), self.temperature)
-        return scores
-
-    def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score, (n,), in a form whose gradient does not round to zero at high confidence.
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """In [−1, 0], in a form whose gradient does not round to zero at high confidence.
 
         With m the largest logit minus the log-sum-exp of the others, the largest probability is sigmoid(m) and the
         score is exp(−softplus(m)) − 1.
         """
-        return _unconfidence(live.logits.double() / self.temperature) - 1
+        return _unconfidence(logits / self.temperature) - 1
 
 
 class Energy(LogitDetector):

@@ -7,10 +7,18 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
 from ..harness.trace import LiveTrace, Need, Representation, Traces
 from .base import Detector, DetectorInfo
-from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
+from .checks import (
+    check_choice,
+    check_count,
+    check_fitted,
+    check_images,
+    check_layers,
+    check_perturbed,
+    check_positive,
+    selection,
+)
 from .grouping import class_groups
 
 _BATCH = 512
@@ -95,11 +103,7 @@ class SafetyNet(Detector):
         from sklearn.svm import SVC
 
         check_images("safetynet", clean, 1)
-        if perturbed is None or not len(perturbed):
-            raise UsageError(
-                "safetynet learns from perturbed images and was given none: name perturbations that fool the model in "
-                "fit_on."
-            )
+        perturbed = check_perturbed("safetynet", perturbed)
         normal = self._drawn(clean, (class_groups(clean) >= 0).nonzero().squeeze(1), clean.generator)
         attacked = self._drawn(perturbed, torch.arange(len(perturbed)), clean.generator)
         self.fitted = dict(_quantiles(normal, self.levels))

@@ -5,6 +5,7 @@ A reader knows nothing of perturbations and of the network's head: it says what 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -86,7 +87,10 @@ def fit_reader(kind: Kind, codes: Tensor, labels: Tensor, neighbours: int) -> Ta
     if kind == "centroid":
         return TapReader(standardiser, classes, centroids, lambda z: _nearest(z, centroids))
     model = _estimator(kind, min(neighbours, len(codes)))
-    model.fit(x.numpy(), position.numpy())  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        # The solver says when it stops early; the accuracy on held-out images says what that costs.
+        warnings.simplefilter("ignore")
+        model.fit(x.numpy(), position.numpy())  # type: ignore[attr-defined]
     return TapReader(
         standardiser, classes, centroids,
         lambda z: torch.from_numpy(model.predict(z.numpy())).long(),  # type: ignore[attr-defined]

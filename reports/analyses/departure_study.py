@@ -122,6 +122,12 @@ class Study:
         """One population."""
         return self.crowds[perturbation, population]
 
+    def pair(self, perturbation: str) -> tuple[Crowd, IntArray, Crowd]:
+        """The successes, which of them have a control, and these controls in the same order."""
+        success, control = self.crowd(perturbation, SUCCESS), self.crowd(perturbation, CONTROL)
+        position = {row: i for i, row in enumerate(success.rows.tolist())}
+        return success, np.array([position[row] for row in control.rows.tolist()], dtype=np.int64), control
+
     def enough(self, perturbation: str, population: str, least: int) -> bool:
         """Whether as many images of a population can be judged."""
         return int(self.crowd(perturbation, population).judged.any(1).sum()) >= least
@@ -130,7 +136,7 @@ class Study:
         """A position in words."""
         if position >= len(self.taps):
             return "only the output"
-        return f"{self.taps[position]} (tap {self.depths[position]} of {self.total})"
+        return f"{self.taps[position]} ({self.depths[position]} of {self.total})"
 
     def depth(self, position: int | None) -> int | None:
         """A position as a depth; one more than there are taps for the output."""

@@ -19,6 +19,7 @@ from aftershock.harness.scoring import Instruments
 from aftershock.harness.trace import Need, TapInfo, Traces
 from aftershock.reports.analyses.departure import Departure
 from aftershock.reports.analyses.departure_events import (
+    beyond,
     compare,
     cumulative,
     departed,
@@ -27,12 +28,13 @@ from aftershock.reports.analyses.departure_events import (
     holm,
     readable,
     settled,
+    student,
 )
 from aftershock.reports.analyses.departure_readers import fit_reader, pooled, spread
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from scipy.stats import false_discovery_control, wilcoxon
+from scipy.stats import false_discovery_control, ttest_1samp, wilcoxon
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
@@ -112,6 +114,41 @@ def test_cumulative_shares_have_wilsons_band() -> None:
         middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
         width = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
         assert (low, high) == pytest.approx((middle - width, middle + width))
+
+
+def test_paired_shares_cover() -> None:
+    """Images that two marks share: the true difference lies in the interval about 95 times in 100."""
+    rng = np.random.default_rng(4)
+    chances = np.array([[0.5, 0.3], [0.1, 0.02], [0.9, 0.0], [0.2, 0.2], [0.0, 0.0]])
+    draws = rng.random((1000, 30, 5))
+    inside = np.zeros(5)
+    for one in draws:
+        # One draw decides both marks, so they go together.
+        found = beyond(one < chances[:, 0], one < chances[:, 1], np.ones((30, 5), dtype=bool))
+        apart = chances[:, 0] - chances[:, 1]
+        inside += [low <= d <= high for (_, (_, low, high)), d in zip(found, apart, strict=True)]
+        assert all(-1 <= low <= v <= high <= 1 for _, (v, low, high) in found)
+    assert (inside / 1000 > 0.93).all()
+
+
+def test_paired_shares_by_hand() -> None:
+    mark, other = (np.array(v, dtype=bool)[:, None] for v in ([1] * 8 + [0] * 4, [1] * 2 + [0] * 9 + [1]))
+    among = np.ones((12, 1), dtype=bool)
+    # Newcombe's discordant cells: 6 and 1 of 12; (7 - 2) / 14 and its standard error.
+    (n, (value, low, high)) = beyond(mark, other, among)[0]
+    error = np.sqrt((9 / 14 - (5 / 14) ** 2) / 14)
+    assert (n, value) == (12, pytest.approx(5 / 12))
+    assert (low, high) == (pytest.approx(5 / 14 - 1.959964 * error), pytest.approx(5 / 14 + 1.959964 * error))
+    assert np.isnan(beyond(mark, other, ~among)[0][1]).all()
+
+
+def test_means_have_students_interval() -> None:
+    values = np.random.default_rng(5).normal(1, 2, (40, 2)).astype(np.float32)
+    values[:39, 1] = np.nan
+    found = student(values)
+    reach = ttest_1samp(values[:, 0].astype(float), 0).confidence_interval()
+    assert found[0] == pytest.approx((values[:, 0].astype(float).mean(), reach.low, reach.high))
+    assert np.isnan(found[1]).all()
 
 
 def test_half_is_the_tap_by_which_half_have_left() -> None:
@@ -331,10 +368,17 @@ def test_the_distribution_and_its_middle(found: Findings) -> None:
     assert shares == [(0, 0), (12, 0.25), (12, 0.5), (0, 0.5), (12, 0.75)]
     curve = figure(found, "Left for good, by depth").series[0]
     assert (curve.name, curve.y) == ("planted[eps=1]", [0, 0.25, 0.5, 0.5, 0.75])
-    changed = figure(found, "Read as another class, tap by tap")
+    changed = figure(found, "Read as another class, tap by tap: planted[eps=1]")
     assert changed.series[0].y == [0.25, 0.25, 0.75, 0.5, 0.75]
-    assert changed.series[-1].y == [0.0] * 5
-    assert changed.series[-1].style == "dashed"
+    assert changed.series[1].y == [0.0] * 5
+    assert changed.series[1].style == "dashed"
+    more = figure(found, "Read as another class, beyond noise of the same size")
+    assert more.series[0].y == [0.25, 0.25, 0.75, 0.5, 0.75]
+    assert all(low > 0 for low in more.series[0].low)
+    # From a margin of about 0.8 to -0.8, but for a fifth that is read as the third class when it is clean.
+    pushed = figure(found, "Pushed towards the reached class, beyond noise of the same size")
+    assert all(1.2 < y < 1.5 for y in pushed.series[1].y)
+    assert any("planted[eps=1] a (1 of 5), 25% against 0%" in s for s in found.sentences)
 
 
 def test_the_pair_is_compared_on_the_same_images(found: Findings) -> None:
@@ -360,9 +404,11 @@ def test_the_map_is_sorted_by_departure(found: Findings) -> None:
     assert panel.shape == (60, 5)
     assert panel[:12].tolist() == [[0, 0.5, 0.5, 1, 1]] * 12
     assert panel[12:24].tolist() == [[0, 0, 1, 1, 1]] * 12
-    assert panel[48:].tolist() == [[1.0] * 5] * 12
-    assert maps.panels[1].values[:36].abs().max() == 0
-    assert maps.panels[1].values[-2:].isnan().all()
+    # No tap can judge the last ones.
+    assert panel[48:].isnan().all()
+    assert maps.panels[1].name == "planted[eps=1]: noise"
+    assert maps.panels[1].values[:48].abs().max() == 0
+    assert maps.panels[1].values[48:].isnan().all()
 
 
 def test_margins_have_their_sign(found: Findings) -> None:
@@ -417,7 +463,7 @@ def test_a_tap_that_knows_nothing_says_nothing() -> None:
     assert (rows[12]["first_change"], rows[12]["left"]) == (5, 5)
     maps: HeatMaps = next(f for f in found.figures if isinstance(f, HeatMaps))
     assert maps.panels[0].values[:, [0, 2]].isnan().all()
-    assert not maps.panels[0].values[:, [1, 3, 4]].isnan().any()
+    assert not maps.panels[0].values[:48, [1, 3, 4]].isnan().any()
     assert any("2 taps are no better than chance" in s for s in found.sentences)
 
 
@@ -436,6 +482,19 @@ def test_bounds_are_kept() -> None:
     assert [r["tap"] for r in rows_of(found, "departure-readers")] == ["a", "e"]
     assert [r["depth"] for r in rows_of(found, "departure-readers")] == [1, 5]
     assert not any(isinstance(f, Pictures) for f in found.figures)
+
+
+def test_two_successes_are_the_earliest_and_the_latest() -> None:
+    given = planted()
+    one = given.perturbed["planted[eps=1]"]
+    success = torch.zeros_like(one.success)
+    success[[13, 30]] = True
+    few = replace(one, success=success)
+    found = Departure().study(replace(given, perturbed={"few": replace(few, label="few")}))
+    picked = {(r["example"], r["image"], r["population"]) for r in rows_of(found, "departure-examples")}
+    assert picked == {("earliest", 13, "success"), ("latest", 30, "success")}
+    assert any("few (2 successes)" in s for s in found.sentences)
+    assert not any(f.title == "Left for good, by depth" for f in found.figures)
 
 
 def test_chosen_images_are_shown_and_others_are_told() -> None:
