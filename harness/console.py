@@ -56,7 +56,7 @@ class Console:
             self._progress.update(
                 self._bar, total=event.total, completed=event.finished, description=escape(_what(event)), left=left
             )
-        elif event.kind in ("start", "done"):
+        elif event.kind in ("start", "share", "done"):
             import time
 
             now = time.monotonic()
@@ -66,11 +66,12 @@ class Console:
 
 
 def _what(event: Event) -> str:
-    """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``."""
+    """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``; of a long cell the share that is done."""
     from .runner import name_parts
 
     parts = name_parts(event.cell.name)
-    return f"{parts[1]}: {' '.join(parts[3:5])}"
+    done = f" {event.share:.0%}" if event.kind == "share" else ""
+    return f"{parts[1]}: {' '.join(parts[3:5])}{done}"
 
 
 def duration(seconds: float) -> str:

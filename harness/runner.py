@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,14 +24,15 @@ GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit":
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: a cell starts, or it is over."""
+    """Progress: a cell starts, a share of it is done (long ones tell), or it is over."""
 
-    kind: Literal["start", "done", "kept", "failed", "skipped"]
+    kind: Literal["start", "share", "done", "kept", "failed", "skipped"]
     cell: Cell
     finished: int
     total: int
     seconds_left: float
     reason: str = ""
+    share: float = 0.0
 
 
 @dataclass
@@ -49,6 +51,7 @@ class TimeLeft:
     def __init__(self) -> None:
         self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._waiting: dict[tuple[str, str], int] = defaultdict(int)
+        self._shared: dict[str, tuple[Cell, float]] = {}
 
     def expect(self, cell: Cell) -> None:
         """A cell that has to be computed."""
@@ -57,6 +60,12 @@ class TimeLeft:
     def settle(self, cell: Cell) -> None:
         """A cell that is over, whatever became of it."""
         self._waiting[_like(cell), cell.kind] -= max(1, cell.images)
+        self._shared.pop(cell.key, None)
+
+    def share(self, cell: Cell, share: float, spent: float) -> None:
+        """A cell that took ``spent`` seconds for a share of its work; it stays counted until it is settled."""
+        if share > 0:
+            self._shared[cell.key] = (cell, spent * (1 - share) / share)
 
     def learn(self, cell: Cell, seconds: float) -> None:
         """Take what a cell took into account."""
@@ -66,7 +75,11 @@ class TimeLeft:
 
     def seconds(self) -> float:
         """The expected seconds of all that waits."""
-        return sum(self._rate(like, kind) * images for (like, kind), images in self._waiting.items() if images > 0)
+        waiting = dict(self._waiting)
+        for cell, _ in self._shared.values():
+            waiting[_like(cell), cell.kind] -= max(1, cell.images)
+        known = sum(left for _, left in self._shared.values())
+        return known + sum(self._rate(like, kind) * images for (like, kind), images in waiting.items() if images > 0)
 
     def _rate(self, like: str, kind: str) -> float:
         for group in (like, kind):
@@ -115,7 +128,7 @@ class Runner:
     Args:
         cells: in an order in which inputs come first.
         store: the run directory.
-        compute: computes the cells of one group.
+        compute: computes the cells of one group; a long one tells the share that is done.
         engine: where that happens.
         tell: called with every event.
         debug: let the first error of a cell through instead of noting it.
@@ -125,7 +138,7 @@ class Runner:
         self,
         cells: Mapping[str, Cell],
         store: Store,
-        compute: Callable[[Sequence[Cell]], Sequence[Output]],
+        compute: Callable[[Sequence[Cell], Callable[[float], None]], Sequence[Output]],
         engine: Engine,
         tell: Callable[[Event], None],
         debug: bool = False,
@@ -208,8 +221,14 @@ class Runner:
             missing = [cell for cell in cells if self.store.find(cell.key) is None]
             if missing:
                 self._say("start", missing[0])
+            began = time.monotonic()
+
+            def tell(share: float) -> None:
+                self.time.share(missing[0], share, time.monotonic() - began)
+                self._say("share", missing[0], share=share)
+
             try:
-                return self.compute(missing) if missing else ()
+                return self.compute(missing, tell) if missing else ()
             except SystemExit as error:
                 raise AftershockError(f"it tried to end the program (sys.exit({error.code!r}))") from error
 
@@ -277,9 +296,12 @@ class Runner:
             self.store.put_failure(cell.key, cell.name, cell.kind, "skipped" if skipped else "failed", reason)
             self._say("skipped" if skipped else "failed", cell, reason)
 
-    def _say(self, kind: Literal["start", "done", "kept", "failed", "skipped"], cell: Cell, reason: str = "") -> None:
+    def _say(
+        self, kind: Literal["start", "share", "done", "kept", "failed", "skipped"], cell: Cell, reason: str = "",
+        share: float = 0.0,
+    ) -> None:  # fmt: skip
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
-        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason))
+        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason, share))
 
 
 def describe(error: BaseException) -> str:

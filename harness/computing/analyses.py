@@ -34,6 +34,7 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
         evaluate=_clean(bench, job, job.evaluate, "evaluate", needs),
         perturbed={p.label: _perturbed(bench, job, p, needs) for p in job.perturbed},
         seed=job.seed,
+        progress=bench.tell,
     )
     found = analysis.study(material)
     if not isinstance(found, Findings):

@@ -48,8 +48,12 @@ _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
 }
 
 
-def compute(bench: Workbench, cells: Sequence[Cell]) -> list[Output]:
-    """Compute cells of one group; several at once only for traces of the same images."""
+def compute(bench: Workbench, cells: Sequence[Cell], tell: Callable[[float], None]) -> list[Output]:
+    """Compute cells of one group; several at once only for traces of the same images.
+
+    ``tell`` is called now and then with the share that is done, by cells that take long.
+    """
+    bench.tell = tell
     start = time.perf_counter()
     together = isinstance(cells[0].job, TraceJob)
     with one_thread(math.prod(bench.dataset.shape) < SMALL_IMAGE):

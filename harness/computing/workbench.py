@@ -77,6 +77,8 @@ class Workbench:
         self._models: _Recent[Classifier] = _Recent(2)
         self._detectors: _Recent[Detector] = _Recent(4)
         self._parts = parts
+        # Told the share of the present cell that is done.
+        self.tell: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
         self.timely: set[str] = set()
 
