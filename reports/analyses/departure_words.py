@@ -27,6 +27,7 @@ def sentences(study: Study, shown: Sequence[Example], indices: Sequence[int] = (
     drawn = [p for p in study.perturbations if study.enough(p, SUCCESS, FEWEST)]
     few = [p for p in study.perturbations if p not in drawn]
     if drawn:
+        yield _lead(study, drawn)
         yield from _left(study, drawn)
         yield from _first(study, drawn)
         yield from _parting(study, drawn)
@@ -49,6 +50,16 @@ def _depth(study: Study, middle: Half) -> str:
     return f"{study.place(middle.median or 0)} [{low}, {high if high != study.total + 1 else last}]"
 
 
+def _lead(study: Study, drawn: Sequence[str]) -> str:
+    """Depths alone, the earliest first."""
+    middles = sorted((half(study.crowd(label, SUCCESS).good).median or 0, label) for label in drawn)
+    inside = [f"{study.depth(at)} ({label})" for at, label in middles if at < len(study.taps)]
+    outside = [label for at, label in middles if at >= len(study.taps)]
+    parts = [f"by tap {', '.join(inside)} of {study.total}"] if inside else []
+    parts += [f"only at the output for {', '.join(outside)}"] if outside else []
+    return f"Half of the images whose prediction turned have left their class for good {', and '.join(parts)}."
+
+
 def _left(study: Study, drawn: Sequence[str]) -> Iterator[str]:
     parts = []
     for label in drawn:
@@ -62,8 +73,8 @@ def _left(study: Study, drawn: Sequence[str]) -> Iterator[str]:
             beside = f"; noise: {found[0]:.0%} read as another class there, {gone:.0%} left for good" if n else ""
         parts.append(f"{label} {_depth(study, middle)} (n = {middle.images}{beside})")
     yield (
-        "By these taps half of the successes have left their class for good, with the 95 % interval of that depth, and "
-        f"beside noise of the same size: {'; '.join(parts)}. (As a control noise keeps its prediction by its making, "
+        "By name, with the 95 % interval of that depth, and beside noise of the same size: "
+        f"{'; '.join(parts)}. (As a control noise keeps its prediction by its making, "
         "so it can hardly leave for good near the output; what it is read as before is free.)"
     )
 
