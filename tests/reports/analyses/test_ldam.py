@@ -1,0 +1,352 @@
+"""LDAM: planted units and fakes, what may not change, and a run from a suite."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
+from aftershock.harness.errors import UsageError
+from aftershock.harness.findings import Findings, Lines, Pictures
+from aftershock.harness.recorder import discover
+from aftershock.harness.scoring import Instruments
+from aftershock.harness.trace import Traces
+from aftershock.reports.analyses.ldam import Ldam
+from aftershock.reports.analyses.ldam_averaging import fine_tune
+from aftershock.reports.analyses.ldam_discriminator import learn, logits_of, make
+from aftershock.reports.analyses.ldam_energy import (
+    Activations,
+    Energy,
+    Scale,
+    parse,
+    total_variation,
+)
+from aftershock.reports.analyses.ldam_judge import appoint
+from aftershock.reports.analyses.ldam_space import Gaussian, Pixels
+from aftershock.reports.analyses.ldam_study import PLAIN, RANDOM, TOP
+from torch import Tensor, nn
+
+CLASSES = ("left", "right", "top")
+QUICK: dict[str, Any] = {
+    "weights": [0.0, 20.0], "chains": 3, "steps": 16, "burn_in": 8, "thin": 4, "rounds": 3, "updates": 2, "width": 4,
+    "ascent_steps": 5, "judge_epochs": 1, "averaging_steps": 4, "images": 60, "test_images": 40,
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """Convolution, batch norm, dropout, and a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6 * 64, 10)
+        self.linear = nn.Linear(10, len(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        x = nn.functional.dropout(torch.relu(self.fc(x.flatten(1))), 0.1, self.training)
+        logits: Tensor = self.linear(x)
+        return logits
+
+
+def instruments(seed: int = 0) -> Instruments:
+    torch.manual_seed(seed)
+    model = Net().eval()
+    return Instruments(model, discover(model, torch.rand(2, 1, 8, 8)), (), model)
+
+
+def pictures(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A bright bar per class on dark noise."""
+    draws = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % len(CLASSES)
+    images = 0.2 * torch.rand(n, 1, 8, 8, generator=draws)
+    for i, c in enumerate(labels.tolist()):
+        images[i, 0, :, 1:3] += 0.7 * (c == 0)
+        images[i, 0, :, 5:7] += 0.7 * (c == 1)
+        images[i, 0, 1:3] += 0.7 * (c == 2)
+    return images, labels
+
+
+def image_set(own: Instruments, images: Tensor, labels: Tensor) -> ImageSet:
+    with torch.no_grad():
+        logits = own.model(images)
+    return ImageSet(Traces(logits, own.taps, {}, (), label_rows=labels), lambda rows: images[rows].clone())
+
+
+def attack(own: Instruments, images: Tensor, labels: Tensor) -> PerturbedSet:
+    """Successes are draws from the reference measure, where chains begin; their controls are the images themselves."""
+    space = Gaussian(pictures(60, 1)[0])
+    clouds = space.images(space.draw(len(images), torch.Generator().manual_seed(9)))
+    rows = torch.arange(len(images))
+    turned = image_set(own, clouds, labels)
+    return PerturbedSet("clouds", "attack", turned, rows, rows % 4 != 0, image_set(own, images, labels), rows)
+
+
+def material(own: Instruments, seed: int = 0, attacked: bool = False, told: list[float] | None = None) -> Material:
+    def twin() -> Instruments:
+        raise UsageError("none")
+
+    fit, evaluate = pictures(60, 1), pictures(40, 2)
+    found = {"clouds": attack(own, *evaluate)} if attacked else {}
+    progress = (lambda share: None) if told is None else told.append
+    return Material(
+        own, twin, CLASSES, image_set(own, *fit), image_set(own, *evaluate), found, seed, progress
+    )  # fmt: skip
+
+
+def table(found: Findings, name: str) -> list[dict[str, Any]]:
+    one = next(t for t in found.tables if t.name == name)
+    return [dict(zip(one.columns, row, strict=True)) for row in one.rows]
+
+
+def test_the_energy_is_its_terms_for_every_chain_of_its_own() -> None:
+    own = instruments()
+    images, _ = pictures(30, 0)
+    names = ("logit:top", f"channel:{own.taps[0].name}:2", f"unit:{own.taps[1].name}:4")
+    targets = tuple(parse(name, own.taps, CLASSES) for name in names)
+    activations = Activations(own, targets)
+    scale, space = Scale.of(activations.of(images, CPU)), Pixels((1, 8, 8))
+    network = make((1, 8, 8), 4, torch.Generator().manual_seed(0), CPU)
+    which, weight = torch.tensor([0, 1, 2, -1]), torch.tensor([0.0, 2.0, 5.0, 1.0])
+    energy = Energy(activations, scale, space, which, weight, network, 3.0, 0.25, 0.5, part=3)
+    w = torch.rand(4, 64)
+    with torch.no_grad():
+        value, watched = energy(w)
+        x = w.unflatten(1, (1, 8, 8))
+        before = own.model.norm(own.model.conv(x))
+        hidden = own.model.fc(torch.relu(before).flatten(1))
+        raw = torch.stack([own.model(x)[:, 2], before[:, 2].mean((1, 2)), hidden[:, 4]], 1)
+        z = scale(raw)[torch.arange(4), torch.tensor([0, 1, 2, 0])]
+        d, rough = network(x), total_variation(x)
+    pulls = torch.tensor([3.0, 3.0, 3.0, 0.0])
+    expected = (-pulls * z + weight * nn.functional.softplus(-d) + 0.25 * 64 * rough) / 0.5
+    assert torch.allclose(value.float(), expected, atol=1e-4)
+    assert torch.allclose(watched, torch.stack([z, d, rough], 1), atol=1e-5)
+
+
+def test_a_silent_unit_still_has_a_gradient() -> None:
+    own = instruments()
+    with torch.no_grad():
+        own.model.fc.bias[4] = -50.0
+    target = parse(f"unit:{own.taps[1].name}:4", own.taps, CLASSES)
+    x = pictures(2, 0)[0].requires_grad_(True)
+    (slope,) = torch.autograd.grad(Activations(own, (target,))(x).sum(), x)
+    assert float(slope.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("logit:bottom", "no class 'bottom'; there are left, right, top"),
+        ("logit:3", "numbered from 0 to 2"),
+        ("channel:conv3:0", "no tap 'conv3'"),
+        ("channel:relu:6", "channels of relu are numbered from 0 to 5"),
+        ("unit:relu:384", "units of relu are numbered from 0 to 383"),
+        ("channel:relu", "cannot be read"),
+        ("neuron:relu:1", "cannot be read"),
+        ("logit:", "cannot be read"),
+    ],
+)
+def test_targets_that_are_not_there_are_told_in_one_sentence(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        parse(text, instruments().taps, CLASSES)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"weights": [0.0, 0.0]}, "different numbers"),
+        ({"weights": [-1.0]}, "at least 0"),
+        ({"steps": 10, "burn_in": 9}, "nothing to keep"),
+        ({"chains": 1}, "chains = 1"),
+        ({"targets": []}, "targets"),
+        ({"method": "hmc"}, "ula"),
+        ({"step": 0.0}, "step"),
+    ],
+)
+def test_wrong_parameters_are_told(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Ldam(**{**QUICK, **changed})
+
+
+def test_the_discriminator_separates_planted_fakes_and_has_a_slope() -> None:
+    draws = torch.Generator().manual_seed(0)
+    real = pictures(128, 0)[0]
+    fakes = torch.rand(real.shape, generator=draws)
+    network = make((1, 8, 8), 8, draws, CPU)
+    optimiser = torch.optim.Adam(network.parameters(), 2e-3)
+    for _ in range(80):
+        rows = torch.randint(128, (32,), generator=draws)
+        learn(network, optimiser, real[rows], fakes[rows], 0.1)
+    fresh = torch.rand(64, 1, 8, 8, generator=draws)
+    assert float(logits_of(network, pictures(64, 5)[0], CPU).min()) > float(logits_of(network, fresh, CPU).max())
+    x = fresh.requires_grad_(True)
+    (slope,) = torch.autograd.grad(network(x).sum(), x)
+    assert bool(slope.isfinite().all())
+    assert bool((slope.flatten(1).abs().amax(1) > 0).all())
+    # It says the same of an image alone as in a batch.
+    assert torch.allclose(network(x[:1]), network(x)[:1], atol=1e-5)
+
+
+def test_the_judge_calibrates_on_real_images() -> None:
+    own_draws = lambda *names: torch.Generator().manual_seed(3)  # noqa: E731
+    fit, held = pictures(120, 0), pictures(120, 1)
+    judge = appoint(*fit, *held, len(CLASSES), 8, own_draws, CPU)
+    assert judge.accuracy > 0.9
+    real = judge.distances(pictures(90, 2)[0])
+    assert 0.35 < float(judge.realism(real).mean()) < 0.65
+    assert 0.8 < float(judge.ratio(real).median()) < 1.2
+    noise = judge.distances(torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert float(judge.realism(noise).max()) == 0.0
+    assert float(judge.ratio(noise).min()) > 1.5
+    assert torch.equal(judge.reads(pictures(30, 4)[0]), pictures(30, 4)[1])
+
+
+def test_fine_tuned_copies_leave_the_network_alone() -> None:
+    own = instruments()
+    before = copy.deepcopy(own.model.state_dict())
+    kept = next(own.model.parameters())
+    kept.grad = torch.ones_like(kept)
+    draws = lambda *names: torch.Generator().manual_seed(1)  # noqa: E731
+    images, labels = pictures(60, 0)
+    state = torch.get_rng_state()
+    last, mean = fine_tune(own, images, labels, 30, 0.05, draws, CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in own.model.state_dict().items())
+    assert torch.equal(kept.grad, torch.ones_like(kept))
+    assert not own.model.training
+    for made in (last, mean):
+        assert made.root is made.model
+        assert not made.model.training
+        assert not any(p.requires_grad for p in made.model.parameters())
+        with torch.no_grad():
+            seen = made.model.conv(images)
+            assert float((made.model(images).argmax(1) == labels).float().mean()) > 0.9
+        # Batch norm describes its own network's activations (one batch of 60 here).
+        assert torch.allclose(made.model.norm.running_mean, seen.mean((0, 2, 3)), atol=1e-4)
+    assert not torch.equal(last.model.fc.weight, mean.model.fc.weight)
+    again, _ = fine_tune(own, images, labels, 30, 0.05, draws, CPU)
+    assert torch.equal(again.model.fc.weight, last.model.fc.weight)
+
+
+def test_an_average_of_one_step_is_the_last() -> None:
+    draws = lambda *names: torch.Generator().manual_seed(1)  # noqa: E731
+    last, mean = fine_tune(instruments(), *pictures(60, 0), 1, 0.05, draws, CPU)
+    assert torch.equal(last.model.fc.weight, mean.model.fc.weight)
+
+
+def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was() -> None:
+    own = instruments()
+    told: list[float] = []
+    given = [material(own, seed, told=told) for seed in (0, 1)]
+    own.model.train()
+    before = copy.deepcopy(own.model.state_dict())
+
+    def stored(seed: int) -> tuple[dict[str, Tensor], Any]:
+        torch.manual_seed(int(torch.randint(1000, ())))
+        state = torch.get_rng_state()
+        found = Ldam(**QUICK).study(given[seed]).stored()
+        assert torch.equal(torch.get_rng_state(), state)
+        return found
+
+    one, again, other = stored(0), stored(0), stored(1)
+    assert one[1] == again[1]
+    assert all(torch.equal(one[0][k].nan_to_num(), again[0][k].nan_to_num()) for k in one[0])
+    assert one[1]["tables"] != other[1]["tables"]
+    assert all(torch.equal(v, before[k]) for k, v in own.model.state_dict().items())
+    assert own.model.training
+    assert all(p.requires_grad and p.grad is None for p in own.model.parameters())
+    assert told[-1] == 1.0
+    assert all(0 <= share <= 1 for share in told)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"method": "mala", "schedule": "polynomial", "smooth": 0.01},
+        {"coordinates": "pixels", "weights": [0.0], "averaging_steps": 0},
+    ],
+)
+def test_every_number_is_in_a_table_and_everything_can_be_read_again(changed: dict[str, Any]) -> None:
+    own = instruments()
+    found = Ldam(**{**QUICK, **changed}).study(material(own, attacked=True))
+    read = Findings.read(*(lambda s: (s[0], json.loads(json.dumps(s[1]))))(found.stored()))
+    assert [type(f) for f in read.figures] == [type(f) for f in found.figures]
+    numbers = np.array([v for t in found.tables for row in t.rows for v in row if isinstance(v, int | float)])
+    for figure in found.figures:
+        if isinstance(figure, Lines):
+            for series in figure.series:
+                for value in (*series.y, *series.low, *series.high):
+                    assert value is None or np.isclose(numbers, value, rtol=1e-9, atol=1e-12).any()
+        if isinstance(figure, Pictures):
+            assert float(figure.images.nan_to_num().min()) >= 0
+            assert float(figure.images.nan_to_num().max()) <= 1
+    assert 4 <= len(found.sentences) <= 7
+    assert not any("nan" in s for s in found.sentences)
+    settings = {row["setting"] for row in table(found, "ldam-settings")}
+    assert {PLAIN, TOP, RANDOM, "Langevin, weight 0"} <= settings
+    gallery = next(f for f in found.figures if isinstance(f, Pictures))
+    assert gallery.images.shape[:3] == (len(gallery.row_labels), 3, 1)
+
+
+def test_top_images_are_the_most_active_and_random_ones_measure_one() -> None:
+    own = instruments()
+    found = Ldam(**{**QUICK, "targets": ["logit:top"]}).study(material(own))
+    images, _ = pictures(60, 1)
+    with torch.no_grad():
+        order = own.model(images)[:, 2].argsort(descending=True)
+    gallery = next(f for f in found.figures if isinstance(f, Pictures))
+    assert torch.equal(gallery.images[list(gallery.row_labels).index(TOP)], images[order[:3]])
+    rows = {(r["setting"], r["measure"]): r["mean"] for r in table(found, "ldam-settings")}
+    assert rows[RANDOM, "diversity_pixels"] == pytest.approx(1)
+    assert rows[RANDOM, "diversity_features"] == pytest.approx(1)
+    assert rows[TOP, "activation_percentile"] == pytest.approx(1 - 1.5 / 60, abs=0.5 / 60)
+
+
+def test_planted_attacks_are_noticed_and_their_controls_are_not() -> None:
+    own = instruments()
+    # Chains that are hardly drawn away from the reference measure show the discriminator just such images.
+    lessons = {"rounds": 40, "updates": 8, "width": 8, "temperature": 1.0, "pull": 1.0, "weights": [0.0, 1.0]}
+    study = Ldam(**{**QUICK, **lessons, "averaging_steps": 0, "targets": ["logit:0"]})
+    found = study.study(material(own, attacked=True))
+    rows = {(r["score"], r["against"]): r for r in table(found, "ldam-attacks")}
+    assert rows["judge", "clean images"]["auroc"] > 0.8
+    assert rows["discriminator", "clean images"]["auroc"] > 0.7
+    assert rows["discriminator", "noise of the same size"]["auroc"] > 0.7
+    # The judge is not asked about the images that it measures by.
+    assert rows["judge", "clean images"]["others"] == 20
+    assert rows["discriminator", "clean images"]["others"] == 40
+    assert any("beyond its size" in s for s in found.sentences)
+    none = replace(material(own), perturbed={})
+    assert any("No perturbed image" in s for s in Ldam(**QUICK).study(none).sentences)
+
+
+def test_chains_that_run_away_are_told() -> None:
+    with pytest.raises(UsageError, match="lower step"):
+        Ldam(**{**QUICK, "step": 1e9, "averaging_steps": 0}).study(material(instruments()))
+
+
+def test_it_runs_from_a_suite(forks: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    suite = tiny(tmp_path / "suite.toml")
+    entry = {"name": "ldam", **QUICK, "targets": ["logit:3", "unit:relu1:4"], "attacked": 30}
+    lines = [f"{k} = {json.dumps(v)}" for k, v in entry.items()]
+    suite.write_text(suite.read_text() + "\n[[analyses]]\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    out = tmp_path / "run"
+    done = forks("run", suite, "--out", out, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
+    assert done.status == 0, done.output
+    (folder,) = (out / "analyses").glob("*-ldam")
+    names = {p.name for p in folder.iterdir()}
+    assert {"findings.json", "arrays.safetensors"} <= names
+    assert any(name.endswith("ldam-settings.csv") for name in names)
+    assert any(name.endswith(".png") for name in names)
