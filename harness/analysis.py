@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -76,6 +76,13 @@ class PerturbedSet:
     control_rows: Tensor
 
 
+class Untrained(Protocol):
+    """Makes the untrained network: other draws of its weights by other numbers."""
+
+    def __call__(self, draw: int = 0) -> Instruments:
+        """The network of one draw; raises :class:`UsageError` for a model whose architecture nobody knows."""
+
+
 @dataclass(frozen=True, eq=False)
 class Material:
     """What an analysis works with.
@@ -92,7 +99,7 @@ class Material:
     """
 
     instruments: Instruments
-    untrained: Callable[[], Instruments]
+    untrained: Untrained
     classes: tuple[str, ...]
     fit: ImageSet
     evaluate: ImageSet

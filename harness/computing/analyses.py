@@ -16,6 +16,7 @@ from ..findings import Findings
 from ..registry import ANALYSES
 from ..rows import ChunkedRows
 from ..scoring import Instruments
+from ..seeds import derive_seed
 from ..subjects import untrained_classifier
 from ..trace import Need
 from .workbench import Workbench
@@ -28,7 +29,7 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
     instruments = bench.open(job.model)
     material = Material(
         instruments=instruments,
-        untrained=lambda: _untrained(bench, job.model, instruments, job.seed),
+        untrained=lambda draw=0: _untrained(bench, job.model, instruments, job.seed, draw),
         classes=tuple(bench.dataset.classes),
         fit=_clean(bench, job, job.fit, "fit", needs),
         evaluate=_clean(bench, job, job.evaluate, "evaluate", needs),
@@ -94,7 +95,8 @@ def _perturbed(bench: Workbench, job: AnalysisJob, keys: PerturbedKeys, needs: S
     )
 
 
-def _untrained(bench: Workbench, model: str, trained: Instruments, seed: int) -> Instruments:
+def _untrained(bench: Workbench, model: str, trained: Instruments, seed: int, draw: int) -> Instruments:
     part = bench.part(model)
+    seed = derive_seed(seed, "untrained", draw) if draw else seed
     classifier = untrained_classifier(part, bench.suite.folder, bench.dataset, seed).to(bench.device)
     return replace(trained, model=classifier, root=classifier.network)

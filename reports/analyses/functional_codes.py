@@ -25,6 +25,7 @@ from .functional_codes_layers import (
     Sizes,
     add_pixel_share,
     code_layer,
+    label_information,
 )
 from .functional_codes_text import telling
 
@@ -48,8 +49,8 @@ class FunctionalCodes(Analysis):
     Controls: the untrained network; as many centroids of k-means; a normal cloud of the same covariance; shuffled
     labels; noise of the same size as each successful perturbation; and the same images clean.
 
-    Intervals are over held-out images, given the maps and one draw of the untrained network's weights: another draw
-    may move that control by more than its interval.
+    Intervals are over held-out images, given the maps and the first draw of the untrained network's weights; how far
+    other draws move that control is measured beside it.
 
     The paper gives neither the maps' sizes nor its statistic of a feature map: those here are ours. Fitting takes
     O(images · units · width · epochs) per tap.
@@ -63,6 +64,8 @@ class FunctionalCodes(Analysis):
         images: fit images and held-out images that are read at most, each.
         perturbed_images: turned predictions that are read at most of each perturbation.
         permutations: shuffles of the labels.
+        untrained_draws: draws of the untrained network's weights; the first is measured like the trained one, of the
+            others what their units say about the class.
         pictured_taps: how many taps' maps and units are drawn, evenly spaced from the first to the last.
         pictured_units: how many units of each.
         nearest: how many images of each unit.
@@ -88,6 +91,7 @@ class FunctionalCodes(Analysis):
         images: int = 4000,
         perturbed_images: int = 2000,
         permutations: int = 20,
+        untrained_draws: int = 3,
         pictured_taps: int = 3,
         pictured_units: int = 6,
         nearest: int = 6,
@@ -100,6 +104,7 @@ class FunctionalCodes(Analysis):
         check_count("images", images, 20)
         check_count("perturbed_images", perturbed_images)
         check_count("permutations", permutations)
+        check_count("untrained_draws", untrained_draws)
         check_count("pictured_taps", pictured_taps)
         check_count("pictured_units", pictured_units)
         self.layers = check_layers(layers)
@@ -107,6 +112,7 @@ class FunctionalCodes(Analysis):
         self.sizes = Sizes(rows, columns, epochs, permutations)
         self.images = images
         self.perturbed_images = perturbed_images
+        self.untrained_draws = untrained_draws
         self.pictured_taps = pictured_taps
         self.pictured_units = pictured_units
         self.nearest = nearest
@@ -132,6 +138,8 @@ class FunctionalCodes(Analysis):
         layers, telescope = self._trained(material, classes)
         fresh, fresh_telescope, missing = self._untrained(material, classes)
         layers, telescope = layers + fresh, telescope + fresh_telescope
+        draws = [[0, x.tap, x.depth, x.numbers["ami_label"]] for x in fresh if x.coder == "som"]
+        draws += self._other_draws(material, classes) if fresh else []
         add_pixel_share(layers, self._pixels(material.fit, len(fit)))
         maps = [layer for layer in layers if layer.network == "trained" and layer.coder == "som"]
         material.progress(0.8)
@@ -139,9 +147,9 @@ class FunctionalCodes(Analysis):
         material.progress(0.9)
         pictured = self._pictured(maps)
         rows = [layer.row() for layer in layers]
-        figures, tables = self._report(material, classes, layers, landings, pictured, telescope)
+        figures, tables = self._report(material, classes, layers, landings, pictured, telescope, draws)
         return Findings(
-            [*telling(rows, telescope, landings, len(held)), *missing], figures, tables,
+            [*telling(rows, telescope, landings, len(held), draws), *missing], figures, tables,
             {
                 "evaluate_units": torch.stack([layer.held_units for layer in maps], 1),
                 "majority_classes": torch.stack([layer.majority for layer in maps]),
@@ -181,6 +189,18 @@ class FunctionalCodes(Analysis):
             material.progress(0.5 + 0.2 * depth / len(fit))
         return layers, rows, []
 
+    def _other_draws(self, material: Material, classes: Classes) -> list[Row]:
+        """What the units of further draws of the untrained network say about the label, by draw and tap."""
+        rows: list[Row] = []
+        for draw in range(1, self.untrained_draws):
+            instruments = material.untrained(draw)
+            fit = self._codes(instruments, material.fit, len(classes.fit_labels), material)
+            held = self._codes(instruments, material.evaluate, len(classes.held_labels), material)
+            for depth, tap in enumerate(fit, 1):
+                rows.append([draw, tap, depth, label_information(material, (fit[tap], held[tap]), classes, self.sizes)])
+            material.progress(0.7 + 0.1 * draw / self.untrained_draws)
+        return rows
+
     def _codes(
         self, instruments: Instruments, images: ImageSet, count: int, material: Material
     ) -> Mapping[str, Tensor]:
@@ -218,12 +238,12 @@ class FunctionalCodes(Analysis):
 
     def _report(
         self, material: Material, classes: Classes, layers: Sequence[Layer], landings: Mapping[str, list[Landing]],
-        pictured: Sequence[Layer], telescope: list[Row],
+        pictured: Sequence[Layer], telescope: list[Row], draws: list[Row],
     ) -> tuple[list[Figure], list[Table]]:  # fmt: skip
         accuracy = float((classes.held_predictions == classes.held_labels).double().mean())
         common = float(torch.bincount(classes.held_labels).max()) / len(classes.held_labels)
         rows = [layer.row() for layer in layers]
-        figures = layer_figures(rows, telescope, accuracy, common)
+        figures = layer_figures(rows, telescope, draws, accuracy, common)
         maps, tables = map_figures(pictured, material.classes)
         names = {layer.tap for layer in pictured}
         units: list[Row] = []
@@ -245,6 +265,10 @@ class FunctionalCodes(Analysis):
             Table("functional-codes-telescope", "A layer's cloud of activations.", TELESCOPE_COLUMNS, telescope),
             *tables,
         ]
+        if draws:
+            caption = "A layer of one draw of the untrained network's weights: what its units say about the label."
+            columns = ("draw", "tap", "depth", "ami_label")
+            tables.append(Table("functional-codes-untrained", caption, columns, draws))
         if landings:
             landed = [row for found in landings.values() for landing in found for row in landing.rows()]
             columns = ("perturbation", "tap", "unit", "clean_share", "perturbed_share", "noise_share")

@@ -34,12 +34,22 @@ def curve(
     return Series(name, values(column), low, high, style)
 
 
-def layer_figures(rows: Rows, telescope: Rows, accuracy: float, common: float) -> list[Figure]:
+def draws_by_tap(draws: Sequence[Sequence[str | float | None]]) -> dict[str, list[float]]:
+    """The values of all draws of the untrained network, by tap in order of depth."""
+    found: dict[str, list[float]] = {}
+    for _, tap, _, value in draws:
+        if isinstance(value, int | float):
+            found.setdefault(str(tap), []).append(float(value))
+    return found
+
+
+def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, common: float) -> list[Figure]:
     """Curves over depth of the table of layers and that of the telescope.
 
     Args:
         rows: of :data:`LAYER_COLUMNS`.
         telescope: of :data:`TELESCOPE_COLUMNS`.
+        draws: number, tap, depth and information of each draw of the untrained network.
         accuracy: of the network on the held-out images.
         common: the share of the most frequent class among them.
     """
@@ -56,18 +66,27 @@ def layer_figures(rows: Rows, telescope: Rows, accuracy: float, common: float) -
     def level(name: str, value: float) -> list[Series]:
         return [Series(name, [value] * len(taps), style="dotted")]
 
+    by_tap = draws_by_tap(draws)
+    spread = [by_tap.get(tap, []) for tap in taps]
+    drawn = max(map(len, spread), default=0)
+    untrained = [
+        Series(
+            "untrained network, with label", [sum(v) / len(v) if v else None for v in spread],
+            [min(v, default=None) for v in spread], [max(v, default=None) for v in spread], "dashed",
+        )
+    ] if drawn else []  # fmt: skip
     found: list[Figure] = [
         Lines(
             "What a unit says about the class",
             "Adjusted mutual information of the best-matching unit with the label or the prediction of held-out "
             "images: 0 by chance; at most what units that each hold one class "
-            "would have (highest possible). Bands: 95 % intervals (jackknife over images, given the maps and "
-            "one draw of the untrained network).",
+            "would have (highest possible). Bands: 95 % intervals (jackknife over images, given the maps); of the "
+            f"untrained network the mean and the range over draws of its weights ({drawn}).",
             taps, _DEPTH, "Adjusted mutual information",
             [
                 *of("map, with label", som, "ami_label"), *of("map, with prediction", som, "ami_prediction"),
                 *of("k-means, with label", centroids, "ami_label", "dashed"),
-                *of("untrained network, with label", fresh, "ami_label", "dashed"),
+                *untrained,
                 *of("map, labels shuffled", som, "ami_shuffled", "dotted"),
                 *of("map, highest possible", som, "ami_label_highest_possible", "dotted"),
             ],

@@ -189,6 +189,14 @@ def code_layer(
     return layers, [present(v) for v in _telescope(layers[0], place, pooled[0])]
 
 
+def label_information(material: Material, pooled: tuple[Tensor, Tensor], classes: Classes, sizes: Sizes) -> float:
+    """Adjusted mutual information of the held-out images' units with their labels, for a map fitted like a layer's."""
+    standardiser = fit_standardiser([pooled[0]])
+    fit, held = (standardiser.apply(x).to(material.device) for x in pooled)
+    units = fit_som(fit, sizes.rows, sizes.columns, sizes.epochs).match(held)[0].cpu()
+    return mutual_information(units, classes.held_labels)
+
+
 def _errors(layer: Layer, fit: Tensor, held: Tensor) -> dict[str, float]:
     centre = fit.mean(0)
     found = {

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from .functional_codes_figures import draws_by_tap
 from .functional_codes_landing import Landing
 from .functional_codes_layers import LAYER_COLUMNS, TELESCOPE_COLUMNS
 
 Rows = Sequence[Sequence[str | float | None]]
 
 
-def telling(rows: Rows, telescope: Rows, landings: Mapping[str, Sequence[Landing]], held: int) -> list[str]:
+def telling(
+    rows: Rows, telescope: Rows, landings: Mapping[str, Sequence[Landing]], held: int, draws: Rows = ()
+) -> list[str]:
     """The sentences, the most important first.
 
     Args:
@@ -19,9 +22,10 @@ def telling(rows: Rows, telescope: Rows, landings: Mapping[str, Sequence[Landing
         telescope: of :data:`TELESCOPE_COLUMNS`.
         landings: by perturbation, at every tap.
         held: how many held-out images there are.
+        draws: number, tap, depth and information of each draw of the untrained network.
     """
     layers = [dict(zip(LAYER_COLUMNS, row, strict=True)) for row in rows]
-    found = [_meaning(layers, held), _topology(layers), _finite(layers)]
+    found = [_meaning(layers, held, draws_by_tap(draws)), _topology(layers), _finite(layers)]
     found.append(_telescope([dict(zip(TELESCOPE_COLUMNS, row, strict=True)) for row in telescope]))
     if landings:
         # The perturbation that turned most: its shares are the surest.
@@ -40,7 +44,7 @@ def _number(value: str | float | None) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _meaning(layers: Sequence[Mapping[str, str | float | None]], held: int) -> str:
+def _meaning(layers: Sequence[Mapping[str, str | float | None]], held: int, draws: Mapping[str, list[float]]) -> str:
     last = [x for x in layers if x["coder"] == "som" and x["network"] == "trained"]
     first, end = last[0], last[-1]
     text = (
@@ -51,20 +55,23 @@ def _meaning(layers: Sequence[Mapping[str, str | float | None]], held: int) -> s
     fresh = [x for x in layers if x["network"] == "untrained"]
     if not fresh:
         return text + f"; with shuffled labels at most {_number(end['ami_shuffled_highest']):.2f}."
-    apart = [
-        str(x["tap"]) for x, y in zip(last, fresh, strict=True)
-        if _number(x["ami_label_low"]) > _number(y["ami_label_high"])
-    ]  # fmt: skip
-    text += (
-        f"; the untrained network (one draw of its weights) has {_band(fresh[0], 'ami_label')} and "
-        f"{_band(fresh[-1], 'ami_label')}. "
-    )
+    highest = [max([_number(y["ami_label_high"]), *draws.get(str(y["tap"]), [])]) for y in fresh]
+    apart = [str(x["tap"]) for x, top in zip(last, highest, strict=True) if _number(x["ami_label_low"]) > top]
+    text += f"; the untrained network has {_range(fresh[0], draws)} and {_range(fresh[-1], draws)}. "
     if not apart:
         return text + "At no tap are the trained network's codes surely better than the untrained one's."
     return text + (
-        f"The trained network's codes are surely better (intervals apart) at {len(apart)} of {len(last)} taps, first "
-        f"at {apart[0]}."
+        f"The trained network's codes are surely better (intervals apart, every draw) at {len(apart)} of {len(last)} "
+        f"taps, first at {apart[0]}."
     )
+
+
+def _range(layer: Mapping[str, str | float | None], draws: Mapping[str, list[float]]) -> str:
+    """The untrained network's value at a tap: its interval for one draw of weights, the range of several."""
+    found = draws.get(str(layer["tap"]), [])
+    if len(found) < 2:
+        return f"{_band(layer, 'ami_label')} (one draw of its weights)"
+    return f"{min(found):.2f} to {max(found):.2f} (in {len(found)} draws of its weights)"
 
 
 def _topology(layers: Sequence[Mapping[str, str | float | None]]) -> str:

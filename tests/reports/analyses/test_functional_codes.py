@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def planted(analysis: FunctionalCodes, twin: bool = True, n: int = 90, turned: b
     taps = tuple(TapInfo(t.name, "module", t.shape) for t in TAPS)
     instruments = Instruments(model, taps, ("noise", "classes"), model)
 
-    def untrained() -> Instruments:
+    def untrained(draw: int = 0) -> Instruments:
         if not twin:
             raise UsageError("The model comes ready from its factory.")
         return instruments
@@ -392,6 +393,26 @@ def test_findings_survive_storage_and_a_second_study_is_the_same(found: Findings
     again = analysis.study(planted(analysis))
     assert list(again.sentences) == list(found.sentences)
     assert [t.rows for t in again.tables] == [t.rows for t in found.tables]
+
+
+def test_other_draws_of_the_untrained_network_are_measured() -> None:
+    analysis = small(untrained_draws=3)
+    material = planted(analysis)
+    asked: list[int] = []
+    given = material.untrained
+
+    def untrained(draw: int = 0) -> Instruments:
+        asked.append(draw)
+        return given()
+
+    found = analysis.study(replace(material, untrained=untrained))
+    assert asked == [0, 1, 2]
+    rows = table(found, "functional-codes-untrained")
+    assert [row["draw"] for row in rows] == [0, 0, 1, 1, 2, 2] and len({row["tap"] for row in rows}) == 2
+    # The same weights in every draw here, so the same numbers; and they are those of the layer's own row.
+    own = row_of(table(found, "functional-codes"), tap="classes", network="untrained", coder="som")
+    assert {row["ami_label"] for row in rows if row["tap"] == "classes"} == {own["ami_label"]}
+    assert "in 3 draws of its weights" in found.sentences[0]
 
 
 def test_no_untrained_network_and_no_success_are_said() -> None:
