@@ -148,7 +148,7 @@ class CombinedScore(Detector):
         elif self.method != "fisher":
             other = None
             if self.method == "logistic" and judged is not None:
-                other = self._columns(_without_answers(strangers(judged, clean, rows)))
+                other = self._columns(_without_answers(strangers(judged, seen)))
             self.joined = fit_columns(self.method, columns, other)
         return self
 

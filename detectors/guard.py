@@ -176,7 +176,7 @@ class Guard:
         return mapped.positions(self._instruments.traces(self.detector, images.float()))
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
-        """Positions (n, dimensions) and classes, int64 (n,), of the fit images on the same map.
+        """Positions (n, dimensions) and classes, int64 (n,), of fit images that the model gets right, on the same map.
 
         Raises:
             UsageError: if the detector has no map.

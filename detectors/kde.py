@@ -141,7 +141,7 @@ class KernelDensity(Detector):
             )  # fmt: skip
         other = None
         if self.supervised and perturbed is not None:
-            other = self._components(strangers(perturbed, clean, rows))
+            other = self._components(strangers(perturbed, clean.pick(rows)))
         self.joined = fit_columns(self.combination, own, other)
         return self
 

@@ -145,13 +145,17 @@ class Latent(Detector):
         """Where images lie on the latent map, float32 (n, latent): whitened codes, so that distances mean something."""
         check_fitted("latent", self.scales)
         model = self._model(torch.device("cpu"))
-        parts = [torch.empty(0, self.latent)]
+        parts = [torch.empty(0, len(self.classes["whitening"]))]
         with torch.no_grad():
             parts += [model.positions(x) for x in _concatenated(traces, traces.tap_names())]
         return torch.cat(parts)
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
-        """The fit images that the model got right: positions, float32 (n, latent), and classes, int64 (n,)."""
+        """The images that the classes were learned from, which the model gets right.
+
+        Returns:
+            positions, float32 (n, latent), and classes, int64 (n,).
+        """
         check_fitted("latent", self.scales)
         return self.classes["points"], self.classes["point_classes"]
 

@@ -24,7 +24,7 @@ from .checks import (
 from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, imq_mmd
 from .grouping import class_groups, replayable
 from .isolation import IsolationTrees, fit_isolation
-from .splitting import held_apart
+from .splitting import held_apart, strangers
 
 Method = Literal["forest", "svc", "logistic"]
 Encoder = Literal["wae", "autoencoder", "pca"]
@@ -153,7 +153,8 @@ class LayerAutoencoders(Detector):
         train, rest = held_apart(clean, len(clean) // 4 if len(clean) >= 16 else 0)
         self.coders = [self._fit_coder(train, tap) for tap in clean.tap_names()]
         if self.supervised and perturbed is not None:
-            self.judge = self._fit_classifier(self._features(clean), self._features(perturbed))
+            # Neither side may hold what the autoencoders were trained on: they reconstruct it better than anything new.
+            self.judge = self._fit_classifier(self._features(rest), self._features(strangers(perturbed, train)))
         else:
             inside = class_groups(rest) >= 0
             forest = fit_isolation(self._features(rest)[inside], self.trees, _TREE_SAMPLES, clean.generator)

@@ -75,7 +75,7 @@ class Layerwise(Detector):
         groups = class_groups(clean)
         rows, fresh = self._rows(groups, clean.generator, clean.sources)
         if self.supervised and perturbed is not None:
-            perturbed = strangers(perturbed, clean, rows)
+            perturbed = strangers(perturbed, clean.pick(rows))
         self.fitted, columns, other = [], [], []
         for tap in clean.tap_names():
             values = self._read(clean, tap)

@@ -27,7 +27,10 @@ def split_rows(
     own = eligible if sources is None else sources[eligible]
     images, member = own.unique(return_inverse=True)
     order = torch.randperm(len(images), generator=generator)
-    wanted = order[: max(1, round(count * len(images) / max(1, len(eligible))))]
+    share = round(count * len(images) / max(1, len(eligible)))
+    if count < len(eligible):
+        share = min(share, len(images) - 1)
+    wanted = order[: max(1, share)]
     chosen = torch.isin(member, wanted)
     drawn, others = eligible[chosen].sort().values, eligible[~chosen].sort().values
     return drawn, others if len(others) else drawn
@@ -44,14 +47,14 @@ def held_apart(clean: Traces, count: int) -> tuple[Traces, Traces]:
     return clean.pick(train), clean.pick(held_out)
 
 
-def strangers(perturbed: Traces, clean: Traces, kept: Tensor) -> Traces:
-    """The perturbed images whose originals are not among the clean rows ``kept``; all, where there is no such image.
+def strangers(perturbed: Traces, kept: Traces) -> Traces:
+    """The perturbed images whose originals are not among ``kept``; all, where there is no such image.
 
     In use an image's original is not in a detector's memory; one that learned from images whose original is would
     take being close to it for a sign of an attack.
     """
-    made, known = perturbed.sources, clean.sources
+    made, known = perturbed.sources, kept.sources
     if made is None or known is None:
         return perturbed
-    fresh = (~torch.isin(made, known[kept])).nonzero().squeeze(1)
+    fresh = (~torch.isin(made, known)).nonzero().squeeze(1)
     return perturbed.pick(fresh) if len(fresh) else perturbed

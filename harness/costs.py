@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
 from typing import Any
 
 from .planning import Plan
-from .runner import Summary
+from .runner import Summary, name_parts
 from .store import Store
 
 MIB = 2**20
 
 
-def detector_costs(
-    plan: Plan, store: Store, summary: Summary, timings: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def detector_costs(plan: Plan, store: Store, summary: Summary) -> list[dict[str, Any]]:
     """One row for each model, seed and detector that was fitted, in the suite's order.
 
     ``fit_seconds`` and ``fit_peak_mib`` (by how much resident memory rose, ``None`` where the system does not tell)
-    are of the fit alone, ``score_ms_per_image`` of the score alone: the forward pass, which all detectors share, and
-    extra views and gradients count in neither. ``state_mib`` is the size of what is kept.
-
-    Args:
-        timings: the rows of ``timings.csv``.
+    are of the fit alone, ``score_ms_per_image`` of the score alone: traces, which all detectors share, extra views and
+    gradients count in neither. ``state_mib`` is the size of what is kept. All were measured where the cell was
+    computed, which for a cell from a shared cache may have been another machine.
     """
-    per_image = {(t["model"], t["seed"], t["name"]): t["ms_per_image"] for t in timings if t["what"] == "score"}
+    scored: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for cell in plan.cells.values():
+        if cell.kind == "score" and cell.key in summary.done:
+            _, model, seed, _, detector, *_ = name_parts(cell.name)
+            total = scored[model, seed, detector]
+            total[0] += store.values(cell.key).get("score_seconds", 0.0)
+            total[1] += store.values(cell.key).get("rows", cell.images)
     rows = []
     for subject in plan.subjects:
         for part in plan.suite.detectors:
             key = subject.fits.get(part.label)
             if key is None or key not in summary.done:
                 continue
-            record, at = store.record(key), (subject.part.label, str(subject.seed), part.label)
+            record = store.record(key)
             peak = record.values.get("peak_bytes")
+            seconds, images = scored[subject.part.label, str(subject.seed), part.label]
             rows.append(
                 {
                     "dataset": plan.suite.data.name,
                     "model": subject.part.label,
                     "seed": subject.seed,
                     "detector": part.label,
-                    "fit_seconds": record.seconds,
+                    "fit_seconds": record.values.get("fit_seconds"),
                     "fit_peak_mib": None if peak is None else peak / MIB,
                     "state_mib": record.size / MIB,
-                    "score_ms_per_image": per_image.get(at),
+                    "score_ms_per_image": 1000 * seconds / images if images else None,
                 }
             )
     return rows

@@ -43,7 +43,7 @@ def peak_memory() -> Iterator[Peak]:
 
 def _reset() -> int | None:
     """Start a new peak; the resident KiB from which it rises."""
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
         _RESET.write_text(_RESET_PEAK, encoding="ascii")

@@ -254,11 +254,10 @@ class _Session:
             left_out = (key for key in plan.cells if key not in cells and key in held)
             summary.done.update(key for key in left_out if store.find(key) is not None)
             try:
-                tables = Tables(plan, store, summary, dataset)
-                tables.write(self.out / "tables")
+                Tables(plan, store, summary, dataset).write(self.out / "tables")
                 self._write_findings(plan, store, summary)
                 facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
-                facts["costs"] = detector_costs(plan, store, summary, tables.timing_rows())
+                facts["costs"] = detector_costs(plan, store, summary)
                 _write_json(self.out / "run.json", facts)
                 build_site([self.out], self.out / "site")
                 names = [f"tables/{name}" for name in TABLES] + ["site/index.html"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .figures import mean
-from .reading import objects, quantity, words
+from .reading import Run, objects, quantity, words
 from .views import SPACE, Cell, Column, Table
 
 COSTS = (
@@ -22,12 +22,17 @@ COSTS = (
 _DIGITS = 3
 
 
-def cost_tables(facts: Sequence[Mapping[str, object]]) -> list[tuple[str, Table]]:
-    """The title (data set and model) and table of every model whose costs the runs' ``run.json`` tell."""
-    found: dict[tuple[str, str], dict[str, list[Mapping[str, object]]]] = {}
-    for row in (row for fact in facts for row in objects(fact.get("costs"))):
-        models = found.setdefault((words(row.get("dataset")), words(row.get("model"))), {})
-        models.setdefault(words(row.get("detector")), []).append(row)
+def cost_tables(runs: Sequence[Run]) -> list[tuple[str, Table]]:
+    """The title (data set, model, and the run where there are several) and table of every model of every run.
+
+    Runs are not joined: their parameters and machines may differ.
+    """
+    found: dict[tuple[str, ...], dict[str, list[Mapping[str, object]]]] = {}
+    for number, run in enumerate(runs):
+        several = (f"{run.name} ({number + 1})",) if len(runs) > 1 else ()
+        for row in objects(run.facts.get("costs")):
+            models = found.setdefault((words(row.get("dataset")), words(row.get("model")), *several), {})
+            models.setdefault(words(row.get("detector")), []).append(row)
     return [
         (" / ".join(t for t in title if t), Table(COSTS, [("", _cells(name, rows)) for name, rows in models.items()]))
         for title, models in found.items()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -38,12 +40,22 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     if job.perturbed:
         made = bench.traces(job.model, job.perturbed, detector.needs)
         perturbed = replace(made, source_rows=_sources(bench, job.perturbed))
+    _import_first()
+    began = time.perf_counter()
     with peak_memory() as peak:
         fitted = detector.fit(clean, perturbed)
+    seconds = time.perf_counter() - began
     if fitted is not detector:
         raise AftershockError("fit() must return the detector itself (`return self`)")
     tensors, state = split_state(detector.state())
-    return Output(key, tensors, {"state": state, "peak_bytes": peak.rise})
+    return Output(key, tensors, {"state": state, "peak_bytes": peak.rise, "fit_seconds": seconds})
+
+
+@cache
+def _import_first() -> None:
+    """What most detectors import when they are fitted, so that it is not put down to the first of them."""
+    for name in ("scipy.stats", "sklearn.linear_model", "sklearn.covariance"):
+        import_module(name)
 
 
 def _sources(bench: Workbench, chunks: Sequence[TraceKeys]) -> Tensor:
@@ -63,6 +75,7 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
     """Score traces with a fitted detector, float64 (n,)."""
     detector = bench.detector(job.fit, job.part)
     traces = bench.traces(job.model, job.traces, detector.needs)
+    spent = 0.0
     scores, start, limit = [torch.empty(0, dtype=torch.float64)], 0, bench.suite.limits.score_seconds
     # One that was fast enough before need not be watched so closely again.
     sizes = SCORE_BATCHES[-1:] if job.fit in bench.timely else SCORE_BATCHES
@@ -70,7 +83,8 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
         batch = traces[start : start + sizes[min(len(scores), len(sizes)) - 1]]
         began = time.perf_counter()
         scores.append(checked_scores(detector.score(batch.alone()), len(batch)))
-        seconds = (time.perf_counter() - began) / len(batch)
+        taken = time.perf_counter() - began
+        spent, seconds = spent + taken, taken / len(batch)
         if seconds > limit * (1 if start else FIRST_ROW):
             raise AftershockError(
                 f"score() took {seconds:.1f} s per image: make it faster, or raise score_seconds = {limit:g} under "
@@ -78,7 +92,7 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
             )
         start += len(batch)
     bench.timely.add(job.fit)
-    return Output(key, {"score": torch.cat(scores)})
+    return Output(key, {"score": torch.cat(scores)}, {"score_seconds": spent, "rows": len(traces)})
 
 
 def checked_scores(found: object, images: int) -> Tensor:

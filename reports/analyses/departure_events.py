@@ -27,6 +27,8 @@ Interval = tuple[float, float, float]
 UNREADABLE = -1
 # Fewer images than this make no curve.
 FEWEST = 10
+# The extremes of five values hold the median in 94 % of samples, those of six in 97 %.
+_FEWEST_FOR_INTERVAL = 6
 _Z = NormalDist().inv_cdf(0.975)
 
 
@@ -128,7 +130,10 @@ def student(values: NDArray[np.float32]) -> list[Interval]:
 
 @dataclass(frozen=True)
 class Half:
-    """By which position half of the images' events have happened, and its 95 % interval; ``None`` without images."""
+    """By which position half of the images' events have happened, and its 95 % interval.
+
+    ``None`` without images; no interval for fewer than six, whose extremes do not hold the median with 95 %.
+    """
 
     images: int
     median: int | None = None
@@ -141,8 +146,11 @@ def half(events: IntArray) -> Half:
     known = np.sort(events[events != UNREADABLE])
     if not len(known):
         return Half(0)
+    median = int(known[(len(known) - 1) // 2])
+    if len(known) < _FEWEST_FOR_INTERVAL:
+        return Half(len(known), median)
     _, low, high = median_interval(torch.from_numpy(known))
-    return Half(len(known), int(known[(len(known) - 1) // 2]), int(low), int(high))
+    return Half(len(known), median, int(low), int(high))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...harness.findings import Figure
 from . import HeatMaps, Lines, Panel, Series
-from .departure_events import FEWEST, UNREADABLE, Interval, beyond, cumulative, share, student
+from .departure_events import FEWEST, UNREADABLE, IntArray, Interval, beyond, cumulative, share, student
 from .departure_examples import Example, example_figures
 from .departure_study import CONTROL, FAILED, SUCCESS, TARGET, Crowd, Study
 
@@ -55,19 +55,24 @@ def series(name: str, values: Sequence[Interval], style: Style = "solid", band: 
 def _left(study: Study, drawn: Sequence[str]) -> Lines:
     taps = len(study.taps)
     curves = [series(p, cumulative(study.crowd(p, SUCCESS).good, taps)) for p in drawn]
-    pool = np.concatenate([study.crowd(p, CONTROL).good for p in drawn])
+    pool = pooled_control(study, drawn)
     if len(pool):
-        curves.append(series(f"{NOISE}, all of these", cumulative(pool, taps), "dashed"))
+        curves.append(series(f"{NOISE}, all of these", cumulative(pool, taps), "dashed", band=False))
     return _lines(
         study,
         "Left for good, by depth",
         f"The share of successes that have left their class for good at a tap or before it. {_GOOD} Dashed: {NOISE} on "
-        "the same images, which left the prediction as it was; an image counts once for each perturbation. "
-        "Bands: Wilson 95 % intervals.",
+        "the same images, which left the prediction as it was; an image counts once for each perturbation, so that "
+        "curve has no band. Bands: Wilson 95 % intervals.",
         "share that has left",
         curves,
         (0.0, 1.0),
     )
+
+
+def pooled_control(study: Study, drawn: Sequence[str]) -> IntArray:
+    """Departures for good of the controls of several perturbations together."""
+    return np.concatenate([study.crowd(p, CONTROL).good for p in drawn])
 
 
 def _changed(study: Study, drawn: Sequence[str]) -> Lines:

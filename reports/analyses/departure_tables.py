@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...harness.findings import Value
 from . import Table
-from .departure_events import Comparison, IntArray, Interval, beyond, compare, cumulative, half, holm, share
+from .departure_events import FEWEST, Comparison, IntArray, Interval, beyond, compare, cumulative, half, holm, share
 from .departure_examples import Example, example_table
-from .departure_figures import lost, quantiles
+from .departure_figures import lost, pooled_control, quantiles
 from .departure_study import CONTROL, FAILED, SUCCESS, TARGET, Crowd, Study
 
 FIRST, GOOD, ARRIVAL = "first change", "left for good", "arrived"
@@ -106,9 +106,18 @@ def _shares(study: Study) -> Table:
                     (tap, study.depths[t], label, population, event, n, int((found == t).sum()), *_of(v))
                     for t, (tap, v) in enumerate(zip(study.taps, cumulative(found, len(study.taps)), strict=True))
                 ]
+    drawn = [p for p in study.perturbations if study.enough(p, SUCCESS, FEWEST)]
+    pool = pooled_control(study, drawn) if drawn else np.empty(0, dtype=np.int64)
+    n = int((pool >= 0).sum())
+    if n:
+        rows += [
+            (tap, study.depths[t], "all of these", CONTROL, GOOD, n, int((pool == t).sum()), float(v[0]), None, None)
+            for t, (tap, v) in enumerate(zip(study.taps, cumulative(pool, len(study.taps)), strict=True))
+        ]
     return Table(
         "departure-shares",
-        "Images whose event lies at a tap, and the share for which it lies there or before; Wilson 95 % interval.",
+        "Images whose event lies at a tap, and the share for which it lies there or before; Wilson 95 % interval (none "
+        "where an image counts once for each perturbation).",
         ("tap", "depth", "perturbation", "population", "event", "images", "here", "share", "low", "high"),
         rows,
     )

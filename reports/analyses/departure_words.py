@@ -45,6 +45,8 @@ def _judged(study: Study, label: str, population: str) -> int:
 
 
 def _depth(study: Study, middle: Half) -> str:
+    if middle.low is None:
+        return study.place(middle.median or 0)
     low, high = (study.depth(v) for v in (middle.low, middle.high))
     last = f"{study.total + 1}: only the output"
     return f"{study.place(middle.median or 0)} [{low}, {high if high != study.total + 1 else last}]"

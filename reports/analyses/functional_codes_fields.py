@@ -53,8 +53,8 @@ def field_pictures(
     return Pictures(
         f"What units at {layer.tap} see",
         "The images nearest to each unit's prototype, cropped around the place where the unit's strongest map is most "
-        f"active, to where {_KEPT:.0%} of this place's gradient lies, and enlarged to the images' size. The map is the "
-        "one in which the prototype lies highest, in standard deviations of fit images.",
+        f"active, to the middle {_KEPT:.0%} of this place's gradient along each axis, and stretched to the images' "
+        "size. The map is the one in which the prototype lies highest, in standard deviations of fit images.",
         torch.stack(rows), labels, [f"nearest {i + 1}" for i in range(nearest)],
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def receptive_crops(
     """
     device = next((p.device for p in instruments.model.parameters()), torch.device("cpu"))
     with torch.enable_grad():
-        inputs = images.to(device).requires_grad_()
+        inputs = images.detach().clone().to(device).requires_grad_()
         live = instruments.live(reader, inputs)
         if live.activations[tap].ndim != 4:
             return None

@@ -177,3 +177,13 @@ def test_fringe_is_finite_where_all_fit_images_have_one_class(world: Any) -> Non
     stand_in = detector.surrogate(live)
     assert bool(stand_in.isfinite().all())
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(stand_in.sum(), leaves[:-1]))
+
+
+def test_positions_have_as_many_axes_as_there_are_components(world: Any) -> None:
+    """Fewer images than components are asked for: the map has fewer axes, for images and landmarks alike."""
+    detector = Latent("pca", latent=16, units=200)
+    detector.fit(world.traces(world.clean(9, 1, wrong=0), detector.needs, fit=True))
+    points, classes = detector.landmarks()
+    found = detector.positions(world.traces(world.clean(5, 2), detector.needs))
+    assert found.shape == (5, points.shape[1]) and points.shape[1] < 16 and len(points) == len(classes)
+    assert detector.positions(world.traces(world.clean(5, 2), detector.needs)[:0]).shape == (0, points.shape[1])

@@ -72,9 +72,11 @@ def test_classifiers_on_components_are_scikit_learns(world: Any, apart: Any, met
     def codes(sample: Any) -> np.ndarray:
         return np.concatenate([pca.transform(x) for x, pca in standardised(world, fitted, sample)], 1)
 
-    mean, deviation = codes(clean).mean(0), codes(clean).std(0)
-    rows = (np.concatenate([codes(clean), codes(seen)]) - mean) / deviation
-    truth = [0] * 160 + [1] * 40
+    # The clean side is what the coders were not fitted on.
+    fresh = codes(clean.take(apart(160, 40)[1]))
+    mean, deviation = fresh.mean(0), fresh.std(0)
+    rows = (np.concatenate([fresh, codes(seen)]) - mean) / deviation
+    truth = [0] * 40 + [1] * 40
     model = SVC(C=2.0, class_weight="balanced") if method == "svc" else None
     model = model or LogisticRegression(C=2.0, class_weight="balanced", max_iter=1000)
     expected = model.fit(rows, truth).decision_function((codes(other) - mean) / deviation)

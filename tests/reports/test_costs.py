@@ -1,6 +1,13 @@
 """What detectors cost, from a run's ``run.json``, which may come from a stranger."""
 
+from pathlib import Path
+
 from aftershock.reports.cost_views import cost_tables
+from aftershock.reports.reading import Run
+
+
+def run(facts, name="a"):
+    return Run(Path(name), facts)
 
 
 def row(detector, seed=0, **more):
@@ -16,18 +23,26 @@ def test_seeds_are_averaged_and_numbers_are_short():
         row("knn", 0, fit_seconds=1.0, fit_peak_mib=1500.0, state_mib=0.01234, score_ms_per_image=0.5),
         row("knn", 1, fit_seconds=2.0, fit_peak_mib=1500.4, state_mib=0.01234, score_ms_per_image=None),
     ]}  # fmt: skip
-    ((title, table),) = cost_tables([facts])
+    ((title, table),) = cost_tables([run(facts)])
     assert title == "digits / cnn"
     assert texts(table) == [["knn", "1.5", "1\u202f500", "0.0123", "0.5"]]
 
 
 def test_what_is_missing_is_a_dash_with_a_reason():
-    ((_, table),) = cost_tables([{"costs": [row("msp", fit_peak_mib=None)]}])
+    ((_, table),) = cost_tables([run({"costs": [row("msp", fit_peak_mib=None)]})])
     assert texts(table) == [["msp", "–", "–", "–", "–"]]
     assert all(cell.title for _, cells in table.rows for cell in cells[1:])
 
 
 def test_a_strangers_facts_break_nothing():
-    assert cost_tables([{}, {"costs": 3}, {"costs": [None, 7, "x"]}]) == []
-    ((_, table),) = cost_tables([{"costs": [row("<b>", fit_seconds="1e9", state_mib=float("nan"), seed=[1])]}])
+    assert cost_tables([run({}), run({"costs": 3}), run({"costs": [None, 7, "x"]})]) == []
+    hostile = {"costs": [row("<b>", fit_seconds="1e9", state_mib=float("nan"), seed=[1])]}
+    ((_, table),) = cost_tables([run(hostile)])
     assert texts(table) == [["<b>", "–", "–", "–", "–"]]
+
+
+def test_runs_are_not_averaged_with_each_other():
+    runs = [run({"name": "mine", "costs": [row("knn", fit_seconds=s)]}) for s in (1.0, 99.0)]
+    found = cost_tables(runs)
+    assert [title for title, _ in found] == ["digits / cnn / mine (1)", "digits / cnn / mine (2)"]
+    assert [texts(table)[0][1] for _, table in found] == ["1", "99"]

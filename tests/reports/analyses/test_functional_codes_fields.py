@@ -67,6 +67,9 @@ def test_a_dense_layer_has_no_places() -> None:
 def test_nothing_of_the_model_changes() -> None:
     made = instruments()
     before = {k: v.clone() for k, v in made.model.state_dict().items()}
-    receptive_crops(made, FunctionalCodes(), made.taps[0].name, 0, torch.rand(2, 1, 12, 12))
+    images = torch.rand(2, 1, 12, 12)
+    crops = receptive_crops(made, FunctionalCodes(), made.taps[0].name, 0, images)
+    # What is stored must not hang on a graph, nor may the caller's images.
+    assert crops is not None and not crops.requires_grad and not images.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in made.model.state_dict().items())
     assert all(p.grad is None for p in made.model.parameters()) and not made.model.training
