@@ -281,15 +281,21 @@ def _problems(groups: Sequence[Group]) -> list[Explained]:
 
 
 def _headline(rows: Sequence[Row]) -> dict[str, str]:
-    """The best ranked detector against the ablation, in numbers; empty where there is none."""
+    """The best ranked detector against the ablation, in numbers; empty where there is none.
+
+    ``tied``: how many detectors are there, if none of them is better than flagging nothing.
+    """
     able = [r for r in rows if r.number("rank") is not None and r.text("detector") != ABLATION
             and r.number("robust_accuracy_at_fpr_5") is not None]  # fmt: skip
     if not able:
         return {}
-    best = min(able, key=lambda r: r.number("rank") or 0.0)
+    best = min(able, key=place)
     low, high = best.number("robust_accuracy_low"), best.number("robust_accuracy_high")
     ablation = next((r.number("robust_accuracy_at_fpr_5") for r in rows if r.text("detector") == ABLATION), None)
     adaptive, worst = best.number("adaptive_undetected_at_fpr_5"), best.number("worst_auroc")
+    unseen = [r for r in able if r.number("mean_auroc_unseen") is not None]
+    leader = max(unseen, key=lambda r: r.number("mean_auroc_unseen") or 0.0, default=None)
+    tied = ablation is not None and (best.number("robust_accuracy_at_fpr_5") or 0.0) <= ablation
     return {
         "detector": best.text("detector"),
         "robust": percent(best.number("robust_accuracy_at_fpr_5")),
@@ -298,6 +304,9 @@ def _headline(rows: Sequence[Row]) -> dict[str, str]:
         "adaptive": "" if adaptive is None else percent(adaptive),
         "worst": "" if worst is None else f"{worst:.2f}",
         "worst_perturbation": best.text("worst_perturbation"),
+        "tied": str(len(able)) if tied else "",
+        "leader": leader.text("detector") if leader is not None else "",
+        "leader_auroc": f"{leader.number('mean_auroc_unseen'):.2f}" if leader is not None else "",
     }
 
 

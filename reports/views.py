@@ -152,10 +152,15 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
     return Table(BOARD, shown, BOARD_HEADS, reference=_share(reference))
 
 
-def place(row: Row) -> tuple[float, float]:
-    """What rows of the leaderboard are sorted by: rank, then robust accuracy for those without one."""
-    rank, robust = row.number("rank"), row.number("robust_accuracy_at_fpr_5")
-    return (float("inf") if rank is None else rank, -(robust if robust is not None else -1.0))
+def place(row: Row) -> tuple[float, float, float]:
+    """What rows of the leaderboard are sorted by: rank, then robust accuracy for those without one.
+
+    Of those that share a rank, the ones that notice more of the attacks that do not know them come first.
+    """
+    keys = (row.number(name) for name in ("robust_accuracy_at_fpr_5", "mean_auroc_unseen"))
+    robust, unseen = (-(value if value is not None else -1.0) for value in keys)
+    rank = row.number("rank")
+    return float("inf") if rank is None else rank, robust, unseen
 
 
 def _board_row(row: Row, reasons: Mapping[str, str]) -> list[Cell]:

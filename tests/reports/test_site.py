@@ -234,6 +234,24 @@ def test_the_leaderboard_is_ordered_by_rank_with_unranked_rows_and_the_ablation_
     assert page.count('class="ablation"') == 2
 
 
+def test_where_no_detector_helps_none_is_called_the_best(tmp_path: Path) -> None:
+    made = fabricate(["cnn"], [0])
+    board = made.rows["leaderboard"]
+    for place, row in enumerate(board):
+        row.update(robust_accuracy_at_fpr_5=0.0, robust_accuracy_low=0.0, robust_accuracy_high=0.036, rank=1)
+        row["mean_auroc_unseen"] = "" if row["detector"] == "none" else 0.5 + place / 100
+    page = build_site([made.write(tmp_path / "tied")], tmp_path / "site").read_text("utf-8")
+    able = [r for r in board if r["detector"] != "none"]
+    leader = max(able, key=lambda r: r["mean_auroc_unseen"])
+    assert "Best ranked is" not in page
+    assert f"Each of the {len(able)} ranked detectors leaves no more images safe than no detector at all" in page
+    assert f"<b>{leader['detector']}</b> notices most: mean AUROC&nbsp;{leader['mean_auroc_unseen']:.2f}" in page
+    # Those that share a rank stand in the order of what they notice.
+    (shown,) = [t for t in tables_of(page, "sortable") if len(t[0]) == 13]
+    names = [row[1].split()[0] for row in shown if row[1].split()[0] != "none"]
+    assert names == [r["detector"] for r in sorted(able, key=lambda r: -r["mean_auroc_unseen"])]
+
+
 def test_the_summary_says_what_is_only_an_upper_bound(page: str, tmp_path: Path) -> None:
     assert "Best ranked is <b>latent</b>: robust accuracy <b>44.7\u202f%</b>" in page
     assert "fools the model unseen on 92.1\u202f%" in page and "upper bound" not in page
