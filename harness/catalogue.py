@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -56,4 +57,6 @@ def _summary(part: Any, info: Any) -> str:
     if info is not None and (info.summary or info.title):
         return str(info.summary or info.title)
     text = (getattr(part, "__doc__", "") or "").strip()
-    return " ".join(text.split("\n\n")[0].split())
+    # Roles and doubled backticks are for readers of the source.
+    plain = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text.split("\n\n")[0]).replace("``", "")
+    return " ".join(plain.split())

@@ -137,6 +137,12 @@ def validate(
     )
     counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
     typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
+    from .metrics import threshold_reason
+    from .results import ALPHAS
+
+    short = threshold_reason(found.data.calibrate, ALPHAS["5"])
+    if short:
+        typer.echo(f"There will be no ranking: {short}.")
 
 
 @app.command()

@@ -199,7 +199,7 @@ class RunFolder:
     def _model_entry(self, label: str | None) -> _Model:
         if label is None and len(self._models) != 1:
             names = ", ".join(m.label for m in self._models)
-            raise UsageError(f"{self.folder} has several models, {names}: say which one, with `model`.")
+            raise UsageError(f"{self.folder} has several models, {names}: say which one (model, or --model).")
         return _named(self._models, label or self._models[0].label, "model", self.folder)
 
     def _seed(self, seed: int | None) -> int:

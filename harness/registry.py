@@ -136,7 +136,8 @@ class Registry:
             raise UsageError(f"The {self.word} {name!r} cannot be used: {self._broken[name]}.")
         if name not in self._entries:
             hint = ": load a file with --plugin, or name it under `plugins`" if name.endswith(".py") else ""
-            raise UsageError(f"There is no {self.word} {name!r}{hint or did_you_mean(name, self._entries)}.")
+            hint = hint or did_you_mean(name, self._entries) or f"; `aftershock list {self.kind}` names them"
+            raise UsageError(f"There is no {self.word} {name!r}{hint}.")
         found = self._entries[name]
         found.load()
         return found

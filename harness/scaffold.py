@@ -40,11 +40,13 @@ def new_detector(name: str, out: Path | None = None) -> Path:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a detector's name: lower-case letters and digits, with hyphens between.")
     module = name.replace("-", "_")
+    folder = out or Path(name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not an empty folder: choose another place, --out.")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names or find_spec(module) is not None:
         raise UsageError(f"{name!r} cannot be the name of a package, there is a module of that name: choose another.")
     if name in DETECTORS.names():
         raise UsageError(f"There is a detector {name!r} already: choose another name.")
-    folder = out or Path(name)
     values = {
         "name": name,
         "module": module,
@@ -53,8 +55,6 @@ def new_detector(name: str, out: Path | None = None) -> Path:
         "version": version(PACKAGE),
     }
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} exists and is not an empty folder: choose another place, --out.")
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in _FILES.items():
             text = files("aftershock.harness.skeletons").joinpath(source).read_text(encoding="utf-8")

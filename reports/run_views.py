@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from datetime import datetime
 
 from .reading import Run, listed, mapping, objects, quantity, words
@@ -14,6 +15,7 @@ STATUS = {
     "failed": ("Cells failed", "bad"),
 }
 
+SETS = ("fit", "calibrate", "evaluate")
 MACHINE = {
     "cpu": "CPU",
     "cores": "Cores",
@@ -39,10 +41,10 @@ def run_page(run: Run) -> dict[str, object]:
     counted = [f"{words(cells[k])} {k}" for k in ("done", "failed", "skipped") if words(cells.get(k)) not in ("", "0")]
     parts = [("Limited to", f"{words(facts.get('limit'))} images" if words(facts.get("limit")) else ""),
              ("Only cells", words(facts.get("only"))),
-             ("Images", ", ".join(f"{words(data[k])} {k}" for k in ("fit", "calibrate", "evaluate") if k in data)),
+             ("Images", ", ".join(f"{_size(data[k], facts)} {k}" for k in SETS if k in data)),
              ("Seeds", ", ".join(words(s) for s in seeds if words(s))),
              ("Cells", ", ".join(counted)),
-             ("Ran for", _duration(quantity(facts.get("seconds"))))]  # fmt: skip
+             ("Last call took", _duration(quantity(facts.get("seconds"))))]  # fmt: skip
     machine = [(MACHINE.get(k, words(k)), words(v)) for k, v in hardware.items() if words(v)]
     models = [(" / ".join(t for t in (words(m.get("dataset")), words(m.get("model"))) if t), words(m.get("seed")),
                percent(quantity(m.get("clean_accuracy"))), words(m.get("n_test")), words(m.get("source")))
@@ -64,6 +66,12 @@ def run_page(run: Run) -> dict[str, object]:
         "command": f"aftershock run {shlex.quote(run.name)}",
         "again": "aftershock report RUN --out DIR",
     }
+
+
+def _size(size: object, facts: Mapping[str, object]) -> str:
+    """How many images a set has, given the limit of the run."""
+    most, given = quantity(facts.get("limit")), quantity(size)
+    return words(size) if most is None or given is None else f"{min(most, given):g}"
 
 
 def _date(text: str) -> str:

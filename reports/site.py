@@ -93,7 +93,9 @@ class Group:
             return rows
         able = [r for r in rows if r.number("rank") is not None and r.number("robust_accuracy_at_fpr_5") is not None]
         able.sort(key=lambda r: -(r.number("robust_accuracy_at_fpr_5") or 0.0))
-        rank = {id(r): float(place) for place, r in enumerate(able, 1)}
+        # Equal numbers (to six digits) share a rank, as in the table of one run.
+        values = [round(r.number("robust_accuracy_at_fpr_5") or 0.0, 6) for r in able]
+        rank = {id(r): float(values.index(value) + 1) for r, value in zip(able, values, strict=True)}
         return [Row(r.texts, {**r.numbers, "rank": rank.get(id(r))}) for r in rows]
 
 

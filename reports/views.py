@@ -86,8 +86,8 @@ BOARD = (
            "threshold carries over (the realised FPR).", "flagged", first="asc"),
     Column("surrogate", "Surrogate", "How the adaptive attack differentiates the detector: exactly, relaxed, straight "
            "through, or not at all.", kind="text", first="asc"),
-    Column("seeds", "Seeds", "How many seeds a cell is the mean of, and the standard deviation of robust accuracy "
-           "between them.", "SD", "text", "asc"),
+    Column("seeds", "Seeds", "Of how many seeds a cell is the mean (the table names them), and the standard deviation "
+           "of robust accuracy between them.", "SD", "text", "asc"),
     Column("flags", "Flags", "Sanity flags: what makes this row's numbers doubtful.", kind="flags", first="asc"),
 )  # fmt: skip
 BOARD_HEADS = (("", 2), ("Worst case", 2), ("AUROC", 3), ("False alarms", 3), ("Trust", 3))

@@ -168,6 +168,15 @@ def detector(name: str) -> str:
     )
 
 
+def analysis(name: str) -> str:
+    """Source and parameters of an analysis."""
+    from aftershock.harness.registry import ANALYSES
+
+    part = ANALYSES.get(name)
+    source = f"**Source**: {linked(part.info.paper)}.\n\n" if part.info.paper else ""
+    return f"{source}{parameters(part)}"
+
+
 def perturbations(group: str) -> str:
     """The perturbations of a library or room; ``own`` attacks and ``adaptive`` ones have no prefix."""
     from aftershock.harness.registry import PERTURBATIONS
@@ -224,6 +233,7 @@ def checks() -> str:
 _MAKERS: dict[str, Callable[..., str]] = {
     "detectors": all_detectors,
     "detector": detector,
+    "analysis": analysis,
     "perturbations": perturbations,
     "perturbation": perturbation,
     "columns": columns,

@@ -57,9 +57,12 @@ def _lead(study: Study, drawn: Sequence[str]) -> str:
     middles = sorted((half(study.crowd(label, SUCCESS).good).median or 0, label) for label in drawn)
     inside = [f"{study.depth(at)} ({label})" for at, label in middles if at < len(study.taps)]
     outside = [label for at, label in middles if at >= len(study.taps)]
-    parts = [f"by tap {', '.join(inside)} of {study.total}"] if inside else []
-    parts += [f"only at the output for {', '.join(outside)}"] if outside else []
-    return f"Half of the images whose prediction turned have left their class for good {', and '.join(parts)}."
+    parts = [f"by tap {', '.join(inside)}"] if inside else []
+    parts += [f"only at the output ({', '.join(outside)})"] if outside else []
+    return (
+        f"Of {study.total} taps, half of the images whose prediction turned have left their class for good "
+        f"{', or '.join(parts)}."
+    )
 
 
 def _left(study: Study, drawn: Sequence[str]) -> Iterator[str]:
