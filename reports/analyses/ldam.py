@@ -14,6 +14,7 @@ from ...harness.trace import Need, TapInfo
 from . import Analysis, AnalysisInfo, Findings, Material
 from .ldam_attacks import readings
 from .ldam_averaging import case_study
+from .ldam_checks import refuse_nonsense
 from .ldam_discriminator import Lessons, Taught, teach
 from .ldam_energy import Activations, Energy, Scale, Target, ascend, parse
 from .ldam_judge import appoint
@@ -33,14 +34,16 @@ _POWER, _OFFSET = 0.55, 100.0
 class Ldam(Analysis):
     """What excites a unit? Samples of images by Langevin dynamics, from noise-like to natural by one dial.
 
-    Chains sample p(x) ∝ exp(−E(x) / T) with E(x) = R(x) − pull · z(x) + weight · softplus(−d(x)) (+ smooth · TV(x)): z
+    Chains sample p(w) ∝ exp(−E(x(w)) / T), a density in their coordinates w (off T = 1, other coordinates would make it
+    another one), with E(x) = R(x) − pull · z(x) + weight · softplus(−d(x)) (+ smooth · TV(x)): z
     is the target's activation in standard deviations of data, d the logit of a discriminator that was trained on data
     against the chains' samples and is frozen before the samples are drawn, its weight the dial. R is the reference
     measure: images with the data's mean and covariance (``gaussian``: logistic function of a normal vector, in whose
     whitened coordinates the chains run), or all images alike (``pixels``: reflected at 0 and 1).
 
     Beside it: plain activation maximisation (no noise, no prior), the same with total variation and jitter, the
-    reference measure alone, the data images with the highest activation, and random ones. Realism is judged by
+    reference measure alone (at T as well), the fit images with the highest activation, and random held-out ones; real
+    images are first brought to what the coordinates can express. Realism is judged by
     distances to held-out images in the features of an independently trained classifier, which also says whether it
     sees the class.
 
@@ -77,7 +80,7 @@ class Ldam(Analysis):
         judge_epochs: of the independent classifier.
         averaging_steps: of SGD in the case study; 0 leaves it out.
         averaging_rate: its learning rate.
-        attacked: images of each kind that the discriminator is asked about, at most; 0 for none.
+        attacked: images of each kind that the discriminator is asked about, at most; 0 for none, 30 for a number.
         gallery: columns of the galleries, at most.
 
     Raises:
@@ -175,7 +178,7 @@ class Ldam(Analysis):
         """Teach the discriminator, sample, measure, and ask the two questions.
 
         Raises:
-            UsageError: for a target that the model has not, or with too few images.
+            UsageError: for a target that the model has not, too few images, or chains that run away or stand still.
         """
         if min(len(material.fit), self.images) < 4 or min(len(material.evaluate), self.test_images) < 4:
             raise UsageError("ldam needs at least four fit and four evaluate images: raise data.fit or data.evaluate.")
@@ -192,9 +195,11 @@ class Ldam(Analysis):
         rows = slice(0, min(self.test_images, len(material.evaluate)))
         held_out, truth = material.evaluate.read(rows), material.evaluate.traces[rows].labels
         activations = Activations(own, self._targets(material, images))
-        data = activations.of(images, device)
-        scale = Scale.of(data)
         space = Gaussian(images).to(device) if self.coordinates == "gaussian" else Pixels(tuple(images.shape[1:]))
+        # Everything is compared as images that coordinates exist for.
+        known, fresh = space.expressible(images), space.expressible(held_out)
+        data = activations.of(known, device)
+        scale = Scale.of(data)
         material.progress(0.05)
 
         targets, per_target = activations.targets, len(self.weights) * self.chains
@@ -215,39 +220,38 @@ class Ldam(Analysis):
             energy, start.repeat(len(which) // self.chains, 1).to(device), self.plan, draws("noise"),
             lambda share: material.progress(0.4 + 0.3 * share),
         )  # fmt: skip
-        if not bool(run.end.isfinite().all()):
-            raise UsageError("ldam's chains left every bound: lower step, pull or the weights.")
-        judge = appoint(
-            images, labels, held_out, truth, len(material.classes), self.judge_epochs, draws, device
-        )  # fmt: skip
+        refuse_nonsense(run, self.plan, space.unbounded, taught is not None)
+        judge = appoint(known, labels, fresh, truth, len(material.classes), self.judge_epochs, draws, device)
         material.progress(0.75)
         meter = Meter(activations, scale, data, Features(activations), taught, judge, device)
         study = Study(
-            targets, weights=self.weights, taught=taught, judge_accuracy=judge.accuracy, fitted=len(images),
-            held_out=len(held_out), chains=self.chains, asked_attacks=len(material.perturbed) if self.attacked else 0,
+            targets, weights=self.weights, taught=taught, judge_accuracy=judge.accuracy, chains=self.chains,
+            asked_attacks=len(material.perturbed) if self.attacked else None,
         )  # fmt: skip
         study.facts = {
             "temperature": self.temperature, "pull": self.pull, "method": self.plan.method,
             "coordinates": self.coordinates, "steps": self.plan.steps, "burn_in": self.plan.burn_in,
         }  # fmt: skip
         begin = space.images(start.to(device)).detach()
+        reference = space.images(space.tempered(start, self.temperature).to(device)).detach().cpu()
         plain = self._ascents(activations, scale, begin, draws("jitter"))
         for number, target in enumerate(targets):
-            real = self._random(target, images, labels, draws("random", target.name))
+            real = self._random(target, fresh, truth, draws("random", target.name))
             yardstick = meter.yardstick(real.flatten(0, 1))
             groups = [
-                Group(target, name, "ascent", float("nan"), found[number][:, None].cpu()) for name, found in plain
+                Group(target, name, "ascent", float("nan"), space.expressible(found[number])[:, None].cpu())
+                for name, found in plain
             ]
-            groups.append(Group(target, REFERENCE, "reference", float("nan"), begin[:, None].cpu()))
+            groups.append(Group(target, REFERENCE, "reference", float("nan"), reference[:, None]))
             for k, value in enumerate(self.weights):
                 chosen = number * per_target + k * self.chains + torch.arange(self.chains)
                 states = run.states[:, chosen.to(run.states.device)]
                 seen = space.images(states.flatten(0, 1)).detach().cpu().unflatten(0, states.shape[:2])
                 group = Group(target, langevin_name(value), "langevin", value, seen.transpose(0, 1))
-                group.diagnose(run, chosen)
+                group.diagnose(run, chosen, space.unbounded)
                 groups.append(group)
             top = data[:, number].topk(min(self.chains, len(data))).indices
-            groups.append(Group(target, TOP, "data", float("nan"), images[top][:, None]))
+            groups.append(Group(target, TOP, "data", float("nan"), known[top][:, None]))
             groups.append(Group(target, RANDOM, "data", float("nan"), real))
             for group in groups:
                 meter.measure(group, yardstick)
@@ -261,7 +265,7 @@ class Ldam(Analysis):
                 lambda share: material.progress(0.8 + 0.18 * share),
             )  # fmt: skip
         if self.attacked:
-            study.attacks = readings(material, taught, judge, len(held_out), self.attacked)
+            study.attacks = readings(material, taught, judge, space, len(held_out), self.attacked)
         material.progress(1.0)
         return study
 
@@ -288,12 +292,13 @@ class Ldam(Analysis):
             found.append((name, list(made.split(len(start)))))
         return found
 
-    def _random(self, target: Target, images: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
-        """Data images that nothing chose but the class of a logit, (n, 1, ...)."""
-        mine = (labels == target.index).nonzero()[:, 0] if target.kind == "logit" else torch.arange(len(labels))
+    def _random(self, target: Target, held_out: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
+        """Images that nothing chose but the class of a logit, none of those that the judge measures by, (n, 1, ...)."""
+        others = torch.arange(1, len(labels), 2)
+        mine = others[labels[others] == target.index] if target.kind == "logit" else others
         if len(mine) < 2:
-            mine = torch.arange(len(labels))
-        return images[mine[torch.randperm(len(mine), generator=draws)[: max(self.chains, 32)]]][:, None]
+            mine = others
+        return held_out[mine[torch.randperm(len(mine), generator=draws)[: max(self.chains, 32)]]][:, None]
 
 
 def _most_varied(material: Material, tap: TapInfo, images: Tensor) -> int:

@@ -15,9 +15,11 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ...harness.modes import untouched
 from ...harness.scoring import Instruments
 from ...harness.seeds import forked_rng
+from .departure_events import holm
+from .ldam_checks import refuse_nonsense
 from .ldam_energy import Activations, Energy, Scale, Target
 from .ldam_judge import Judge
-from .ldam_measures import Estimate, over_chains
+from .ldam_measures import Estimate, over_chains, p_value
 from .ldam_sampler import Plan, langevin
 from .ldam_study import Averaging, Features, Group, Meter, langevin_name
 from .self_introspection_intervals import proportion
@@ -33,6 +35,11 @@ COMPARED = (
     "discriminator",
     "transfer",
 )
+# By name, those that are tested: what words call them.
+TESTED = {
+    "activation_sd": "activation", "total_variation": "total variation", "high_frequency": "high-frequency energy",
+    "distance_ratio": "distance to data",
+}  # fmt: skip
 
 
 def fine_tune(
@@ -135,7 +142,7 @@ def case_study(
     begin = start.repeat(len(targets) * len(weights), 1)
     for number, (name, network) in enumerate(networks.items()):
         activations = Activations(network, tuple(targets))
-        data = activations.of(images, device)
+        data = activations.of(energy.space.expressible(images), device)
         scale = Scale.of(data)
         mine = replace(energy, activations=activations, scale=scale, target=target, weight=weight)
         run = langevin(
@@ -145,15 +152,23 @@ def case_study(
             draws("averaging", "noise"),
             lambda s, k=number: progress(0.5 + (k + s) / 4),  # type: ignore[misc]
         )
+        refuse_nonsense(run, plan, energy.space.unbounded, energy.discriminator is not None)
         measured = Meter(activations, scale, data, Features(activations), meter.discriminator, judge, device)
         for k, (one, value) in enumerate((t, w) for t in targets for w in weights):
             rows = torch.arange(k * chains, (k + 1) * chains)
             states = energy.space.images(run.states[:, rows.to(run.states.device)].flatten(0, 1)).detach().cpu()
             kept = states.unflatten(0, (-1, chains)).transpose(0, 1)
             group = Group(one, langevin_name(value), "langevin", value, kept)
-            group.diagnose(run, rows)
+            group.diagnose(run, rows, energy.space.unbounded)
             measured.measure(group)
             found.groups[name, one.name, value] = group
+    _compare(found, targets, weights)
+    return found
+
+
+def _compare(found: Averaging, targets: Sequence[Target], weights: Sequence[float]) -> None:
+    """Fill in the differences between both networks, and test some of them."""
+    p_values = {}
     for value in weights:
         for measure in COMPARED:
             pairs = []
@@ -163,8 +178,11 @@ def case_study(
                     pairs.append(new - old)
             # The chains of all targets start from the same states: a chain's mean over targets is one observation.
             if pairs:
-                found.differences[value, measure] = over_chains(np.mean(pairs, 0))
-    return found
+                apart = np.mean(pairs, 0)
+                found.differences[value, measure] = over_chains(apart)
+                if measure in TESTED:
+                    p_values[value, measure] = p_value(apart)
+    found.p_values = dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
 def _right(own: Instruments, held_out: tuple[Tensor, Tensor], device: torch.device) -> Tensor:

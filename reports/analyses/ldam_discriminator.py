@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...harness.seeds import forked_rng
+from .ldam_checks import refuse_runaways
 from .ldam_energy import Energy
 from .ldam_sampler import Plan, Schedule, langevin
 from .ldam_space import Space
@@ -114,6 +115,9 @@ def teach(
 ) -> Taught:  # fmt: skip
     """Train a discriminator on data against the samples of chains that follow it, and freeze it.
 
+    These chains are unadjusted and always take ``step`` as it is: their samples teach, and nothing is measured on them,
+    while a step size that adapts would take longer to settle than a round lasts.
+
     Args:
         energy: of the chains (their targets and weights); its discriminator is set while it is trained, and afterwards.
         space: their coordinates.
@@ -123,6 +127,9 @@ def teach(
         draws: a seeded generator by name.
         device: where to train.
         progress: told the share that is done.
+
+    Raises:
+        UsageError: for chains that run away.
     """
     network = make(tuple(images.shape[1:]), lessons.width, draws("discriminator"), device)
     energy.discriminator = network
@@ -138,6 +145,7 @@ def teach(
         w[anew.to(device)] = space.draw(int(anew.sum()), noise).to(device)
         network.requires_grad_(False)
         w = langevin(energy, w, plan, noise).end
+        refuse_runaways(step, w)
         network.requires_grad_(True)
         current = space.images(w).detach().cpu()
         replay = torch.cat([replay, current])
@@ -150,11 +158,14 @@ def teach(
             ours = images[torch.randint(len(images), (size,), generator=picks)]
             now = current[torch.randint(len(current), (size // 2,), generator=picks)]
             before = replay[torch.randint(len(replay), (size - size // 2,), generator=picks)]
-            ours = space.expressible(ours + (torch.rand(ours.shape, generator=picks) - 0.5) / 255).clamp(0, 1)
+            # Noise last: where most pixels are 0, they would all lie at one value that no chain ever takes.
+            ours = space.expressible(ours) + (torch.rand(ours.shape, generator=picks) - 0.5) / 255
+            ours = ours.clamp(0, 1)
             said, told = learn(network, optimiser, ours.to(device), torch.cat([now, before]).to(device), slope)
             real, fake = real + said / lessons.updates, fake + told / lessons.updates
         taught.real.append(real)
         taught.fake.append(fake)
+        refuse_runaways(step, torch.tensor([real, fake]))
         progress((number + 1) / lessons.rounds)
     network.eval().requires_grad_(False)
     return taught

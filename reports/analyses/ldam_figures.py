@@ -33,7 +33,7 @@ def figures(study: Study, columns: int) -> list[Lines | Pictures]:
         found.append(_learning(study))
     if study.averaging is not None:
         found += _averaging(study, columns)
-    if study.attacks:
+    if any(not r.reason for r in study.attacks):
         found.append(_attacks(study))
     return found
 
@@ -51,9 +51,10 @@ def _gallery(study: Study, target: str, columns: int) -> Pictures:
     rows = [study.groups[target, s] for s in study.settings]
     return Pictures(
         f"What excites {target}",
-        "A row per setting, a column per chain (the last state of each); all but the data start from the same images, "
-        "those of the reference measure. Data: the images of the fit set with the highest activation, and others that "
-        "chance chose" + (" from the class." if target.startswith("logit:") else "."),
+        "A row per setting, a column per chain (the last state of each); all but the data start from the same images: "
+        "the reference measure's at temperature 1, while its row has the chains' temperature. Data: the images of the "
+        "fit set with the highest activation, and held-out ones that chance chose"
+        + (" from the class." if target.startswith("logit:") else "."),
         torch.stack([last_images(g, columns) for g in rows]),
         [g.setting for g in rows],
         [f"chain {i + 1}" for i in range(columns)],
@@ -170,6 +171,8 @@ def _attacks(study: Study) -> Lines:
     for score, against in dict.fromkeys((r.score, r.against) for r in study.attacks):
         by = {r.label: r.area for r in study.attacks if (r.score, r.against) == (score, against)}
         nothing = Estimate(math.nan, math.nan, math.nan)
+        if not any(math.isfinite(a.mean) for a in by.values()):
+            continue
         style = "solid" if against == study.attacks[0].against else "dashed"
         series.append(_series(f"{score}, against {against}", [by.get(n, nothing) for n in labels], style))
     return Lines(

@@ -36,10 +36,17 @@ class Estimate:
         """With ends that a share can have."""
         return Estimate(self.mean, max(self.low, low), min(self.high, high)) if math.isfinite(self.low) else self
 
-    @property
-    def differs(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+
+def p_value(differences: Array) -> float | None:
+    """Two-sided, of Student's t test that paired differences (chains,) have a mean of 0; ``None`` for fewer than 2."""
+    from scipy.stats import ttest_1samp
+
+    known = differences[np.isfinite(differences)]
+    if len(known) < 2:
+        return None
+    if not np.ptp(known):
+        return 0.0 if known[0] else 1.0
+    return float(ttest_1samp(known, 0.0).pvalue)
 
 
 def over_chains(values: Array) -> Estimate:
@@ -57,7 +64,7 @@ def over_chains(values: Array) -> Estimate:
 
 
 def over_targets(groups: Sequence[Estimate]) -> Estimate:
-    """The mean over targets that are taken as they are: their errors are independent."""
+    """The mean over targets that are taken as they are, where nothing is shared, so that errors are independent."""
     known = [g for g in groups if math.isfinite(g.mean)]
     if not known:
         return Estimate(math.nan, math.nan, math.nan)
@@ -70,10 +77,15 @@ def split_rhat(draws: Array) -> float:
     """Rank-normalised split R-hat, the larger of bulk and folded (Vehtari, Gelman, Simpson, Carpenter, Bürkner 2021).
 
     Args:
-        draws: (steps, chains); NaN for fewer than 4 steps or constant draws.
+        draws: (steps, chains); NaN for fewer than 4 steps or constant draws, infinite for chains that stand still in
+            different places or are not finite.
     """
-    folded = np.abs(draws - np.median(draws))
-    return max(_rhat(_ranked(_split(draws))), _rhat(_ranked(_split(folded)))) if len(draws) >= 4 else math.nan
+    if len(draws) < 4:
+        return math.nan
+    if not np.isfinite(draws).all():
+        return math.inf
+    found = [_rhat(_ranked(_split(d))) for d in (draws, np.abs(draws - np.median(draws)))]
+    return max((r for r in found if not math.isnan(r)), default=math.nan)
 
 
 def effective_size(draws: Array) -> float:
@@ -112,9 +124,9 @@ def _ranked(draws: Array) -> Array:
 
 def _rhat(draws: Array) -> float:
     n = len(draws)
+    if not np.ptp(draws, 0).any():
+        return math.inf if np.ptp(draws) else math.nan
     within = draws.var(0, ddof=1).mean()
-    if not within > 0:
-        return math.nan
     between = draws.mean(0).var(ddof=1)
     return float(math.sqrt((within * (n - 1) / n + between) / within))
 
@@ -157,18 +169,22 @@ def pixel_distances(images: Tensor) -> Tensor:
     return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(flat.shape[1])
 
 
-def diversity(apart: Tensor, chain: Tensor) -> Estimate:
-    """The mean distance between states of different chains, with a jackknife over chains.
+def between_chains(apart: Tensor, chain: Tensor) -> Tensor:
+    """Mean distances between the states of any two chains, float64 (chains, chains).
 
     Args:
         apart: (n, n) distances.
         chain: int64 (n,), which chain each state belongs to.
     """
-    names = chain.unique()
-    member = (chain[:, None] == names).double()
+    member = (chain[:, None] == chain.unique()).double()
     sizes = member.sum(0)
-    between = (member.T @ apart.double() @ member) / (sizes[:, None] * sizes)
-    m = len(names)
+    found: Tensor = (member.T @ apart.double() @ member) / (sizes[:, None] * sizes)
+    return found
+
+
+def diversity(between: Tensor) -> Estimate:
+    """The mean distance between different chains, (chains, chains) being given, with a jackknife over chains."""
+    m = len(between)
     if m < 2:
         return Estimate(math.nan, math.nan, math.nan)
     off = between * (1 - torch.eye(m, dtype=torch.float64))

@@ -6,13 +6,17 @@ import math
 from collections.abc import Sequence
 
 from . import Findings, Table
-from .ldam_attacks import CLEAN, DISCRIMINATOR
-from .ldam_averaging import AVERAGE, BEFORE, COMPARED, LAST, share
+from .ldam_attacks import CLEAN, DISCRIMINATOR, NOISE
+from .ldam_averaging import AVERAGE, BEFORE, COMPARED, LAST, TESTED, share
 from .ldam_figures import figures
 from .ldam_measures import MIXED, UNMIXED, Estimate
-from .ldam_study import MEASURES, PLAIN, RANDOM, REFERENCE, Averaging, Group, Study, langevin_name
+from .ldam_study import MEASURES, PLAIN, RANDOM, REFERENCE, Averaging, Group, Study, langevin_name, shown
 
 Value = str | int | float | None
+# Of a family of tests, after correction.
+_LEVEL = 0.05
+# An AUROC's interval that is wider tells nothing by holding 0.5.
+_WIDE = 0.2
 
 
 def report(study: Study, columns: int) -> Findings:
@@ -23,6 +27,9 @@ def report(study: Study, columns: int) -> Findings:
         for setting in study.settings
         if study.groups[target.name, setting].kind in ("langevin", "ascent")
     }
+    if study.averaging is not None:
+        for (network, name, weight), group in study.averaging.groups.items():
+            arrays[f"averaging/{network} weights/{name}/{langevin_name(weight)}"] = group.images
     return Findings(_sentences(study), figures(study, columns), _tables(study), arrays)
 
 
@@ -47,7 +54,8 @@ def _dial(study: Study) -> str:
     return (
         f"Langevin samples, means over {len(study.targets)} targets: {'; '.join(parts)}. Realism is the share of "
         "held-out images that lie at least as far from the others: 0.5 for a typical one, 0 for what lies further out "
-        "than all, near 1 for the middle of the crowd."
+        f"than all, near 1 for the middle of the crowd; random ones of the targets' classes have "
+        f"{study.over(RANDOM, 'realism').text()}."
     )
 
 
@@ -63,8 +71,8 @@ def _price(study: Study) -> str:
     )
     if low == high:
         return f"{text}, {low} {study.over(low, 'distance_ratio').text()}."
-    change = _change(study, low, high, "distance_ratio")
-    lost = _change(study, low, high, "activation_sd")
+    change = study.change(low, high, "distance_ratio")
+    lost = study.change(low, high, "activation_sd")
     verdict = (
         "nearer to data"
         if change.high < 0
@@ -80,23 +88,11 @@ def _price(study: Study) -> str:
     )
 
 
-def _change(study: Study, one: str, other: str, measure: str) -> Estimate:
-    """``other`` minus ``one``, means over targets, paired by the chains' starts."""
-    from .ldam_measures import over_chains, over_targets
-
-    pairs = []
-    for target in study.targets:
-        old, new = (study.groups[target.name, s].chain_values.get(measure) for s in (one, other))
-        if old is not None and new is not None:
-            pairs.append(over_chains(new - old))
-    return over_targets(pairs)
-
-
 def _chains(study: Study) -> str:
     """How much of a sampler this was."""
     names = study.of("langevin")
     groups = [study.groups[t.name, s] for t in study.targets for s in names]
-    rhats = [g.rhat for g in groups if math.isfinite(g.rhat)]
+    rhats = [g.rhat for g in groups if not math.isnan(g.rhat)]
     if not rhats:
         return "The chains are too short to tell whether they have mixed."
     worst, mixed = max(rhats), sum(r < MIXED for r in rhats)
@@ -113,8 +109,9 @@ def _chains(study: Study) -> str:
         else f"; the nominal temperature is {study.facts['temperature']:g}"
     )
     if worst >= UNMIXED:
+        reached = f"reaches {worst:.2f}" if math.isfinite(worst) else "is infinite for chains that stand still"
         verdict = (
-            f"R-hat reaches {worst:.2f}, so the chains have not mixed: this is noisy gradient ascent from their "
+            f"R-hat {reached}, so the chains have not mixed: this is noisy gradient ascent from their "
             "starts, not a sample of the stationary density"
         )
     elif mixed == len(rhats):
@@ -131,33 +128,32 @@ def _chains(study: Study) -> str:
 
 
 def _averaging(case: Averaging) -> str:
-    by_name = {
-        "activation_sd": "activation", "total_variation": "total variation", "high_frequency": "high-frequency energy",
-        "distance_ratio": "distance to data",
-    }  # fmt: skip
     differing: list[str] = []
-    same: list[str] = []
-    for weight in dict.fromkeys(w for _, _, w in case.groups):
-        for measure, words in by_name.items():
-            change = case.differences.get((weight, measure))
-            if change is None:
-                continue
-            where = f"{words} at weight {weight:g}"
-            (differing if change.differs else same).append(f"{where} {change.text(3)}")
+    same: dict[float, list[str]] = {}
+    for (weight, measure), p in case.p_values.items():
+        if p is not None and p < _LEVEL:
+            change = case.differences[weight, measure].text(3)
+            differing.append(f"{TESTED[measure]} at weight {weight:g} by {change} (p = {p:.2g})")
+        else:
+            same.setdefault(weight, []).append(TESTED[measure])
+    alike = "; ".join(f"{', '.join(words)} at weight {weight:g}" for weight, words in same.items())
     what = f"they differ in {', '.join(differing)}" if differing else "no measured difference between their samples"
-    rest = f"; no difference shown in {', '.join(same)}" if differing and same else ""
+    rest = f"; no difference shown in {alike}" if differing and alike else ""
     return (
         f"Parameter averaging after {case.steps} SGD steps: the averaged weights have a held-out accuracy of "
         f"{share(case.accuracy[AVERAGE])}, the last ones {share(case.accuracy[LAST])} (before: "
         f"{share(case.accuracy[BEFORE])}; difference {share(case.accuracy_difference)}); from the same starts and "
-        f"noise, average minus last, {what}{rest}."
+        f"noise, average minus last (Student's t, {len(case.p_values)} tests with Holm's correction at {_LEVEL:g}), "
+        f"{what}{rest}."
     )
 
 
 def _attacks(study: Study) -> list[str]:
+    if study.asked_attacks is None:
+        return ["The discriminator was not asked about perturbed images, for attacked = 0."]
     if not study.asked_attacks:
         return ["No perturbed image was there to ask the discriminator about."]
-    if not study.attacks:
+    if not any(r.successes for r in study.attacks):
         return ["No perturbation turned an image, so the discriminator could not be asked about successes."]
     scores = list(dict.fromkeys(r.score for r in study.attacks))
     found = []
@@ -165,21 +161,28 @@ def _attacks(study: Study) -> list[str]:
         parts = []
         for score in scores:
             mine = [r for r in study.attacks if (r.label, r.score) == (label, score)]
-            parts.append(f"the {score} " + ", ".join(f"{r.area.text()} against {r.against}" for r in mine))
+            told = [f"{r.area.text()} against {r.against}" for r in mine if not r.reason]
+            why = dict.fromkeys(f"no number ({r.reason})" for r in mine if r.reason)
+            parts.append(f"the {score} " + ", ".join([*told, *why]))
         found.append(f"{label}, AUROC of “looks less real” for successes: {'; '.join(parts)}{_verdict(study, label)}.")
     return found
 
 
 def _verdict(study: Study, label: str) -> str:
     mine = [r for r in study.attacks if (r.label, r.score) == (label, DISCRIMINATOR)]
-    if len(mine) < 2:
+    clean, noise = (next((r.area for r in mine if r.against == a and not r.reason), None) for a in (CLEAN, NOISE))
+    if clean is None:
         return ""
-    clean, noise = (next(r.area for r in mine if (r.against == CLEAN) == is_clean) for is_clean in (True, False))
-    if clean.low > 0.5 and noise.low > 0.5:
-        return ": it notices the attack beyond its size"
-    if clean.low > 0.5:
-        return ": what it notices is no more than noise of the size"
-    return ": it does not notice the attack"
+    if clean.high < 0.5:
+        return ": the discriminator takes the successes for more real than clean images"
+    if clean.low <= 0.5:
+        unsure = "whether the discriminator notices the attack cannot be told"
+        return f": {unsure if clean.high - clean.low > _WIDE else 'the discriminator does not notice the attack'}"
+    if noise is None or (noise.low <= 0.5 <= noise.high and noise.high - noise.low > _WIDE):
+        return ": the discriminator notices something, and whether more than noise of the size cannot be told"
+    if noise.low > 0.5:
+        return ": the discriminator notices the attack beyond its size"
+    return ": what the discriminator notices is no more than noise of the size"
 
 
 def _tables(study: Study) -> list[Table]:
@@ -194,11 +197,11 @@ def _tables(study: Study) -> list[Table]:
         tables += _averaging_tables(study.averaging)
     if study.attacks:
         rows_ = [
-            [r.label, r.score, r.against, *_ends(r.area), r.successes, r.others] for r in study.attacks
+            [r.label, r.score, r.against, *_ends(r.area), r.successes, r.others, r.reason] for r in study.attacks
         ]  # fmt: skip
         tables.append(
             Table("ldam-attacks", "How well a score tells a perturbation's successes from other images, by AUROC.",
-                  ["perturbation", "score", "against", "auroc", "low", "high", "successes", "others"], rows_)
+                  ["perturbation", "score", "against", "auroc", "low", "high", "successes", "others", "reason"], rows_)
         )  # fmt: skip
     tables.append(
         Table("ldam-measures", "What each measure is.", ["measure", "meaning"], [[k, v] for k, v in MEASURES.items()])
@@ -208,6 +211,10 @@ def _tables(study: Study) -> list[Table]:
 
 def _ends(estimate: Estimate) -> list[float | None]:
     return [v if math.isfinite(v) else None for v in (estimate.mean, estimate.low, estimate.high)]
+
+
+def _number(value: float) -> Value:
+    return "infinite" if value == math.inf else value if math.isfinite(value) else None
 
 
 def _weight(group: Group) -> float | None:
@@ -233,7 +240,7 @@ def _by_target(study: Study) -> Table:
     rows: list[Sequence[Value]] = []
     for (name, setting), group in study.groups.items():
         rows += [
-            [name, setting, group.kind, _weight(group), measure, *_ends(found)]
+            [name, setting, group.kind, _weight(group), measure, *_ends(shown(measure, found))]
             for measure, found in group.measures.items()
         ]
     return Table(
@@ -248,11 +255,12 @@ def _kernel(study: Study) -> Table:
         for setting in study.of("langevin"):
             g = study.groups[target.name, setting]
             numbers = (g.rhat, g.size, g.acceptance, g.virial, g.step)
-            rows.append([target.name, setting, g.weight, *(v if math.isfinite(v) else None for v in numbers)])
+            rows.append([target.name, setting, g.weight, *(_number(v) for v in numbers)])
     return Table(
         "ldam-chains",
         "The worst R-hat and the smallest effective sample size over activation, discriminator, total variation and "
-        "potential; the acceptance of a Metropolis test; the measured temperature in units of the nominal one.",
+        "potential; the acceptance of a Metropolis test; the measured temperature in units of the nominal one, where "
+        "coordinates are unbounded. Chains that stand still have an infinite R-hat.",
         ["target", "setting", "weight", "rhat", "effective_size", "acceptance", "temperature_ratio", "step"], rows,
     )  # fmt: skip
 
@@ -272,20 +280,22 @@ def _trace(study: Study) -> Table:
 
 def _averaging_tables(case: Averaging) -> list[Table]:
     rows: list[Sequence[Value]] = [
-        [network, "", None, "accuracy", *_ends(found)] for network, found in case.accuracy.items()
+        [network, "", None, "accuracy", *_ends(found), None] for network, found in case.accuracy.items()
     ]
-    rows.append(["average - last", "", None, "accuracy", *_ends(case.accuracy_difference)])
+    rows.append(["average - last", "", None, "accuracy", *_ends(case.accuracy_difference), None])
     for (network, target, weight), group in case.groups.items():
         rows += [
-            [network, target, weight, m, *_ends(found)]
+            [network, target, weight, m, *_ends(shown(m, found)), None]
             for m, found in group.measures.items()
             if m in COMPARED or m.startswith("diversity")
         ]
-        rows.append([network, target, weight, "rhat", group.rhat if math.isfinite(group.rhat) else None, None, None])
+        rows.append([network, target, weight, "rhat", _number(group.rhat), None, None, None])
     for (weight, measure), found in case.differences.items():
-        rows.append(["average - last", "", weight, measure, *_ends(found)])
+        rows.append(["average - last", "", weight, measure, *_ends(found), case.p_values.get((weight, measure))])
     caption = (
         "Last against averaged weights: means over chains with 95 % intervals; differences are paired by chain, and "
-        "mean over targets. Diversity is an absolute distance here."
+        "mean over targets, those in words with p-values of Student's t after Holm's correction. Diversity is an "
+        "absolute distance here."
     )
-    return [Table("ldam-averaging", caption, ["network", "target", "weight", "measure", "mean", "low", "high"], rows)]
+    columns = ["network", "target", "weight", "measure", "mean", "low", "high", "p_holm"]
+    return [Table("ldam-averaging", caption, columns, rows)]

@@ -6,19 +6,30 @@ coordinates instead.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ...harness.errors import UsageError
+
 # Images nearer to 0 or 1 than this are moved there before they are turned into unbounded numbers.
 EDGE = 1 / 64
 # Above so many pixels the covariance is kept as a factor over images instead of a square root over pixels.
 _DENSE = 4096
+# Images times pixels of such a factor, at most: 1 GiB of float32, and twice that while it is made.
+_LARGEST = 2**28
 
 
 class Space(Protocol):
-    """Free coordinates w (n, size) of images."""
+    """Free coordinates w (n, size) of images.
+
+    Attributes:
+        unbounded: whether a density falls off in them, so that the mean of w · ∇U / d is a temperature.
+    """
+
+    unbounded: bool
 
     @property
     def size(self) -> int: ...
@@ -32,8 +43,29 @@ class Space(Protocol):
     def draw(self, n: int, draws: torch.Generator) -> Tensor:
         """Independent draws from the reference measure (n, size), made on the CPU."""
 
+    def tempered(self, w: Tensor, temperature: float) -> Tensor:
+        """Draws from the reference measure, made draws from its density in these coordinates to the power 1 / T."""
+
     def expressible(self, images: Tensor) -> Tensor:
         """The nearest images that coordinates exist for; real ones pass through this before they are compared."""
+
+
+def estimated_shrinkage(centred: Tensor) -> float:
+    """Ledoit and Wolf's shrinkage (2004) of float64 (n, pixels) with means of 0.
+
+    Beyond some thousand pixels from the n x n Gram matrix, whose squared norm is the covariance's: O(n² pixels).
+    """
+    n, pixels = centred.shape
+    if pixels <= _DENSE:
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
+        return float(ledoit_wolf_shrinkage(centred.float().numpy(), assume_centered=True))
+    gram = centred @ centred.T
+    # Squared norms of the covariance S, of S - mean variance · identity, and of the error of S; all divided by pixels.
+    norm = float(gram.square().sum()) / n**2 / pixels
+    apart = norm - (float(gram.diagonal().sum()) / n / pixels) ** 2
+    fourth = float(torch.stack([row.square().sum().square() for row in centred]).sum()) / n / pixels
+    return max(min((fourth - norm) / n, apart), 0.0) / apart if apart > 0 else 0.0
 
 
 class Gaussian:
@@ -47,20 +79,28 @@ class Gaussian:
         images: (n, channels, height, width), n at least 2.
         shrinkage: how far the covariance is moved towards a multiple of the identity (Ledoit & Wolf 2004); ``None``
             estimates it.
+
+    Raises:
+        UsageError: for more numbers than a covariance can be kept of.
     """
 
+    unbounded = True
+
     def __init__(self, images: Tensor, shrinkage: float | None = None) -> None:
+        if images[0].numel() > _DENSE and images.numel() > _LARGEST:
+            raise UsageError(
+                f"The covariance of {len(images)} images of {images[0].numel()} numbers does not fit into memory: set "
+                f'coordinates = "pixels", or images = {_LARGEST // images[0].numel()} or fewer.'
+            )
         self.shape = tuple(images.shape[1:])
-        values = torch.logit(self.expressible(images).double()).flatten(1)
-        self.mean = values.mean(0)
-        centred = values - self.mean
+        centred = torch.logit(self.expressible(images).double()).flatten(1)
+        self.mean = centred.mean(0)
+        centred -= self.mean
         n, pixels = centred.shape
         if shrinkage is None:
-            from sklearn.covariance import ledoit_wolf_shrinkage
-
-            shrinkage = float(ledoit_wolf_shrinkage(centred.float().numpy(), assume_centered=True))
+            shrinkage = estimated_shrinkage(centred)
         shrinkage = min(max(shrinkage, 1e-3), 1.0)
-        level = float(centred.square().mean())
+        level = float(torch.linalg.vector_norm(centred)) ** 2 / centred.numel()
         if pixels <= _DENSE:
             covariance = (1 - shrinkage) / n * (centred.float().T @ centred.float()).double()
             covariance.diagonal().add_(shrinkage * max(level, 1e-6))
@@ -99,6 +139,10 @@ class Gaussian:
         """Standard normal (n, size)."""
         return torch.randn(n, self.size, generator=draws)
 
+    def tempered(self, w: Tensor, temperature: float) -> Tensor:
+        """Normal with the variance T."""
+        return w * math.sqrt(temperature)
+
     def expressible(self, images: Tensor) -> Tensor:
         """Images a little away from 0 and 1."""
         return images.clamp(EDGE, 1 - EDGE)
@@ -110,6 +154,8 @@ class Pixels:
     Coordinates run over all numbers and are folded: a chain on the unfolded axis with a mirrored energy has, folded,
     exactly the reflected dynamics, drift included, and a Metropolis test stays exact.
     """
+
+    unbounded = False
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = tuple(shape)
@@ -131,6 +177,10 @@ class Pixels:
     def draw(self, n: int, draws: torch.Generator) -> Tensor:
         """Uniform in [0, 1]."""
         return torch.rand(n, self.size, generator=draws)
+
+    def tempered(self, w: Tensor, temperature: float) -> Tensor:
+        """The same: a uniform density is uniform at any temperature."""
+        return w
 
     def expressible(self, images: Tensor) -> Tensor:
         """All images are."""

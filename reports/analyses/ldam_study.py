@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from .ldam_judge import Judge
 from .ldam_measures import (
     Array,
     Estimate,
+    between_chains,
     cosine_distances,
     diversity,
     effective_size,
@@ -48,6 +50,14 @@ MEASURES = {
 }
 
 _SHARES = frozenset({"activation_percentile", "realism", "transfer", "high_frequency"})
+_NEVER_BELOW_0 = frozenset({"diversity_features", "diversity_pixels", "distance_ratio", "total_variation"})
+
+
+def shown(measure: str, found: Estimate) -> Estimate:
+    """With ends that the measure can have; whatever is computed further needs them as they were."""
+    if measure in _SHARES:
+        return found.within(0, 1)
+    return found.within(0, math.inf) if measure in _NEVER_BELOW_0 else found
 
 
 def langevin_name(weight: float) -> str:
@@ -65,10 +75,11 @@ class Group:
         kind: where they come from.
         weight: of the discriminator; NaN where it had no say.
         images: (chains, kept, channels, height, width), on the CPU; independent images are chains of one.
-        measures: by name, mean over chains with its interval.
+        measures: by name, mean over chains with its interval, which may reach beyond what the measure can be.
         chain_values: by name, (chains,).
+        pair_values: by name of a diversity, (chains, chains).
         rhat, size: worst R-hat and effective sample size over what is watched; NaN for no chains.
-        acceptance, virial, step: means over chains; NaN for no chains.
+        acceptance, virial, step: means over chains; NaN for no chains, the virial also for bounded coordinates.
         trace: (steps, chains), the activation on the way, after the burn-in; empty for no chains.
     """
 
@@ -79,6 +90,7 @@ class Group:
     images: Tensor
     measures: dict[str, Estimate] = field(default_factory=dict)
     chain_values: dict[str, Array] = field(default_factory=dict)
+    pair_values: dict[str, Tensor] = field(default_factory=dict)
     rhat: float = math.nan
     size: float = math.nan
     acceptance: float = math.nan
@@ -86,16 +98,17 @@ class Group:
     step: float = math.nan
     trace: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
-    def diagnose(self, chains: Chains, rows: Tensor) -> None:
-        """Take over what the kernel says of this group's chains."""
+    def diagnose(self, chains: Chains, rows: Tensor, unbounded: bool) -> None:
+        """Take over what the kernel says of this group's chains; ``unbounded``: their coordinates."""
         watched = chains.watched[:, rows]
-        columns = [c for c in watched.permute(2, 0, 1).numpy() if math.isfinite(float(c.sum()))]
-        found = [(split_rhat(c), effective_size(c)) for c in (*columns, chains.potentials[:, rows].numpy())]
-        self.rhat = max((r for r, _ in found if math.isfinite(r)), default=math.nan)
-        self.size = min((s for _, s in found if math.isfinite(s)), default=math.nan)
-        self.acceptance, self.virial, self.step = (
-            float(v[rows].mean()) for v in (chains.acceptance, chains.virial, chains.step)
-        )
+        # A discriminator that is not there is no number all the way.
+        columns = [c for c in watched.permute(2, 0, 1) if not bool(c.isnan().all())]
+        series = [c.numpy() for c in (*columns, chains.potentials[:, rows])]
+        found = [(split_rhat(c), effective_size(c)) for c in series]
+        self.rhat = max((r for r, _ in found if not math.isnan(r)), default=math.nan)
+        self.size = min((s for _, s in found if not math.isnan(s)), default=math.nan)
+        self.acceptance, self.step = (float(v[rows].mean()) for v in (chains.acceptance, chains.step))
+        self.virial = float(chains.virial[rows].mean()) if unbounded else math.nan
         self.trace = watched[:, :, 0]
 
 
@@ -142,19 +155,21 @@ class Meter:
             values["transfer"] = (self.judge.reads(flat) == group.target.index).double()
         for name, found in values.items():
             group.chain_values[name] = found.reshape(chains, kept).mean(1).numpy()
-            found_mean = over_chains(group.chain_values[name])
-            group.measures[name] = found_mean.within(0, 1) if name in _SHARES else found_mean
+            group.measures[name] = over_chains(group.chain_values[name])
         chain = torch.arange(chains).repeat_interleave(kept)
         apart = (cosine_distances(self.features(flat)), pixel_distances(flat))
         for name, distances, unit in zip(("diversity_features", "diversity_pixels"), apart, yardstick, strict=True):
-            one = diversity(distances, chain)
-            group.measures[name] = Estimate(one.mean / unit, one.low / unit, one.high / unit)
+            group.pair_values[name] = between_chains(distances, chain) / unit
+            group.measures[name] = diversity(group.pair_values[name])
+        if group.setting == TOP:
+            # The most extreme of many images are no sample of anything.
+            group.measures = {n: Estimate(e.mean, math.nan, math.nan) for n, e in group.measures.items()}
 
     def yardstick(self, images: Tensor) -> tuple[float, float]:
         """Mean distances of real images (n, channels, height, width), in features and in pixels."""
         chain = torch.arange(len(images))
         found = (cosine_distances(self.features(images)), pixel_distances(images))
-        features, pixels = (diversity(d, chain).mean for d in found)
+        features, pixels = (diversity(between_chains(d, chain)).mean for d in found)
         return max(features, 1e-12), max(pixels, 1e-12)
 
 
@@ -189,11 +204,10 @@ class Study:
         weights: of the discriminator.
         taught: the discriminator; ``None`` where no weight is above 0.
         judge_accuracy: of the independent classifier on held-out images.
-        fitted: images that the network's activations, the reference measure and the discriminator know.
-        held_out: images that the judge measures by.
         chains: per target and setting.
         averaging: the case study; ``None`` where it is turned off.
         attacks: what the discriminator and the judge make of perturbed images.
+        asked_attacks: perturbations there were; ``None`` where nobody was to ask.
         facts: other numbers for words: temperature, pull, step, method.
     """
 
@@ -203,12 +217,10 @@ class Study:
     weights: Sequence[float] = ()
     taught: Taught | None = None
     judge_accuracy: float = math.nan
-    fitted: int = 0
-    held_out: int = 0
     chains: int = 0
     averaging: Averaging | None = None
     attacks: list[Reading] = field(default_factory=list)
-    asked_attacks: int = 0
+    asked_attacks: int | None = None
     facts: dict[str, float | str] = field(default_factory=dict)
 
     def add(self, group: Group) -> None:
@@ -218,19 +230,32 @@ class Study:
         self.groups[group.target.name, group.setting] = group
 
     def over(self, setting: str, measure: str) -> Estimate:
-        """The mean over targets."""
-        found = [self.groups[t.name, setting].measures.get(measure) for t in self.targets]
-        mean = over_targets([f for f in found if f is not None])
-        return mean.within(0, 1) if measure in _SHARES else mean
+        """The mean over targets, with ends that the measure can have.
 
-    def worst_rhat(self, setting: str) -> float:
-        """The largest R-hat of a setting over targets."""
-        return max((self.groups[t.name, setting].rhat for t in self.targets), default=math.nan)
+        The chains of all targets begin in the same states (and the reference measure is the same images for all), so
+        that a chain's mean over targets is one observation. Data images are others for each target.
+        """
+        groups = [g for t in self.targets if measure in (g := self.groups[t.name, setting]).measures]
+        if any(g.kind == "data" for g in groups):
+            return shown(measure, over_targets([g.measures[measure] for g in groups]))
+        if any(measure in g.pair_values for g in groups):
+            return shown(measure, diversity(torch.stack([g.pair_values[measure] for g in groups]).mean(0)))
+        return shown(measure, over_chains(_mean([g.chain_values[measure] for g in groups])))
+
+    def change(self, one: str, other: str, measure: str) -> Estimate:
+        """``other`` minus ``one``, settings of chains, paired by the chains' starts; a mean over targets first."""
+        sides = [[self.groups[t.name, s].chain_values.get(measure) for t in self.targets] for s in (one, other)]
+        pairs = [new - old for old, new in zip(*sides, strict=True) if old is not None and new is not None]
+        return over_chains(_mean(pairs))
 
     def of(self, kind: Kind) -> list[str]:
         """Settings of a kind."""
         first = self.targets[0].name
         return [s for s in self.settings if self.groups[first, s].kind == kind]
+
+
+def _mean(values: Sequence[Array]) -> Array:
+    return np.asarray(np.mean(values, 0)) if values else np.empty(0)
 
 
 @dataclass(eq=False)
@@ -243,6 +268,7 @@ class Averaging:
         accuracy: by network (``last``, ``average``, ``before``): held-out accuracy.
         groups: by (network, target name, weight).
         differences: by (weight, measure): average minus last, paired by chain.
+        p_values: of those differences that are tested, after Holm's correction for all of them.
     """
 
     steps: int
@@ -251,6 +277,7 @@ class Averaging:
     accuracy_difference: Estimate
     groups: dict[tuple[str, str, float], Group] = field(default_factory=dict)
     differences: dict[tuple[float, str], Estimate] = field(default_factory=dict)
+    p_values: dict[tuple[float, str], float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -261,8 +288,9 @@ class Reading:
         label: the perturbation's.
         score: the discriminator's or the judge's.
         against: clean images, or noise of the same size.
-        area: AUROC with its interval; above 0.5 where the successes look less real.
+        area: AUROC with its interval; above 0.5 where the successes look less real. NaN where there is a reason.
         successes, others: how many images.
+        reason: why there is no number.
     """
 
     label: str
@@ -271,3 +299,4 @@ class Reading:
     area: Estimate
     successes: int
     others: int
+    reason: str = ""

@@ -1,19 +1,25 @@
-"""What chains are drawn to: a planted linear unit, ascended and sampled, and how targets are written."""
+"""What chains are drawn to: a planted linear unit, ascended and sampled, how targets are written, what is learnt."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pytest
 import torch
+from aftershock.harness.errors import UsageError
+from aftershock.harness.recorder import discover
 from aftershock.harness.scoring import Instruments
 from aftershock.harness.trace import TapInfo
+from aftershock.reports.analyses.ldam_discriminator import Lessons, teach
 from aftershock.reports.analyses.ldam_energy import Activations, Energy, Scale, Target, ascend, parse, total_variation
 from aftershock.reports.analyses.ldam_sampler import Plan, Schedule, langevin
-from aftershock.reports.analyses.ldam_space import Gaussian
+from aftershock.reports.analyses.ldam_space import EDGE, Gaussian
 from torch import Tensor, nn
 
 CLASSES = ("left", "right", "top")
 CPU = torch.device("cpu")
+TAPS = (TapInfo("relu", "relu", (6, 8, 8)), TapInfo("relu:2", "relu", (10,)))
 
 
 def planted() -> tuple[Activations, Scale, Tensor, Tensor]:
@@ -68,3 +74,51 @@ def test_targets_are_read() -> None:
     assert parse("channel:a.relu:2:4", taps, CLASSES) == Target("channel:a.relu:2:4", "channel", 4, "a.relu:2")
     assert parse("channel:block:11", taps, CLASSES).index == 11
     assert parse("unit:block:83", taps, CLASSES).index == 83
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("logit:bottom", "no class 'bottom'; there are left, right, top"),
+        ("logit:3", "numbered from 0 to 2"),
+        ("channel:conv3:0", "no tap 'conv3'"),
+        ("channel:relu:6", "channels of relu are numbered from 0 to 5"),
+        ("unit:relu:384", "units of relu are numbered from 0 to 383"),
+        ("channel:relu", "cannot be read"),
+        ("neuron:relu:1", "cannot be read"),
+        ("logit:", "cannot be read"),
+    ],
+)
+def test_targets_that_are_not_there_are_told_in_one_sentence(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        parse(text, TAPS, CLASSES)
+    assert "\n" not in str(error.value)
+
+
+def test_a_silent_unit_still_has_a_gradient() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[1].bias.fill_(-50.0)
+    x = torch.rand(2, 1, 4, 4)
+    own = Instruments(model, discover(model, x), (), model)
+    target = parse(f"unit:{own.taps[0].name}:2", own.taps, CLASSES)
+    (slope,) = torch.autograd.grad(Activations(own, (target,))(x.requires_grad_(True)).sum(), x)
+    assert float(slope.abs().max()) > 0
+
+
+def test_real_images_have_no_pixel_value_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def spy(network: Any, optimiser: Any, real: Tensor, fake: Tensor, penalty: float) -> tuple[float, float]:
+        seen.append(real)
+        return 0.0, 0.0
+
+    monkeypatch.setattr("aftershock.reports.analyses.ldam_discriminator.learn", spy)
+    activations, scale, images, _ = planted()
+    black, space = torch.zeros(30, 1, 4, 4), Gaussian(images)
+    energy = Energy(activations, scale, space, torch.zeros(3, dtype=torch.int64), torch.ones(3), None, 1.0)
+    draws = lambda *names: torch.Generator().manual_seed(1)  # noqa: E731
+    teach(energy, space, black, Lessons(1, 1, 2, 4), 0.02, draws, CPU)
+    values = torch.cat(seen).flatten()
+    assert len(values.unique()) > 0.9 * len(values)
+    assert float((values - EDGE).abs().max()) <= 0.5 / 255 + 1e-6

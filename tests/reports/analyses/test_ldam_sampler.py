@@ -7,18 +7,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from aftershock.harness.errors import UsageError
+from aftershock.reports.analyses.ldam_checks import refuse_nonsense
 from aftershock.reports.analyses.ldam_measures import (
     Estimate,
+    between_chains,
     diversity,
     effective_size,
     high_frequency,
     over_chains,
     over_targets,
+    p_value,
     percentiles,
     split_rhat,
 )
 from aftershock.reports.analyses.ldam_sampler import Chains, Method, Plan, Potential, Schedule, langevin
-from aftershock.reports.analyses.ldam_space import EDGE, Gaussian, Pixels
+from aftershock.reports.analyses.ldam_space import EDGE, Gaussian, Pixels, estimated_shrinkage
 from scipy import stats
 from torch import Tensor
 
@@ -142,6 +146,17 @@ def test_a_place_that_is_no_number_is_never_entered() -> None:
     assert abs(mean - 1) < 4 * error
 
 
+def test_a_potential_that_is_no_number_is_told() -> None:
+    def nothing(w: Tensor) -> tuple[Tensor, Tensor]:
+        return w.sum(1) * float("nan"), torch.zeros(len(w), 3)
+
+    plan = Plan(20, 10, 2, Schedule(0.1), "mala")
+    run = langevin(nothing, torch.rand(3, 4), plan, torch.Generator().manual_seed(0))
+    assert bool(run.end.isfinite().all())
+    with pytest.raises(UsageError, match="left every bound"):
+        refuse_nonsense(run, plan, True, False)
+
+
 def test_chains_depend_on_the_seed_alone() -> None:
     one, again, other = (run(quadratic, 2, 0.3, "mala", steps=320, chains=5, seed=s) for s in (1, 1, 2))
     assert torch.equal(one.watched, again.watched)
@@ -182,6 +197,40 @@ def test_large_images_keep_their_covariance_over_images(monkeypatch: pytest.Monk
     assert thin.images(thin.draw(2, draws)).shape == (2, 1, 3, 3)
 
 
+@pytest.mark.parametrize(("n", "side"), [(12, 4), (60, 3)])
+def test_the_shrinkage_of_large_images_is_ledoit_and_wolfs(n: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(n)
+    values = torch.randn(n, 3 * side**2, generator=draws, dtype=torch.float64).cumsum(1)
+    values -= values.mean(0)
+    library = estimated_shrinkage(values)
+    monkeypatch.setattr("aftershock.reports.analyses.ldam_space._DENSE", 4)
+    assert 0.01 < library < 1
+    assert estimated_shrinkage(values) == pytest.approx(library, rel=1e-4)
+    assert estimated_shrinkage(torch.zeros(n, 8, dtype=torch.float64)) == 0
+
+
+def test_images_that_are_too_many_for_a_covariance_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aftershock.reports.analyses.ldam_space._DENSE", 4)
+    monkeypatch.setattr("aftershock.reports.analyses.ldam_space._LARGEST", 100)
+    with pytest.raises(UsageError, match='coordinates = "pixels", or images = 11'):
+        Gaussian(torch.rand(12, 1, 3, 3))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_the_reference_measure_has_the_chains_temperature(temperature: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    space = Gaussian(torch.rand(50, 1, 2, 2, generator=draws))
+
+    def reference(w: Tensor) -> tuple[Tensor, Tensor]:
+        return space.potential(w) / temperature, w
+
+    seen, error = errors(run(reference, 4, 0.05 * temperature, "mala", steps=700).watched.square().mean(2))
+    drawn = space.tempered(space.draw(20000, draws), temperature).square().mean()
+    assert abs(seen - float(drawn)) < 4 * error + 0.02 * temperature
+    w = torch.rand(3, 4)
+    assert torch.equal(Pixels((1, 2, 2)).tempered(w, temperature), w)
+
+
 def autoregressive(rho: float, steps: int, chains: int, seed: int) -> np.ndarray:
     draws = np.random.default_rng(seed)
     x = np.empty((steps, chains))
@@ -212,6 +261,17 @@ def test_rhat_of_mixed_shifted_and_stretched_chains() -> None:
     assert math.isnan(effective_size(np.zeros((100, 4))))
 
 
+def test_chains_that_stand_still_have_not_mixed() -> None:
+    for steps in (16, 64, 100):
+        stuck = np.repeat(np.random.default_rng(0).normal(size=(1, 6)), steps, 0)
+        assert split_rhat(stuck) == math.inf
+    # Equally far from the median: the folded draws are constant, and the bulk still tells.
+    assert split_rhat(np.repeat([[-1.0, 1.0]], 20, 0)) == math.inf
+    lost = np.random.default_rng(0).normal(size=(100, 4))
+    lost[50, 2] = math.nan
+    assert split_rhat(lost) == math.inf
+
+
 def test_rhat_does_not_care_for_monotone_changes() -> None:
     draws = np.random.default_rng(1).normal(size=(500, 4)) + np.array([0, 0, 0.3, 0])
     assert effective_size(np.exp(3 * draws)) == pytest.approx(effective_size(draws), rel=1e-9)
@@ -237,6 +297,8 @@ def test_intervals_are_students() -> None:
     low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
     assert (found.mean, found.low, found.high) == pytest.approx((3.0, low, high))
     assert math.isnan(over_chains(values[:1]).low)
+    assert p_value(values) == pytest.approx(float(stats.ttest_1samp(values, 0).pvalue))
+    assert (p_value(np.zeros(3)), p_value(np.ones(3)), p_value(np.ones(1))) == (1.0, 0.0, None)
     both = over_targets([Estimate(1, 0.7, 1.3), Estimate(3, 2.6, 3.4)])
     assert (both.mean, both.high) == pytest.approx((2, 2 + 0.25))
 
@@ -244,7 +306,7 @@ def test_intervals_are_students() -> None:
 def test_diversity_compares_chains_and_not_their_states() -> None:
     points = torch.tensor([0.0, 0.0, 1.0, 1.0, 4.0, 4.0])
     apart = (points[:, None] - points[None]).abs()
-    found = diversity(apart, torch.tensor([0, 0, 1, 1, 2, 2]))
+    found = diversity(between_chains(apart, torch.tensor([0, 0, 1, 1, 2, 2])))
     assert found.mean == pytest.approx((1 + 4 + 3) / 3)
     assert found.low < found.mean < found.high
     # By hand: the means without one chain are 3, 4 and 1.
