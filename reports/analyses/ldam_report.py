@@ -34,7 +34,7 @@ def report(study: Study, columns: int) -> Findings:
 
 
 def _sentences(study: Study) -> list[str]:
-    found = [_dial(study), _price(study), _chains(study)]
+    found = [_lead(study), _dial(study), _price(study), _chains(study)]
     if study.averaging is not None:
         found.append(_averaging(study.averaging))
     found += _attacks(study)
@@ -59,6 +59,31 @@ def _dial(study: Study) -> str:
     )
 
 
+def _lead(study: Study) -> str:
+    """What turning the dial did, in words."""
+    low, high = langevin_name(study.weights[0]), langevin_name(study.weights[-1])
+    if low == high:
+        return f"What excites {len(study.targets)} targets of the network, by {low}, beside the baselines."
+    nearer, price = _verdicts(study, low, high)
+    return (
+        f"Turning the discriminator's weight from {study.weights[0]:g} to {study.weights[-1]:g} brings samples "
+        f"{nearer}; the activations that they reach are {price}."
+    )
+
+
+def _verdicts(study: Study, low: str, high: str) -> tuple[str, str]:
+    """Whether the last weight's samples are nearer to data than the first one's, and what that costs in activation."""
+    change, lost = study.change(low, high, "distance_ratio"), study.change(low, high, "activation_sd")
+    nearer = (
+        "nearer to data"
+        if change.high < 0
+        else "further away from data"
+        if change.low > 0
+        else "no measurably nearer to data"
+    )
+    return nearer, "weaker" if lost.high < 0 else "stronger" if lost.low > 0 else "not measurably different"
+
+
 def _price(study: Study) -> str:
     """What the dial buys: the ends of it, and the plain baselines."""
     low, high = langevin_name(study.weights[0]), langevin_name(study.weights[-1])
@@ -73,14 +98,7 @@ def _price(study: Study) -> str:
         return f"{text}, {low} {study.over(low, 'distance_ratio').text()}."
     change = study.change(low, high, "distance_ratio")
     lost = study.change(low, high, "activation_sd")
-    verdict = (
-        "nearer to data"
-        if change.high < 0
-        else "further away from data"
-        if change.low > 0
-        else "no measurably nearer to data"
-    )
-    price = "weaker" if lost.high < 0 else "stronger" if lost.low > 0 else "not measurably different"
+    verdict, price = _verdicts(study, low, high)
     return (
         f"{text}; {low} {study.over(low, 'distance_ratio').text()}, {high} "
         f"{study.over(high, 'distance_ratio').text()}. From weight {study.weights[0]:g} to {study.weights[-1]:g} "
