@@ -23,6 +23,8 @@ Interval = tuple[float, float, float]
 COVERAGES = tuple(c / 20 for c in range(1, 21))
 # Above so many classes the wrong predictions are one group: nobody tells forty colours apart.
 _OWN_WRONG_GROUPS = 10
+# Fewer images say nothing in a sentence; tables have them all.
+FEWEST = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +214,8 @@ def track_page(paths: Sequence[Paths], codes: Mapping[str, Code], shown: int, se
     curves: list[list[Value]] = []
     crossings: list[list[Value]] = []
     series, sentences = [], []
-    for position, path in enumerate(paths):
+    told = [path for path in paths if len(path.rows) >= FEWEST][:shown]
+    for path in paths:
         flips = path.attack.flips()
         for name, code in codes.items():
             key = f"{name} scores"
@@ -226,11 +229,11 @@ def track_page(paths: Sequence[Paths], codes: Mapping[str, Code], shown: int, se
                 curves.append([path.label, name, t, *means["perturbation"][i], *means["noise"][i], *turned])
             row, texts = _crossing_row(path, sides, path.attack, flips, seed)
             crossings.append([path.label, name, len(path.rows), *row])
-            if position < shown and name == "autoencoder":
+            if path in told and name == "autoencoder":
                 series += [band(path.label, means["perturbation"])]
                 series += [band(f"noise as large as {path.label}", means["noise"], "dashed")]
                 sentences.append(f"On the way to {path.label} ({len(path.rows)} images) {texts}")
-            elif position < shown:
+            elif path in told:
                 series += [band(f"{path.label}, in {name}", means["perturbation"], "dotted")]
     figure = Lines(
         "Where tracks cross from class to class",
@@ -258,6 +261,8 @@ def track_page(paths: Sequence[Paths], codes: Mapping[str, Code], shown: int, se
             curves,
         ),
     ]  # fmt: skip
+    if not told:
+        return Page([f"No perturbation turned {FEWEST} predictions, too few to draw tracks."], [], tables)
     return Page(sentences, [figure], tables)
 
 
@@ -274,12 +279,15 @@ def _crossing_row(
     both = crossings.isfinite() & flips.isfinite()
     crossing = mean_interval(crossings[both], seed)
     lag = mean_interval((crossings - flips)[both], seed)
-    if math.isnan(lag[0]):
+    crossed = int(both.sum())
+    if not crossed:
         when = "No image's code crosses to the reached class on the way"
+    elif crossed < FEWEST:
+        when = f"The code of all layers crosses to the reached class in {crossed} of them, too few to say when"
     else:
         word = "later" if lag[1] > 0 else "earlier" if lag[2] < 0 else "neither earlier nor later"
         when = (
-            f"The code of all layers crosses to the reached class in {int(both.sum())} of them, at "
+            f"The code of all layers crosses to the reached class in {crossed} of them, at "
             f"t = {said(crossing, 2)}, {word} than the prediction turns (difference {said(lag, 2)})"
         )
     text = (
@@ -287,7 +295,7 @@ def _crossing_row(
         f"images at the start, {said(ends['perturbation'], 2)} at the end, and {said(ends['noise'], 2)} with noise of "
         "the same size."
     )
-    return [*flip, *start, *ends["perturbation"], *ends["noise"], int(both.sum()), *crossing, *lag], text
+    return [*flip, *start, *ends["perturbation"], *ends["noise"], crossed, *crossing, *lag], text
 
 
 def reconstruction_page(
@@ -320,7 +328,7 @@ def reconstruction_page(
                 if len(other):
                     merit[name, against] = _area(high, score(other), rows, sources)
                     compared.append([each.label, name, against, len(attack), len(other), *merit[name, against]])
-        if len(sentences) < shown and ("reconstruction, autoencoder", "noise") in merit:
+        if len(attack) >= FEWEST and len(sentences) < shown and ("reconstruction, autoencoder", "noise") in merit:
             sentences.append(
                 f"The reconstruction error tells {each.label} from its clean images with AUROC "
                 f"{said(merit['reconstruction, autoencoder', 'clean'])}, and from noise of the same size with "
