@@ -503,3 +503,13 @@ def test_a_run_keeps_its_findings(forks: Callable[..., Any], tiny: Callable[...,
             assert {r["perturbation"] for r in table(found, "crossings")} >= {"fgsm"}
             return
     pytest.fail("no cell holds the findings")
+
+
+def test_a_handful_of_images_makes_rows_and_no_sentences() -> None:
+    found = small(tracked=3).study(material())
+    assert not any("On the way to" in sentence for sentence in found.sentences)
+    assert any("too few to draw tracks" in sentence for sentence in found.sentences)
+    crossings = next(t for t in found.tables if t.name == "crossings")
+    assert crossings.rows and all(row[crossings.columns.index("images")] == 3 for row in crossings.rows)
+    many = small(tracked=10).study(material())
+    assert any("On the way to far (10 images)" in sentence for sentence in many.sentences)
