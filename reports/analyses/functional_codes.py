@@ -138,7 +138,7 @@ class FunctionalCodes(Analysis):
         layers, telescope = self._trained(material, classes)
         fresh, fresh_telescope, missing = self._untrained(material, classes)
         layers, telescope = layers + fresh, telescope + fresh_telescope
-        draws = [[0, x.tap, x.depth, x.numbers["ami_label"]] for x in fresh if x.coder == "som"]
+        draws: list[Row] = [[0, x.tap, x.depth, x.numbers["ami_label"]] for x in fresh if x.coder == "som"]
         draws += self._other_draws(material, classes) if fresh else []
         add_pixel_share(layers, self._pixels(material.fit, len(fit)))
         maps = [layer for layer in layers if layer.network == "trained" and layer.coder == "som"]
@@ -267,8 +267,7 @@ class FunctionalCodes(Analysis):
         ]
         if draws:
             caption = "A layer of one draw of the untrained network's weights: what its units say about the label."
-            columns = ("draw", "tap", "depth", "ami_label")
-            tables.append(Table("functional-codes-untrained", caption, columns, draws))
+            tables.append(Table("functional-codes-untrained", caption, ("draw", "tap", "depth", "ami_label"), draws))
         if landings:
             landed = [row for found in landings.values() for landing in found for row in landing.rows()]
             columns = ("perturbation", "tap", "unit", "clean_share", "perturbed_share", "noise_share")
