@@ -61,7 +61,7 @@ def test_what_is_put_is_read_back_exactly(run: Path, reopen: bool) -> None:
         store = Store(run)
     assert store.find(KEY) is not None
     assert store.values(KEY) == values
-    assert store.seconds(KEY) == 0.25
+    assert store.record(KEY).seconds == 0.25
     loaded = store.load(KEY)
     # Tensors that share memory and are not contiguous come back as they were.
     assert torch.equal(loaded["a"], strided)
