@@ -76,7 +76,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: i
 
 def write_csv_gz(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: int = 9) -> None:
     """Like :func:`write_csv`, compressed, row by row in constant memory; nine digits hold every float32 exactly."""
-    with _replacing(path) as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+    with _replacing(path) as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
         _write(packed, columns, rows, digits)
 
 
