@@ -87,6 +87,8 @@ class HeatMaps:
 class Points:
     """A scatter of (n, 2) or (n, 3) coordinates in named groups, with tracks that run through it.
 
+    A group called ``NAME, more words`` beside one called ``NAME`` has the other's colour and another mark.
+
     Attributes:
         coordinates: float (n, 2 or 3).
         group: int64 (n,), index into ``groups``.

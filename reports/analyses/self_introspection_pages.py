@@ -133,7 +133,7 @@ def map_page(
             Points(
                 f"Latent map: {name}",
                 f"All hidden activations of a held-out image as three numbers, coloured by its true class; wrong "
-                f"predictions are groups of their own.{along}{control} Axes and position are arbitrary.",
+                f"predictions are crosses.{along}{control} Axes and position are arbitrary.",
                 ["z1", "z2", "z3"], three(points), group, groups, tracks, names,
             )
         )  # fmt: skip

@@ -271,7 +271,11 @@
   function drawPoints(figure, width, away) {
     const narrow = width < 560, rule = css("--rule"), muted = css("--muted");
     const solid = figure.dimensions === 3;
-    const tones = colours(figure.groups.length);
+    const names = figure.groups.map((g) => g.name);
+    // "cat, predicted wrongly" is a part of "cat": its colour, another mark.
+    const whole = names.map((name) => names.indexOf(name.slice(0, Math.max(0, name.lastIndexOf(", ")))));
+    const heads = names.filter((_, i) => whole[i] < 0), own = colours(heads.length);
+    const tones = names.map((name, i) => own[heads.indexOf(whole[i] < 0 ? name : names[whole[i]])]);
     const strokes = figure.tracks.map((_, i) => css(`--series-${(figure.groups.length + i) % 10}`));
     const entries = [], traces = [];
     const place = (at) => (solid ? { x: at[0], y: at[1], z: at[2] } : { x: at[0], y: at[1] });
@@ -284,7 +288,7 @@
       if (away.has(group.name)) return;
       traces.push({
         type, ...place(group.at), mode: "markers", opacity: 0.8, hovertemplate: `${short(group.name, 80)}<br>${where}<extra></extra>`,
-        marker: { size, color: tones[i], symbol: !solid && figure.groups.length <= 10 && figure.groups.length > 7 ? SYMBOLS[i % 5] : "circle", line: { width: 0 } },
+        marker: { size: whole[i] >= 0 ? 1.8 * size : size, color: tones[i], symbol: whole[i] >= 0 ? (solid ? "cross" : "x") : !solid && figure.groups.length <= 10 && figure.groups.length > 7 ? SYMBOLS[i % 5] : "circle", line: { width: 0 } },
       });
     });
     figure.tracks.forEach((track, i) => {

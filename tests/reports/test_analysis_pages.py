@@ -67,7 +67,14 @@ def sample(seed: int = 0, names: list[str] | None = None) -> Findings:
     solid = Points(say("Embedding"), say("Classical scaling."), [say("first"), say("second"), say("third")],
                    torch.randn(12, 3, generator=draw), torch.arange(12) % 2, [say("cat"), say("dog")],
                    torch.randn(2, 3, 3, generator=draw), [say("fgsm"), say("pgd")])  # fmt: skip
-    flat = Points("Flat", "Two axes.", ["x", "y"], torch.randn(5, 2, generator=draw), torch.zeros(5).long(), ["all"])
+    flat = Points(
+        "Flat",
+        "Two axes.",
+        ["x", "y"],
+        torch.randn(5, 2, generator=draw),
+        torch.tensor([0, 0, 0, 1, 1]),
+        ["all", "all, odd"],
+    )
     images = torch.rand(2, 3, 1, 8, 8, generator=draw)
     images[1, 2] = math.nan
     pictures = Pictures(say("Decoded digits"), say("Decoder by class."), images, [say("input"), say("decoded")],
@@ -516,6 +523,11 @@ def test_in_a_browser_every_kind_of_figure_appears(browser: Any, run: Path) -> N
     for key, inside in (("0-0", ".scatterlayer .trace"), ("0-1", ".heatmaplayer image"), ("0-2", "canvas"),
                         ("0-4", ".scatterlayer .trace"), ("0-5", ".scatterlayer .points path")):  # fmt: skip
         visit.figure(f"figure-{key}", inside)
+    # A part of a group has its colour and another mark.
+    whole, part = tab.evaluate(
+        "document.querySelector('[data-figure=\"figure-0-5\"]').data.map(t => [t.marker.color, t.marker.symbol])"
+    )
+    assert whole[0] == part[0] and (whole[1], part[1]) == ("circle", "x")
     first = tab.locator('[data-figure="figure-0-0"]')
     assert first.locator(".xtick text").all_text_contents() == TAPS
     assert tab.locator('[data-figure="figure-0-1"] .heatmaplayer image').count() == 2
