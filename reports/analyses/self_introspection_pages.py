@@ -119,6 +119,7 @@ def map_page(
     labels, wrong = traces.labels, traces.predictions != traces.labels
     group, groups = _groups(labels, wrong, classes)
     figures = []
+    errors = "a group of their own" if len(classes) > _OWN_WRONG_GROUPS else "crosses"
     for name, points in maps.items():
         encoder = name.removeprefix("untrained network, ").partition(",")[0]
         trained = not name.startswith("untrained")
@@ -133,7 +134,7 @@ def map_page(
             Points(
                 f"Latent map: {name}",
                 f"All hidden activations of a held-out image as three numbers, coloured by its true class; wrong "
-                f"predictions are crosses.{along}{control} Axes and position are arbitrary.",
+                f"predictions are {errors}.{along}{control} Axes and position are arbitrary.",
                 ["z1", "z2", "z3"], three(points), group, groups, tracks, names,
             )
         )  # fmt: skip
