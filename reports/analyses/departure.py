@@ -20,7 +20,7 @@ from .departure_readers import Kind, TapReader, fit_reader, pooled, spread
 from .departure_study import Crowd, Study, crowds
 from .departure_tables import arrays, tables
 from .departure_words import sentences
-from .self_introspection_intervals import proportion
+from .intervals import proportion
 
 # Bytes of the untrained network's codes that are held at once.
 _MEMORY = 1 << 28

@@ -10,7 +10,6 @@ its true class: there it is *readable*.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .self_introspection_intervals import median_interval, proportion
+from .intervals import median_interval, proportion
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -189,14 +188,3 @@ def compare(first: str, second: str, a: IntArray, b: IntArray) -> Comparison:
         # The normal approximation: exact tables know neither ties nor zeros.
         p_value = float(wilcoxon(apart, zero_method="pratt", method="approx").pvalue) if earlier + later else 1.0
     return Comparison(first, second, n, earlier, later, float(apart.mean()) if n else None, p_value)
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values after Holm's step-down correction; ``None`` stays and does not count."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    found: list[float | None] = [None] * len(p_values)
-    worst = 0.0
-    for rank, (p, i) in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - rank) * p))
-        found[i] = worst
-    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...detectors.codes.codebook import Codebook
 from ...detectors.codes.som import SOM
+from . import intervals
 
 Interval = tuple[float, float, float]
 # Parts of the images of which each is left out once.
@@ -81,13 +82,7 @@ def jackknife(statistic: Callable[[Tensor], float], count: int) -> Interval:
 
 def proportion(hits: Tensor) -> Interval:
     """The share of true values (n,) and its Wilson interval (95 %); NaN of none."""
-    from scipy.stats import binomtest
-
-    if not len(hits):
-        return math.nan, math.nan, math.nan
-    count = int(hits.sum())
-    found = binomtest(count, len(hits)).proportion_ci(method="wilson")
-    return count / len(hits), float(found.low), float(found.high)
+    return intervals.proportion(int(hits.sum()), len(hits))
 
 
 def class_counts(units: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,14 +15,13 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ...harness.modes import untouched
 from ...harness.scoring import Instruments
 from ...harness.seeds import forked_rng
-from .departure_events import holm
+from .intervals import holm, proportion
 from .ldam_checks import refuse_nonsense
 from .ldam_energy import Activations, Energy, Scale, Target
 from .ldam_judge import Judge
 from .ldam_measures import Estimate, over_chains, p_value
 from .ldam_sampler import Plan, langevin
 from .ldam_study import Averaging, Features, Group, Meter, langevin_name
-from .self_introspection_intervals import proportion
 
 _BATCH = 64
 LAST, AVERAGE, BEFORE = "last", "average", "before"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...harness.metrics import auroc, auroc_interval
 from ...harness.trace import Traces
-from .self_introspection_intervals import FloatArray, auroc_difference
+from .intervals import FloatArray, auroc_difference
 from .self_introspection_map import BATCH, Code
 
 LEAST_ERRORS = 5

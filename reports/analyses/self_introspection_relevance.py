@@ -14,7 +14,7 @@ from ...harness.modes import untouched
 from ...harness.scoring import Instruments
 from ...harness.taps import TapCall, Taps
 from ...harness.trace import TapInfo, sampled_units
-from .self_introspection_intervals import fisher_interval, image_weights
+from .intervals import fisher_interval, image_weights
 
 _BATCH = 64
 # The spread of a rank correlation needs far fewer resamples than a percentile.

@@ -25,12 +25,12 @@ from aftershock.reports.analyses.departure_events import (
     departed,
     first_change,
     half,
-    holm,
     readable,
     settled,
     student,
 )
 from aftershock.reports.analyses.departure_readers import fit_reader, pooled, spread
+from aftershock.reports.analyses.intervals import holm
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
