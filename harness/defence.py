@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
-from .metrics import threshold
+from .metrics import threshold, threshold_rank
 from .recorder import encode
 from .results import ALPHAS
 from .scoring import Instruments
@@ -38,7 +38,9 @@ class DetectorDefence:
 
     def __post_init__(self) -> None:
         scores = self.calibrate.double()
-        self.threshold: float = float(threshold(scores.numpy(), ALPHAS["5"]))
+        # A trial with a handful of images has no threshold and no ranking; its attacks aim below the largest score.
+        known = threshold_rank(len(scores), ALPHAS["5"]) > 0
+        self.threshold: float = threshold(scores.numpy(), ALPHAS["5"]) if known else float(scores.max())
         self.goal: float = min(float(scores.quantile(0.5)), self.threshold)
         # A detector whose scores hardly vary still needs a unit.
         spread = self.threshold - self.goal or float(scores.std(correction=0)) or 1.0

@@ -122,22 +122,36 @@ def threshold_reason(n: int, alpha: float) -> str | None:
     return f"a threshold at FPR {alpha:g} needs {needed} calibrate images, not {n}"
 
 
-def threshold(calibrate: ArrayLike, alpha: float) -> float:
-    """The smallest t for which the share of calibrate scores > t is at most ``alpha``; flagged means score > t.
-
-    Ties at t are not flagged, so the realised share may be far below ``alpha`` for a coarse score.
+def threshold_rank(n: int, alpha: float) -> int:
+    """Return k = floor(alpha (n + 1)): the threshold is the k-th largest of ``n`` calibrate scores; 0 where none is.
 
     Raises:
-        ValueError: if ``calibrate`` is empty or holds NaN, or ``alpha`` is outside (0, 1).
+        ValueError: if ``alpha`` is outside (0, 1).
+    """
+    _check_alpha(alpha)
+    k = int(alpha * (n + 1))
+    # The product may miss a whole number by rounding (0.29 × 100); the quotient decides.
+    if k / (n + 1) > alpha:
+        return k - 1
+    return k + 1 if (k + 1) / (n + 1) <= alpha else k
+
+
+def threshold(calibrate: ArrayLike, alpha: float) -> float:
+    """Return the k-th largest of n calibrate scores, k = floor(alpha (n + 1)); flagged means score > threshold.
+
+    A new clean image, exchangeable with the calibrate images, is flagged with a probability of at most ``alpha``:
+    exactly k / (n + 1) for continuous scores (the conformal quantile; Vovk, Gammerman & Shafer 2005). Ties with the
+    threshold are not flagged, so the probability may be far below ``alpha`` for a coarse score.
+
+    Args:
+        calibrate: scores (n,), n at least 1 / alpha − 1; tables ask for more (:func:`min_calibrate`).
+        alpha: the false positive rate, in (0, 1).
+
+    Raises:
+        ValueError: if ``calibrate`` is empty, holds NaN or is too short (k = 0), or ``alpha`` is outside (0, 1).
     """
     scores = np.sort(_scores(calibrate, "calibrate"))
-    _check_alpha(alpha)
-    count = len(scores)
-    above = int(alpha * count)
-    # The product may fall short of a whole number by rounding (0.29 × 100); the quotient decides.
-    if (above + 1) / count <= alpha:
-        above += 1
-    return float(scores[count - 1 - above])
+    return float(scores[len(scores) - _rank(len(scores), alpha)])
 
 
 def tpr_interval(
@@ -192,30 +206,37 @@ def evaluate_weights(n: int, resamples: int = RESAMPLES) -> Weights:
 
 
 def resampled_thresholds(calibrate: ArrayLike, alpha: float, weights: Weights) -> FloatArray:
-    """The threshold at ``alpha`` of every resample of the calibrate images.
+    """Return the threshold at ``alpha`` of every resample of the calibrate images.
+
+    The k-th largest score has on average a share of k / (n + 1) of all clean images above it, k as in
+    :func:`threshold`. A resample's threshold leaves that share above it in the resample.
 
     Args:
-        calibrate: scores (m,), in the order of the source images.
-        alpha: the false positive rate.
-        weights: (resamples, m + 2) from :func:`source_weights`.
+        calibrate: scores (n,), in the order of the source images.
+        alpha: the false positive rate, in (0, 1).
+        weights: (resamples, n + 2) from :func:`source_weights`.
 
     Returns:
-        (resamples,): in each, the smallest score that at most a weight of ``alpha`` exceeds.
+        (resamples,): in each, the smallest score that a weight of at most k / (n + 1) exceeds, half an observation
+        above everything included.
+
+    Raises:
+        ValueError: as :func:`threshold`.
     """
     scores = _scores(calibrate, "calibrate")
-    _check_alpha(alpha)
+    share = _rank(len(scores), alpha) / (len(scores) + 1)
     order = np.argsort(-scores, kind="stable")
     descending = np.append(scores[order], -_NEVER)
     above_all = weights[:, -1:]
     # Only the highest scores can matter; take more of them in the rare case that a resample reaches further down.
-    take = min(len(scores), int(len(scores) * (alpha + 8 * math.sqrt(alpha / len(scores)))) + 10)
+    take = min(len(scores), int(len(scores) * (share + 8 * math.sqrt(share / len(scores)))) + 10)
     while True:
         exceeding = above_all + np.cumsum(weights[:, order[:take]], axis=1, dtype=np.float64)
-        within = (exceeding <= alpha).sum(1)
+        within = (exceeding <= share).sum(1)
         if take == len(scores) or within.max() < take:
             break
         take = min(len(scores), 2 * take)
-    return np.where(above_all[:, 0] > alpha, _NEVER, descending[within])
+    return np.where(above_all[:, 0] > share, _NEVER, descending[within])
 
 
 def resampled_shares(
@@ -279,6 +300,13 @@ def _placements(positive: FloatArray, negative: FloatArray) -> tuple[FloatArray,
 def _centred(pulls: FloatArray) -> float:
     """Variance of a sum of independent pulls that sum to zero."""
     return float(pulls @ pulls) * len(pulls) / max(len(pulls) - 1, 1)
+
+
+def _rank(n: int, alpha: float) -> int:
+    k = threshold_rank(n, alpha)
+    if not k:
+        raise ValueError(f"{n} calibrate images give no threshold at FPR {alpha:g}: it needs alpha (n + 1) >= 1")
+    return k
 
 
 def _check_alpha(alpha: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from aftershock.harness.metrics import (
@@ -16,6 +18,7 @@ from aftershock.harness.metrics import (
     resampled_thresholds,
     source_weights,
     threshold,
+    threshold_rank,
     threshold_reason,
     tpr_interval,
 )
@@ -67,7 +70,7 @@ def test_empty_and_nan_are_refused(bad: list[float]) -> None:
         lambda: average_precision(bad, [0.0]),
         lambda: auroc_interval([0.0], bad),
         lambda: threshold(bad, 0.05),
-        lambda: tpr_interval([0.0], bad, 0.05),
+        lambda: tpr_interval(np.zeros(20), bad, 0.05),
     ):
         with pytest.raises(ValueError, match=r"NaN|no score"):
             call()
@@ -138,19 +141,53 @@ def test_perfect_separation_has_an_honest_interval(n: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(COARSE | FINE, st.floats(0.001, 0.999))
-def test_threshold_is_the_smallest_that_keeps_its_promise(scores: list[float], alpha: float) -> None:
-    t = threshold(scores, alpha)
-    values = np.array(scores)
-    assert (values > t).mean() <= alpha
-    smaller = values[values < t]
-    # The share only steps at scores, so the next smaller score is the best rival.
-    assert not len(smaller) or (values > smaller.max()).mean() > alpha
+def test_threshold_is_the_kth_largest_score(scores: list[float], alpha: float) -> None:
+    k = sum(i / (len(scores) + 1) <= alpha for i in range(1, len(scores) + 1))
+    assert threshold_rank(len(scores), alpha) == k
+    if k:
+        assert threshold(scores, alpha) == sorted(scores, reverse=True)[k - 1]
+    else:
+        with pytest.raises(ValueError, match="calibrate images give no threshold"):
+            threshold(scores, alpha)
 
 
-@pytest.mark.parametrize(("n", "alpha", "above"), [(100, 0.29, 29), (1000, 0.05, 50), (1000, 0.01, 10), (199, 0.05, 9)])
-def test_threshold_does_not_lose_an_image_to_rounding(n: int, alpha: float, above: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "alpha", "k"),
+    [(99, 0.29, 29), (99, 0.07, 7), (999, 0.05, 50), (1000, 0.05, 50), (1000, 0.01, 10), (198, 0.05, 9), (19, 0.05, 1)],
+)
+def test_threshold_does_not_lose_an_image_to_rounding(n: int, alpha: float, k: int) -> None:
+    assert threshold_rank(n, alpha) == k
     scores = np.random.default_rng(0).permutation(n)
-    assert (scores > threshold(scores, alpha)).sum() == above
+    assert (scores > threshold(scores, alpha)).sum() == k - 1
+
+
+def test_a_rank_never_exceeds_its_false_positive_rate() -> None:
+    for whole in (20, 100, 200, 1000, 1001, 5000):
+        for i in range(1, whole):
+            assert threshold_rank(whole - 1, i / whole) == i
+            assert threshold_rank(whole - 1, np.nextafter(i / whole, 0)) == i - 1
+
+
+# Scores, and the chance that a new one exceeds t: continuous, rounded to many ties, and of five values.
+POPULATIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+    "continuous": (lambda z: z, norm.sf),
+    "rounded": (lambda z: z.round(1), lambda t: norm.sf(np.round(t, 1) + 0.05)),
+    "discrete": (lambda z: np.floor(np.clip(z, -2, 2)), lambda t: np.where(t >= 2, 0, norm.sf(t + 1))),
+}
+
+
+@pytest.mark.parametrize("population", POPULATIONS)
+@pytest.mark.parametrize(("n", "alpha"), [(200, 0.05), (200, 0.10), (1000, 0.01), (1000, 0.05), (1000, 0.10)])
+def test_a_new_clean_image_is_flagged_as_often_as_promised(n: int, alpha: float, population: str) -> None:
+    form, exceeds = POPULATIONS[population]
+    draws = np.random.default_rng(12)
+    rates = np.concatenate(
+        [exceeds(np.apply_along_axis(threshold, 1, form(draws.standard_normal((1000, n))), alpha)) for _ in range(10)]
+    )
+    error = rates.std() / np.sqrt(len(rates))
+    if population == "continuous":
+        assert rates.mean() == pytest.approx(threshold_rank(n, alpha) / (n + 1), abs=4 * error)
+    assert rates.mean() <= alpha + 4 * error
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 5.0])
@@ -184,8 +221,9 @@ def test_resampled_thresholds_follow_their_definition() -> None:
     weights = calibrate_weights(300, 50)
     for alpha in (0.01, 0.05, 0.4):
         found = resampled_thresholds(scores, alpha, weights)
+        share = threshold_rank(300, alpha) / 301
         for row, t in zip(weights, found, strict=True):
-            candidates = [v for v in np.unique(scores) if row[-1] + row[:300][scores > v].sum() <= alpha]
+            candidates = [v for v in np.unique(scores) if row[-1] + row[:300][scores > v].sum() <= share]
             assert t == min(candidates)
 
 
@@ -198,7 +236,17 @@ def test_resampled_thresholds_reach_as_far_down_as_they_must() -> None:
 
 def test_nothing_exceeds_the_threshold_when_the_pseudo_observation_is_heavy() -> None:
     weights = np.array([[0.1, 0.1, 0.0, 0.8]])
-    assert not (resampled_thresholds([1.0, 2.0], 0.05, weights) < 1e300).any()
+    assert not (resampled_thresholds([1.0, 2.0], 0.5, weights) < 1e300).any()
+
+
+def test_resampled_thresholds_lie_around_the_threshold() -> None:
+    n, alpha, resamples = 400, 0.05, 8000
+    k = threshold_rank(n, alpha)
+    at_or_above = n - resampled_thresholds(np.arange(n), alpha, source_weights(n, resamples, seed=1))
+    # The weight that exceeds the (j + 1)-th largest score is Beta(j + 1/2, n − j + 1/2).
+    for j in (k - 8, k - 1, k, k + 8):
+        chance = beta(j + 0.5, n - j + 0.5).cdf(k / (n + 1))
+        assert (at_or_above > j).mean() == pytest.approx(chance, abs=4 * np.sqrt(chance * (1 - chance) / resamples))
 
 
 def test_resampled_shares_do_not_depend_on_the_block() -> None:
