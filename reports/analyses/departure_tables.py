@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ...harness.findings import Value
+from ...harness.statistics.holm import holm
 from . import Table
 from .departure_events import FEWEST, Comparison, IntArray, Interval, beyond, compare, cumulative, half, share
 from .departure_examples import Example, example_table
 from .departure_figures import lost, pooled_control, quantiles
 from .departure_study import CONTROL, FAILED, SUCCESS, TARGET, Crowd, Study
-from .intervals import holm
 
 FIRST, GOOD, ARRIVAL = "first change", "left for good", "arrived"
 

@@ -1,9 +1,8 @@
-"""What several analyses say of uncertainty: intervals of shares, means, AUROCs and correlations; Holm's correction."""
+"""What several analyses say of uncertainty: intervals of shares, means, AUROCs and correlations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,14 +93,3 @@ def fisher_interval(estimate: float, resampled: FloatArray) -> tuple[float, floa
     spread = 1.96 * float(np.arctanh(np.clip(known, -0.999999, 0.999999)).std())
     centre = math.atanh(max(-0.999999, min(0.999999, estimate)))
     return estimate, math.tanh(centre - spread), math.tanh(centre + spread)
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values after Holm's step-down correction; ``None`` stays and does not count."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    found: list[float | None] = [None] * len(p_values)
-    worst = 0.0
-    for rank, (p, i) in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - rank) * p))
-        found[i] = worst
-    return found

@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ...harness.modes import untouched
 from ...harness.scoring import Instruments
 from ...harness.seeds import forked_rng
-from .intervals import holm, proportion
+from ...harness.statistics.holm import holm
+from .intervals import proportion
 from .ldam_checks import refuse_nonsense
 from .ldam_energy import Activations, Energy, Scale, Target
 from .ldam_judge import Judge

@@ -30,11 +30,10 @@ from aftershock.reports.analyses.departure_events import (
     student,
 )
 from aftershock.reports.analyses.departure_readers import fit_reader, pooled, spread
-from aftershock.reports.analyses.intervals import holm
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from scipy.stats import false_discovery_control, ttest_1samp, wilcoxon
+from scipy.stats import ttest_1samp, wilcoxon
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
@@ -185,16 +184,6 @@ def test_the_same_depths_under_two_names_differ_no_more_often_than_chance() -> N
     wrong = [compare("x", "y", *rng.integers(0, 6, (2, 40))).p_value for _ in range(300)]
     # 5 % of 300, and four standard errors.
     assert sum(p is not None and p < 0.05 for p in wrong) <= 15 + 4 * np.sqrt(300 * 0.05 * 0.95)
-
-
-def test_holm() -> None:
-    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    values = np.random.default_rng(3).random(20) ** 3
-    corrected = np.array(holm(values.tolist()), dtype=float)
-    # Stricter than Benjamini and Hochberg, milder than Bonferroni.
-    assert (corrected >= false_discovery_control(values) - 1e-12).all()
-    assert (corrected <= np.minimum(1, 20 * values) + 1e-12).all()
 
 
 # Readers
