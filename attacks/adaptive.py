@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..harness.errors import UsageError
+from ..harness.results import Effort
 from ..harness.seeds import Draws
 from . import checks
 from .base import CountingModel, Norm, Perturbation, PerturbationInfo
@@ -75,8 +76,11 @@ class Adaptive(Perturbation):
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base; the result is the best found by the true score."""
         best = Best(images, defended(model))
-        self.improve(best, torch.arange(len(images), device=images.device), model, images, labels, draws)
-        model.credits, model.late = best.credits, best.late
+        try:
+            self.improve(best, torch.arange(len(images), device=images.device), model, images, labels, draws)
+        finally:
+            # Also where a limit ends it: what was found by then counts.
+            model.credits, model.late, model.told, model.partial = best.credits, best.late, best.told, best.images
         return best.images
 
     @property
@@ -107,6 +111,7 @@ class _Iterative(Adaptive):
         restarts: int = 1,
         images: int | None = 200,
         large_eps: float | None = None,
+        first_run: int = 0,
     ) -> None:
         super().__init__(eps, norm, images, large_eps)
         self.steps = checks.whole("steps", steps, 1)
@@ -114,15 +119,21 @@ class _Iterative(Adaptive):
             2.5 * self.eps / self.steps if step_size is None else checks.number("step_size", step_size, exclusive=True)
         )
         self.restarts = checks.whole("restarts", restarts, 1)
+        self.first_run = checks.whole("first_run", first_run, 0)
+
+    @property
+    def effort(self) -> Effort:
+        """Steps and restarts."""
+        return Effort(steps=self.steps, restarts=self.restarts)
 
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        for restart in range(self.restarts):
-            rows = rows[(best.standing if restart else ~best.ordinary)[rows]]
+        for run in range(self.first_run, self.first_run + self.restarts):
+            rows = rows[(best.standing if run else ~best.ordinary)[rows]]
             if not len(rows):
                 return
-            self._run(best, rows, restart, model, clean, labels, draws)
+            self._run(best, rows, run, model, clean, labels, draws)
 
     def _run(
         self, best: Best, rows: Tensor, restart: int, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
@@ -192,6 +203,8 @@ class SurrogateAttack(_Iterative):
         restarts: runs per image; from the second on, from a random start, and only for images that still stand.
         images: the first so many images of the evaluate set; ``None`` for all.
         large_eps: see :class:`Adaptive`.
+        first_run: number of the first run: only run 0 starts at the image itself, so an attack that goes on starts
+            elsewhere.
 
     Raises:
         UsageError: for a parameter out of range, or a detector without a surrogate.
@@ -221,8 +234,9 @@ class SurrogateAttack(_Iterative):
         restarts: int = 1,
         images: int | None = 200,
         large_eps: float | None = None,
+        first_run: int = 0,
     ) -> None:
-        super().__init__(eps, steps, step_size, norm, restarts, images, large_eps)
+        super().__init__(eps, steps, step_size, norm, restarts, images, large_eps, first_run)
         self.method = checks.choice("method", method, ("orthogonal", "selective", "joint"))
         self.relaxation: Relaxation = checks.choice("relaxation", relaxation, ("annealed", "straight-through"))
         self.weight = checks.number("weight", weight, exclusive=True)
@@ -299,6 +313,7 @@ class FeatureMatching(_Iterative):
         restarts: guides that are tried, the later ones only for images that still stand.
         images: the first so many images of the evaluate set; ``None`` for all.
         large_eps: see :class:`Adaptive`.
+        first_run: number of the first run, see :class:`SurrogateAttack`.
 
     Raises:
         UsageError: for a parameter out of range.

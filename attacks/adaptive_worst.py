@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..harness.results import Effort
 from ..harness.seeds import Draws
 from . import checks
 from .adaptive import Adaptive, Ball, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, defended
@@ -14,6 +15,11 @@ from .base import CountingModel, PerturbationInfo
 from .best import Best
 from .gradient import margin
 from .square import search
+
+# An attack that still brought images past the detector in its last quarter goes on, so often at most, each time with
+# twice the steps; in its own batch fewer images tell than in the flag `unconverged`, which stands on all of them.
+_FURTHER = 2
+_LATE_IMAGES, _LATE_SHARE = 2, 0.01
 
 
 class ScoreSquare(Adaptive):
@@ -61,6 +67,11 @@ class ScoreSquare(Adaptive):
     def part(self) -> str:
         """``search``."""
         return "search"
+
+    @property
+    def effort(self) -> Effort:
+        """Queries."""
+        return Effort(queries=self.queries)
 
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
@@ -132,21 +143,36 @@ class WorstCase(Adaptive):
         large_eps: float | None = None,
     ) -> None:
         super().__init__(eps, norm, images, large_eps)
-        self._surrogate: tuple[Adaptive, ...] = (
-            SurrogateAttack(eps, "selective", steps, norm=norm, relaxation=relaxation, restarts=restarts),
-            SurrogateAttack(eps, "orthogonal", steps, norm=norm, relaxation=relaxation, restarts=restarts),
-        )
-        # Without a surrogate nothing else looks for the classifier's own boundary.
-        self._start = MarginAttack(eps, steps, norm=norm, restarts=restarts)
-        self._any: tuple[Adaptive, ...] = (
-            FeatureMatching(eps, steps, norm=norm, restarts=restarts),
-            ScoreSquare(eps, queries, norm=norm),
-        )
+        self.steps = checks.whole("steps", steps, 1)
+        self.queries = checks.whole("queries", queries, 1)
+        self.relaxation: Relaxation = checks.choice("relaxation", relaxation, ("annealed", "straight-through"))
+        self.restarts = checks.whole("restarts", restarts, 1)
+
+    @property
+    def effort(self) -> Effort:
+        """What is invested in an image that stands; one that converges late gets more."""
+        return Effort(self.steps, self.restarts, self.queries)
 
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        first = self._surrogate if defended(model).has_surrogate else (self._start,)
-        attacks = (*first, *self._any)
-        for attack in attacks:
-            attack.improve(best, rows[best.standing[rows]], model, clean, labels, draws)
+        surrogate = defended(model).has_surrogate
+        for further in range(_FURTHER + 1):
+            for attack in self._attacks(surrogate, further):
+                attack.improve(best, rows[best.standing[rows]], model, clean, labels, draws)
+            if best.late < max(_LATE_IMAGES, _LATE_SHARE * len(rows)):
+                return
+
+    def _attacks(self, surrogate: bool, further: int) -> tuple[Adaptive, ...]:
+        """Return the attacks of one round: those that go on have twice the steps each time, and starts of their own."""
+        eps, norm, relaxation = self.eps, self._norm, self.relaxation
+        steps, queries = self.steps * 2**further, self.queries * 2**further
+        runs = {"restarts": self.restarts, "first_run": further * self.restarts}
+        # Without a surrogate nothing else looks for the classifier's own boundary.
+        first: tuple[Adaptive, ...] = (MarginAttack(eps, steps, norm=norm, **runs),)
+        if surrogate:
+            first = (
+                SurrogateAttack(eps, "selective", steps, norm=norm, relaxation=relaxation, **runs),
+                SurrogateAttack(eps, "orthogonal", steps, norm=norm, relaxation=relaxation, **runs),
+            )
+        return (*first, FeatureMatching(eps, steps, norm=norm, **runs), ScoreSquare(eps, queries, norm=norm))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..harness.registry import PERTURBATIONS
+from ..harness.results import Effort
 from ..harness.seeds import Draws
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class CountingModel(nn.Module):
     Attributes:
         defence: the detector that an adaptive attack is made against; ``None`` for every other attack.
         credits: what an attack of several parts says about its result: the part that made each image.
+        told: what an adaptive attack says its detector told it of the result: the true score of each image (n,).
+        partial: images that an attack leaves behind when a limit ends it, (n, channels, height, width).
         late: how many images an adaptive attack brought past its detector only in its last quarter.
     """
 
@@ -94,6 +97,8 @@ class CountingModel(nn.Module):
         self.model = model
         self.defence = defence
         self.credits: Sequence[str] = ()
+        self.told = torch.empty(0, dtype=torch.float64)
+        self.partial: Tensor | None = None
         self.late = 0
         self._spent = Spent()
         self._rows: Tensor | None = None
@@ -174,6 +179,11 @@ class Perturbation(ABC):
     def covers(self, positions: Sequence[int]) -> list[bool]:
         """Which images, by position in their split, it has anything for; the others are not counted as attacked."""
         return [True] * len(positions)
+
+    @property
+    def effort(self) -> Effort | None:
+        """What this instance invests per image, for the protocol's floor; ``None`` where it does not say."""
+        return None
 
     @property
     def learnable(self) -> bool:

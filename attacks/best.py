@@ -52,6 +52,11 @@ class Best:
         return [self._parts[i] if i >= 0 else "" for i in self._by.tolist()]
 
     @property
+    def told(self) -> Tensor:
+        """(n,), the true score that the detector told of each image, NaN where nothing fools; float64."""
+        return torch.where(self.score.isinf(), torch.nan, self.score)
+
+    @property
     def found(self) -> Tensor:
         """(n,), something that fools was found."""
         return self.score.isfinite()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,11 @@ _RANGE_TOLERANCE = 1e-6
 
 
 class LimitError(AftershockError):
-    """An attack asked for more than it may spend."""
+    """An attack asked for more than it may spend: ``what`` is forwards, backwards or seconds."""
+
+    def __init__(self, what: str, text: str) -> None:
+        super().__init__(text)
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ class Limits:
         for what, count, limit in (*spent, ("seconds", seconds, self.seconds)):
             if count > limit * images:
                 raise LimitError(
+                    what,
                     f"the attack was stopped after {limit:g} {what} per image: raise {what} under [limits] in the "
-                    "suite, or give the attack fewer steps"
+                    "suite, or give the attack fewer steps",
                 )
 
 
@@ -70,11 +75,13 @@ class PerturbedBatch:
             stands in), ``out-of-range`` (clipped), ``over-budget`` (projected; in L0, which has no projection, the
             clean image stands in), ``zero-gradient`` and
             ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``,
-            ``randomised-model`` (the same images twice, other logits).
+            ``randomised-model`` (the same images twice, other logits), ``limit`` (ended by a limit).
         late: images first predicted wrong in the last quarter of the attack's gradient passes, or past the detector
             only in the last quarter of an adaptive attack's iterates, in batches with at least eight of them and with
             images that never got there: more passes would bring more there.
         credits: of an attack of several parts, the part that made each image (n,); otherwise empty.
+        told: of an adaptive attack that says so, the true score that it was told of each image, float64 (n,), NaN
+            where it found nothing; otherwise empty.
     """
 
     images: Tensor
@@ -87,6 +94,7 @@ class PerturbedBatch:
     flags: tuple[str, ...]
     late: int = 0
     credits: tuple[str, ...] = ()
+    told: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
 
 class _Watch:
@@ -185,7 +193,9 @@ def perturb_batch(
         limits: what the attack may spend per image; ``None`` for as much as it likes.
 
     Raises:
-        LimitError: if the attack spends more; what it had found by then is lost, so limits are wide.
+        LimitError: if the attack takes more time than it may. Where it asks for more forwards or backwards, what an
+            adaptive attack found by then stands (other attacks keep theirs to themselves: the clean images stand in),
+            with the flag ``limit``.
         UsageError: for wrong inputs or a model that does not return logits.
         UnavailableError: if the perturbation cannot work on these images.
     """
@@ -195,6 +205,7 @@ def perturb_batch(
     predictions: list[Tensor] = []
     flags: set[str] = set()
     credits: list[str] = []
+    told: list[Tensor] = []
     forwards = backwards = late = 0
     seconds = 0.0
     with (
@@ -214,11 +225,20 @@ def perturb_batch(
             with forked_rng(derive_seed(seed, "batch", chunk[0])):
                 began = time.perf_counter()
                 # Copies: an attack that writes into its input must not move what it is measured against.
-                made = perturbation.perturb(watched, clean.clone().to(device), on_device.clone(), Draws(seed, chunk))
+                given = clean.clone().to(device), on_device.clone(), Draws(seed, chunk)
+                try:
+                    made: object = perturbation.perturb(watched, *given)
+                except LimitError as error:
+                    # Time depends on the machine, so what it ended cannot be kept.
+                    if error.what == "seconds":
+                        raise
+                    made = clean if watched.partial is None else watched.partial
+                    flags.add("limit")
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 seconds += time.perf_counter() - began
             credits += watched.credits
+            told.append(watched.told.detach().double().cpu())
             forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
             late += max(watched.late, watched.turned_late)
             mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
@@ -244,6 +264,7 @@ def perturb_batch(
         flags=tuple(sorted(flags)),
         late=late,
         credits=tuple(credits),
+        told=torch.cat([torch.empty(0, dtype=torch.float64), *told]),
     )
 
 
@@ -280,10 +301,34 @@ def limited(
     return _derived(model, clean, images, labels, batch_size)
 
 
-def rounded(model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, batch_size: int = 256) -> DerivedBatch:
-    """The perturbed images as they come back from an 8-bit file, measured again; arguments as for :func:`limited`."""
-    images = (perturbed.detach().cpu() * 255).round() / 255
-    return _derived(model, clean.detach().cpu(), images, labels, batch_size)
+def rounded(
+    model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, levels: int = 256, eps: float | None = None,
+    norm: Norm | None = None, batch_size: int = 256,
+) -> DerivedBatch:  # fmt: skip
+    """Return the perturbed images rounded to equally spaced levels, as an image file holds them, measured again.
+
+    An attacker who saves images keeps them within the budget: in L-inf each pixel goes to the nearest level that does,
+    and where none does to the nearest of all. In the other norms it is the nearest level.
+
+    Args:
+        model: images in [0, 1] to logits.
+        clean: x, float32, (n, channels, height, width).
+        perturbed: x' of the same shape.
+        labels: the true classes, int64, (n,).
+        levels: how many there are from 0 to 1; 256 in an 8-bit file.
+        eps: the budget in ``norm``, if there is one.
+        norm: linf, l2, l1 or l0.
+        batch_size: images per forward pass.
+    """
+    steps, clean = levels - 1, clean.detach().cpu()
+    images = (perturbed.detach().cpu() * steps).round()
+    if eps is not None and norm == "linf":
+        # float32 rounding must not exclude a level that lies exactly on the edge of the budget.
+        slack = 1e-4
+        low, high = ((clean - eps) * steps - slack).ceil(), ((clean + eps) * steps + slack).floor()
+        inside = torch.minimum(torch.maximum(images, low), high)
+        images = torch.where(low <= high, inside, images)
+    return _derived(model, clean, (images / steps).clamp(0, 1), labels, batch_size)
 
 
 def _derived(model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, batch_size: int) -> DerivedBatch:

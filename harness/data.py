@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Rows = slice | Sequence[int]
 
+# Images from which the levels of a data set are read off.
+LEVEL_IMAGES = 64
+# float32 values times 255.
+_LEVEL_ROUNDING = 1e-4
+
 
 class ImageReader(Protocol):
     """Images that are decoded only when they are read, such as a folder of files."""
@@ -148,3 +153,18 @@ def common_shape(name: str, train: ImageSplit, test: ImageSplit) -> tuple[int, i
         raise UsageError(f"The data set {name} has train images of {first} but test images of {other}.")
     channels, height, width = first
     return channels, height, width
+
+
+def data_levels(images: Tensor) -> int | None:
+    """Return how many equally spaced levels from 0 to 1 images in [0, 1] have: the smallest number up to 256.
+
+    Digits have 17 and 8-bit files 256; ``None`` where the values are not on any such grid.
+    """
+    import torch
+
+    values = torch.unique(images)
+    for steps in range(1, 256):
+        scaled = values * steps
+        if bool(((scaled - scaled.round()).abs() <= _LEVEL_ROUNDING).all()):
+            return steps + 1
+    return None
