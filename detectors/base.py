@@ -60,6 +60,8 @@ class DetectorInfo:
         needs: the representations it reads; an instance may narrow them (:meth:`Detector.needs`).
         supervised: it learns from perturbed images too (``fit_on`` in a suite).
         surrogate: how its surrogate relates to its score.
+        randomised: its score of an image is drawn anew each time (a random view, noise). One that is and does not
+            declare it is not ranked; of one that does, an image passes if it does in a majority of 20 evaluations.
         summary: one sentence for ``aftershock list``.
     """
 
@@ -69,6 +71,7 @@ class DetectorInfo:
     supervised: bool = False
     surrogate: Surrogate = "none"
     summary: str = ""
+    randomised: bool = False
 
 
 class Detector(ABC):
@@ -94,6 +97,11 @@ class Detector(ABC):
     def surrogate_kind(self) -> Surrogate:
         """How this instance's surrogate relates to its score; ``none`` where it has none."""
         return self.info.surrogate
+
+    @property
+    def randomised(self) -> bool:
+        """Whether this instance's score of an image is drawn anew each time it is asked for."""
+        return self.info.randomised
 
     @property
     def views(self) -> tuple[View, ...]:

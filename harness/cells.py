@@ -14,6 +14,8 @@ from .trace import Need
 
 SetName = Literal["fit", "calibrate", "evaluate"]
 Which = Literal["all", "success", "failed"]
+Rounding = Literal["8-bit", "levels"]
+ROUNDINGS: tuple[Rounding, ...] = ("8-bit", "levels")
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,17 @@ class DerivedJob:
 
     Attributes:
         source: the cell with the perturbed images.
-        how: projected into the budget of ``part`` (a minimising attack ran without one), or rounded to 8 bits.
+        how: projected into the budget of ``part`` (a minimising attack ran without one), rounded to 8 bits, or to the
+            levels of the data.
+        levels: how many levels the data have, for ``levels``.
     """
 
     model: str
     part: PerturbationPart
     source: str
     set: SetName
-    how: Literal["budget", "8-bit"]
+    how: Literal["budget", "8-bit", "levels"]
+    levels: int = 256
 
 
 @dataclass(frozen=True)
@@ -163,12 +168,17 @@ class FitJob:
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """Score traces with a fitted detector."""
+    """Score traces with a fitted detector.
+
+    Attributes:
+        recheck: which rows are scored again in other ways: none (nothing is ranked by them), a sample, or all.
+    """
 
     model: str
     part: DetectorPart
     fit: str
     traces: tuple[TraceKeys, ...]
+    recheck: Literal["none", "sample", "all"] = "sample"
 
 
 @dataclass(frozen=True)

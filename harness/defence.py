@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
+from .consistency import EVALUATIONS
 from .metrics import threshold, threshold_rank
 from .recorder import encode
 from .results import ALPHAS
@@ -73,6 +74,11 @@ class DetectorDefence:
                 passing = (self.judge(self.instruments.model, self.clean)[1] <= self.threshold).cpu()
             self._guides = Guides(self.clean[passing], self.labels[passing])
         return self._guides
+
+    @property
+    def evaluations(self) -> int:
+        """How often a final image is scored: several times where the detector declares that its score is drawn."""
+        return EVALUATIONS if self.detector.randomised else 1
 
     @property
     def _plain(self) -> bool:

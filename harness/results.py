@@ -48,6 +48,7 @@ class Sources:
         evaluate_index: int (e,), like ``calibrate_index``.
         evaluate_label: int (e,).
         evaluate_prediction: int (e,).
+        gradient: whether the model gives a gradient with respect to its input.
     """
 
     dataset: str
@@ -59,6 +60,7 @@ class Sources:
     evaluate_index: IntArray
     evaluate_label: IntArray
     evaluate_prediction: IntArray
+    gradient: bool = True
 
     def __post_init__(self) -> None:
         for split in ("calibrate", "evaluate"):
@@ -75,6 +77,50 @@ class Sources:
     def evaluate_correct(self) -> BoolArray:
         """(e,), whether the model gets the evaluate image right."""
         return np.asarray(self.evaluate_label == self.evaluate_prediction)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an adaptive attack invests per image; the protocol's floor is one of these.
+
+    Attributes:
+        steps: gradient steps of one run.
+        restarts: runs from different starts.
+        queries: evaluations of the true score by an attack without gradients.
+    """
+
+    steps: int = 0
+    restarts: int = 0
+    queries: int = 0
+
+    def __or__(self, other: Effort) -> Effort:
+        """Return the larger of the two, number by number: attacks on one image add up to the worst case."""
+        return Effort(
+            max(self.steps, other.steps), max(self.restarts, other.restarts), max(self.queries, other.queries)
+        )
+
+    def __ge__(self, floor: Effort) -> bool:
+        """Return whether every number reaches that of ``floor``."""
+        return self | floor == self
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedResult:
+    """A perturbation's images rounded to the levels that image files or the data have, measured again.
+
+    Attributes:
+        how: ``8-bit``, or ``levels``: the data's own, where it has fewer than 256.
+        prediction: int (n,), the model's classes, in the order of the perturbation's ``index``.
+        success: bool (n,), whether they are wrong.
+        norms: by name: float (n,), measured after rounding.
+        reason: why there is none; all arrays are empty then.
+    """
+
+    how: str
+    prediction: IntArray = field(default_factory=_whole)
+    success: BoolArray = field(default_factory=_share)
+    norms: Mapping[str, ArrayLike] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +150,12 @@ class PerturbationResult:
         one_step: it takes a single gradient step.
         late: images that were turned only in the last quarter of its passes.
         parts: of an adaptive attack, how many of the turned images each of its parts made.
-        reason: why nothing was measured (skipped or failed); all arrays are empty then.
+        effort: of an adaptive attack, what it invests per image; ``None`` where it does not say.
+        told: of an adaptive attack, the true scores that it was told of its final images: float (k, n), one row for
+            each time that it asked; NaN where it was told nothing.
+        rounded: the same images rounded to the levels of image files.
+        reason: why nothing was measured (inapplicable, skipped or failed); all arrays are empty then.
+        inapplicable: it is not defined for the shape of the task (``reason`` says why): it counts for no detector.
     """
 
     label: str
@@ -123,11 +174,15 @@ class PerturbationResult:
     backwards: float | None = None
     flags: tuple[str, ...] = ()
     reason: str = ""
+    inapplicable: bool = False
     group: str = ""
     box: str = ""
     one_step: bool = False
     late: int = 0
     parts: Mapping[str, int] = field(default_factory=dict)
+    effort: Effort | None = None
+    told: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    rounded: Sequence[RoundedResult] = ()
 
     def __post_init__(self) -> None:
         if (self.kind == "adaptive") != (self.against is not None):
@@ -137,6 +192,9 @@ class PerturbationResult:
             raise ValueError(f"{self.label} has images and a reason for having none")
         for name, values in (("prediction", self.prediction), ("success", self.success), *self.norms.items()):
             _fits(f"{self.label}: {name}", np.asarray(values), count)
+        for r in self.rounded:
+            for name, values in (("prediction", r.prediction), ("success", r.success), *r.norms.items()):
+                _fits(f"{self.label}, {r.how}: {name}", np.asarray(values), 0 if r.reason else count)
         if len(np.unique(self.index)) != count:
             raise ValueError(f"{self.label} holds an image twice")
         if not np.isin(self.control_index, self.index[self.success]).all():
@@ -170,18 +228,34 @@ class ThreatModel(Protocol):
     def eps(self) -> float: ...
 
 
-def within(threat: ThreatModel, perturbation: PerturbationResult) -> BoolArray:
-    """(n,): which perturbed images keep to the threat by measured norm, float32 rounding allowed for.
+def within(threat: ThreatModel, perturbed: PerturbationResult | RoundedResult) -> BoolArray:
+    """Return which perturbed images keep to the threat by measured norm, bool (n,), float32 rounding allowed for.
 
     Raises:
-        ValueError: if the perturbation was not measured in the threat's norm.
+        ValueError: if they were not measured in the threat's norm.
     """
-    if not len(perturbation.index):
+    if not len(perturbed.success):
         return np.zeros(0, np.bool_)
-    if threat.norm not in perturbation.norms:
-        raise ValueError(f"{perturbation.label} was not measured in the threat's norm {threat.norm}")
-    measured = np.asarray(perturbation.norms[threat.norm], dtype=np.float64)
+    if threat.norm not in perturbed.norms:
+        raise ValueError(f"The images were not measured in the threat's norm {threat.norm}")
+    measured = np.asarray(perturbed.norms[threat.norm], dtype=np.float64)
     return np.asarray(measured <= threat.eps * (1 + 1e-4) + 1e-6)
+
+
+@dataclass(frozen=True, eq=False)
+class Rescored:
+    """Scores of one set asked for again.
+
+    Attributes:
+        rows: int (r,), positions among the set's images.
+        scores: by context, float (evaluations, r): ``process`` and ``attack``; and ``same`` (the same question),
+            ``order``, ``batch`` and ``gradients`` where something of these matters.
+        reasons: by context, why the detector gave no scores; empty where nobody could ask.
+    """
+
+    rows: IntArray
+    scores: Mapping[str, FloatArray] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +271,10 @@ class DetectorResult:
         clean: float (e,), scores of all evaluate images.
         perturbed: by a perturbation's label: float (n,), in the order of its ``index``.
         control: by a perturbation's label: float (k,), in the order of its ``control_index``.
+        rounded: by a perturbation's label and the kind of rounding: float (n,), in the order of its ``index``.
+        rescored: by ``calibrate``, ``clean``, a perturbation's label, ``control:<label>`` or ``<rounding>:<label>``:
+            scores asked for again.
+        randomised: whether it declares that its score is drawn.
         reasons: by a perturbation's label, why its scores are missing.
         reason: why the detector has no scores at all (the fit failed).
         flags: sanity flags; ``adaptive-incomplete`` puts the row below the ranked ones.
@@ -210,6 +288,9 @@ class DetectorResult:
     clean: FloatArray = field(default_factory=_real)
     perturbed: Mapping[str, FloatArray] = field(default_factory=dict)
     control: Mapping[str, FloatArray] = field(default_factory=dict)
+    rounded: Mapping[tuple[str, str], FloatArray] = field(default_factory=dict)
+    rescored: Mapping[str, Rescored] = field(default_factory=dict)
+    randomised: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
     flags: tuple[str, ...] = ()
@@ -232,6 +313,25 @@ class DetectorResult:
     def control_scores(self, perturbation: PerturbationResult) -> tuple[FloatArray | None, str]:
         """The scores of the control images, or ``None`` and why they cannot be used."""
         return self._usable(self.control, perturbation.label, "control")
+
+    def rounded_scores(self, perturbation: PerturbationResult, how: str) -> tuple[FloatArray | None, str]:
+        """Return the scores of the rounded images, or ``None`` and why they cannot be used."""
+        found = self.rounded.get((perturbation.label, how))
+        if found is None:
+            return None, "the rounded images were not scored"
+        reason = not_finite(found, "rounded")
+        return (None, reason) if reason else (np.asarray(found, dtype=np.float64), "")
+
+    def of(self, source: str) -> FloatArray | None:
+        """Return the stored scores of a source as :attr:`rescored` names it."""
+        if source in ("calibrate", "clean"):
+            return self.calibrate if source == "calibrate" else self.clean
+        kind, _, label = source.rpartition(":")
+        if kind == "control":
+            found = self.control.get(label)
+        else:
+            found = self.rounded.get((label, kind)) if kind else self.perturbed.get(label)
+        return None if found is None else np.asarray(found, dtype=np.float64)
 
     def seen(self, perturbation: PerturbationResult) -> str:
         """Whether it learned from the perturbation: ``exact``, ``family`` or ``no``."""
@@ -282,6 +382,9 @@ def check(sources: Sources, perturbations: Sequence[PerturbationResult], detecto
                 _fits(f"{d.label}: {p.label}", d.perturbed[p.label], len(p.index))
             if p.label in d.control:
                 _fits(f"{d.label}: control of {p.label}", d.control[p.label], len(p.control_index))
+            for r in p.rounded:
+                if (p.label, r.how) in d.rounded:
+                    _fits(f"{d.label}: {p.label}, {r.how}", d.rounded[p.label, r.how], len(r.success))
 
 
 def shortage(count: int, what: str) -> str:

@@ -248,7 +248,10 @@ class _Session:
         with Store(self.out, self.cache, self.fresh) as store:
             parts = {subject.key: subject.part for subject in plan.subjects}
             bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say)
-            summary = Runner(cells, store, partial(compute, bench), engine, self.tell, self.debug).run()
+            try:
+                summary = Runner(cells, store, partial(compute, bench), engine, self.tell, self.debug).run()
+            finally:
+                bench.close()
             # What --only left out but an earlier call in this directory finished belongs to the tables.
             held = {record.key for record in store.records() if record.status == "done"}
             left_out = (key for key in plan.cells if key not in cells and key in held)

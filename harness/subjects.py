@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import Dataset
 from .errors import UsageError
 from .keys import part_digest
 from .models import Classifier, ModelSpec, Normalise, accuracy, build, normalisation_warning, obtain
+from .modes import untouched
 from .recorder import discover
 from .registry import PACKAGE, Entry, file_digest
 from .suite import ModelPart, Suite
@@ -108,6 +109,7 @@ def make_classifier(
     if warning:
         say(f"{part.label}: {warning}")
     values = {
+        "gradient": gives_gradient(classifier, example),
         "taps": [[t.name, t.kind, list(t.shape)] for t in taps],
         "digest": state_digest(classifier.network),
         "normalise": normalise_values(classifier),
@@ -121,6 +123,21 @@ def make_classifier(
     }
     state = {k: v.detach().cpu() for k, v in classifier.state_dict().items()} if weights is None else {}
     return state, values
+
+
+def gives_gradient(model: nn.Module, images: Tensor) -> bool:
+    """Return whether a model's logits can be differentiated with respect to its input, and not only to nothing."""
+    with untouched(model), torch.enable_grad():
+        given = images.detach().clone().requires_grad_(True)
+        try:
+            logits = model(given)
+            if not logits.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(logits.square().sum(), given, allow_unused=True)
+        except RuntimeError:
+            # Inference mode, or an operation without a derivative.
+            return False
+    return gradient is not None and bool((gradient != 0).any())
 
 
 def load_classifier(

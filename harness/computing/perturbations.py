@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from ..defence import DetectorDefence
 
 
+NO_GRADIENT = (
+    "the model gives no gradient with respect to its input, so an attack that follows it cannot work: attacks that "
+    "only ask for predictions, such as square, can"
+)
+
+
 def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     """Perturb the rows that the model gets right and the perturbation covers."""
     from ...attacks.perturbing import Limits, perturb_batch
@@ -29,6 +35,9 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     reason = perturbation.unavailable(bench.dataset.shape, len(bench.dataset.classes))
     if reason:
         raise UnavailableError(reason)
+    white = perturbation.info.kind == "attack" and perturbation.info.gradients
+    if white and not bench.reader.values(job.model)["gradient"]:
+        raise UnavailableError(NO_GRADIENT)
     images, labels, positions = bench.clean(job.set, job.start, job.stop)
     logits = bench.reader.tensor(job.logits, "logits")[: len(labels)]
     right = (logits.argmax(1) == labels).nonzero().squeeze(1)
@@ -40,6 +49,7 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         perturbation, model.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
         defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds),
     )  # fmt: skip
+    tensors = _tensors(made, right + job.start)
     values = {
         "rows": len(right),
         "forwards": made.forwards,
@@ -49,12 +59,16 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         "late": made.late,
     }
     if defence is not None and len(right):
-        passed = (defence.judge(model.model, made.images.to(bench.device))[1] <= defence.threshold).cpu()
+        judged = torch.stack([
+            defence.judge(model.model, made.images.to(bench.device))[1].cpu() for _ in range(defence.evaluations)
+        ])  # fmt: skip
+        passed = (judged <= defence.threshold).double().mean(0) > 0.5
         values["undetected"] = int((made.success & passed).sum())
+        tensors |= {"judged": judged, "told": made.told}
         # An attack of a plugin need not say which of its parts made what.
         turned = zip(made.credits, made.success.tolist(), strict=False)
         values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
-    return Output(key, _tensors(made, right + job.start), values)
+    return Output(key, tensors, values)
 
 
 def _defence(bench: Workbench, model: Instruments, opponent: Opponent) -> DetectorDefence:
@@ -83,10 +97,10 @@ def compute_derived(bench: Workbench, key: str, job: DerivedJob) -> Output:
     clean, labels = _at(bench, job, rows)
     found = bench.reader.tensor(job.source, "images")
     classifier = bench.open(job.model).model
-    if job.how == "8-bit":
-        made = rounded(classifier, clean, found, labels)
-    else:
+    if job.how == "budget":
         made = limited(classifier, clean, found, labels, perturbation.eps, perturbation.norm)
+    else:
+        made = rounded(classifier, clean, found, labels, job.levels, perturbation.eps, perturbation.norm)
     return Output(key, _tensors(made, rows), dict(bench.reader.values(job.source)))
 
 

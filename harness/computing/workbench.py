@@ -13,6 +13,8 @@ from torch import Tensor
 from ..cells import Images, ModelJob, SetName, TraceKeys
 from ..data import Dataset, ImageSplit
 from ..engines import Output
+from ..errors import UnavailableError
+from ..fresh_process import FreshProcess
 from ..models import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
@@ -81,6 +83,24 @@ class Workbench:
         self.tell: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
         self.timely: set[str] = set()
+        self._fresh = FreshProcess(suite.plugins)
+
+    def close(self) -> None:
+        """End what was started."""
+        self._fresh.close()
+
+    def fresh_scores(self, fit: str, part: DetectorPart, traces: Traces, evaluations: int) -> Tensor:
+        """Return the scores that a fitted detector gives in another process, float64 (evaluations, n).
+
+        Raises:
+            UnavailableError: for a detector that was registered in this session: no other process has it.
+            AftershockError: if it gives none there.
+        """
+        if DETECTORS.entry(part.name).origin.package == "session":
+            raise UnavailableError(f"{part.name} was registered in this session")
+        seconds = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
+        tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
+        return self._fresh.score(part.name, part.params, tensors, state, traces, evaluations, seconds)
 
     def make_model(self, key: str, job: ModelJob) -> Output:
         """Train a model, or read its weights; measure it."""

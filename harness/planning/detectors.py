@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from ..cells import ExtraJob, FitJob, ScoreJob, TraceKeys, Which
+from ..cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
 from ..keys import canonical, code_digest, content_key, part_digest, versions
 from ..registry import DETECTORS
 from ..seeds import derive_seed
 from ..suite import DetectorPart
 from ..trace import Need
-from .draft import COMPUTING_CODE, TRACE_CODE, Draft, all_keys, cut, image_count
+from .draft import COMPUTING_CODE, RESCORING_CODE, TRACE_CODE, Draft, all_keys, cut, image_count
 from .plan import Subject
 
 
@@ -55,13 +56,18 @@ class DetectorPlanner:
         """Plan the scores of what every perturbation made, attacks against other detectors included."""
         draft, subject = self.draft, self.subject
         for p in draft.suite.perturbations:
-            self._score(p.label, draft.perturbed_traces(subject, p.label, "evaluate", self.needs))
+            traces = draft.perturbed_traces(subject, p.label, "evaluate", self.needs)
             if p.against not in ("", self.part.label):
+                # Nothing in this detector's row depends on it.
+                self._score(p.label, traces, "none")
                 continue
-            if p.label in subject.rounded:
-                keys = subject.rounded[p.label]
-                source = f"rounded:{p.label}"
-                self._score(source, draft.made_traces(subject, keys, p.label, self.needs, source))
+            self._score(p.label, traces, "all" if p.against else "sample")
+            for how in ROUNDINGS:
+                if (p.label, how) in subject.rounded:
+                    source = f"{how}:{p.label}"
+                    keys = subject.rounded[p.label, how]
+                    rounded = draft.made_traces(subject, keys, p.label, self.needs, source)
+                    self._score(source, rounded, "sample" if p.against else "none")
             self._score(f"control:{p.label}", draft.control_traces(subject, p.label, self.needs))
 
     def _fit_on(self, labels: Sequence[str], which: Which) -> tuple[TraceKeys, ...]:
@@ -71,13 +77,20 @@ class DetectorPlanner:
             found += self._with_extras(traces, f"{label}/fit")
         return found
 
-    def _score(self, source: str, plain: tuple[TraceKeys, ...]) -> None:
+    def _score(
+        self, source: str, plain: tuple[TraceKeys, ...], recheck: Literal["none", "sample", "all"] = "sample"
+    ) -> None:
         fit, traces = self.subject.fits[self.part.label], self._with_extras(plain, source)
         inputs = all_keys(traces)
-        key = content_key("score", fit=fit, traces=inputs, code=code_digest(*COMPUTING_CODE))
+        if self.draft.detectors[self.part.label].randomised:
+            # A single draw decides nothing.
+            recheck = "all"
+        key = content_key("score", fit=fit, traces=inputs, recheck=recheck, code=code_digest(*RESCORING_CODE))
         name = f"{self.draft.at(self.subject)}/score/{self.part.label}/{source}"
-        job = ScoreJob(self.subject.key, self.part, fit, traces)
-        found = self.draft.add(key, name, "score", job, (fit, *inputs), image_count(traces))
+        job = ScoreJob(self.subject.key, self.part, fit, traces, recheck)
+        # Scored again from the images themselves, not only from their traces.
+        images = dict.fromkeys(t.images.source for t in traces if t.images.source and recheck != "none")
+        found = self.draft.add(key, name, "score", job, (fit, *inputs, *images), image_count(traces))
         self.subject.scores[self.part.label, source] = found
 
     def _with_extras(self, traces: tuple[TraceKeys, ...], label: str) -> tuple[TraceKeys, ...]:

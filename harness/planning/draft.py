@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cells import Cell, Images, Job, ModelJob, SetName, TraceJob, TraceKeys, Which
+from ..cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
 from ..keys import code_digest, content_key, versions
 from ..registry import ANALYSES, DETECTORS, PERTURBATIONS, file_digest
 from ..subjects import model_identity
@@ -38,6 +38,7 @@ COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py",
 PERTURBING_CODE = (
     "harness/computing/perturbations.py", "harness/computing/workbench.py", "harness/seeds.py", "harness/modes.py",
 )  # fmt: skip
+RESCORING_CODE = (*COMPUTING_CODE, *TRACE_CODE, "harness/fresh_process.py")
 DEFENCE_CODE = ("harness/defence.py", "harness/metrics.py", *COMPUTING_CODE, *TRACE_CODE)
 
 
@@ -50,13 +51,18 @@ class Draft:
         data_digest: digest of the data's bytes and of the code that reads them.
         device: the device type.
         weights: file of each model label, ``None`` where it is trained.
+        levels: how many levels the data have, ``None`` where their values are continuous.
     """
 
     def __init__(
-        self, suite: Suite, sets: Sets, data_digest: str, device: str, weights: Mapping[str, Path | None]
-    ) -> None:
+        self, suite: Suite, sets: Sets, data_digest: str, device: str, weights: Mapping[str, Path | None],
+        levels: int | None = None,
+    ) -> None:  # fmt: skip
         self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
         self.cells: dict[str, Cell] = {}
+        # Image files have 8 bits; data with fewer levels are saved with those.
+        own: tuple[tuple[Rounding, int], ...] = (("levels", levels),) if levels is not None and levels < 256 else ()
+        self.roundings: tuple[tuple[Rounding, int], ...] = (("8-bit", 256), *own)
         self.perturbations: dict[str, Perturbation] = {
             p.label: PERTURBATIONS.get(p.name)(**p.params) for p in suite.perturbations
         }

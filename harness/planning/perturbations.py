@@ -12,8 +12,9 @@ from ..suite import PerturbationPart
 from .draft import CHUNK, DEFENCE_CODE, PERTURBING_CODE, Draft
 from .plan import Subject
 
-# Images on which an adaptive attack shows, at its large budget, that it is not broken.
-CHECK_IMAGES = 32
+# Images on which an adaptive attack shows, at its large budget, that it is not broken: the model gets some of them
+# wrong, and no flag is set from fewer than 30.
+CHECK_IMAGES = 48
 
 
 def plan_perturbation(draft: Draft, subject: Subject, part: PerturbationPart, name: SetName) -> None:
@@ -54,15 +55,20 @@ def plan_adaptive(draft: Draft, subject: Subject, part: PerturbationPart) -> Non
 
 
 def plan_rounding(draft: Draft, subject: Subject, part: PerturbationPart) -> None:
-    """Plan what is left of an attack after its images were saved with 8 bits."""
-    keys = []
+    """Plan what is left of an attack after its images were saved with 8 bits, or with the levels that the data have."""
     chunks = draft.chunks("evaluate", part.label)
-    for key, (start, stop) in zip(subject.perturbs[part.label, "evaluate"], chunks, strict=True):
-        job = DerivedJob(subject.key, part, key, "evaluate", "8-bit")
-        found = content_key("8-bit", perturbed=key, code=code_digest("attacks/perturbing.py"))
-        label = f"{draft.at(subject)}/rounded/{part.label}/{start}"
-        keys.append(draft.add(found, label, "rounded", job, (subject.key, key), stop - start))
-    subject.rounded[part.label] = tuple(keys)
+    made = draft.perturbations[part.label]
+    for how, levels in draft.roundings:
+        keys = []
+        for key, (start, stop) in zip(subject.perturbs[part.label, "evaluate"], chunks, strict=True):
+            job = DerivedJob(subject.key, part, key, "evaluate", how, levels)
+            found = content_key(
+                "rounded", perturbed=key, levels=levels, budget=[made.eps, made.norm],
+                code=code_digest("attacks/perturbing.py"),
+            )  # fmt: skip
+            label = f"{draft.at(subject)}/rounded/{part.label}/{how}/{start}"
+            keys.append(draft.add(found, label, "rounded", job, (subject.key, key), stop - start))
+        subject.rounded[part.label, how] = tuple(keys)
 
 
 def plan_control(draft: Draft, subject: Subject, part: PerturbationPart) -> None:
@@ -94,6 +100,8 @@ def _chunk(
     key = content_key(
         "perturb", model=subject.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
         against=[*against, code_digest(*DEFENCE_CODE)] if against else [], code=code_digest(*PERTURBING_CODE),
+        # Time is not in it: what it ends is not kept.
+        limits=[draft.suite.limits.forwards, draft.suite.limits.backwards],
         versions=versions("torch", *({info.library} - {"aftershock"})),
     )  # fmt: skip
     job = PerturbJob(subject.key, part, name, start, stop, logits, seed, opponent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..cells import Cell, SetName, TraceKeys
+from ..cells import Cell, Rounding, SetName, TraceKeys
 from ..suite import ModelPart, Suite
 from .sets import Sets
 
@@ -15,7 +15,7 @@ class Subject:
     """Everything planned for one model and seed.
 
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
-    ``rounded``, by the label of an attack, the cells of its images after 8-bit rounding.
+    ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that.
     """
 
     part: ModelPart
@@ -25,7 +25,7 @@ class Subject:
     perturbs: dict[tuple[str, SetName], tuple[str, ...]] = field(default_factory=dict)
     controls: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)
-    rounded: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rounded: dict[tuple[str, Rounding], tuple[str, ...]] = field(default_factory=dict)
     fits: dict[str, str] = field(default_factory=dict)
     scores: dict[tuple[str, str], str] = field(default_factory=dict)
     propagation: dict[str, str] = field(default_factory=dict)
@@ -37,7 +37,8 @@ class Plan:
     """The cells of a run, in an order in which inputs come first, and where each result is found.
 
     ``Subject.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, a perturbation's label, or
-    ``control:<label>`` and ``rounded:<label>`` (of an adaptive attack only for the detector that it was made against).
+    ``control:<label>``, ``8-bit:<label>`` and ``levels:<label>`` (of an adaptive attack only for the detector that it
+    was made against).
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
     ``protocol_digests`` is keyed by model label.
     """
@@ -48,3 +49,4 @@ class Plan:
     subjects: tuple[Subject, ...]
     protocol_digests: Mapping[str, str]
     ranked: int
+    series_digests: Mapping[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..cells import Images
-from ..data import Dataset
+from ..data import LEVEL_IMAGES, Dataset, data_levels
 from ..keys import content_key, part_digest
 from ..registry import PACKAGE, PERTURBATIONS
 from ..results import HOSTILE
@@ -43,10 +43,12 @@ def make_plan(
     Raises:
         UsageError: if the sets do not fit the splits, or a perturbation cannot be planned.
     """
-    draft = Draft(suite, make_sets(suite, dataset, limit), data_digest, device, weights)
+    sets = make_sets(suite, dataset, limit)
+    levels = data_levels(dataset.train.images(sets.fit[:LEVEL_IMAGES].tolist()))
+    draft = Draft(suite, sets, data_digest, device, weights, levels)
     subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
     digests = {part.label: _protocol_digest(draft, part) for part in suite.models}
-    return Plan(suite, draft.sets, draft.cells, subjects, digests, _ranked(draft))
+    return Plan(suite, draft.sets, draft.cells, subjects, digests, _ranked(draft), digests)
 
 
 def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:

@@ -1,0 +1,147 @@
+"""Whether a detector's score is a function of the image: scores asked for again are compared with the stored ones.
+
+A detector that gives an attack other scores than the harness, or that looks at the order, the batch or the process in
+which it is asked, gets a robust accuracy that means nothing. Each difference is a flag, and such a row is not ranked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .metrics import threshold, threshold_reason
+from .results import ALPHAS, MIN_IMAGES, DetectorResult, FloatArray, PerturbationResult
+from .statistics.holm import holm
+
+# Rows of a set that are scored again; sets of an adaptive attack are scored again whole.
+SAMPLE = 64
+# Evaluations of a detector that declares itself randomised.
+EVALUATIONS = 20
+
+RANDOMISED = "randomised"
+DEPENDS = "score-depends-on-"
+UNCHECKED_PROCESS = "unchecked-in-another-process"
+# By context of an evaluation: what the score then depends on.
+_ABOUT = {
+    "order": "order",
+    "batch": "batch",
+    "process": "process",
+    "gradients": "caller",
+    "attack": "caller",
+    "told": "caller",
+}
+# Scores that differ by less are the same: a hundredth of the spread of clean scores, and float32 rounding.
+_SPREAD, _ROUNDING = 1e-2, 1e-4
+# A bit or a unit may change where an activation lies on its boundary: so many rows of a set may differ.
+_SHARE, _ROWS = 0.02, 2
+_LEVEL = 0.01
+
+
+@dataclass
+class _Evidence:
+    """Rows of one context that were compared, and what differed beyond the excuses."""
+
+    rows: int = 0
+    differs: bool = False
+    p_values: list[float] = field(default_factory=list)
+
+
+def consistency_flags(detector: DetectorResult, perturbations: Sequence[PerturbationResult]) -> tuple[str, ...]:
+    """Return the flags of a detector whose scores do not agree with themselves.
+
+    - ``randomised``: the same question twice gives two answers, and the detector does not declare it.
+    - ``score-depends-on-caller``: an attack was told other scores than those that count, or gradient mode matters.
+    - ``score-depends-on-order``, ``-on-batch``, ``-on-process``: the same images in another order, in other batches, in
+      a process that has done nothing else.
+    - ``unchecked-in-another-process``: the detector was registered in a session, so no other process has it.
+
+    Scores that are not declared as randomised must agree image by image. Of a detector that declares it, the pass rates
+    over :data:`EVALUATIONS` evaluations must agree: a two-sample test for each set and context, Holm's correction over
+    them, at .01. Nothing is flagged from fewer than 30 images.
+    """
+    if detector.failure() or threshold_reason(len(detector.calibrate), ALPHAS["5"]):
+        return ()
+    t = threshold(detector.calibrate, ALPHAS["5"])
+    found: dict[str, _Evidence] = {}
+    compare = _rates if detector.randomised else _values
+    for context, first, second in _comparisons(detector, perturbations):
+        evidence = found.setdefault(context, _Evidence())
+        evidence.rows += second.shape[1]
+        compare(evidence, detector, t, first, second)
+    if detector.randomised:
+        contexts = [(context, p) for context, e in found.items() for p in e.p_values]
+        for (context, _), p in zip(contexts, holm([p for _, p in contexts]), strict=True):
+            found[context].differs |= p is not None and p < _LEVEL
+    differing = {context for context, e in found.items() if e.differs and e.rows >= MIN_IMAGES}
+    if "same" in differing and not detector.randomised:
+        # Nothing else can be told of scores that differ anyway.
+        return (RANDOMISED,)
+    flags = [DEPENDS + _ABOUT[context] for context in _ABOUT if context in differing]
+    for rescored in detector.rescored.values():
+        for context, reason in rescored.reasons.items():
+            flags.append(f"{DEPENDS}{_ABOUT.get(context, context)}: {reason}" if reason else UNCHECKED_PROCESS)
+    return tuple(dict.fromkeys(flags))
+
+
+def majority_scores(detector: DetectorResult, source: str, scores: FloatArray) -> FloatArray:
+    """Return the scores that decide whether images of an attack pass.
+
+    Of a detector that declares itself randomised an image passes if it does in a majority of :data:`EVALUATIONS`: its
+    score is then the smallest that a majority of its evaluations does not exceed. Others keep their scores.
+    """
+    again = detector.rescored.get(source)
+    if not detector.randomised or again is None or "same" not in again.scores:
+        return scores
+    evaluations = np.sort(again.scores["same"], axis=0)
+    decided = scores.copy()
+    decided[again.rows] = evaluations[len(evaluations) // 2]
+    return decided
+
+
+def _comparisons(
+    detector: DetectorResult, perturbations: Sequence[PerturbationResult]
+) -> Iterator[tuple[str, FloatArray, FloatArray]]:
+    """Yield context, and two arrays of evaluations (k, n) and (l, n) of the same images that have to agree."""
+    for source, again in detector.rescored.items():
+        all_of = detector.of(source)
+        if all_of is None:
+            continue
+        stored = all_of[again.rows][None]
+        same = again.scores.get("same", stored)
+        if "same" in again.scores:
+            yield "same", same[:1], same[1:]
+            yield "batch", stored, same
+        for context in sorted(again.scores.keys() - {"same"}):
+            yield context, same, again.scores[context]
+    for p in perturbations:
+        if p.against == detector.label and len(p.told) and p.label in detector.perturbed:
+            known = p.success & np.isfinite(p.told).all(0)
+            again_of = detector.rescored.get(p.label)
+            evaluations = detector.perturbed[p.label][None]
+            if detector.randomised and again_of is not None and "same" in again_of.scores:
+                evaluations = again_of.scores["same"]
+            if known.any():
+                yield "told", np.asarray(evaluations)[:, known], p.told[:, known]
+
+
+def _values(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray, second: FloatArray) -> None:
+    """Note whether scores differ image by image."""
+    median = float(np.median(detector.calibrate))
+    unit = t - median or float(detector.calibrate.std()) or 1.0
+    differs = (np.abs(second - first[:1]) > _SPREAD * abs(unit) + _ROUNDING * np.abs(first[:1])).any(0)
+    e.differs |= int(differs.sum()) > max(_ROWS, _SHARE * len(differs))
+
+
+def _rates(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray, second: FloatArray) -> None:
+    """Note the p-value of a two-sample test of the pass rates, images as strata (Cochran 1954)."""
+    n, m = len(first), len(second)
+    if not (n and m):
+        return
+    one, other = (first <= t).mean(0), (second <= t).mean(0)
+    pooled = (n * one + m * other) / (n + m)
+    variance = float((pooled * (1 - pooled)).sum()) * (1 / n + 1 / m)
+    difference = abs(float((one - other).sum()))
+    e.p_values.append(math.erfc(difference / math.sqrt(2 * variance)) if variance else float(difference == 0))
