@@ -1,4 +1,4 @@
-"""``attacks.csv``: what every attack comes to against every detector, as it is and after 8-bit rounding.
+"""``attacks.csv``: what every attack comes to against every detector, as it is and after rounding to 8 bits.
 
 One row per attack, budget and detector: sorted by ``eps`` within a group these are the budget curves, and adaptive
 attacks against rows of other detectors are the transfer matrix.
@@ -7,8 +7,7 @@ attacks against rows of other detectors are the transfer matrix.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,24 +15,10 @@ from .metrics import threshold, threshold_reason
 from .results import ALPHAS, HOSTILE, BoolArray, Cell, DetectorResult, FloatArray, PerturbationResult, Sources
 
 
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """One attack's images after 8-bit rounding.
-
-    Attributes:
-        success: bool (n,), in the order of the attack's ``index``.
-        scores: by detector label, float (n,); detectors that did not score them are left out.
-    """
-
-    success: BoolArray
-    scores: Mapping[str, FloatArray] = field(default_factory=dict)
-
-
 def attack_rows(
     sources: Sources,
     perturbations: Sequence[PerturbationResult],
     detectors: Sequence[DetectorResult],
-    rounded: Mapping[str, Rounded],
 ) -> list[dict[str, Cell]]:
     """The rows for one data set, model and seed.
 
@@ -54,7 +39,7 @@ def attack_rows(
     for p in perturbations:
         if p.kind not in HOSTILE or p.reason or not len(p.index):
             continue
-        after = rounded.get(p.label)
+        after = next((r for r in p.rounded if r.how == "8-bit" and not r.reason), None)
         head: dict[str, Cell] = {
             "dataset": sources.dataset,
             "model": sources.model,
@@ -83,7 +68,7 @@ def attack_rows(
             scores = d.scores(p)[0]
             if t is None or scores is None:
                 continue
-            later = after.scores.get(d.label) if after else None
+            later = d.rounded_scores(p, "8-bit")[0] if after else None
             rows.append(
                 {
                     **head,

@@ -22,7 +22,7 @@ from typing import Any
 from .registry import PACKAGE, Entry, Origin, file_digest
 
 # Raised whenever the meaning of a number changes; part of every key and of the protocol digest.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 def canonical(value: Any) -> str:

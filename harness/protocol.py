@@ -10,9 +10,11 @@ is an empty cell and a reason, never a guess.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 
+from .consistency import majority_scores
 from .metrics import auroc, auroc_interval, average_precision, threshold, threshold_reason
 from .ranking import leaderboard_rows
 from .results import (
@@ -24,6 +26,7 @@ from .results import (
     FloatArray,
     IntArray,
     PerturbationResult,
+    RoundedResult,
     SeedResult,
     Sources,
     Threat,
@@ -182,15 +185,20 @@ class _Measured:
         return []
 
 
+NORMS = ("l0", "l1", "l2", "linf")
+
+
 def score_rows(
     sources: Sources, perturbations: Sequence[PerturbationResult], detector: DetectorResult
 ) -> Iterator[tuple[Cell, ...]]:
-    """The rows of ``scores.csv.gz`` for one detector, in the order of its columns; none where the fit failed.
+    """Yield the rows of ``scores.csv.gz`` for one detector, in the order of its columns; none where the fit failed.
 
     First the calibrate and the clean evaluate images (perturbation ``none``), then for each perturbation the perturbed
-    images and their kept controls. ``index`` is the image's position in its split (``calibrate_index``,
-    ``evaluate_index``); a control's prediction is the clean one, which it was kept for. ``flagged_at_fpr_5`` is 1 or 0,
-    and empty without a threshold or a finite score.
+    images, these rounded to the levels of image files (sets ``rounded-8-bit`` and ``rounded-levels``), and the kept
+    controls. ``index`` is the image's position in its split (``calibrate_index``, ``evaluate_index``); a control's
+    prediction is the clean one, which it was kept for. ``flagged_at_fpr_5`` is 1 or 0, and empty without a threshold or
+    a finite score. ``success`` and the measured norms are those of the perturbed and rounded images. Of a detector that
+    declares itself randomised, the scores of attacked images are those that decide (:func:`.majority_scores`).
     """
     if detector.reason:
         return
@@ -203,28 +211,39 @@ def score_rows(
         scores: FloatArray,
         columns: tuple[IntArray, IntArray, IntArray],
         prediction: IntArray,
+        measured: PerturbationResult | RoundedResult | None = None,
     ) -> Iterator[tuple[Cell, ...]]:
         head = (sources.dataset, sources.model, sources.seed, perturbation, detector.label)
-        for score, turned, *rest in zip(
-            scores.tolist(), prediction.tolist(), *(c.tolist() for c in columns), strict=True
-        ):
+        facts: Iterator[tuple[Cell, ...]] = repeat((None,) * (1 + len(NORMS)), len(scores))
+        if measured is not None:
+            norms = [np.asarray(measured.norms[n], np.float64).tolist() if n in measured.norms else None for n in NORMS]
+            empty = [None] * len(scores)
+            facts = zip(measured.success.astype(int).tolist(), *(n or empty for n in norms), strict=True)
+        columns_of = (c.tolist() for c in columns)
+        for score, predicted, fact, *rest in zip(scores.tolist(), prediction.tolist(), facts, *columns_of, strict=True):
             known = np.isfinite(score)
             flagged = None if t is None or not known else int(score > t)
-            yield (*head, *rest, turned, name, score if known else None, flagged)
+            yield (*head, *rest, predicted, name, score if known else None, flagged, *fact)
 
     calibrate = (sources.calibrate_index, sources.calibrate_label, sources.calibrate_prediction)
     yield from rows("none", "calibrate", detector.calibrate, calibrate, sources.calibrate_prediction)
     evaluate = (sources.evaluate_index, sources.evaluate_label, sources.evaluate_prediction)
     yield from rows("none", "clean", detector.clean, evaluate, sources.evaluate_prediction)
     for p in perturbations:
-        sets = (
-            ("perturbed", detector.perturbed, p.index, p.prediction),
-            ("control", detector.control, p.control_index, sources.evaluate_prediction[p.control_index]),
-        )
-        for name, scores, positions, prediction in sets:
-            if p.label in scores:
-                index, label, clean = (column[positions] for column in evaluate)
-                yield from rows(p.label, name, scores[p.label], (index, label, clean), prediction)
+        index, label, clean = (column[p.index] for column in evaluate)
+        at = (index, label, clean)
+        if p.label in detector.perturbed:
+            scores = majority_scores(detector, p.label, np.asarray(detector.perturbed[p.label], np.float64))
+            yield from rows(p.label, "perturbed", scores, at, p.prediction, p)
+        for r in p.rounded:
+            if (p.label, r.how) in detector.rounded and not r.reason:
+                found = np.asarray(detector.rounded[p.label, r.how], np.float64)
+                scores = majority_scores(detector, f"{r.how}:{p.label}", found)
+                yield from rows(p.label, f"rounded-{r.how}", scores, at, r.prediction, r)
+        if p.label in detector.control:
+            at = tuple(column[p.control_index] for column in evaluate)
+            kept = sources.evaluate_prediction[p.control_index]
+            yield from rows(p.label, "control", detector.control[p.label], at, kept)
 
 
 def perturbation_rows(sources: Sources, perturbations: Sequence[PerturbationResult]) -> list[dict[str, Cell]]:

@@ -1,17 +1,18 @@
 """The ranking: one row of ``leaderboard.csv`` per detector, for one data set, model and threat, over all seeds.
 
-An image is robust for the thresholds t with ``clean score <= t < lowest score of what turns it``: the model is right,
-the detector lets the clean image pass, and nothing within the threat both turns it and slips past. Everything about the
-worst case follows from these two numbers per image, its resamples included.
+An image is robust for the thresholds t with ``clean score <= t < lowest score of what fools the model``: the model is
+right, the detector lets the clean image pass, and nothing within the threat both fools the model and passes. Everything
+about the worst case follows from these two numbers per image, its resamples included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from .consistency import consistency_flags, majority_scores
 from .metrics import (
     Weights,
     auroc,
@@ -23,53 +24,81 @@ from .metrics import (
     threshold,
     threshold_reason,
 )
+from .rankability import (
+    ABLATION,
+    BENIGN_FLAGGED,
+    CONTROL_FLAGGED,
+    TIES,
+    attack_flags,
+    counts,
+    is_upper_bound,
+    reasons,
+)
 from .results import (
     ALPHAS,
     MIN_IMAGES,
+    BoolArray,
     Cell,
     DetectorResult,
     FloatArray,
+    IntArray,
     PerturbationResult,
     SeedResult,
     Sources,
     ThreatModel,
     within,
 )
+from .statistics.proportions import wilson
+from .statistics.ranks import RowSample, ranks
+from .statistics.seeds import seed_interval
 
-ABLATION = "none"
-NO_ADAPTIVE = "no-adaptive-attack"
-INCOMPLETE = "adaptive-incomplete"
-BELOW_THREAT = "adaptive-below-threat"
-UNCHECKED = "adaptive-unchecked"
-# Budgets that differ by less are one (8/255 written in two ways).
-_SAME = 1e-6
 _LEVEL = 0.95
 _ALPHA = ALPHAS["5"]
+# A share of the control, or of harmless images, whose lower bound lies above this is a flag.
+_FALSE_ALARMS = 0.5
+# Calibrate scores equal to the threshold: more than this share, and the threshold cannot hold its rate.
+_TIES = 0.01
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What rows of one table share.
+
+    Attributes:
+        digest: over data, weights, splits, perturbations, threat, seeds and the protocol's version.
+        series: the same without the seeds: single-seed runs of one series can be joined.
+    """
+
+    digest: str
+    series: str = ""
 
 
 def leaderboard_rows(
     per_seed: Sequence[SeedResult],
     threat: ThreatModel,
-    protocol_digest: str,
+    protocol: Protocol,
     missing: Mapping[int, str] | None = None,
     ranked: int | None = None,
 ) -> list[dict[str, Cell]]:
-    """The rows of ``leaderboard.csv`` for one data set and model: every detector and ``none``, which flags nothing.
+    """Return the rows of ``leaderboard.csv`` for one data set and model: every detector and ``none``.
 
-    A cell is the mean over seeds. t is the threshold at FPR 5 %, calibrated per seed. The attacks that count for a
-    detector are those of kind ``attack`` and the adaptive ones made against it, so no row depends on which other
-    detectors there are.
+    ``none`` flags nothing. A cell is the mean over seeds. t is the threshold at FPR 5 %, calibrated per seed. The
+    attacks that count for a detector are those of kind ``attack`` and the adaptive ones made against it, so no number
+    depends on which other detectors there are; the rank does.
 
     - ``robust_accuracy_at_fpr_5``: the share of all evaluate images that the model gets right, whose clean score is at
-      most t, and that no counting attack turns, within the threat by measured norm, with a score of at most t. Its
-      interval resamples calibrate and evaluate source images together, the same draw for all seeds.
+      most t, and that no counting attack fools within the threat, by measured norm, with a score of at most t: neither
+      its images nor these rounded to the levels of image files. Its interval resamples calibrate and evaluate source
+      images together, the same draw for all seeds; with several seeds it is widened by their spread.
+    - ``robust_accuracy_is_upper_bound``: 1 where an attack of the row was not at its best and some image stands.
     - ``adaptive_undetected_at_fpr_5``: of the evaluate images that the model gets right, the share that some counting
-      attack turns unseen within the threat; empty where no adaptive attack against the detector has finished.
-    Adaptive attacks are dear, so they may cover only the first ``ranked`` evaluate images (a random draw, the same for
-    every row): these three figures and their interval are then about those images alone, in every row.
+      attack fools unseen within the threat; empty where no adaptive attack against the detector has finished.
+    - ``n_images``: how many evaluate images these figures are about. Adaptive attacks are dear, so they may cover only
+      the first ``ranked`` of them (a random draw, the same for every row).
 
     - ``worst_auroc``, ``worst_perturbation``: the smallest mean AUROC (successes against clean) over the counting
       attacks with enough images, whether within the threat or not, as in ``metrics.csv``.
+    - ``tpr_at_fpr_1``: the smallest mean share of successes flagged at FPR 1 %, over the same attacks.
     - ``mean_auroc_seen`` (exactly or by family), ``mean_auroc_unseen``, ``n_unseen``: over kind ``attack``.
     - ``control_flagged_at_fpr_5``: the share of the kept controls of all counting attacks with a score > t.
     - ``benign_flagged_at_fpr_5``: the share of the images under noise and corruptions that keep the prediction and
@@ -77,9 +106,9 @@ def leaderboard_rows(
     - ``fpr_realised_5``: the share of all clean evaluate images with a score > t.
     - ``flags``: joined by ``; ``. ``seed_sd``: the standard deviation of robust accuracy over seeds.
 
-    Ranked are rows with a robust accuracy for every seed; equal numbers (to six digits) share a rank, by name. Rows
-    with the flag ``adaptive-incomplete`` follow without a rank, then those in which something failed. Where scores of a
-    counting attack are missing there is no robust accuracy, since nobody knows what slipped past.
+    ``rank`` is 1 + the number of rows that are significantly better (:func:`.statistics.ranks.ranks`).
+    ``not_ranked_reason`` says why a row has none: the flags that take it away (:mod:`.rankability`), or what failed.
+    Where scores of a counting attack are missing there is no robust accuracy, since what slipped past is not known.
 
     Raises:
         ValueError: if the seeds are of different data sets, models or source images, or a detector is called ``none``.
@@ -88,9 +117,8 @@ def leaderboard_rows(
         return []
     _check_seeds(per_seed)
     first = per_seed[0].sources
-    calibrate = calibrate_weights(len(first.calibrate_index))
-    rows_ranked = len(first.evaluate_index) if ranked is None else min(ranked, len(first.evaluate_index))
-    evaluate = evaluate_weights(rows_ranked)
+    images = len(first.evaluate_index) if ranked is None else min(ranked, len(first.evaluate_index))
+    draw = _Draw(calibrate_weights(len(first.calibrate_index)), evaluate_weights(images))
     head: dict[str, Cell] = {
         "rank": None,
         "dataset": first.dataset,
@@ -99,31 +127,43 @@ def leaderboard_rows(
         "norm": threat.norm,
         "eps": threat.eps,
     }
-    rows = []
+    rows: list[dict[str, Cell]] = []
+    samples: list[RowSample | None] = []
     for label in [*dict.fromkeys(d.label for s in per_seed for d in s.detectors), ABLATION]:
-        subject = _Subject(label, per_seed, threat, rows_ranked)
-        subject.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
-        rows.append(
-            {**head, "detector": label, **subject.cells(calibrate, evaluate), "protocol_digest": protocol_digest}
-        )
-    return _ranked(rows)
+        row = _Row(label, per_seed, threat, images)
+        row.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
+        sample = row.sample(draw)
+        rows.append({**head, "detector": label, **row.cells(sample), "n_images": images,
+                     "protocol_digest": protocol.digest, "series_digest": protocol.series})  # fmt: skip
+        samples.append(sample)
+    return _in_order(rows, samples)
 
 
-def _ranked(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:
-    """Rows in the order of the table, with their ranks; drops the key that only the order needs."""
+def _in_order(rows: list[dict[str, Cell]], samples: Sequence[RowSample | None]) -> list[dict[str, Cell]]:
+    """Rows with their ranks, in the order of the table."""
+    able = [i for i, row in enumerate(rows) if not row["not_ranked_reason"] and samples[i] is not None]
+    found = [sample for i in able if (sample := samples[i]) is not None]
+    for i, rank in zip(able, ranks([sample.robust.mean() for sample in found], found) if found else (), strict=True):
+        rows[i] = {**rows[i], "rank": int(rank)}
+    return sorted(rows, key=place)
 
-    def place(row: dict[str, Cell]) -> tuple[int, float, str]:
-        robust = row["robust_accuracy_at_fpr_5"]
-        value = round(float(robust), 6) if robust is not None else -1.0
-        return int(row["place"] or 0), -value, str(row["detector"])
 
-    rows = sorted(rows, key=place)
-    places = [place(row)[:2] for row in rows]
-    return [
-        {name: places.index(own) + 1 if name == "rank" and not own[0] else cell
-         for name, cell in row.items() if name != "place"}
-        for row, own in zip(rows, places, strict=True)
-    ]  # fmt: skip
+def place(row: Mapping[str, Cell]) -> tuple[bool, bool, float, str]:
+    """Return what rows of a table are sorted by, on the console, in the files and on the page alike.
+
+    Ranked rows come first, then those with a number, then the others; each by descending robust accuracy (to six
+    digits) and then by name. Ranks never fall down this list.
+    """
+    robust = row["robust_accuracy_at_fpr_5"]
+    return row["rank"] is None, robust is None, -round(float(robust or 0.0), 6), str(row["detector"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """The resamples of calibrate and evaluate images, the same for every row and seed."""
+
+    calibrate: Weights
+    evaluate: Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,41 +186,39 @@ class _SeedScores:
         lower = np.where(sources.evaluate_correct, d.clean, np.inf)
         upper = np.full(len(lower), np.inf)
         complete = True
-        for one in p:
-            if not one.threatens(d.label):
-                continue
-            # An attack that did not run proves nothing: without it there is no worst case.
-            scores = None if one.reason else d.scores(one)[0]
+        for index, fooled, scores in _candidates(d, p, threat):
             if scores is None:
                 complete = False
                 continue
-            turned = one.success & within(threat, one)
             # Within one perturbation an image stands once, so plain indexing keeps every minimum.
-            upper[one.index[turned]] = np.minimum(upper[one.index[turned]], scores[turned])
+            upper[index[fooled]] = np.minimum(upper[index[fooled]], scores[fooled])
         return cls(sources, d, t, p, lower[:ranked], upper[:ranked], complete)
 
     @property
-    def robust(self) -> float:
-        return float(((self.lower <= self.threshold) & (self.threshold < self.upper)).mean())
+    def robust(self) -> BoolArray:
+        """(ranked,), whether each image is robust."""
+        return np.asarray((self.lower <= self.threshold) & (self.threshold < self.upper))
 
     @property
     def undetected(self) -> float | None:
         right = self.sources.evaluate_correct[: len(self.upper)]
         return float((self.upper[right] <= self.threshold).mean()) if right.any() else None
 
-    def flagged(self, scores: Iterable[FloatArray]) -> float | None:
-        """The share above the threshold, ``None`` for too few images."""
-        pooled = np.concatenate([np.zeros(0), *scores])
-        return float((pooled > self.threshold).mean()) if len(pooled) >= MIN_IMAGES else None
+    def resampled(self, draw: _Draw) -> FloatArray:
+        """(resamples,), the share of robust images in each."""
+        thresholds = np.zeros(len(draw.calibrate))
+        if self.detector.label != ABLATION:
+            thresholds = resampled_thresholds(self.detector.calibrate, _ALPHA, draw.calibrate)
+        return resampled_shares([thresholds], [self.lower], [self.upper], draw.evaluate)
 
-    def controls(self) -> Iterable[FloatArray]:
+    def controls(self) -> Iterator[FloatArray]:
         for p in self.perturbations:
             if p.threatens(self.detector.label):
                 scores, _ = self.detector.control_scores(p)
                 if scores is not None:
                     yield scores
 
-    def benign(self) -> Iterable[FloatArray]:
+    def benign(self) -> Iterator[FloatArray]:
         for p in self.perturbations:
             if p.kind in ("noise", "corruption"):
                 scores, _ = self.detector.scores(p)
@@ -195,8 +233,42 @@ class _SeedScores:
             return None
         return auroc(scores[p.success], negative)
 
+    def tpr(self, p: PerturbationResult, alpha: float) -> float | None:
+        """The share of the successes flagged at a false positive rate, ``None`` for too few images."""
+        scores, _ = self.detector.scores(p)
+        short = threshold_reason(len(self.detector.calibrate), alpha)
+        if scores is None or short or int(p.success.sum()) < MIN_IMAGES:
+            return None
+        return float((scores[p.success] > threshold(self.detector.calibrate, alpha)).mean())
 
-class _Subject:
+    @property
+    def ties(self) -> bool:
+        """Whether too many calibrate scores equal the threshold."""
+        return self.detector.label != ABLATION and float((self.detector.calibrate == self.threshold).mean()) > _TIES
+
+
+def _candidates(
+    detector: DetectorResult, perturbations: Sequence[PerturbationResult], threat: ThreatModel
+) -> Iterator[tuple[IntArray, BoolArray, FloatArray | None]]:
+    """Yield every set of images that counts: positions, whether they fool within the threat, and the scores.
+
+    Scores are ``None`` where an attack did not run or was not scored: without them there is no worst case.
+    """
+    for p in perturbations:
+        if not p.threatens(detector.label) or p.inapplicable:
+            continue
+        scores = None if p.reason else detector.scores(p)[0]
+        if scores is not None:
+            scores = majority_scores(detector, p.label, scores)
+        yield p.index, p.success & within(threat, p), scores
+        for r in () if p.reason else p.rounded:
+            found = None if r.reason else detector.rounded_scores(p, r.how)[0]
+            if found is not None:
+                found = majority_scores(detector, f"{r.how}:{p.label}", found)
+            yield p.index, r.success & within(threat, r) if not r.reason else np.zeros(0, np.bool_), found
+
+
+class _Row:
     """One detector over all seeds, or ``none``: a detector that gives every image the score 0 and the threshold 0."""
 
     def __init__(self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel, ranked: int) -> None:
@@ -211,7 +283,8 @@ class _Subject:
                 self.failures.append(f"seed {one.sources.seed} is missing")
                 continue
             self.surrogate = found.surrogate
-            self.flags += [*found.flags, *_gaps(one, found, ranked, threat)]
+            self.flags += [*found.flags, *attack_flags(one, found, ranked, threat)]
+            self.flags += consistency_flags(found, one.perturbations) if label != ABLATION else ()
             count = len(found.calibrate)
             failure = found.failure() or (threshold_reason(count, _ALPHA) if label != ABLATION else None)
             if failure:
@@ -220,59 +293,81 @@ class _Subject:
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
             self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
 
-    def cells(self, calibrate: Weights, evaluate: Weights) -> dict[str, Cell]:
-        """The cells of the row that need measuring, and ``place``: 0 ranked, 1 below, 2 failed, 3 without a number."""
+    def sample(self, draw: _Draw) -> RowSample | None:
+        """What its robust accuracy, the interval and the comparison with other rows are made from."""
+        attacked = any(p.threatens(self.label) and not p.inapplicable for s in self.seeds for p in s.perturbations)
+        if not self.seeds or not all(s.complete for s in self.seeds) or (self.label == ABLATION and not attacked):
+            return None
+        if not len(self.seeds[0].lower):
+            return None
+        return RowSample(np.stack([s.robust for s in self.seeds]), np.stack([s.resampled(draw) for s in self.seeds]))
+
+    def cells(self, sample: RowSample | None) -> dict[str, Cell]:
+        """The cells of the row that need measuring."""
         seeds = self.seeds
-        robust = [s.robust for s in seeds] if seeds and all(s.complete for s in seeds) else []
-        low, high = self._interval(calibrate, evaluate, robust)
-        adaptive = [p for s in seeds for p in s.perturbations if _counts(p, self.label, self.threat)]
+        robust = [] if sample is None else [float(of) for of in sample.robust.mean(1)]
+        adaptive = [p for s in seeds for p in s.perturbations if counts(p, self.label, self.threat)]
         attacked = bool(robust) and any(not p.reason for p in adaptive)
-        flags = list(dict.fromkeys([*self.flags, *self.failures]))
-        place = 3 if not robust else 2 if self.failures else 1 if INCOMPLETE in flags else 0
+        control, benign = self._flagged(_SeedScores.controls), self._flagged(_SeedScores.benign)
+        doubts = [CONTROL_FLAGGED] if control.low > _FALSE_ALARMS else []
+        doubts += [BENIGN_FLAGGED] if benign.low > _FALSE_ALARMS else []
+        doubts += [TIES] if any(s.ties for s in seeds) else []
+        flags = list(dict.fromkeys([*self.flags, *doubts, *self.failures]))
+        why = reasons(flags, self.failures) if robust else reasons(flags, self.failures) or flags
+        low, high = self._interval(sample, robust)
         return {
             "robust_accuracy_at_fpr_5": _mean(robust),
             "robust_accuracy_low": low,
             "robust_accuracy_high": high,
+            "robust_accuracy_is_upper_bound": int(is_upper_bound(flags, max(robust))) if robust else None,
             "adaptive_undetected_at_fpr_5": _mean(s.undetected for s in seeds) if attacked else None,
-            **self._aurocs(),
-            "control_flagged_at_fpr_5": _mean(s.flagged(s.controls()) for s in seeds),
-            "benign_flagged_at_fpr_5": _mean(s.flagged(s.benign()) for s in seeds),
+            **self._by_attack(),
+            "control_flagged_at_fpr_5": control.share,
+            "benign_flagged_at_fpr_5": benign.share,
             "fpr_realised_5": _mean(float((s.detector.clean > s.threshold).mean()) for s in seeds),
             "surrogate": self.surrogate,
-            "flags": "; ".join(" ".join(f.replace(";", ",").split()) for f in flags),
+            "flags": _joined(flags),
+            "not_ranked_reason": _joined(why) if why or robust else "no robust accuracy",
             "seeds": " ".join(str(s.sources.seed) for s in seeds),
             "seed_sd": float(np.std(robust, ddof=1)) if len(robust) > 1 else None,
-            "place": place,
         }
 
-    def _interval(
-        self, calibrate: Weights, evaluate: Weights, robust: Sequence[float]
-    ) -> tuple[float | None, float | None]:
-        if not robust:
+    def _interval(self, sample: RowSample | None, robust: Sequence[float]) -> tuple[float | None, float | None]:
+        if sample is None:
             return None, None
-        thresholds = [
-            np.zeros(len(calibrate))
-            if self.label == ABLATION
-            else resampled_thresholds(s.detector.calibrate, _ALPHA, calibrate)
-            for s in self.seeds
-        ]
-        shares = resampled_shares(thresholds, [s.lower for s in self.seeds], [s.upper for s in self.seeds], evaluate)
-        return percentile_interval(shares, _LEVEL, float(np.mean(robust)))
+        low, high = percentile_interval(sample.resampled.mean(0), _LEVEL, float(np.mean(robust)))
+        return seed_interval(low, high, robust, _LEVEL)
 
-    def _aurocs(self) -> dict[str, Cell]:
-        counting: dict[str, list[float]] = {}
-        seen: dict[str, list[float]] = {"yes": [], "no": []}
+    def _flagged(self, of: Callable[[_SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:
+        """The mean share over seeds of some images that are flagged, and its lower 95 % bound."""
+        shares, images = [], []
+        for seed in self.seeds:
+            pooled = np.concatenate([np.zeros(0), *of(seed)])
+            if len(pooled) >= MIN_IMAGES:
+                shares.append(float((pooled > seed.threshold).mean()))
+                # Several attacks have controls of the same images: no more of them than there are images.
+                images.append(min(len(pooled), len(seed.sources.evaluate_index)))
+        share = _mean(shares)
+        if share is None or min(images) < MIN_IMAGES:
+            return _FalseAlarms(share, 0.0)
+        return _FalseAlarms(share, wilson(share, min(images))[0])
+
+    def _by_attack(self) -> dict[str, Cell]:
+        areas: dict[str, list[float]] = {}
+        rates: dict[str, list[float]] = {}
         groups: dict[str, str] = {}
         for s in self.seeds if self.label != ABLATION else ():
             for p in s.perturbations:
                 area = s.auroc(p) if p.threatens(self.label) else None
                 if area is not None:
-                    counting.setdefault(p.label, []).append(area)
+                    areas.setdefault(p.label, []).append(area)
                     if p.kind == "attack":
                         groups[p.label] = "no" if s.detector.seen(p) == "no" else "yes"
-        means = {label: float(np.mean(areas)) for label, areas in counting.items()}
-        for label, group in groups.items():
-            seen[group].append(means[label])
+                rate = s.tpr(p, ALPHAS["1"]) if p.threatens(self.label) else None
+                if rate is not None:
+                    rates.setdefault(p.label, []).append(rate)
+        means = {label: float(np.mean(found)) for label, found in areas.items()}
+        seen = {kind: [means[label] for label, group in groups.items() if group == kind] for kind in ("yes", "no")}
         worst = min(means, key=lambda label: (means[label], label), default=None)
         return {
             "worst_auroc": means[worst] if worst is not None else None,
@@ -280,39 +375,20 @@ class _Subject:
             "mean_auroc_seen": _mean(seen["yes"]),
             "mean_auroc_unseen": _mean(seen["no"]),
             "n_unseen": len(seen["no"]) if means else None,
+            "tpr_at_fpr_1": min((float(np.mean(found)) for found in rates.values()), default=None),
         }
 
 
-def _counts(p: PerturbationResult, detector: str, threat: ThreatModel) -> bool:
-    """Whether an adaptive attack says something about a detector under this threat: its norm, no larger budget."""
-    within = p.norm == threat.norm and p.eps is not None and p.eps <= threat.eps * (1 + _SAME)
-    return p.kind == "adaptive" and p.threatens(detector) and within
+@dataclass(frozen=True)
+class _FalseAlarms:
+    """A share of harmless images that are flagged, and its lower bound."""
+
+    share: float | None
+    low: float
 
 
-def _gaps(seed: SeedResult, detector: DetectorResult, ranked: int, threat: ThreatModel) -> list[str]:
-    """Flags for what is missing from the attacks that count for a detector."""
-    flags = []
-    right = int(seed.sources.evaluate_correct[:ranked].sum())
-    counting = [p for p in seed.perturbations if p.threatens(detector.label)]
-    adaptive = [p for p in counting if _counts(p, detector.label, threat)]
-    if detector.label != ABLATION and not adaptive:
-        flags.append(NO_ADAPTIVE)
-    elif adaptive and all((p.eps or 0.0) < threat.eps * (1 - _SAME) for p in adaptive):
-        flags.append(BELOW_THREAT)
-    if adaptive and all(p.reason for p in adaptive):
-        flags.append(INCOMPLETE)
-    for p in counting:
-        if p.reason:
-            flags.append(f"{p.label} is missing: {p.reason}")
-            continue
-        attacked = int((p.index < ranked).sum())
-        if attacked < right:
-            flags.append(f"{p.label} attacked {attacked} of {right} images")
-        if not detector.failure():
-            scores, reason = detector.scores(p)
-            if scores is None:
-                flags.append(f"{p.label} is not scored: {reason}")
-    return flags
+def _joined(texts: Iterable[str]) -> str:
+    return "; ".join(" ".join(text.replace(";", ",").split()) for text in dict.fromkeys(texts))
 
 
 def _ablation(seed: SeedResult) -> DetectorResult:
@@ -322,6 +398,7 @@ def _ablation(seed: SeedResult) -> DetectorResult:
         clean=np.zeros(len(seed.sources.evaluate_index)),
         perturbed={p.label: np.zeros(len(p.index)) for p in seed.perturbations},
         control={p.label: np.zeros(len(p.control_index)) for p in seed.perturbations},
+        rounded={(p.label, r.how): np.zeros(len(r.success)) for p in seed.perturbations for r in p.rounded},
     )
 
 

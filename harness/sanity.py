@@ -8,11 +8,22 @@ that should have been stronger.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .metrics import threshold, threshold_reason
-from .results import ALPHAS, BoolArray, DetectorResult, PerturbationResult
+from .results import (
+    ALPHAS,
+    HOSTILE,
+    MIN_IMAGES,
+    BoolArray,
+    DetectorResult,
+    IntArray,
+    PerturbationResult,
+    ThreatModel,
+    within,
+)
 
 _LEVEL = 0.05
 # Images that were turned only in the last quarter of an attack's passes: more than this share and number of the
@@ -21,7 +32,7 @@ _LATE_SHARE, _LATE_LEAST = 0.02, 5
 
 
 def perturbation_flags(perturbations: Sequence[PerturbationResult]) -> dict[str, tuple[str, ...]]:
-    """Flags by label, for the attacks of one model and seed.
+    """Return flags by label, for the attacks of one model and seed; none from fewer than 30 images.
 
     - ``unconverged``: it was still turning images, or bringing them past the detector, in its last quarter.
     - ``weaker-than-smaller-budget:LABEL``: the same attack with a smaller budget beats it.
@@ -31,13 +42,13 @@ def perturbation_flags(perturbations: Sequence[PerturbationResult]) -> dict[str,
     - ``below-100-at-largest-budget``: the last point of a budget curve does not turn every image.
     """
     found: dict[str, list[str]] = {}
-    attacks = [p for p in perturbations if p.kind in ("attack", "adaptive") and not p.reason and len(p.index)]
+    attacks = [p for p in perturbations if p.kind in HOSTILE and len(p.index) >= MIN_IMAGES]
     for p in attacks:
         flags = found.setdefault(p.label, [])
         if p.late >= max(_LATE_LEAST, _LATE_SHARE * len(p.index)):
             flags.append("unconverged")
         for name, weaker in _weaker(p, attacks):
-            if _beats(weaker, weaker.success & _within(weaker, p), p, p.success):
+            if beats(Got(weaker.index, weaker.success & _within(weaker, p)), Got(p.index, p.success)):
                 flags.append(f"{name}:{weaker.label}")
         curve = [q for q in attacks if _same_curve(p, q)]
         if len(curve) > 1 and p.eps == max(q.eps or 0.0 for q in curve) and not p.success.all():
@@ -64,7 +75,7 @@ def adaptive_flags(detector: DetectorResult, perturbations: Sequence[Perturbatio
     for p in mine:
         for q in mine:
             less, more = (passed(q), passed(p)) if _same_curve(p, q) and (q.eps or 0) < (p.eps or 0) else (None, None)
-            if less is not None and more is not None and _beats(q, less, p, more):
+            if less is not None and more is not None and beats(Got(q.index, less), Got(p.index, more)):
                 flags.append(f"adaptive-weaker-than:{q.label}")
     for p in perturbations:
         through = passed(p) if p.kind == "attack" else None
@@ -73,7 +84,7 @@ def adaptive_flags(detector: DetectorResult, perturbations: Sequence[Perturbatio
         for budget in dict.fromkeys((q.norm, q.eps) for q in mine):
             group = [q for q in mine if (q.norm, q.eps) == budget]
             best = _union(group, [passed(q) for q in group])
-            if best is not None and _beats(p, through & _within(p, group[0]), best[0], best[1]):
+            if best is not None and beats(Got(p.index, through & _within(p, group[0])), best):
                 flags.append(f"adaptive-weaker-than:{p.label}")
     return tuple(dict.fromkeys(flags))
 
@@ -104,9 +115,43 @@ def _within(p: PerturbationResult, budget: PerturbationResult) -> BoolArray:
     return np.asarray(np.asarray(p.norms[budget.norm]) <= budget.eps * (1 + 1e-4) + 1e-6)
 
 
-def _union(
-    group: Sequence[PerturbationResult], passed: Sequence[BoolArray | None]
-) -> tuple[PerturbationResult, BoolArray] | None:
+@dataclass(frozen=True, eq=False)
+class Got:
+    """Which images an attack, or several together, got.
+
+    Attributes:
+        index: int (n,), positions among the evaluate images that were attacked.
+        got: bool (n,).
+    """
+
+    index: IntArray
+    got: BoolArray
+
+
+def fooled_within(attacks: Sequence[PerturbationResult], threat: ThreatModel) -> Got:
+    """Return the images that any of some attacks fools within a threat, among those that any of them attacked."""
+    index = np.unique(np.concatenate([np.zeros(0, np.int64), *(p.index for p in attacks)]))
+    got = np.zeros(len(index), np.bool_)
+    for p in attacks:
+        got[np.searchsorted(index, p.index[p.success & within(threat, p)])] = True
+    return Got(index, got)
+
+
+def beats(one: Got, other: Got) -> bool:
+    """Return whether one gets images that the other does not more often than the other way round, beyond chance.
+
+    Compared are the images that both attacked, at least :data:`MIN_IMAGES` (one-sided sign test at 5 %).
+    """
+    from scipy.stats import binomtest
+
+    shared, here, there = np.intersect1d(one.index, other.index, return_indices=True)
+    if len(shared) < MIN_IMAGES:
+        return False
+    only, missed = int((one.got[here] & ~other.got[there]).sum()), int((~one.got[here] & other.got[there]).sum())
+    return only > missed and float(binomtest(only, only + missed, 0.5, alternative="greater").pvalue) < _LEVEL
+
+
+def _union(group: Sequence[PerturbationResult], passed: Sequence[BoolArray | None]) -> Got | None:
     """What several attacks on the same images came to together, worst case per image."""
     known = [(p, v) for p, v in zip(group, passed, strict=True) if v is not None]
     if not known:
@@ -115,15 +160,4 @@ def _union(
     for p, v in known[1:]:
         if np.array_equal(p.index, first.index):
             together |= v
-    return first, together
-
-
-def _beats(p: PerturbationResult, mine: BoolArray, q: PerturbationResult, others: BoolArray) -> bool:
-    """Whether ``p`` gets images that ``q`` does not more often than the other way round, beyond chance."""
-    from scipy.stats import binomtest
-
-    shared, at_p, at_q = np.intersect1d(p.index, q.index, return_indices=True)
-    if not len(shared):
-        return False
-    only, other = int((mine[at_p] & ~others[at_q]).sum()), int((~mine[at_p] & others[at_q]).sum())
-    return only > other and float(binomtest(only, only + other, 0.5, alternative="greater").pvalue) < _LEVEL
+    return Got(first.index, together)

@@ -22,7 +22,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "rank", "dataset", "model", "detector", "norm", "eps", "robust_accuracy_at_fpr_5", "robust_accuracy_low",
         "robust_accuracy_high", "adaptive_undetected_at_fpr_5", "worst_auroc", "worst_perturbation", "mean_auroc_seen",
         "mean_auroc_unseen", "n_unseen", "control_flagged_at_fpr_5", "benign_flagged_at_fpr_5", "fpr_realised_5",
-        "surrogate", "flags", "seeds", "seed_sd", "protocol_digest",
+        "surrogate", "flags", "seeds", "seed_sd", "protocol_digest", "n_images", "not_ranked_reason",
+        "robust_accuracy_is_upper_bound", "tpr_at_fpr_1", "series_digest",
     ),
     "metrics": (
         "dataset", "model", "seed", "perturbation", "kind", "family", "norm", "eps", "outcome", "detector", "fit_on",
@@ -32,7 +33,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "scores": (
         "dataset", "model", "seed", "perturbation", "detector", "index", "label", "clean_prediction", "prediction",
-        "set", "score", "flagged_at_fpr_5",
+        "set", "score", "flagged_at_fpr_5", "success", "l0", "l1", "l2", "linf",
     ),
     "propagation": (
         "dataset", "model", "seed", "perturbation", "population", "depth", "tap", "metric", "n", "mean", "q05", "q50",

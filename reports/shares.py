@@ -6,11 +6,10 @@ a share of, within one seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
+from ..harness.statistics.proportions import wilson
 from .figures import mean
 from .flags import BEYOND, Flag
 from .reading import Row
@@ -21,7 +20,6 @@ MEASURES = {
     "success": "success_rate",
     "detection": "flagged_at_fpr_5",
 }
-_Z = NormalDist().inv_cdf(0.975)
 _MOST = 1e12  # images; a stranger's table may hold any number
 
 
@@ -46,14 +44,6 @@ class Share:
     def rounded(self) -> list[float | None]:
         """Value, low and high as short JSON numbers."""
         return [None if v is None else round(v, 5) for v in (self.value, self.low, self.high)]
-
-
-def wilson(value: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share of ``n`` (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
-    centre = (value + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(max(0.0, value * (1 - value)) / n + _Z**2 / (4 * n**2))
-    # The centre lies between value and 1/2: at 0 and 1 a bound equals the value up to the last digit.
-    return min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half))
 
 
 def share(rows: Sequence[Row], measure: str, suffix: str = "") -> Share:

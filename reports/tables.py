@@ -11,15 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..harness.cells import SetName
-from ..harness.conditions import Rounded, attack_rows
+from ..harness.cells import ROUNDINGS, Rounding, SetName
+from ..harness.conditions import attack_rows
 from ..harness.data import Dataset
 from ..harness.planning import Plan, Subject
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
-from ..harness.ranking import INCOMPLETE, UNCHECKED, leaderboard_rows
+from ..harness.rankability import INCOMPLETE, UNCHECKED
+from ..harness.ranking import Protocol, leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
 from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
-from ..harness.results import DetectorResult, PerturbationResult, SeedResult, Sources
+from ..harness.results import (
+    MIN_IMAGES,
+    DetectorResult,
+    PerturbationResult,
+    Rescored,
+    RoundedResult,
+    SeedResult,
+    Sources,
+)
 from ..harness.runner import Summary, name_parts
 from ..harness.sanity import adaptive_flags, perturbation_flags
 from ..harness.store import Store
@@ -63,12 +72,11 @@ class Tables:
                 metrics += metrics_rows(result.sources, result.perturbations, result.detectors, self.suite.threat)
                 perturbations += perturbation_rows(result.sources, result.perturbations)
                 propagation += self.propagation_rows(subject)
-                rounded = self.rounded(subject, result)
-                attacks += attack_rows(result.sources, result.perturbations, result.detectors, rounded)
+                attacks += attack_rows(result.sources, result.perturbations, result.detectors)
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:
-                digest = self.plan.protocol_digests[part.label]
-                boards += leaderboard_rows(seeds, self.suite.threat, digest, missing, self.plan.ranked)
+                protocol = Protocol(self.plan.protocol_digests[part.label], self.plan.series_digests[part.label])
+                boards += leaderboard_rows(seeds, self.suite.threat, protocol, missing, self.plan.ranked)
             else:
                 boards += self._without_numbers(part.label, missing)
         write_csv(folder / "leaderboard.csv", COLUMNS["leaderboard"], boards)
@@ -83,14 +91,15 @@ class Tables:
     def _without_numbers(self, model: str, missing: Mapping[int, str]) -> list[Row]:
         """The rows of a model of which nothing could be measured: its reason stands where a person looks for it."""
         flags = "; ".join(f"seed {seed} is missing: {reason}" for seed, reason in missing.items())
-        digest = self.plan.protocol_digests[model]
         base = dict.fromkeys(COLUMNS["leaderboard"]) | {
             "dataset": self.suite.data.name,
             "model": model,
             "norm": self.suite.threat.norm,
             "eps": self.suite.threat.eps,
             "flags": flags,
-            "protocol_digest": digest,
+            "not_ranked_reason": flags,
+            "protocol_digest": self.plan.protocol_digests[model],
+            "series_digest": self.plan.series_digests[model],
         }
         return [{**base, "detector": label} for label in (*(d.label for d in self.suite.detectors), "none")]
 
@@ -107,6 +116,7 @@ class Tables:
             self.suite.data.name, subject.part.label, subject.seed,
             self.plan.sets.calibrate.numpy(), self._labels("calibrate").numpy(), calibrate.numpy(),
             self.plan.sets.evaluate.numpy(), self._labels("evaluate").numpy(), evaluate.numpy(),
+            bool(self.store.values(subject.key)["gradient"]),
         )  # fmt: skip
         perturbations = [self.perturbation(subject, part) for part in self.suite.perturbations]
         doubts = perturbation_flags(perturbations)
@@ -154,10 +164,12 @@ class Tables:
             # Nobody knows what made the images of a file.
             "box": info.box if made.learnable else "",
             "one_step": info.one_step,
+            "effort": made.effort,
         }
         reason = self._reason(*keys)
         if reason:
-            return PerturbationResult(**about, reason=reason)
+            blind = info.kind == "attack" and info.gradients and not self.store.values(subject.key)["gradient"]
+            return PerturbationResult(**about, reason=reason, inapplicable=blind)
         values = [self.store.values(key) for key in keys]
         images = sum(v["rows"] for v in values)
 
@@ -177,6 +189,37 @@ class Tables:
             flags=tuple(dict.fromkeys(flag for v in values for flag in v["flags"])),
             late=sum(v.get("late", 0) for v in values),
             parts=sum((Counter(v.get("parts", {})) for v in values), Counter()),
+            told=self._told(keys, part) if part.against else np.zeros((0, 0)),
+            rounded=[
+                self._rounded(subject, part.label, how) for how in ROUNDINGS if (part.label, how) in subject.rounded
+            ],
+        )
+
+    def _told(self, keys: tuple[str, ...], part: PerturbationPart) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The true scores of its final images that an attack was told: in its loop, if it says so, and at its end."""
+        keys = tuple(key for key in keys if self.store.values(key)["rows"])
+        if not keys:
+            return np.zeros((0, 0))
+        judged = torch.cat([self.store.tensor(key, "judged") for key in keys], dim=1)
+        told = [self.store.tensor(key, "told") for key in keys]
+        detector = next(d for d in self.suite.detectors if d.label == part.against)
+        drawn = DETECTORS.get(detector.name)(**detector.params).randomised
+        # The lowest of many draws is no evaluation like the others.
+        if drawn or any(len(t) != self.store.values(key)["rows"] for t, key in zip(told, keys, strict=True)):
+            return judged.double().numpy()
+        return torch.cat([torch.cat(told)[None], judged]).double().numpy()
+
+    def _rounded(self, subject: Subject, label: str, how: Rounding) -> RoundedResult:
+        """One attack's images rounded to the levels of image files."""
+        keys = subject.rounded[label, how]
+        reason = self._reason(*keys)
+        if reason:
+            return RoundedResult(how, reason=reason)
+        return RoundedResult(
+            how,
+            prediction=cat_column(self.store, keys, "prediction").long().numpy(),
+            success=cat_column(self.store, keys, "success").bool().numpy(),
+            norms={name: cat_column(self.store, keys, f"norm:{name}").double().numpy() for name in NORMS},
         )
 
     def detector(self, subject: Subject, part: DetectorPart, perturbations: list[PerturbationResult]) -> DetectorResult:
@@ -189,6 +232,7 @@ class Tables:
             "fit_on": (*part.fit_on, *part.fit_negatives),
             "fit_families": families,
             "surrogate": detector.surrogate_kind,
+            "randomised": detector.randomised,
             "flags": self._unbroken(subject, part),
         }
 
@@ -198,7 +242,7 @@ class Tables:
         reason = self._reason(subject.fits[part.label], key("calibrate"), key("clean"))
         if reason:
             return DetectorResult(**about, reason=reason)
-        perturbed, control, reasons = {}, {}, {}
+        perturbed, control, rounded, reasons = {}, {}, {}, {}
         for p in perturbations:
             missing = p.reason or self._reason(key(p.label))
             if missing:
@@ -208,6 +252,10 @@ class Tables:
             if p.against not in (None, part.label):
                 # The control of an attack says something about the detector that it was made against.
                 continue
+            for r in p.rounded:
+                source = f"{r.how}:{p.label}"
+                if not r.reason and not self._reason(key(source)):
+                    rounded[p.label, r.how] = self.store.tensor(key(source), "score").numpy()
             missing = self._reason(key(f"control:{p.label}"))
             if missing:
                 reasons[p.label] = missing
@@ -219,21 +267,23 @@ class Tables:
             clean=self.store.tensor(key("clean"), "score").numpy(),
             perturbed=perturbed,
             control=control,
+            rounded=rounded,
+            rescored=self._rescored(subject, part),
             reasons=reasons,
         )
 
-    def rounded(self, subject: Subject, result: SeedResult) -> dict[str, Rounded]:
-        """What became of every attack's images with 8 bits, as far as that was measured."""
+    def _rescored(self, subject: Subject, part: DetectorPart) -> dict[str, Rescored]:
+        """The scores that a detector gave when it was asked again, by source."""
         found = {}
-        for label, keys in subject.rounded.items():
-            if self._reason(*keys):
+        for (label, source), key in subject.scores.items():
+            if label != part.label or self._reason(key):
                 continue
-            scores = {}
-            for d in result.detectors:
-                key = subject.scores.get((d.label, f"rounded:{label}"))
-                if key is not None and not self._reason(key):
-                    scores[d.label] = self.store.tensor(key, "score").numpy()
-            found[label] = Rounded(cat_column(self.store, list(keys), "success").bool().numpy(), scores)
+            tensors = self.store.load(key)
+            if "recheck:rows" not in tensors:
+                continue
+            contexts = {n.removeprefix("recheck:"): v.double().numpy() for n, v in tensors.items() if ":" in n}
+            rows = contexts.pop("rows").astype(np.int64)
+            found[source] = Rescored(rows, contexts, self.store.values(key)["recheck"])
         return found
 
     def _unbroken(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
@@ -248,6 +298,8 @@ class Tables:
                 continue
             reason = self._reason(key)
             values = {} if reason else self.store.values(key)
+            if values and values["rows"] < MIN_IMAGES:
+                return (UNCHECKED,)
             if reason or values.get("undetected", 0) < values["rows"]:
                 found.append(reason or f"{values.get('undetected', 0)} of {values['rows']}")
             else:

@@ -1,0 +1,133 @@
+"""Which rows may be ranked: the protocol's floor for attacks, and the flags that take a rank away.
+
+A robust accuracy is worth what was done to lower it. Rows with a weaker attack than the floor, or with proof that their
+attack was blind or that their detector answers by who asks, keep their number and get no rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .consistency import DEPENDS, RANDOMISED
+from .results import DetectorResult, Effort, PerturbationResult, SeedResult, ThreatModel
+from .sanity import beats, fooled_within
+
+ABLATION = "none"
+NO_ATTACK = "no-attack"
+NO_ADAPTIVE = "no-adaptive-attack"
+INCOMPLETE = "adaptive-incomplete"
+BELOW_THREAT = "adaptive-below-threat"
+UNCHECKED = "adaptive-unchecked"
+BELOW_FLOOR = "below-floor"
+BLACK_BOX_ONLY = "black-box-only"
+WEAKER = "weaker-than-adaptive"
+RANDOMISED_MODEL = "randomised-model"
+CONTROL_FLAGGED = "control-flagged"
+BENIGN_FLAGGED = "benign-flagged"
+TIES = "ties-at-threshold"
+BLIND = ("zero-gradient", "non-finite-gradient")
+UNCONVERGED = ("unconverged", "limit")
+
+# Constants of the protocol's version: the least that an adaptive attack must invest, and in how many images.
+FLOOR = Effort(steps=50, restarts=2, queries=100)
+FLOOR_IMAGES = 50
+# Budgets that differ by less are one (8/255 written in two ways).
+_SAME = 1e-6
+
+# A row that carries one of these (or any that begins like it) is not ranked.
+_NOT_RANKED = (
+    NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, RANDOMISED,
+    DEPENDS, *BLIND,
+)  # fmt: skip
+# The number of a row that carries one of these can only be too high.
+_AT_MOST = (
+    NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, *BLIND,
+    *UNCONVERGED,
+)  # fmt: skip
+
+
+def floor_text() -> str:
+    """Return the protocol's floor in words."""
+    return (
+        f"{FLOOR.steps} steps, {FLOOR.restarts} restarts and {FLOOR.queries} queries for an image that stands, on at "
+        f"least {FLOOR_IMAGES} images, at the threat's whole budget"
+    )
+
+
+def counts(p: PerturbationResult, detector: str, threat: ThreatModel) -> bool:
+    """Return whether an adaptive attack was made against a detector under this threat: its norm, no larger budget."""
+    within = p.norm == threat.norm and p.eps is not None and p.eps <= threat.eps * (1 + _SAME)
+    return p.kind == "adaptive" and p.threatens(detector) and within
+
+
+def attack_flags(seed: SeedResult, detector: DetectorResult, ranked: int, threat: ThreatModel) -> list[str]:
+    """Return what is doubtful or missing about the attacks that count for a row, for one seed.
+
+    Args:
+        seed: all results.
+        detector: the row's; the ablation's for ``none``.
+        ranked: the number of evaluate images, from the first on, that the ranking is about.
+        threat: norm and budget that it is about.
+    """
+    right = int(seed.sources.evaluate_correct[:ranked].sum())
+    counting = [p for p in seed.perturbations if p.threatens(detector.label) and not p.inapplicable]
+    flags = [] if seed.sources.gradient else [BLACK_BOX_ONLY]
+    if any(RANDOMISED_MODEL in p.flags for p in seed.perturbations):
+        flags.append(RANDOMISED_MODEL)
+    if detector.label == ABLATION:
+        flags += _oblivious_flags(seed, counting, threat)
+    else:
+        adaptive = [p for p in counting if counts(p, detector.label, threat)]
+        flags += _adaptive_flags(adaptive, ranked, right, threat)
+    for p in counting:
+        if p.reason:
+            flags.append(f"{p.label} is missing: {p.reason}")
+            continue
+        attacked = int((p.index < ranked).sum())
+        if attacked < right:
+            flags.append(f"{p.label} attacked {attacked} of {right} images")
+        if not detector.failure():
+            scores, reason = detector.scores(p)
+            if scores is None:
+                flags.append(f"{p.label} is not scored: {reason}")
+    return flags
+
+
+def _adaptive_flags(adaptive: Sequence[PerturbationResult], ranked: int, right: int, threat: ThreatModel) -> list[str]:
+    if not adaptive:
+        return [NO_ADAPTIVE]
+    if all(p.reason for p in adaptive):
+        return [INCOMPLETE]
+    full = [p for p in adaptive if not p.reason and (p.eps or 0.0) >= threat.eps * (1 - _SAME)]
+    if not full:
+        return [BELOW_THREAT]
+    effort = Effort()
+    for p in full:
+        effort |= p.effort or Effort()
+    covered = max(int((p.index < ranked).sum()) for p in full) >= right
+    flags = [] if effort >= FLOOR and ranked >= FLOOR_IMAGES and covered else [BELOW_FLOOR]
+    return flags + list(dict.fromkeys(f for p in full for f in p.flags))
+
+
+def _oblivious_flags(seed: SeedResult, counting: Sequence[PerturbationResult], threat: ThreatModel) -> list[str]:
+    """Return the flags of the row that has no detector: attacks that know no detector are all that counts for it."""
+    made = [p for p in counting if not p.reason]
+    if not counting:
+        return [NO_ATTACK]
+    best = fooled_within(made, threat)
+    # An attack that did not converge leaves nothing open where another fooled every image.
+    late = [] if best.got.all() else [f for p in made for f in p.flags if f in UNCONVERGED]
+    knowing = [p for p in seed.perturbations if not p.reason and counts(p, p.against or "", threat)]
+    # What an attack that had to pass a detector besides got done, one that had not should have.
+    weaker = [f"{WEAKER}:{p.label}" for p in knowing if beats(fooled_within([p], threat), best)]
+    return [*dict.fromkeys(late), *weaker]
+
+
+def reasons(flags: Iterable[str], failures: Iterable[str]) -> list[str]:
+    """Return why a row is not ranked: the flags that take its rank, then what failed; empty for a ranked row."""
+    return [f for f in dict.fromkeys(flags) if f.startswith(_NOT_RANKED)] + list(dict.fromkeys(failures))
+
+
+def is_upper_bound(flags: Iterable[str], robust: float) -> bool:
+    """Return whether a robust accuracy can only be too high: some image stands, and its attack was not at its best."""
+    return robust > 0 and any(f.startswith(_AT_MOST) for f in flags)
