@@ -159,7 +159,7 @@ class AutoPGD(Perturbation):
         """The norm of the budget."""
         return self._norm
 
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
         return too_few_classes(self.loss, classes, self.targeted)
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:

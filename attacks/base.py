@@ -194,8 +194,23 @@ class Perturbation(ABC):
         """Files whose content the result depends on; the harness keys it by their bytes, not by their places."""
         return ()
 
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        """Why this perturbation cannot work on images of (channels, height, width), or ``None``."""
+    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        """Return why this perturbation is not defined for a task, or ``None``.
+
+        The shape of the task alone decides: a run leaves an inapplicable perturbation out, and its results are those
+        of the suite without it. What else may be missing (a package, memory) is no matter of this method.
+
+        Args:
+            shape: (channels, height, width) of the images.
+            classes: number of classes.
+        """
+        if self.info.kind in ("attack", "adaptive") and classes < 2:
+            return f"{self.info.title} needs at least two classes: with {classes}, no prediction can become wrong."
+        return None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Return what has to be installed before it can run, with the command, or ``None``."""
         return None
 
     @abstractmethod

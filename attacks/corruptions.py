@@ -130,7 +130,7 @@ class Saturate(Corruption):
 
     info: ClassVar[PerturbationInfo] = describe("Saturation", "digital", "Stronger colours.", stochastic=False)
 
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
         if shape[0] == 1:
             return "Saturation needs images of several channels: images of one channel have no colour."
         return None

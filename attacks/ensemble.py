@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +15,7 @@ from . import checks
 from .autopgd import AutoPGD
 from .base import CountingModel, Norm, Perturbation, PerturbationInfo
 from .gradient import Ball, too_few_classes
-from .library import quiet
+from .library import not_installed, quiet
 from .square import Square
 
 _Stage = Callable[[CountingModel, Tensor, Tensor, Draws], Tensor]
@@ -79,9 +78,11 @@ class AutoAttack(Perturbation):
         """The norm of the budget."""
         return self._norm
 
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        if find_spec("torchattacks") is None:
-            return "AutoAttack takes FAB from torchattacks, which is not installed: run 'pip install torchattacks'."
+    @classmethod
+    def missing(cls) -> str | None:
+        return not_installed("FAB, a part of AutoAttack,", "torchattacks")
+
+    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
         return too_few_classes("dlr", classes, targeted=True)
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:

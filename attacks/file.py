@@ -76,12 +76,13 @@ class FromFile(Perturbation):
         """The files that the result depends on; the harness keys them by their content."""
         return (self.path,)
 
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        if len(self._images) and tuple(self._images.shape[1:]) != shape:
-            return f"{self.path} holds images of shape {tuple(self._images.shape[1:])}, but the data's are {shape}."
-        return None
-
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        shape, expected = tuple(self._images.shape[1:]), tuple(images.shape[1:])
+        # A wrong file, not a task that the perturbation is not defined for.
+        if len(self._images) and shape != expected:
+            raise UsageError(
+                f"{self.path} holds images of shape {shape}, but the data's are {expected}: name another file."
+            )
         result = images.clone()
         held = [(i, self._rows[position]) for i, position in enumerate(draws.indices) if position in self._rows]
         if held:

@@ -53,14 +53,6 @@ class FoolboxAttack(LibraryAttack):
         chosen = self.settings.get("distance", self.settings.get("constraint", self.info.norm))
         return cast(Norm | None, chosen)
 
-    @classmethod
-    def missing(cls) -> str | None:
-        """What has to be installed besides foolbox before it can run, or ``None``."""
-        return None
-
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        return super().unavailable(shape, classes) or self.missing()
-
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         # A copy, since `run` has no place for the draws and the instance may serve several calls.
         call = copy.copy(self)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 
 from .base import Norm, PerturbationInfo
 from .foolbox_adapter import FoolboxAttack, L2DeepFool, LinfDeepFool
-from .library import Parameter, choice, declare, flag, number, optional, share, whole
+from .library import Parameter, choice, declare, flag, not_installed, number, optional, share, whole
 
 # Budgets of the kind reported for colour images of 32 x 32: L-inf and L2 as RobustBench's, L1 of Croce & Hein 2021.
 EPS: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -212,10 +211,8 @@ LInfFMNAttack = _fmn("linf", "LInfFMNAttack", 1.0)
 class _BrendelBethge(FoolboxAttack):
     @classmethod
     def missing(cls) -> str | None:
-        """Why it cannot run here: its solver is compiled by numba."""
-        if find_spec("numba") is None:
-            return "The attacks of Brendel and Bethge in foolbox need numba: run 'pip install numba'."
-        return None
+        # Its solver is compiled by numba.
+        return super().missing() or not_installed(f"{cls.info.title} of foolbox", "numba")
 
 
 def _brendel_bethge(norm: Norm, attack: str) -> type[FoolboxAttack]:

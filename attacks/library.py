@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..harness.errors import UnavailableError, UsageError
+from ..harness.errors import UsageError
 from ..harness.seeds import Draws
 from . import checks
 from .base import CountingModel, Perturbation, PerturbationInfo
@@ -42,29 +42,14 @@ class LibraryAttack(Perturbation):
     def __init__(self, **settings: float | int | str | bool | None) -> None:
         self.settings = settings
 
-    def library_version(self) -> str:
-        """The version of the library as installed.
+    @classmethod
+    def missing(cls) -> str | None:
+        return not_installed(cls.info.title, cls.info.library)
 
-        Raises:
-            UnavailableError: if it is not installed.
-        """
-        try:
-            return version(self.info.library)
-        except PackageNotFoundError:
-            raise UnavailableError(
-                f"{self.info.library} is not installed: run 'pip install {self.info.library}'."
-            ) from None
-
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        try:
-            self.library_version()
-        except UnavailableError as error:
-            return str(error)
+    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
         if self.channels is not None and shape[0] != self.channels:
             return f"{self.info.title} of {self.info.library} works on {self.channels} channels only, not {shape[0]}."
-        if classes < 2:
-            return f"{self.info.title} needs a model of at least two classes."
-        return None
+        return super().inapplicable(shape, classes)
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         # foolbox checks by bare assertions, torchattacks after it has changed the model's mode: check before both.
@@ -81,6 +66,15 @@ class LibraryAttack(Perturbation):
     @abstractmethod
     def run(self, model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
         """Call the library; arguments and result as in :meth:`perturb`."""
+
+
+def not_installed(title: str, package: str) -> str | None:
+    """Return a sentence that says that ``title`` needs the distribution ``package``, or ``None`` where it is there."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return f"{title} needs the package {package}, which is not installed: run 'pip install {package}'."
+    return None
 
 
 @contextlib.contextmanager

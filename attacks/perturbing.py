@@ -196,8 +196,8 @@ def perturb_batch(
         LimitError: if the attack takes more time than it may. Where it asks for more forwards or backwards, what an
             adaptive attack found by then stands (other attacks keep theirs to themselves: the clean images stand in),
             with the flag ``limit``.
-        UsageError: for wrong inputs or a model that does not return logits.
-        UnavailableError: if the perturbation cannot work on these images.
+        UsageError: for wrong inputs, a model that does not return logits, or a package that is not installed.
+        UnavailableError: if the perturbation is not defined for images of this shape and so many classes.
     """
     _check_inputs(images, labels, indices, batch_size)
     device, n = device_of(model), len(images)
@@ -371,9 +371,12 @@ def _check_model(
             f"The model has {classes} classes, but the labels go from {int(labels.min())} to {int(labels.max())}."
         )
     channels, height, width = images.shape[1:]
-    reason = perturbation.unavailable((channels, height, width), classes)
+    reason = perturbation.inapplicable((channels, height, width), classes)
     if reason is not None:
         raise UnavailableError(reason)
+    missing = perturbation.missing()
+    if missing is not None:
+        raise UsageError(missing)
     same = torch.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
     return set() if same else {"randomised-model"}
 

@@ -56,8 +56,8 @@ class TorchattacksAttack(LibraryAttack):
     most_values: ClassVar[int | None] = None
     fewest_classes: ClassVar[int] = 2
 
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        reason = super().unavailable(shape, classes)
+    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        reason = super().inapplicable(shape, classes)
         if reason is not None:
             return reason
         channels, height, width = shape

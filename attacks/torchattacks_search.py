@@ -106,8 +106,8 @@ def _sticks_out(side: int, p_init: float) -> bool:
 class _WithSquareL2(TorchattacksAttack):
     square = True
 
-    def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        reason = super().unavailable(shape, classes)
+    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        reason = super().inapplicable(shape, classes)
         if reason is None and _sticks_out(shape[1], cast(float, self.settings.get("p_init", 0.8))):
             return f"{self.info.title} of torchattacks fails on {shape[1]} x {shape[2]}: its first squares do not fit."
         return reason

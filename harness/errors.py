@@ -12,4 +12,4 @@ class UsageError(AftershockError):
 
 
 class UnavailableError(AftershockError):
-    """A named part exists but cannot work here (a missing extra, a model it does not fit); carries the reason."""
+    """A named part exists but cannot work here (a model or a task that it does not fit); carries the reason."""

@@ -138,8 +138,11 @@ class _Checker:
             made = factory(**params)
             # A plugin's part may be anything: what the plan asks of it is asked here first.
             _ = made.info.kind, made.learnable, made.source_files()
+            missing = made.missing()
         except Exception as error:
-            self.add(location, f"{where}: {_told(error)}")
+            missing = _told(error)
+        if missing:
+            self.add(location, f"{where}: {missing}")
 
 
 def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[Path, ...]) -> Suite:

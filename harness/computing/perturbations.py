@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob
 from ..engines import Output
-from ..errors import UnavailableError
+from ..errors import AftershockError, UnavailableError
 from ..scoring import Instruments
 from ..seeds import Draws, derive_seed
 from .workbench import Workbench, make_perturbation
@@ -32,9 +32,6 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     from ...attacks.perturbing import Limits, perturb_batch
 
     perturbation = make_perturbation(job.part)
-    reason = perturbation.unavailable(bench.dataset.shape, len(bench.dataset.classes))
-    if reason:
-        raise UnavailableError(reason)
     white = perturbation.info.kind == "attack" and perturbation.info.gradients
     if white and not bench.reader.values(job.model)["gradient"]:
         raise UnavailableError(NO_GRADIENT)
@@ -45,10 +42,15 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     right = right[torch.tensor(covered, dtype=torch.bool)]
     model, limits = bench.open(job.model), bench.suite.limits
     defence = _defence(bench, model, job.opponent) if job.opponent else None
-    made = perturb_batch(
-        perturbation, model.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
-        defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds),
-    )  # fmt: skip
+    try:
+        made = perturb_batch(
+            perturbation, model.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
+            defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds),
+        )  # fmt: skip
+    except UnavailableError as error:
+        # What is not defined for the task has no cell: whatever an attack raises is a failure, for which no number
+        # stands.
+        raise AftershockError(str(error)) from error
     tensors = _tensors(made, right + job.start)
     values = {
         "rows": len(right),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
+from aftershock.attacks import library
 from aftershock.attacks.autopgd import AutoPGD, checkpoints
 from aftershock.attacks.base import CountingModel
 from aftershock.attacks.ensemble import AutoAttack
@@ -278,8 +279,12 @@ def test_all_stages_are_paid_by_an_image_that_nothing_fools(digits) -> None:
 def test_without_torchattacks_the_ensemble_says_so(digits, linear, monkeypatch) -> None:
     with pytest.raises(UnavailableError, match="4 classes, not 2"):
         run(linear, AutoAttack(0.1))
-    monkeypatch.setitem(sys.modules, "torchattacks", None)
-    with pytest.raises(UnavailableError, match="pip install torchattacks"):
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(library, "version", missing)
+    with pytest.raises(UsageError, match="pip install torchattacks"):
         run(digits, AutoAttack(0.1))
 
 

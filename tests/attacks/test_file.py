@@ -8,7 +8,7 @@ import torch
 from aftershock.attacks import CountingModel
 from aftershock.attacks.file import FromFile
 from aftershock.attacks.perturbing import perturb_batch
-from aftershock.harness.errors import UnavailableError, UsageError
+from aftershock.harness.errors import UsageError
 from aftershock.harness.seeds import Draws
 
 rng = np.random.default_rng(0)
@@ -57,9 +57,10 @@ def test_an_empty_file_of_images_leaves_all_unchanged(tmp_path: Path, linear) ->
     assert torch.equal(made.images, linear.images)
 
 
-def test_images_of_another_shape_are_unavailable(tmp_path: Path, linear) -> None:
+def test_images_of_another_shape_are_a_wrong_file_and_not_inapplicable(tmp_path: Path, linear) -> None:
     attack = FromFile(write(tmp_path, x_adv=GOOD[:, :1], index=np.arange(3)))
-    with pytest.raises(UnavailableError, match=r"\(1, 4, 4\).*\(3, 4, 4\)"):
+    assert attack.inapplicable((3, 4, 4), 2) is None
+    with pytest.raises(UsageError, match=r"\(1, 4, 4\).*\(3, 4, 4\)"):
         perturb_batch(attack, linear.model, linear.images, linear.labels, linear.indices, 0)
 
 

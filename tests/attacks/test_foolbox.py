@@ -6,16 +6,17 @@ import inspect
 import os
 import random
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks import CountingModel, foolbox_attacks, foolbox_black_box
+from aftershock.attacks import CountingModel, foolbox_attacks, foolbox_black_box, library
 from aftershock.attacks.foolbox_adapter import FoolboxAttack
 from aftershock.attacks.foolbox_attacks import UNUSABLE
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.harness.errors import UnavailableError, UsageError
+from aftershock.harness.errors import UsageError
 from aftershock.harness.registry import PERTURBATIONS
 from aftershock.harness.seeds import Draws
 from torch import Tensor, nn
@@ -274,14 +275,20 @@ def test_the_model_s_own_errors_are_not_taken_for_the_library_s(digits) -> None:
 
 
 def test_brendel_and_bethge_say_that_they_need_numba(linear, monkeypatch) -> None:
-    monkeypatch.setattr(foolbox_attacks, "find_spec", lambda name: None)
+    def version(name: str) -> str:
+        if name == "numba":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(library, "version", version)
     attack = CLASSES["L2BrendelBethgeAttack"]()
     assert "pip install numba" in str(type(attack).missing())
-    with pytest.raises(UnavailableError, match="numba"):
+    assert attack.inapplicable((3, 4, 4), 2) is None
+    with pytest.raises(UsageError, match="numba"):
         run(linear, attack, 4)
-    monkeypatch.setattr(foolbox_attacks, "find_spec", lambda name: object())
-    assert type(attack).missing() is None and attack.unavailable((3, 4, 4), 2) is None
     assert CLASSES["DDNAttack"].missing() is None
+    monkeypatch.setattr(library, "version", lambda name: "1")
+    assert type(attack).missing() is None
 
 
 @pytest.mark.parametrize(

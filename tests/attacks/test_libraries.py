@@ -7,7 +7,7 @@ import pkgutil
 import subprocess
 import sys
 import warnings
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from aftershock.attacks.gradient import PGD, margin
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
 from aftershock.attacks.torchattacks_adapter import CW
 from aftershock.harness import builtin_perturbations
-from aftershock.harness.errors import UnavailableError, UsageError
+from aftershock.harness.errors import UsageError
 from aftershock.harness.registry import PERTURBATIONS
 from aftershock.harness.seeds import Draws
 from torch import Tensor, nn
@@ -158,30 +158,34 @@ def test_the_adapter_itself_checks_its_input(linear, images: Tensor, message: st
         L2DeepFool().perturb(CountingModel(linear.model), images, torch.zeros(4, dtype=torch.int64), Draws(0, range(4)))
 
 
-def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_a_failure_and_not_inapplicable(linear, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    assert CW().unavailable((3, 8, 8), 10) is None and CW().library_version() == version("torchattacks")
+    assert CW.missing() is None
     monkeypatch.setattr(library, "version", missing)
-    assert "torchattacks is not installed" in str(CW().unavailable((3, 8, 8), 10))
-    with pytest.raises(UnavailableError, match="pip install foolbox"):
-        L2DeepFool().library_version()
+    assert CW.missing() == (
+        "CW needs the package torchattacks, which is not installed: run 'pip install torchattacks'."
+    )
+    # A failure on this machine says nothing about the task.
+    assert L2DeepFool().inapplicable((3, 8, 8), 10) is None
+    with pytest.raises(UsageError, match="pip install foolbox"):
+        perturb_batch(L2DeepFool(), linear.model, linear.images[:2], linear.labels[:2], range(2), 0)
 
 
 def test_what_an_attack_cannot_do_without_is_a_reason() -> None:
     class ThreeChannels(CW):
         channels = 3
 
-    assert ThreeChannels().unavailable((3, 8, 8), 10) is None
-    assert "3 channels only, not 1" in str(ThreeChannels().unavailable((1, 8, 8), 10))
-    assert "two classes" in str(CW().unavailable((1, 8, 8), 1))
+    assert ThreeChannels().inapplicable((3, 8, 8), 10) is None
+    assert "3 channels only, not 1" in str(ThreeChannels().inapplicable((1, 8, 8), 10))
+    assert "at least two classes" in str(CW().inapplicable((1, 8, 8), 1))
 
 
 def test_adapters_import_their_libraries_only_when_they_run() -> None:
     code = (
         "import sys; import aftershock.attacks.torchattacks_adapter as t, aftershock.attacks.foolbox_adapter as f;"
-        "t.CW().unavailable((1, 8, 8), 10); f.L2DeepFool().unavailable((1, 8, 8), 10);"
+        "t.CW().inapplicable((1, 8, 8), 10); f.L2DeepFool().inapplicable((1, 8, 8), 10);"
         "print(sorted({'torchattacks', 'foolbox', 'torchvision'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

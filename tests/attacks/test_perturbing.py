@@ -435,9 +435,9 @@ def test_wrong_inputs_are_one_sentence(linear, change: dict[str, object], messag
         perturb_batch(Planted(unchanged), **(arguments | change))
 
 
-def test_an_unavailable_perturbation_says_why(linear) -> None:
+def test_an_inapplicable_perturbation_says_why(linear) -> None:
     class Never(Planted):
-        def unavailable(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
             return f"not for {shape} and {classes}"
 
     with pytest.raises(UnavailableError, match=r"not for \(3, 4, 4\) and 2"):

@@ -234,8 +234,8 @@ def test_a_step_follows_the_budget(digits) -> None:
     ],
 )
 def test_what_an_attack_cannot_do_is_a_reason(attack, shape, classes: int, reason: str) -> None:
-    assert reason in str(attack.unavailable(shape, classes))
-    assert attack.unavailable((3, 32, 32), 10) is None
+    assert reason in str(attack.inapplicable(shape, classes))
+    assert attack.inapplicable((3, 32, 32), 10) is None
 
 
 def test_deepfool_is_still_wrong_when_checked_in_another_batch(digits) -> None:
@@ -253,7 +253,7 @@ def test_square_in_l2_is_refused_exactly_where_the_library_fails() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(side * side, 3)).requires_grad_(False)
         images = torch.rand(2, 1, side, side)
         attack, labels = SquareL2(eps=1e-3, n_queries=3), model(images).argmax(1)
-        if attack.unavailable((1, side, side), 3) is None:
+        if attack.inapplicable((1, side, side), 3) is None:
             assert attack.run(model, images, labels).shape == images.shape
         else:
             refused.append(side)
@@ -349,7 +349,7 @@ def test_a_budget_only_limits_what_counts_where_an_attack_minimises(digits) -> N
 
 def test_the_library_is_imported_only_when_an_attack_runs() -> None:
     code = (
-        "import sys, aftershock.attacks.torchattacks_search as s; s.APGD().unavailable((1, 8, 8), 10);"
+        "import sys, aftershock.attacks.torchattacks_search as s; s.APGD().inapplicable((1, 8, 8), 10);"
         "print(sorted({'torchattacks', 'torchvision', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
