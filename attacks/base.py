@@ -208,6 +208,10 @@ class Perturbation(ABC):
             return f"{self.info.title} needs at least two classes: with {classes}, no prediction can become wrong."
         return None
 
+    def reduced(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        """Return which of its parts this perturbation leaves out on a task that it applies to, or ``None``."""
+        return None
+
     @classmethod
     def missing(cls) -> str | None:
         """Return what has to be installed before it can run, with the command, or ``None``."""

@@ -1,4 +1,4 @@
-"""AutoAttack, the standard ensemble (Croce & Hein 2020): four attacks, each on the images that still stand."""
+"""AutoAttack, the standard ensemble (Croce & Hein 2020): attacks in a row, each on images that none before fooled."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ _Stage = Callable[[CountingModel, Tensor, Tensor, Draws], Tensor]
 
 class AutoAttack(Perturbation):
     """AutoPGD on cross-entropy, AutoPGD on the targeted DLR loss, targeted FAB and Square, in this order.
+
+    The targeted DLR loss is defined for four classes and more. With three, AutoPGD on the untargeted DLR loss stands in
+    for it; with two, for which no DLR loss is defined, that stage is left out. FAB then has one or two target classes.
 
     An image that a stage fools keeps that result and is not attacked again; one that nothing fools comes back as it
     was. FAB is torchattacks' and draws nothing: it starts from the image itself. Cost per image that stands to the
@@ -78,17 +81,24 @@ class AutoAttack(Perturbation):
         """The norm of the budget."""
         return self._norm
 
+    def reduced(self, shape: tuple[int, int, int], classes: int) -> str | None:
+        if not too_few_classes("dlr", classes, targeted=True):
+            return None
+        rest = "AutoPGD on cross-entropy, targeted FAB and Square remain"
+        if not too_few_classes("dlr", classes, targeted=False):
+            return f"AutoPGD on the untargeted DLR loss replaces the targeted one, which needs 4 classes; {rest}"
+        return f"AutoPGD on the DLR loss, which needs 3 classes, is left out; {rest}"
+
     @classmethod
     def missing(cls) -> str | None:
         return not_installed("FAB, a part of AutoAttack,", "torchattacks")
 
-    def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
-        return too_few_classes("dlr", classes, targeted=True)
-
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         result = images.clone()
         active = torch.arange(len(images), device=images.device)
-        for stage in self._stages():
+        with torch.no_grad():
+            classes = model(images[:1]).shape[1]
+        for stage in self._stages(classes):
             clean, truth = images[active], labels[active]
             standing = model.of(active)
             found = stage(standing, clean, truth, draws.take(active.tolist()))
@@ -100,22 +110,24 @@ class AutoAttack(Perturbation):
                 break
         return result
 
-    def _stages(self) -> Iterator[_Stage]:
+    def _stages(self, classes: int) -> Iterator[_Stage]:
+        """The parts that are defined for a model of so many classes."""
         auto = partial(AutoPGD, self.eps, self._norm, self.steps, self.restarts, targets=self.targets)
         yield auto(loss="ce").perturb
-        yield auto(loss="dlr-targeted").perturb
-        yield self._fab
+        if not too_few_classes("dlr", classes, targeted=True):
+            yield auto(loss="dlr-targeted").perturb
+        elif not too_few_classes("dlr", classes, targeted=False):
+            yield auto(loss="dlr").perturb
+        yield partial(self._fab, classes)
         yield Square(self.eps, self._norm, self.queries).perturb
 
-    def _fab(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+    def _fab(self, classes: int, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """torchattacks' FAB towards one class after the other, in which images fooled within eps leave.
 
         It seeds torch's global generator, from which its only run per target draws nothing.
         """
         import torchattacks
 
-        with torch.no_grad():
-            classes = model(images[:1]).shape[1]
         with quiet(), torch.enable_grad():
             attack = torchattacks.FAB(
                 model,

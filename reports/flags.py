@@ -45,6 +45,8 @@ FLAGS = {
                               "the gradients are probably masked."),
     "below-100-at-largest-budget": ("below 100 % at the largest budget", "The last point of the budget curve leaves "
                                     "images unturned: the attack is too weak, or the curve ends too early to tell."),
+    "reduced-ensemble": ("reduced ensemble", "The data set has too few classes for some parts of this attack, which "
+                         "were left out or replaced: it is not the standard ensemble."),
     BEYOND: ("beyond the threat model", "Some images moved further than the threat model allows: they are "
                       "shown here and do not enter the ranking."),
 }  # fmt: skip

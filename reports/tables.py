@@ -177,6 +177,7 @@ class Tables:
             return sum(v[name] * v["rows"] for v in values) / images if images else None
 
         unmeasured = bool(self._reason(*controls))
+        reduced = ["reduced-ensemble"] * bool(made.reduced(self.dataset.shape, len(self.dataset.classes)))
         return PerturbationResult(
             **about,
             index=cat_column(self.store, keys, "row").long().numpy(),
@@ -186,7 +187,7 @@ class Tables:
             control_index=_NONE if unmeasured else cat_column(self.store, controls, "row").long().numpy(),
             forwards=per_image("forwards"),
             backwards=per_image("backwards"),
-            flags=tuple(dict.fromkeys(flag for v in values for flag in v["flags"])),
+            flags=tuple(dict.fromkeys([*(flag for v in values for flag in v["flags"]), *reduced])),
             late=sum(v.get("late", 0) for v in values),
             parts=sum((Counter(v.get("parts", {})) for v in values), Counter()),
             told=self._told(keys, part) if part.against else np.zeros((0, 0)),

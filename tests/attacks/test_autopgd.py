@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
-from aftershock.attacks import library
+from aftershock.attacks import autopgd, ensemble, library
 from aftershock.attacks.autopgd import AutoPGD, checkpoints
 from aftershock.attacks.base import CountingModel
 from aftershock.attacks.ensemble import AutoAttack
 from aftershock.attacks.geometry import project_l1_in_range
 from aftershock.attacks.gradient import PGD, climb
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
+from aftershock.attacks.square import Square
 from aftershock.harness.errors import UnavailableError, UsageError
 from aftershock.harness.seeds import Draws
 from torch import Tensor, nn
@@ -257,8 +260,8 @@ def test_only_square_sees_through_gradients_that_are_nothing(digits) -> None:
 
 def test_fab_alone_fools_what_lies_within_the_budget(digits) -> None:
     class Fab(AutoAttack):
-        def _stages(self):
-            yield self._fab
+        def _stages(self, classes):
+            yield partial(self._fab, classes)
 
     pgd, fab = run(digits, PGD(0.06, steps=20)), run(digits, Fab(0.06, steps=20))
     assert fab.flags == () and fab.success.sum() > 0.9 * pgd.success.sum() > 20
@@ -276,16 +279,94 @@ def test_all_stages_are_paid_by_an_image_that_nothing_fools(digits) -> None:
     assert made.backwards == 2 * 5 + 3 * 2 * 5 + 3 * 5
 
 
-def test_without_torchattacks_the_ensemble_says_so(digits, linear, monkeypatch) -> None:
-    with pytest.raises(UnavailableError, match="4 classes, not 2"):
-        run(linear, AutoAttack(0.1))
+class Few(nn.Module):
+    """The digits' network, its ten classes merged into a few."""
 
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        return torch.stack([logits[:, k :: self.classes].amax(1) for k in range(self.classes)], 1)
+
+
+@dataclass(frozen=True)
+class FewCase:
+    model: Few
+    images: Tensor
+    labels: Tensor
+    indices: range
+
+
+@pytest.fixture(params=[2, 3, 4])
+def few(digits, request) -> FewCase:
+    return FewCase(Few(digits.model, request.param), digits.images, digits.labels % request.param, digits.indices)
+
+
+def test_few_classes_get_the_parts_that_are_defined_for_them(few, monkeypatch) -> None:
+    stages = []
+
+    class Recorded(AutoPGD):
+        def perturb(self, *arguments):
+            stages.append(f"{self.loss}-targeted" if self.targeted else self.loss)
+            return super().perturb(*arguments)
+
+    class Squares(Square):
+        def perturb(self, *arguments):
+            stages.append("square")
+            return super().perturb(*arguments)
+
+    class Recording(AutoAttack):
+        def _fab(self, *arguments):
+            stages.append("fab")
+            return super()._fab(*arguments)
+
+    monkeypatch.setattr(ensemble, "AutoPGD", Recorded)
+    monkeypatch.setattr(ensemble, "Square", Squares)
+    attack, classes = Recording(0.05, **SMALL), few.model.classes
+    assert attack.inapplicable((1, 8, 8), classes) is None
+    made = run(few, attack)
+    middle = {2: [], 3: ["dlr"], 4: ["dlr-targeted"]}[classes]
+    assert stages == ["ce", *middle, "fab", "square"]
+    assert made.flags == () and 0 < made.success.sum() < 80
+    # At least what its first part fools alone.
+    assert made.success[run(few, AutoPGD(0.05, steps=10)).success].all()
+    said = {2: "needs 3 classes, is left out", 3: "which needs 4 classes", 4: "None"}[classes]
+    assert said in str(attack.reduced((1, 8, 8), classes))
+
+
+def test_fab_has_the_targets_that_there_are(few) -> None:
+    class Fab(AutoAttack):
+        def _stages(self, classes):
+            yield partial(self._fab, classes)
+
+    pgd, fab = run(few, PGD(0.06, steps=20)), run(few, Fab(0.06, steps=20))
+    assert fab.flags == () and fab.success.sum() > 0.9 * pgd.success.sum() > 20
+
+
+def test_one_class_is_too_few_for_any_attack() -> None:
+    assert "at least two classes" in str(AutoAttack(0.1).inapplicable((1, 8, 8), 1))
+    assert "2 classes, not 1" in str(AutoPGD(0.1).inapplicable((1, 8, 8), 1))
+
+
+def test_without_torchattacks_the_ensemble_fails_before_any_work(digits, linear, monkeypatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(library, "version", missing)
-    with pytest.raises(UsageError, match="pip install torchattacks"):
-        run(digits, AutoAttack(0.1))
+    monkeypatch.setattr(autopgd, "climb", None)
+    assert AutoAttack(0.1).inapplicable((1, 8, 8), 10) is None
+    for case in (digits, linear):
+        with pytest.raises(UsageError, match="pip install torchattacks"):
+            run(case, AutoAttack(0.1))
+
+
+def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear) -> None:
+    with pytest.raises(UnavailableError, match="3 classes, not 2"):
+        run(linear, AutoPGD(0.1, loss="dlr"))
+    with pytest.raises(UnavailableError, match="4 classes, not 2"):
+        run(linear, AutoPGD(0.1, loss="dlr-targeted"))
 
 
 @pytest.mark.parametrize(
