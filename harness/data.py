@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .errors import UsageError
 
@@ -83,6 +83,18 @@ class ImageSplit:
         return rows if isinstance(rows, slice) else torch.as_tensor(rows, dtype=torch.int64)
 
 
+class TaskShape(NamedTuple):
+    """What decides which perturbations are defined for a task.
+
+    Attributes:
+        image: (channels, height, width) of every image.
+        classes: number of classes.
+    """
+
+    image: tuple[int, int, int]
+    classes: int
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in memory, or ready to be read.
@@ -104,6 +116,11 @@ class Dataset:
     test: ImageSplit
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def task(self) -> TaskShape:
+        """Shape of the images and number of classes."""
+        return TaskShape(self.shape, len(self.classes))
 
 
 @dataclass(frozen=True, eq=False)

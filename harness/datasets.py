@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .data import Dataset, DataSource, ImageSplit, channel_statistics, common_shape
+from .data import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
 from .errors import UsageError
-from .own_data import image_folder, npz
+from .own_data import image_folder, image_folder_task, npz, npz_task
 
 __all__ = ["cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "mnist", "npz", "svhn"]
 
 DIGITS = tuple(str(digit) for digit in range(10))
 DIGITS_TEST = 800
 CONNECT_SECONDS = 10.0
-# Train and test images as published, so that a suite can be checked where the files are not.
+# Train and test images, and shapes and classes, as published: a suite can be checked where the files are not.
 SIZES = {
     "digits": (997, DIGITS_TEST),
     "mnist": (60_000, 10_000),
@@ -33,6 +34,32 @@ SIZES = {
     "cifar100": (50_000, 10_000),
     "svhn": (73_257, 26_032),
 }
+TASKS = {
+    "digits": TaskShape((1, 8, 8), 10),
+    "mnist": TaskShape((1, 28, 28), 10),
+    "fashion-mnist": TaskShape((1, 28, 28), 10),
+    "cifar10": TaskShape((3, 32, 32), 10),
+    "cifar100": TaskShape((3, 32, 32), 100),
+    "svhn": TaskShape((3, 32, 32), 10),
+}
+
+
+def task_shape(name: str, params: Mapping[str, Any]) -> TaskShape | None:
+    """Return the shape of a data set's task where it is known without loading the images, else ``None``.
+
+    Args:
+        name: registry name of the data set.
+        params: checked parameters of its factory.
+    """
+    try:
+        if name == "npz":
+            return npz_task(params["path"], params.get("classes"))
+        if name == "image-folder":
+            return image_folder_task(params["path"], params["size"], params.get("grey", False))
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile):
+        # What is wrong with the files is said where they are loaded.
+        return None
+    return TASKS.get(name)
 
 
 def digits(root: Path) -> DataSource:

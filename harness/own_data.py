@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data import Dataset, DataSource, ImageSplit, channel_statistics, common_shape
+from .data import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ def image_folder(root: Path, path: Path, size: int, resize: int | None = None, g
         "pillow": version("pillow"),
     }
     return DataSource("image-folder", tuple(file for file, _ in train + test), load, fingerprint)
+
+
+def image_folder_task(path: Path, size: int, grey: bool) -> TaskShape:
+    """Return the task of an ``image-folder``; only the names of the classes are read."""
+    names = [f for f in (path.expanduser() / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
+    return TaskShape((1 if grey else 3, size, size), len(names))
 
 
 def _folder_files(path: Path, part: str) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
@@ -136,6 +143,26 @@ def npz(root: Path, path: Path, classes: tuple[str, ...] | None = None) -> DataS
             f"There is no file {path}: the data set npz needs an .npz file with x_train, y_train, x_test, y_test."
         )
     return DataSource("npz", (path,), lambda: _load_npz(path, classes), {"classes": list(classes or ())})
+
+
+def npz_task(path: Path, classes: tuple[str, ...] | None) -> TaskShape:
+    """Return the task of an ``npz`` data set; of the file, only the labels and the header of the images are read.
+
+    Raises:
+        KeyError, OSError, ValueError, zipfile.BadZipFile: for a file that is not as :func:`npz` describes it.
+    """
+    import numpy as np
+
+    with zipfile.ZipFile(path.expanduser()) as archive:
+        with archive.open("x_train.npy") as stream:
+            header = np.lib.format.read_array_header_1_0
+            if np.lib.format.read_magic(stream) != (1, 0):
+                header = np.lib.format.read_array_header_2_0
+            shape = header(stream)[0]
+        with archive.open("y_train.npy") as stream:
+            labels = np.lib.format.read_array(stream, allow_pickle=False)
+    *channels, height, width = shape[1:]
+    return TaskShape((channels[0] if channels else 1, height, width), len(classes or ()) or int(labels.max()) + 1)
 
 
 def _load_npz(path: Path, classes: tuple[str, ...] | None) -> Dataset:
