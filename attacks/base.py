@@ -198,7 +198,7 @@ class Perturbation(ABC):
         """Return why this perturbation is not defined for a task, or ``None``.
 
         The shape of the task alone decides: a run leaves an inapplicable perturbation out, and its results are those
-        of the suite without it. What else may be missing (a package, memory) is no matter of this method.
+        of the suite without it. A missing package is another matter, see :meth:`missing`.
 
         Args:
             shape: (channels, height, width) of the images.

@@ -143,6 +143,13 @@ def validate(
     short = threshold_reason(found.data.calibrate, ALPHAS["5"])
     if short:
         typer.echo(f"There will be no ranking: {short}.")
+    from .applicability import applicability, make_perturbations
+    from .datasets import task_shape
+
+    task = task_shape(found.data.name, found.data.params)
+    if task is not None:
+        for text in applicability(found, make_perturbations(found), task).sentences:
+            typer.echo(text)
 
 
 @app.command()

@@ -188,6 +188,8 @@ class PerturbationResult:
         if (self.kind == "adaptive") != (self.against is not None):
             raise ValueError(f"{self.label}: an adaptive perturbation is made against a detector, and no other kind is")
         count = len(self.index)
+        if self.inapplicable and not self.reason:
+            raise ValueError(f"{self.label} is inapplicable without a reason")
         if self.reason and count:
             raise ValueError(f"{self.label} has images and a reason for having none")
         for name, values in (("prediction", self.prediction), ("success", self.success), *self.norms.items()):
@@ -201,7 +203,12 @@ class PerturbationResult:
             raise ValueError(f"{self.label} has a control of an image that it did not turn")
 
     def threatens(self, detector: str) -> bool:
-        """Whether it counts in the ranking of ``detector``: any attack, and the adaptive ones made against it."""
+        """Whether it counts in the ranking of ``detector``: any attack, and the adaptive ones made against it.
+
+        An attack that is not defined for the task counts for none.
+        """
+        if self.inapplicable:
+            return False
         return self.kind == "attack" or (self.kind == "adaptive" and self.against == detector)
 
 

@@ -159,7 +159,7 @@ def run(
         stamp = fingerprint(raw, folder, files, options, root, digests)
         place = Path(out) if out else Path("runs") / name
         if stamp is not None and is_finished(place, stamp):
-            return _as_stored(place)
+            return _as_stored(place, say)
     from .suite_check import load_suite
 
     loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
@@ -189,8 +189,10 @@ def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
     return raw, path.resolve().parent, str(raw.get("name", ""))
 
 
-def _as_stored(place: Path) -> Run:
+def _as_stored(place: Path, say: Callable[[str], None]) -> Run:
     facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    for text in facts.get("notes", ()):
+        say(text)
     failures = {f["cell"]: f["reason"] for f in facts["failures"]}
     return Run(place, {}, failures, 0)
 
@@ -244,6 +246,8 @@ class _Session:
         short = threshold_reason(len(plan.sets.calibrate), ALPHAS["5"])
         if short:
             self.say(f"There will be no ranking: {short}.")
+        for text in plan.applicability.sentences:
+            self.say(text)
         cells = choose(plan.cells, self.only)
         with Store(self.out, self.cache, self.fresh) as store:
             parts = {subject.key: subject.part for subject in plan.subjects}
@@ -345,6 +349,7 @@ class _Session:
             ],
             "models": models,
             "warnings": sorted({w for w in warnings if w}),
+            "notes": list(plan.applicability.sentences),
             "classes": list(dataset.classes),
         }
 

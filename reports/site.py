@@ -188,7 +188,8 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
         problems=_problems(groups),
         failures=[f[:3] for f in failures if f[3] != "skipped"],
         skipped=[f[:3] for f in failures if f[3] == "skipped"],
-        warnings=[(run.name, words(w)) for run in runs for w in listed(run.facts.get("warnings")) if words(w)],
+        warnings=[(run.name, words(w)) for run in runs
+                  for w in (*listed(run.facts.get("warnings")), *listed(run.facts.get("notes"))) if words(w)],
         missing=[(run.name, t) for run in runs for t in TABLES if t not in run.tables],
         version=version("aftershock"),
     )  # fmt: skip

@@ -151,7 +151,6 @@ class Tables:
         """What one perturbation did to the evaluate images."""
         made = PERTURBATIONS.get(part.name)(**part.params)
         info = made.info
-        keys, controls = subject.perturbs[part.label, "evaluate"], subject.controls[part.label]
         about: dict[str, Any] = {
             "label": part.label,
             "kind": info.kind,
@@ -166,6 +165,12 @@ class Tables:
             "one_step": info.one_step,
             "effort": made.effort,
         }
+        inapplicable = self.plan.applicability.inapplicable.get(part.label)
+        if part.against in self.plan.applicability.unfitted:
+            inapplicable = f"it is made against {part.against}, which is not fitted"
+        if inapplicable:
+            return PerturbationResult(**about, reason=inapplicable, inapplicable=True)
+        keys, controls = subject.perturbs[part.label, "evaluate"], subject.controls[part.label]
         reason = self._reason(*keys)
         if reason:
             blind = info.kind == "attack" and info.gradients and not self.store.values(subject.key)["gradient"]
@@ -177,7 +182,7 @@ class Tables:
             return sum(v[name] * v["rows"] for v in values) / images if images else None
 
         unmeasured = bool(self._reason(*controls))
-        reduced = ["reduced-ensemble"] * bool(made.reduced(self.dataset.shape, len(self.dataset.classes)))
+        reduced = ["reduced-ensemble"] * (part.label in self.plan.applicability.reduced)
         return PerturbationResult(
             **about,
             index=cat_column(self.store, keys, "row").long().numpy(),
@@ -240,7 +245,8 @@ class Tables:
         def key(source: str) -> str:
             return subject.scores[part.label, source]
 
-        reason = self._reason(subject.fits[part.label], key("calibrate"), key("clean"))
+        reason = self.plan.applicability.unfitted.get(part.label)
+        reason = reason or self._reason(subject.fits[part.label], key("calibrate"), key("clean"))
         if reason:
             return DetectorResult(**about, reason=reason)
         perturbed, control, rounded, reasons = {}, {}, {}, {}
@@ -290,7 +296,9 @@ class Tables:
     def _unbroken(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
         """A flag where no adaptive attack turned and hid every image at its large budget, or none has one."""
         found: list[str] = []
-        against = [p for p in self.suite.perturbations if p.against == part.label]
+        against = [
+            p for p in self.suite.perturbations if p.against == part.label and (p.label, "evaluate") in subject.perturbs
+        ]
         if against and not any(p.label in subject.checks for p in against):
             return (UNCHECKED,)
         for p in self.suite.perturbations:

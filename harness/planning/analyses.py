@@ -17,7 +17,7 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         needs = draft.stored_needs(subject.part, analysis.needs)
         fit, evaluate = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
         perturbed = []
-        for p in draft.suite.perturbations if analysis.reads_perturbed else ():
+        for p in draft.planned if analysis.reads_perturbed else ():
             # What was made against one detector says more about that detector than about the model.
             if not p.against:
                 traces = cut(draft.perturbed_traces(subject, p.label, "evaluate", needs), needs)

@@ -55,7 +55,7 @@ class DetectorPlanner:
     def score_perturbed(self) -> None:
         """Plan the scores of what every perturbation made, attacks against other detectors included."""
         draft, subject = self.draft, self.subject
-        for p in draft.suite.perturbations:
+        for p in draft.planned:
             traces = draft.perturbed_traces(subject, p.label, "evaluate", self.needs)
             if p.against not in ("", self.part.label):
                 # Nothing in this detector's row depends on it.

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..applicability import applicability, make_perturbations
 from ..cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
+from ..data import TaskShape
 from ..keys import code_digest, content_key, versions
-from ..registry import ANALYSES, DETECTORS, PERTURBATIONS, file_digest
+from ..registry import ANALYSES, DETECTORS, file_digest
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite
 from ..trace import Need, capped
@@ -18,7 +20,6 @@ from .plan import Subject
 from .sets import Sets
 
 if TYPE_CHECKING:
-    from ...attacks.base import Perturbation
     from ...detectors.base import Detector
     from ..analysis import Analysis
 
@@ -51,23 +52,32 @@ class Draft:
         data_digest: digest of the data's bytes and of the code that reads them.
         device: the device type.
         weights: file of each model label, ``None`` where it is trained.
+        task: shape of the images and number of classes, which decide what of the suite applies.
         levels: how many levels the data have, ``None`` where their values are continuous.
+
+    Attributes:
+        planned: the perturbations that have cells: defined for the task, and not against a detector that is not fitted.
     """
 
     def __init__(
         self, suite: Suite, sets: Sets, data_digest: str, device: str, weights: Mapping[str, Path | None],
-        levels: int | None = None,
+        task: TaskShape, levels: int | None = None,
     ) -> None:  # fmt: skip
         self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
         self.cells: dict[str, Cell] = {}
         # Image files have 8 bits; data with fewer levels are saved with those.
         own: tuple[tuple[Rounding, int], ...] = (("levels", levels),) if levels is not None and levels < 256 else ()
         self.roundings: tuple[tuple[Rounding, int], ...] = (("8-bit", 256), *own)
-        self.perturbations: dict[str, Perturbation] = {
-            p.label: PERTURBATIONS.get(p.name)(**p.params) for p in suite.perturbations
-        }
+        self.perturbations = make_perturbations(suite)
+        self.applicability = applicability(suite, self.perturbations, task)
+        self.planned = tuple(p for p in self.applicable if p.against not in self.applicability.unfitted)
         self.detectors: dict[str, Detector] = {d.label: DETECTORS.get(d.name)(**d.params) for d in suite.detectors}
         self.analyses: dict[str, Analysis] = {a.label: ANALYSES.get(a.name)(**a.params) for a in suite.analyses}
+
+    @property
+    def applicable(self) -> tuple[PerturbationPart, ...]:
+        """The perturbations that are defined for the task."""
+        return tuple(p for p in self.suite.perturbations if p.label not in self.applicability.inapplicable)
 
     def at(self, subject: Subject) -> str:
         """The start of the readable names of a subject's cells."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..applicability import Applicability
 from ..cells import Cell, Rounding, SetName, TraceKeys
 from ..suite import ModelPart, Suite
 from .sets import Sets
@@ -40,7 +41,8 @@ class Plan:
     ``control:<label>``, ``8-bit:<label>`` and ``levels:<label>`` (of an adaptive attack only for the detector that it
     was made against).
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
-    ``protocol_digests`` is keyed by model label.
+    ``protocol_digests`` is keyed by model label. What ``applicability`` leaves out (perturbations that are not defined
+    for the task, detectors that learn from them) has no cells and is in no digest.
     """
 
     suite: Suite
@@ -48,5 +50,5 @@ class Plan:
     cells: Mapping[str, Cell]
     subjects: tuple[Subject, ...]
     protocol_digests: Mapping[str, str]
+    applicability: Applicability
     ranked: int
-    series_digests: Mapping[str, str] = field(default_factory=dict)

@@ -45,10 +45,10 @@ def make_plan(
     """
     sets = make_sets(suite, dataset, limit)
     levels = data_levels(dataset.train.images(sets.fit[:LEVEL_IMAGES].tolist()))
-    draft = Draft(suite, sets, data_digest, device, weights, levels)
+    draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels)
     subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
     digests = {part.label: _protocol_digest(draft, part) for part in suite.models}
-    return Plan(suite, draft.sets, draft.cells, subjects, digests, _ranked(draft), digests)
+    return Plan(suite, draft.sets, draft.cells, subjects, digests, draft.applicability, _ranked(draft))
 
 
 def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
@@ -61,21 +61,22 @@ def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
             draft.traces(subject, Images(name, start, stop), needs, f"none/{name}")
             for start, stop in draft.chunks(name)
         )
-    learned = {label for d in draft.suite.detectors for label in (*d.fit_on, *d.fit_negatives)}
-    oblivious = [p for p in draft.suite.perturbations if not p.against]
-    adaptive = [p for p in draft.suite.perturbations if p.against]
+    fitted = [d for d in draft.suite.detectors if d.label not in draft.applicability.unfitted]
+    learned = {label for d in fitted for label in (*d.fit_on, *d.fit_negatives)}
+    oblivious = [p for p in draft.planned if not p.against]
+    adaptive = [p for p in draft.planned if p.against]
     for perturbation in oblivious:
         plan_perturbation(draft, subject, perturbation, "evaluate")
         plan_control(draft, subject, perturbation)
         if perturbation.label in learned:
             plan_perturbation(draft, subject, perturbation, "fit")
-    detectors = [DetectorPlanner(draft, subject, detector) for detector in draft.suite.detectors]
+    detectors = [DetectorPlanner(draft, subject, detector) for detector in fitted]
     for detector in detectors:
         detector.fit()
     for perturbation in adaptive:
         plan_adaptive(draft, subject, perturbation)
         plan_control(draft, subject, perturbation)
-    for perturbation in draft.suite.perturbations:
+    for perturbation in draft.planned:
         if draft.perturbations[perturbation.label].info.kind in HOSTILE:
             plan_rounding(draft, subject, perturbation)
     for detector in detectors:
@@ -87,18 +88,19 @@ def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
 
 def _ranked(draft: Draft) -> int:
     """How many evaluate images, from the first on, every adaptive attack covers."""
-    limits = [draft.perturbations[p.label].images for p in draft.suite.perturbations if p.against]
+    limits = [draft.perturbations[p.label].images for p in draft.applicable if p.against]
     return min([len(draft.sets.evaluate), *(n for n in limits if n is not None)])
 
 
 def _protocol_digest(draft: Draft, part: ModelPart) -> str:
     """What rows of one model must share to be compared: data, weights, splits, perturbations, threat, seeds.
 
+    Perturbations that do not apply to the task are not in it: the suite without them gives the same rows.
     Detectors, other models, analyses and paths are not in it; an adaptive attack counts once, whatever it is made
     against.
     """
     suite, perturbations = draft.suite, []
-    for p in {p.label.partition("@")[0]: p for p in suite.perturbations}.values():
+    for p in {p.label.partition("@")[0]: p for p in draft.applicable}.values():
         entry = PERTURBATIONS.entry(p.name)
         foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks")
         perturbations.append([p.label.partition("@")[0], p.name, draft.portable(p), foreign])

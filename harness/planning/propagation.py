@@ -30,7 +30,7 @@ def plan_propagation(draft: Draft, subject: Subject) -> None:
         len(draft.sets.fit),
     )  # fmt: skip
     seed = derive_seed(subject.seed, "propagation", "target-class")
-    for part in draft.suite.perturbations:
+    for part in draft.planned:
         perturbed = cut(draft.perturbed_traces(subject, part.label, "evaluate", needs), needs)
         control = cut(draft.control_traces(subject, part.label, needs), needs)
         inputs = all_keys(clean, perturbed, control)
