@@ -41,7 +41,8 @@ class Plan:
     ``control:<label>``, ``8-bit:<label>`` and ``levels:<label>`` (of an adaptive attack only for the detector that it
     was made against).
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
-    ``protocol_digests`` is keyed by model label. What ``applicability`` leaves out (perturbations that are not defined
+    ``protocol_digests`` is keyed by model label, and so is ``series_digests``: the same content without the seeds, so
+    that runs of single seeds have it in common. What ``applicability`` leaves out (perturbations that are not defined
     for the task, detectors that learn from them) has no cells and is in no digest.
     """
 
@@ -50,5 +51,6 @@ class Plan:
     cells: Mapping[str, Cell]
     subjects: tuple[Subject, ...]
     protocol_digests: Mapping[str, str]
+    series_digests: Mapping[str, str]
     applicability: Applicability
     ranked: int

@@ -47,8 +47,11 @@ def make_plan(
     levels = data_levels(dataset.train.images(sets.fit[:LEVEL_IMAGES].tolist()))
     draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels)
     subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
-    digests = {part.label: _protocol_digest(draft, part) for part in suite.models}
-    return Plan(suite, draft.sets, draft.cells, subjects, digests, draft.applicability, _ranked(draft))
+    protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
+    series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
+    return Plan(
+        suite, draft.sets, draft.cells, subjects, protocols, series, draft.applicability, _ranked(draft)
+    )  # fmt: skip
 
 
 def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
@@ -92,8 +95,12 @@ def _ranked(draft: Draft) -> int:
     return min([len(draft.sets.evaluate), *(n for n in limits if n is not None)])
 
 
-def _protocol_digest(draft: Draft, part: ModelPart) -> str:
-    """What rows of one model must share to be compared: data, weights, splits, perturbations, threat, seeds.
+def _digest(kind: str, protocol: Mapping[str, object], **more: object) -> str:
+    return content_key(kind, **protocol, **more)[:16]
+
+
+def _protocol(draft: Draft, part: ModelPart) -> dict[str, object]:
+    """What rows of one model must share to be compared: data, weights, splits, perturbations, threat; and the seeds.
 
     Perturbations that do not apply to the task are not in it: the suite without them gives the same rows.
     Detectors, other models, analyses and paths are not in it; an adaptive attack counts once, whatever it is made
@@ -104,12 +111,10 @@ def _protocol_digest(draft: Draft, part: ModelPart) -> str:
         entry = PERTURBATIONS.entry(p.name)
         foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks")
         perturbations.append([p.label.partition("@")[0], p.name, draft.portable(p), foreign])
-    return content_key(
-        "protocol",
-        data=draft.data_digest,
-        model=model_identity(part, suite.folder, draft.weights[part.label], suite.data.name),
-        splits=[draft.positions_digest(n, 0, len(draft.sets.of(n))) for n in ("fit", "calibrate", "evaluate")],
-        perturbations=perturbations,
-        threat=suite.threat,
-        seeds=suite.seeds,
-    )[:16]
+    return {
+        "data": draft.data_digest,
+        "model": model_identity(part, suite.folder, draft.weights[part.label], suite.data.name),
+        "splits": [draft.positions_digest(n, 0, len(draft.sets.of(n))) for n in ("fit", "calibrate", "evaluate")],
+        "perturbations": perturbations,
+        "threat": suite.threat,
+    }

@@ -176,11 +176,22 @@ def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
     assert [c.name for c in whole.cells.values()] == [c.name for c in without.cells.values()]
     assert list(whole.cells) == list(without.cells)
     assert whole.protocol_digests == without.protocol_digests
+    assert whole.series_digests == without.series_digests
     # An attack that does not apply limits no other attack's images.
     assert whole.ranked == without.ranked == 60
     other = planned(tmp_path / "c.toml", tiny, binary, [FGSM], **more)
     assert other.protocol_digests != without.protocol_digests
+    assert other.series_digests != without.series_digests
     assert len(set(whole.applicability.inapplicable)) == 5
+
+
+def test_single_seeds_share_their_series(tmp_path: Path, tiny: Callable, digits: Dataset) -> None:
+    plans = [planned(tmp_path / f"{n}.toml", tiny, digits, [FGSM], seeds=s) for n, s in enumerate(([0], [1], [0, 1]))]
+    assert len({p.protocol_digests["mlp"] for p in plans}) == 3
+    [series] = {p.series_digests["mlp"] for p in plans}
+    assert series not in {p.protocol_digests["mlp"] for p in plans}
+    smaller = planned(tmp_path / "smaller.toml", tiny, digits, [FGSM], data={"evaluate": 30})
+    assert smaller.series_digests["mlp"] != series
 
 
 def test_a_detector_that_learns_from_it_and_what_attacks_that_detector_have_no_cells(
