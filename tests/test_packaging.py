@@ -131,6 +131,7 @@ def test_the_wheel_is_the_package_and_nothing_else(built: Built) -> None:
     assert {
         "aftershock/py.typed",
         "aftershock/harness/suites/quick.toml",
+        "aftershock/harness/suites/weights/digits-cnn.safetensors",
         "aftershock/reports/templates/index.html",
     } <= (names)
     assert any(name.endswith("/licenses/LICENSE") for name in about)
@@ -160,6 +161,17 @@ def test_the_wheel_works_outside_the_repository(installed: Path, tmp_path: Path)
     listed = json.loads(run([sys.executable, script, "list", "suites", "--json"], tmp_path, **seen))
     assert {s["name"] for s in listed} == suites
     assert "is valid" in run([sys.executable, script, "validate", "quick"], tmp_path, **seen)
+
+    code = (
+        "from pathlib import Path\n"
+        "from aftershock.harness.subjects import find_weights\n"
+        "from aftershock.harness.suite_check import load_suite\n"
+        "print(*find_weights(load_suite('quick'), Path('/nowhere')).values(), sep='\\n')"
+    )
+    weights = run([sys.executable, "-c", code], tmp_path, **seen).splitlines()
+    assert [Path(path).relative_to(installed.resolve()).as_posix() for path in weights] == [
+        f"aftershock/harness/suites/weights/digits-{name}.safetensors" for name in ("cnn", "mlp")
+    ]
 
 
 def test_the_templates_of_the_installed_package_are_found(installed: Path, tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ from aftershock.harness.models import (
     obtain,
 )
 from aftershock.harness.params import bind
+from aftershock.harness.subjects import find_weights, model_spec
+from aftershock.harness.suite_check import load_suite
 from aftershock.harness.weights import save_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 REAL = os.environ.get("AFTERSHOCK_DATA")
@@ -477,6 +479,21 @@ def test_a_model_with_weights_is_loaded_and_not_trained(tmp_path: Path) -> None:
     save_weights(kept.network, tmp_path / "a.safetensors")
     loaded = obtain(ModelSpec("mlp", weights=tmp_path / "a.safetensors"), data, seed=9)
     assert torch.equal(loaded(data.test.images(slice(5))), kept(data.test.images(slice(5))))
+
+
+def test_the_weights_of_the_package_are_small_and_plain_and_the_models_of_quick_do_well_with_them() -> None:
+    suite = load_suite("quick")
+    folder = suite.folder / "weights"
+    # Nowhere else: neither the data root nor the working directory takes part.
+    found = find_weights(suite, Path("/nowhere"))
+    assert sorted(found.values()) == sorted(p.resolve() for p in folder.iterdir() if p.suffix not in (".py", ""))
+    data = datasets.digits(Path("/nowhere")).load()
+    for part in suite.models:
+        path = found[part.label]
+        assert path is not None and path.suffix == ".safetensors" and path.stat().st_size < 2**20
+        assert {value.dtype for value in load_file(path).values()} == {torch.float32}
+        model = obtain(model_spec(part, suite.folder, path), data, seed=0)
+        assert accuracy(model, data.test) > 0.95
 
 
 # --- clean accuracy ---------------------------------------------------------------------------------------------
