@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from .errors import UsageError
 from .ledger import SUFFIX, Record, is_file, is_whole, read_record
 from .params import bind
 from .reading import tap_infos
-from .registry import DETECTORS, did_you_mean
+from .registry import DETECTORS, did_you_mean, file_digest
 from .trace import TapInfo
 
 if TYPE_CHECKING:
@@ -57,11 +58,18 @@ class _Resolved(BaseModel):
     detectors: list[_Detector]
 
 
+class _Digests(BaseModel):
+    """Sha256 of the weights files, by model label."""
+
+    weights: dict[str, str] = {}
+
+
 class _Facts(BaseModel):
     """What ``run.json`` must say."""
 
     resolved: _Resolved
     keys: list[str]
+    digests: _Digests = Field(default_factory=_Digests)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +128,7 @@ class RunFolder:
             what = " ".join(str(error).split())[:200]
             raise UsageError(f"{path} is damaged or of another version: {what}") from error
         self._models, self._detectors = facts.resolved.models, facts.resolved.detectors
+        self._weights = facts.digests.weights
         self.dataset, self.seeds = facts.resolved.data.name, facts.resolved.seeds
         keys = set(facts.keys)
         found = (read_record(p) for p in sorted((self.folder / "cells").glob("*.json")))
@@ -163,7 +172,8 @@ class RunFolder:
         Args:
             label: may be left out where the run has one model.
             seed: may be left out where the run has one seed.
-            weights: the checkpoint, where the run used one: it is not copied into runs.
+            weights: the checkpoint, where the run used one that does not come with a built-in suite: it is not
+                copied into runs.
 
         Raises:
             UsageError: if the run has no such model, its weights are elsewhere, or they are not those of the run.
@@ -177,6 +187,8 @@ class RunFolder:
             raise UsageError(f"The model {entry.label!r} was made by {entry.factory!r}: make it in the same way.")
         spec = ModelSpec.from_entry(entry.name, None, entry.params)
         values, state = record.values, self._tensors(record)
+        if not state and weights is None:
+            weights = _builtin_weights(self._weights.get(entry.label))
         if not state and weights is None:
             raise UsageError(
                 f"The weights of {entry.label!r} came from a file, {entry.weights!r}, which is not in the run: "
@@ -231,6 +243,12 @@ class RunFolder:
             return safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
             raise UsageError(f"{path} cannot be read ({error}).") from error
+
+
+def _builtin_weights(digest: str | None) -> Path | None:
+    """Return the weights file of a built-in suite with this sha256, or ``None``."""
+    folder = Path(str(files("aftershock.harness.suites.weights")))
+    return next((path for path in sorted(folder.glob("*.safetensors")) if file_digest(path) == digest), None)
 
 
 def _named(entries: Sequence[_Part], label: str, what: str, folder: Path) -> _Part:

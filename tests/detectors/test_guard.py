@@ -16,6 +16,7 @@ from aftershock.harness.errors import UsageError
 from aftershock.harness.fitted import RunFolder, load_detector, load_model
 from aftershock.harness.models import Classifier, Normalise
 from aftershock.harness.registry import DATASETS
+from aftershock.harness.suite_check import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -281,6 +282,36 @@ def test_a_changed_artifact_is_refused(run: Path, tmp_path: Path) -> None:
         path.write_bytes(bytes(data))
     with pytest.raises(UsageError, match="was changed after it was written"):
         load_detector(copy, "mahalanobis")
+
+
+@pytest.fixture(scope="module")
+def with_weights(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+    """A folder with a run of the weights that come with the package, and one of a user's own."""
+    folder = tmp_path_factory.mktemp("weights")
+    weights = builtin_suites()["quick"].parent / "weights" / "digits-mlp.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(weights).items()}, folder / weights.name)
+    for name, path in (("ours", weights), ("own", folder / weights.name)):
+        # The recipe of the tiny suite has no say in weights from a file, but the width has.
+        tiny(folder / f"{name}.toml", model={"weights": str(path), "width": 128})
+        done = forks(
+            "run", f"{name}.toml", "--only", "/model", "--out", name, cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache")
+        )  # fmt: skip
+        assert done.status == 0, done.output
+    return folder
+
+
+def test_a_model_of_a_built_in_suite_needs_no_path(with_weights: Path) -> None:
+    images = torch.rand(3, 1, 8, 8)
+    weights = builtin_suites()["quick"].parent / "weights" / "digits-mlp.safetensors"
+    assert torch.equal(
+        load_model(with_weights / "ours")(images), load_model(with_weights / "ours", weights=weights)(images)
+    )
+
+
+def test_weights_of_a_user_are_asked_for_even_if_the_name_is_known(with_weights: Path) -> None:
+    with pytest.raises(UsageError, match="give its path as `weights`"):
+        load_model(with_weights / "own")
+    load_model(with_weights / "own", weights=with_weights / "digits-mlp.safetensors")
 
 
 def test_the_command_line_writes_a_guard(run: Path, forks: Callable, tmp_path: Path) -> None:
