@@ -23,7 +23,7 @@ _LATE_IMAGES, _LATE_SHARE = 2, 0.01
 
 
 class ScoreSquare(Adaptive):
-    """Random search (Square) on logits and true score together: no gradient, no surrogate, no way to hide.
+    """Minimise logits and true score together by random search (Square), without gradient or surrogate.
 
     What is minimised is max(0, −margin) plus the true score above the threshold in units of the detector's spread; an
     image at which both vanish is fooled and passes. The search begins at what other attacks found: a fooling image
@@ -101,7 +101,8 @@ class WorstCase(Adaptive):
     """Every adaptive attack, one after the other, each on the images that still stand: the worst case per image.
 
     Selective and orthogonal PGD on the surrogate (PGD on the margin for a detector without one), feature matching, and
-    random search on the true score. A detector without a surrogate, or with a useless one, gains nothing by that.
+    random search on the true score. A detector without a usable surrogate is attacked less strongly: read its robust
+    accuracy as an upper bound.
 
     Args:
         eps: the budget.

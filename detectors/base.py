@@ -59,10 +59,11 @@ class DetectorInfo:
         paper: where it comes from: authors, year, and an identifier.
         needs: the representations it reads; an instance may narrow them (:meth:`Detector.needs`).
         supervised: it learns from perturbed images too (``fit_on`` in a suite).
-        surrogate: how its surrogate relates to its score.
+        surrogate: how its surrogate relates to its score; attacks on a detector without a usable one are weaker, and
+            its robust accuracy is an upper bound.
+        summary: one sentence for ``aftershock list``.
         randomised: its score of an image is drawn anew each time (a random view, noise). One that is and does not
             declare it is not ranked; of one that does, an image passes if it does in a majority of 20 evaluations.
-        summary: one sentence for ``aftershock list``.
     """
 
     title: str

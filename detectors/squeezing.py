@@ -26,7 +26,7 @@ class FeatureSqueezing(Detector):
     5 bits, a 2 by 2 median and non-local means (13, 3, 2); for MNIST 1 bit and a 2 by 2 median. Nothing is fitted.
 
     There is no surrogate: it needs the model's outputs for squeezed inputs, and a live trace holds one pass of the
-    image itself. Attacks that ask for the true score still see it.
+    image itself. The attacks that remain are weaker: read its robust accuracy as an upper bound.
 
     Cost: one forward per squeezer and image; non-local means O(search² * pixels) besides.
 

@@ -19,7 +19,7 @@ SURROGATES = {
     "exact": "The adaptive attack differentiates the score itself.",
     "relaxed": "The adaptive attack differentiates a smooth stand-in of the score.",
     "straight-through": "The adaptive attack passes gradients straight through the hard steps of the score.",
-    "none": "The score has no differentiable stand-in: feature matching and a black box attack it.",
+    "none": "There is no surrogate: feature matching, PGD on the margin and a random search attack it, less strongly.",
 }
 
 

@@ -313,7 +313,9 @@ def _surrogate(patient: Patient, device: str = "cpu") -> None:
     if detector.surrogate_kind == "none":
         if overridden and type(detector).info.surrogate == "none":
             raise Broken("it has a surrogate(), but its info says that there is none")
-        raise NotApplicable("it offers no surrogate; adaptive attacks fall back on its true score")
+        raise NotApplicable(
+            "it offers no surrogate; adaptive attacks on it are weaker: read its robust accuracy as an upper bound"
+        )
     images = torch.cat([world.clean[:60], *(x[:20] for x in world.planted.values())])
     live = world.live(detector, images, device)
     values = detector.surrogate(live)

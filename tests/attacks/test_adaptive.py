@@ -69,7 +69,7 @@ def test_knowing_the_detector_beats_not_knowing_it(digits, planted, method) -> N
     assert passed(digits, planted, SurrogateAttack(0.15, method, steps=20)) > max(0.8, oblivious + 0.05)
 
 
-def test_a_surrogate_that_is_missing_or_useless_buys_nothing(digits, planted) -> None:
+def test_the_worst_case_works_without_a_usable_surrogate(digits, planted) -> None:
     planted.has_surrogate = False
     with pytest.raises(UsageError, match="no surrogate"):
         passed(digits, planted, SurrogateAttack(0.2))

@@ -453,7 +453,7 @@ def test_adaptive_undetected_is_the_worst_over_the_oblivious_attacks_too() -> No
     p = [perturbation(s, "pgd"), perturbation(s, "a@d", "adaptive")]
     d = detector(s, p, "d", clean=spread, perturbed={"pgd": hidden, "a@d": high})
     row = only(board(s, p, [d]), detector="d")
-    assert row["adaptive_undetected_at_fpr_5"] == 1.0  # a useless surrogate buys nothing
+    assert row["adaptive_undetected_at_fpr_5"] == 1.0
 
 
 def test_no_adaptive_attack_is_flagged_and_left_empty() -> None:
