@@ -186,6 +186,19 @@ def tiny() -> Callable[..., Path]:
     return write_suite
 
 
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
+    """Run the rows of one model of the suite ``quick``, without analyses and propagation; once, for it takes 20 s."""
+    folder = tmp_path_factory.mktemp("quick")
+    cache = {"AFTERSHOCK_CACHE": str(folder / "cache")}
+    # Fits, attacks and large-budget checks come with the scores and checks that need them.
+    done = forks(
+        "run", "quick", "--only", "digits/cnn/0/[cs][hc]", "--device", "cpu", "--out", "run", cwd=folder, **cache
+    )
+    assert done.status == 0, done.output
+    return folder / "run"
+
+
 def whole_tables(run: Path) -> dict[str, bytes]:
     """The bytes of every table but the timings; the compressed one unpacked, so that a difference can be read."""
     found = {}

@@ -62,6 +62,16 @@ def test_what_is_made_from_the_code_is_current(name: str, tables: ModuleType) ->
     assert tables.remade(TEXTS[name]) == TEXTS[name], "run: python docs/tools/tables.py"
 
 
+def test_what_the_readme_shows_is_current(tables: ModuleType) -> None:
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.remade(text) == text, "run: python docs/tools/tables.py"
+
+
+def test_no_figure_of_a_run_begins_a_line() -> None:
+    # A comment at the beginning of a line would end the paragraph.
+    assert not [name for name, text in TEXTS.items() if re.search(r"^ {0,3}<!-- figure", text, re.MULTILINE)]
+
+
 def test_every_detector_has_its_section_and_every_parameter_a_meaning(tables: ModuleType) -> None:
     page = TEXTS["detectors.md"]
     for name in DETECTORS.builtins:

@@ -2,11 +2,16 @@
 
 ``python docs/tools/tables.py`` writes them anew between their marks, ``<!-- made: … -->`` and ``<!-- /made -->``; a
 test fails where a page says something else than the code. It needs Aftershock installed; building the pages does not.
+
+Figures of runs come from records of them (``figures.py``): tables between the same marks, single figures between
+``<!-- figure: RECORD/ROW/COLUMN -->`` and ``<!-- /figure -->``.
 """
 
 from __future__ import annotations
 
+import csv
 import inspect
+import json
 import re
 import sys
 import typing
@@ -16,9 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 DOCS = Path(__file__).parents[1]
+README = DOCS.parent / "README.md"
+FIGURES = DOCS / "figures"
+FIGURE = re.compile(r"(<!-- figure: (\S+) -->)[^<]*(<!-- /figure -->)")
 MADE = re.compile(r"(<!-- made: (\S+) -->\n).*?(<!-- /made -->)", re.DOTALL)
 # The sections of the page of perturbations, by what a name begins with; own attacks have no prefix.
 PREFIXES = ("torchattacks", "foolbox", "corruption", "noise", "spatial")
+_UNDETECTED = "undetected_success_at_fpr_5"
 _SURROGATES = ("exact", "relaxed", "straight-through", "none")
 
 
@@ -230,6 +239,77 @@ def checks() -> str:
     return table(("check", "rule", "how to mend it"), rows)
 
 
+def _recorded(name: str) -> list[dict[str, str]]:
+    with (FIGURES / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def leaderboard(run: str) -> str:
+    """The leaderboard of a recorded run as the console shows it, without the model and without empty columns."""
+    from aftershock.reports.leaderboard import leaderboard_text
+
+    lines: list[str] = []
+    for column in leaderboard_text(_recorded(f"{run}-leaderboard")).columns:
+        cells = [str(column.header), *(str(cell) for cell in column.cells)]
+        if column.header == "model" or not any(cells[1:]):
+            continue
+        width = max(map(len, cells))
+        cells = [cell.rjust(width) if column.justify == "right" else cell.ljust(width) for cell in cells]
+        lines = [f"{line}  {cell}" for line, cell in zip(lines or [""] * len(cells), cells, strict=True)]
+    text = "\n".join(line.removeprefix("  ").rstrip() for line in lines)
+    return f"```text\n{text}\nReport: runs/{run}/site/index.html\n```\n"
+
+
+def notebook() -> str:
+    """The leaderboard of the tutorial's notebook as pandas shows it."""
+    import pandas as pd
+
+    columns = ["detector", "robust_accuracy_at_fpr_5", "worst_auroc", "flags"]
+    return f"```text\n{pd.read_csv(FIGURES / 'notebook-leaderboard.csv')[columns].to_string()}\n```\n"
+
+
+def attacks(run: str) -> str:
+    """What the adaptive attack on each detector of a recorded run achieved, and which of its parts."""
+    rows = []
+    for row in _recorded(f"{run}-attacks"):
+        parts = sorted(json.loads(row["parts"]).items(), key=lambda part: -part[1])
+        shares = [_shown(c, row[c]) for c in ("success_rate", _UNDETECTED, f"{_UNDETECTED}_8bit")]
+        rows.append((f"`{row['perturbation']}`", row["n"], ", ".join(f"{p} {n}" for p, n in parts), *shares))
+    return table(("attack", "images", "parts", "fooled", "undetected", "undetected, 8 bits"), rows)
+
+
+def guard(run: str) -> str:
+    """What the guard of a recorded run says of eight digits and of their negatives."""
+    found = json.loads((FIGURES / f"{run}-guard.json").read_text(encoding="utf-8"))
+
+    def tensor(values: Iterable[float]) -> str:
+        return "tensor([" + ", ".join(f"{v:7.4f}" for v in values) + "], dtype=torch.float64)"
+
+    return (
+        f"```text\n>>> guard(images).score\n{tensor(found['scores'])}\n>>> guard(1 - images).score\n"
+        f"{tensor(found['scores_of_negatives'])}\n>>> guard.threshold\n{found['threshold']:.4f}\n```\n"
+    )
+
+
+def figure(where: str) -> str:
+    """One figure of a record: ``RUN-leaderboard/DETECTOR/COLUMN``, ``RUN-attacks/ATTACK/COLUMN``, ``RUN-guard/KEY``."""
+    name, *keys = where.split("/")
+    if name.endswith("-guard"):
+        return _shown(keys[0], json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))[keys[0]])
+    by = "perturbation" if name.endswith("-attacks") else "detector"
+    (row,) = [row for row in _recorded(name) if row[by] == keys[0]]
+    return _shown(keys[1], row[keys[1]])
+
+
+def _shown(column: str, number: Any) -> str:
+    """A figure as pages write it: sizes in kB, AUROC and thresholds with three decimals, shares in percent."""
+    if column == "bytes":
+        return f"{number / 1000:.0f} kB"
+    if "auroc" in column or "threshold" in column:
+        return f"{float(number):.3f}"
+    return f"{100 * float(number):.1f} %"
+
+
 _MAKERS: dict[str, Callable[..., str]] = {
     "detectors": all_detectors,
     "detector": detector,
@@ -240,6 +320,10 @@ _MAKERS: dict[str, Callable[..., str]] = {
     "flags": flags,
     "surrogates": kinds,
     "checks": checks,
+    "leaderboard": leaderboard,
+    "notebook": notebook,
+    "attacks": attacks,
+    "guard": guard,
 }
 
 
@@ -250,18 +334,19 @@ def remade(text: str) -> str:
         maker, _, about = found[2].partition(":")
         return f"{found[1]}\n{_MAKERS[maker](*([about] if about else []))}\n{found[3]}"
 
+    text = FIGURE.sub(lambda found: f"{found[1]}{figure(found[2])}{found[3]}", text)
     return MADE.sub(make, text)
 
 
 def main() -> None:
     """Write every page anew and say which changed."""
     warnings.simplefilter("ignore")
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in (README, *sorted(DOCS.rglob("*.md"))):
         text = page.read_text(encoding="utf-8")
         new = remade(text)
         if new != text:
             page.write_text(new, encoding="utf-8")
-            sys.stdout.write(f"{page.relative_to(DOCS)}\n")
+            sys.stdout.write(f"{page.relative_to(README.parent)}\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each model of the suite is trained on the train split of scikit-learn's digits with the default recipe and seed 0, on
 the CPU, and written as safetensors (float32). Two runs on one machine give the same bytes; another machine may round
 differently, which is why the files are in the repository. After new weights the figures of the pages have to be
-measured anew: ``python docs/tools/quick_figures.py``.
+measured anew: ``python docs/tools/figures.py``.
 """
 
 from __future__ import annotations
