@@ -32,13 +32,19 @@ def run(case, perturbation, model: nn.Module | None = None, batch_size: int = 12
     )
 
 
-@pytest.mark.parametrize(("perturbation", "dual"), [(L2DeepFool(), 2), (LinfDeepFool(), 1)])
-def test_deepfool_on_a_linear_model_goes_just_beyond_the_boundary(linear, perturbation, dual: int) -> None:
+@pytest.mark.parametrize(
+    ("perturbation", "dual", "overshoot"),
+    [(L2DeepFool(), 2, 0.02), (L2DeepFool(overshoot=0.5), 2, 0.5), (LinfDeepFool(), 1, 0.02)],
+)
+def test_deepfool_on_a_linear_model_goes_beyond_the_boundary_by_its_overshoot(
+    linear, perturbation, dual: int, overshoot: float
+) -> None:
     made = run(linear, perturbation)
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
     assert made.success.all() and made.flags == ()
-    # The library adds 1e-4 to the distance for stability and overshoots by 2 %.
-    assert torch.allclose(made.norms[perturbation.norm], 1.02 * (distance + 1e-4), rtol=1e-3, atol=1e-5)
+    # The library adds 1e-4 to the distance for stability.
+    expected = (1 + overshoot) * (distance + 1e-4)
+    assert torch.allclose(made.norms[perturbation.norm], expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
