@@ -131,7 +131,8 @@ def _values(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray,
     """Note whether scores differ image by image."""
     median = float(np.median(detector.calibrate))
     unit = t - median or float(detector.calibrate.std()) or 1.0
-    differs = (np.abs(second - first[:1]) > _SPREAD * abs(unit) + _ROUNDING * np.abs(first[:1])).any(0)
+    apart = np.abs(second - first[:1]) > _SPREAD * abs(unit) + _ROUNDING * np.abs(first[:1])
+    differs = np.atleast_1d(apart.any(axis=0))
     e.differs |= int(differs.sum()) > max(_ROWS, _SHARE * len(differs))
 
 

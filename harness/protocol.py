@@ -230,8 +230,7 @@ def score_rows(
     evaluate = (sources.evaluate_index, sources.evaluate_label, sources.evaluate_prediction)
     yield from rows("none", "clean", detector.clean, evaluate, sources.evaluate_prediction)
     for p in perturbations:
-        index, label, clean = (column[p.index] for column in evaluate)
-        at = (index, label, clean)
+        at = (evaluate[0][p.index], evaluate[1][p.index], evaluate[2][p.index])
         if p.label in detector.perturbed:
             scores = majority_scores(detector, p.label, np.asarray(detector.perturbed[p.label], np.float64))
             yield from rows(p.label, "perturbed", scores, at, p.prediction, p)
@@ -241,9 +240,8 @@ def score_rows(
                 scores = majority_scores(detector, f"{r.how}:{p.label}", found)
                 yield from rows(p.label, f"rounded-{r.how}", scores, at, r.prediction, r)
         if p.label in detector.control:
-            at = tuple(column[p.control_index] for column in evaluate)
-            kept = sources.evaluate_prediction[p.control_index]
-            yield from rows(p.label, "control", detector.control[p.label], at, kept)
+            index, label, clean = (column[p.control_index] for column in evaluate)
+            yield from rows(p.label, "control", detector.control[p.label], (index, label, clean), clean)
 
 
 def perturbation_rows(sources: Sources, perturbations: Sequence[PerturbationResult]) -> list[dict[str, Cell]]:

@@ -13,17 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .consistency import consistency_flags, majority_scores
-from .metrics import (
-    Weights,
-    auroc,
-    calibrate_weights,
-    evaluate_weights,
-    percentile_interval,
-    resampled_shares,
-    resampled_thresholds,
-    threshold,
-    threshold_reason,
-)
+from .metrics import auroc, threshold, threshold_reason
 from .rankability import (
     ABLATION,
     BENIGN_FLAGGED,
@@ -50,9 +40,8 @@ from .results import (
 )
 from .statistics.proportions import wilson
 from .statistics.ranks import RowSample, ranks
-from .statistics.seeds import seed_interval
+from .statistics.samples import WorstCase, row_interval, row_sample
 
-_LEVEL = 0.95
 _ALPHA = ALPHAS["5"]
 # A share of the control, or of harmless images, whose lower bound lies above this is a flag.
 _FALSE_ALARMS = 0.5
@@ -118,7 +107,6 @@ def leaderboard_rows(
     _check_seeds(per_seed)
     first = per_seed[0].sources
     images = len(first.evaluate_index) if ranked is None else min(ranked, len(first.evaluate_index))
-    draw = _Draw(calibrate_weights(len(first.calibrate_index)), evaluate_weights(images))
     head: dict[str, Cell] = {
         "rank": None,
         "dataset": first.dataset,
@@ -132,7 +120,7 @@ def leaderboard_rows(
     for label in [*dict.fromkeys(d.label for s in per_seed for d in s.detectors), ABLATION]:
         row = _Row(label, per_seed, threat, images)
         row.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
-        sample = row.sample(draw)
+        sample = row.sample()
         rows.append({**head, "detector": label, **row.cells(sample), "n_images": images,
                      "protocol_digest": protocol.digest, "series_digest": protocol.series})  # fmt: skip
         samples.append(sample)
@@ -156,14 +144,6 @@ def place(row: Mapping[str, Cell]) -> tuple[bool, bool, float, str]:
     """
     robust = row["robust_accuracy_at_fpr_5"]
     return row["rank"] is None, robust is None, -round(float(robust or 0.0), 6), str(row["detector"])
-
-
-@dataclass(frozen=True, eq=False)
-class _Draw:
-    """The resamples of calibrate and evaluate images, the same for every row and seed."""
-
-    calibrate: Weights
-    evaluate: Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,21 +175,15 @@ class _SeedScores:
         return cls(sources, d, t, p, lower[:ranked], upper[:ranked], complete)
 
     @property
-    def robust(self) -> BoolArray:
-        """(ranked,), whether each image is robust."""
-        return np.asarray((self.lower <= self.threshold) & (self.threshold < self.upper))
-
-    @property
     def undetected(self) -> float | None:
         right = self.sources.evaluate_correct[: len(self.upper)]
         return float((self.upper[right] <= self.threshold).mean()) if right.any() else None
 
-    def resampled(self, draw: _Draw) -> FloatArray:
-        """(resamples,), the share of robust images in each."""
-        thresholds = np.zeros(len(draw.calibrate))
-        if self.detector.label != ABLATION:
-            thresholds = resampled_thresholds(self.detector.calibrate, _ALPHA, draw.calibrate)
-        return resampled_shares([thresholds], [self.lower], [self.upper], draw.evaluate)
+    @property
+    def worst_case(self) -> WorstCase:
+        """What the ranking compares."""
+        none = self.detector.label == ABLATION
+        return WorstCase(np.zeros(0) if none else self.detector.calibrate, self.lower, self.upper)
 
     def controls(self) -> Iterator[FloatArray]:
         for p in self.perturbations:
@@ -293,14 +267,15 @@ class _Row:
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
             self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
 
-    def sample(self, draw: _Draw) -> RowSample | None:
+    def sample(self) -> RowSample | None:
         """What its robust accuracy, the interval and the comparison with other rows are made from."""
         attacked = any(p.threatens(self.label) and not p.inapplicable for s in self.seeds for p in s.perturbations)
         if not self.seeds or not all(s.complete for s in self.seeds) or (self.label == ABLATION and not attacked):
             return None
         if not len(self.seeds[0].lower):
             return None
-        return RowSample(np.stack([s.robust for s in self.seeds]), np.stack([s.resampled(draw) for s in self.seeds]))
+        images = len(self.seeds[0].sources.calibrate_index)
+        return row_sample([s.worst_case for s in self.seeds], images, _ALPHA)
 
     def cells(self, sample: RowSample | None) -> dict[str, Cell]:
         """The cells of the row that need measuring."""
@@ -314,7 +289,7 @@ class _Row:
         doubts += [TIES] if any(s.ties for s in seeds) else []
         flags = list(dict.fromkeys([*self.flags, *doubts, *self.failures]))
         why = reasons(flags, self.failures) if robust else reasons(flags, self.failures) or flags
-        low, high = self._interval(sample, robust)
+        low, high = (None, None) if sample is None else row_interval(sample)
         return {
             "robust_accuracy_at_fpr_5": _mean(robust),
             "robust_accuracy_low": low,
@@ -331,12 +306,6 @@ class _Row:
             "seeds": " ".join(str(s.sources.seed) for s in seeds),
             "seed_sd": float(np.std(robust, ddof=1)) if len(robust) > 1 else None,
         }
-
-    def _interval(self, sample: RowSample | None, robust: Sequence[float]) -> tuple[float | None, float | None]:
-        if sample is None:
-            return None, None
-        low, high = percentile_interval(sample.resampled.mean(0), _LEVEL, float(np.mean(robust)))
-        return seed_interval(low, high, robust, _LEVEL)
 
     def _flagged(self, of: Callable[[_SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:
         """The mean share over seeds of some images that are flagged, and its lower 95 % bound."""

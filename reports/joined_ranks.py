@@ -1,0 +1,136 @@
+"""Ranks of rows from several runs: tested image by image on the scores that the runs published.
+
+A rank compares rows, so it cannot be taken from the table of one run. Rows of one protocol digest are about the same
+images, and ``scores.csv.gz`` holds all that the ranking needs of each.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from ..harness.errors import UsageError
+from ..harness.statistics.ranks import RowSample
+from ..harness.statistics.samples import WorstCase, row_sample
+
+if TYPE_CHECKING:
+    import pandas
+
+_COLUMNS = {
+    "dataset": "str", "model": "str", "seed": "str", "perturbation": "str", "detector": "str", "index": "int64",
+    "label": "str", "prediction": "str", "set": "str", "score": "float64", "success": "float64",
+}  # fmt: skip
+# More than any table that a report can show was made from; an untrusted file may unpack to anything.
+_MOST_BYTES = 4 * 2**30
+_MOST_PACKED = 2**30
+_ROWS = 500_000
+_CANDIDATES = ("perturbed", "rounded-8-bit", "rounded-levels")
+
+
+def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
+    """Return the columns of a run's ``scores.csv.gz`` that the ranking reads; ``None`` where it has none of them.
+
+    Args:
+        run: the run directory; it may come from an untrusted source.
+        norm: the threat's, whose measured value is read besides.
+
+    Raises:
+        UsageError: if the file leads out of the run, is not a regular file, is too large or malformed.
+    """
+    import pandas as pd
+
+    file = run / "tables" / "scores.csv.gz"
+    if not file.exists() and not file.is_symlink():
+        return None
+    if not file.resolve().is_relative_to(run.resolve()) or not file.is_file():
+        raise UsageError(f"{file} is not a regular file of its run: remove it or run the suite again.")
+    if file.stat().st_size > _MOST_PACKED:
+        raise UsageError(f"{file} is larger than a report reads: split the suite.")
+    kinds = {**_COLUMNS, norm: "float64"}
+    try:
+        with _bounded(file) as stream:
+            header = pd.read_csv(stream, nrows=0)
+            if not set(kinds) <= set(header.columns):
+                return None
+        with _bounded(file) as stream:
+            parts = pd.read_csv(stream, usecols=list(kinds), dtype=kinds, keep_default_na=False,
+                                na_values=[""], chunksize=_ROWS)  # fmt: skip
+            # Controls play no part in the ranking.
+            kept = [part[part["set"] != "control"] for part in parts]
+    except (OSError, EOFError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"{file} is not a table that can be read ({why}): run the suite again.") from error
+    return pd.concat(kept) if kept else None
+
+
+@contextmanager
+def _bounded(file: Path) -> Iterator[IO[bytes]]:
+    with file.open("rb") as raw, gzip.GzipFile(fileobj=raw) as packed:
+        yield io.BufferedReader(_Bounded(packed))
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error where it holds more than is sensible."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream, self._left = stream, _MOST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._stream.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError("it unpacks to more than a report reads")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def sample_of(
+    scores: pandas.DataFrame, detector: str, kinds: dict[str, str], norm: str, eps: float, images: int
+) -> RowSample | None:
+    """Return what the ranking compares of one row, from the scores of its data set and model.
+
+    Args:
+        scores: as :func:`read_scores` gives them, of one data set and model.
+        detector: the row's label; ``none`` for the row without a detector.
+        kinds: the kind of every perturbation, by label.
+        norm: the threat's.
+        eps: its largest measured norm.
+        images: how many evaluate images, from the first on, the row's figures are about.
+    """
+    seeds = []
+    calibrated = 0
+    some = detector if detector != "none" else next(iter(scores["detector"]), "")
+    for _, of_seed in scores[scores["detector"] == some].groupby("seed", sort=True):
+        calibrate = of_seed.loc[of_seed["set"] == "calibrate", "score"].to_numpy()
+        clean = of_seed[of_seed["set"] == "clean"].head(images)
+        wanted = [label for label, kind in kinds.items() if kind == "attack" or label.endswith(f"@{detector}")]
+        candidates = of_seed[of_seed["set"].isin(_CANDIDATES) & of_seed["perturbation"].isin(wanted)]
+        fooling = candidates[(candidates["success"] == 1) & (candidates[norm] <= eps * (1 + 1e-4) + 1e-6)]
+        lowest = fooling.groupby("index")["score"].min().reindex(clean["index"])
+        right = (clean["label"] == clean["prediction"]).to_numpy()
+        upper = lowest.fillna(math.inf).to_numpy(dtype=np.float64)
+        lower = np.where(right, clean["score"].to_numpy(), math.inf)
+        calibrated = len(calibrate)
+        if detector == "none":
+            # It gives every image the score 0, and its threshold is 0.
+            calibrate, lower = np.zeros(0), np.where(right, 0.0, math.inf)
+            upper = np.where(np.isfinite(upper), 0.0, math.inf)
+        seeds.append(WorstCase(calibrate, lower, upper))
+    if not seeds or not len(seeds[0].lower) or any(len(s.lower) != len(seeds[0].lower) for s in seeds):
+        return None
+    return row_sample(seeds, calibrated)
+
+
+def comparable(samples: Sequence[RowSample]) -> bool:
+    """Return whether rows are about the same number of images and seeds."""
+    return len({(s.robust.shape, s.resampled.shape) for s in samples}) == 1
