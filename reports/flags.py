@@ -7,12 +7,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from ..harness.rankability import floor_text
 from .reading import Row
 
 NO_NUMBER = "Why there is no number."
 BEYOND = "beyond-threat"
 # Flag of the tables: words on the page, meaning. A flag may name another attack: `weaker-than-one-step:fgsm`.
 FLAGS = {
+    "no-attack": ("no attack", "No attack of the suite counts for this row, so it has no number."),
+    "below-floor": ("attack below the floor", f"The attack that knows the detector does less than the protocol asks of "
+                    f"a ranked row: {floor_text()}. The number stands, and can only be too high."),
+    "black-box-only": ("black box only", "The model gives no gradient, so only attacks that ask for its answers were "
+                       "possible: its numbers can only be too high."),
+    "weaker-than-adaptive": ("its attacks are weaker than", "An attack that had to pass a detector besides fools more "
+                             "images than the attacks that count here: the number is too high."),
+    "randomised": ("randomised", "The detector gives one image different scores and does not declare it."),
+    "score-depends-on-caller": ("score depends on who asks", "An attack was told other scores than those that count, "
+                                "or gradient mode changes them: what was attacked is not what is measured."),
+    "score-depends-on-order": ("score depends on the order", "The same images in another order get other scores."),
+    "score-depends-on-batch": ("score depends on the batch", "The same images in other batches get other scores."),
+    "score-depends-on-process": ("score depends on the process", "A process that has done nothing else gives other "
+                                 "scores, or none."),
+    "unchecked-in-another-process": ("unchecked in another process", "The detector was registered in a session, so no "
+                                     "other process has it: register it in a file or a package to have it checked."),
+    "control-flagged": ("control flagged", "More than half of the random noise of the attacks' size is flagged: the "
+                        "detector responds to the size of a change, not to attacks."),
+    "benign-flagged": ("benign images flagged", "More than half of the images under noise and corruptions that keep "
+                       "the prediction is flagged."),
+    "ties-at-threshold": ("ties at the threshold", "More than 1 % of the calibrate scores equal the threshold: the "
+                          "score is coarse, and its false positive rate may be far below 5 %."),
+    "limit": ("ended by a limit", "The attack spent what [limits] allows: more would do better."),
     "no-adaptive-attack": ("no adaptive attack", "No attack that knows this detector was tried: its robust accuracy is "
                            "only an upper bound."),
     "adaptive-incomplete": ("adaptive attack incomplete", "The attack that knows the detector did not get through even "

@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -17,8 +18,11 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from ..harness.errors import UsageError
-from ..harness.statistics.ranks import RowSample
+from ..harness.statistics.ranks import RowSample, ranks
 from ..harness.statistics.samples import WorstCase, row_sample
+from .figures import grouped
+from .reading import Row
+from .views import NORMS
 
 if TYPE_CHECKING:
     import pandas
@@ -46,6 +50,8 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
     """
     import pandas as pd
 
+    if norm not in NORMS:
+        return None
     file = run / "tables" / "scores.csv.gz"
     if not file.exists() and not file.is_symlink():
         return None
@@ -95,7 +101,7 @@ class _Bounded(io.RawIOBase):
 
 
 def sample_of(
-    scores: pandas.DataFrame, detector: str, kinds: dict[str, str], norm: str, eps: float, images: int
+    scores: pandas.DataFrame, detector: str, kinds: Mapping[str, str], norm: str, eps: float, images: int
 ) -> RowSample | None:
     """Return what the ranking compares of one row, from the scores of its data set and model.
 
@@ -131,6 +137,60 @@ def sample_of(
     return row_sample(seeds, calibrated)
 
 
-def comparable(samples: Sequence[RowSample]) -> bool:
-    """Return whether rows are about the same number of images and seeds."""
-    return len({(s.robust.shape, s.resampled.shape) for s in samples}) == 1
+def common_ranks(
+    rows: Sequence[Row], origins: Mapping[str, tuple[Path, str]], perturbations: Sequence[Row]
+) -> list[Row]:
+    """Return the rows of one data set, model and digest from several runs, ranked by tests over all of them.
+
+    A row keeps its place among those without a rank if it had none in its run, or if its run does not publish the
+    scores that the test needs.
+
+    Args:
+        rows: of ``leaderboard.csv``, of one or several threats.
+        origins: by a row's label, the run's directory and the label there.
+        perturbations: of ``perturbations.csv``.
+    """
+    kinds = {p.text("perturbation"): p.text("kind") for p in perturbations}
+    read: dict[tuple[Path, str], pandas.DataFrame | None] = {}
+    found: dict[int, float] = {}
+    reasons: dict[int, str] = {}
+    for (norm, _), group in grouped(rows, "norm", "eps").items():
+        able: list[Row] = []
+        samples: list[RowSample] = []
+        for row in (r for r in group if r.number("rank") is not None):
+            path, label = origins.get(row.text("detector"), (Path(), ""))
+            if (path, norm) not in read:
+                read[path, norm] = read_scores(path, norm)
+            sample = _sample(read[path, norm], row, label, kinds)
+            if sample is None:
+                reasons[id(row)] = "its run holds no scores to compare it with rows of other runs"
+                continue
+            able.append(row)
+            samples.append(sample)
+        # Rows of other numbers of images cannot be compared image by image: the most common shape is kept.
+        shapes = Counter(s.robust.shape for s in samples)
+        usual = shapes.most_common(1)[0][0] if shapes else ()
+        kept = [(r, s) for r, s in zip(able, samples, strict=True) if s.robust.shape == usual]
+        reasons |= {id(r): "it is about other images than most rows here" for r, s in zip(able, samples, strict=True)
+                    if s.robust.shape != usual}  # fmt: skip
+        if kept:
+            places = ranks([float(s.robust.mean()) for _, s in kept], [s for _, s in kept])
+            found |= {id(r): float(p) for (r, _), p in zip(kept, places, strict=True)}
+    return [_ranked(row, found.get(id(row)), reasons.get(id(row), "")) for row in rows]
+
+
+def _ranked(row: Row, rank: float | None, reason: str) -> Row:
+    texts = {**row.texts, "not_ranked_reason": reason} if reason else row.texts
+    return Row(texts, {**row.numbers, "rank": rank}, row.tallies)
+
+
+def _sample(scores: pandas.DataFrame | None, row: Row, label: str, kinds: Mapping[str, str]) -> RowSample | None:
+    images, norm = row.number("n_images"), row.text("norm")
+    try:
+        eps = float(row.text("eps"))
+    except ValueError:
+        return None
+    if scores is None or images is None:
+        return None
+    own = scores[(scores["dataset"] == row.text("dataset")) & (scores["model"] == row.text("model"))]
+    return sample_of(own, label, kinds, norm, eps, int(images))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -22,10 +23,12 @@ from .budget_views import curve_data, ends, ends_table
 from .cost_views import COSTS, cost_tables
 from .figures import MEASURES, grouped, json_block, matrices, propagation
 from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
+from .joined_ranks import common_ranks
 from .reading import TABLES, Row, Run, listed, objects, quantity, read_run, words
 from .run_views import labels, run_page
 from .shares import Conditions
-from .views import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place
+from .verdict import Standing, sentence, verdict
+from .views import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -35,13 +38,17 @@ ASSETS = ("style.css", "site.js", "budgets.js", "analyses.js")
 
 @dataclass
 class Group:
-    """The rows that may be compared: one data set, model and protocol digest, from one run or several."""
+    """The rows that may be compared: one data set, model and protocol digest, from one run or several.
+
+    ``origins``: by the label of a row on the page, the run that it comes from and its label there.
+    """
 
     dataset: str
     model: str
     digest: str
     runs: list[Run] = field(default_factory=list)
     tables: dict[str, list[Row]] = field(default_factory=dict)
+    origins: dict[str, tuple[Path, str]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -67,6 +74,7 @@ class Group:
                 label = renamed.get(row.text("detector"), row.text("detector"))
                 if label is not None:
                     self.rows(table).append(row.relabelled("detector", label))
+                    self.origins.setdefault(label, (run.path, row.text("detector")))
         for table in ("perturbations", "propagation"):
             held = {r.text("perturbation") for r in self.rows(table)}
             self.rows(table).extend(r for r in tables.get(table, ()) if r.text("perturbation") not in held)
@@ -86,17 +94,11 @@ class Group:
             if (row.text("perturbation"), row.text("detector")) not in held:
                 self.rows("attacks").append(row)
 
+    @cached_property
     def ranked(self) -> list[Row]:
-        """The leaderboard's rows; those of several runs get one common ranking."""
+        """The leaderboard's rows; those of several runs are compared anew, image by image."""
         rows = self.rows("leaderboard")
-        if len(self.runs) < 2:
-            return rows
-        able = [r for r in rows if r.number("rank") is not None and r.number("robust_accuracy_at_fpr_5") is not None]
-        able.sort(key=lambda r: -(r.number("robust_accuracy_at_fpr_5") or 0.0))
-        # Equal numbers (to six digits) share a rank, as in the table of one run.
-        values = [round(r.number("robust_accuracy_at_fpr_5") or 0.0, 6) for r in able]
-        rank = {id(r): float(values.index(value) + 1) for r, value in zip(able, values, strict=True)}
-        return [Row(r.texts, {**r.numbers, "rank": rank.get(id(r))}) for r in rows]
+        return rows if len(self.runs) < 2 else common_ranks(rows, self.origins, self.rows("perturbations"))
 
 
 def _result(row: Row) -> tuple[object, ...]:
@@ -223,7 +225,7 @@ def _curve_title(group: Group, groups: Sequence[Group]) -> str:
 
 
 def _group_page(group: Group) -> dict[str, object]:
-    board, metrics = group.ranked(), group.rows("metrics")
+    board, metrics = group.ranked, group.rows("metrics")
     reasons, doubts = _reasons(group), _doubts(group)
     attacks = _conditions(group)
     last = ends(attacks)
@@ -268,7 +270,7 @@ def _doubts(group: Group) -> dict[str, list[Flag]]:
 
 def _conditions(group: Group) -> Conditions:
     return Conditions(
-        group.rows("attacks"), [r.text("detector") for r in sorted(group.ranked(), key=place)], _doubts(group)
+        group.rows("attacks"), [r.text("detector") for r in sorted(group.ranked, key=place)], _doubts(group)
     )
 
 
@@ -284,30 +286,31 @@ def _problems(groups: Sequence[Group]) -> list[Explained]:
 
 
 def _headline(rows: Sequence[Row]) -> dict[str, str]:
-    """The best ranked detector against the ablation, in numbers; empty where there is none.
-
-    ``tied``: how many detectors are there, if none of them is better than flagging nothing.
-    """
-    able = [r for r in rows if r.number("rank") is not None and r.text("detector") != ABLATION
-            and r.number("robust_accuracy_at_fpr_5") is not None]  # fmt: skip
+    """The verdict on one table, and the best ranked detector against the ablation, in numbers."""
+    standings = [
+        Standing(r.text("detector"), r.number("rank"), r.text("not_ranked_reason")) for r in sorted(rows, key=place)
+    ]
+    found = verdict(standings)
+    ablation = next((r for r in rows if r.text("detector") == ABLATION), None)
+    without = None if ablation is None else ablation.number("robust_accuracy_at_fpr_5")
+    about = {"kind": found.kind, "sentence": sentence(found), "ablation": "" if without is None else percent(without)}
+    able = [r for r in rows if r.number("rank") is not None and r.text("detector") != ABLATION]
     if not able:
-        return {}
+        return about
     best = min(able, key=place)
     low, high = best.number("robust_accuracy_low"), best.number("robust_accuracy_high")
-    ablation = next((r.number("robust_accuracy_at_fpr_5") for r in rows if r.text("detector") == ABLATION), None)
     adaptive, worst = best.number("adaptive_undetected_at_fpr_5"), best.number("worst_auroc")
     unseen = [r for r in able if r.number("mean_auroc_unseen") is not None]
     leader = max(unseen, key=lambda r: r.number("mean_auroc_unseen") or 0.0, default=None)
-    tied = ablation is not None and (best.number("robust_accuracy_at_fpr_5") or 0.0) <= ablation
-    return {
+    at_most = "at most " if best.number("robust_accuracy_is_upper_bound") else ""
+    return about | {
         "detector": best.text("detector"),
-        "robust": percent(best.number("robust_accuracy_at_fpr_5")),
+        "robust": at_most + percent(best.number("robust_accuracy_at_fpr_5")),
         "interval": f"{percent(low)} to {percent(high)}" if low is not None and high is not None else "",
-        "ablation": "" if ablation is None else percent(ablation),
+        "scope": scope(best),
         "adaptive": "" if adaptive is None else percent(adaptive),
         "worst": "" if worst is None else f"{worst:.2f}",
         "worst_perturbation": best.text("worst_perturbation"),
-        "tied": str(len(able)) if tied else "",
         "leader": leader.text("detector") if leader is not None else "",
         "leader_auroc": f"{leader.number('mean_auroc_unseen'):.2f}" if leader is not None else "",
     }

@@ -62,17 +62,21 @@ class Table:
 
 
 BOARD = (
-    Column("rank", "Rank", "The place by robust accuracy within this data set, model and threat model. A row whose "
-           "adaptive attack proves nothing stands unranked below the others.", first="asc"),
+    Column("rank", "Rank", "1 and the number of rows that are significantly better, by paired tests over the images "
+           "(Holm's correction over all pairs): rows that the data cannot tell apart share a rank. A row whose attack "
+           "is below the protocol's floor, or proves nothing, has none.", first="asc"),
     Column("detector", "Detector", "The detector's label in the suite. none flags nothing: the ablation that every "
            "other number is read against.", kind="text", first="asc"),
     Column("robust_accuracy_at_fpr_5", "Robust accuracy", "The share of images that stay safe in the worst case: the "
            "model is right, the detector lets the clean image pass, and no attack within the threat model both fools "
-           "the model and slips past the detector. The whisker is the 95 % interval, the thin line the row none.",
+           "the model and slips past the detector. The whisker is the 95 % interval, the thin line the row none. At "
+           "most: an attack of this row was not at its best, so the number can only be too high.",
            "at FPR 5 %"),
     Column("adaptive_undetected_at_fpr_5", "Adaptive", "How often an attack that knows the detector fools "
            "the model unseen at FPR 5 %: less is better.", "undetected", first="asc"),
     Column("worst_auroc", "Worst", "The lowest AUROC over the perturbations, and which one it was."),
+    Column("tpr_at_fpr_1", "TPR", "The smallest share of fooling images that is flagged at a false positive rate of "
+           "1 %, over the perturbations (needs 1,000 calibrate images).", "at FPR 1 %"),
     Column("mean_auroc_seen", "Seen", "Mean AUROC over perturbations that the detector was fitted on, exactly or by "
            "family; empty for detectors that learn from clean images only.", "mean"),
     Column("mean_auroc_unseen", "Unseen", "Mean AUROC over perturbations that the detector never saw, and how many "
@@ -90,13 +94,20 @@ BOARD = (
            "of robust accuracy between them.", "SD", "text", "asc"),
     Column("flags", "Flags", "Sanity flags: what makes this row's numbers doubtful.", kind="flags", first="asc"),
 )  # fmt: skip
-BOARD_HEADS = (("", 2), ("Worst case", 2), ("AUROC", 3), ("False alarms", 3), ("Trust", 3))
+BOARD_HEADS = (
+    ("", 2),
+    ("Worst case", 2),
+    ("Attacks and clean images", 4),
+    ("False alarms", 3),
+    ("Trust", 3),
+)
 EMPTY = {
     "rank": "not ranked",
     "adaptive_undetected_at_fpr_5": "no adaptive attack was made against this detector",
     "mean_auroc_seen": "fitted on no perturbation of this suite",
     "mean_auroc_unseen": "no unseen perturbation with enough fooling images",
     "worst_auroc": "no perturbation with enough fooling images",
+    "tpr_at_fpr_1": "a threshold at FPR 1 % needs 1,000 calibrate images and 30 fooling ones",
     "control_flagged_at_fpr_5": "no control images were kept",
     "benign_flagged_at_fpr_5": "no noise or corruption in the suite",
 }
@@ -144,23 +155,28 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
         rows: of ``leaderboard.csv``.
         reasons: detector to why something of it is missing (a failure, too few positives).
     """
-    ranked = sorted((r for r in rows if r.text("detector") != ABLATION), key=place)
-    ablation = [r for r in rows if r.text("detector") == ABLATION]
-    reference = next((r.number("robust_accuracy_at_fpr_5") for r in ablation), None)
-    shown = [("" if r.number("rank") is not None else "unranked", _board_row(r, reasons)) for r in ranked]
-    shown += [("ablation", _board_row(r, reasons)) for r in ablation]
+    reference = next((r.number("robust_accuracy_at_fpr_5") for r in rows if r.text("detector") == ABLATION), None)
+    shown = []
+    for row in sorted(rows, key=place):
+        kind = "" if row.number("rank") is not None else "unranked"
+        shown.append(("ablation" if row.text("detector") == ABLATION else kind, _board_row(row, reasons)))
     return Table(BOARD, shown, BOARD_HEADS, reference=_share(reference))
 
 
-def place(row: Row) -> tuple[float, float, float]:
-    """What rows of the leaderboard are sorted by: rank, then robust accuracy for those without one.
+def place(row: Row) -> tuple[float, float, float, str]:
+    """Return what rows of the leaderboard are sorted by: as in the table of a run (:func:`..harness.ranking.place`).
 
-    Of those that share a rank, the ones that notice more of the attacks that do not know them come first.
+    Ranked rows first, then those with a number; each by descending robust accuracy, then by name.
     """
-    keys = (row.number(name) for name in ("robust_accuracy_at_fpr_5", "mean_auroc_unseen"))
-    robust, unseen = (-(value if value is not None else -1.0) for value in keys)
-    rank = row.number("rank")
-    return float("inf") if rank is None else rank, robust, unseen
+    robust, rank = row.number("robust_accuracy_at_fpr_5"), row.number("rank")
+    return float(rank is None), float(robust is None), -round(robust or 0.0, 6), row.text("detector")
+
+
+def scope(row: Row) -> str:
+    """Return what a row's figures are about: ``of 200 images, for this seed`` or ``of 200 images, over 3 seeds``."""
+    images, seeds = row.number("n_images"), len(row.text("seeds").split())
+    about = [f"of {images:,.0f} images"] if images is not None else []
+    return ", ".join([*about, *(["for this seed"] if seeds == 1 else [f"over {seeds} seeds"] if seeds else [])])
 
 
 def _board_row(row: Row, reasons: Mapping[str, str]) -> list[Cell]:
@@ -170,6 +186,8 @@ def _board_row(row: Row, reasons: Mapping[str, str]) -> list[Cell]:
         cell = _board_cell(row, column)
         if cell.text == DASH and column.kind == "number":
             why = "flags nothing: it has no score" if detector == ABLATION else EMPTY.get(column.key, "not computed")
+            if column.key == "rank" and row.text("not_ranked_reason"):
+                why = f"not ranked: {row.text('not_ranked_reason')}"
             specific = reasons.get(detector, "")
             general = column.key in ("rank", "mean_auroc_seen", "benign_flagged_at_fpr_5")
             cell = replace(cell, title=why if general or not specific else specific)
@@ -200,7 +218,9 @@ def _board_cell(row: Row, column: Column) -> Cell:
     if key == "robust_accuracy_at_fpr_5":
         low, high = row.number("robust_accuracy_low"), row.number("robust_accuracy_high")
         title = "" if low is None or high is None else f"95 % interval {percent(low)} to {percent(high)}"
-        return Cell(percent(value), repr(value), "", title, _share(value), _share(low), _share(high))
+        title += f"{', ' if title else ''}{scope(row)}"
+        shown = f"at most {percent(value)}" if row.number("robust_accuracy_is_upper_bound") else percent(value)
+        return Cell(shown, repr(value), "", title, _share(value), _share(low), _share(high))
     if key in ("worst_auroc", "mean_auroc_seen", "mean_auroc_unseen"):
         unseen = row.number("n_unseen")
         note = row.text("worst_perturbation") if key == "worst_auroc" else ""
