@@ -83,11 +83,14 @@ def duration(seconds: float) -> str:
 
 def show_leaderboard(run: Run) -> None:
     """The end of a run: the leaderboard, what failed, and where the report is."""
-    from ..reports.leaderboard import leaderboard_text
+    from ..reports.leaderboard import leaderboard_text, verdicts
 
     console = _console()
     with (run.folder / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
-        console.print(leaderboard_text(list(csv.DictReader(stream))))
+        rows = list(csv.DictReader(stream))
+    console.print(leaderboard_text(rows))
+    for text in verdicts(rows):
+        console.print(escape(text), highlight=False)
     for what, found in (("failed", run.failed), ("skipped", run.skipped)):
         same: dict[str, list[str]] = {}
         for name, reason in found.items():

@@ -14,6 +14,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from .verdict import Standing, sentence, verdict
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -158,7 +160,7 @@ def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:
             _number(row["rank"], "{:.0f}"),
             _words(row["model"]),
             _words(row["detector"]),
-            _number(row["robust_accuracy_at_fpr_5"], "{:.1%}") + _between(row),
+            _robust(row),
             _number(row["worst_auroc"], "{:.3f}")
             + (f" ({worst})" if (worst := _words(row["worst_perturbation"])) else ""),
             _number(row["mean_auroc_seen"], "{:.3f}"),
@@ -176,6 +178,23 @@ def _number(value: object, pattern: str) -> str:
         return "–"
     number = float(str(value))
     return pattern.format(number) if math.isfinite(number) else "–"
+
+
+def _robust(row: Mapping[str, object]) -> str:
+    at_most = "at most " if _number(row["robust_accuracy_is_upper_bound"], "{:.0f}") == "1" else ""
+    return at_most + _number(row["robust_accuracy_at_fpr_5"], "{:.1%}") + _between(row)
+
+
+def verdicts(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return what the leaderboard says, a sentence for each data set and model, in the order of the rows."""
+    tables: dict[str, list[Standing]] = {}
+    for row in rows:
+        rank = _number(row["rank"], "{:.0f}")
+        standing = Standing(
+            _words(row["detector"]), None if rank == "–" else float(rank), _words(row["not_ranked_reason"])
+        )
+        tables.setdefault(f"{_words(row['dataset'])} / {_words(row['model'])}", []).append(standing)
+    return [f"{title}: {sentence(verdict(standings))}" for title, standings in tables.items()]
 
 
 def _between(row: Mapping[str, object]) -> str:

@@ -74,13 +74,13 @@ BOARD = (
            "at FPR 5 %"),
     Column("adaptive_undetected_at_fpr_5", "Adaptive", "How often an attack that knows the detector fools "
            "the model unseen at FPR 5 %: less is better.", "undetected", first="asc"),
-    Column("worst_auroc", "Worst", "The lowest AUROC over the perturbations, and which one it was."),
+    Column("worst_auroc", "Worst", "The lowest AUROC over the perturbations, and which one it was.", "AUROC"),
     Column("tpr_at_fpr_1", "TPR", "The smallest share of fooling images that is flagged at a false positive rate of "
            "1 %, over the perturbations (needs 1,000 calibrate images).", "at FPR 1 %"),
     Column("mean_auroc_seen", "Seen", "Mean AUROC over perturbations that the detector was fitted on, exactly or by "
-           "family; empty for detectors that learn from clean images only.", "mean"),
+           "family; empty for detectors that learn from clean images only.", "mean AUROC"),
     Column("mean_auroc_unseen", "Unseen", "Mean AUROC over perturbations that the detector never saw, and how many "
-           "they are.", "mean"),
+           "they are.", "mean AUROC"),
     Column("control_flagged_at_fpr_5", "Control", "The share of random noise of the same norm as the attacks that is "
            "flagged although it changes no prediction: a detector of noise gives itself away here.", "flagged",
            first="asc"),
