@@ -27,6 +27,8 @@ BENIGN_FLAGGED = "benign-flagged"
 TIES = "ties-at-threshold"
 BLIND = ("zero-gradient", "non-finite-gradient")
 UNCONVERGED = ("unconverged", "limit")
+# Where one of these is said of a counting attack, there is no robust accuracy.
+_MISSING, _NOT_SCORED = "is missing:", "is not scored:"
 
 # Constants of the protocol's version: the least that an adaptive attack must invest, and in how many images.
 FLOOR = Effort(steps=50, restarts=2, queries=100)
@@ -81,7 +83,7 @@ def attack_flags(seed: SeedResult, detector: DetectorResult, ranked: int, threat
         flags += _adaptive_flags(adaptive, ranked, right, threat)
     for p in counting:
         if p.reason:
-            flags.append(f"{p.label} is missing: {p.reason}")
+            flags.append(f"{p.label} {_MISSING} {p.reason}")
             continue
         attacked = int((p.index < ranked).sum())
         if attacked < right:
@@ -89,7 +91,7 @@ def attack_flags(seed: SeedResult, detector: DetectorResult, ranked: int, threat
         if not detector.failure():
             scores, reason = detector.scores(p)
             if scores is None:
-                flags.append(f"{p.label} is not scored: {reason}")
+                flags.append(f"{p.label} {_NOT_SCORED} {reason}")
     return flags
 
 
@@ -125,7 +127,8 @@ def _oblivious_flags(seed: SeedResult, counting: Sequence[PerturbationResult], t
 
 def reasons(flags: Iterable[str], failures: Iterable[str]) -> list[str]:
     """Return why a row is not ranked: the flags that take its rank, then what failed; empty for a ranked row."""
-    return [f for f in dict.fromkeys(flags) if f.startswith(_NOT_RANKED)] + list(dict.fromkeys(failures))
+    found = [f for f in flags if f.startswith(_NOT_RANKED) or _MISSING in f or _NOT_SCORED in f]
+    return list(dict.fromkeys([*found, *failures]))
 
 
 def is_upper_bound(flags: Iterable[str], robust: float) -> bool:
