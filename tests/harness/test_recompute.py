@@ -1,0 +1,32 @@
+"""The lines of docs/protocol.md that recompute the leaderboard from the published tables give what is published."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+if not PAGE.is_file():
+    pytest.skip("the pages are in the repository, not in the source distribution", allow_module_level=True)
+
+
+def test_the_published_tables_give_the_published_leaderboard(quick_run: Path) -> None:
+    found = re.search(r"<!-- recompute -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    lines, tables = found[1], quick_run / "tables"
+    assert lines.count('Path("runs/quick/tables")') == 1
+    lines = lines.replace('Path("runs/quick/tables")', f"Path({str(tables)!r})")
+    names: dict[str, dict[str, float]] = {}
+    exec(lines, names)  # the page's own lines
+    board = pd.read_csv(tables / "leaderboard.csv").query("model == 'cnn'").set_index("detector")
+    assert len(board) == 8
+    for detector, row in board.iterrows():
+        assert names["robust"][str(detector)] == pytest.approx(row["robust_accuracy_at_fpr_5"], abs=1e-6)
+        if detector != "none":
+            assert names["undetected"][str(detector)] == pytest.approx(row["adaptive_undetected_at_fpr_5"], abs=1e-6)
+    ranked = board["rank"].dropna()
+    assert len(ranked) > 0
+    assert names["places"] == {str(detector): int(rank) for detector, rank in ranked.items()}
