@@ -36,10 +36,10 @@ FLOOR_IMAGES = 50
 # Budgets that differ by less are one (8/255 written in two ways).
 _SAME = 1e-6
 
-# A row that carries one of these (or any that begins like it) is not ranked.
+# A row that carries one of these, or one that says what a score depends on, is not ranked.
 _NOT_RANKED = (
     NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, RANDOMISED,
-    DEPENDS, *BLIND,
+    *BLIND,
 )  # fmt: skip
 # The number of a row that carries one of these can only be too high.
 _AT_MOST = (
@@ -127,10 +127,15 @@ def _oblivious_flags(seed: SeedResult, counting: Sequence[PerturbationResult], t
 
 def reasons(flags: Iterable[str], failures: Iterable[str]) -> list[str]:
     """Return why a row is not ranked: the flags that take its rank, then what failed; empty for a ranked row."""
-    found = [f for f in flags if f.startswith(_NOT_RANKED) or _MISSING in f or _NOT_SCORED in f]
+    found = [f for f in flags if _is(f, _NOT_RANKED) or f.startswith(DEPENDS) or _MISSING in f or _NOT_SCORED in f]
     return list(dict.fromkeys([*found, *failures]))
 
 
 def is_upper_bound(flags: Iterable[str], robust: float) -> bool:
     """Return whether a robust accuracy can only be too high: some image stands, and its attack was not at its best."""
-    return robust > 0 and any(f.startswith(_AT_MOST) for f in flags)
+    return robust > 0 and any(_is(f, _AT_MOST) for f in flags)
+
+
+def _is(flag: str, names: Sequence[str]) -> bool:
+    """Return whether a flag is one of some names, alone or about something (``name:LABEL``)."""
+    return flag.partition(":")[0] in names
