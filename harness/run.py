@@ -8,7 +8,7 @@ import platform
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -309,6 +309,8 @@ class _Session:
         seconds: float,
     ) -> dict[str, Any]:  # fmt: skip
         """What ``run.json`` records."""
+        from .rankability import FLOOR, FLOOR_IMAGES
+
         models = []
         for subject in plan.subjects:
             if subject.key in summary.done:
@@ -332,6 +334,7 @@ class _Session:
             "limit": self.limit,
             "only": self.only,
             "protocol": PROTOCOL_VERSION,
+            "floor": {**asdict(FLOOR), "images": FLOOR_IMAGES},
             "protocol_digest": " ".join(dict.fromkeys(plan.protocol_digests.values())),
             "digests": {"data": self.data_digest, "weights": self.weights_digests},
             "seeds": list(self.suite.seeds),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..harness.rankability import floor_text
 from .figures import DASH, grouped, mean
 from .flags import Flag, flags
 from .reading import Row
@@ -64,7 +65,7 @@ class Table:
 BOARD = (
     Column("rank", "Rank", "1 and the number of rows that are significantly better, by paired tests over the images "
            "(Holm's correction over all pairs): rows that the data cannot tell apart share a rank. A row whose attack "
-           "is below the protocol's floor, or proves nothing, has none.", first="asc"),
+           f"is below the protocol's floor ({floor_text()}), or proves nothing, has none.", first="asc"),
     Column("detector", "Detector", "The detector's label in the suite. none flags nothing: the ablation that every "
            "other number is read against.", kind="text", first="asc"),
     Column("robust_accuracy_at_fpr_5", "Robust accuracy", "The share of images that stay safe in the worst case: the "
