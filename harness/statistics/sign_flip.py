@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
+from scipy.special import bdtrc, gammaln
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -63,6 +63,18 @@ def sign_flip_p_of_counts(total: int, counts: Sequence[int]) -> float:
     heads = -(-(observed - rest + magnitude * count) // (2 * magnitude))
     smallest, _, at_least = _binomial(count)
     return min(1.0, 2 * float(chances @ at_least[np.clip(heads - smallest, 0, len(at_least) - 1)]))
+
+
+def mcnemar_p(total: IntArray, discordant: IntArray) -> FloatArray:
+    """Return the p-values of :func:`sign_flip_p` for many pairs of rows of one seed each.
+
+    Args:
+        total: (n,) number of images in which only the first row is robust minus those in which only the second is.
+        discordant: (n,) number of images in which the rows differ, at least |total|.
+    """
+    # (total + discordant) / 2 heads or more among the discordant images; bdtrc counts those above its first argument.
+    tail = bdtrc(np.maximum((np.abs(total) + discordant) // 2 - 1, 0), discordant, 0.5)
+    return np.asarray(np.where(total == 0, 1.0, np.minimum(1.0, 2 * np.where(discordant == 0, 1.0, tail))))
 
 
 def _add(first: int, chances: FloatArray, count: int, magnitude: int) -> tuple[int, FloatArray]:

@@ -1,4 +1,4 @@
-"""Tests of pairs against SciPy, enumeration and closed forms; ranks as a function of the set of rows."""
+"""Pairs of rows against closed forms; ranks as a function of the set of rows."""
 
 from __future__ import annotations
 
@@ -7,79 +7,19 @@ import time
 
 import numpy as np
 import pytest
-from aftershock.harness.statistics.holm import holm
-from aftershock.harness.statistics.ranks import RowSample, pair_p, pairwise_p, ranks, ranks_of_p, sign_flip_p
+from aftershock.harness.metrics import evaluate_weights
+from aftershock.harness.statistics.ranks import (
+    _THRESHOLD_DF,
+    RowSample,
+    pair_p,
+    pairwise_p,
+    ranks,
+    ranks_of_p,
+    sign_flip_p,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, false_discovery_control, norm, t
-
-# The sign-flip test
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 50))
-def test_sign_flip_with_one_seed_is_mcnemars_exact_test(better: int, worse: int, same: int) -> None:
-    p = sign_flip_p(np.repeat([1, -1, 0], [better, worse, same]))
-    expected = binomtest(better, better + worse, 0.5).pvalue if better + worse else 1.0
-    assert p == pytest.approx(expected, rel=1e-9)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(-5, 5), max_size=10))
-def test_sign_flip_counts_all_assignments_of_signs(differences: list[int]) -> None:
-    observed = abs(sum(differences))
-    sums = [abs(sum(signed)) for signed in itertools.product(*((d, -d) for d in differences))]
-    expected = sum(value >= observed for value in sums) / len(sums)
-    assert sign_flip_p(np.array(differences, dtype=np.int64)) == pytest.approx(expected, rel=1e-12)
-
-
-def test_sign_flip_of_a_hundred_thousand_images() -> None:
-    draws = np.random.default_rng(0)
-    one = draws.choice([-1, 0, 1], 100_000, p=[0.14, 0.71, 0.15])
-    expected = binomtest(int((one == 1).sum()), int((one != 0).sum()), 0.5).pvalue
-    assert sign_flip_p(one) == pytest.approx(expected, rel=1e-6)
-    start = time.process_time()
-    five = draws.integers(-5, 6, 100_000) + (draws.random(100_000) < 0.01)
-    five = five.clip(-5, 5)
-    # With this many images the sum is normal, to about the continuity correction of half a step.
-    total, deviation = abs(five.sum()), np.sqrt((five**2).sum())
-    assert sign_flip_p(five) == pytest.approx(2 * norm.sf((total - 0.5) / deviation), rel=1e-3)
-    assert time.process_time() - start < 5.0
-
-
-def test_sign_flip_of_nothing_and_of_all() -> None:
-    assert sign_flip_p(np.zeros(0, np.int64)) == sign_flip_p(np.zeros(9, np.int64)) == 1
-    assert sign_flip_p(np.full(20, 3)) == pytest.approx(2.0**-19)
-    with pytest.raises(ValueError, match="whole numbers"):
-        sign_flip_p(np.array([0.5]))  # type: ignore[arg-type]
-
-
-# Holm's correction
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.5))
-def test_holm_rejects_what_its_steps_reject(p_values: list[float], level: float) -> None:
-    """Holm's procedure as he wrote it: go up the ordered values and stop at the first that is too large."""
-    rejected = set()
-    for step, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if p_values[i] * (len(p_values) - step) > level:
-            break
-        rejected.add(i)
-    assert {i for i, p in enumerate(holm(p_values)) if p is not None and p <= level} == rejected
-
-
-def test_holm() -> None:
-    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    values = np.random.default_rng(3).random(20) ** 3
-    corrected = np.array(holm(values.tolist()), dtype=float)
-    # Stricter than Benjamini and Hochberg, milder than Bonferroni.
-    assert (corrected >= false_discovery_control(values) - 1e-12).all()
-    assert (corrected <= np.minimum(1, 20 * values) + 1e-12).all()
-
-
-# Pairs of rows
+from scipy.stats import norm, t
 
 
 def sample(accuracies: list[float], images: int = 200, seed: int = 0, spread: float = 0.03) -> RowSample:
@@ -89,27 +29,56 @@ def sample(accuracies: list[float], images: int = 200, seed: int = 0, spread: fl
     return RowSample(robust, robust.mean(1, keepdims=True) + draws.normal(0, spread, (len(accuracies), 500)))
 
 
-def test_one_seed_is_a_normal_test_of_the_resampled_difference() -> None:
-    # Few images differ in the wide sample, so the exact test is far below the normal one.
+def variances(a: RowSample, b: RowSample) -> tuple[float, float]:
+    """The variance of the difference by the images, at fixed thresholds, and what resamples have beyond it."""
+    difference = a.robust.mean(0) - b.robust.mean(0)
+    n = len(difference)
+    # Dirichlet weights with the parameters 1, ..., 1, 1/2, 1/2.
+    of_images = ((difference**2).sum() / (n + 1) - (difference.sum() / (n + 1)) ** 2) / (n + 2)
+    return float(of_images), float(np.var((a.resampled - b.resampled).mean(0), ddof=1) - of_images)
+
+
+def reached(a: RowSample, b: RowSample, p: float) -> float:
+    """The squared difference that is significant at ``p``, written from the definition."""
+    of_images, of_thresholds = variances(a, b)
+    total = norm.isf(p / 2) ** 2 * of_images + t.isf(p / 2, _THRESHOLD_DF) ** 2 * of_thresholds
+    seeds = len(a.robust)
+    if seeds > 1:
+        per_seed = a.robust.mean(1) - b.robust.mean(1)
+        total += t.isf(p / 2, seeds - 1) ** 2 * per_seed.var(ddof=1) / seeds
+    return float(total)
+
+
+def test_one_seed_adds_images_and_thresholds() -> None:
+    # Few images differ in the wide sample, so the exact test is far below the other.
     a, b = sample([0.60], spread=0.1), sample([0.45], seed=1, spread=0.1)
+    p = pair_p(a, b)
+    assert reached(a, b, p) == pytest.approx(0.15**2, rel=1e-9)
     z = 0.15 / np.std(a.resampled - b.resampled, ddof=1)
-    assert pair_p(a, b) == pytest.approx(2 * norm.sf(z), rel=1e-9)
-    assert pair_p(b, a) == pytest.approx(pair_p(a, b), rel=1e-12)
+    assert 2 * norm.sf(z) < p < 2 * t.sf(z, _THRESHOLD_DF)
+    assert pair_p(b, a) == pytest.approx(p, rel=1e-12)
+
+
+def test_resamples_of_images_alone_leave_nothing_to_thresholds() -> None:
+    n, weights = 400, evaluate_weights(400, 20_000)
+    robust = np.random.default_rng(0).random((2, 1, n)) < [[[0.5]], [[0.4]]]
+    of_images, of_thresholds = variances(*(RowSample(r, r @ weights[:, :n].T + weights[:, -1]) for r in robust))
+    # 20,000 resamples know a variance to 1 %.
+    assert abs(of_thresholds) < 0.04 * of_images
 
 
 def test_the_exact_test_is_a_lower_limit() -> None:
     a, b = sample([0.5], images=12, spread=1e-6), sample([0.25], images=12, seed=1, spread=1e-6)
-    assert pair_p(a, b) == sign_flip_p(a.robust.sum(0) - b.robust.sum(0)) == pytest.approx(0.25)
+    assert sign_flip_p(a.robust.sum(0) - b.robust.sum(0)) == pytest.approx(0.25)
+    assert pair_p(a, b) == pytest.approx(0.25)
 
 
 def test_two_and_more_seeds_add_the_spread_of_the_paired_differences() -> None:
     a, b = sample([0.62, 0.58, 0.66], spread=0.05), sample([0.45, 0.47, 0.46], seed=1, spread=0.05)
-    per_seed = a.robust.mean(1) - b.robust.mean(1)
-    variance = np.var((a.resampled - b.resampled).mean(0), ddof=1)
     p = pair_p(a, b)
-    reached = norm.isf(p / 2) ** 2 * variance + t.isf(p / 2, 2) ** 2 * per_seed.var(ddof=1) / 3
-    assert reached == pytest.approx(per_seed.mean() ** 2, rel=1e-9)
-    assert p > 2 * norm.sf(per_seed.mean() / np.sqrt(variance))
+    assert reached(a, b, p) == pytest.approx((a.robust.mean() - b.robust.mean()) ** 2, rel=1e-9)
+    one_seed = pair_p(*(RowSample(row.robust[:1], row.resampled.mean(0, keepdims=True)) for row in (a, b)))
+    assert p > 3 * one_seed
 
 
 def test_images_without_spread_leave_students_t() -> None:
@@ -123,7 +92,9 @@ def test_equal_rows_and_rows_without_any_spread() -> None:
     a, b = sample([0.5, 0.6]), sample([0.6, 0.5], seed=1)
     assert pair_p(a, a) == pair_p(a, b) == 1
     apart = sample([0.9], spread=0), sample([0.1], spread=0)
-    assert pair_p(*apart) == sign_flip_p(apart[0].robust.sum(0) - apart[1].robust.sum(0))
+    exact = sign_flip_p(apart[0].robust.sum(0) - apart[1].robust.sum(0))
+    assert 0 < exact < 1e-40
+    assert pair_p(*apart) == pytest.approx(exact, rel=1e-9)
 
 
 def test_rows_must_fit() -> None:
