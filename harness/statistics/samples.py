@@ -66,4 +66,4 @@ def row_interval(sample: RowSample, level: float = 0.95) -> tuple[float, float]:
     """Return the interval of a row's robust accuracy: of its images, and with several seeds of these too."""
     per_seed = [float(share) for share in sample.robust.mean(1)]
     low, high = percentile_interval(sample.resampled.mean(0), level, float(np.mean(per_seed)))
-    return seed_interval(low, high, per_seed, level)
+    return seed_interval(low, high, per_seed, level, images=sample.robust.shape[1])
