@@ -60,10 +60,10 @@ class DetectorDefence:
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
         return Look(live.logits, suspicion, score.to(images.device), features)
 
-    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See the protocol; the defender's own draws are not known to an attacker."""
+    def judge(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
+        """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
         # ``model`` counts the passes of the one that the detector was fitted for.
-        logits, score = replace(self.instruments, model=model).score(self.detector, images)
+        logits, score = replace(self.instruments, model=model).score(self.detector, images, draw)
         return logits.to(images.device), score.to(images.device)
 
     def guides(self) -> Guides:

@@ -62,7 +62,8 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     }
     if defence is not None and len(right):
         judged = torch.stack([
-            defence.judge(model.model, made.images.to(bench.device))[1].cpu() for _ in range(defence.evaluations)
+            defence.judge(model.model, made.images.to(bench.device), draw)[1].cpu()
+            for draw in range(defence.evaluations)
         ])  # fmt: skip
         passed = (judged <= defence.threshold).double().mean(0) > 0.5
         values["undetected"] = int((made.success & passed).sum())
