@@ -137,18 +137,18 @@ def validate(
     )
     counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
     typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
-    from .metrics import threshold_reason
-    from .results import ALPHAS
-
-    short = threshold_reason(found.data.calibrate, ALPHAS["5"])
-    if short:
-        typer.echo(f"There will be no ranking: {short}.")
     from .applicability import applicability, make_perturbations
     from .datasets import task_shape
+    from .rankability import unranked_suite
+
+    attacks = make_perturbations(found)
+    unranked = unranked_suite(found, attacks, found.data.calibrate, found.data.evaluate)
+    if unranked and found.detectors:
+        typer.echo(f"No detector will have a rank: {unranked}.")
 
     task = task_shape(found.data.name, found.data.params)
     if task is not None:
-        for text in applicability(found, make_perturbations(found), task).sentences:
+        for text in applicability(found, attacks, task).sentences:
             typer.echo(text)
 
 

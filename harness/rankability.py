@@ -6,11 +6,17 @@ attack was blind or that their detector answers by who asks, keep their number a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from .consistency import DEPENDS, RANDOMISED
-from .results import DetectorResult, Effort, PerturbationResult, SeedResult, ThreatModel
+from .metrics import threshold_reason
+from .results import ALPHAS, DetectorResult, Effort, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
+
+if TYPE_CHECKING:
+    from ..attacks.base import Perturbation
+    from .suite import Suite
 
 ABLATION = "none"
 NO_ATTACK = "no-attack"
@@ -53,6 +59,38 @@ def floor_text() -> str:
     return (
         f"{FLOOR.steps} steps, {FLOOR.restarts} restarts and {FLOOR.queries} queries for an image that stands, on at "
         f"least {FLOOR_IMAGES} images, at the threat's whole budget"
+    )
+
+
+def unranked_suite(suite: Suite, attacks: Mapping[str, Perturbation], calibrate: int, evaluate: int) -> str:
+    """Return why no detector of a suite will have a rank, whatever is measured; empty where some may.
+
+    Args:
+        suite: resolved and checked.
+        attacks: the suite's perturbations that apply to its task, by label.
+        calibrate: number of calibrate images.
+        evaluate: number of evaluate images.
+    """
+    short = threshold_reason(calibrate, ALPHAS["5"])
+    if short:
+        return short
+    known = [attacks[p.label] for p in suite.perturbations if p.against and p.label in attacks]
+    full = [
+        a
+        for a in known
+        if a.norm == suite.threat.norm and abs((a.eps or 0.0) - suite.threat.eps) <= _SAME * suite.threat.eps
+    ]
+    if not full:
+        what = f"{suite.threat.norm} at {suite.threat.eps:g}"
+        return f'no attack that knows the detectors is about the threat, {what} (add one: name = "adaptive")'
+    effort, images = Effort(), min(evaluate, *(a.images or evaluate for a in known))
+    for attack in full:
+        effort |= attack.effort or Effort()
+    if effort >= FLOOR and images >= FLOOR_IMAGES:
+        return ""
+    return (
+        f"a ranked row needs {floor_text()}; the suite has {effort.steps} steps, {effort.restarts} restarts and "
+        f"{effort.queries} queries on {images} images"
     )
 
 

@@ -220,13 +220,13 @@ class _Session:
     def run(self, stamp: str | None) -> Run:
         from ..reports.site import build_site
         from ..reports.tables import Tables
+        from .applicability import make_perturbations
         from .computing import Workbench, compute
         from .costs import detector_costs
         from .engines import make_engine
-        from .metrics import threshold_reason
         from .planning import make_plan
+        from .rankability import unranked_suite
         from .registry import DATASETS, file_digest
-        from .results import ALPHAS
         from .runner import Runner, choose
         from .store import Store, unwritable
         from .subjects import find_weights
@@ -243,9 +243,10 @@ class _Session:
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
-        short = threshold_reason(len(plan.sets.calibrate), ALPHAS["5"])
-        if short:
-            self.say(f"There will be no ranking: {short}.")
+        attacks = {k: p for k, p in make_perturbations(self.suite).items() if k not in plan.applicability.inapplicable}
+        unranked = unranked_suite(self.suite, attacks, len(plan.sets.calibrate), len(plan.sets.evaluate))
+        if unranked and self.suite.detectors:
+            self.say(f"No detector will have a rank: {unranked}.")
         for text in plan.applicability.sentences:
             self.say(text)
         cells = choose(plan.cells, self.only)

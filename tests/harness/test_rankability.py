@@ -8,8 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aftershock.harness.applicability import make_perturbations
 from aftershock.harness.protocol import leaderboard_rows
-from aftershock.harness.rankability import FLOOR, FLOOR_IMAGES, attack_flags, floor_text, is_upper_bound, reasons
+from aftershock.harness.rankability import (
+    FLOOR,
+    FLOOR_IMAGES,
+    attack_flags,
+    floor_text,
+    is_upper_bound,
+    reasons,
+    unranked_suite,
+)
 from aftershock.harness.ranking import Protocol, place
 from aftershock.harness.results import (
     Cell,
@@ -21,6 +30,7 @@ from aftershock.harness.results import (
     Sources,
     Threat,
 )
+from aftershock.harness.suite_check import load_suite
 
 EPS = 0.1
 THREAT = Threat("linf", EPS)
@@ -367,3 +377,32 @@ def test_flags_of_one_seed_are_those_of_its_attacks() -> None:
         "randomised", "score-depends-on-process: it ended",
     ]  # fmt: skip
     assert is_upper_bound(["limit"], 0.5) and not is_upper_bound(["limited attacked 3 of 4 images"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"eps": 0.1}, "about the threat"),
+        ({"norm": "l2"}, "about the threat"),
+        ({"steps": 49}, "49 steps"),
+        ({"restarts": 1}, "1 restarts"),
+        ({"queries": 99}, "99 queries"),
+        ({"images": 49}, "on 49 images"),
+    ],
+)
+def test_what_keeps_all_rows_of_a_suite_from_a_rank_is_said_before_it_runs(change: dict[str, object], why: str) -> None:
+    attack = {"name": "adaptive", "eps": 0.3, "steps": 50, "restarts": 2, "queries": 100, "images": 50} | change
+    suite = load_suite(
+        {
+            "name": "a",
+            "data": {"name": "digits", "fit": 100, "calibrate": 200, "evaluate": 100},
+            "threat": {"norm": "linf", "eps": 0.3},
+            "models": [{"name": "mlp"}],
+            "perturbations": [attack],
+            "detectors": [{"name": "msp"}],
+        }
+    )
+    found = unranked_suite(suite, make_perturbations(suite), 200, 100)
+    assert why in found if why else not found
+    assert "200 calibrate images" in unranked_suite(suite, make_perturbations(suite), 199, 100)
