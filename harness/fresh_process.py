@@ -29,8 +29,14 @@ _COMMAND = (sys.executable, "-c", "from aftershock.harness.fresh_process import 
 _START = 120.0
 
 
+class ProcessEndedError(AftershockError):
+    """The process ended, or was ended because it took too long, before it answered."""
+
+
 class FreshProcess:
     """A process that scores traces with fitted detectors; started when it is first needed.
+
+    Its environment is that of the moment when this object is made: what a fit left in it would be known there too.
 
     Args:
         plugins: files with registered parts, loaded there as they were here.
@@ -39,6 +45,7 @@ class FreshProcess:
 
     def __init__(self, plugins: Sequence[Path] = (), threads: int = 1) -> None:
         self._plugins, self._threads = tuple(plugins), threads
+        self._environment = dict(os.environ)
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -79,6 +86,7 @@ class FreshProcess:
 
         Raises:
             AftershockError: if it gives no scores there, with the reason.
+            ProcessEndedError: if the process did not answer.
         """
         arrays, described = pack_traces(traces)
         question = {
@@ -114,14 +122,14 @@ class FreshProcess:
             killer.cancel()
         if not line:
             status = self._process.wait()
-            raise AftershockError(f"the process that scored it ended (status {status})")
+            raise ProcessEndedError(f"the process that scored it ended (status {status})")
         found: dict[str, Any] = json.loads(line)
         return found
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="aftershock-")
         environment = {
-            **os.environ,
+            **self._environment,
             "AFTERSHOCK_PLUGIN_FILES": json.dumps([str(p) for p in self._plugins]),
             "OMP_NUM_THREADS": str(self._threads),
             # Wherever this process found the package and its plugins, the other one does.

@@ -14,7 +14,7 @@ from ..cells import Images, ModelJob, SetName, TraceKeys
 from ..data import Dataset, ImageSplit
 from ..engines import Output
 from ..errors import UnavailableError
-from ..fresh_process import FreshProcess
+from ..fresh_process import FreshProcess, ProcessEndedError
 from ..models import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
@@ -84,6 +84,8 @@ class Workbench:
         # Fits whose scores came in time.
         self.timely: set[str] = set()
         self._fresh = FreshProcess(suite.plugins)
+        # Fits whose detector ended the other process: every further question would cost another start.
+        self._ended: dict[str, str] = {}
 
     def close(self) -> None:
         """End what was started."""
@@ -98,9 +100,15 @@ class Workbench:
         """
         if DETECTORS.entry(part.name).origin.package == "session":
             raise UnavailableError(f"{part.name} was registered in this session")
+        if fit in self._ended:
+            raise ProcessEndedError(self._ended[fit])
         seconds = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
         tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
-        return self._fresh.score(part.name, part.params, tensors, state, traces, evaluations, seconds)
+        try:
+            return self._fresh.score(part.name, part.params, tensors, state, traces, evaluations, seconds)
+        except ProcessEndedError as error:
+            self._ended[fit] = str(error)
+            raise
 
     def make_model(self, key: str, job: ModelJob) -> Output:
         """Train a model, or read its weights; measure it."""
