@@ -20,6 +20,7 @@ class Best:
     def __init__(self, clean: Tensor, defence: Defence) -> None:
         self.images = clean.clone()
         self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
+        self._found = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         self._defence = defence
         self._parts: list[str] = []
         self._by = torch.full((len(clean),), -1, device=clean.device)
@@ -31,12 +32,15 @@ class Best:
         """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name."""
         if part not in self._parts:
             self._parts.append(part)
-        first = fooled & self.score[rows].isinf()
+        # A detector may answer with infinity or NaN: such an image is found, and nothing is worse.
+        score = torch.where(score.isnan(), torch.inf, score)
+        first = fooled & ~self._found[rows]
         better = fooled & (score < self.score[rows])
-        kept = first | better | (~fooled & self.score[rows].isinf())
+        kept = first | better | (~fooled & ~self._found[rows])
         self.images[rows[kept]] = images[kept]
         self.score[rows[better]] = score[better]
-        self._by[rows[better]] = self._parts.index(part)
+        self._by[rows[first | better]] = self._parts.index(part)
+        self._found[rows] |= fooled
         self._offers[rows] += 1
         new = (self._passed[rows] == 0) & ~self.standing[rows]
         self._passed[rows[new]] = self._offers[rows[new]]
@@ -54,12 +58,12 @@ class Best:
     @property
     def told(self) -> Tensor:
         """(n,), the true score that the detector told of each image, NaN where nothing fools; float64."""
-        return torch.where(self.score.isinf(), torch.nan, self.score)
+        return torch.where(self._found, self.score, torch.nan)
 
     @property
     def found(self) -> Tensor:
         """(n,), something that fools was found."""
-        return self.score.isfinite()
+        return self._found
 
     @property
     def ordinary(self) -> Tensor:

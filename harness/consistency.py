@@ -118,7 +118,7 @@ def _comparisons(
             yield context, same, again.scores[context]
     for p in perturbations:
         if p.against == detector.label and len(p.told) and p.label in detector.perturbed:
-            known = p.success & np.isfinite(p.told).all(0)
+            known = p.success & ~np.isnan(p.told).any(0)
             again_of = detector.rescored.get(p.label)
             evaluations = detector.perturbed[p.label][None]
             if detector.randomised and again_of is not None and "same" in again_of.scores:
@@ -131,7 +131,9 @@ def _values(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray,
     """Note whether scores differ image by image."""
     median = float(np.median(detector.calibrate))
     unit = t - median or float(detector.calibrate.std()) or 1.0
-    apart = np.abs(second - first[:1]) > _SPREAD * abs(unit) + _ROUNDING * np.abs(first[:1])
+    with np.errstate(invalid="ignore"):
+        # Written so that a score that is not finite differs from every other.
+        apart = ~(np.abs(second - first[:1]) <= _SPREAD * abs(unit) + _ROUNDING * np.abs(first[:1]))
     differs = np.atleast_1d(apart.any(axis=0))
     e.differs |= int(differs.sum()) > max(_ROWS, _SHARE * len(differs))
 

@@ -65,6 +65,8 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
             defence.judge(model.model, made.images.to(bench.device), draw)[1].cpu()
             for draw in range(defence.evaluations)
         ])  # fmt: skip
+        # NaN says that a detector was not asked; one that answers so flags the image.
+        judged = torch.where(judged.isnan(), torch.inf, judged)
         passed = (judged <= defence.threshold).double().mean(0) > 0.5
         values["undetected"] = int((made.success & passed).sum())
         tensors |= {"judged": judged, "told": made.told}

@@ -192,6 +192,20 @@ def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> N
     assert best.credits == ["part 0.2", "part 0.3", ""]
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_an_image_is_found_whatever_the_detector_says_of_it(planted, value: float) -> None:
+    """A detector that answers attacks with infinity or NaN must not make them give back images that fool nothing."""
+    clean = torch.zeros(3, 1, 2, 2)
+    best, rows = Best(clean, planted), torch.arange(3)
+    for number, (fooled, score) in enumerate([([True, True, False], value), ([False, True, False], 3.0)], 1):
+        scores = torch.full((3,), score, dtype=torch.float64)
+        best.offer(rows, clean + number / 10, torch.tensor(fooled), scores, f"part {number}")
+    assert best.found.tolist() == [True, True, False] and best.standing.all()
+    assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.2])
+    assert best.told.isnan().tolist() == [False, False, True] and best.told[:2].tolist() == [torch.inf, 3.0]
+    assert best.credits == ["part 1", "part 2", ""]
+
+
 def test_images_that_get_past_the_detector_late_are_counted(planted) -> None:
     def late(passed_in: list[int], iterates: int = 12) -> int:
         """Fooled from the start; the score falls below the threshold in the given iterate."""

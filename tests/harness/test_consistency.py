@@ -129,6 +129,9 @@ def test_an_attack_must_be_told_the_scores_that_count() -> None:
     assert told(np.where(fooled, scores, np.nan)) == ()
     assert told(np.where(fooled, scores + 1, np.nan)) == ("score-depends-on-caller",)
     assert told(np.full(N, np.nan)) == consistency_flags(one, [adaptive(np.zeros((0, 0)))]) == ()
+    # Infinity is an answer, and it is not the stored one; a score that is not a number differs, too.
+    assert told(np.full(N, np.inf)) == told(np.full(N, -np.inf)) == ("score-depends-on-caller",)
+    assert flags(process=np.full(64, np.nan)) == ("score-depends-on-process",)
     # What an attack on another detector was told says nothing about this one.
     other = DetectorResult("other", calibrate=np.linspace(0, 1, M), clean=CLEAN, perturbed={"a@d": scores + 1})
     assert consistency_flags(other, [adaptive(scores[None])]) == ()

@@ -1,0 +1,157 @@
+"""Detectors that answer by who asks, in a real run: each is flagged and not ranked, the honest one beside them is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+
+import pytest
+
+# All have the same score (how small the logits are), to which each adds what it knows of the question.
+PARTS = """
+import os
+import sys
+
+import torch
+from aftershock.attacks import register as perturbation
+from aftershock.attacks.adaptive import MarginAttack
+from aftershock.detectors import Detector, DetectorInfo, register
+from aftershock.harness.results import Effort
+
+fitted = False
+
+
+@perturbation("short-margin")
+class ShortMargin(MarginAttack):
+    # Detectors this weak need no long attack, and the floor shall not decide which of them is ranked.
+    @property
+    def effort(self):
+        return Effort(50, 2, 100)
+
+
+class Base(Detector):
+    def fit(self, clean, perturbed=None):
+        global fitted
+        fitted = True
+        self.process = os.getpid()
+        os.environ["AFTERSHOCK_TEST_FITTED"] = "1"
+        return self
+
+    def score(self, traces):
+        return -traces.logits.double().logsumexp(1) + self.more(len(traces))
+
+
+def planted(name, **about):
+    info = DetectorInfo(title=name, needs=(), **about)
+    return lambda more: register(name)(type("Planted", (Base,), {"info": info, "more": more, "__module__": __name__}))
+
+
+def attacked():
+    frame = sys._getframe()
+    while frame and "adaptive" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
+
+
+def constant(name, value, **about):
+    planted(name, **about)(lambda self, n: torch.full((n,), float(value(self, n))))
+
+
+constant("honest", lambda self, n: 0)
+constant("by-gradients", lambda self, n: 9 * torch.is_grad_enabled())
+constant("by-batch", lambda self, n: 9 * (n < 5))
+constant("by-process", lambda self, n: 9 * (os.getpid() != self.process))
+constant("by-environment", lambda self, n: 9 * ("AFTERSHOCK_TEST_FITTED" not in os.environ))
+constant("by-caller", lambda self, n: 9 * attacked())
+constant("infinite-to-attacks", lambda self, n: float("inf") if attacked() else 0)
+constant("no-number-to-attacks", lambda self, n: float("nan") if attacked() else 0)
+
+
+@planted("by-order")
+def _(self, n):
+    return torch.arange(n)
+
+
+@planted("by-calls")
+def _(self, n):
+    self._calls = getattr(self, "_calls", 0) + 1
+    return torch.full((n,), float(self._calls))
+
+
+@planted("dice")
+def _(self, n):
+    return torch.rand(n) * 9
+
+
+@planted("declared-dice", randomised=True)
+def _(self, n):
+    return torch.randn(n) / 4
+
+
+@planted("prints")
+def _(self, n):
+    print('{"scores": [[0]]}', flush=True)
+    os.write(1, b"noise\\n")
+    return torch.zeros(n)
+
+
+@planted("dies-elsewhere")
+def _(self, n):
+    if not fitted:
+        os._exit(3)
+    return torch.zeros(n)
+"""
+HONEST = ("honest", "prints", "declared-dice")
+CALLER, ORDER, BATCH, PROCESS = (f"score-depends-on-{what}" for what in ("caller", "order", "batch", "process"))
+CHEATS = {
+    "by-gradients": {CALLER},
+    "by-batch": {BATCH},
+    # A score that depends on the place in the batch depends on its size, and an attack has other batches.
+    "by-order": {ORDER, BATCH, CALLER},
+    "by-process": {PROCESS},
+    "by-environment": {PROCESS},
+    "by-caller": {CALLER},
+    "infinite-to-attacks": {CALLER},
+    "no-number-to-attacks": {CALLER},
+    "by-calls": {"randomised"},
+    "dice": {"randomised"},
+    "dies-elsewhere": {f"{PROCESS}: the process that scored it ended (status 3)"},
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> dict[str, dict[str, str]]:
+    """The rows of all of them in one run, by detector."""
+    folder = tmp_path_factory.mktemp("rescoring")
+    (folder / "parts.py").write_text(PARTS)
+    attacks = [{"name": "pgd", "eps": 0.3}, {"name": "short-margin", "eps": 0.3, "steps": 8, "images": 60}]
+    tiny(folder / "a.toml", attacks, [{"name": n} for n in (*HONEST, *CHEATS)], plugins=["parts.py"])
+    # Scores and the checks at the large budget, with what they need.
+    only = ("--only", "digits/mlp/0/[cs][hc]")
+    done = forks("run", "a.toml", "--out", "run", *only, cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
+    assert done.status == 0, done.output
+    with (folder / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
+        return {row["detector"]: row for row in csv.DictReader(stream)}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_score_has_no_flag_and_a_rank(rows: dict[str, dict[str, str]], name: str) -> None:
+    assert (rows[name]["flags"], rows[name]["not_ranked_reason"]) == ("", "")
+    assert rows[name]["rank"] == "1"
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_score_that_depends_on_the_question_is_flagged_and_not_ranked(
+    rows: dict[str, dict[str, str]], name: str
+) -> None:
+    row = rows[name]
+    found = {f for f in row["flags"].split("; ") if f.startswith(("score-depends-on", "randomised"))}
+    assert found == CHEATS[name]
+    assert row["rank"] == "" and found <= set(row["not_ranked_reason"].split("; "))
+    # The number stays where it is, in the way of nobody.
+    assert row["robust_accuracy_at_fpr_5"] != ""
+
+
+def test_what_only_one_detector_does_is_in_no_other_row(rows: dict[str, dict[str, str]]) -> None:
+    assert set(rows) == {*HONEST, *CHEATS, "none"}
+    assert rows["none"]["rank"] == "1" and rows["none"]["flags"] == ""
