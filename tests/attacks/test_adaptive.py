@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from aftershock.attacks.adaptive import FeatureMatching, SurrogateAttack, _without
+from aftershock.attacks.adaptive import Adaptive, FeatureMatching, SurrogateAttack, _without
 from aftershock.attacks.adaptive_worst import ScoreSquare, WorstCase
 from aftershock.attacks.base import CountingModel
 from aftershock.attacks.best import Best
@@ -14,6 +14,8 @@ from aftershock.attacks.defence import Guides, Look
 from aftershock.attacks.gradient import PGD
 from aftershock.attacks.perturbing import LimitError, Limits, limited, perturb_batch, rounded
 from aftershock.harness.errors import UsageError
+from aftershock.harness.rankability import FLOOR
+from aftershock.harness.results import Effort
 from torch import Tensor, nn
 
 
@@ -297,9 +299,102 @@ def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
     assert "zero-gradient" in made.flags and not made.success.any()
 
 
-def test_spending_more_than_allowed_is_one_sentence(digits) -> None:
-    with pytest.raises(LimitError, match="7 backwards per image"):
-        perturb_batch(
-            PGD(0.001, steps=20), digits.model, digits.images, digits.labels, digits.indices, 0,
-            limits=Limits(backwards=7),
-        )  # fmt: skip
+def test_what_an_adaptive_attack_found_before_a_limit_stands(digits, planted) -> None:
+    """The limit is exact and the same on every machine, so what was found by then is a result."""
+    attack, case = WorstCase(0.15, steps=10, queries=50), (digits.model, digits.images, digits.labels, digits.indices)
+    made = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    assert made.flags == ("limit",) and made.forwards <= 9
+    assert made.success.float().mean() > 0.5
+    assert made.told[made.success].tolist() == pytest.approx(planted.score(made.images)[made.success].tolist())
+    whole = attacked(digits, planted, attack)
+    hidden, more = (m.success & (planted.score(m.images) <= planted.threshold) for m in (made, whole))
+    assert 0 < hidden.sum() < more.sum()
+    again = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    assert torch.equal(made.images, again.images)
+
+
+def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> None:
+    case = (digits.model, digits.images, digits.labels, digits.indices, 0)
+    made = perturb_batch(PGD(0.1, steps=20), *case, limits=Limits(backwards=7))
+    assert made.flags == ("limit",) and made.backwards <= 8
+    assert torch.equal(made.images, digits.images) and not made.success.any()
+
+    # Each batch is ended for itself, by its own images.
+    class Second(PGD):
+        def perturb(self, model, images, labels, draws):
+            return super().perturb(model, images, labels, draws) if len(images) == 50 else images + 0.01
+
+    made = perturb_batch(Second(0.1, steps=20), *case, 50, limits=Limits(backwards=7))
+    assert made.flags == ("limit",)
+    assert torch.equal(made.images[:50], digits.images[:50]) and torch.equal(
+        made.images[50:], digits.images[50:] + 0.01
+    )
+
+
+def test_a_limit_of_time_is_a_failure_with_one_sentence(digits, planted) -> None:
+    """Machines differ: what was found by then would be another result on each."""
+    for attack in (PGD(0.1), WorstCase(0.1)):
+        with pytest.raises(LimitError, match="stopped after 0 seconds per image: raise seconds under"):
+            perturb_batch(
+                attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted,
+                limits=Limits(seconds=0),
+            )  # fmt: skip
+
+
+def test_every_adaptive_attack_says_what_it_invests() -> None:
+    assert WorstCase(0.1).effort == Effort(50, 3, 100) and WorstCase(0.1).effort >= FLOOR
+    assert WorstCase(0.1, steps=7, restarts=1, queries=9).effort == Effort(7, 1, 9)
+    assert SurrogateAttack(0.1, steps=7, restarts=2).effort == Effort(7, 2, 0)
+    assert ScoreSquare(0.1, queries=9).effort == Effort(queries=9)
+    assert PGD(0.1).effort is None
+    assert Effort(50, 2) | Effort(1, 3, 100) == Effort(50, 3, 100)
+    assert not Effort(50, 2, 99) >= FLOOR
+
+
+class Rounds:
+    """Watches which rounds of the worst case are made, with which attacks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.attacks: list[tuple[Adaptive, ...]] = []
+        real = WorstCase._attacks
+
+        def watched(attack: WorstCase, surrogate: bool, further: int) -> tuple[Adaptive, ...]:
+            self.attacks.append(real(attack, surrogate, further))
+            return self.attacks[-1]
+
+        monkeypatch.setattr(WorstCase, "_attacks", watched)
+
+
+@pytest.mark.parametrize(("late", "rounds"), [([0], 1), ([1], 1), ([2, 0], 2), ([2, 2, 2], 3)])
+def test_the_worst_case_goes_on_while_images_get_past_late(
+    digits, planted, late: list[int], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, left = Rounds(monkeypatch), iter(late)
+    with monkeypatch.context() as patched:
+        patched.setattr(Best, "late", property(lambda best: next(left, 0)))
+        attacked(digits, planted, WorstCase(0.05, steps=3, queries=4, restarts=2))
+    assert len(watched.attacks) == rounds
+    for further, made in enumerate(watched.attacks):
+        *gradient, search = made
+        # Twice the steps and queries each time, and starts that no earlier round had.
+        assert isinstance(search, ScoreSquare) and search.queries == 4 * 2**further
+        assert {(a.steps, a.restarts, a.first_run) for a in gradient} == {(3 * 2**further, 2, 2 * further)}
+
+
+def test_a_detector_that_yields_late_gets_more_steps(digits, planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dark images pass only as the first round ends, and bright ones only in the second."""
+
+    class Yields(Planted):
+        asked = 0
+
+        def score(self, images: Tensor) -> Tensor:
+            self.asked += 1
+            dark = images.flatten(1).mean(1) < float(digits.images.mean())
+            return torch.where(dark & (self.asked > 29) | (self.asked > 60), -1.0, 1.0)
+
+    watched = Rounds(monkeypatch)
+    # Below no image's goal, so that none is left out before a round ends.
+    yields = Yields(0.0, planted.images, planted.labels, goal=-2.0, has_surrogate=False)
+    made = attacked(digits, yields, WorstCase(0.3, steps=10, queries=2, restarts=2))
+    assert len(watched.attacks) == 2 and made.success.all()
+    assert set(made.told.tolist()) == {-1.0}
