@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import log_ndtr, ndtri, stdtr, stdtrit
 
 from .holm import holm
 from .sign_flip import mcnemar_p, sign_flip_p, sign_flip_p_of_counts
@@ -171,14 +171,18 @@ def _level(squared: FloatArray, terms: Sequence[tuple[float, FloatArray]]) -> Fl
         squared: (n,), above 0.
         terms: degrees of freedom, infinite for the normal distribution, and variances (n,), those below 0 as 0.
     """
-    low, high = np.full(len(squared), np.log(_SMALLEST)), np.zeros(len(squared))
-    while (high - low).max() > 1e-12:
+    terms = [(df, np.maximum(variance, 0.0)) for df, variance in terms]
+    with np.errstate(divide="ignore"):
+        z = -np.sqrt(squared / sum(variance for _, variance in terms))
+        # p lies between those of the normal distribution and of the heaviest tail.
+        low, high = np.log(2) + log_ndtr(z), np.log(2 * stdtr(min(df for df, _ in terms), z))
+    low, high = np.maximum(low, np.log(_SMALLEST)), np.clip(high, np.log(_SMALLEST), 0.0)
+    while (high - low).max() > 1e-10:
         middle = (low + high) / 2
         half = np.exp(middle) / 2
         reach = np.zeros(len(squared))
         for df, variance in terms:
-            quantile = ndtri(half) if np.isinf(df) else stdtrit(df, half)
-            reach += quantile**2 * np.maximum(variance, 0.0)
+            reach += (ndtri(half) if np.isinf(df) else stdtrit(df, half)) ** 2 * variance
         beyond = reach > squared
         low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
     return np.asarray(np.exp(high))
