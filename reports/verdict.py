@@ -23,12 +23,12 @@ class Verdict:
     """The verdict on one table.
 
     Attributes:
-        kind: ``winner``: one detector alone on rank 1, above the row without a detector. ``shared``: several that the
-            data cannot tell apart, all above it. ``no-better``: no ranked detector is significantly better than none.
-            ``unranked``: no detector has a rank.
-        best: the detectors on rank 1 (of ``unranked``: none), in the order given.
+        kind: ``winner``: one detector alone on the first rank, which the row without a detector does not share.
+            ``shared``: several there, which the data cannot tell apart. ``no-better``: no ranked detector is
+            significantly better than none, or none has no rank to be compared by. ``unranked``: no detector has a rank.
+        best: the detectors on the first rank (of ``unranked``: none), in the order given.
         ranked: how many detectors have a rank.
-        reason: of ``unranked``: why the first row has none.
+        reason: of ``unranked``: why the first row has none; of ``no-better``: why the row without a detector has none.
     """
 
     kind: Literal["winner", "shared", "no-better", "unranked"]
@@ -43,24 +43,34 @@ def verdict(rows: Sequence[Standing]) -> Verdict:
     able = [r for r in detectors if r.rank is not None]
     if not able:
         return Verdict("unranked", reason=next((r.reason for r in detectors if r.reason), ""))
-    none = next((r.rank for r in rows if r.detector == ABLATION), None)
+    none = next((r for r in rows if r.detector == ABLATION), Standing(ABLATION, None, "it is missing"))
     first = min(r.rank for r in able if r.rank is not None)
     best = tuple(r.detector for r in able if r.rank == first)
-    # Without a rank of its own there is nothing that the others could be better than.
-    if none is None or none <= first:
+    if none.rank is None:
+        return Verdict("no-better", best, len(able), none.reason or "no reason was recorded")
+    if none.rank <= first:
         return Verdict("no-better", best, len(able))
     return Verdict("winner" if len(best) == 1 else "shared", best, len(able))
 
 
 def sentence(found: Verdict) -> str:
-    """Return the verdict in words."""
+    """Return the verdict in words.
+
+    Ranks say less than a test of every pair: a row that shares the first rank, or follows it, may differ from another
+    of a lower rank without significance.
+    """
     if found.kind == "winner":
-        return f"{found.best[0]} is significantly better than every other ranked row."
+        return f"{found.best[0]} is alone on the first rank. The row without a detector ranks below it."
     if found.kind == "shared":
-        return f"{_listed(found.best)} share rank 1: the data cannot tell them apart; all are better than no detector."
+        return (
+            f"{_listed(found.best)} share the first rank: the data cannot tell them apart. "
+            "The row without a detector ranks below them."
+        )
     if found.kind == "no-better":
-        which = "The ranked detector is" if found.ranked == 1 else f"None of the {found.ranked} ranked detectors is"
-        return f"{which} {'not ' if found.ranked == 1 else ''}significantly better than no detector at all."
+        which = "The ranked detector is not" if found.ranked == 1 else f"None of the {found.ranked} ranked detectors is"
+        if found.reason:
+            return f"{which} shown to be better than no detector: the row without one has no rank ({found.reason})."
+        return f"{which} significantly better than no detector at all."
     return "No detector is ranked" + (f": {found.reason}." if found.reason else ".")
 
 
