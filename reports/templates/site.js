@@ -1,7 +1,9 @@
 "use strict";
 
-// Tables that sort by a click on a heading or the Enter key; empty cells stay last in both directions.
+// Tables that sort by a click on a heading or the Enter key; empty cells stay last in both directions, and rows with the
+// same value in the order of the page: those that share a rank, and those that have none.
 for (const table of document.querySelectorAll("table.sortable")) {
+  const rows = [...table.tBodies[0].rows];
   const headings = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
   headings.forEach((heading, index) => {
     heading.querySelector("button").addEventListener("click", () => {
@@ -9,13 +11,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const ascending = current ? current !== "ascending" : heading.dataset.first !== "desc";
       headings.forEach((other) => other.removeAttribute("aria-sort"));
       heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-      sortRows(table.tBodies[0], index, ascending, heading.dataset.kind === "text");
+      sortRows(table.tBodies[0], rows, index, ascending, heading.dataset.kind === "text");
     });
   });
 }
 
-function sortRows(body, index, ascending, isText) {
-  const keyed = [...body.rows].map((row) => ({ row, key: row.cells[index].dataset.sort }));
+function sortRows(body, rows, index, ascending, isText) {
+  const keyed = rows.map((row) => ({ row, key: row.cells[index].dataset.sort }));
   keyed.sort((a, b) => {
     if (a.key === "" || b.key === "") return (a.key === "") - (b.key === "");
     const order = isText ? a.key.localeCompare(b.key, undefined, { numeric: true }) : Number(a.key) - Number(b.key);
