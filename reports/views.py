@@ -187,8 +187,9 @@ def _board_row(row: Row, reasons: Mapping[str, str]) -> list[Cell]:
         cell = _board_cell(row, column)
         if cell.text == DASH and column.kind == "number":
             why = "flags nothing: it has no score" if detector == ABLATION else EMPTY.get(column.key, "not computed")
-            if column.key == "rank" and row.text("not_ranked_reason"):
-                why = f"not ranked: {row.text('not_ranked_reason')}"
+            missing = row.text("not_ranked_reason")
+            if missing and column.key in ("rank", "robust_accuracy_at_fpr_5"):
+                why = f"not ranked: {missing}" if column.key == "rank" else missing
             specific = reasons.get(detector, "")
             general = column.key in ("rank", "mean_auroc_seen", "benign_flagged_at_fpr_5")
             cell = replace(cell, title=why if general or not specific else specific)
