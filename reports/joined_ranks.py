@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +20,13 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from ..harness.errors import UsageError
+from ..harness.metrics import threshold_reason
+from ..harness.results import ALPHAS
 from ..harness.statistics.ranks import RowSample, ranks
 from ..harness.statistics.samples import WorstCase, row_sample
 from .figures import grouped
 from .reading import Row
-from .views import NORMS
+from .views import ABLATION, NORMS
 
 if TYPE_CHECKING:
     import pandas
@@ -34,8 +38,15 @@ _COLUMNS = {
 # More than any table that a report can show was made from; an untrusted file may unpack to anything.
 _MOST_BYTES = 4 * 2**30
 _MOST_PACKED = 2**30
+_LONGEST_LINE = 2**20
 _ROWS = 500_000
 _CANDIDATES = ("perturbed", "rounded-8-bit", "rounded-levels")
+# Robust accuracy from published scores may differ by one image: these are rounded to nine digits, and may tie.
+_IMAGES_APART = 1.5
+
+NO_SCORES = "its run holds no scores to compare it with rows of other runs"
+OTHER_IMAGES = "it is about other images than most rows here"
+OTHER_ACCURACY = "the scores of its run do not give its robust accuracy"
 
 
 def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
@@ -55,7 +66,8 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
     file = run / "tables" / "scores.csv.gz"
     if not file.exists() and not file.is_symlink():
         return None
-    if not file.resolve().is_relative_to(run.resolve()) or not file.is_file():
+    # os.path.realpath, unlike Path.resolve, does not raise where links form a loop.
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run)) or not file.is_file():
         raise UsageError(f"{file} is not a regular file of its run: remove it or run the suite again.")
     if file.stat().st_size > _MOST_PACKED:
         raise UsageError(f"{file} is larger than a report reads: split the suite.")
@@ -66,11 +78,12 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
             if not set(kinds) <= set(header.columns):
                 return None
         with _bounded(file) as stream:
-            parts = pd.read_csv(stream, usecols=list(kinds), dtype=kinds, keep_default_na=False,
-                                na_values=[""], chunksize=_ROWS)  # fmt: skip
+            # Without index_col, rows that are longer than the header would move every column.
+            parts = pd.read_csv(stream, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=[""],
+                                index_col=False, chunksize=_ROWS)  # fmt: skip
             # Controls play no part in the ranking.
             kept = [part[part["set"] != "control"] for part in parts]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         why = " ".join(str(error).split())[:200]
         raise UsageError(f"{file} is not a table that can be read ({why}): run the suite again.") from error
     return pd.concat(kept) if kept else None
@@ -86,7 +99,7 @@ class _Bounded(io.RawIOBase):
     """A stream that ends with an error where it holds more than is sensible."""
 
     def __init__(self, stream: gzip.GzipFile) -> None:
-        self._stream, self._left = stream, _MOST_BYTES
+        self._stream, self._left, self._line = stream, _MOST_BYTES, 0
 
     def readable(self) -> bool:
         return True
@@ -96,6 +109,10 @@ class _Bounded(io.RawIOBase):
         self._left -= len(data)
         if self._left < 0:
             raise ValueError("it unpacks to more than a report reads")
+        end = data.rfind(b"\n")
+        self._line = self._line + len(data) if end < 0 else len(data) - end - 1
+        if self._line > _LONGEST_LINE:
+            raise ValueError("it holds a line that is longer than a report reads")
         buffer[: len(data)] = data
         return len(data)
 
@@ -113,27 +130,36 @@ def sample_of(
         eps: its largest measured norm.
         images: how many evaluate images, from the first on, the row's figures are about.
     """
-    seeds = []
-    calibrated = 0
-    some = detector if detector != "none" else next(iter(scores["detector"]), "")
-    for _, of_seed in scores[scores["detector"] == some].groupby("seed", sort=True):
-        calibrate = of_seed.loc[of_seed["set"] == "calibrate", "score"].to_numpy()
-        clean = of_seed[of_seed["set"] == "clean"].head(images)
-        wanted = [label for label, kind in kinds.items() if kind == "attack" or label.endswith(f"@{detector}")]
-        candidates = of_seed[of_seed["set"].isin(_CANDIDATES) & of_seed["perturbation"].isin(wanted)]
+    if not math.isfinite(eps) or images < 1:
+        return None
+    wanted = [p for p, kind in kinds.items() if kind == "attack" or (kind == "adaptive" and p.endswith(f"@{detector}"))]
+    seeds: list[WorstCase] = []
+    for _, of_seed in scores.groupby("seed", sort=True):
+        if detector == ABLATION:
+            # It gives every image the score 0, and its threshold is 0. What fools the model does so whoever scored it.
+            attacked = of_seed.assign(score=0.0)
+            own = attacked[attacked["detector"] == attacked["detector"].iloc[0]]
+        else:
+            attacked = own = of_seed[of_seed["detector"] == detector]
+        calibrate = own.loc[own["set"] == "calibrate", "score"].to_numpy(dtype=np.float64)
+        clean = own[own["set"] == "clean"].head(images)
+        candidates = attacked[attacked["set"].isin(_CANDIDATES) & attacked["perturbation"].isin(wanted)]
         fooling = candidates[(candidates["success"] == 1) & (candidates[norm] <= eps * (1 + 1e-4) + 1e-6)]
+        known = (calibrate, clean["score"], fooling["score"])
+        short = detector != ABLATION and threshold_reason(len(calibrate), ALPHAS["5"])
+        if short or not all(np.isfinite(of).all() for of in known):
+            return None
         lowest = fooling.groupby("index")["score"].min().reindex(clean["index"])
         right = (clean["label"] == clean["prediction"]).to_numpy()
-        upper = lowest.fillna(math.inf).to_numpy(dtype=np.float64)
         lower = np.where(right, clean["score"].to_numpy(), math.inf)
-        calibrated = len(calibrate)
-        if detector == "none":
-            # It gives every image the score 0, and its threshold is 0.
-            calibrate, lower = np.zeros(0), np.where(right, 0.0, math.inf)
-            upper = np.where(np.isfinite(upper), 0.0, math.inf)
-        seeds.append(WorstCase(calibrate, lower, upper))
-    if not seeds or not len(seeds[0].lower) or any(len(s.lower) != len(seeds[0].lower) for s in seeds):
+        seeds.append(WorstCase(calibrate, lower, lowest.fillna(math.inf).to_numpy(dtype=np.float64)))
+    if not seeds or not len(seeds[0].lower):
         return None
+    calibrated = len(seeds[0].calibrate)
+    if any((len(s.lower), len(s.calibrate)) != (len(seeds[0].lower), calibrated) for s in seeds):
+        return None
+    if detector == ABLATION:
+        seeds = [WorstCase(np.zeros(0), s.lower, s.upper) for s in seeds]
     return row_sample(seeds, calibrated)
 
 
@@ -142,8 +168,8 @@ def common_ranks(
 ) -> list[Row]:
     """Return the rows of one data set, model and digest from several runs, ranked by tests over all of them.
 
-    A row keeps its place among those without a rank if it had none in its run, or if its run does not publish the
-    scores that the test needs.
+    A row has no rank if it had none in its run, or with the reason :data:`NO_SCORES`, :data:`OTHER_ACCURACY` or
+    :data:`OTHER_IMAGES` where it cannot be compared image by image.
 
     Args:
         rows: of ``leaderboard.csv``, of one or several threats.
@@ -163,20 +189,27 @@ def common_ranks(
                 read[path, norm] = read_scores(path, norm)
             sample = _sample(read[path, norm], row, label, kinds)
             if sample is None:
-                reasons[id(row)] = "its run holds no scores to compare it with rows of other runs"
-                continue
-            able.append(row)
-            samples.append(sample)
+                reasons[id(row)] = NO_SCORES
+            elif not _agrees(sample, row):
+                reasons[id(row)] = OTHER_ACCURACY
+            else:
+                able.append(row)
+                samples.append(sample)
         # Rows of other numbers of images cannot be compared image by image: the most common shape is kept.
         shapes = Counter(s.robust.shape for s in samples)
         usual = shapes.most_common(1)[0][0] if shapes else ()
         kept = [(r, s) for r, s in zip(able, samples, strict=True) if s.robust.shape == usual]
-        reasons |= {id(r): "it is about other images than most rows here" for r, s in zip(able, samples, strict=True)
-                    if s.robust.shape != usual}  # fmt: skip
+        reasons |= {id(r): OTHER_IMAGES for r, s in zip(able, samples, strict=True) if s.robust.shape != usual}
         if kept:
             places = ranks([float(s.robust.mean()) for _, s in kept], [s for _, s in kept])
             found |= {id(r): float(p) for (r, _), p in zip(kept, places, strict=True)}
     return [_ranked(row, found.get(id(row)), reasons.get(id(row), "")) for row in rows]
+
+
+def _agrees(sample: RowSample, row: Row) -> bool:
+    """Return whether a row's robust accuracy is that of its scores, which the ranks are tested on."""
+    stated = row.number("robust_accuracy_at_fpr_5")
+    return stated is not None and abs(sample.robust.mean() - stated) * sample.robust.shape[1] < _IMAGES_APART
 
 
 def _ranked(row: Row, rank: float | None, reason: str) -> Row:
@@ -192,5 +225,6 @@ def _sample(scores: pandas.DataFrame | None, row: Row, label: str, kinds: Mappin
         return None
     if scores is None or images is None:
         return None
+    images = min(images, len(scores))
     own = scores[(scores["dataset"] == row.text("dataset")) & (scores["model"] == row.text("model"))]
     return sample_of(own, label, kinds, norm, eps, int(images))
