@@ -70,3 +70,45 @@ def test_distances_are_euclidean_and_an_image_is_its_own_nearest(lid: ModuleType
     found = lid.distances(points, points)
     assert torch.allclose(found, torch.cdist(points, points), atol=1e-6)
     assert torch.equal(found.argmin(1), torch.arange(7))
+
+
+@pytest.fixture(scope="module")
+def seen() -> ModuleType:
+    return study("seen_attack")
+
+
+def test_the_mahalanobis_distance_is_half_the_square_under_the_common_covariance(seen: ModuleType) -> None:
+    # Two classes at (0, 0) and (10, 0), each of four points: the common covariance is diag(4, 1) / 2.
+    cross = torch.tensor([[2.0, 0], [-2.0, 0], [0, 1.0], [0, -1.0]], dtype=torch.float64)
+    labels = torch.tensor([0] * 4 + [1] * 4)
+    fitted = seen.Gaussians.fit(torch.cat([cross, cross + torch.tensor([10.0, 0])]), labels)
+    points = torch.tensor([[1.0, 0], [9.0, 2.0], [0, 0]], dtype=torch.float64)
+    assert fitted.distance(points).tolist() == pytest.approx([1 / 4, 1 / 4 + 4, 0])
+
+
+def test_the_step_goes_towards_the_nearest_mean_and_0_changes_nothing(seen: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    images = torch.rand(40, 3, 8, 8, generator=generator)
+    model(images)
+    model.eval()
+    features = seen.pooled_at(model, images, "1").detach()
+    assert torch.allclose(features, model[1](model[0](images)).mean((2, 3)))
+    fitted = seen.Gaussians.fit(features, torch.arange(40) % 2)
+    found = seen.preprocessed(model, "1", fitted, images, (0.0, 0.001))
+    assert torch.allclose(found[0], fitted.distance(features))
+    assert bool((found[1] < found[0]).double().mean() > 0.9)
+
+
+def test_the_value_is_chosen_without_the_test_images(seen: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def columns(shift: float, flipped: bool) -> torch.Tensor:
+        rows = torch.randn(80, 2, generator=generator, dtype=torch.float64) + shift
+        # On the test rows the other value is the better one.
+        rows[40:] *= -1 if flipped else 1
+        return rows
+
+    clean = {1.0: columns(0, False), 2.0: columns(0, False)}
+    found = seen.measured(clean, {1.0: columns(3, True), 2.0: columns(0.5, False)}, 40)
+    assert found.chosen == 1.0 and found.by_value[1.0] < 0.2 < found.by_value[2.0]
