@@ -31,8 +31,11 @@ class Mahalanobis(Layerwise):
     and classes without an image are left out. Fitted on the images that the model classifies correctly.
 
     ``combination = "logistic"`` over all layers is the paper's detector, supervised; its logistic regression sees 30 %
-    of the clean images that the means and the covariance do not. ``mean`` and ``max`` need no perturbed image. The
-    paper's input pre-processing is left out: it needs a gradient through the detector for every image.
+    of the clean images that the means and the covariance do not. ``mean`` and ``max`` need no perturbed image.
+
+    The paper's input pre-processing is left out: it moves the image against the gradient of each fitted layer's
+    distance and runs the model again, and a detector has traces, not the model. docs/studies/seen_attack.py measures
+    it (CIFAR-10, ResNet-20, fitted on L2 DeepFool): AUROC 0.72 with it, 0.67 without.
 
     Cost: O(n d²) to fit and O(classes * d²) to score, per layer with d maps.
 
