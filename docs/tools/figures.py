@@ -6,7 +6,7 @@ done after a change of a suite, of the protocol or of the weights. It takes two 
 ``quick``, takes the place of the first run.
 
 - ``quick-…``: the rows of one model: its leaderboard, the attack on each detector, and a guard. The weights are fixed,
-  so ``tests/harness/test_figures.py`` compares them with a run of its own.
+  so ``tests/harness/test_figures.py`` compares some of them with a run of its own.
 - ``my-suite-…`` and ``notebook-…``: leaderboards of models that are trained on the spot; other machines give other
   figures.
 """
