@@ -321,14 +321,14 @@ def rounded(
         batch_size: images per forward pass.
     """
     steps, clean = levels - 1, clean.detach().cpu()
-    images = (perturbed.detach().cpu() * steps).round()
+    images = (perturbed.detach().cpu().double() * steps).round()
     if eps is not None and norm == "linf":
-        # float32 rounding must not exclude a level that lies exactly on the edge of the budget.
-        slack = 1e-4
-        low, high = ((clean - eps) * steps - slack).ceil(), ((clean + eps) * steps + slack).floor()
+        # float32 rounding of x must not exclude a level on the edge of the budget; as much as `within` allows for.
+        reach = eps + 5e-7
+        low, high = ((clean.double() - reach) * steps).ceil(), ((clean.double() + reach) * steps).floor()
         inside = torch.minimum(torch.maximum(images, low), high)
         images = torch.where(low <= high, inside, images)
-    return _derived(model, clean, (images / steps).clamp(0, 1), labels, batch_size)
+    return _derived(model, clean, (images / steps).clamp(0, 1).float(), labels, batch_size)
 
 
 def _derived(model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, batch_size: int) -> DerivedBatch:
