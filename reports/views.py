@@ -38,7 +38,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: text or a dash with its reason, the value it sorts by, a small second line, a bar with a whisker."""
+    """A cell: text or a dash with its reason, the value it sorts by, a small second line (of a bar: a mark
+    that is read before the text), a bar with a whisker.
+    """
 
     text: str = DASH
     sort: str = ""
@@ -221,8 +223,8 @@ def _board_cell(row: Row, column: Column) -> Cell:
         low, high = row.number("robust_accuracy_low"), row.number("robust_accuracy_high")
         title = "" if low is None or high is None else f"95 % interval {percent(low)} to {percent(high)}"
         title += f"{', ' if title else ''}{scope(row)}"
-        shown = f"at most {percent(value)}" if row.number("robust_accuracy_is_upper_bound") else percent(value)
-        return Cell(shown, repr(value), "", title, _share(value), _share(low), _share(high))
+        mark = "at most" if row.number("robust_accuracy_is_upper_bound") else ""
+        return Cell(percent(value), repr(value), mark, title, _share(value), _share(low), _share(high))
     if key in ("worst_auroc", "mean_auroc_seen", "mean_auroc_unseen"):
         unseen = row.number("n_unseen")
         note = row.text("worst_perturbation") if key == "worst_auroc" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import math
 import os
@@ -15,16 +16,22 @@ from pathlib import Path
 
 import pytest
 from aftershock.harness.errors import UsageError
+from aftershock.harness.ranking import place
+from aftershock.harness.results import Cell
 from aftershock.reports.figures import json_block
-from aftershock.reports.flags import flags
+from aftershock.reports.flags import FLAGS, flags
+from aftershock.reports.joined_ranks import NO_SCORES
+from aftershock.reports.leaderboard import COLUMNS, leaderboard_text, write_csv
 from aftershock.reports.site import build_site
-from aftershock.reports.views import budget
+from aftershock.reports.verdict import Standing, sentence, verdict
+from aftershock.reports.views import BOARD, budget
+from rich.console import Console
 
 HEADERS = {
     "leaderboard": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"
     "robust_accuracy_high,adaptive_undetected_at_fpr_5,worst_auroc,worst_perturbation,mean_auroc_seen,"
     "mean_auroc_unseen,n_unseen,control_flagged_at_fpr_5,benign_flagged_at_fpr_5,fpr_realised_5,surrogate,flags,"
-    "seeds,seed_sd,protocol_digest",
+    "seeds,seed_sd,protocol_digest,n_images,not_ranked_reason,robust_accuracy_is_upper_bound,tpr_at_fpr_1,series_digest",
     "metrics": "dataset,model,seed,perturbation,kind,family,norm,eps,outcome,detector,fit_on,seen,negatives,n_positive,"
     "n_negative,auroc,auroc_low,auroc_high,average_precision,tpr_at_fpr_1,tpr_at_fpr_5,tpr_at_fpr_10,"
     "undetected_success_at_fpr_5,control_flagged_at_fpr_5,reason",
@@ -51,6 +58,7 @@ DETECTORS = {
     "msp": ("", "exact", (0.68, 0.37, 0.90, 0.96), 0.347, 0.992, 0.061),
     "kde": ("", "none", (0.74, 0.78, 0.66, 0.61), 0.401, 0.618, 0.088),
 }
+NOT_RANKED = "adaptive-incomplete"
 TAPS = {
     "cnn": ["stem.relu", "block1.relu", "block1.relu:2", "block2.relu", "block2.relu:2", "block3.relu", "head.relu",
             "head.relu:2"],
@@ -173,16 +181,17 @@ def _rank(made: Tables, model: str, seeds: Sequence[int], draw: random.Random) -
         unseen = [a for p, a in attacks.items() if not fit_on or p not in ("pgd", "fgsm")]
         worst = min(attacks, key=lambda p: attacks[p])
         made.add("leaderboard", **shared, rank="" if d == "kde" else rank, detector=d, robust_accuracy_at_fpr_5=robust,
+                 not_ranked_reason=NOT_RANKED if d == "kde" else "", robust_accuracy_is_upper_bound=0, n_images=200,
                  robust_accuracy_low=robust - 0.066, robust_accuracy_high=robust + 0.061,
                  adaptive_undetected_at_fpr_5=adaptive, worst_auroc=attacks[worst], worst_perturbation=worst,
                  mean_auroc_seen=0.955 if fit_on else "", mean_auroc_unseen=sum(unseen) / len(unseen),
                  n_unseen=len(unseen), control_flagged_at_fpr_5=benign * 1.3, benign_flagged_at_fpr_5=benign,
                  fpr_realised_5=draw.uniform(0.038, 0.067), surrogate=surrogate, seed_sd=draw.uniform(0.004, 0.021),
-                 flags="adaptive attack stops at 62 % at a large budget" if d == "kde" else "")  # fmt: skip
-    made.add("leaderboard", **shared, detector="none", robust_accuracy_at_fpr_5=0.287 - drop,
+                 flags=NOT_RANKED if d == "kde" else "")  # fmt: skip
+    made.add("leaderboard", **shared, rank=len(order), detector="none", robust_accuracy_at_fpr_5=0.287 - drop,
              robust_accuracy_low=0.225 - drop, robust_accuracy_high=0.349 - drop, adaptive_undetected_at_fpr_5=1.0,
              control_flagged_at_fpr_5=0, benign_flagged_at_fpr_5=0, fpr_realised_5=0, surrogate="none",
-             seed_sd=0.011)  # fmt: skip
+             seed_sd=0.011, robust_accuracy_is_upper_bound=0, n_images=200)  # fmt: skip
 
 
 @pytest.fixture
@@ -223,44 +232,182 @@ def test_nothing_is_loaded_from_elsewhere(page: str, tmp_path: Path) -> None:
     assert "@import" not in (tmp_path / "site/assets/style.css").read_text("utf-8")
 
 
-def test_the_leaderboard_is_ordered_by_rank_with_unranked_rows_and_the_ablation_last(page: str) -> None:
-    boards = [t for t in tables_of(page, "sortable") if len(t[0]) == 13]
+def board_of(page: str) -> list[list[str]]:
+    """The texts of the first leaderboard."""
+    return boards_of(page)[0]
+
+
+def boards_of(page: str) -> list[list[list[str]]]:
+    """The texts of every leaderboard."""
+    section = page[page.index('<section id="leaderboard">') : page.index('<section id="perturbations">')]
+    return tables_of(section, "sortable")
+
+
+def classes_of(page: str) -> dict[str, str]:
+    """The class of every row of the leaderboards, by detector."""
+    rows = re.findall(r'<tr(?: class="([^"]*)")?>\s*<td class="number rank".*?class="value">([^<]*)</span>', page, re.S)
+    return {detector: css for css, detector in rows}
+
+
+def test_the_leaderboard_is_ordered_by_rank_and_none_has_its_place_in_it(page: str) -> None:
+    boards = boards_of(page)
     assert len(boards) == 2
     for board in boards:
+        assert {len(row) for row in board} == {len(BOARD)} == {14}
         names = [row[1].split()[0] for row in board]
-        assert names == ["latent", "codeshift", "mahalanobis", "bits-on-pgd", "energy", "msp", "kde", "none"]
-        assert [row[0] for row in board] == ["1", "2", "3", "4", "5", "6", "–", "–"]
+        # kde, which is not ranked, has a higher number than the rows above it.
+        assert names == ["latent", "codeshift", "mahalanobis", "bits-on-pgd", "energy", "msp", "none", "kde"]
+        assert [row[0] for row in board] == ["1", "2", "3", "4", "5", "6", "7", "–"]
     assert "44.7\u202f%" in boards[0][0][2]
-    assert page.count('class="ablation"') == 2
+    assert page.count('<tr class="ablation">') == 2
+    assert page.count('<tr class="unranked">') == 2
+    assert page.count("<tbody>") == page.count("<table")
+    assert f'title="not ranked: {NOT_RANKED}"' in page
 
 
-def test_where_no_detector_helps_none_is_called_the_best(tmp_path: Path) -> None:
+def first_row(made: Tables, detector: str) -> dict[str, object]:
+    return next(r for r in made.rows["leaderboard"] if r["detector"] == detector)
+
+
+def page_of(made: Tables, path: Path) -> str:
+    return build_site([made.write(path / "run")], path / "site").read_text("utf-8")
+
+
+def finding(page: str) -> str:
+    """What the page says first of the first model, without tags."""
+    found = re.search(r'<p class="finding">(.*?)</p>', page, re.S)
+    assert found
+    return html.unescape(re.sub(r"<[^>]+>", "", found[1]))
+
+
+def standings(made: Tables) -> list[Standing]:
+    """The rows of the first leaderboard as the verdict reads them."""
+    return [
+        Standing(
+            str(r["detector"]), float(str(r["rank"])) if r.get("rank") else None, str(r.get("not_ranked_reason") or "")
+        )
+        for r in made.rows["leaderboard"]
+    ]
+
+
+def test_the_summary_names_a_winner_with_its_numbers(tmp_path: Path) -> None:
+    made = fabricate(["cnn"], [0])
+    found = verdict(standings(made))
+    assert (found.kind, found.best) == ("winner", ("latent",))
+    text = finding(page_of(made, tmp_path))
+    assert sentence(found) in text
+    for number in ("44.7\u202f%", "of 200 images, for this seed", "28.7\u202f%", "92.1\u202f%"):
+        assert number in text
+    assert "at most" not in text
+
+
+def test_the_summary_names_all_that_share_the_first_rank(tmp_path: Path) -> None:
+    made = fabricate(["cnn"])
+    for detector in ("latent", "codeshift", "mahalanobis"):
+        first_row(made, detector)["rank"] = 1
+    found = verdict(standings(made))
+    assert (found.kind, len(found.best)) == ("shared", 3)
+    text = finding(page_of(made, tmp_path))
+    assert sentence(found) in text
+    assert "The highest number is that of latent: robust accuracy 44.7\u202f% " in text
+    assert "over 2 seeds" in text
+
+
+def test_no_detector_is_called_the_best_where_none_helps(tmp_path: Path) -> None:
     made = fabricate(["cnn"], [0])
     board = made.rows["leaderboard"]
-    for place, row in enumerate(board):
+    for number, row in enumerate(board):
         row.update(robust_accuracy_at_fpr_5=0.0, robust_accuracy_low=0.0, robust_accuracy_high=0.036, rank=1)
-        row["mean_auroc_unseen"] = "" if row["detector"] == "none" else 0.5 + place / 100
-    page = build_site([made.write(tmp_path / "tied")], tmp_path / "site").read_text("utf-8")
-    able = [r for r in board if r["detector"] != "none"]
-    leader = max(able, key=lambda r: r["mean_auroc_unseen"])
-    assert "Best ranked is" not in page
-    assert f"Each of the {len(able)} ranked detectors leaves no more images safe than no detector at all" in page
-    assert f"<b>{leader['detector']}</b> notices most: mean AUROC&nbsp;{leader['mean_auroc_unseen']:.2f}" in page
-    # Those that share a rank stand in the order of what they notice.
-    (shown,) = [t for t in tables_of(page, "sortable") if len(t[0]) == 13]
-    names = [row[1].split()[0] for row in shown if row[1].split()[0] != "none"]
-    assert names == [r["detector"] for r in sorted(able, key=lambda r: -r["mean_auroc_unseen"])]
+        row.update(not_ranked_reason="", mean_auroc_unseen="" if row["detector"] == "none" else 0.5 + number / 100)
+    found = verdict(standings(made))
+    assert (found.kind, found.ranked) == ("no-better", len(DETECTORS))
+    page = page_of(made, tmp_path)
+    leader = max((r for r in board if r["detector"] != "none"), key=lambda r: float(str(r["mean_auroc_unseen"])))
+    text = finding(page)
+    assert sentence(found) in text
+    assert f"{leader['detector']} notices most: mean AUROC\xa0{leader['mean_auroc_unseen']:.2f}" in text
+    # Rows of one rank and number stand in the order of their names, and none among them.
+    names = [row[1].split()[0] for row in board_of(page)]
+    assert names == sorted([*DETECTORS, "none"])
 
 
-def test_the_summary_says_what_is_only_an_upper_bound(page: str, tmp_path: Path) -> None:
-    assert "Best ranked is <b>latent</b>: robust accuracy <b>44.7\u202f%</b>" in page
-    assert "fools the model unseen on 92.1\u202f%" in page and "upper bound" not in page
+def test_the_summary_without_a_rank_says_why(tmp_path: Path) -> None:
     made = fabricate(["cnn"], [0])
     for row in made.rows["leaderboard"]:
-        row.update(adaptive_undetected_at_fpr_5="", flags="no-adaptive-attack")
-    page = build_site([made.write(tmp_path / "oblivious")], tmp_path / "other").read_text("utf-8")
-    assert "No attack that knows it was tried, so this is an upper bound." in page
-    assert '<a class="badge" href="#flag-no-adaptive-attack" title="No attack that knows this detector was' in page
+        row.update(rank="", not_ranked_reason="below-floor")
+    page = page_of(made, tmp_path)
+    found = verdict(standings(made))
+    assert found.kind == "unranked"
+    assert finding(page).endswith(sentence(found))
+    assert [row[0] for row in board_of(page)] == ["–"] * 8
+    assert page.count('title="not ranked: below-floor"') == 8
+    assert set(classes_of(page).values()) == {"unranked", "ablation"}
+
+
+def test_without_a_rank_of_none_no_winner_is_named(tmp_path: Path) -> None:
+    made = fabricate(["cnn"], [0])
+    first_row(made, "none").update(rank="", not_ranked_reason="no-attack")
+    page = page_of(made, tmp_path)
+    assert verdict(standings(made)).kind == "no-better"
+    assert "no-attack" in finding(page)
+    assert [row[1].split()[0] for row in board_of(page)][-2:] == ["kde", "none"]
+
+
+def test_numbers_that_can_only_be_too_high_are_marked(page: str, tmp_path: Path) -> None:
+    tables = [row[2].split() for board in boards_of(page) for row in board]
+    assert not any("most" in cell for cell in tables)
+    made = fabricate(["cnn"], [0])
+    for detector in ("latent", "kde"):
+        first_row(made, detector)["robust_accuracy_is_upper_bound"] = 1
+    first_row(made, "msp")["robust_accuracy_is_upper_bound"] = 0
+    page = page_of(made, tmp_path / "marked")
+    marked = {row[1].split()[0]: " ".join(row[2].split()) for row in board_of(page) if "at most" in row[2]}
+    assert marked == {"latent": "at most 44.7 %", "kde": "at most 40.1 %"}
+    assert "robust accuracy at most 44.7\u202f%" in finding(page).lower()
+
+
+def test_a_row_without_an_adaptive_attack_says_so(tmp_path: Path) -> None:
+    made = fabricate(["cnn"], [0])
+    for row in made.rows["leaderboard"]:
+        row.update(rank="", not_ranked_reason="no-adaptive-attack", adaptive_undetected_at_fpr_5="")
+        row.update(flags="no-adaptive-attack", robust_accuracy_is_upper_bound=1)
+    page = page_of(made, tmp_path)
+    assert f'<a class="badge" href="#flag-no-adaptive-attack" title="{FLAGS["no-adaptive-attack"][1]}"' in page
+    assert all("at most" in row[2] and row[3] == "–" for row in board_of(page))
+
+
+def test_rows_stand_in_one_order_in_the_table_on_the_console_and_on_the_page(tmp_path: Path) -> None:
+    """Planted: ties, rows without a rank, rows without a number, and none in their midst."""
+    made = fabricate(["cnn"], [0])
+    template = first_row(made, "latent")
+    planted: list[tuple[str, float | None, float | None]] = [
+        ("zebra", 1, 0.5), ("b-tied", 2, 0.4), ("a-tied", 2, 0.4), ("none", 2, 0.4), ("nearly", 2, 0.4000000001),
+        ("last-ranked", 5, 0.1), ("high-unranked", None, 0.9), ("d-unranked", None, 0.2), ("c-unranked", None, 0.2),
+        ("y-empty", None, None), ("x-empty", None, None),
+    ]  # fmt: skip
+    expected = ["zebra", "a-tied", "b-tied", "nearly", "none", "last-ranked", "high-unranked", "c-unranked",
+                "d-unranked", "x-empty", "y-empty"]  # fmt: skip
+    rows: list[dict[str, Cell]] = [
+        {**dict.fromkeys(COLUMNS["leaderboard"]), **{k: v for k, v in template.items() if v != ""}, "detector": d,
+         "rank": rank, "robust_accuracy_at_fpr_5": robust, "flags": "", "worst_perturbation": "",
+         "not_ranked_reason": "" if rank else "below-floor"}
+        for d, rank, robust in planted
+    ]  # fmt: skip
+    random.Random(3).shuffle(rows)
+    ordered = sorted(rows, key=place)
+    assert [row["detector"] for row in ordered] == expected
+    out = io.StringIO()
+    Console(file=out, width=220, color_system=None).print(leaderboard_text(ordered))
+    shown = [line.split("│")[3].strip() for line in out.getvalue().splitlines() if line.startswith("│")]
+    assert shown == expected
+    # On the page, whatever the order in the file.
+    for name, written in (("sorted", ordered), ("shuffled", rows)):
+        run = made.write(tmp_path / name)
+        write_csv(run / "tables/leaderboard.csv", COLUMNS["leaderboard"], written)
+        page = build_site([run], tmp_path / f"site of {name}").read_text("utf-8")
+        assert [row[1].split()[0] for row in board_of(page)] == expected
+    with (tmp_path / "sorted/tables/leaderboard.csv").open(encoding="utf-8") as stream:
+        assert [row["detector"] for row in csv.DictReader(stream)] == expected
 
 
 def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_number(run: Path, page: str) -> None:
@@ -346,7 +493,7 @@ def test_hostile_names_appear_only_escaped(tmp_path: Path) -> None:
     assert re.findall(r"<script[^>]*>", page) == ['<script type="application/json" id="curve-data">',
         '<script src="assets/plotly.min.js">', '<script src="assets/site.js">']  # fmt: skip
     assert html.escape(HOSTILE[0]) in page
-    board = next(t for t in tables_of(page, "sortable") if len(t[0]) == 13)
+    board = board_of(page)
     assert board[1][1] == HOSTILE[2]  # the formula guard's apostrophe is gone
     assert curves_of(page)[0]["perturbations"][2] == HOSTILE[0]  # type: ignore[index]
     assert "aftershock run &#39;&lt;script&gt;alert(1)&lt;/script&gt;&#39;" in page
@@ -361,7 +508,7 @@ def test_a_json_block_can_neither_end_nor_open_a_tag() -> None:
         json_block([math.nan])
 
 
-def test_runs_of_one_protocol_share_a_leaderboard(tmp_path: Path) -> None:
+def test_runs_of_one_protocol_share_a_leaderboard_without_ranks_where_they_have_no_scores(tmp_path: Path) -> None:
     first, second = fabricate(["cnn"], name="first"), fabricate(["cnn"], name="second")
     for table in ("leaderboard", "metrics"):
         second.rows[table] = [r for r in second.rows[table] if r["detector"] in ("latent", "none", "msp")]
@@ -375,12 +522,15 @@ def test_runs_of_one_protocol_share_a_leaderboard(tmp_path: Path) -> None:
             row.update(rank=2, robust_accuracy_at_fpr_5=0.333)
     paths = [first.write(tmp_path / "a"), second.write(tmp_path / "b")]
     page = build_site(paths, tmp_path / "site").read_text("utf-8")
-    (board,) = [t for t in tables_of(page, "sortable") if len(t[0]) == 13]
-    ranked = [(row[0], row[1].split("  ")[0]) for row in board]
-    assert ranked == [("1", "latent"), ("2", "codeshift"), ("3", "newcomer"), ("4", "mahalanobis"),
-        ("5", "bits-on-pgd"), ("6", "energy"), ("7", "msp"),
-        ("8", "msp (second, run 2)"), ("–", "kde"), ("–", "none")]  # fmt: skip
+    (board,) = boards_of(page)
+    # The ranks of either run are about its own rows alone: tests/reports/test_joined_ranks.py has runs with scores.
+    assert [row[0] for row in board] == ["–"] * 10
+    assert [row[1].split("  ")[0] for row in board] == ["latent", "codeshift", "newcomer", "mahalanobis", "kde",
+        "bits-on-pgd", "energy", "msp", "msp (second, run 2)", "none"]  # fmt: skip
     assert "joined from 2 runs" in page and "cannot be compared" not in page
+    assert page.count(f'title="not ranked: {NO_SCORES}"') == 9
+    assert page.count(f'title="not ranked: {NOT_RANKED}"') == 1
+    assert NO_SCORES in finding(page)
 
 
 def test_runs_of_different_protocols_stand_apart(tmp_path: Path) -> None:
@@ -390,7 +540,9 @@ def test_runs_of_different_protocols_stand_apart(tmp_path: Path) -> None:
         row["protocol_digest"] = "0" * 64
     paths = [fabricate(["cnn"]).write(tmp_path / "a"), other.write(tmp_path / "b")]
     page = build_site(paths, tmp_path / "site").read_text("utf-8")
-    assert len([t for t in tables_of(page, "sortable") if len(t[0]) == 13]) == 2
+    boards = boards_of(page)
+    assert len(boards) == 2
+    assert [row[0] for row in boards[0]] == [row[0] for row in boards[1]] == ["1", "2", "3", "4", "5", "6", "7", "–"]
     assert "cannot be compared" in page
     assert [c["title"] for c in curves_of(page)] == ["digits / cnn (quick, 5f0c2d9e)", "digits / cnn (other, 00000000)"]
 
@@ -413,10 +565,12 @@ def test_metrics_without_a_row_and_a_detector_without_numbers(tmp_path: Path) ->
             for column in list(row):
                 if "accuracy" in column or "auroc" in column or column == "rank":
                     row[column] = ""
+            row["not_ranked_reason"] = "pgd is not scored: scores are not finite"
     made.facts["failures"] = [{"cell": "score:digits:cnn:0:pgd:msp", "reason": "scores are not finite"}]
     page = build_site([made.write(tmp_path / "run")], tmp_path / "site").read_text("utf-8")
-    board = next(t for t in tables_of(page, "sortable") if len(t[0]) == 13)
-    assert board[6][1] == "msp" and board[6][2] == "–"
+    board = board_of(page)
+    assert board[7][1] == "msp" and board[7][2] == "–"
+    assert 'title="not ranked: pgd is not scored: scores are not finite"' in page
     assert 'title="failed: scores are not finite"' in page
     assert "No detector has been measured" in page
 
@@ -452,6 +606,10 @@ def test_links_out_of_the_run_directory_are_refused(run: Path, tmp_path: Path) -
     shutil.move(run / "tables/metrics.csv", outside)
     (run / "tables/metrics.csv").symlink_to(outside)
     with pytest.raises(UsageError, match="leads out of its run directory"):
+        build_site([run], tmp_path / "site")
+    (run / "tables/metrics.csv").unlink()
+    (run / "tables/metrics.csv").symlink_to(run / "tables/metrics.csv")
+    with pytest.raises(UsageError, match="is not a regular file"):
         build_site([run], tmp_path / "site")
 
 
@@ -533,8 +691,11 @@ class Visit:
         return [str(name) for name in found]
 
 
-def test_in_a_browser_tables_sort_and_switches_switch(browser: object, run: Path, tmp_path: Path) -> None:
-    visit = Visit(browser, build_site([run], tmp_path / "site"))
+def test_in_a_browser_tables_sort_and_switches_switch(browser: object, tmp_path: Path) -> None:
+    made = fabricate()
+    for detector in ("codeshift", "mahalanobis"):
+        first_row(made, detector)["rank"] = 1
+    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"))
     tab = visit.tab
     before = visit.detectors()
     heading = tab.locator("#leaderboard table").first.locator("th.worst_auroc")
@@ -547,7 +708,7 @@ def test_in_a_browser_tables_sort_and_switches_switch(browser: object, run: Path
     rank = tab.locator("#leaderboard table").first.locator("th.rank")
     assert rank.get_attribute("aria-sort") is None
     rank.locator("button").click()
-    assert visit.detectors() == before  # the row without a rank stays last
+    assert visit.detectors() == before  # rows that share a rank in their old order; the row without a rank stays last
 
     matrix = tab.locator(".switched").first
     matrix.get_by_role("button", name="TPR at FPR 5 %").click()
@@ -568,6 +729,21 @@ def test_in_a_browser_tables_sort_and_switches_switch(browser: object, run: Path
 
     assert visit.wrong == []
     assert visit.requests and all(url.startswith("file://") for url in visit.requests)
+
+
+def test_in_a_browser_a_wide_page_shows_every_column_of_the_leaderboard(browser: object, tmp_path: Path) -> None:
+    made = fabricate()
+    for row in made.rows["leaderboard"]:
+        row.update(
+            robust_accuracy_is_upper_bound=1, worst_perturbation=f"adaptive@{row['detector']}", tpr_at_fpr_1=0.31
+        )
+        row.update(flags="control-flagged; benign-flagged")
+    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"))
+    boards = visit.tab.locator("#leaderboard .scroll")
+    assert boards.count() == 2
+    for board in boards.all():
+        assert board.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+    assert visit.wrong == []
 
 
 def test_in_a_browser_a_narrow_page_does_not_scroll_sideways(browser: object, run: Path, tmp_path: Path) -> None:
