@@ -7,11 +7,15 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from aftershock.reports.leaderboard import COLUMNS, leaderboard_text, write_csv, write_csv_gz
+from aftershock.harness.console import show_leaderboard
+from aftershock.reports.leaderboard import COLUMNS, leaderboard_text, verdicts, write_csv, write_csv_gz
+from aftershock.reports.verdict import Verdict, sentence
 from rich.console import Console
 
 NAMES = ("name", "value")
@@ -175,3 +179,59 @@ def test_names_are_not_markup_and_control_no_terminal() -> None:
 
 def test_an_empty_leaderboard_is_a_table() -> None:
     assert "detector" in _shown([])
+
+
+def _planted(detector: str, rank: int | None, robust: float | None, **more: object) -> dict[str, object]:
+    why = "" if rank else "below-floor"
+    return _row(detector=detector, rank=rank, robust_accuracy_at_fpr_5=robust, not_ranked_reason=why, **more)
+
+
+def test_an_upper_bound_is_marked_in_the_table_and_on_the_console(tmp_path: Path) -> None:
+    rows = [
+        _planted("sure", 1, 0.6, robust_accuracy_is_upper_bound=0),
+        _planted("bound", 2, 0.5, robust_accuracy_is_upper_bound=1),
+        _planted("unknown", 2, 0.4),
+        _planted("empty", None, None),
+    ]
+    write_csv(tmp_path / "leaderboard.csv", COLUMNS["leaderboard"], rows)
+    with (tmp_path / "leaderboard.csv").open(newline="") as stream:
+        read: list[dict[str, object]] = [dict(row) for row in csv.DictReader(stream)]
+    assert [row["robust_accuracy_is_upper_bound"] for row in read] == ["0", "1", "", ""]
+    for shown in (_shown(rows), _shown(read)):
+        (marked,) = [line for line in shown.splitlines() if "at most" in line]
+        assert "bound" in marked
+        assert "at most 50.0%" in marked
+
+
+def test_a_sentence_for_each_table_stands_below_it() -> None:
+    rows = [
+        _planted("first", 1, 0.9), _planted("none", 2, 0.1),
+        {**_planted("second", 1, 0.5), "model": "mlp"}, {**_planted("none", 1, 0.4), "model": "mlp"},
+        {**_planted("third", None, 0.5), "model": "vgg"}, {**_planted("none", 1, 0.4), "model": "vgg", "rank": np.nan},
+    ]  # fmt: skip
+    cnn, mlp, vgg = verdicts(rows)
+    assert cnn == "digits / cnn: " + sentence(Verdict("winner", ("first",), 1))
+    assert mlp == "digits / mlp: " + sentence(Verdict("no-better", ("second",), 1))
+    assert vgg == "digits / vgg: " + sentence(Verdict("unranked", reason="below-floor"))
+    # As read back from a file.
+    assert verdicts([{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]) == [cnn, mlp, vgg]
+    assert verdicts([]) == []
+
+
+def test_the_end_of_a_run_shows_the_table_in_its_order_and_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tables").mkdir()
+    planted = [
+        _planted("b[red]", 1, 0.6, robust_accuracy_is_upper_bound=1), _planted("a", 2, 0.6), _planted("none", 2, 0.6),
+        _planted("unranked", None, 0.9), _planted("empty", None, None),
+    ]  # fmt: skip
+    write_csv(tmp_path / "tables" / "leaderboard.csv", COLUMNS["leaderboard"], planted)
+    run: Any = SimpleNamespace(folder=tmp_path, failed={}, skipped={}, computed=1, report=tmp_path / "site")
+    show_leaderboard(run)
+    shown = capsys.readouterr().out
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert [row.split("│")[3].strip() for row in rows] == ["b[red]", "a", "none", "unranked", "empty"]
+    assert [row.split("│")[1].strip() for row in rows] == ["1", "2", "2", "–", "–"]
+    assert "at most 60.0%" in rows[0]
+    assert "digits / cnn: " + sentence(Verdict("winner", ("b[red]",), 2)) in shown
