@@ -48,6 +48,7 @@ class FreshProcess:
         self._environment = dict(os.environ)
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._answered = False
 
     def __enter__(self) -> Self:
         return self
@@ -100,11 +101,9 @@ class FreshProcess:
         return torch.tensor(answer["scores"], dtype=torch.float64).reshape(repeats, len(traces))
 
     def _ask(self, arrays: Mapping[str, Tensor], question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        waits = seconds
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._start()
-            waits += _START
+        self.start()
+        # It may still be importing what it needs.
+        waits = seconds + (0 if self._answered else _START)
         assert self._process is not None and self._folder is not None  # noqa: S101 (for the type checker)
         path = Path(self._folder.name) / "question.safetensors"
         safetensors.torch.save_file(dict(arrays), path)
@@ -123,10 +122,16 @@ class FreshProcess:
         if not line:
             status = self._process.wait()
             raise ProcessEndedError(f"the process that scored it ended (status {status})")
+        self._answered = True
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process, if it does not run; it gets ready while others work."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        self._answered = False
         self._folder = tempfile.TemporaryDirectory(prefix="aftershock-")
         environment = {
             **self._environment,

@@ -30,6 +30,7 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     from ...detectors.base import split_state
 
     detector = make_detector(job.part)
+    bench.expect_fresh_scores()
     sources = _sources(bench, (*job.clean, *job.negatives))
     clean = replace(
         bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),

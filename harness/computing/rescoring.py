@@ -21,7 +21,7 @@ from ..trace import Traces
 from .workbench import Workbench
 
 # Rows at a time in "other batches": single ones, then batches whose size divides none of ours.
-_SINGLE, _ODD = 8, 13
+_SINGLE, _ODD = 2, 31
 
 
 def rescore(

@@ -91,6 +91,10 @@ class Workbench:
         """End what was started."""
         self._fresh.close()
 
+    def expect_fresh_scores(self) -> None:
+        """Start the process that scores are asked for in: it takes seconds to get ready."""
+        self._fresh.start()
+
     def fresh_scores(self, fit: str, part: DetectorPart, traces: Traces, evaluations: int) -> Tensor:
         """Return the scores that a fitted detector gives in another process, float64 (evaluations, n).
 
