@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,8 @@ class World:
 
     def _detector(self, s: Sources, made: Sequence[PerturbationResult], d: str) -> DetectorResult:
         outcome = self._outcome(s.seed, d)
-        noise = self.draw(s.seed, f"noise {self.detectors[d].same_as or d}", self.evaluate)
+        name = self.detectors[d].same_as or d
+        noise = self.draw(s.seed, f"noise {name}", self.evaluate)
 
         def scores(p: PerturbationResult) -> np.ndarray:
             if p.against not in (None, d):
@@ -137,7 +139,7 @@ class World:
         # What passes only beyond the threat is flagged when it is rounded.
         return DetectorResult(
             d, calibrate=self.draw(s.seed, f"calibrate {d}", CALIBRATE).astype(np.float32),
-            clean=self.draw(s.seed, f"clean {self.detectors[d].same_as or d}", self.evaluate).astype(np.float32) * 0.9,
+            clean=(self.draw(s.seed, f"clean {name}", self.evaluate) * 0.9).astype(np.float32),
             perturbed={p.label: scores(p) for p in made},
             control={p.label: scores(p)[: len(p.control_index)] for p in made},
             rounded={(own.label, "8-bit"): rounded}, flags=self.detectors[d].flags,
@@ -370,7 +372,7 @@ def test_seeds_of_other_numbers_of_calibrate_images_give_no_rank(tmp_path: Path)
     + [{"n_images": n} for n in ("", 0, -5, 1e300, 0.5)],
     ids=str,
 )
-def test_a_threat_or_a_number_of_images_that_is_none_gives_no_rank(tmp_path: Path, columns: dict[str, object]) -> None:
+def test_a_threat_or_a_number_of_images_that_is_none_gives_no_rank(tmp_path: Path, columns: dict[str, Any]) -> None:
     a = write_run(tmp_path / "a", THREE.results("strong", "middle"))
     b = write_run(tmp_path / "b", THREE.results("weak"), **columns)
     found = joined(a, b)

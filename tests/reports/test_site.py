@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aftershock.harness.errors import UsageError
@@ -379,7 +380,7 @@ def test_a_row_without_an_adaptive_attack_says_so(tmp_path: Path) -> None:
 def test_rows_stand_in_one_order_in_the_table_on_the_console_and_on_the_page(tmp_path: Path) -> None:
     """Planted: ties, rows without a rank, rows without a number, and none in their midst."""
     made = fabricate(["cnn"], [0])
-    template = first_row(made, "latent")
+    template: dict[str, Any] = first_row(made, "latent")
     planted: list[tuple[str, float | None, float | None]] = [
         ("zebra", 1, 0.5), ("b-tied", 2, 0.4), ("a-tied", 2, 0.4), ("none", 2, 0.4), ("nearly", 2, 0.4000000001),
         ("last-ranked", 5, 0.1), ("high-unranked", None, 0.9), ("d-unranked", None, 0.2), ("c-unranked", None, 0.2),
