@@ -217,6 +217,7 @@ def _scores(question: Mapping[str, Any]) -> list[list[float]]:
     from ..detectors.base import join_state
     from .params import bind
     from .registry import DETECTORS
+    from .seeds import derive_seed, forked_rng
 
     tensors = safetensors.torch.load_file(question["file"])
     factory = DETECTORS.get(question["detector"])
@@ -227,5 +228,9 @@ def _scores(question: Mapping[str, Any]) -> list[list[float]]:
     state = {name.removeprefix("state/"): value for name, value in tensors.items() if name.startswith("state/")}
     detector.load_state(join_state(state, question["state"]))
     traces = unpack_traces(tensors, question["traces"])
-    with torch.no_grad():
-        return [detector.score(traces).detach().double().cpu().tolist() for _ in range(question["repeats"])]
+    found = []
+    for number in range(question["repeats"]):
+        # Drawn scores are the same in every run, whatever was asked before.
+        with torch.no_grad(), forked_rng(derive_seed(0, "recheck", "process", number)):
+            found.append(detector.score(traces).detach().double().cpu().tolist())
+    return found

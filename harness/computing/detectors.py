@@ -15,7 +15,7 @@ from ..cells import FitJob, ScoreJob, TraceKeys
 from ..engines import Output
 from ..errors import AftershockError
 from ..memory import peak_memory
-from ..seeds import generator
+from ..seeds import derive_seed, forked_rng, generator
 from .rescoring import rescore
 from .workbench import Workbench, make_detector
 
@@ -79,13 +79,13 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
     traces = bench.traces(job.model, job.traces, detector.needs)
     spent = 0.0
     scores, start, limit = [torch.empty(0, dtype=torch.float64)], 0, bench.suite.limits.score_seconds
-    # One that was fast enough before need not be watched so closely again.
-    sizes = SCORE_BATCHES[-1:] if job.fit in bench.timely else SCORE_BATCHES
+    # One that was fast enough before need not be watched so closely again; what is drawn depends on the batches.
+    sizes = SCORE_BATCHES[-1:] if job.fit in bench.timely and not detector.randomised else SCORE_BATCHES
     while start < len(traces):
         batch = traces[start : start + sizes[min(len(scores), len(sizes)) - 1]]
         began = time.perf_counter()
-        # As an attack asks: without gradients.
-        with torch.no_grad():
+        # As an attack asks: without gradients. A score that is drawn is the same in every run, whatever came before.
+        with torch.no_grad(), forked_rng(derive_seed(0, "score", key, start)):
             scores.append(checked_scores(detector.score(batch.alone()), len(batch)))
         taken = time.perf_counter() - began
         spent, seconds = spent + taken, taken / len(batch)

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob
 from ..engines import Output
 from ..errors import AftershockError, UnavailableError
+from ..modes import device_of
 from ..scoring import Instruments
-from ..seeds import Draws, derive_seed
+from ..seeds import Draws, derive_seed, forked_rng
 from .workbench import Workbench, make_perturbation
 
 if TYPE_CHECKING:
@@ -61,10 +62,7 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         "late": made.late,
     }
     if defence is not None and len(right):
-        judged = torch.stack([
-            defence.judge(model.model, made.images.to(bench.device), draw)[1].cpu()
-            for draw in range(defence.evaluations)
-        ])  # fmt: skip
+        judged = torch.stack([_judged(defence, model, made.images, job.seed, k) for k in range(defence.evaluations)])
         # NaN says that a detector was not asked; one that answers so flags the image.
         judged = torch.where(judged.isnan(), torch.inf, judged)
         passed = (judged <= defence.threshold).double().mean(0) > 0.5
@@ -74,6 +72,12 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         turned = zip(made.credits, made.success.tolist(), strict=False)
         values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
     return Output(key, tensors, values)
+
+
+def _judged(defence: DetectorDefence, model: Instruments, images: Tensor, seed: int, number: int) -> Tensor:
+    """One evaluation of final images, float64 (n,), the same in every run."""
+    with forked_rng(derive_seed(seed, "judged", number)):
+        return defence.judge(model.model, images.to(device_of(model.model)), number)[1].cpu()
 
 
 def _defence(bench: Workbench, model: Instruments, opponent: Opponent) -> DetectorDefence:

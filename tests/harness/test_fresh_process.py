@@ -55,6 +55,8 @@ class AnswersAsTold(Detector):
             return torch.full((len(traces),), float(len(os.environ.get("AFTERSHOCK_TEST_LEFT", ""))))
         elif self.what == "gradients":
             return torch.full((len(traces),), float(torch.is_grad_enabled()))
+        elif self.what == "draws":
+            return torch.rand(len(traces))
         elif self.what == "calls":
             self._calls = getattr(self, "_calls", 0) + 1
             return torch.full((len(traces),), float(self._calls))
@@ -166,6 +168,9 @@ def test_what_a_detector_does_there_costs_nothing_but_its_answer(
     # One detector for all repeats of a question, a new one for the next.
     for _ in range(2):
         assert answer(process, "calls", traces, repeats=3)[:, 0].tolist() == [1, 2, 3]
+    # What is drawn is drawn anew for each repeat, and the same whenever it is asked for.
+    drawn = [answer(process, "draws", traces, repeats=2) for _ in range(2)]
+    assert torch.equal(*drawn) and not torch.equal(*drawn[0])
     for what, message in (("raises", "ValueError: it has no idea"), ("leaves", "SystemExit: 4")):
         with pytest.raises(AftershockError, match=message):
             answer(process, what, traces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +151,22 @@ def test_a_score_that_depends_on_the_question_is_flagged_and_not_ranked(
     assert row["rank"] == "" and found <= set(row["not_ranked_reason"].split("; "))
     # The number stays where it is, in the way of nobody.
     assert row["robust_accuracy_at_fpr_5"] != ""
+
+
+def test_drawn_scores_are_the_same_in_every_run(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+    """Whatever was computed before, and in whatever order."""
+    (tmp_path / "parts.py").write_text(PARTS)
+    attacks = [{"name": "fgsm", "eps": 0.3}, {"name": "short-margin", "eps": 0.3, "steps": 3, "images": 20}]
+    tiny(tmp_path / "a.toml", attacks, [{"name": "declared-dice"}], plugins=["parts.py"])
+    found = []
+    for out, orders in (("whole", ["[cs][hc]"]), ("parts", ["score/declared-dice/8-bit:fgsm", "[cs][hc]"])):
+        for cells in orders:
+            command = ("run", "a.toml", "--out", out, "--only", f"digits/mlp/0/{cells}")
+            done = forks(*command, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / f"{out}-cache"))
+            assert done.status == 0, done.output
+        tables = tmp_path / out / "tables"
+        found.append([(tables / f"{name}.csv").read_bytes() for name in ("leaderboard", "metrics", "attacks")])
+    assert found[0] == found[1]
 
 
 def test_what_only_one_detector_does_is_in_no_other_row(rows: dict[str, dict[str, str]]) -> None:
