@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -68,3 +69,17 @@ def test_a_change_of_code_reaches_what_it_makes(
     by_attack = {name for name in changed if "adaptive" in name}
     assert {name.split("/")[3] if name.count("/") > 2 else "model" for name in changed - by_attack} == kinds
     assert {name.split("/")[3] for name in by_attack} == adaptive
+
+
+def test_the_check_at_the_large_budget_covers_enough_images_for_a_flag(tmp_path: Path, tiny: Callable) -> None:
+    """The model gets some of them wrong, and nothing is flagged from fewer than 30."""
+    dataset = DATASETS.get("digits")(None).load()
+    for evaluate, images in ((60, 48), (40, 40)):
+        attack = {"name": "adaptive", "eps": 0.3, "images": 20}
+        suite = load_suite(tiny(tmp_path / f"{evaluate}.toml", [attack], data={"evaluate": evaluate}))
+        plan = make_plan(suite, dataset, "data", "cpu", {"mlp": None})
+        checks = [cell for cell in plan.cells.values() if cell.kind == "check"]
+        assert len(checks) == 2 and {(cell.job.start, cell.job.stop) for cell in checks} == {(0, images)}
+        assert {cell.job.part.params["eps"] for cell in checks} == {0.5}
+        # The ranking is about the images that every adaptive attack covers.
+        assert plan.ranked == 20

@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from aftershock.detectors import Detector, DetectorInfo
+from aftershock.harness.trace import Traces
+from torch import Tensor
 
 # All have the same score (how small the logits are), to which each adds what it knows of the question.
 PARTS = """
@@ -172,3 +176,28 @@ def test_drawn_scores_are_the_same_in_every_run(tmp_path: Path, forks: Callable,
 def test_what_only_one_detector_does_is_in_no_other_row(rows: dict[str, dict[str, str]]) -> None:
     assert set(rows) == {*HONEST, *CHEATS, "none"}
     assert rows["none"]["rank"] == "1" and rows["none"]["flags"] == ""
+
+
+def test_a_detector_of_this_session_is_not_asked_elsewhere(
+    tmp_path: Path, tiny: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other process has it: that is said, and takes no rank."""
+    import aftershock
+    from aftershock.harness.registry import DETECTORS
+
+    class Session(Detector):
+        info: ClassVar[DetectorInfo] = DetectorInfo(title="of this session", needs=())
+
+        def fit(self, clean: Traces, perturbed: Traces | None = None) -> Session:
+            return self
+
+        def score(self, traces: Traces) -> Tensor:
+            return -traces.logits.double().logsumexp(1)
+
+    monkeypatch.setattr(DETECTORS, "_entries", dict(DETECTORS._entries))
+    DETECTORS.register("of-this-session")(Session)
+    tiny(tmp_path / "a.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "of-this-session"}])
+    found = aftershock.run(tmp_path / "a.toml", tmp_path / "run", cache=tmp_path / "cache", only="digits/mlp/0/score/*")
+    row = found.leaderboard.set_index("detector").loc["of-this-session"]
+    assert set(row["flags"].split("; ")) == {"no-adaptive-attack", "unchecked-in-another-process"}
+    assert row["not_ranked_reason"] == "no-adaptive-attack"
