@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from aftershock.harness.results import DetectorResult, PerturbationResult
-from aftershock.harness.sanity import adaptive_flags, perturbation_flags
+from aftershock.harness.results import DetectorResult, PerturbationResult, Threat
+from aftershock.harness.sanity import Got, adaptive_flags, beats, fooled_within, perturbation_flags
 
 N = 200
 
@@ -78,3 +78,62 @@ def test_an_adaptive_attack_that_knows_less_than_an_oblivious_one_is_flagged() -
     half = np.where(np.arange(N) < N / 2, 0.0, 2.0)
     also = attack("also", 1.0, kind="adaptive", against="d")
     assert adaptive_flags(detector(pgd=passes, knows=half, also=2.0 - half), [pgd, knows, also]) == ()
+
+
+def part(p: PerturbationResult, count: int) -> PerturbationResult:
+    """The same attack on the first images only."""
+    return replace(
+        p, index=p.index[:count], prediction=p.prediction[:count], success=p.success[:count],
+        norms={"linf": np.asarray(p.norms["linf"])[:count]},
+    )  # fmt: skip
+
+
+def test_nothing_is_flagged_from_fewer_than_30_images() -> None:
+    fgsm, weak = attack("fgsm", 1.0, one_step=True), attack("weak", 0.0, late=10)
+    assert perturbation_flags([part(fgsm, 29), part(weak, 29)]) == {}
+    found = perturbation_flags([part(fgsm, 30), part(weak, 30)])
+    assert found == {"fgsm": (), "weak": ("unconverged", "weaker-than-one-step:fgsm")}
+    # Compared are the images that both attacked, and these must be enough.
+    assert "weaker-than-one-step:fgsm" not in perturbation_flags([part(fgsm, 29), weak])["weak"]
+    passes, caught = np.zeros(29), np.full(29, 2.0)
+    pgd, knows = part(attack("pgd", 1.0), 29), part(attack("knows", 1.0, kind="adaptive", against="d"), 29)
+    assert adaptive_flags(detector(pgd=passes, knows=caught), [pgd, knows]) == ()
+
+
+def test_late_images_count_from_two_percent_and_five_on() -> None:
+    def late(count: int, images: int) -> bool:
+        return "unconverged" in perturbation_flags([part(attack("a", 0.6, late=count), images)])["a"]
+
+    assert not late(4, 40) and late(5, 40)
+    many = 400
+    success = np.arange(many) < 200
+    large = replace(
+        attack("a", 0.6), index=np.arange(many), prediction=success * 1, success=success,
+        norms={"linf": np.full(many, 0.1)}, late=7,
+    )  # fmt: skip
+    assert perturbation_flags([large])["a"] == ()
+    assert perturbation_flags([replace(large, late=8)])["a"] == ("unconverged",)
+
+
+def test_attacks_are_compared_image_by_image() -> None:
+    """Equal shares of other images prove nothing; a small share of the same ones does."""
+    index = np.arange(N)
+    one, other = (Got(index, index % 2 == r) for r in (0, 1))
+    assert not beats(one, other) and not beats(other, one)
+    base = index < 100
+    # Five more and none fewer: 2**-5 is below 5 %; four more: it is not.
+    for more, better in ((4, False), (5, True)):
+        assert beats(Got(index, base | (index >= N - more)), Got(index, base)) is better
+    # Seven more and two fewer are chance.
+    mixed = (base & (index >= 2)) | (index >= N - 7)
+    assert not beats(Got(index, mixed), Got(index, base))
+    assert not beats(Got(index[:100], ~base[:100]), Got(index[100:], base[100:]))
+
+
+def test_what_several_attacks_fool_together() -> None:
+    first, second = part(attack("a", 0.1), 100), attack("b", 0.05, 0.3)
+    got = fooled_within([first, second], Threat("linf", 0.1))
+    # The second one attacked more images and fooled them beyond the threat.
+    assert np.array_equal(got.index, np.arange(N)) and got.got.sum() == 20
+    assert fooled_within([first, second], Threat("linf", 0.3)).got.sum() == 20
+    assert len(fooled_within([], Threat("linf", 0.1)).index) == 0
