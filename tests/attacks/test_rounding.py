@@ -62,7 +62,7 @@ def test_the_nearest_level_is_taken_where_the_budget_allows_it() -> None:
     perturbed = clean + 8.4 / 255
     near = rounded(Bright(), clean, perturbed, LABELS, eps=10 / 255, norm="linf").images
     assert torch.allclose(near * 255, torch.full_like(near, 108.0), atol=1e-3)
-    # A budget that is no whole number of levels is not exceeded: 108.4 goes down to 107.
+    # A budget that is not a whole number of levels is not exceeded: 108.4 goes down to 107.
     down = rounded(Bright(), clean, perturbed, LABELS, eps=7.9 / 255, norm="linf").images
     assert torch.allclose(down * 255, torch.full_like(down, 107.0), atol=1e-3)
     # Of two levels none that is beyond it by a hair, which would not count.

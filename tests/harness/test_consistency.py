@@ -231,7 +231,7 @@ PGD = PerturbationResult(
         ({"clean": rescored({"process": np.ones(64)})}, False, "score-depends-on-process"),
         ({"clean": rescored({"same": np.random.default_rng(0).random((2, 64))})}, False, "randomised"),
         ({"clean": rescored(process="it ended")}, False, "score-depends-on-process: it ended"),
-        # Registered in a session: nobody else has it, which is no fault of the detector.
+        # Registered in a session: no other process has it, which is not a fault of the detector.
         ({"clean": rescored(process="")}, True, "unchecked-in-another-process"),
     ],
 )
