@@ -81,6 +81,7 @@ class Adaptive(Perturbation):
         finally:
             # Also where a limit ends it: what was found by then counts.
             model.credits, model.late, model.told, model.partial = best.credits, best.late, best.told, best.images
+            model.asked, model.asked_score = best.asked, best.asked_score
         return best.images
 
     @property

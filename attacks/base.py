@@ -88,6 +88,8 @@ class CountingModel(nn.Module):
         defence: the detector that an adaptive attack is made against; ``None`` for every other attack.
         credits: what an attack of several parts says about its result: the part that made each image.
         told: what an adaptive attack says its detector told it of the result: the true score of each image (n,).
+        asked: one fooling iterate of each image, (n, channels, height, width), and
+        asked_score: what the detector told of it, NaN where nothing fooled, float64 (n,).
         partial: images that an attack leaves behind when a limit ends it, (n, channels, height, width).
         late: how many images an adaptive attack brought past its detector only in its last quarter.
     """
@@ -99,6 +101,8 @@ class CountingModel(nn.Module):
         self.credits: Sequence[str] = ()
         self.told = torch.empty(0, dtype=torch.float64)
         self.partial: Tensor | None = None
+        self.asked: Tensor | None = None
+        self.asked_score = self.told
         self.late = 0
         self._spent = Spent()
         self._rows: Tensor | None = None

@@ -21,6 +21,12 @@ class Best:
         self.images = clean.clone()
         self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
         self._found = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+        # One of the fooling iterates of each image, drawn evenly, and what was told of it: a detector that lies about
+        # images that would pass lies about these, which are never kept.
+        self.asked = clean.clone()
+        self.asked_score = torch.full_like(self.score, torch.nan)
+        self._fooling = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
+        self._draws = torch.Generator().manual_seed(0)
         self._defence = defence
         self._parts: list[str] = []
         self._by = torch.full((len(clean),), -1, device=clean.device)
@@ -34,6 +40,7 @@ class Best:
             self._parts.append(part)
         # A detector may answer with infinity or NaN: such an image is found, and nothing is worse.
         score = torch.where(score.isnan(), torch.inf, score)
+        self._sample(rows, images, fooled, score)
         first = fooled & ~self._found[rows]
         better = fooled & (score < self.score[rows])
         kept = first | better | (~fooled & ~self._found[rows])
@@ -44,6 +51,13 @@ class Best:
         self._offers[rows] += 1
         new = (self._passed[rows] == 0) & ~self.standing[rows]
         self._passed[rows[new]] = self._offers[rows[new]]
+
+    def _sample(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor) -> None:
+        self._fooling[rows] += fooled
+        drawn = torch.rand(len(rows), generator=self._draws).to(score.device)
+        taken = fooled & (drawn * self._fooling[rows] < 1)
+        self.asked[rows[taken]] = images[taken]
+        self.asked_score[rows[taken]] = score[taken]
 
     @property
     def late(self) -> int:

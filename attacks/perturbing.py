@@ -82,6 +82,9 @@ class PerturbedBatch:
         credits: of an attack of several parts, the part that made each image (n,); otherwise empty.
         told: of an adaptive attack that says so, the true score that it was told of each image, float64 (n,), NaN
             where it found nothing; otherwise empty.
+        asked: likewise, fooling iterates that it asked about on its way, one for an image, (k, channels, height, width)
+            on the CPU, and
+        asked_score: the true scores that it was told of them, float64 (k,).
     """
 
     images: Tensor
@@ -95,6 +98,8 @@ class PerturbedBatch:
     late: int = 0
     credits: tuple[str, ...] = ()
     told: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    asked: Tensor | None = None
+    asked_score: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
 
 class _Watch:
@@ -206,6 +211,8 @@ def perturb_batch(
     flags: set[str] = set()
     credits: list[str] = []
     told: list[Tensor] = []
+    asked: list[Tensor] = [images[:0].detach().cpu()]
+    asked_scores: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
     forwards = backwards = late = 0
     seconds = 0.0
     with (
@@ -239,6 +246,10 @@ def perturb_batch(
                 seconds += time.perf_counter() - began
             credits += watched.credits
             told.append(watched.told.detach().double().cpu())
+            if watched.asked is not None:
+                known = ~watched.asked_score.isnan()
+                asked.append(watched.asked[known].detach().cpu())
+                asked_scores.append(watched.asked_score[known].detach().double().cpu())
             forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
             late += max(watched.late, watched.turned_late)
             mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
@@ -265,6 +276,8 @@ def perturb_batch(
         late=late,
         credits=tuple(credits),
         told=torch.cat([torch.empty(0, dtype=torch.float64), *told]),
+        asked=torch.cat(asked),
+        asked_score=torch.cat(asked_scores),
     )
 
 

@@ -117,6 +117,8 @@ def _comparisons(
         for context in sorted(again.scores.keys() - {"same"}):
             yield context, same, again.scores[context]
     for p in perturbations:
+        if p.against == detector.label and p.questions.size:
+            yield "told", p.questions[1:], p.questions[:1]
         if p.against == detector.label and len(p.told) and p.label in detector.perturbed:
             known = p.success & ~np.isnan(p.told).any(0)
             again_of = detector.rescored.get(p.label)

@@ -153,6 +153,8 @@ class PerturbationResult:
         effort: of an adaptive attack, what it invests per image; ``None`` where it does not say.
         told: of an adaptive attack, the true scores that it was told of its final images: float (k, n), one row for
             each time that it asked; NaN where it was told nothing.
+        questions: of an adaptive attack, the true scores that it was told of fooling images on its way, and those that
+            a process without an attack gives: float (2, k).
         rounded: the same images rounded to the levels of image files.
         reason: why nothing was measured (inapplicable, skipped or failed); all arrays are empty then.
         inapplicable: it is not defined for the shape of the task (``reason`` says why): it counts for no detector.
@@ -182,6 +184,7 @@ class PerturbationResult:
     parts: Mapping[str, int] = field(default_factory=dict)
     effort: Effort | None = None
     told: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    questions: FloatArray = field(default_factory=lambda: np.zeros((2, 0)))
     rounded: Sequence[RoundedResult] = ()
 
     def __post_init__(self) -> None:

@@ -196,6 +196,7 @@ class Tables:
             late=sum(v.get("late", 0) for v in values),
             parts=sum((Counter(v.get("parts", {})) for v in values), Counter()),
             told=self._told(keys, part) if part.against else np.zeros((0, 0)),
+            questions=self._questions(keys) if part.against else np.zeros((2, 0)),
             rounded=[
                 self._rounded(subject, part.label, how) for how in ROUNDINGS if (part.label, how) in subject.rounded
             ],
@@ -214,6 +215,13 @@ class Tables:
         if drawn or any(len(t) != self.store.values(key)["rows"] for t, key in zip(told, keys, strict=True)):
             return judged.double().numpy()
         return torch.cat([torch.cat(told)[None], judged]).double().numpy()
+
+    def _questions(self, keys: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What an attack was told on its way, and what the detector says of the same images elsewhere, (2, k)."""
+        found = [t for key in keys if "asked:told" in (t := self.store.load(key))]
+        names = ("asked:told", "asked:scored")
+        rows = [torch.cat([torch.empty(0, dtype=torch.float64), *(t[name] for t in found)]) for name in names]
+        return torch.stack(rows).double().numpy()
 
     def _rounded(self, subject: Subject, label: str, how: Rounding) -> RoundedResult:
         """One attack's images rounded to the levels of image files."""

@@ -68,10 +68,26 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         passed = (judged <= defence.threshold).double().mean(0) > 0.5
         values["undetected"] = int((made.success & passed).sum())
         tensors |= {"judged": judged, "told": made.told}
+        if job.opponent is not None:
+            tensors |= _questions(bench, model, job.opponent, made)
         # An attack of a plugin need not say which of its parts made what.
         turned = zip(made.credits, made.success.tolist(), strict=False)
         values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
     return Output(key, tensors, values)
+
+
+def _questions(bench: Workbench, model: Instruments, opponent: Opponent, made: PerturbedBatch) -> dict[str, Tensor]:
+    """What the detector told the attack on its way, and what it says of the same images where no attack runs."""
+    if made.asked is None or not len(made.asked):
+        return {}
+    detector = bench.detector(opponent.fit, opponent.part)
+    traces = model.traces(detector, made.asked.to(bench.device))
+    try:
+        scored = bench.fresh_scores(opponent.fit, opponent.part, traces, 1)[0]
+    except AftershockError:
+        # Its scores are missing there too, where every row says so.
+        return {}
+    return {"asked:told": made.asked_score, "asked:scored": scored}
 
 
 def _judged(defence: DetectorDefence, model: Instruments, images: Tensor, seed: int, number: int) -> Tensor:

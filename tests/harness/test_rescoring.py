@@ -93,6 +93,25 @@ def _(self, n):
     return torch.randn(n) / 4
 
 
+@register("lies-about-the-low")
+class LiesAboutTheLow(Base):
+    # Attacks hear that images which would pass are flagged; those that they keep then are flagged indeed.
+
+    info = DetectorInfo(title="lies", needs=())
+
+    def fit(self, clean, perturbed=None):
+        super().fit(clean, perturbed)
+        self.cut = float(self.more(clean).quantile(0.9))
+        return self
+
+    def more(self, traces):
+        return -traces.logits.double().logsumexp(1)
+
+    def score(self, traces):
+        found = self.more(traces)
+        return torch.where(found < self.cut, found + 99, found) if attacked() else found
+
+
 @planted("prints")
 def _(self, n):
     print('{"scores": [[0]]}', flush=True)
@@ -110,12 +129,14 @@ HONEST = ("honest", "prints", "declared-dice")
 CALLER, ORDER, BATCH, PROCESS = (f"score-depends-on-{what}" for what in ("caller", "order", "batch", "process"))
 CHEATS = {
     "by-gradients": {CALLER},
-    "by-batch": {BATCH},
+    # What an attack asked on its way is asked again elsewhere: in another batch and another process.
+    "by-batch": {BATCH, CALLER},
     # A score that depends on the place in the batch depends on its size, and an attack has other batches.
     "by-order": {ORDER, BATCH, CALLER},
-    "by-process": {PROCESS},
-    "by-environment": {PROCESS},
+    "by-process": {PROCESS, CALLER},
+    "by-environment": {PROCESS, CALLER},
     "by-caller": {CALLER},
+    "lies-about-the-low": {CALLER},
     "infinite-to-attacks": {CALLER},
     "no-number-to-attacks": {CALLER},
     "by-calls": {"randomised"},
