@@ -134,29 +134,38 @@ def test_equal_rows_of_three_seeds_share_rank_1(spread: float, record_property: 
     assert together >= 0.94, summary
 
 
-@pytest.mark.parametrize("calibrate", [400, 1000])
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
-def test_a_better_row_among_32_is_told_apart(correlation: float, calibrate: int, record_property: Record) -> None:
-    board = Board([0.5] + [0.3] * 31, 200, calibrate, correlation)
+def told_apart(board: Board) -> tuple[float, float]:
+    """How often the first row is ranked above a given other, and above all."""
     found = [board.ranks()[1] for _ in range(REPETITIONS)]
-    better = np.mean([one[1:] > one[0] for one in found])
-    alone = np.mean([(one[1:] > one[0]).all() for one in found])
+    above = np.array([one[1:] > one[0] for one in found])
+    return float(above.mean()), float(above.all(1).mean())
+
+
+@pytest.mark.parametrize(
+    ("correlation", "calibrate", "lowest"),
+    # What 2000 repetitions found, less 5 points: 80 % need rows that agree about images, and 1000 calibrate images.
+    [(0.0, 400, 0.14), (0.0, 1000, 0.31), (0.5, 400, 0.23), (0.5, 1000, 0.52), (0.9, 400, 0.6), (0.9, 1000, 0.87)],
+)
+def test_a_better_row_among_32_is_told_apart(
+    correlation: float, calibrate: int, lowest: float, record_property: Record
+) -> None:
+    better, alone = told_apart(Board([0.5] + [0.3] * 31, 200, calibrate, correlation))
     summary = (
         f"0.5 against 31 rows of 0.3, 200 images, {calibrate} calibrate, correlation {correlation}: "
         f"ranked above a worse row in {better:.1%}, alone on rank 1 in {alone:.1%}"
     )
     report(record_property, summary)
+    assert better >= lowest, summary
 
 
-@pytest.mark.parametrize("seeds", [1, 3, 5])
-def test_a_better_row_of_several_seeds_is_told_apart(seeds: int, record_property: Record) -> None:
+@pytest.mark.parametrize(("seeds", "lowest"), [(1, 0.78), (3, 0.09), (5, 0.57)])
+def test_a_better_row_of_several_seeds_is_told_apart(seeds: int, lowest: float, record_property: Record) -> None:
     """Few seeds cost power: Student's t with 2 degrees of freedom reaches far at the levels that Holm asks for."""
     board = Board([0.5] + [0.3] * 6, 200, 1000, 0.5, seeds, 0.1 if seeds > 1 else 0.0)
-    found = [board.ranks()[1] for _ in range(REPETITIONS)]
-    better = np.mean([one[1:] > one[0] for one in found])
-    alone = np.mean([(one[1:] > one[0]).all() for one in found])
+    better, alone = told_apart(board)
     summary = (
         f"0.5 against 6 rows of 0.3, {seeds} seeds, 200 images, 1000 calibrate, correlation 0.5: "
         f"ranked above a worse row in {better:.1%}, alone on rank 1 in {alone:.1%}"
     )
     report(record_property, summary)
+    assert better >= lowest, summary
