@@ -6,6 +6,7 @@ which knows thresholds; nothing is decided here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -20,8 +21,8 @@ from ..seeds import derive_seed, forked_rng, generator
 from ..trace import Traces
 from .workbench import Workbench
 
-# Rows at a time in "other batches": single ones, then batches whose size divides none of ours.
-_SINGLE, _ODD = 2, 31
+# Other batches: more single rows than may differ by chance, then batches whose size divides none of ours.
+_SINGLES, _SINGLE_SHARE, _ODD = 5, 0.03, 31
 
 
 def rescore(
@@ -110,7 +111,8 @@ def _has(bench: Workbench, key: str, name: str) -> bool:
 
 def _cut(traces: Traces) -> Sequence[Traces]:
     """The same rows in other batches."""
-    edges = [*range(min(_SINGLE, len(traces))), *range(_SINGLE, len(traces), _ODD), len(traces)]
+    singles = min(max(_SINGLES, math.ceil(_SINGLE_SHARE * len(traces))), len(traces))
+    edges = [*range(singles), *range(singles, len(traces), _ODD), len(traces)]
     return [traces[a:b].alone() for a, b in pairwise(edges) if a < b]
 
 

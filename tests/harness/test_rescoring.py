@@ -129,10 +129,10 @@ HONEST = ("honest", "prints", "declared-dice")
 CALLER, ORDER, BATCH, PROCESS = (f"score-depends-on-{what}" for what in ("caller", "order", "batch", "process"))
 CHEATS = {
     "by-gradients": {CALLER},
-    # What an attack asked on its way is asked again elsewhere: in another batch and another process.
-    "by-batch": {BATCH, CALLER},
+    "by-batch": {BATCH},
     # A score that depends on the place in the batch depends on its size, and an attack has other batches.
     "by-order": {ORDER, BATCH, CALLER},
+    # What an attack asked on its way is asked again in another process.
     "by-process": {PROCESS, CALLER},
     "by-environment": {PROCESS, CALLER},
     "by-caller": {CALLER},
