@@ -80,18 +80,23 @@ def unranked_suite(suite: Suite, attacks: Mapping[str, Perturbation], calibrate:
         for a in known
         if a.norm == suite.threat.norm and abs((a.eps or 0.0) - suite.threat.eps) <= _SAME * suite.threat.eps
     ]
+    threat = f"{suite.threat.norm} at {suite.threat.eps:g}"
+    if not known:
+        return f'no attack knows the detectors (add one: name = "adaptive", about the threat, {threat})'
     if not full:
-        what = f"{suite.threat.norm} at {suite.threat.eps:g}"
-        return f'no attack that knows the detectors is about the threat, {what} (add one: name = "adaptive")'
+        own = ", ".join(dict.fromkeys(f"{a.norm} at {a.eps or 0:g}" for a in known))
+        return (
+            f"the attacks that know the detectors are about {own}, the threat is {threat}: set their norm and eps to it"
+        )
     effort, images = Effort(), min(evaluate, *(a.images or evaluate for a in known))
     for attack in full:
         effort |= attack.effort or Effort()
     if effort >= FLOOR and images >= FLOOR_IMAGES:
         return ""
-    return (
-        f"a ranked row needs {floor_text()}; the suite has {effort.steps} steps, {effort.restarts} restarts and "
-        f"{effort.queries} queries on {images} images"
-    )
+    asked = {"steps": FLOOR.steps, "restarts": FLOOR.restarts, "queries": FLOOR.queries, "images": FLOOR_IMAGES}
+    has = {"steps": effort.steps, "restarts": effort.restarts, "queries": effort.queries, "images": images}
+    short = ", ".join(f"{name} = {has[name]} instead of {least}" for name, least in asked.items() if has[name] < least)
+    return f"the attack that knows the detectors has {short} at least"
 
 
 def counts(p: PerturbationResult, detector: str, threat: ThreatModel) -> bool:
@@ -115,7 +120,7 @@ def attack_flags(seed: SeedResult, detector: DetectorResult, ranked: int, threat
     if any(RANDOMISED_MODEL in p.flags for p in seed.perturbations):
         flags.append(RANDOMISED_MODEL)
     if detector.label == ABLATION:
-        flags += _oblivious_flags(seed, counting, threat)
+        flags += _oblivious_flags(seed, counting, threat, ranked)
     else:
         adaptive = [p for p in counting if counts(p, detector.label, threat)]
         flags += _adaptive_flags(adaptive, ranked, right, threat)
@@ -149,14 +154,17 @@ def _adaptive_flags(adaptive: Sequence[PerturbationResult], ranked: int, right: 
     return flags + list(dict.fromkeys(f for p in full for f in p.flags))
 
 
-def _oblivious_flags(seed: SeedResult, counting: Sequence[PerturbationResult], threat: ThreatModel) -> list[str]:
+def _oblivious_flags(
+    seed: SeedResult, counting: Sequence[PerturbationResult], threat: ThreatModel, ranked: int
+) -> list[str]:
     """Return the flags of the row that has no detector: attacks that know no detector are all that counts for it."""
     made = [p for p in counting if not p.reason]
     if not counting:
         return [NO_ATTACK]
     best = fooled_within(made, threat)
     # An attack that did not converge leaves nothing open where another fooled every image.
-    late = [] if best.got.all() else [f for p in made for f in p.flags if f in UNCONVERGED]
+    stands = not best.got[best.index < ranked].all()
+    late = [f for p in made for f in p.flags if f in UNCONVERGED] if stands else []
     knowing = [p for p in seed.perturbations if not p.reason and counts(p, p.against or "", threat)]
     # What an attack that had to pass a detector besides got done, one that had not should have.
     weaker = [f"{WEAKER}:{p.label}" for p in knowing if beats(fooled_within([p], threat), best)]

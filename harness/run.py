@@ -216,6 +216,7 @@ class _Session:
     debug: bool
     data_digest: str = ""
     weights_digests: Mapping[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def run(self, stamp: str | None) -> Run:
         from ..reports.site import build_site
@@ -246,7 +247,8 @@ class _Session:
         attacks = {k: p for k, p in make_perturbations(self.suite).items() if k not in plan.applicability.inapplicable}
         unranked = unranked_suite(self.suite, attacks, len(plan.sets.calibrate), len(plan.sets.evaluate))
         if unranked and self.suite.detectors:
-            self.say(f"No detector will have a rank: {unranked}.")
+            self.notes.append(f"No detector will have a rank: {unranked}.")
+            self.say(self.notes[-1])
         for text in plan.applicability.sentences:
             self.say(text)
         cells = choose(plan.cells, self.only)
@@ -353,7 +355,7 @@ class _Session:
             ],
             "models": models,
             "warnings": sorted({w for w in warnings if w}),
-            "notes": list(plan.applicability.sentences),
+            "notes": [*self.notes, *plan.applicability.sentences],
             "classes": list(dataset.classes),
         }
 

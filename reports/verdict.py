@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..harness.rankability import BELOW_FLOOR, floor_text
+
 ABLATION = "none"
 
 
@@ -71,7 +73,10 @@ def sentence(found: Verdict) -> str:
         if found.reason:
             return f"{which} shown to be better than no detector: the row without one has no rank ({found.reason})."
         return f"{which} significantly better than no detector at all."
-    return "No detector is ranked" + (f": {found.reason}." if found.reason else ".")
+    reason = found.reason
+    if reason.startswith(BELOW_FLOOR):
+        reason = f"the attack that knows it does less than the protocol asks of a ranked row ({floor_text()})"
+    return "No detector is ranked" + (f": {reason}." if reason else ".")
 
 
 def _listed(names: Sequence[str]) -> str:

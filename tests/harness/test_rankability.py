@@ -383,16 +383,19 @@ def test_flags_of_one_seed_are_those_of_its_attacks() -> None:
     ("change", "why"),
     [
         ({}, ""),
-        ({"eps": 0.1}, "about the threat"),
-        ({"norm": "l2"}, "about the threat"),
-        ({"steps": 49}, "49 steps"),
-        ({"restarts": 1}, "1 restarts"),
-        ({"queries": 99}, "99 queries"),
-        ({"images": 49}, "on 49 images"),
+        ({"eps": 0.1}, "linf at 0.1"),
+        ({"norm": "l2"}, "l2 at 0.3"),
+        ({"steps": 49}, "steps = 49"),
+        ({"restarts": 1}, "restarts = 1"),
+        ({"queries": 99}, "queries = 99"),
+        ({"images": 49}, "images = 49"),
+        ({"name": "pgd"}, "no attack knows"),
     ],
 )
 def test_what_keeps_all_rows_of_a_suite_from_a_rank_is_said_before_it_runs(change: dict[str, object], why: str) -> None:
     attack = {"name": "adaptive", "eps": 0.3, "steps": 50, "restarts": 2, "queries": 100, "images": 50} | change
+    if attack["name"] == "pgd":
+        attack = {"name": "pgd", "eps": 0.3}
     suite = load_suite(
         {
             "name": "a",
