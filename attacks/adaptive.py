@@ -65,6 +65,8 @@ class Adaptive(Perturbation):
         self.images = None if images is None else checks.whole("images", images, 1)
         default = max(min(8 * self.eps, 0.5), self.eps) if norm == "linf" else 8 * self.eps
         self.large_eps = default if large_eps is None else checks.budget(large_eps, norm)
+        # A check at a smaller budget than the default is none.
+        self.is_checked = self.large_eps >= default
         if self.large_eps < self.eps:
             raise UsageError(f"large_eps = {large_eps!r} is below eps = {eps!r}: the check needs a larger budget.")
 
@@ -124,8 +126,8 @@ class _Iterative(Adaptive):
 
     @property
     def effort(self) -> Effort:
-        """Steps and restarts."""
-        return Effort(steps=self.steps, restarts=self.restarts)
+        """Steps and restarts; none for steps that cannot cross the budget."""
+        return Effort(self.steps, self.restarts) if self.steps * self.step_size >= self.eps else Effort()
 
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
@@ -344,12 +346,13 @@ class FeatureMatching(_Iterative):
         pool, classes = guides.images.to(clean.device), guides.labels.to(clean.device)
         distances = torch.cdist(_logits(model, clean), _logits(model, pool))
         distances[labels[:, None] == classes] = torch.inf
-        rank = min(restart, distances.shape[1] - 1)
-        chosen = distances.argsort(dim=1, stable=True)[:, rank]
+        # No further than there are guides of another class.
+        ranks = (distances.isfinite().sum(1) - 1).clamp(0, restart)
+        chosen = distances.argsort(dim=1, stable=True).gather(1, ranks[:, None]).squeeze(1)
         # A detach is not enough: features of the guides are taken without a graph at all.
         with torch.no_grad():
-            aimed = defence.look(model, pool[chosen]).features
-            now = defence.look(model, clean).features
+            aimed = defence.look(model, pool[chosen], surrogate=False).features
+            now = defence.look(model, clean, surrogate=False).features
         found = {name: value.detach() for name, value in aimed.items()}
         scales = {
             f"scale:{name}": (now[name] - value).flatten(1).square().sum(1).clamp_min(1e-12)

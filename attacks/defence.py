@@ -54,7 +54,10 @@ class Defence(Protocol):
     scale: float
     has_surrogate: bool
 
-    def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
+    def look(
+        self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+        surrogate: bool = True,
+    ) -> Look:  # fmt: skip
         """One pass that can be differentiated.
 
         Args:
@@ -62,6 +65,7 @@ class Defence(Protocol):
             images: float32 in [0, 1], requiring gradients.
             temperature: softens (above 1) or sharpens the surrogate's relaxation, where it has one.
             straight_through: hard codes forwards, relaxed ones backwards (BPDA; Athalye, Carlini, Wagner 2018).
+            surrogate: whether :attr:`Look.suspicion` is wanted; some surrogates take gradients on their way.
         """
 
     def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

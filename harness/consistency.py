@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import chdtrc
 
 from .metrics import threshold, threshold_reason
 from .results import ALPHAS, MIN_IMAGES, DetectorResult, FloatArray, PerturbationResult
@@ -33,8 +34,10 @@ _ABOUT = {
     "attack": "caller",
     "told": "caller",
 }
-# Scores that differ by less are the same: a hundredth of the spread of clean scores, and float32 rounding.
-_SPREAD, _ROUNDING = 1e-2, 1e-4
+# Scores that lie this far apart among the calibrate scores, as a share of these, differ.
+_PLACES = 0.02
+# Evaluations from which the pass rate of one image tells something.
+_FEWEST = 5
 # A bit or a unit may change where an activation lies on its boundary: so many rows of a set may differ.
 _SHARE, _ROWS = 0.02, 2
 _LEVEL = 0.01
@@ -83,6 +86,8 @@ def consistency_flags(detector: DetectorResult, perturbations: Sequence[Perturba
     for rescored in detector.rescored.values():
         for context, reason in rescored.reasons.items():
             flags.append(f"{DEPENDS}{_ABOUT.get(context, context)}: {reason}" if reason else UNCHECKED_PROCESS)
+    unasked = (p.questions_reason for p in perturbations if p.against == detector.label and p.questions_reason)
+    flags += [f"{DEPENDS}process: {reason}" for reason in unasked]
     return tuple(dict.fromkeys(flags))
 
 
@@ -129,24 +134,51 @@ def _comparisons(
                 yield "told", np.asarray(evaluations)[:, known], p.told[:, known]
 
 
+def moved(reference: FloatArray, first: FloatArray, second: FloatArray) -> FloatArray:
+    """Return how far scores moved among reference scores, as a share of these, float (n,).
+
+    A score's place is from the share of the reference that is larger to the share that is not smaller; two scores are
+    as far apart as their places, so a change within a tie, or by less than one reference score, is none. An increasing
+    transform of all scores changes nothing, so no offset or stretch of a score can hide a difference. A score that is
+    not finite lies apart from every other.
+
+    Args:
+        reference: finite scores (m,).
+        first: scores (n,).
+        second: of the same images.
+    """
+    ordered = np.sort(reference)
+    low, high = (
+        [1 - np.searchsorted(ordered, scores, side) / len(ordered) for scores in (first, second)]
+        for side in ("right", "left")
+    )
+    apart = np.maximum(np.maximum(low[0] - high[1], low[1] - high[0]), 0.0)
+    return np.where(np.isfinite(first) & np.isfinite(second), apart, 1.0)
+
+
 def _values(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray, second: FloatArray) -> None:
-    """Note whether scores differ image by image."""
-    median = float(np.median(detector.calibrate))
-    unit = t - median or float(detector.calibrate.std()) or 1.0
-    with np.errstate(invalid="ignore"):
-        # Written so that a score that is not finite differs from every other.
-        apart = ~(np.abs(second - first[:1]) <= _SPREAD * abs(unit) + _ROUNDING * np.abs(first[:1]))
-    differs = np.atleast_1d(apart.any(axis=0))
-    e.differs |= int(differs.sum()) > max(_ROWS, _SHARE * len(differs))
+    """Note whether scores differ image by image: in whether the image passes, or in their place among clean scores."""
+    for other in second:
+        apart = moved(detector.calibrate, first[0], other) > _PLACES
+        differs = apart | ((first[0] <= t) != (other <= t))
+        e.differs |= int(differs.sum()) > max(_ROWS, _SHARE * len(differs))
 
 
 def _rates(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray, second: FloatArray) -> None:
-    """Note the p-value of a two-sample test of the pass rates, images as strata (Cochran 1954)."""
+    """Note the p-values of two-sample tests of the pass rates, images as strata.
+
+    One of the sum over images (Cochran 1954) and, where there are enough evaluations of each, one of the sum of
+    squares, which differences of either sign add to.
+    """
     n, m = len(first), len(second)
     if not (n and m):
         return
     one, other = (first <= t).mean(0), (second <= t).mean(0)
     pooled = (n * one + m * other) / (n + m)
-    variance = float((pooled * (1 - pooled)).sum()) * (1 / n + 1 / m)
-    difference = abs(float((one - other).sum()))
+    variances = pooled * (1 - pooled) * (1 / n + 1 / m)
+    variance, difference = float(variances.sum()), abs(float((one - other).sum()))
     e.p_values.append(math.erfc(difference / math.sqrt(2 * variance)) if variance else float(difference == 0))
+    drawn = variances > 0
+    if min(n, m) >= _FEWEST and drawn.any():
+        squares = float(((one - other)[drawn] ** 2 / variances[drawn]).sum())
+        e.p_values.append(float(chdtrc(int(drawn.sum()), squares)))

@@ -49,12 +49,15 @@ class DetectorDefence:
         self.has_surrogate: bool = self.detector.surrogate_kind != "none"
         self._guides: Guides | None = None
 
-    def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
+    def look(
+        self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+        surrogate: bool = True,
+    ) -> Look:  # fmt: skip
         """See the protocol; detectors with views or input gradients are scored by further passes."""
         i, needs = replace(self.instruments, model=model), self.instruments.needs(self.detector)
         live = i.live(self.detector, images)
         live = replace(live, temperature=temperature, straight_through=straight_through)
-        suspicion = self.detector.surrogate(live) if self.has_surrogate else None
+        suspicion = self.detector.surrogate(live) if self.has_surrogate and surrogate else None
         score = self._score(hard_traces(live, needs)) if self._plain else self.judge(model, images.detach())[1]
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}

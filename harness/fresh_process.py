@@ -27,6 +27,8 @@ from .trace import Need, TapInfo, Traces
 
 _COMMAND = (sys.executable, "-c", "from aftershock.harness.fresh_process import serve; serve()")
 _START = 120.0
+# In the other process: why plugin files could not be loaded there.
+_UNLOADED: list[str] = []
 
 
 class ProcessEndedError(AftershockError):
@@ -198,8 +200,10 @@ def serve() -> None:
     from .registry import load_plugin_file
 
     for path in json.loads(os.environ["AFTERSHOCK_PLUGIN_FILES"]):
-        with suppress(Exception):
+        try:
             load_plugin_file(Path(path))
+        except Exception as error:
+            _UNLOADED.append(" ".join(str(error).split())[:300])
     _answer_all(sys.stdin, answers)
 
 
@@ -208,7 +212,8 @@ def _answer_all(questions: IO[str], answers: IO[str]) -> None:
         try:
             reply: dict[str, Any] = {"scores": _scores(json.loads(line))}
         except (Exception, SystemExit) as error:
-            reply = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            reply = {"error": f"its file could not be loaded again: {_UNLOADED[0]}" if _UNLOADED else said}
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .consistency import DEPENDS, RANDOMISED
+import numpy as np
+
+from .consistency import DEPENDS, RANDOMISED, UNCHECKED_PROCESS
 from .metrics import threshold_reason
 from .results import ALPHAS, DetectorResult, Effort, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
@@ -45,13 +47,19 @@ _SAME = 1e-6
 # A row that carries one of these, or one that says what a score depends on, is not ranked.
 _NOT_RANKED = (
     NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, RANDOMISED,
-    *BLIND,
+    UNCHECKED_PROCESS, *BLIND,
 )  # fmt: skip
 # The number of a row that carries one of these can only be too high.
 _AT_MOST = (
     NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, *BLIND,
     *UNCONVERGED,
 )  # fmt: skip
+
+
+def reaches_floor(efforts: Sequence[Effort]) -> bool:
+    """Return whether attacks together do what the floor asks: one the steps and restarts, one the queries."""
+    gradient = any(e.steps >= FLOOR.steps and e.restarts >= FLOOR.restarts for e in efforts)
+    return gradient and any(e.queries >= FLOOR.queries for e in efforts)
 
 
 def floor_text() -> str:
@@ -91,7 +99,7 @@ def unranked_suite(suite: Suite, attacks: Mapping[str, Perturbation], calibrate:
     effort, images = Effort(), min(evaluate, *(a.images or evaluate for a in known))
     for attack in full:
         effort |= attack.effort or Effort()
-    if effort >= FLOOR and images >= FLOOR_IMAGES:
+    if reaches_floor([a.effort or Effort() for a in full]) and images >= FLOOR_IMAGES:
         return ""
     asked = {"steps": FLOOR.steps, "restarts": FLOOR.restarts, "queries": FLOOR.queries, "images": FLOOR_IMAGES}
     has = {"steps": effort.steps, "restarts": effort.restarts, "queries": effort.queries, "images": images}
@@ -142,15 +150,13 @@ def _adaptive_flags(adaptive: Sequence[PerturbationResult], ranked: int, right: 
     if not adaptive:
         return [NO_ADAPTIVE]
     if all(p.reason for p in adaptive):
-        return [INCOMPLETE]
+        return []
     full = [p for p in adaptive if not p.reason and (p.eps or 0.0) >= threat.eps * (1 - _SAME)]
     if not full:
         return [BELOW_THREAT]
-    effort = Effort()
-    for p in full:
-        effort |= p.effort or Effort()
     covered = max(int((p.index < ranked).sum()) for p in full) >= right
-    flags = [] if effort >= FLOOR and ranked >= FLOOR_IMAGES and covered else [BELOW_FLOOR]
+    enough = reaches_floor([p.effort or Effort() for p in full])
+    flags = [] if enough and ranked >= FLOOR_IMAGES and covered else [BELOW_FLOOR]
     return flags + list(dict.fromkeys(f for p in full for f in p.flags))
 
 
@@ -162,6 +168,10 @@ def _oblivious_flags(
     if not counting:
         return [NO_ATTACK]
     best = fooled_within(made, threat)
+    right = np.flatnonzero(seed.sources.evaluate_correct[:ranked])
+    if not np.isin(right, best.index).all():
+        # Images that nothing attacked would count as safe.
+        return [NO_ATTACK]
     # An attack that did not converge leaves nothing open where another fooled every image.
     stands = not best.got[best.index < ranked].all()
     late = [f for p in made for f in p.flags if f in UNCONVERGED] if stands else []

@@ -155,6 +155,7 @@ class PerturbationResult:
             each time that it asked; NaN where it was told nothing.
         questions: of an adaptive attack, the true scores that it was told of fooling images on its way, and those that
             a process without an attack gives: float (2, k).
+        questions_reason: why that process gave none, where the detector is to blame.
         rounded: the same images rounded to the levels of image files.
         reason: why nothing was measured (inapplicable, skipped or failed); all arrays are empty then.
         inapplicable: it is not defined for the shape of the task (``reason`` says why): it counts for no detector.
@@ -185,6 +186,7 @@ class PerturbationResult:
     effort: Effort | None = None
     told: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     questions: FloatArray = field(default_factory=lambda: np.zeros((2, 0)))
+    questions_reason: str = ""
     rounded: Sequence[RoundedResult] = ()
 
     def __post_init__(self) -> None:

@@ -197,6 +197,7 @@ class Tables:
             parts=sum((Counter(v.get("parts", {})) for v in values), Counter()),
             told=self._told(keys, part) if part.against else np.zeros((0, 0)),
             questions=self._questions(keys) if part.against else np.zeros((2, 0)),
+            questions_reason=next((r for v in values if (r := v.get("questions", ""))), ""),
             rounded=[
                 self._rounded(subject, part.label, how) for how in ROUNDINGS if (part.label, how) in subject.rounded
             ],
@@ -307,22 +308,27 @@ class Tables:
         against = [
             p for p in self.suite.perturbations if p.against == part.label and (p.label, "evaluate") in subject.perturbs
         ]
-        if against and not any(p.label in subject.checks for p in against):
-            return (UNCHECKED,)
         for p in self.suite.perturbations:
             key = subject.checks.get(p.label)
             if key is None or p.against != part.label:
                 continue
             reason = self._reason(key)
-            values = {} if reason else self.store.values(key)
-            if values and values["rows"] < MIN_IMAGES:
+            made = PERTURBATIONS.get(p.name)(**p.params)
+            whole = made.norm == self.suite.threat.norm and (made.eps or 0.0) >= self.suite.threat.eps * (1 - 1e-6)
+            if reason or not whole or not getattr(made, "is_checked", True):
+                # It did not run, or says nothing about the attack that counts.
+                continue
+            values = self.store.values(key)
+            if values["rows"] < MIN_IMAGES:
                 return (UNCHECKED,)
-            if reason or values.get("undetected", 0) < values["rows"]:
-                found.append(reason or f"{values.get('undetected', 0)} of {values['rows']}")
+            if values.get("undetected", 0) < values["rows"]:
+                found.append(f"{values.get('undetected', 0)} of {values['rows']}")
             else:
                 # One attack that reaches everything shows that the detector can be passed.
                 return ()
-        return (INCOMPLETE, f"at the large budget: {', '.join(found)}") if found else ()
+        if found:
+            return INCOMPLETE, f"at the large budget: {', '.join(found)}"
+        return (UNCHECKED,) if against else ()
 
     def propagation_rows(self, subject: Subject) -> list[Row]:
         """The rows of ``propagation.csv`` for one model and seed."""

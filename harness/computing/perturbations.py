@@ -66,28 +66,39 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         # NaN says that a detector was not asked; one that answers so flags the image.
         judged = torch.where(judged.isnan(), torch.inf, judged)
         passed = (judged <= defence.threshold).double().mean(0) > 0.5
-        values["undetected"] = int((made.success & passed).sum())
         tensors |= {"judged": judged, "told": made.told}
         if job.opponent is not None:
-            tensors |= _questions(bench, model, job.opponent, made)
+            found, elsewhere, values["questions"] = _elsewhere(bench, model, job.opponent, made)
+            tensors |= found
+            # What passes while the attack runs has to pass where none does.
+            passed &= elsewhere <= defence.threshold
+        values["undetected"] = int((made.success & passed).sum())
         # An attack of a plugin need not say which of its parts made what.
         turned = zip(made.credits, made.success.tolist(), strict=False)
         values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
     return Output(key, tensors, values)
 
 
-def _questions(bench: Workbench, model: Instruments, opponent: Opponent, made: PerturbedBatch) -> dict[str, Tensor]:
-    """What the detector told the attack on its way, and what it says of the same images where no attack runs."""
-    if made.asked is None or not len(made.asked):
-        return {}
-    detector = bench.detector(opponent.fit, opponent.part)
-    traces = model.traces(detector, made.asked.to(bench.device))
+def _elsewhere(
+    bench: Workbench, model: Instruments, opponent: Opponent, made: PerturbedBatch
+) -> tuple[dict[str, Tensor], Tensor, str]:
+    """Ask a process in which no attack runs about the images that an attack asked about on its way, and its last ones.
+
+    Returns:
+        what the detector told of the former, and what it says there, by name; the scores of the latter, float64 (n,),
+        infinite where there are none; and why there are none, where the detector is to blame.
+    """
+    detector, asked = bench.detector(opponent.fit, opponent.part), made.images[:0] if made.asked is None else made.asked
+    traces = model.traces(detector, torch.cat([asked, made.images]).to(bench.device))
     try:
         scored = bench.fresh_scores(opponent.fit, opponent.part, traces, 1)[0]
-    except AftershockError:
-        # Its scores are missing there too, where every row says so.
-        return {}
-    return {"asked:told": made.asked_score, "asked:scored": scored}
+    except UnavailableError:
+        with torch.no_grad():
+            scored = detector.score(traces).detach().double().cpu()
+    except AftershockError as error:
+        return {}, torch.full((len(made.images),), torch.inf, dtype=torch.float64), str(error)
+    found = {"asked:told": made.asked_score, "asked:scored": scored[: len(asked)]}
+    return found, scored[len(asked) :], ""
 
 
 def _judged(defence: DetectorDefence, model: Instruments, images: Tensor, seed: int, number: int) -> Tensor:

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...detectors.base import Detector
 from ..cells import ScoreJob
-from ..consistency import EVALUATIONS, SAMPLE
+from ..consistency import EVALUATIONS, SAMPLE, moved
 from ..errors import AftershockError, UnavailableError
 from ..seeds import derive_seed, forked_rng, generator
 from ..trace import Traces
@@ -72,7 +73,7 @@ def rescore(
     whole = evaluate("all", lambda number: in_batches(reordered)[back], 1, gradients=True)
     together = found.pop("recheck:all", None)
     reasons.pop("all", None)
-    matters = not whole or together is None or not torch.allclose(together[0], scores[rows], rtol=1e-5, atol=1e-6)
+    matters = not whole or together is None or _differs(scores[rows], together[0])
     if matters or detector.randomised:
         evaluate("same", lambda number: detector.score(picked), max(2, count))
         evaluate("order", lambda number: detector.score(reordered)[back])
@@ -87,6 +88,14 @@ def rescore(
     except AftershockError as error:
         reasons["process"] = str(error)
     return found, reasons
+
+
+def _differs(stored: Tensor, found: Tensor) -> bool:
+    """Whether any score differs: by its size, or by its place among the others, whatever their scale."""
+    if not torch.allclose(found, stored, rtol=1e-5, atol=1e-6):
+        return True
+    one, other = stored.numpy(), found.numpy()
+    return bool(np.isfinite(one).all() and (moved(one, one, other) > 1 / len(one)).any())
 
 
 def _rows(bench: Workbench, job: ScoreJob, count: int, detector: Detector) -> Tensor:

@@ -25,7 +25,8 @@ def seed_interval(
 
     Seeds of a share close to 0 or 1 may agree by luck, most of all where all are 0: s would be 0, and three or five
     seeds do not show that. With ``images`` given, the variance over seeds is therefore raised by that of half a squared
-    image, s² + 1 / (2 images²), and m is kept 1.5 / S images away from 0 and 1. Elsewhere this changes little.
+    image, s² + 1 / (2 images²), and m is kept 1.5 / S images away from 0 and 1, from three seeds on. Elsewhere this
+    changes little.
 
     Args:
         low: lower end, in [0, 1], of the interval around the mean of ``per_seed`` that takes the seeds as fixed.
@@ -48,7 +49,8 @@ def seed_interval(
     if not low - 1e-9 <= mean <= high + 1e-9:
         raise ValueError(f"the mean {mean} lies outside its interval ({low}, {high})")
     centre = mean
-    if images is not None:
+    # With two seeds t is 12.7, and on the logit scale these additions alone would reach from 0 to 1.
+    if images is not None and seeds > 2:
         variance += _EXTRA_VARIANCE / images**2
         least = min(0.5, _LEAST / seeds / images)
         centre = min(max(mean, least), 1 - least)

@@ -34,7 +34,10 @@ class Planted:
     def score(self, images: Tensor) -> Tensor:
         return (images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
 
-    def look(self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False) -> Look:
+    def look(
+        self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+        surrogate: bool = True,
+    ) -> Look:  # fmt: skip
         value = self.score(images)
         suspicion = (value if self.helps else 0 * value) if self.has_surrogate else None
         logits = model(images)
@@ -104,7 +107,7 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> Non
 def test_restarts_get_out_of_a_trap(digits, planted) -> None:
     class Trap(Planted):
         # The surrogate leads towards white rows, which are as suspicious as black ones, wherever a row is not dark.
-        def look(self, model, images, temperature=1.0, straight_through=False):
+        def look(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
             found = super().look(model, images)
             bright = images[:, :, 0, :].flatten(1).mean(1)
             return Look(found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features)
@@ -127,7 +130,7 @@ def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> N
     seen: list[Tensor] = []
 
     class Hidden(Planted):
-        def look(self, model, images, temperature=1.0, straight_through=False):
+        def look(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
             found = super().look(model, images)
             return Look(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
 

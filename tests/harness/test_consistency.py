@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.harness.consistency import EVALUATIONS, consistency_flags, majority_scores
+from aftershock.harness.consistency import EVALUATIONS, consistency_flags, majority_scores, moved
 from aftershock.harness.protocol import leaderboard_rows, score_rows
 from aftershock.harness.ranking import Protocol
 from aftershock.harness.results import (
@@ -231,8 +233,8 @@ PGD = PerturbationResult(
         ({"clean": rescored({"process": np.ones(64)})}, False, "score-depends-on-process"),
         ({"clean": rescored({"same": np.random.default_rng(0).random((2, 64))})}, False, "randomised"),
         ({"clean": rescored(process="it ended")}, False, "score-depends-on-process: it ended"),
-        # Registered in a session: no other process has it, which is not a fault of the detector.
-        ({"clean": rescored(process="")}, True, "unchecked-in-another-process"),
+        # Registered in a session: no other process has it, so nothing is known of it there.
+        ({"clean": rescored(process="")}, False, "unchecked-in-another-process"),
     ],
 )
 def test_a_row_whose_scores_disagree_keeps_its_number_and_has_no_rank(
@@ -257,3 +259,49 @@ def test_majority_decides_the_worst_case_and_what_the_scores_say() -> None:
     s = Sources("d", "m", 0, m, m * 0, m * 0, np.arange(N), np.zeros(N, np.int64), np.zeros(N, np.int64))
     rows = [r for r in score_rows(s, attacks, one) if r[3] == "a@d"]
     assert [r[10] for r in rows] == [0.5] * 40 + [2.0] * 60
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [lambda s: s + 1e8, lambda s: s * 1e-8, lambda s: np.where(s < 0.7, s - 1e6, s), lambda s: s**3],
+    ids=["offset", "tiny", "stretched", "cubed"],
+)
+def test_no_increasing_transform_of_a_score_hides_a_difference(transform: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A detector may shape its score as it likes: what is compared is its place among the clean scores."""
+    honest, lies = transform(CLEAN[ROWS]), transform(np.where(ROWS % 2, CLEAN[ROWS], 0.99))
+    planted = replace(detector(), calibrate=transform(np.linspace(0, 1, M)), clean=transform(CLEAN))
+    for scores, expected in ((honest, ()), (lies, ("score-depends-on-process",))):
+        again = {"clean": rescored({"process": scores})}
+        assert consistency_flags(replace(planted, rescored=again), []) == expected
+
+
+def test_a_score_within_a_tie_has_one_place() -> None:
+    """Saturated scores differ in their last digit from batch to batch, which moves them past none of the others."""
+    reference = np.concatenate([np.zeros(50), np.full(100, 1.0), np.linspace(2, 3, 50)])
+    for jitter in (0.0, 1e-9, -1e-9):
+        assert moved(reference, np.array([1.0]), np.array([1.0 + jitter])).tolist() == [0.0]
+    assert moved(reference, np.array([0.0]), np.array([2.5])).item() == pytest.approx(0.5, abs=0.15)
+    assert moved(reference, np.array([0.0, 1.0]), np.array([np.inf, np.nan])).tolist() == [1.0, 1.0]
+
+
+def test_opposite_answers_of_a_randomised_detector_do_not_cancel() -> None:
+    """Half of the images pass where the other half does not: the sums agree, the images do not."""
+    one = np.where(np.arange(64) % 2, 0.0, 2.0)[None].repeat(EVALUATIONS, 0)
+    draws = np.random.default_rng(0).random(one.shape) < 0.1
+    same, other = np.where(draws, 2.0 - one, one), np.where(draws, one, 2.0 - one)
+    honest = np.where(np.random.default_rng(1).random(one.shape) < 0.1, 2.0 - one, one)
+    for process, expected in ((honest, ()), (other, ("score-depends-on-process",))):
+        again = {"clean": rescored({"same": same, "process": process})}
+        planted = replace(detector(again, randomised=True), clean=np.where(np.arange(N) % 2, 0.0, 2.0))
+        assert consistency_flags(planted, []) == expected
+
+
+def test_questions_that_were_answered_otherwise_elsewhere_are_a_flag() -> None:
+    attack = adaptive(np.zeros((0, 0)))
+    told, scored = np.full(N, 2.0), np.where(np.arange(N) < 50, 0.1, 2.0)
+    agreed, lied = (replace(attack, questions=np.stack([told, s])) for s in (told, scored))
+    planted = detector(perturbed={"a@d": np.full(N, 2.0)})
+    assert consistency_flags(planted, [agreed]) == ()
+    assert consistency_flags(planted, [lied]) == ("score-depends-on-caller",)
+    raised = replace(attack, questions_reason="ValueError: no")
+    assert consistency_flags(planted, [raised]) == ("score-depends-on-process: ValueError: no",)

@@ -534,7 +534,7 @@ def test_incomplete_adaptive_rows_stand_below_the_ranked_ones() -> None:
         (None, "dead"),
         (None, "failed"),
     ]
-    assert rows[3]["flags"] == "adaptive-incomplete; a@dead is missing: out, of memory"
+    assert rows[3]["flags"] == "a@dead is missing: out, of memory"
     assert rows[3]["adaptive_undetected_at_fpr_5"] is None
 
 

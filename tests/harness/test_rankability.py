@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aftershock.attacks.adaptive import SurrogateAttack
+from aftershock.attacks.adaptive_worst import WorstCase
 from aftershock.harness.applicability import make_perturbations
 from aftershock.harness.protocol import leaderboard_rows
 from aftershock.harness.rankability import (
@@ -16,6 +18,7 @@ from aftershock.harness.rankability import (
     attack_flags,
     floor_text,
     is_upper_bound,
+    reaches_floor,
     reasons,
     unranked_suite,
 )
@@ -166,7 +169,7 @@ def test_an_adaptive_attack_that_failed_leaves_no_number() -> None:
     dead = PerturbationResult("a@d", "adaptive", "x", "l", "linf", EPS, "d", reason="it fell over")
     found = row([attack("pgd"), dead])
     assert found["rank"] is found["robust_accuracy_at_fpr_5"] is found["robust_accuracy_is_upper_bound"] is None
-    assert found["not_ranked_reason"] == "adaptive-incomplete; a@d is missing: it fell over"
+    assert found["not_ranked_reason"] == "a@d is missing: it fell over"
     # A second one that ran does not say what the first would have found.
     found = row([attack("pgd"), dead, attack("b@d")])
     assert found["robust_accuracy_at_fpr_5"] is None and found["not_ranked_reason"] == "a@d is missing: it fell over"
@@ -409,3 +412,12 @@ def test_what_keeps_all_rows_of_a_suite_from_a_rank_is_said_before_it_runs(chang
     found = unranked_suite(suite, make_perturbations(suite), 200, 100)
     assert why in found if why else not found
     assert "200 calibrate images" in unranked_suite(suite, make_perturbations(suite), 199, 100)
+
+
+def test_the_floor_asks_steps_and_restarts_of_one_attack() -> None:
+    assert reaches_floor([Effort(50, 2, 0), Effort(0, 0, 100)])
+    assert not reaches_floor([Effort(50, 1, 100), Effort(1, 2, 0)])
+    # Steps that cannot cross the budget are none.
+    assert SurrogateAttack(0.2, steps=50, restarts=2).effort == Effort(50, 2)
+    assert SurrogateAttack(0.2, steps=50, restarts=2, step_size=1e-6).effort == Effort()
+    assert WorstCase(0.2).is_checked and not WorstCase(0.2, large_eps=0.3).is_checked

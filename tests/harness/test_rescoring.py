@@ -202,7 +202,7 @@ def test_what_only_one_detector_does_is_in_no_other_row(rows: dict[str, dict[str
 def test_a_detector_of_this_session_is_not_asked_elsewhere(
     tmp_path: Path, tiny: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No other process has it: that is said, and takes no rank."""
+    """No other process has it: that is said, and the row cannot be ranked."""
     import aftershock
     from aftershock.harness.registry import DETECTORS
 
@@ -221,4 +221,4 @@ def test_a_detector_of_this_session_is_not_asked_elsewhere(
     found = aftershock.run(tmp_path / "a.toml", tmp_path / "run", cache=tmp_path / "cache", only="digits/mlp/0/score/*")
     row = found.leaderboard.set_index("detector").loc["of-this-session"]
     assert set(row["flags"].split("; ")) == {"no-adaptive-attack", "unchecked-in-another-process"}
-    assert row["not_ranked_reason"] == "no-adaptive-attack"
+    assert row["not_ranked_reason"] == "no-adaptive-attack; unchecked-in-another-process"
