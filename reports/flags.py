@@ -14,7 +14,8 @@ NO_NUMBER = "Why there is no number."
 BEYOND = "beyond-threat"
 # Flag of the tables: words on the page, meaning. A flag may name another attack: `weaker-than-one-step:fgsm`.
 FLAGS = {
-    "no-attack": ("no attack", "No attack of the suite counts for this row, so it has no number."),
+    "no-attack": ("no attack", "No attacks of the suite that count for this row cover all its images: what nothing "
+                  "attacked would count as safe."),
     "below-floor": ("attack below the floor", f"The attack that knows the detector does less than the protocol asks of "
                     f"a ranked row: {floor_text()}. The number stands, and can only be too high."),
     "black-box-only": ("black box only", "The model gives no gradient, so only attacks that ask for its answers were "
@@ -29,7 +30,7 @@ FLAGS = {
     "score-depends-on-process": ("score depends on the process", "A process that has done nothing else gives other "
                                  "scores, or none."),
     "unchecked-in-another-process": ("unchecked in another process", "The detector was registered in a session, so no "
-                                     "other process has it: register it in a file or a package to have it checked."),
+                                     "other process has it, and it has no rank: register it in a file or a package."),
     "control-flagged": ("control flagged", "More than half of the random noise of the attacks' size is flagged: the "
                         "detector responds to the size of a change, not to attacks."),
     "benign-flagged": ("benign images flagged", "More than half of the images under noise and corruptions that keep "
