@@ -267,7 +267,8 @@ def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, fo
     facts = json.loads((place / "whole" / "run.json").read_text())
     assert facts["failures"] == []
     assert facts["cells"]["skipped"] == 0
-    assert len(facts["notes"]) == 5
+    assert len(facts["notes"]) == 6
+    assert facts["notes"][0].startswith("No detector will have a rank")
     assert "does not apply to npz" in (place / "whole" / "site" / "index.html").read_text()
     assert forks("run", "without.toml", "--out", "without", cwd=place, **cache).status == 0
     board, other = ({r["detector"]: r for r in rows(place / run, "leaderboard.csv")} for run in ("whole", "without"))
