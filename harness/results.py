@@ -262,7 +262,7 @@ class Rescored:
         rows: int (r,), positions among the set's images.
         scores: by context, float (evaluations, r): ``process`` and ``attack``; and ``same`` (the same question),
             ``order``, ``batch`` and ``gradients`` where something of these matters.
-        reasons: by context, why the detector gave no scores; empty where nobody could ask.
+        reasons: by context, why the detector gave no scores; empty where no other process has it.
     """
 
     rows: IntArray

@@ -45,7 +45,7 @@ def rescore(
         ``recheck:process``, ``recheck:attack`` (from the images themselves, as an attack asks), and where something
         matters ``recheck:same`` (at least two, the same question again), ``recheck:order``, ``recheck:batch`` and
         ``recheck:gradients``. A context in which the detector gives no scores is left out, and why is in the second
-        value; its reason is empty where nobody could ask.
+        value; its reason is empty where no other process has the detector.
     """
     detector = bench.detector(job.fit, job.part)
     rows = _rows(bench, job, len(traces), detector)

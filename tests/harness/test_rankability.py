@@ -362,7 +362,7 @@ def test_ranks_do_not_fall_down_the_list_and_numbers_do_not_depend_on_other_rows
     for one in detectors:
         alone = row_of(board(attacks, one), one.label)
         assert {**alone, "rank": 0} == {**row_of(rows, one.label), "rank": 0}
-    # A rank says how many rows are better, so it may move: alone, nobody is.
+    # A rank says how many rows are better, so it may move: alone, a row has none above it.
     assert row_of(rows, "d7")["rank"] > 1 == row_of(board(attacks, detectors[7]), "d7")["rank"]
 
 

@@ -174,7 +174,7 @@ def test_a_score_that_depends_on_the_question_is_flagged_and_not_ranked(
     found = {f for f in row["flags"].split("; ") if f.startswith(("score-depends-on", "randomised"))}
     assert found == CHEATS[name]
     assert row["rank"] == "" and found <= set(row["not_ranked_reason"].split("; "))
-    # The number stays where it is, in the way of nobody.
+    # The number stays where it is.
     assert row["robust_accuracy_at_fpr_5"] != ""
 
 
