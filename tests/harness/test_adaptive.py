@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callabl
     perturbations = [
         {"name": "pgd", "eps": 0.3},
         # A large budget off the grid: adding exactly 8/16 would stay on it.
-        {"name": "adaptive", "eps": [0.05, 0.3], "steps": 15, "queries": 60, "images": 40, "large_eps": 0.5},
+        {"name": "adaptive", "eps": [0.05, 0.3], "steps": 15, "queries": 60, "images": 40, "large_eps": 0.53},
     ]
     detectors = [{"name": n} for n in ("energy", "blind", "useless-surrogate", "grid")]
     tiny(folder / "a.toml", perturbations, detectors, plugins=["parts.py"])
@@ -270,3 +270,16 @@ def test_what_a_plugin_may_leave_out_and_what_fit_is_told(tmp_path: Path, forks:
     assert done.status == 0, done.output
     (row,) = [r for r in table(tmp_path / "run", "attacks") if (r["group"], r["detector"]) == ("mute", "origins")]
     assert int(row["n"]) > 20 and row["undetected_success_at_fpr_5"] != "" and row["parts"] in ("", "{}")
+
+
+def test_feature_matching_attacks_a_detector_whose_surrogate_takes_gradients(
+    tmp_path: Path, forks: Callable, tiny: Callable
+) -> None:
+    """Its aims are the features of clean images, which need no surrogate and no graph."""
+    attacks = [{"name": "feature-matching", "eps": 0.3, "steps": 3, "images": 20}]
+    tiny(tmp_path / "a.toml", attacks, [{"name": "odin"}])
+    only = ("--only", "perturb/feature-matching")
+    done = forks("run", "a.toml", "--out", "run", *only, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
+    assert done.status == 0, done.output
+    (row,) = [r for r in table(tmp_path / "run", "perturbations") if r["perturbation"] == "feature-matching@odin"]
+    assert row["reason"] == "" and 0 < int(row["n"]) <= 20
