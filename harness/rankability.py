@@ -107,6 +107,11 @@ def unranked_suite(suite: Suite, attacks: Mapping[str, Perturbation], calibrate:
     return f"the attack that knows the detectors has {short} at least"
 
 
+def reaches_threat(norm: str | None, eps: float | None, threat: ThreatModel) -> bool:
+    """Return whether an attack has the threat's norm and at least its whole budget."""
+    return norm == threat.norm and eps is not None and eps >= threat.eps * (1 - _SAME)
+
+
 def counts(p: PerturbationResult, detector: str, threat: ThreatModel) -> bool:
     """Return whether an adaptive attack was made against a detector under this threat: its norm, no larger budget."""
     within = p.norm == threat.norm and p.eps is not None and p.eps <= threat.eps * (1 + _SAME)
@@ -151,7 +156,7 @@ def _adaptive_flags(adaptive: Sequence[PerturbationResult], ranked: int, right: 
         return [NO_ADAPTIVE]
     if all(p.reason for p in adaptive):
         return []
-    full = [p for p in adaptive if not p.reason and (p.eps or 0.0) >= threat.eps * (1 - _SAME)]
+    full = [p for p in adaptive if not p.reason and reaches_threat(p.norm, p.eps, threat)]
     if not full:
         return [BELOW_THREAT]
     covered = max(int((p.index < ranked).sum()) for p in full) >= right

@@ -16,7 +16,7 @@ from ..harness.conditions import attack_rows
 from ..harness.data import Dataset
 from ..harness.planning import Plan, Subject
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
-from ..harness.rankability import INCOMPLETE, UNCHECKED
+from ..harness.rankability import INCOMPLETE, UNCHECKED, reaches_threat
 from ..harness.ranking import Protocol, leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
 from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
@@ -314,7 +314,7 @@ class Tables:
                 continue
             reason = self._reason(key)
             made = PERTURBATIONS.get(p.name)(**p.params)
-            whole = made.norm == self.suite.threat.norm and (made.eps or 0.0) >= self.suite.threat.eps * (1 - 1e-6)
+            whole = reaches_threat(made.norm, made.eps, self.suite.threat)
             if reason or not whole or not getattr(made, "is_checked", True):
                 # It did not run, or says nothing about the attack that counts.
                 continue
