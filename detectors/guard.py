@@ -7,20 +7,22 @@ executed: the detector is looked up in the registry by its name.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
-import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from ..harness.bounded import BitsPerTap, KnownModel, Modules, bounded_parameters, bytes_of
 from ..harness.errors import UsageError
+from ..harness.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
 from ..harness.fitted import Fitted, RunFolder, named_detector
+from ..harness.formats import check_schema
 from ..harness.keys import versions
-from ..harness.ledger import is_file, write_atomic
 from ..harness.metrics import threshold, threshold_reason
 from ..harness.models import Classifier, Normalise
 from ..harness.recorder import discover
@@ -30,8 +32,9 @@ from ..harness.trace import TapInfo, Traces
 from ..harness.weights import state_digest
 from .base import Detector, join_state, split_state
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 _ABOUT = "guard"
+_CHECKSUM = "checksum"
 _STATE = "state/"
 _CALIBRATE = "calibrate"
 
@@ -61,21 +64,13 @@ class Mapped(Protocol):
         """Positions (n, dimensions) and classes (n,) of fit images."""
 
 
-class NormalisationDescription(BaseModel):
-    mean: list[float]
-    std: list[float]
+class ModelDescription(KnownModel):
+    """The model that a guard is for."""
 
-
-class ModelDescription(BaseModel):
     label: str
     dataset: str
-    digest: str
-    shape: tuple[int, int, int]
-    classes: int = Field(gt=0)
-    normalise: NormalisationDescription | None
-    taps: list[tuple[str, str, tuple[int, ...]]]
-    modules: list[str]
-    bits_per_tap: int | None
+    modules: Modules
+    bits_per_tap: BitsPerTap
 
 
 class Description(BaseModel):
@@ -83,7 +78,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1]
+    format: Literal[2]
     detector: str
     label: str
     params: dict[str, Any]
@@ -124,7 +119,7 @@ class Guard:
             UsageError: for a file that is no guard, a detector that is not installed, or another model.
         """
         about, tensors = _read(Path(path))
-        classifier = _classifier(model, about.model)
+        classifier = _classifier(model, about.model, path)
         if check_weights and normalise_values(classifier) != _normalisation(about.model):
             raise UsageError(
                 f"{path} belongs to a model that normalises its input otherwise: give the bare network, which gets the "
@@ -137,15 +132,20 @@ class Guard:
             )
         detector = named_detector(about.detector, about.params, f"{about.detector!r} of {path}")
         state = {name.removeprefix(_STATE): t for name, t in tensors.items() if name.startswith(_STATE)}
+        what = f"The detector of {path}"
         try:
-            detector.load_state(join_state(state, about.state))
-            scores = tensors[_CALIBRATE].double()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} is damaged ({error!r}).") from error
+            with bounded_parameters(what, bytes_of(state)):
+                detector.load_state(join_state(state, about.state))
+            scores = _checked_scores(tensors[_CALIBRATE], path)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UsageError(f"{path} is damaged ({' '.join(repr(error).split())[:200]}).") from error
         taps = tuple(TapInfo(name, kind, shape) for name, kind, shape in about.model.taps)
         modules = tuple(about.model.modules)
         _check_taps(classifier, taps, modules, path)
         instruments = Instruments(classifier, taps, modules, classifier.network, about.model.bits_per_tap)
+        # Some detectors build what they need at their first score.
+        with bounded_parameters(what, bytes_of(state)):
+            _try(instruments, detector, about.model, path)
         return cls(detector, instruments, _threshold(scores, fpr), about)
 
     def __call__(self, images: Tensor) -> Verdict:
@@ -221,17 +221,39 @@ def export_guard(
     """
     from safetensors.torch import save
 
+    path = Path(out)
+    refuse_links_on_the_way(path.parent, [Path(run)])
     fitted = RunFolder(run).detector(label, model, seed)
     tensors, state = split_state(fitted.detector.state())
-    about = _describe(fitted, state)
-    whole = {f"{_STATE}{name}": t for name, t in tensors.items()} | {_CALIBRATE: fitted.calibrate.double()}
-    path = Path(out)
+    scores = _checked_scores(fitted.calibrate, f"{label!r} of {run}")
+    about = json.dumps(_describe(fitted, state).model_dump(mode="python"))
+    whole = {f"{_STATE}{name}": t for name, t in tensors.items()} | {_CALIBRATE: scores}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(whole, {_ABOUT: json.dumps(about.model_dump(mode="python"))}))
+        write_atomic(path, save(whole, {_ABOUT: about, _CHECKSUM: _checksum(about, whole)}))
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}).") from error
+        raise write_problem(path, error, "choose another file, --out") from error
     return path
+
+
+def _checked_scores(scores: Tensor, where: object) -> Tensor:
+    """Scores of the calibrate images, float64 (m,)."""
+    if scores.ndim != 1 or scores.is_complex() or not bool(torch.isfinite(scores).all()):
+        raise UsageError(
+            f"The scores of the calibrate images of {where} are not a row of finite numbers: no threshold can be "
+            "chosen from them."
+        )
+    return scores.double()
+
+
+def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of a guard's description and tensors."""
+    digest = hashlib.sha256(about.encode())
+    for name, value in sorted(tensors.items()):
+        whole = value.detach().cpu().contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\0".encode())
+        digest.update(whole.flatten().view(torch.uint8).numpy().tobytes() if whole.numel() else b"")
+    return digest.hexdigest()
 
 
 def _describe(fitted: Fitted, state: Any) -> Description:
@@ -248,22 +270,33 @@ def _describe(fitted: Fitted, state: Any) -> Description:
 
 
 def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
-    if not is_file(path):
-        raise UsageError(f"There is no file {path}.")
     try:
-        with safetensors.safe_open(path, "pt") as stream:
-            about = json.loads((stream.metadata() or {})[_ABOUT])
+        with open_tensors(path) as stream:
+            found = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        about = parse_json(found[_ABOUT].encode(), path)
+        writer = about["versions"].get("aftershock")
+        check_schema(path, about["format"], FORMAT, writer, oldest=FORMAT)
+        if found.get(_CHECKSUM) != _checksum(found[_ABOUT], tensors):
+            raise ValueError("it was changed after it was written")
         return Description.model_validate(about), tensors
-    except (OSError, KeyError, ValueError, RecursionError, safetensors.SafetensorError, ValidationError) as error:
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {path}.") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         what = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} is no guard that `aftershock guard export` of this version wrote: {what}") from error
 
 
-def _classifier(model: nn.Module, about: ModelDescription) -> Classifier:
+def _classifier(model: nn.Module, about: ModelDescription, path: Path | str) -> Classifier:
     if not isinstance(model, nn.Module):
         raise UsageError(f"A guard is put around a torch.nn.Module, not {type(model).__name__}.")
     if isinstance(model, Classifier):
+        if (tuple(model.shape), model.classes) != (about.shape, about.classes):
+            size = " x ".join(map(str, about.shape))
+            raise UsageError(
+                f"{path} is for a model of {about.classes} classes and images of {size}, not for one of "
+                f"{model.classes} classes and images of {' x '.join(map(str, model.shape))}."
+            )
         return model.eval()
     layer = Normalise(about.normalise.mean, about.normalise.std) if about.normalise else nn.Identity()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -277,15 +310,34 @@ def _normalisation(about: ModelDescription) -> dict[str, list[float]] | None:
 def _check_taps(classifier: Classifier, taps: Sequence[TapInfo], modules: Sequence[str], path: Path | str) -> None:
     device = next((p.device for p in classifier.network.parameters()), torch.device("cpu"))
     try:
-        found = discover(classifier, torch.zeros(1, *classifier.shape, device=device), modules, classifier.network)
+        example = torch.zeros(1, *classifier.shape, device=device)
+        found = discover(classifier, example, modules, classifier.network)
+        with torch.no_grad():
+            logits = classifier(example)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         what = " ".join(str(error).split())
         raise UsageError(f"The model cannot take the images that {path} is for: {what}") from error
+    if logits.shape != (1, classifier.classes):
+        raise UsageError(
+            f"{path} is for a model of {classifier.classes} classes; this one answers an image with "
+            f"{tuple(logits.shape[1:])} numbers."
+        )
     if [(t.name, t.shape) for t in found] != [(t.name, t.shape) for t in taps]:
         raise UsageError(
             f"The model has other layers than the one that {path} was made for: it has "
             f"{', '.join(t.name for t in found)} instead of {', '.join(t.name for t in taps)}."
         )
+
+
+def _try(instruments: Instruments, detector: Detector, about: ModelDescription, path: Path | str) -> None:
+    device = next((p.device for p in instruments.model.parameters()), torch.device("cpu"))
+    try:
+        instruments.score(detector, torch.zeros(1, *about.shape, device=device))
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a detector raises, it cannot score this model's images
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(f"The detector of {path} cannot score the images of this model: {what}") from error
 
 
 def _threshold(scores: Tensor, fpr: float) -> float:

@@ -13,7 +13,7 @@ from ..harness.errors import UsageError
 from ..harness.trace import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo
 from .checks import check_choice, check_count, check_fitted, check_images, check_layers, selection
-from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser
+from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, load_autoencoder
 from .grouping import class_groups, class_means, on_scale, replayable, scale_of
 from .splitting import held_apart
 
@@ -226,9 +226,7 @@ class Latent(Detector):
             if self.encoder == "pca":
                 encoder = PCA(**tensors)
             else:
-                encoder = Autoencoder(len(self.inputs["mean"]), self.latent, tuple(self.hidden))
-                encoder.load_state_dict(tensors)
-                encoder = encoder.to(device).eval().requires_grad_(False)
+                encoder = load_autoencoder(len(self.inputs["mean"]), self.latent, tuple(self.hidden), tensors)
             standardiser = Standardiser(**{name: value.to(device) for name, value in self.inputs.items()})
             classes = {name: value.to(device) for name, value in self.classes.items()}
             self._ready = _Model(standardiser, encoder, classes, self.neighbours, device)

@@ -21,7 +21,16 @@ from .checks import (
     check_positive,
     selection,
 )
-from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, imq_mmd
+from .codes.latent import (
+    PCA,
+    Autoencoder,
+    Standardiser,
+    fit_autoencoder,
+    fit_pca,
+    fit_standardiser,
+    imq_mmd,
+    load_autoencoder,
+)
 from .grouping import class_groups, replayable
 from .isolation import IsolationTrees, fit_isolation
 from .splitting import held_apart, strangers
@@ -270,9 +279,7 @@ class _Coder:
         if encoder == "pca":
             self.model = PCA(**tensors)
         else:
-            model = Autoencoder(len(fitted["mean"]), fitted["latent"], (hidden,))
-            model.load_state_dict(tensors)
-            self.model = model.to(device).eval().requires_grad_(False)
+            self.model = load_autoencoder(len(fitted["mean"]), fitted["latent"], (hidden,), tensors)
 
     def features(self, activations: Tensor) -> Tensor:
         """Of raw activations (n, d): latent codes (n, latent), or reconstruction error and code length (n, 2)."""

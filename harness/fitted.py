@@ -6,8 +6,8 @@ a plugin that the run used has to be installed (or loaded) by whoever reads the 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +16,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from .bounded import (
+    BitsPerTap,
+    KnownModel,
+    Modules,
+    TooLargeError,
+    bounded_parameters,
+    bytes_of,
+    check_parameters,
+    without_memory,
+)
 from .errors import UsageError
-from .ledger import SUFFIX, Record, is_file, is_whole, read_record
+from .files import GIB, digest_of, parse_json, read_file, read_tensors
+from .finished import KEYS, read_keys
+from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
+from .ledger import SUFFIX, Record, is_whole, read_record
 from .params import bind
 from .reading import tap_infos
 from .registry import DETECTORS, did_you_mean, file_digest
@@ -25,11 +38,11 @@ from .trace import TapInfo
 
 if TYPE_CHECKING:
     from ..detectors.base import Detector
-    from .models import Classifier
+    from .models import Classifier, ModelSpec
 
 
-# More than any run writes there; a stranger's file may be anything.
-_LARGEST = 64 * 2**20
+# All entries of a ledger together; those of 200,000 cells have some 200 MiB.
+LEDGER_LIMIT = GIB
 
 
 class _Named(BaseModel):
@@ -44,8 +57,8 @@ class _Detector(_Named):
 class _Model(_Detector):
     factory: str | None = None
     weights: str | None = None
-    tap_modules: list[str] = []
-    bits_per_tap: int | None = None
+    tap_modules: Modules = []
+    bits_per_tap: BitsPerTap = None
 
 
 _Part = TypeVar("_Part", bound=_Detector)
@@ -68,7 +81,6 @@ class _Facts(BaseModel):
     """What ``run.json`` must say."""
 
     resolved: _Resolved
-    keys: list[str]
     digests: _Digests = Field(default_factory=_Digests)
 
 
@@ -117,22 +129,60 @@ class RunFolder:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        if not is_file(self.folder / "run.json"):
-            raise UsageError(f"{folder} is no run directory: it has no run.json.")
         path = self.folder / "run.json"
-        try:
-            if path.is_symlink() or path.stat().st_size > _LARGEST:
-                raise ValueError("it is a link, or too large")
-            facts = _Facts.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise UsageError(f"{path} is damaged or of another version: {what}") from error
+        if not os.path.lexists(path):
+            raise UsageError(f"{folder} is no run directory: it has no run.json.")
+        facts = self._facts(path)
         self._models, self._detectors = facts.resolved.models, facts.resolved.detectors
         self._weights = facts.digests.weights
         self.dataset, self.seeds = facts.resolved.data.name, facts.resolved.seeds
-        keys = set(facts.keys)
-        found = (read_record(p) for p in sorted((self.folder / "cells").glob("*.json")))
-        self._records = {r.name: r for r in found if r is not None and r.key in keys}
+        self._records = {r.name: r for r in self._read_ledger()}
+
+    def _facts(self, path: Path) -> _Facts:
+        try:
+            content = read_file(path, RUN_JSON_LIMIT, within=self.folder)
+            value = parse_json(content, path)
+            if not isinstance(value, dict):
+                raise ValueError("it holds no JSON object")
+            writer = value.get("versions")
+            check_schema(
+                path, value.get("schema", 1), RUN_SCHEMA,
+                writer.get("aftershock") if isinstance(writer, dict) else None, oldest=RUN_SCHEMA,
+            )  # fmt: skip
+            if not is_sealed(content):
+                raise ValueError("it was changed after the run wrote it")
+            listed = value.get("files")
+            self._listed: dict[str, Any] = listed if isinstance(listed, dict) else {}
+            return _Facts.model_validate(value)
+        except (OSError, ValueError, RecursionError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise UsageError(f"{path} is damaged or of another version: {what}") from error
+
+    def _read_ledger(self) -> Iterator[Record]:
+        cells = self.folder / "cells"
+        for part in (cells, self.folder / "artifacts"):
+            # Asked once: entries and artifacts themselves are never read through a link.
+            if not Path(os.path.realpath(part)).is_relative_to(os.path.realpath(self.folder)):
+                raise UsageError(f"{part} leads out of its run directory: replace the link by the folder itself.")
+        try:
+            keys = read_keys(self.folder)
+            digest = digest_of(self.folder / KEYS, within=self.folder)
+        except OSError as error:
+            raise UsageError(f"{self.folder} holds no finished run ({error}): run its suite again.") from error
+        if digest != self._listed.get(KEYS):
+            raise UsageError(f"{self.folder / KEYS} was changed after the run wrote it: run the suite again.")
+        left = LEDGER_LIMIT
+        for key in keys:
+            path = cells / f"{key}.json"
+            try:
+                left -= path.lstat().st_size
+            except OSError:
+                continue
+            if left < 0:
+                raise UsageError(f"The entries in {cells} have more than {LEDGER_LIMIT:,} bytes together.")
+            record = read_record(path)
+            if record is not None:
+                yield record
 
     def detector(self, label: str, model: str | None = None, seed: int | None = None) -> Fitted:
         """A fitted detector.
@@ -155,11 +205,13 @@ class RunFolder:
         known = self._done(f"{at}/model")
         detector = named_detector(part.name, part.params, f"{label!r} of {self.folder}")
         try:
-            detector.load_state(join_state(self._tensors(fit), fit.values["state"]))
+            tensors = self._tensors(fit)
+            with bounded_parameters(f"The detector {label!r}", bytes_of(tensors)):
+                detector.load_state(join_state(tensors, fit.values["state"]))
             calibrate = self._tensors(scores)["score"]
+            about = KnownModel.model_validate(known.values).model_dump(exclude={"taps"})
             taps = tap_infos(known.values)
-            about = {name: known.values[name] for name in ("digest", "normalise", "shape", "classes")}
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UsageError(f"The cells of {label!r} in {self.folder} are damaged ({error!r}).") from error
         return Fitted(
             detector, part.name, label, dict(part.params), self.dataset, entry.label, seed,
@@ -195,16 +247,24 @@ class RunFolder:
                 "give its path as `weights`."
             )
         try:
-            normalise = values["normalise"] or {"mean": [0.0], "std": [1.0]}
-            classifier = build(spec, tuple(values["shape"]), values["classes"], normalise["mean"], normalise["std"])
+            known = KnownModel.model_validate(values)
+            held = bytes_of(state) if state else Path(weights or "").stat().st_size
+            mean, std = (known.normalise.mean, known.normalise.std) if known.normalise else ([0.0], [1.0])
+            what = f"The model {entry.label!r} of {self.folder}"
+            with bounded_parameters(what, held):
+                _draft(spec, known)
+            with bounded_parameters(what, held):
+                classifier = build(spec, known.shape, known.classes, mean, std)
             if state:
                 classifier.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except FileNotFoundError as error:
+            raise UsageError(f"There are no weights at {weights}.") from error
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             what = " ".join(str(error).split())[:200]
             raise UsageError(f"The model {entry.label!r} of {self.folder} is damaged: {what}") from error
         if not state and weights is not None:
             load_weights(classifier.network, Path(weights))
-        if state_digest(classifier.network) != values["digest"]:
+        if state_digest(classifier.network) != known.digest:
             raise UsageError(f"The weights of {entry.label!r} are not those that {self.folder} was made with.")
         return classifier.eval()
 
@@ -231,18 +291,27 @@ class RunFolder:
         return record
 
     def _tensors(self, record: Record) -> dict[str, Tensor]:
-        import safetensors
-        import safetensors.torch
-
         if not record.digest:
             return {}
         path = self.folder / "artifacts" / f"{record.key}{SUFFIX}"
-        if path.is_symlink() or not is_whole(path, record):
-            raise UsageError(f"{path} is missing or was changed after it was written: run the suite again.")
         try:
-            return safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
+            if not is_whole(path, record):
+                raise UsageError(f"{path} is missing or was changed after it was written: run the suite again.")
+            return read_tensors(path, follow=False)
+        except OSError as error:
             raise UsageError(f"{path} cannot be read ({error}).") from error
+
+
+def _draft(spec: ModelSpec, known: KnownModel) -> None:
+    """Make the network without its memory, so that one that is too large is refused before it takes any."""
+    factory = spec.find()
+    try:
+        with without_memory():
+            factory.network(known.shape, known.classes, bind(factory.make, spec.params, factory.given)[0])
+    except TooLargeError:
+        raise
+    except Exception:  # noqa: S110 - some compute with numbers while they are made; what is wrong is said when they are
+        pass
 
 
 def _builtin_weights(digest: str | None) -> Path | None:
@@ -266,6 +335,7 @@ def named_detector(name: str, params: Mapping[str, Any], where: str) -> Detector
     Raises:
         UsageError: for an unknown name or a wrong parameter; ``where`` says whose.
     """
+    check_parameters(params, f"the detector {where}")
     factory = DETECTORS.get(name)
     bound, problems = bind(factory, params)
     if problems:

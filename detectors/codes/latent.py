@@ -6,12 +6,14 @@ Everything here reads its data as a stream of batches, so a set may be larger th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from ...harness.errors import UsageError
 
 Batches = Callable[[], Iterable[Tensor]]
 
@@ -200,6 +202,23 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructions of (n, inputs)."""
         return self.decode(self.encode(x))
+
+
+def load_autoencoder(inputs: int, latent: int, hidden: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Autoencoder:
+    """Return an autoencoder with given weights, on their device, in eval mode, without gradients of its parameters.
+
+    Raises:
+        UsageError: if the weights are not those of such a network; nothing is built then.
+    """
+    sizes = (inputs, *hidden, latent)
+    wanted = sum(2 * a * b + a + b for a, b in pairwise(sizes))
+    found = sum(value.numel() for value in tensors.values())
+    if wanted != found:
+        raise UsageError(f"An autoencoder of {sizes} has {wanted:,} weights, but its state holds {found:,}.")
+    made = Autoencoder(inputs, latent, hidden)
+    made.load_state_dict(dict(tensors))
+    device = next(iter(tensors.values())).device
+    return made.to(device).eval().requires_grad_(False)
 
 
 def _layers(sizes: tuple[int, ...], generator: torch.Generator | None) -> nn.Sequential:
