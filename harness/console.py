@@ -103,7 +103,8 @@ def show_leaderboard(run: Run) -> None:
         if len(same) > 10:
             console.print(f"  and {len(same) - 10} more reasons: see the report", highlight=False)
     if not run.computed and not run.failed:
-        console.print("Nothing was missing.", highlight=False)
+        text = "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
+        console.print(text, highlight=False)
     console.print(f"Report: {escape(str(run.report))}", highlight=False, soft_wrap=True)
 
 

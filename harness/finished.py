@@ -7,7 +7,6 @@ that nothing can be missing; anything else goes the long way through the plan.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +15,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .errors import UsageError
+from .files import MIB, digest_of, parse_json, read_file
+from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
 from .keys import FileDigests, canonical, code_digest, distribution_digest
-from .ledger import SUFFIX, digest_of, is_whole, read_record
+from .ledger import SUFFIX, is_whole, read_record
 from .registry import DATASETS, PACKAGE, REGISTRIES, Origin
+
+# The keys of all cells of a run, a line each; a million of them take 62 MiB.
+KEYS = "keys.txt"
+KEYS_LIMIT = 64 * MIB
 
 
 def fingerprint(
@@ -100,20 +106,53 @@ def _plugin_digests() -> Iterator[str]:
                 yield distribution_digest(Origin(point.dist.name, point.dist.version))
 
 
+def published(run: Path, tables: Sequence[str], pages: Sequence[Path], findings: Sequence[Path]) -> dict[str, str]:
+    """Return the sha256 of every file that a run directory shows, by its path in it.
+
+    Args:
+        run: the run directory, with its keys written.
+        tables: names of tables; those that could not be written are left out.
+        pages: the files of the site.
+        findings: the folders of the analyses.
+    """
+    shown = [run / KEYS, *(run / "tables" / name for name in tables), *pages]
+    shown += [file for folder in findings for file in sorted(folder.iterdir())]
+    return {file.relative_to(run).as_posix(): digest_of(file) for file in shown if file.exists()}
+
+
+def read_keys(run: Path) -> list[str]:
+    """Return the keys of a run's cells, as :data:`KEYS` lists them.
+
+    Raises:
+        OSError: if the file is missing.
+        UsageError: if it is no regular file or too large.
+    """
+    return read_file(run / KEYS, KEYS_LIMIT, within=run).decode("ascii", "replace").split()
+
+
 def is_finished(run: Path, wanted: str) -> bool:
-    """Whether a run directory is complete, undamaged, and of this fingerprint."""
+    """Whether a run directory is complete, undamaged, and of this fingerprint.
+
+    Everything that it shows is hashed: tables, analyses, pages and what pages load. Of a cell the ledger's entry is
+    checked whole, the artifact by size and time: whatever reads an artifact again hashes it.
+    """
     try:
-        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        content = read_file(run / "run.json", RUN_JSON_LIMIT)
+        facts = parse_json(content, run / "run.json")
+        if not is_sealed(content) or facts["schema"] != RUN_SCHEMA:
+            return False
         if facts["fingerprint"] != wanted or facts["status"] != "done":
+            return False
+        if KEYS not in facts["files"]:
             return False
         if any(digest_of(run / name) != digest for name, digest in facts["files"].items()):
             return False
-        for key in facts["keys"]:
+        for key in read_keys(run):
             record = read_record(run / "cells" / f"{key}.json")
             if record is None or record.status == "failed":
                 return False
-            if not is_whole(run / "artifacts" / f"{key}{SUFFIX}", record):
+            if not is_whole(run / "artifacts" / f"{key}{SUFFIX}", record, hashed=False):
                 return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
         return False
     return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
@@ -19,10 +18,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .errors import UsageError
+from .files import MIB, parse_json, read_file, write_atomic
+from .formats import is_sealed, seal
 from .registry import PACKAGE, Entry, Origin, file_digest
 
 # Raised whenever the meaning of a number changes; part of every key and of the protocol digest.
 PROTOCOL_VERSION = 2
+# The digests of some 100,000 data files.
+DIGESTS_LIMIT = 32 * MIB
 
 
 def canonical(value: Any) -> str:
@@ -136,10 +140,10 @@ class FileDigests:
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
         if memory is not None:
-            try:
-                held = json.loads(memory.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                held = {}
+            held = None
+            with suppress(OSError, UsageError):
+                content = read_file(memory, DIGESTS_LIMIT)
+                held = parse_json(content, memory) if is_sealed(content) else None
             if isinstance(held, dict):
                 self._known = {k: v for k, v in held.items() if isinstance(v, list) and len(v) == 4}
 
@@ -162,11 +166,6 @@ class FileDigests:
         return digest.hexdigest()
 
     def _remember(self, memory: Path) -> None:
-        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._known))
-            temporary.replace(memory)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            write_atomic(memory, seal(self._known))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-SCHEMA = 1
+from .errors import UsageError
+from .files import MIB, digest_of, is_regular, read_file
+from .formats import check_schema, is_sealed, package_version, seal
+
+SCHEMA = 2
 SUFFIX = ".safetensors"
+# The largest entries hold the words and tables of an analysis.
+RECORD_LIMIT = 64 * MIB
 Status = Literal["done", "failed", "skipped"]
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -47,20 +50,35 @@ class Record:
 
 
 def dump_record(record: Record) -> bytes:
-    """A ledger entry as it is written."""
-    return (json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1, sort_keys=True) + "\n").encode()
+    """A ledger entry as it is written: with a checksum over everything in it."""
+    return seal({"schema": SCHEMA, "aftershock": package_version(), **asdict(record)})
 
 
 def read_record(path: Path) -> Record | None:
-    """A ledger entry, or ``None`` where the file is missing, damaged, foreign or of another schema."""
+    """A ledger entry, or ``None`` where the file is missing, damaged, edited, foreign or of an older schema.
+
+    Raises:
+        UsageError: if a newer version of Aftershock wrote it.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if value.pop("schema") != SCHEMA or not _KEY.fullmatch(value["key"]) or path.stem != value["key"]:
-            return None
-        record = Record(**value)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        content = read_file(path, RECORD_LIMIT, follow=False)
+    except (OSError, UsageError):
         return None
-    return record if _well_typed(record) else None
+    if not is_sealed(content):
+        return None
+    try:
+        value = json.loads(content)
+        del value["checksum"]
+        schema, writer = value.pop("schema"), value.pop("aftershock")
+        if schema == SCHEMA:
+            record = Record(**value)
+            own = _KEY.fullmatch(record.key) and path.stem == record.key
+            return record if own and _well_typed(record) else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    if isinstance(schema, int) and schema > SCHEMA:
+        check_schema(path, schema, SCHEMA, writer)
+    return None
 
 
 def _well_typed(record: Record) -> bool:
@@ -86,40 +104,22 @@ def checked_key(key: str) -> str:
     return key
 
 
-def is_whole(path: Path, record: Record) -> bool:
-    """Whether an artifact is as it was written; it is hashed only when size or time say that it was touched."""
+def is_whole(path: Path, record: Record, hashed: bool = True) -> bool:
+    """Whether an artifact is as it was written.
+
+    Args:
+        path: the artifact.
+        record: its entry in the ledger.
+        hashed: read all of it; otherwise it is hashed only when size or time say that it was touched.
+    """
     if not record.digest:
         return True
+    if not is_regular(path):
+        return False
     try:
         state = path.stat()
         if state.st_size != record.size:
             return False
-        return state.st_mtime_ns == record.modified or digest_of(path) == record.digest
-    except OSError:
+        return (not hashed and state.st_mtime_ns == record.modified) or digest_of(path, record.size) == record.digest
+    except (OSError, UsageError):
         return False
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path that a person wrote is a file; a name that cannot be one (too long, no access) is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside the final name, then rename: a reader sees all or nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise

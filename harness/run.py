@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from .errors import UsageError
-from .finished import fingerprint, is_finished
+from .files import is_file, write_atomic
+from .finished import KEYS, fingerprint, is_finished, published
+from .formats import RUN_SCHEMA, seal
 from .keys import PROTOCOL_VERSION, FileDigests, code_digest, content_key, versions
-from .ledger import SCHEMA, digest_of, is_file, write_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -54,13 +55,15 @@ class Run:
         folder: the run directory.
         failed: reasons of cells that failed, by name.
         skipped: reasons of cells that cannot work here, by name.
-        computed: how many cells this call computed; 0 where nothing was missing.
+        computed: how many cells this call computed; 0 where no cell was missing.
+        renewed: whether this call wrote tables and pages; ``False`` where nothing at all was missing.
     """
 
     folder: Path
     failed: Mapping[str, str]
     skipped: Mapping[str, str]
     computed: int
+    renewed: bool = False
 
     @property
     def report(self) -> Path:
@@ -219,7 +222,7 @@ class _Session:
     notes: list[str] = field(default_factory=list)
 
     def run(self, stamp: str | None) -> Run:
-        from ..reports.site import build_site
+        from ..reports.site import write_site
         from ..reports.tables import Tables
         from .applicability import make_perturbations
         from .computing import Workbench, compute
@@ -265,14 +268,14 @@ class _Session:
             summary.done.update(key for key in left_out if store.find(key) is not None)
             try:
                 Tables(plan, store, summary, dataset).write(self.out / "tables")
-                self._write_findings(plan, store, summary)
+                findings = self._write_findings(plan, store, summary)
                 facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
                 facts["costs"] = detector_costs(plan, store, summary)
                 _write_json(self.out / "run.json", facts)
-                build_site([self.out], self.out / "site")
-                names = [f"tables/{name}" for name in TABLES] + ["site/index.html"]
-                facts["files"] = {name: digest_of(self.out / name) for name in names}
-                facts["keys"] = sorted({*cells, *summary.done})
+                pages = write_site([self.out], self.out / "site")
+                keys = sorted({*cells, *summary.done})
+                write_atomic(self.out / KEYS, "".join(f"{key}\n" for key in keys).encode())
+                facts["files"] = published(self.out, TABLES, pages, findings)
                 facts["fingerprint"] = stamp
                 _write_json(self.out / "run.json", facts)
             except OSError as error:
@@ -282,9 +285,10 @@ class _Session:
             {plan.cells[k].name: reason for k, reason in summary.failed.items()},
             {plan.cells[k].name: reason for k, reason in summary.skipped.items()},
             len(summary.computed),
+            renewed=True,
         )
 
-    def _write_findings(self, plan: Plan, store: Store, summary: Summary) -> None:
+    def _write_findings(self, plan: Plan, store: Store, summary: Summary) -> list[Path]:
         """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
         from ..reports.analysis_files import findings_folder, remove_others, write_findings
         from .findings import Findings
@@ -306,6 +310,7 @@ class _Session:
                     kept.append(folder)
         if not self.only:
             remove_others(self.out, kept)
+        return kept
 
     def _facts(
         self, plan: Plan, store: Store, summary: Summary, dataset: Dataset, device: torch.device, started: datetime,
@@ -330,7 +335,7 @@ class _Session:
                 )
         warnings = [store.values(s.key)["warning"] for s in plan.subjects if s.key in summary.done]
         return {
-            "schema": SCHEMA,
+            "schema": RUN_SCHEMA,
             "name": self.suite.name,
             "suite": dict(self.suite.raw),
             "resolved": self.suite.resolved(),
@@ -361,7 +366,7 @@ class _Session:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+    write_atomic(path, seal(value, default=str))
 
 
 def _device(name: str) -> torch.device:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,17 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from .errors import AftershockError, UsageError
-from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record, write_atomic
+from .files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
+from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
+from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
+
+# What a run directory holds that is ours to write and delete.
+PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock")
+# A folder that backup programs leave out, by https://bford.info/cachedir/.
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_SIGNATURE = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n# Finished cells of Aftershock: aftershock cache --help\n"
+)
 
 
 class Store:
@@ -34,7 +44,8 @@ class Store:
         fresh: forget what the run directory and the cache hold for the cells of this run.
 
     Raises:
-        UsageError: if another process holds the directory, or it cannot be written.
+        UsageError: if another process holds the directory, it cannot be written, something in it is a link, or a
+            newer version wrote it.
     """
 
     def __init__(self, folder: Path, cache: Path | None = None, fresh: bool = False) -> None:
@@ -43,6 +54,11 @@ class Store:
         self.cache = cache
         self._fresh = fresh
         self._records: dict[str, Record] = {}
+        # Size, time and file of the artifacts that were hashed by this process.
+        self._hashed: dict[str, tuple[int, int, int]] = {}
+        refuse_links_below(folder, PARTS)
+        if not fresh:
+            _refuse_newer(folder / "run.json")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             known = (folder / ".lock").exists() or (folder / "run.json").exists()
@@ -58,24 +74,29 @@ class Store:
                 f"Another process is working in {folder}: wait for it, or choose another directory with --out."
             ) from None
         except OSError as error:
-            raise UsageError(f"{folder} cannot be written ({_why(error)}): choose another directory, --out.") from error
+            raise UsageError(f"{folder} cannot be written ({why(error)}): choose another directory, --out.") from error
         try:
             self._open(fresh)
         except OSError as error:
             self._lock.release()
-            raise UsageError(f"{folder} cannot be written ({_why(error)}): choose another directory, --out.") from error
+            raise UsageError(f"{folder} cannot be written ({why(error)}): choose another directory, --out.") from error
+        except UsageError:
+            self._lock.release()
+            raise
 
     def _open(self, fresh: bool) -> None:
         if fresh:
             for old in (self.cells, self.artifacts, self.folder / "tables", self.folder / "site"):
                 shutil.rmtree(old, ignore_errors=True)
-            (self.folder / "run.json").unlink(missing_ok=True)
+            for name in ("run.json", "keys.txt"):
+                (self.folder / name).unlink(missing_ok=True)
         for place in (self.cells, self.artifacts):
             place.mkdir(exist_ok=True)
         # What a killed process was writing; nobody else writes while the lock is held.
-        for pattern in ("*.tmp", "cells/*.tmp", "artifacts/*.tmp", "tables/.*.part"):
-            for leftover in self.folder.glob(pattern):
-                leftover.unlink(missing_ok=True)
+        for written in ("", "cells", "artifacts", "tables", "site", "site/assets", "site/analyses"):
+            remove_leftovers(self.folder / written)
+        for leftover in (self.folder / "tables").glob(".*.part"):
+            leftover.unlink(missing_ok=True)
         for path in self.cells.glob("*.json"):
             record = read_record(path)
             if record is not None:
@@ -83,6 +104,8 @@ class Store:
         if self.cache is not None:
             try:
                 self.cache.mkdir(parents=True, exist_ok=True)
+                if not (self.cache / CACHE_TAG).exists():
+                    write_atomic(self.cache / CACHE_TAG, CACHE_SIGNATURE.encode())
             except OSError:
                 self.cache = None
 
@@ -100,10 +123,26 @@ class Store:
         """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``."""
         record = self._records.get(key)
         if record is not None and record.status == "done":
-            if is_whole(self._artifact(key), record):
+            if self._is_whole(key, record):
                 return record
             self._forget(key)
         return None if self._fresh else self._adopt(key)
+
+    def _is_whole(self, key: str, record: Record) -> bool:
+        """Whether a cell's artifact is as it was written; hashed once in the life of this store, and when touched."""
+        stamp = self._stamp(key)
+        if record.digest and self._hashed.get(key) != stamp:
+            if not is_whole(self._artifact(key), record):
+                return False
+            self._hashed[key] = stamp
+        return True
+
+    def _stamp(self, key: str) -> tuple[int, int, int]:
+        try:
+            state = self._artifact(key).lstat()
+        except OSError:
+            return (0, 0, 0)
+        return (state.st_size, state.st_mtime_ns, state.st_ino)
 
     def failure(self, key: str) -> Record | None:
         """The ledger's entry of a cell that failed or was skipped."""
@@ -135,6 +174,7 @@ class Store:
         except OSError as error:
             raise unwritable(self.folder, error) from error
         self._records[key] = record
+        self._hashed[key] = self._stamp(key)
         self._publish(key, record)
         return record
 
@@ -173,11 +213,11 @@ class Store:
     def computing(self, key: str) -> AbstractContextManager[object]:
         """Held from this call to the exit while a key is computed: two runs that share a cache do not do work twice.
 
-        A cache whose locks cannot be taken is no reason to fail: the work may then be done twice.
+        Locking is best effort: without it, work may be done twice.
         """
         if self.cache is None:
             return nullcontext()
-        place = self.cache / "locks" / key[:2]
+        place = self.cache / "locks"
         try:
             place.mkdir(parents=True, exist_ok=True)
             lock = FileLock(place / f"{checked_key(key)}.lock")
@@ -226,36 +266,48 @@ class Store:
         if cached is None:
             return None
         try:
-            if not cached[1].is_file():
+            if not os.path.lexists(cached[1]):
                 return None
             record = read_record(cached[1])
+            # All of it is read: a run must not take over what has rotted in the cache.
             if record is None or record.status != "done" or not is_whole(cached[0], record):
                 for path in cached:
                     path.unlink(missing_ok=True)
                 return None
-        except OSError:
-            # A cache that cannot be read or cleaned is no reason to fail.
+        except (OSError, UsageError):
+            # A cache that cannot be read or cleaned, or an entry of a newer version, is no reason to fail.
             return None
         try:
             if record.digest:
                 _link(cached[0], self._artifact(key))
             write_atomic(self._entry(key), dump_record(record))
+            with suppress(OSError):
+                # Its last use, by which the cache is pruned.
+                os.utime(cached[1])
         except FileNotFoundError:
             # Somebody empties the cache at this moment.
             return None
         except OSError as error:
             raise unwritable(self.folder, error) from error
         self._records[key] = record
+        self._hashed[key] = self._stamp(key)
         return record
 
 
 class _Held(AbstractContextManager[object]):
-    """A lock that is held already and released at the exit."""
+    """A lock that is held already; at the exit its file is removed, then it is released.
+
+    In this order, so that a process that waited for the removed file finds it gone and asks for a new one, as
+    ``filelock`` does on POSIX systems; on Windows it removes the file itself.
+    """
 
     def __init__(self, lock: BaseFileLock) -> None:
         self._lock = lock
 
     def __exit__(self, *error: object) -> None:
+        if self._lock.is_locked and os.name == "posix":
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink()
         self._lock.release()
 
 
@@ -278,10 +330,19 @@ def _link(source: Path, target: Path) -> None:
         raise
 
 
+def _refuse_newer(path: Path) -> None:
+    """Refuse to work in a directory that a newer version wrote; what is damaged is written anew."""
+    try:
+        content = read_if_there(path, RUN_JSON_LIMIT)
+        facts = None if content is None else parse_json(content, path)
+    except (OSError, UsageError):
+        return
+    schema = facts.get("schema") if isinstance(facts, dict) else None
+    if isinstance(facts, dict) and isinstance(schema, int) and schema > RUN_SCHEMA:
+        versions = facts.get("versions")
+        check_schema(path, schema, RUN_SCHEMA, versions.get("aftershock") if isinstance(versions, dict) else None)
+
+
 def unwritable(folder: Path, error: OSError) -> AftershockError:
     """What to tell a person whose run directory cannot be written."""
-    return AftershockError(f"{folder} could not be written ({_why(error)}); what was there is kept.")
-
-
-def _why(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
+    return AftershockError(f"{folder} could not be written ({why(error)}); what was there is kept.")

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from .datasets import SIZES
 from .errors import UsageError
-from .ledger import is_file
+from .files import is_file
 from .params import bind
 from .registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
 from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat

@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..harness.errors import UsageError
+from ..harness.files import MIB, digest_of, is_regular, open_tensors, read_file
+from ..harness.formats import check_schema, package_version
 from .leaderboard import write_csv
-from .reading import MIB, mapping, words
+from .reading import check_published, mapping, words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ FOLDER = "analyses"
 SCHEMA = 1
 JSON_LIMIT = 16 * MIB
 ARRAYS_LIMIT = 512 * MIB
+FILE_LIMIT = 512 * MIB
 RESULTS_LIMIT = 500
 WHO = ("dataset", "model", "seed", "label")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -140,7 +142,10 @@ def write_findings(folder: Path, head: Mapping[str, object], findings: Findings)
     sound = _sound(findings)
     tensors, value = sound.stored()
     text = json.dumps(
-        _finite({"schema": SCHEMA, **head, "findings": value}), allow_nan=False, ensure_ascii=False, sort_keys=True
+        _finite({"schema": SCHEMA, "aftershock": package_version(), **head, "findings": value}),
+        allow_nan=False,
+        ensure_ascii=False,
+        sort_keys=True,
     )
     folder.parent.mkdir(exist_ok=True)
     part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
@@ -180,8 +185,8 @@ def remove_others(run: Path, keep: Sequence[Path]) -> None:
 def _refuse_another(folder: Path, head: Mapping[str, object]) -> None:
     """``a-b`` of ``c`` and ``a`` of ``b-c`` share a name: the second must not take the first one's place."""
     try:
-        known = json.loads(_read(folder / "findings.json", JSON_LIMIT))
-    except (UsageError, ValueError, RecursionError):
+        known = json.loads(read_file(folder / "findings.json", JSON_LIMIT, follow=False))
+    except (OSError, UsageError, ValueError, RecursionError):
         return  # nothing there, or nothing that is worth keeping
     if any(words(mapping(known).get(key)) != words(head[key]) for key in WHO):
         raise UsageError(f"{folder} holds another analysis of the same name: choose other labels for the two.")
@@ -235,34 +240,50 @@ def _finite(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else words(str(value))
 
 
-def read_findings(run: Path, arrays: bool = True) -> list[Result]:
+def read_findings(run: Path, arrays: bool = True, facts: Mapping[str, object] | None = None) -> list[Result]:
     """Every result of a run directory, by folder name; what is damaged says so in its ``problem``.
 
     Args:
         run: the run directory.
         arrays: also read :attr:`Findings.arrays`, which no page shows.
+        facts: the run's ``run.json``; a result with a file that is not the one listed there is damaged.
     """
+    listed = mapping((facts or {}).get("files"))
     root = Path(run) / FOLDER
     if root.is_symlink():
         return [Result("", problem=f"{root} is a link, which a report does not follow: replace it by the folder.")]
-    if not root.is_dir():
-        return []
-    folders = sorted(f.name for f in root.iterdir() if not f.name.startswith("."))
-    found = [_result(root / name, arrays) for name in folders[:RESULTS_LIMIT]]
+    there = [f.name for f in root.iterdir() if not f.name.startswith(".")] if root.is_dir() else []
+    lost = [parts[1] for parts in (name.split("/") for name in listed) if len(parts) == 3 and parts[0] == FOLDER]
+    folders = sorted({*there, *lost})
+    found = [_result(root / name, arrays, {"files": listed}) for name in folders[:RESULTS_LIMIT]]
     if len(folders) > RESULTS_LIMIT:
         found.append(Result("", problem=f"{root} has {len(folders)} entries; the first {RESULTS_LIMIT} were read."))
     return found
 
 
-def _result(folder: Path, arrays: bool) -> Result:
+def _result(folder: Path, arrays: bool, facts: Mapping[str, object]) -> Result:
     where = f"{FOLDER}/{words(folder.name)[:_LONGEST]}"
     try:
+        _check_files(folder, facts)
         return _read_result(folder, arrays)
     except UsageError as error:
-        reason = words(str(error))
+        # A page tells no one where on this machine the run lies.
+        reason = words(str(error).replace(f"{folder}{os.sep}", ""))
     except (ValueError, TypeError, KeyError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         reason = words(repr(error))  # RuntimeError: also too deep a nesting, and tensors of the wrong kind
     return Result(folder.name, problem=f"{where} cannot be shown: {reason[:300]}")
+
+
+def _check_files(folder: Path, facts: Mapping[str, object]) -> None:
+    """Refuse a result of which a file is not the one that the run wrote."""
+    run, start = folder.parent.parent, f"{FOLDER}/{folder.name}/"
+    for name in mapping(facts["files"]):
+        if name.startswith(start):
+            try:
+                digest = digest_of(run / name, FILE_LIMIT, within=run)
+            except (FileNotFoundError, NotADirectoryError):
+                digest = None
+            check_published(run, facts, name, digest)
 
 
 def _read_result(folder: Path, arrays: bool) -> Result:
@@ -270,11 +291,13 @@ def _read_result(folder: Path, arrays: bool) -> Result:
 
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError("it is not a folder")
-    content = _read(folder / "findings.json", JSON_LIMIT)
+    try:
+        content = read_file(folder / "findings.json", JSON_LIMIT, follow=False)
+    except FileNotFoundError:
+        raise UsageError("there is no findings.json") from None
     whole = mapping(json.loads(content))
-    head = {k: v for k, v in whole.items() if k not in ("schema", "findings")}
-    if words(whole.get("schema")) != str(SCHEMA):
-        raise UsageError(f"findings.json has schema {words(whole.get('schema'))[:20]!r}, this version reads {SCHEMA}")
+    head = {k: v for k, v in whole.items() if k not in ("schema", "aftershock", "findings")}
+    check_schema("findings.json", whole.get("schema"), SCHEMA, whole.get("aftershock"))
     if _folder_name(head) != folder.name:
         raise UsageError(f"findings.json is about {_folder_name(head)}")
     value = dict(mapping(whole.get("findings")))
@@ -282,10 +305,13 @@ def _read_result(folder: Path, arrays: bool) -> Result:
         value["arrays"] = {}
     files = tuple(
         (f.name, f.lstat().st_size) for f in sorted(folder.iterdir())
-        if re.fullmatch(r"[A-Za-z0-9_-]+\.(csv|png|safetensors)", f.name) and stat.S_ISREG(f.lstat().st_mode)
+        if re.fullmatch(r"[A-Za-z0-9_-]+\.(csv|png|safetensors)", f.name) and is_regular(f)
     )  # fmt: skip
-    with _opened(folder / "arrays.safetensors") as stream:
-        found = Findings.read(_Tensors(stream), value)
+    try:
+        with open_tensors(folder / "arrays.safetensors", ARRAYS_LIMIT, follow=False) as stream:
+            found = Findings.read(_Tensors(stream), value)
+    except FileNotFoundError:
+        raise UsageError("there is no arrays.safetensors") from None
     return Result(folder.name, head, found, "", files, hashlib.sha256(content).hexdigest())
 
 
@@ -309,30 +335,3 @@ class _Tensors(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self._keys)
-
-
-def _opened(file: Path) -> AbstractContextManager[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    _check(file, ARRAYS_LIMIT)
-    try:
-        opened: AbstractContextManager[Any] = safe_open(file, "pt")
-    except SafetensorError as error:
-        raise UsageError(f"{file.name} is damaged ({error})") from error
-    return opened
-
-
-def _read(file: Path, limit: int) -> bytes:
-    _check(file, limit)
-    return file.read_bytes()
-
-
-def _check(file: Path, limit: int) -> None:
-    try:
-        facts = file.lstat()
-    except OSError as error:
-        raise UsageError(f"there is no {file.name}") from error
-    if not stat.S_ISREG(facts.st_mode):
-        raise UsageError(f"{file.name} is not a regular file")
-    if facts.st_size > limit:
-        raise UsageError(f"{file.name} is larger than {limit // MIB} MiB, more than a report reads")

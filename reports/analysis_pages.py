@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..harness.files import MIB, is_regular, open_file
 from .analysis_figures import Drawn, drawn
-from .analysis_files import FOLDER, Result, picture_files, read_findings, table_files
+from .analysis_files import FILE_LIMIT, FOLDER, Result, picture_files, read_findings, table_files
 from .analysis_thumbnails import thumbnail
 from .figures import json_block
-from .reading import MIB, Run, mapping, words
+from .reading import Run, mapping, words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -62,7 +63,7 @@ def studies(runs: Sequence[Run]) -> tuple[list[Study], list[str]]:
     by_key: dict[tuple[str, ...], list[tuple[Run, Result]]] = {}
     problems: list[str] = []
     for run in runs:
-        for result in read_findings(run.path, arrays=False):
+        for result in read_findings(run.path, arrays=False, facts=run.facts):
             if result.findings is None:
                 problems.append(f"{run.name}: {result.problem}" if len(runs) > 1 else result.problem)
                 continue
@@ -215,8 +216,8 @@ def outdated(folder: Path, kept: Sequence[str]) -> list[Path]:
         return []
     found = []
     for page in sorted(folder.glob("*.html")):
-        if page.name not in kept and page.is_file() and not page.is_symlink():
-            with page.open("rb") as stream:
+        if page.name not in kept and is_regular(page):
+            with open_file(page, FILE_LIMIT, follow=False) as stream:
                 if GENERATOR.encode() in stream.read(2048):
                     found.append(page)
     return found

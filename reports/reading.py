@@ -6,6 +6,7 @@ regular file inside the directory and below a size limit, and what cannot be rea
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import cast
 
 from ..harness.errors import UsageError
+from ..harness.files import MIB, RefusedFileError, digest_of, parse_json, read_if_there
+from ..harness.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 
-MIB = 2**20
-JSON_LIMIT = 8 * MIB
-TABLE_LIMIT = 64 * MIB
+# The propagation table of 15 models and 45 perturbations on 19 taps takes 50 MiB.
+TABLE_LIMIT = 256 * MIB
 _MOST = 10**12  # images; more is no count, and a bar of such a length no number
 
 _TEXT = "text"
@@ -130,49 +132,66 @@ def read_run(path: Path) -> Run:
     """Read one run directory.
 
     Raises:
-        UsageError: if it is no run directory, or a file in it is malformed, too large, or leads out of it.
+        UsageError: if it is no run directory, or a file in it is malformed, too large, leads out of it, was written
+            by a newer version, or is not the one that the run wrote.
     """
     if not path.is_dir():
         raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
     if not (path / "run.json").exists() and not (path / "tables").exists():
         raise UsageError(f"{path} is no run directory: it has neither run.json nor tables/.")
     tables = {}
+    facts = _read_facts(path)
     for name, columns in TABLES.items():
-        content = _read_inside(path, f"tables/{name}.csv", TABLE_LIMIT)
+        file = f"tables/{name}.csv"
+        content = read_if_there(path / file, TABLE_LIMIT, within=path)
+        check_published(path, facts, file, None if content is None else hashlib.sha256(content).hexdigest())
         if content is not None:
             tables[name] = _read_table(path / "tables" / f"{name}.csv", content, columns, OPTIONAL.get(name, {}))
-    return Run(path, _read_facts(path), tables)
+    return Run(path, facts, tables)
 
 
 def _read_facts(path: Path) -> Mapping[str, object]:
-    content = _read_inside(path, "run.json", JSON_LIMIT)
+    file = path / "run.json"
+    content = read_if_there(file, RUN_JSON_LIMIT, within=path)
     if content is None:
         return {}
-    file = path / "run.json"
     try:
-        facts = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not valid JSON ({error}): run the suite again to write it anew.") from error
+        facts = parse_json(content, file)
+    except RefusedFileError as error:
+        raise UsageError(f"{error} Run the suite again to write it anew.") from error
     if not isinstance(facts, dict):
         raise UsageError(f"{file} holds no JSON object: run the suite again to write it anew.")
+    schema = facts.get("schema", 1)
+    check_schema(file, schema, RUN_SCHEMA, mapping(facts.get("versions")).get("aftershock"))
+    if (schema == RUN_SCHEMA or "checksum" in facts) and not is_sealed(content):
+        raise UsageError(f"{file} was changed or damaged after the run wrote it: run the suite again to write it anew.")
     return cast("dict[str, object]", facts)
 
 
-def _read_inside(run: Path, relative: str, limit: int) -> bytes | None:
-    """A file's bytes; ``None`` where it does not exist."""
-    file = run / relative
-    if not file.exists() and not file.is_symlink():
-        return None
-    # os.path.realpath, unlike Path.resolve, does not raise where links form a loop.
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run)):
-        raise UsageError(f"{file} leads out of its run directory: replace the link by the file itself.")
-    if not file.is_file():
-        raise UsageError(f"{file} is not a regular file: remove it or run the suite again.")
-    with file.open("rb") as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise UsageError(f"{file} is larger than {limit // MIB} MiB, more than a report reads: split the suite.")
-    return content
+def check_published(run: Path, facts: Mapping[str, object], name: str, digest: str | None) -> None:
+    """Refuse a file that is not the one that its run wrote.
+
+    Args:
+        run: the run directory.
+        facts: its ``run.json``; where that does not list the file, there is nothing to compare with.
+        name: the file's path in the run directory.
+        digest: its sha256, ``None`` where it is missing.
+
+    Raises:
+        UsageError: if the run lists another one.
+    """
+    wanted = mapping(facts.get("files")).get(name)
+    if wanted is not None and digest != wanted:
+        what = "is missing" if digest is None else "was changed or damaged after the run wrote it"
+        raise UsageError(f"{run / name} {what}: run the suite again to write it anew.")
+
+
+def check_scores(run: Run) -> None:
+    """Refuse a table of scores that is not the one that the run wrote; errors are those of :func:`check_published`."""
+    name = "tables/scores.csv.gz"
+    if name in mapping(run.facts.get("files")):
+        there = os.path.lexists(run.path / name)
+        check_published(run.path, run.facts, name, digest_of(run.path / name, within=run.path) if there else None)
 
 
 def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional: Mapping[str, str]) -> list[Row]:

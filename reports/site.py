@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..harness.errors import UsageError
+from ..harness.files import refuse_links_on_the_way, write_atomic, write_problem
 from .analysis_pages import Study, analysis_page, cards, outdated, studies
 from .attack_views import ROUNDED, rounding, winners
 from .budget_views import curve_data, ends, ends_table
@@ -24,7 +25,7 @@ from .cost_views import COSTS, cost_tables
 from .figures import MEASURES, grouped, json_block, matrices, propagation
 from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
 from .joined_ranks import common_ranks
-from .reading import TABLES, Row, Run, listed, objects, quantity, read_run, words
+from .reading import TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
 from .run_views import labels, run_page
 from .shares import Conditions
 from .verdict import Standing, sentence, verdict
@@ -106,46 +107,60 @@ def _result(row: Row) -> tuple[object, ...]:
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
+    """Write the site of some runs; see :func:`write_site`.
+
+    Returns:
+        ``out/index.html``, with ``out/assets`` beside it, and ``out/analyses`` where the runs have analyses.
+    """
+    return write_site(runs, out)[-1]
+
+
+def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
     """Write the site of some runs.
 
     Args:
         runs: run directories; rows of the same data set, model and protocol digest share a leaderboard.
-        out: the folder of the site, made if need be.
+        out: the folder of the site, made if need be. It may be a link, but not one that lies in one of the runs.
 
     Returns:
-        ``out/index.html``, with ``out/assets`` beside it, and ``out/analyses`` where the runs have analyses.
+        every file of the site, ``index.html`` last.
 
     Raises:
         UsageError: if there is no run, a run cannot be read, or ``out`` cannot be written.
+        AftershockError: if the disk is full or broken; each file is then the old one, the new one, or not there.
     """
     if not runs:
         raise UsageError("Name at least one run directory to report on.")
     read = [read_run(Path(path)) for path in runs]
+    if len(read) > 1:
+        for run in read:
+            check_scores(run)
     found, problems = studies(read)
     page = render(read, found, problems)
     out = Path(out)
     environment = _environment()
     more = {f"{s.slug}.html": analysis_page(s, environment, out, version("aftershock")) for s in found}
     assets, analyses = out / "assets", out / "analyses"
-    for folder in (out, assets, analyses):
-        # A run directory from a stranger could hold a link named `site`, and the report would be written through it.
-        if folder.is_symlink() and (folder != out or any(folder.parent.samefile(run) for run in runs)):
+    # A run directory may come from anybody, and a report could be written through a link in it.
+    refuse_links_on_the_way(out, runs)
+    for folder in (assets, analyses):
+        if folder.is_symlink():
             raise UsageError(f"{folder} is a link: remove it, or choose another folder for the report.")
+    texts = {assets / name: (files(f"{__package__}.templates") / name).read_text("utf-8") for name in ASSETS}
+    texts[assets / "plotly.min.js"] = _plotly()
+    texts |= {analyses / name: text for name, text in more.items()}
+    texts[out / "index.html"] = page
     try:
         assets.mkdir(parents=True, exist_ok=True)
-        for name in ASSETS:
-            _write(assets / name, (files(f"{__package__}.templates") / name).read_text("utf-8"))
-        _write(assets / "plotly.min.js", _plotly())
         if more:
             analyses.mkdir(exist_ok=True)
-        for name, text in more.items():
-            _write(analyses / name, text)
+        for file, text in texts.items():
+            write_atomic(file, text.encode("utf-8"))
         for old in outdated(analyses, list(more)):
             old.unlink()
-        _write(out / "index.html", page)
     except OSError as error:
-        raise UsageError(f"The report cannot be written to {out} ({error}): choose another folder.") from error
-    return out / "index.html"
+        raise write_problem(out, error, "choose another folder for the report") from error
+    return list(texts)
 
 
 def _environment() -> Environment:
@@ -353,12 +368,3 @@ def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
-
-
-def _write(file: Path, text: str) -> None:
-    """Write by rename, so that a link in the file's place is replaced and not followed."""
-    part = file.with_name(f".{file.name}.part")
-    part.unlink(missing_ok=True)
-    with part.open("x", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-    part.replace(file)

@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from aftershock.harness.errors import AftershockError, UsageError
-from aftershock.harness.ledger import SUFFIX, Record, dump_record, is_whole, read_record, write_atomic
+from aftershock.harness.files import write_atomic
+from aftershock.harness.formats import seal
+from aftershock.harness.ledger import SCHEMA, SUFFIX, Record, is_whole, read_record
 from aftershock.harness.store import Store
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -144,20 +147,29 @@ def test_touching_an_artifact_is_no_damage(run: Path, held: Store) -> None:
     assert held.find(KEY) is not None
 
 
+def entry(key: str = KEY, schema: int = SCHEMA, **changes: object) -> bytes:
+    """A ledger entry with a right checksum, whatever it says."""
+    return seal({"schema": schema, "aftershock": "9.9", **asdict(Record(key, "n", "k", "done")), **changes})
+
+
 DAMAGED = {
     "nothing": b"",
-    "half": b'{"schema": 1, "key": "',
+    "half": entry()[: len(entry()) // 2],
     "binary": b"\xff\xfe\x00",
     "another-shape": b"[1, 2]",
     "deep": b"[" * 100_000,
-    "other-schema": dump_record(Record(KEY, "n", "k", "done")).replace(b'"schema": 1', b'"schema": 99'),
-    "other-key": dump_record(Record(OTHER, "n", "k", "done")),
-    "no-key": b'{"schema": 1}',
-    "hostile-key": dump_record(Record("../../../etc/passwd", "n", "k", "done")),
-    "odd-status": dump_record(Record(KEY, "n", "k", "finished")),  # type: ignore[arg-type]
-    "odd-values": dump_record(Record(KEY, "n", "k", "done", values={})).replace(b'"values": {}', b'"values": null'),
-    "odd-seconds": dump_record(Record(KEY, "n", "k", "done")).replace(b'"seconds": 0.0', b'"seconds": "fast"'),
-    "more-fields": dump_record(Record(KEY, "n", "k", "done")).replace(b'"schema"', b'"extra": 1, "schema"'),
+    "no-checksum": json.dumps(asdict(Record(KEY, "n", "k", "done"))).encode(),
+    "edited": entry(values={"clean_accuracy": 0.98}).replace(b"0.98", b"0.99"),
+    "edited-seconds": entry(seconds=1.5).replace(b"1.5", b"2.5"),
+    "edited-name": entry().replace(b'"n"', b'"m"'),
+    "older-schema": entry(schema=1),
+    "other-key": entry(OTHER),
+    "no-key": seal({"schema": SCHEMA, "aftershock": "9.9"}),
+    "hostile-key": entry("../../../etc/passwd"),
+    "odd-status": entry(status="finished"),
+    "odd-values": entry(values=None),
+    "odd-seconds": entry(seconds="fast"),
+    "more-fields": entry(extra=1),
 }
 
 
@@ -383,7 +395,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(run: Path, cache: Path) 
     # What stands in the way here are files where folders belong and the other way round.
     (cache / "cells").mkdir(parents=True)
     (cache / "cells" / KEY[:2]).write_text("")
-    (cache / "locks" / KEY[:2] / f"{KEY}.lock").mkdir(parents=True)
+    (cache / "locks" / f"{KEY}.lock").mkdir(parents=True)
     with Store(run, cache) as store:
         assert store.find(KEY) is None
         with store.computing(KEY):

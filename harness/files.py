@@ -1,0 +1,270 @@
+"""Files of run directories, caches and guards, which may come from anybody: read with care, and written whole or not.
+
+A file is read only when it is a regular file below a size limit. Its kind is asked for before it is opened, because a
+named pipe would wait for ever and a device has no end; a link out of the folder that it belongs to is not followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import AftershockError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+# What one file of tensors may hold: the weights of torchvision's largest classifier take 2.6 GiB.
+TENSORS_LIMIT = 4 * GIB
+# The names, types and shapes of a file's tensors; 16 MiB hold some 100,000 of them.
+HEADER_LIMIT = 16 * MIB
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# A disk that ran full or broke, as against a place where nobody may write.
+_BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_LEFT = "*.[0-9]*.tmp"
+
+
+class RefusedFileError(UsageError):
+    """A file that is not read: of another kind than a regular file, too large, damaged, or outside its folder."""
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path that a person wrote is a file; a name that cannot be one (too long, no access) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def open_file(path: Path, limit: int, within: Path | None = None, follow: bool = True) -> BufferedReader:
+    """Open a regular file for reading; nothing else is opened even for a moment.
+
+    Args:
+        path: the file.
+        limit: its largest size in bytes.
+        within: the folder that it belongs to: a link that leads out of it is refused.
+        follow: ``False`` to refuse every link in the file's own place.
+
+    Raises:
+        FileNotFoundError: where there is nothing.
+        RefusedFileError: for anything but a regular file of at most ``limit`` bytes in its folder.
+        OSError: if it cannot be opened.
+    """
+    target = path
+    if within is not None:
+        # os.path.realpath, unlike Path.resolve, does not raise where links form a loop.
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(os.path.realpath(within)):
+            raise RefusedFileError(f"{path} leads out of its run directory: replace the link by the file itself.")
+    try:
+        _check(path, target.stat(follow_symlinks=follow), limit)
+        opened = os.open(target, _FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise _irregular(path) from None
+        raise
+    except ValueError as error:
+        raise RefusedFileError(f"{path} cannot name a file ({error}).") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _irregular(path) from None
+        raise
+    stream = os.fdopen(opened, "rb")
+    try:
+        # It may have been replaced since it was asked about.
+        _check(path, os.fstat(opened), limit)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _check(path: Path, facts: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise _irregular(path)
+    if facts.st_size > limit:
+        raise _too_large(path, limit)
+
+
+def _irregular(path: Path) -> RefusedFileError:
+    return RefusedFileError(f"{path} is not a regular file: remove it or run the suite again.")
+
+
+def _too_large(path: Path, limit: int) -> RefusedFileError:
+    size = f"{limit // MIB} MiB" if limit >= MIB else f"{limit} bytes"
+    return RefusedFileError(f"{path} is larger than {size}, more than is read there.")
+
+
+def read_file(path: Path, limit: int, within: Path | None = None, follow: bool = True) -> bytes:
+    """Return a file's bytes; arguments and errors are those of :func:`open_file`."""
+    with open_file(path, limit, within, follow) as stream:
+        # Some files are longer than their size says.
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise _too_large(path, limit)
+    return content
+
+
+def read_if_there(path: Path, limit: int, within: Path | None = None) -> bytes | None:
+    """Return a file's bytes, or ``None`` where there is nothing; otherwise like :func:`read_file`."""
+    try:
+        return read_file(path, limit, within)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """Return the JSON value of a file's content.
+
+    Raises:
+        RefusedFileError: if it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RefusedFileError(f"{path} is not valid JSON ({str(error)[:200]}).") from error
+
+
+def digest_of(path: Path, limit: int = 64 * GIB, within: Path | None = None) -> str:
+    """Return the sha256 of a file's bytes, in hex; errors are those of :func:`open_file`."""
+    with open_file(path, limit, within) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether a path itself is a regular file; a link is none, and so is what cannot be asked about."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def open_tensors(
+    path: Path, limit: int = TENSORS_LIMIT, within: Path | None = None, follow: bool = True
+) -> Iterator[Any]:
+    """Open a safetensors file; its header is measured before it is read.
+
+    Yields:
+        the open file, as of :func:`safetensors.safe_open` for torch.
+
+    Raises:
+        FileNotFoundError: where there is nothing.
+        RefusedFileError: like :func:`open_file`, and for a file that is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open_file(path, limit, within, follow) as stream:
+        header = int.from_bytes(stream.read(8), "little")
+        if header > HEADER_LIMIT:
+            raise RefusedFileError(f"{path} is no safetensors file that can be read: its header is too large.")
+        try:
+            opened = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise RefusedFileError(f"{path} is damaged ({' '.join(str(error).split())[:200]}).") from error
+        with opened as tensors:
+            yield tensors
+
+
+def read_tensors(
+    path: Path, limit: int = TENSORS_LIMIT, within: Path | None = None, follow: bool = True
+) -> dict[str, Tensor]:
+    """Return all tensors of a safetensors file by name; arguments and errors are those of :func:`open_tensors`."""
+    with open_tensors(path, limit, within, follow) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside the final name, then rename: a reader sees all or nothing, and a link there is replaced."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        # What lies there is not written through, were it a link.
+        temporary.unlink(missing_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed :func:`write_atomic` left in a folder."""
+    for leftover in folder.glob(_LEFT):
+        if not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
+
+
+def refuse_links_below(folder: Path, parts: Sequence[str]) -> None:
+    """Refuse a folder in which something that will be written or deleted is a link, before anything is touched.
+
+    Args:
+        folder: it may itself be a link, because its user named it.
+        parts: the names in it that are ours, with all below them.
+
+    Raises:
+        UsageError: for the first link, and for a folder that stands where a file belongs.
+    """
+    waiting = [folder / part for part in parts]
+    while waiting:
+        path = waiting.pop()
+        if path.is_symlink():
+            raise UsageError(
+                f"{path} is a link, and what is written there would land elsewhere: remove it, or choose another "
+                "directory, --out."
+            )
+        if not path.is_dir():
+            continue
+        if Path(path.name).suffix in (".json", ".txt", ".lock", ".safetensors", ".csv", ".gz", ".html", ".js", ".css"):
+            raise UsageError(f"{path} is a folder where a file belongs: remove it, or choose another directory, --out.")
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+
+
+def refuse_links_on_the_way(path: Path, roots: Sequence[Path]) -> None:
+    """Refuse a target that lies in somebody's folder behind a link.
+
+    Args:
+        path: what will be written; links on the way to one of the roots are the user's own, and followed.
+        roots: run directories, perhaps from an untrusted source.
+
+    Raises:
+        UsageError: if the target or a folder on the way to it is a link that lies in one of the roots.
+    """
+    inside = [os.path.realpath(root) for root in roots]
+    whole = path.absolute()
+    for step in (*reversed(whole.parents), whole):
+        if step.is_symlink() and any(Path(os.path.realpath(step.parent)).is_relative_to(root) for root in inside):
+            raise UsageError(f"{step} is a link: remove it, or choose another place to write to.")
+
+
+def why(error: OSError) -> str:
+    """Return what the system says of a failed call, with the file that it is about."""
+    text = os.strerror(error.errno) if error.errno else str(error)
+    name = error.filename2 or error.filename
+    return f"{text}: {Path(os.fsdecode(name)).name}" if isinstance(name, str | bytes) and name else text
+
+
+def write_problem(place: Path, error: OSError, advice: str) -> AftershockError:
+    """Return what to tell a person whose files could not be written: a full disk is no wrong command.
+
+    Args:
+        place: the folder or file that was to be written.
+        error: why not.
+        advice: what to do where the place is wrong.
+    """
+    if error.errno in _BROKEN:
+        return AftershockError(f"{place} could not be written ({why(error)}): free some space and try again.")
+    return UsageError(f"{place} cannot be written ({why(error)}): {advice}.")
