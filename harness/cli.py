@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .cache_commands import app as cache_app
 from .errors import AftershockError, UsageError
+from .streams import checked_output, lenient_errors
 
 app = typer.Typer(
     name="aftershock",
@@ -26,6 +28,7 @@ INTERRUPTED = 130
 
 guard_app = typer.Typer(help="A fitted detector around its model, for live use.", no_args_is_help=True)
 app.add_typer(guard_app, name="guard")
+app.add_typer(cache_app, name="cache")
 
 Plugins = Annotated[list[Path], typer.Option("--plugin", help="A local file with registered parts; may be repeated.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")]
@@ -240,8 +243,14 @@ def main(arguments: list[str] | None = None) -> None:
     """The console script: exit status 0 done, 1 some cells failed, 2 wrong usage or suite."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _plain_warning
+    with lenient_errors():
+        _answer(arguments, debug)
+
+
+def _answer(arguments: list[str] | None, debug: bool) -> None:
     try:
-        app(arguments)
+        with checked_output():
+            app(arguments)
     except SystemExit as end:
         # What typer makes of Ctrl-C, without a word.
         if end.code == INTERRUPTED:

@@ -21,6 +21,7 @@ import safetensors.torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
+from .cache import CACHE_SIGNATURE, CACHE_TAG
 from .errors import AftershockError, UsageError
 from .files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
 from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
@@ -28,11 +29,6 @@ from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, 
 
 # What a run directory holds that is ours to write and delete.
 PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock")
-# A folder that backup programs leave out, by https://bford.info/cachedir/.
-CACHE_TAG = "CACHEDIR.TAG"
-CACHE_SIGNATURE = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n# Finished cells of Aftershock: aftershock cache --help\n"
-)
 
 
 class Store:

@@ -34,11 +34,18 @@ finally:
 """
 
 
-COMMANDS = ("run", "report", "list", "validate", "check", "new", "guard")
+COMMANDS = ("run", "report", "list", "validate", "check", "new", "guard", "cache")
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS), ["guard", "export", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        *([c, "--help"] for c in COMMANDS),
+        ["guard", "export", "--help"],
+        ["cache", "prune", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     assert python(COMMAND, tmp_path, *arguments)
