@@ -51,6 +51,19 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
     assert python(COMMAND, tmp_path, *arguments)
 
 
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    # Where scripts are not on the path: notebooks, clusters, several Pythons.
+    command = [sys.executable, "-m", "aftershock"]
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = [
+        subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+        for more in (["--version"], ["validate"], ["run", "--no-such-option"])
+    ]
+    assert [d.returncode for d in done] == [0, 2, 2]
+    assert done[0].stdout.startswith("aftershock ")
+    assert "Usage: python -m aftershock run " in done[2].stderr
+
+
 def test_help_names_every_command(tmp_path: Path) -> None:
     said = python(COMMAND, tmp_path, "--help")
     for command in COMMANDS:
