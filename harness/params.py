@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .keys import canonical
 from .registry import did_you_mean
 
 _FRACTION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*([0-9]+(?:\.[0-9]+)?)\s*")
@@ -42,12 +43,33 @@ def parse_number(value: object) -> float:
 
 def parameters(factory: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
     """The parameters that a suite may set on a class or function, by name (``skip``: those the harness gives)."""
-    found = inspect.signature(factory, eval_str=True).parameters
     return {
         name: p
-        for name, p in found.items()
+        for name, p in _signature(factory).parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in skip and name != "self"
     }
+
+
+def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(factory, eval_str=True)
+    except NameError:
+        # An annotation names what is imported for type checkers only: those that can be read still count.
+        plain = inspect.signature(factory)
+        made = factory.__init__ if isinstance(factory, type) else factory
+        names = getattr(made, "__globals__", {})
+        return plain.replace(
+            parameters=[p.replace(annotation=_evaluated(p.annotation, names)) for p in plain.parameters.values()]
+        )
+
+
+def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))  # noqa: S307 (code of a module that is imported already)
+    except NameError:
+        return Any
 
 
 def bind(
@@ -55,76 +77,103 @@ def bind(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Check and convert ``values`` for ``factory``.
 
+    Numbers, whole numbers, truth values and text are not converted into each other; a fraction such as ``"8/255"`` is
+    a number. A budget (``eps``, ``..._eps``) becomes one whatever its annotation. Without an annotation, a number as
+    the default asks for a number and a truth value for a truth value.
+
     Returns:
         the keyword arguments (only those that were given), and the problems by parameter name.
     """
-    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-
     known = parameters(factory, skip)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in _signature(factory).parameters.values())
     bound: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name, value in values.items():
-        if name not in known:
-            if open_ended:
-                bound[name] = value
-                continue
+        if name not in known and not open_ended:
             names = ", ".join(known) or "none"
             problems[name] = f"there is no parameter {name!r}{did_you_mean(name, known)}; it takes: {names}"
             continue
-        annotation = known[name].annotation
-        if annotation is inspect.Parameter.empty:
-            bound[name] = value
-            continue
         try:
-            if isinstance(value, bool) and _takes_number(annotation) and bool not in _alternatives(annotation):
-                raise ValueError("a number is wanted, not a truth value")
-            if _means_number(annotation, value):
-                value = parse_number(value)
-                if _takes_int(annotation) and value.is_integer():
-                    value = int(value)
-            strict = ConfigDict(strict=False, arbitrary_types_allowed=True)
-            bound[name] = TypeAdapter(annotation, config=None if _is_model(annotation) else strict).validate_python(
-                value
-            )
-        except ValidationError as error:
-            problems[name] = f"{name} = {value!r}: {error.errors()[0]['msg']}"
+            bound[name] = _converted(name, value, _wanted(known.get(name)))
         except ValueError as error:
-            problems[name] = f"{name} = {value!r}: {error}"
-        except PydanticUserError:
-            bound[name] = value
+            problems[name] = f"{name} = {_shortened(value)}: {error}"
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in values:
             problems[name] = f"the parameter {name!r} is missing"
     return bound, problems
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
+def is_budget(name: str) -> bool:
+    """Return whether a parameter is a budget by its name."""
+    return name == "eps" or name.endswith("_eps")
+
+
+def _wanted(parameter: inspect.Parameter | None) -> Any:
+    """The type that a parameter asks for: its annotation, else what its default is."""
+    if parameter is None:
+        return Any
+    if parameter.annotation is not parameter.empty:
+        return parameter.annotation
+    if isinstance(parameter.default, bool):
+        return bool
+    return int | float if isinstance(parameter.default, int | float) else Any
+
+
+def _converted(name: str, value: object, annotation: Any) -> Any:
+    """``value`` as a parameter asks for it.
+
+    Raises:
+        ValueError: if it cannot be that, or has no form in a content key.
+    """
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    if isinstance(value, bool) and _alternatives(annotation) & {int, float} and bool not in _alternatives(annotation):
+        raise ValueError("a number is wanted, not a truth value")
+    if is_budget(name) and value is not None:
+        if isinstance(value, list | tuple | Mapping):
+            raise ValueError("a budget is one number, such as 0.03 or \"8/255\"")
+        value = parse_number(value)
+        if not _alternatives(annotation) & {int, float}:
+            return value
+    if _means_number(annotation, value):
+        value = parse_number(value)
+        if int in _alternatives(annotation) and value.is_integer():
+            value = int(value)
+    try:
+        text = canonical(value)
+        # Read as JSON: its lists are tuples and sets where those are asked for, its numbers never truth values.
+        loose = None if _is_model(annotation) else ConfigDict(arbitrary_types_allowed=True)
+        found = TypeAdapter(annotation, config=loose).validate_json(text, strict=True)
+        canonical(found)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"]) from error
+    except PydanticUserError:
+        return value
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            "give finite numbers, text, true or false, and lists or tables of them: nothing else can be part of a "
+            "content key"
+        ) from error
+    return found
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _alternatives(annotation: Any) -> set[Any]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
+        return {a for a in typing.get_args(annotation) if isinstance(a, type)}
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 def _means_number(annotation: Any, value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, str | float | int) or not _takes_float(annotation):
+    if isinstance(value, bool) or not isinstance(value, str | float | int) or float not in _alternatives(annotation):
         return False
-    return not (isinstance(value, str) and _takes_str(annotation))
-
-
-def _takes_float(annotation: Any) -> bool:
-    return float in _alternatives(annotation)
-
-
-def _takes_number(annotation: Any) -> bool:
-    return _takes_float(annotation) or _takes_int(annotation)
-
-
-def _takes_int(annotation: Any) -> bool:
-    return int in _alternatives(annotation)
-
-
-def _takes_str(annotation: Any) -> bool:
-    return str in _alternatives(annotation)
+    return not (isinstance(value, str) and str in _alternatives(annotation))
 
 
 def _is_model(annotation: Any) -> bool:

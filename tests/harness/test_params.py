@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from typing import Literal
 
@@ -99,10 +100,21 @@ def test_values_are_converted() -> None:
         ("eps", math.nan, "not a finite number"),
         ("eps", "inf", "not a finite number"),
         ("eps", True, "truth value"),
-        ("eps", [0.1], "valid number"),
+        ("eps", [0.1], "a budget is one number"),
+        ("eps", {"eps": 0.1}, "a budget is one number"),
         ("steps", 2.5, "integer"),
         ("steps", "many", "integer"),
         ("steps", True, "truth value"),
+        ("steps", "10", "integer"),
+        ("steps", 10.0, "integer"),
+        ("both", [1], "number"),
+        ("taps", [1], "string"),
+        ("taps", "a", "array"),
+        ("flag", 1, "boolean"),
+        ("flag", "yes", "boolean"),
+        ("plain", {"a": [1, math.nan]}, "finite numbers"),
+        ("plain", dt.date(2020, 1, 1), "finite numbers"),
+        ("plain", object(), "finite numbers"),
         ("both", math.inf, "not a finite number"),
         ("norm", "l3", "'linf' or 'l2'"),
         ("name", 3, "string"),
@@ -116,6 +128,41 @@ def test_mistakes_name_the_parameter_and_what_is_wrong(name: str, value: object,
     assert list(problems) == [name]
     assert said in problems[name]
     assert name not in bound
+
+
+class Careless:
+    """Annotations that a plugin's author left out or got wrong."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, eps, large_eps: str = "", steps=10, rate=0.5, keep=False, mode="fast", tried: NoSuchName = 1,  # noqa: F821
+        width: int = 3,
+    ) -> None: ...  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "bound"),
+    [
+        ({"eps": "8/255"}, {"eps": 8 / 255}),
+        ({"eps": 1}, {"eps": 1.0}),
+        ({"eps": 0.1, "large_eps": "1/2"}, {"eps": 0.1, "large_eps": 0.5}),
+        ({"eps": 0.1, "steps": 3, "rate": "1/4"}, {"eps": 0.1, "steps": 3, "rate": 0.25}),
+        ({"eps": 0.1, "keep": True, "mode": 3}, {"eps": 0.1, "keep": True, "mode": 3}),
+        ({"eps": 0.1, "tried": "anything", "width": 4}, {"eps": 0.1, "tried": "anything", "width": 4}),
+    ],
+)
+def test_budgets_and_numbers_need_no_annotation(values: dict[str, object], bound: dict[str, object]) -> None:
+    assert bind(Careless, values) == (bound, {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"eps": "much"}, {"eps": True}, {"eps": [0.1]}, {"eps": math.inf}, {"large_eps": "large"}, {"steps": "many"},
+        {"steps": True}, {"rate": []}, {"keep": 1}, {"keep": "no"}, {"mode": math.nan}, {"width": "4"},
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_refused_without_an_annotation(wrong: dict[str, object]) -> None:
+    assert set(bind(Careless, {"eps": 0.1, **wrong})[1]) == set(wrong)
 
 
 def test_all_mistakes_at_once_and_the_missing_ones() -> None:
@@ -135,7 +182,8 @@ def test_what_the_harness_gives_is_not_the_suites_to_set() -> None:
 def test_open_ended_parts_take_anything() -> None:
     def open_ended(a: int = 1, **more: object) -> None: ...
 
-    assert bind(open_ended, {"a": "2", "b": [1]}) == ({"a": 2, "b": [1]}, {})
+    assert bind(open_ended, {"a": 2, "b": [1]}) == ({"a": 2, "b": [1]}, {})
+    assert set(bind(open_ended, {"a": 2, "b": math.inf})[1]) == {"b"}
 
 
 def test_classes_are_read_by_their_constructor() -> None:
