@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .data import TaskShape
-from .registry import PERTURBATIONS
+from .instances import make_perturbation
 from .suite import PerturbationPart, Suite
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Applicability:
 
 def make_perturbations(suite: Suite) -> dict[str, Perturbation]:
     """Return the perturbations of a suite by label."""
-    return {p.label: PERTURBATIONS.get(p.name)(**p.params) for p in suite.perturbations}
+    return {p.label: make_perturbation(p) for p in suite.perturbations}
 
 
 def applicability(suite: Suite, perturbations: Mapping[str, Perturbation], task: TaskShape) -> Applicability:

@@ -131,7 +131,7 @@ def _converted(name: str, value: object, annotation: Any) -> Any:
         raise ValueError("a number is wanted, not a truth value")
     if is_budget(name) and value is not None:
         if isinstance(value, list | tuple | Mapping):
-            raise ValueError("a budget is one number, such as 0.03 or \"8/255\"")
+            raise ValueError('a budget is one number, such as 0.03 or "8/255"')
         value = parse_number(value)
         if not _alternatives(annotation) & {int, float}:
             return value

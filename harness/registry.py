@@ -96,8 +96,11 @@ class Registry:
         """Class decorator: make a part known under ``name``.
 
         Raises:
-            UsageError: if another origin holds the name already.
+            UsageError: if another origin holds the name already, or what is registered is not a part of this kind.
         """
+        if not isinstance(name, str) or not name:
+            given = getattr(name, "__name__", name)
+            raise UsageError(f'register({given!r}): give the {self.word} a name, @register("name").')
 
         def decorate(part: T) -> T:
             self.add(name, part, self._loading or origin_of(getattr(part, "__module__", "") or ""))
@@ -109,8 +112,11 @@ class Registry:
         """Add a part; the same origin may replace its own (a notebook cell run twice).
 
         Raises:
-            UsageError: if another origin holds the name already.
+            UsageError: if another origin holds the name already, or ``part`` is not a part of this kind.
         """
+        wrong = _wrong_part(self.kind, part)
+        if wrong:
+            raise UsageError(f"{origin.path or origin} registers {self.word} {name!r} as {wrong}.")
         held = self._entries.get(name)
         if held is not None and held.origin.package != origin.package:
             raise UsageError(
@@ -210,6 +216,13 @@ class _Loading:
         # One plugin may look up a part of another while it is imported.
         for registry, before in zip(self.registries, self._before, strict=True):
             registry._loading = before
+
+
+def _wrong_part(kind: str, part: Any) -> str:
+    """What is wrong with something that was registered; empty for a class, or a function where one will do."""
+    if kind in ("detectors", "perturbations", "analyses"):
+        return "" if isinstance(part, type) else f"{part!r:.60}, which is not a class: register the class itself"
+    return "" if callable(part) else f"{part!r:.60}, which cannot be called: register a function or a class"
 
 
 def origin_of(module: str) -> Origin:

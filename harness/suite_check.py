@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from .datasets import SIZES
 from .errors import UsageError
+from .instances import make_analysis, make_detector, make_perturbation
 from .files import is_file
-from .params import bind
 from .registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
 from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .suite_file import (
@@ -31,26 +31,12 @@ from .suite_file import (
     PerturbationEntry,
     SuiteFile,
     explain,
-    locate,
+    salvage,
 )
-from .trace import Need
+from .suite_problems import Checker, Problem, SuiteError, told
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake in a suite: where (line 0: unknown) and what."""
-
-    line: int
-    text: str
-
-
-class SuiteError(UsageError):
-    """Everything that is wrong with a suite."""
-
-    def __init__(self, where: str, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(sorted(problems, key=lambda p: p.line))
-        lines = [f"{where}:{p.line}: {p.text}" if p.line else f"{where}: {p.text}" for p in self.problems]
-        super().__init__("\n".join(lines))
+if TYPE_CHECKING:
+    from ..attacks.base import Perturbation
 
 
 def builtin_suites() -> dict[str, Path]:
@@ -68,7 +54,7 @@ def load_suite(suite: str | Path | Mapping[str, Any], plugins: Iterable[Path] = 
 
     Raises:
         SuiteError: with every mistake at once.
-        UsageError: if there is no such suite or a plugin file cannot be loaded.
+        UsageError: if there is no such suite.
     """
     if isinstance(suite, Mapping):
         return _check(dict(suite), "", None, tuple(plugins))
@@ -94,76 +80,24 @@ def load_suite(suite: str | Path | Mapping[str, Any], plugins: Iterable[Path] = 
     return _check(raw, text, path.resolve(), tuple(plugins))
 
 
-class _Checker:
-    """Collects mistakes with their lines while a suite is resolved."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.problems: list[Problem] = []
-
-    def add(self, location: Sequence[str | int], text: str) -> None:
-        problem = Problem(locate(self.text, location), text)
-        # One mistake in an entry with a list of budgets is met once per budget.
-        if problem not in self.problems:
-            self.problems.append(problem)
-
-    def part(self, kind: str, registry: Any, entry: Any, location: tuple[str | int, ...], skip: tuple[str, ...]) -> Any:
-        """The factory that an entry names, with its bound parameters, or ``None`` after noting what is wrong."""
-        try:
-            factory = registry.get(entry.name)
-        except UsageError as error:
-            self.add((*location, "name"), str(error))
-            return None
-        except Exception as error:
-            self.add((*location, "name"), f"{kind} {entry.name!r} could not be loaded: {error}")
-            return None
-        return factory
-
-    def bound(
-        self,
-        factory: Any,
-        params: Mapping[str, Any],
-        where: str,
-        location: tuple[str | int, ...],
-        skip: tuple[str, ...],
-    ) -> dict[str, Any]:
-        values, problems = bind(factory, params, skip)
-        for name, text in problems.items():
-            self.add((*location, name), f"{where}: {text}")
-        return values
-
-    def made(self, factory: Any, params: Mapping[str, Any], where: str, location: tuple[str | int, ...]) -> None:
-        """Construct the part once: its own checks speak before any work starts."""
-        try:
-            made = factory(**params)
-            # A plugin's part may be anything: what the plan asks of it is asked here first.
-            _ = made.info.kind, made.learnable, made.source_files()
-            missing = made.missing()
-        except Exception as error:
-            missing = _told(error)
-        if missing:
-            self.add(location, f"{where}: {missing}")
-
-
 def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[Path, ...]) -> Suite:
     where = str(source) if source else "suite"
-    checker = _Checker(text)
+    checker = Checker(text)
     try:
         parsed = SuiteFile.model_validate(raw)
     except ValidationError as error:
         for item in error.errors():
             checker.add(item["loc"], explain(item))
-        raise SuiteError(where, checker.problems) from None
+        # What is whole is checked all the same, so that no mistake hides another.
+        parsed = salvage(raw, [item["loc"] for item in error.errors()])
     folder = source.parent if source else Path.cwd()
-    own = tuple(folder / name for name in parsed.plugins)
-    for number, plugin in enumerate((*own, *plugins)):
-        try:
-            load_plugin_file(plugin)
-        except UsageError as error:
-            if number >= len(own):
-                raise
-            checker.add(("plugins",), str(error))
-    data = _data(parsed.data, checker, folder)
+    _load_plugins(parsed.plugins, plugins, checker, folder)
+    for index, entry in enumerate(parsed.perturbations):
+        if checker.wrong_at("perturbations", index, "name") or checker.wrong_at("perturbations", index, "label"):
+            given = raw["perturbations"][index]
+            name = given.get("label", given.get("name")) if isinstance(given, Mapping) else None
+            checker.doubtful.add(name if isinstance(name, str) else entry.name)
+    data = _data(parsed.data, checker, folder) if parsed.data is not None else None
     models = [_model(m, i, checker, folder) for i, m in enumerate(parsed.models)]
     placed = [(i, p) for i, e in enumerate(parsed.perturbations) for p in _perturbation(e, i, checker, folder)]
     perturbations = [p for _, p in placed]
@@ -175,12 +109,12 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
     _unique("perturbations", list(placed), checker)
     _unique("detectors", list(enumerate(detectors)), checker)
     _unique("analyses", list(enumerate(analyses)), checker)
-    if checker.problems:
+    if checker.problems or data is None:
         raise SuiteError(where, checker.problems)
     return Suite(
         name=parsed.name,
         seeds=tuple(dict.fromkeys(parsed.seeds)),
-        plugins=(*own, *plugins),
+        plugins=(*(folder / name for name in parsed.plugins), *plugins),
         data=data,
         threat=Threat(parsed.threat.norm, parsed.threat.eps),
         limits=LimitsPart(**parsed.limits.model_dump()),
@@ -193,17 +127,27 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
     )
 
 
-def _told(error: Exception) -> str:
-    """Our own sentences as they are, others with their type."""
-    if isinstance(error, UsageError | ValueError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+def _load_plugins(own: Sequence[str | None], more: Sequence[Path], checker: Checker, folder: Path) -> None:
+    """Load the plugin files of the suite and of the command line."""
+    named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
+    for location, path in [*named, *(((), path) for path in more)]:
+        try:
+            load_plugin_file(path)
+        except (UsageError, ValueError) as error:
+            # A path with a null byte is a ValueError.
+            checker.add(location, str(error))
+            try:
+                checker.lost.append(path.read_text(encoding="utf-8", errors="replace"))
+            except (OSError, ValueError):
+                checker.lost.append("")
 
 
-def _unique(kind: str, parts: Sequence[tuple[int, Part]], checker: _Checker) -> None:
+def _unique(kind: str, parts: Sequence[tuple[int, Part]], checker: Checker) -> None:
     seen: set[str] = set()
     for index, part in parts:
-        where = (kind, index)
+        where = (kind, index, "label")
+        if not part.label or checker.wrong_at(*where):
+            continue
         if part.label in seen:
             checker.add(where, f"two {kind} have the label {part.label!r}: give one of them a `label` of its own")
         if kind == "detectors" and part.label == "none":
@@ -228,31 +172,35 @@ def _with_paths(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     return params
 
 
-def _data(entry: DataEntry, checker: _Checker, folder: Path) -> DataPart:
+def _data(entry: DataEntry, checker: Checker, folder: Path) -> DataPart:
     params: dict[str, Any] = {}
-    factory = checker.part("data set", DATASETS, entry, ("data",), ("root",))
+    factory = checker.part("data set", DATASETS, entry, ("data",))
     if factory is not None:
         given = _with_paths(entry.params, folder)
-        params = checker.bound(factory, given, f"data set {entry.name!r}", ("data",), ("root",))
+        params = checker.bound(factory, given, f"data set {entry.name!r}", ("data",), ("root",)) or {}
     part = DataPart(entry.name, entry.name, params, entry.fit, entry.calibrate, entry.evaluate)
-    if entry.name in SIZES:
+    if entry.name in SIZES and None not in (entry.fit, entry.calibrate, entry.evaluate):
         for size, wrong in part.excess(*SIZES[entry.name]).items():
             checker.add(("data", size), wrong)
     return part
 
 
-def _model(entry: ModelEntry, index: int, checker: _Checker, folder: Path) -> ModelPart:
+def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> ModelPart:
     from .model_factories import model_factory
 
     label = entry.label or entry.name or re.sub(r"[^A-Za-z0-9._-]+", "-", (entry.factory or "").rpartition(":")[2])
     location = ("models", index)
     params: dict[str, Any] = {}
-    try:
-        factory = model_factory(entry.name, entry.factory, folder)
-    except UsageError as error:
-        checker.add((*location, "factory" if entry.factory else "name"), str(error))
-    else:
-        params = checker.bound(factory.signature, entry.params, f"model {label!r}", location, factory.given)
+    # With both or neither there is nothing to look up, which was noted where the shape of the file was read.
+    if (entry.name is None) != (entry.factory is None):
+        try:
+            factory = model_factory(entry.name, entry.factory, folder)
+            signature = factory.signature
+        except (Exception, SystemExit) as error:
+            if not checker.may_be_lost(entry.name, str(error)):
+                checker.add((*location, "factory" if entry.factory else "name"), told(error))
+        else:
+            params = checker.bound(signature, entry.params, f"model {label!r}", location, factory.given) or {}
     weights = str(beside(entry.weights, folder)) if entry.weights and is_file(beside(entry.weights, folder)) else None
     return ModelPart(
         entry.name or "", label, params, entry.factory, weights or entry.weights, entry.train_if_missing,
@@ -260,11 +208,13 @@ def _model(entry: ModelEntry, index: int, checker: _Checker, folder: Path) -> Mo
     )  # fmt: skip
 
 
-def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folder: Path) -> list[PerturbationPart]:
-    label = entry.label or entry.name
+def _perturbation(entry: PerturbationEntry, index: int, checker: Checker, folder: Path) -> list[PerturbationPart]:
+    label = entry.label or entry.name or ""
     location = ("perturbations", index)
-    factory = checker.part("perturbation", PERTURBATIONS, entry, location, ())
+    factory = checker.part("perturbation", PERTURBATIONS, entry, location)
     if factory is None:
+        if not entry.label:
+            checker.doubtful.add(entry.name)
         return [PerturbationPart(entry.name, label, {}, label)]
     given = _with_paths(entry.params, folder)
     budgets = given.get("eps")
@@ -275,11 +225,24 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: _Checker, folde
     parts = []
     for budget in budgets if isinstance(budgets, list) else [budgets]:
         one = {**given, "eps": budget} if many else given
-        params = checker.bound(factory, one, f"perturbation {label!r}", location, ())
-        if len(params) == len(one):
-            checker.made(factory, params, f"perturbation {label!r}", location)
-        parts.append(PerturbationPart(entry.name, f"{label}[eps={budget}]" if many else label, params, label))
+        part = PerturbationPart(entry.name, f"{label}[eps={budget}]" if many else label, {}, label)
+        params = checker.bound(factory, one, f"perturbation {label!r}", location)
+        if params is not None:
+            part = replace(part, params=params)
+            made = checker.made(make_perturbation, part, f"perturbation {label!r}", location)
+            if made is not None:
+                _missing(made, f"perturbation {label!r}", location, checker)
+        parts.append(part)
     return parts
+
+
+def _missing(made: Perturbation, where: str, location: tuple[str | int, ...], checker: Checker) -> None:
+    try:
+        missing = made.missing()
+    except (Exception, SystemExit) as error:
+        missing = told(error)
+    if missing:
+        checker.add(location, f"{where}: {missing}")
 
 
 def _against_each(part: PerturbationPart, detectors: Sequence[DetectorPart]) -> list[PerturbationPart]:
@@ -299,92 +262,90 @@ def _adaptive(name: str) -> bool:
 
 
 def _detector(
-    entry: DetectorEntry, index: int, checker: _Checker, perturbations: Sequence[PerturbationPart]
+    entry: DetectorEntry, index: int, checker: Checker, perturbations: Sequence[PerturbationPart]
 ) -> DetectorPart:
-    label = entry.label or entry.name
+    label = entry.label or entry.name or ""
     location = ("detectors", index)
-    params: dict[str, Any] = {}
-    factory = checker.part("detector", DETECTORS, entry, location, ())
+    factory = checker.part("detector", DETECTORS, entry, location)
     fit_on = _labels(entry.fit_on, "fit_on", label, location, checker, perturbations)
     negatives = _labels(entry.fit_negatives, "fit_negatives", label, location, checker, perturbations)
+    part = DetectorPart(entry.name, label, {}, fit_on, negatives)
     if factory is not None:
-        params = checker.bound(factory, entry.params, f"detector {label!r}", location, ())
-        if len(params) == len(entry.params):
-            _supervision(factory, params, label, location, checker, entry.fit_on)
-    return DetectorPart(entry.name, label, params, fit_on, negatives)
+        params = checker.bound(factory, entry.params, f"detector {label!r}", location)
+        if params is not None:
+            part = replace(part, params=params)
+            _supervision(part, location, checker, entry.fit_on)
+    return part
 
 
-def _analysis(entry: AnalysisEntry, index: int, checker: _Checker) -> Part:
-    label = entry.label or entry.name
+def _analysis(entry: AnalysisEntry, index: int, checker: Checker) -> Part:
+    label = entry.label or entry.name or ""
     location = ("analyses", index)
+    part = Part(entry.name, label, {})
     if entry.name == "propagation":
         checker.add((*location, "name"), "propagation is part of every run: leave it out")
-        return Part(entry.name, label, {})
-    factory = checker.part("analysis", ANALYSES, entry, location, ())
+        return part
+    factory = checker.part("analysis", ANALYSES, entry, location)
     if factory is None:
-        return Part(entry.name, label, {})
-    params = checker.bound(factory, entry.params, f"analysis {label!r}", location, ())
-    if len(params) == len(entry.params):
-        try:
-            made = factory(**params)
-            _ = [need.code for need in made.needs], made.reads_perturbed
-        except Exception as error:
-            checker.add(location, f"analysis {label!r}: {_told(error)}")
-    return Part(entry.name, label, params)
+        return part
+    params = checker.bound(factory, entry.params, f"analysis {label!r}", location)
+    if params is not None:
+        part = replace(part, params=params)
+        checker.made(make_analysis, part, f"analysis {label!r}", location)
+    return part
 
 
-def _supervision(
-    factory: Any, params: dict[str, Any], label: str, location: tuple[str | int, ...], checker: _Checker,
-    fit_on: Sequence[str],
-) -> None:  # fmt: skip
-    try:
-        detector = factory(**params)
-        # A plugin's part may be anything: what the plan asks of it is asked here first.
-        supervised, needs, _ = detector.supervised, detector.needs, (detector.views, detector.gradients)
-        wrong = [need for need in needs if not isinstance(need, Need)]
-        if wrong:
-            raise ValueError(f'needs holds {wrong[0]!r}: write Need("bits"), Need("pooled") or Need("full")')
-    except Exception as error:
-        checker.add(location, f"detector {label!r}: {_told(error)}")
+def _supervision(part: DetectorPart, location: tuple[str | int, ...], checker: Checker, fit_on: Sequence[str]) -> None:
+    label = part.label
+    detector = checker.made(make_detector, part, f"detector {label!r}", location)
+    if detector is None or checker.wrong_at(*location, "fit_on"):
         return
-    if supervised and not fit_on:
+    if detector.supervised and not fit_on:
         checker.add(location, f"detector {label!r} is supervised: name the perturbations to learn from, fit_on = [...]")
-    if fit_on and not supervised:
+    if fit_on and not detector.supervised:
         checker.add((*location, "fit_on"), f"detector {label!r} is unsupervised: it cannot use fit_on")
 
 
 def _labels(
-    names: Sequence[str], key: str, label: str, location: tuple[str | int, ...], checker: _Checker,
+    names: Sequence[str], key: str, label: str, location: tuple[str | int, ...], checker: Checker,
     perturbations: Sequence[PerturbationPart],
 ) -> tuple[str, ...]:  # fmt: skip
     found: list[str] = []
-    for name in names:
+    for place, name in enumerate(names):
+        at = (*location, key, place)
         chosen = [p for p in perturbations if name in (p.label, p.group)]
-        if not chosen:
+        if not chosen and not _doubtful(name, checker):
             known = dict.fromkeys(name for p in perturbations for name in (p.group, p.label))
             checker.add(
-                (*location, key),
+                at,
                 f"detector {label!r}: {key} names {name!r}, which is no perturbation of this suite"
                 f"{did_you_mean(name, known)}",
             )
         for part in chosen:
             try:
                 info = PERTURBATIONS.get(part.name).info
-            except Exception:  # noqa: S112 (what is wrong with it was noted where it stands)
+            except (Exception, SystemExit):  # noqa: S112 (what is wrong with it was noted where it stands)
                 continue
             if info.kind == "adaptive":
-                checker.add((*location, key), f"detector {label!r}: {key} may not name the adaptive attack {name!r}")
+                checker.add(at, f"detector {label!r}: {key} may not name the adaptive attack {name!r}")
             if key == "fit_negatives" and info.kind not in ("noise", "corruption"):
-                checker.add((*location, key), f"detector {label!r}: fit_negatives takes noise and corruptions only")
+                checker.add(at, f"detector {label!r}: fit_negatives takes noise and corruptions only")
             if not _learnable(part):
-                checker.add((*location, key), f"detector {label!r}: {key} may not name {name!r}, made of test images")
+                checker.add(at, f"detector {label!r}: {key} may not name {name!r}, made of test images")
             found.append(part.label)
     return tuple(dict.fromkeys(found))
+
+
+def _doubtful(name: str, checker: Checker) -> bool:
+    """Whether a name may be meant for a perturbation whose own name or label is wrong."""
+    if None in checker.doubtful:
+        return True
+    return bool(did_you_mean(name.partition("[")[0], [d for d in checker.doubtful if d]))
 
 
 def _learnable(part: PerturbationPart) -> bool:
     try:
         return bool(PERTURBATIONS.get(part.name)(**part.params).learnable)
-    except Exception:
+    except (Exception, SystemExit):
         # What is wrong with it was noted where it stands.
         return True

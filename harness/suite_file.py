@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,6 +12,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
+    StrictInt,
     WithJsonSchema,
     model_validator,
 )  # fmt: skip
@@ -32,8 +34,15 @@ def _number(value: object) -> float:
     return parse_number(value)
 
 
+def _amount(value: object) -> float:
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is text: write a number without quotes")
+    return parse_number(value)
+
+
 Label = Annotated[str, AfterValidator(_label)]
 Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})]
+Amount = Annotated[float, BeforeValidator(_amount), WithJsonSchema({"type": "number"})]
 
 
 class _Entry(BaseModel):
@@ -50,9 +59,9 @@ class DataEntry(_Entry):
     """The data set and the sizes of the three disjoint sets of source images."""
 
     name: str = Field(description="A data set: `aftershock list datasets`.")
-    fit: int = Field(gt=0, description="Clean images that detectors learn from (train split).")
-    calibrate: int = Field(gt=0, description="Clean images that thresholds come from (test split).")
-    evaluate: int = Field(gt=0, description="Source images that get perturbed (test split).")
+    fit: StrictInt = Field(gt=0, description="Clean images that detectors learn from (train split).")
+    calibrate: StrictInt = Field(gt=0, description="Clean images that thresholds come from (test split).")
+    evaluate: StrictInt = Field(gt=0, description="Source images that get perturbed (test split).")
 
 
 class ThreatEntry(BaseModel):
@@ -73,10 +82,10 @@ class LimitsEntry(BaseModel):
     """What an attack or a detector may spend per image; one that asks for more fails with that reason."""
 
     model_config = ConfigDict(extra="forbid")
-    forwards: float = Field(default=100_000, gt=0, description="Images sent through the model.")
-    backwards: float = Field(default=50_000, gt=0, description="Gradients taken.")
-    seconds: float = Field(default=120, gt=0, description="Wall-clock of an attack, only a safety.")
-    score_seconds: float = Field(default=1, gt=0, description="Wall-clock of a detector's score, only a safety.")
+    forwards: Amount = Field(default=100_000, gt=0, description="Images sent through the model.")
+    backwards: Amount = Field(default=50_000, gt=0, description="Gradients taken.")
+    seconds: Amount = Field(default=120, gt=0, description="Wall-clock of an attack, only a safety.")
+    score_seconds: Amount = Field(default=1, gt=0, description="Wall-clock of a detector's score, only a safety.")
 
 
 class ModelEntry(_Entry):
@@ -86,9 +95,9 @@ class ModelEntry(_Entry):
     factory: str | None = Field(None, description="`package.module:function` or `file.py:function`.")
     label: Label | None = None
     weights: str | None = Field(None, description="Absolute, beside the suite, or under the data root.")
-    train_if_missing: bool = Field(False, description="Train where the weights are not found.")
+    train_if_missing: StrictBool = Field(False, description="Train where the weights are not found.")
     tap_modules: list[str] = Field(default=[], description="Modules to tap besides the ReLU-like calls.")
-    bits_per_tap: int | None = Field(None, gt=0, description="At most so many bits per tap, a seeded sample.")
+    bits_per_tap: StrictInt | None = Field(None, gt=0, description="At most so many bits per tap, a seeded sample.")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelEntry:
@@ -120,12 +129,18 @@ class AnalysisEntry(_Entry):
     label: Label | None = None
 
 
+_TABLES: Mapping[str, type[BaseModel]] = {"data": DataEntry, "threat": ThreatEntry, "limits": LimitsEntry}
+_ARRAYS: Mapping[str, type[BaseModel]] = {
+    "models": ModelEntry, "perturbations": PerturbationEntry, "detectors": DetectorEntry, "analyses": AnalysisEntry,
+}  # fmt: skip
+
+
 class SuiteFile(BaseModel):
     """A suite as it is written in TOML."""
 
     model_config = ConfigDict(extra="forbid", title="Aftershock suite")
     name: Label
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[StrictInt, Field(ge=0)]] = Field(default=[0], min_length=1)
     plugins: list[str] = []
     data: DataEntry
     threat: ThreatEntry
@@ -136,40 +151,44 @@ class SuiteFile(BaseModel):
     analyses: list[AnalysisEntry] = []
 
 
-def locate(text: str, location: Sequence[str | int]) -> int:
-    """The line (from 1) of a key in TOML text, e.g. of ``("detectors", 1, "layers")``; 0 where it cannot be told."""
-    line, table, count = 0, "", -1
-    wanted = [str(part) for part in location if not isinstance(part, int)]
-    index = next((part for part in location if isinstance(part, int)), None)
-    counts: dict[str, int] = {}
-    for number, content in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]", content)
-        if header:
-            table = header[2]
-            if header[1] == "[[":
-                counts[table] = count = counts.get(table, -1) + 1
-            else:
-                count = -1
-            if wanted and table == wanted[0] and index in (None, count):
-                line = number
-            continue
-        key = re.match(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=", content)
-        if key:
-            here = [table, key[1]] if table else [key[1]]
-            if here == wanted[: len(here)] and (not table or len(wanted) > 1) and (not table or index in (None, count)):
-                return number
-    return line
+def salvage(raw: Mapping[str, Any], wrong: Collection[tuple[str | int, ...]]) -> SuiteFile:
+    """What of a suite with mistakes can still be checked: the keys at ``wrong`` are gone, missing ones are ``None``."""
+    whole: dict[str, Any] = {}
+    for key, model in _TABLES.items():
+        given = raw.get(key)
+        whole[key] = _entry(model, given, (key,), wrong) if isinstance(given, Mapping) else None
+    for key, model in _ARRAYS.items():
+        given = raw.get(key)
+        whole[key] = [
+            _entry(model, item if isinstance(item, Mapping) else {}, (key, number), wrong)
+            for number, item in enumerate(given if isinstance(given, list) else ())
+        ]
+    plugins = raw.get("plugins")
+    whole["plugins"] = [p if isinstance(p, str) else None for p in plugins] if isinstance(plugins, list) else []
+    return SuiteFile.model_construct(**whole)
+
+
+def _entry(
+    model: type[BaseModel], given: Mapping[str, Any], place: tuple[str | int, ...],
+    wrong: Collection[tuple[str | int, ...]],
+) -> Any:  # fmt: skip
+    size = len(place)
+    gone = {location[size] for location in wrong if location[:size] == place and len(location) > size}
+    absent = {name: None for name, field in model.model_fields.items() if field.is_required()}
+    kept = {key: value for key, value in given.items() if isinstance(key, str) and key not in gone}
+    return model.model_construct(**{**absent, **kept})
 
 
 def explain(item: Any) -> str:
     """A pydantic error in a person's words, with the nearest known key for an unknown one."""
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"threat": ThreatEntry, "limits": LimitsEntry}
-        model = tables.get(str(item["loc"][0]), SuiteFile)
+        model = _TABLES.get(str(item["loc"][0]), SuiteFile)
         known = list(model.model_fields)
         return f"unknown key {item['loc'][-1]!r}{did_you_mean(str(item['loc'][-1]), known)}; known: {', '.join(known)}"
     if item["type"] == "missing":
         return f"the key {name!r} is missing"
+    if item["type"] == "list_type" and name in _ARRAYS:
+        return f"{name} is an array of tables: write [[{name}]] above each of them"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{name}: {message}"

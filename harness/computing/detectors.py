@@ -14,10 +14,11 @@ from torch import Tensor
 from ..cells import FitJob, ScoreJob, TraceKeys
 from ..engines import Output
 from ..errors import AftershockError
+from ..instances import make_detector
 from ..memory import peak_memory
 from ..seeds import derive_seed, forked_rng, generator
 from .rescoring import rescore
-from .workbench import Workbench, make_detector
+from .workbench import Workbench
 
 # Rows that a detector scores at once: few at first, so that a slow one is noticed early.
 SCORE_BATCHES = (1, 8, 64, 512)
@@ -106,11 +107,14 @@ def checked_scores(found: object, images: int) -> Tensor:
     """What ``score`` returned, as float64 on the CPU.
 
     Raises:
-        AftershockError: unless it is one finite number for each image.
+        AftershockError: unless it is one finite real number for each image; integers are numbers, truth values are not.
     """
     if not isinstance(found, Tensor) or tuple(found.shape) != (images,):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise AftershockError(f"score() gave {shape} for {images} images instead of shape ({images},)")
+    if found.is_complex() or found.dtype == torch.bool or found.layout != torch.strided:
+        kind = str(found.dtype if found.layout == torch.strided else found.layout).removeprefix("torch.")
+        raise AftershockError(f"score() gave {kind} values: return a real number for each image, such as float32")
     if not bool(torch.isfinite(found).all()):
         raise AftershockError(f"score() gave {int((~torch.isfinite(found)).sum())} values that are not finite")
     return found.detach().double().cpu()

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob
 from ..engines import Output
 from ..errors import AftershockError, UnavailableError
+from ..instances import make_perturbation
 from ..modes import device_of
 from ..scoring import Instruments
 from ..seeds import Draws, derive_seed, forked_rng
-from .workbench import Workbench, make_perturbation
+from .workbench import Workbench
 
 if TYPE_CHECKING:
     from ...attacks.perturbing import DerivedBatch, PerturbedBatch

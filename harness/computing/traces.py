@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from ..cells import Cell, ExtraJob, TraceJob
 from ..engines import Output
 from ..errors import AftershockError
+from ..instances import make_detector
 from ..recorder import input_gradient, record
 from ..scoring import view_seed
 from ..seeds import generator
-from .workbench import Workbench, make_detector
+from .workbench import Workbench
 
 
 def compute_traces(bench: Workbench, cells: Sequence[Cell]) -> list[Output]:

@@ -15,17 +15,17 @@ from ..data import Dataset, ImageSplit
 from ..engines import Output
 from ..errors import UnavailableError
 from ..fresh_process import FreshProcess, ProcessEndedError
+from ..instances import make_detector
 from ..models import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
-from ..registry import DETECTORS, PERTURBATIONS
+from ..registry import DETECTORS
 from ..scoring import Instruments
 from ..subjects import load_classifier, make_classifier
-from ..suite import DetectorPart, ModelPart, PerturbationPart, Suite
+from ..suite import DetectorPart, ModelPart, Suite
 from ..trace import Need, Traces
 
 if TYPE_CHECKING:
-    from ...attacks.base import Perturbation
     from ...detectors.base import Detector
 
 T = TypeVar("T")
@@ -174,15 +174,3 @@ class Workbench:
             return detector
 
         return self._detectors.get_or_make(fit, load)
-
-
-def make_detector(part: DetectorPart) -> Detector:
-    """A detector as a suite's entry describes it, not fitted."""
-    detector: Detector = DETECTORS.get(part.name)(**part.params)
-    return detector
-
-
-def make_perturbation(part: PerturbationPart) -> Perturbation:
-    """A perturbation as a suite's entry describes it."""
-    perturbation: Perturbation = PERTURBATIONS.get(part.name)(**part.params)
-    return perturbation

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ..applicability import applicability, make_perturbations
 from ..cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
 from ..data import TaskShape
+from ..instances import make_analysis, make_detector
 from ..keys import code_digest, content_key, versions
-from ..registry import ANALYSES, DETECTORS, file_digest
+from ..registry import file_digest
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite
 from ..trace import Need, capped
@@ -71,8 +72,8 @@ class Draft:
         self.perturbations = make_perturbations(suite)
         self.applicability = applicability(suite, self.perturbations, task)
         self.planned = tuple(p for p in self.applicable if p.against not in self.applicability.unfitted)
-        self.detectors: dict[str, Detector] = {d.label: DETECTORS.get(d.name)(**d.params) for d in suite.detectors}
-        self.analyses: dict[str, Analysis] = {a.label: ANALYSES.get(a.name)(**a.params) for a in suite.analyses}
+        self.detectors: dict[str, Detector] = {d.label: make_detector(d) for d in suite.detectors}
+        self.analyses: dict[str, Analysis] = {a.label: make_analysis(a) for a in suite.analyses}
 
     @property
     def applicable(self) -> tuple[PerturbationPart, ...]:

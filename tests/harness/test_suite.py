@@ -14,8 +14,10 @@ from aftershock.harness.datasets import SIZES
 from aftershock.harness.errors import UsageError
 from aftershock.harness.registry import DATASETS
 from aftershock.harness.suite import Suite
-from aftershock.harness.suite_check import SuiteError, builtin_suites, load_suite
-from aftershock.harness.suite_file import SuiteFile, locate
+from aftershock.harness.suite_check import builtin_suites, load_suite
+from aftershock.harness.suite_file import SuiteFile
+from aftershock.harness.suite_problems import SuiteError
+from aftershock.harness.toml_lines import locate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,8 +162,8 @@ MISTAKES = {
     "empty-label": ('label = "bits"', 'label = ""', 'label = ""', "must start with a letter"),
     "label-with-line-end": ('label = "bits"', 'label = "a\\n"', 'label = "a\\n"', "must start with a letter"),
     "hostile-name": ('name = "good"', 'name = "../good"', 'name = "../good"', "must start with a letter"),
-    "label-none": ('label = "bits"', 'label = "none"', "[[detectors]]", "'none' is kept"),
-    "two-equal-labels": ('label = "bits"', 'label = "msp"', "[[detectors]]", "two detectors have the label 'msp'"),
+    "label-none": ('label = "bits"', 'label = "none"', 'label = "none"', "'none' is kept"),
+    "two-equal-labels": ('label = "bits"', 'label = "msp"', 'label = "msp"', "two detectors have the label 'msp'"),
     "missing-plugin": ('name = "good"', 'name = "good"\nplugins = ["no.py"]', 'plugins = ["no.py"]', "does not exist"),
     "analysis": ("[threat]", '[[analyses]]\nname = "tea-leaves"\n[threat]', 'name = "tea-leaves"', "tea-leaves"),
 }  # fmt: skip
@@ -201,6 +203,84 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
 def test_every_mistake_of_shape_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("fit = 100", "fit = 0").replace("seeds = [0, 1]", 'seeds = ["x"]').replace('norm = "linf"', "")
     assert [line for line, _ in problems(tmp_path, text)] == ['seeds = ["x"]', "fit = 0", "[threat]"]
+
+
+# What must be said at once, whatever else is wrong: (old, new), the lines that are pointed at.
+TOGETHER = {
+    "shape-and-names": (
+        [('norm = "linf"', 'norm = "l3"'), ('name = "mlp"', 'name = "mpl"'), ("steps = 3", "step = 3")],
+        ['norm = "l3"', 'name = "mpl"', "step = 3"],
+    ),
+    "no-threat": (
+        [("[threat]", "[threats]"), ("fit = 100", "fit = 0"), ('name = "pgd"', 'name = "pdg"')],
+        ["[threats]", "fit = 0", 'name = "pdg"', ""],
+    ),
+    "plugin-and-shape": (
+        [
+            ('name = "good"', 'name = "good"\nplugins = ["no.py"]'),
+            ("fit = 100", "fit = true"),
+            ("steps = 3", "steps = true"),
+        ],
+        ['plugins = ["no.py"]', "fit = true", "steps = true"],
+    ),
+    # fit_on = ["pgd"] follows from the misspelt name, and is not said besides.
+    "misspelt-perturbation": ([('name = "pgd"', 'name = "pdg"')], ['name = "pdg"']),
+    "wrong-label": (
+        [('name = "pgd"', 'name = "pgd"\nlabel = "my pgd"'), ('["pgd"]', '["my pgd"]')],
+        ['label = "my pgd"'],
+    ),
+    "entry-and-its-parameters": (
+        [('label = "bits"', 'label = "no label"\nlayer = 3')],
+        ['label = "no label"', "layer = 3"],
+    ),
+    "fit-on-of-another-type": ([('fit_on = ["pgd"]', "fit_on = [1]")], ["fit_on = [1]"]),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_no_mistake_hides_another_or_makes_a_second(case: str, tmp_path: Path) -> None:
+    replaced, lines = TOGETHER[case]
+    text = GOOD
+    for old, new in replaced:
+        assert old in text
+        text = text.replace(old, new)
+    found = problems(tmp_path, text)
+    assert sorted(line for line, _ in found) == sorted(lines), found
+    with pytest.raises(SuiteError) as caught:
+        check(tmp_path, text)
+    numbers = [p.line for p in caught.value.problems]
+    assert numbers == sorted(numbers)
+
+
+NUMBERS = {
+    "fit = 100": "fit = {}",
+    "seeds = [0, 1]": "seeds = [{}]",
+    "steps = 3": "steps = {}",
+    'name = "mlp"': 'name = "mlp"\nbits_per_tap = {}',
+    "[threat]": "[limits]\nforwards = {}\n[threat]",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key in NUMBERS for value in ("true", '"10"', "nan", "inf", "[1]")]
+)
+def test_a_number_is_written_as_one(key: str, value: str, tmp_path: Path) -> None:
+    ((line, _),) = problems(tmp_path, edited(key, NUMBERS[key].format(value)))
+    assert value in line
+
+
+@pytest.mark.parametrize("key", list(NUMBERS)[:4])
+def test_a_whole_number_has_no_point(key: str, tmp_path: Path) -> None:
+    ((line, said),) = problems(tmp_path, edited(key, NUMBERS[key].format("1.0")))
+    assert "1.0" in line
+    assert "integer" in said
+
+
+def test_a_suite_of_tables_in_place_of_arrays(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("[[detectors]]")] + '[detectors]\nname = "msp"\n'
+    ((line, said),) = problems(tmp_path, text)
+    assert line == "[detectors]"
+    assert "[[detectors]]" in said
 
 
 def test_a_detector_that_learns_from_a_misspelt_perturbation(tmp_path: Path) -> None:
@@ -388,6 +468,58 @@ def test_lines_of_keys() -> None:
     # A key that is not there is looked for at its table; nothing at all is line 0.
     assert at("detectors", 1, "no-such-key") == "[[detectors]]"
     assert locate("", ("data", "name")) == 0
+
+
+LAID_OUT = '''
+name = "x" # [[detectors]]
+a.b."c d" = 1.5
+"q" = [1, 2,
+  [3, 4], # c
+  {x = 1, y = [[5]]}]
+text = """
+[[detectors]]
+k = 1
+"""
+date = 1979-05-27T07:32:00.5Z
+[data]
+name = 'it = [is]'
+models = [{name = "mlp", width = 3},
+  {name = "cnn"}]
+[[detectors]]
+a = 1
+ [[ "detectors" ]]
+a = [
+  "8/255", 0.1,
+  0.2 ]
+[detectors.sub]
+z = 3
+[[detectors.subs]]
+z = 4
+'''
+
+
+@pytest.mark.parametrize(
+    ("location", "line"),
+    [
+        (("name",), 'name = "x" # [[detectors]]'),
+        (("a", "b", "c d"), 'a.b."c d" = 1.5'),
+        (("q", 2, 1), "  [3, 4], # c"),
+        (("q", 3, "y", 0, 0), "  {x = 1, y = [[5]]}]"),
+        (("data", "models", 1, "name"), '  {name = "cnn"}]'),
+        (("data", "models", 0, "width"), 'models = [{name = "mlp", width = 3},'),
+        (("detectors", 0, "a"), "a = 1"),
+        (("detectors", 0, "b"), "[[detectors]]"),
+        (("detectors", 1), ' [[ "detectors" ]]'),
+        (("detectors", 1, "a", 2), "  0.2 ]"),
+        (("detectors", 1, "sub", "z"), "z = 3"),
+        (("detectors", 1, "subs", 0, "z"), "z = 4"),
+        (("date",), "date = 1979-05-27T07:32:00.5Z"),
+    ],
+)
+def test_lines_of_keys_however_they_are_written(location: tuple[str | int, ...], line: str) -> None:
+    tomllib.loads(LAID_OUT)
+    number = locate(LAID_OUT, location)
+    assert LAID_OUT.splitlines()[number - 1] == line
 
 
 def test_the_schema_accepts_what_is_accepted() -> None:
