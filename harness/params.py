@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -56,8 +57,7 @@ def _signature(factory: Callable[..., Any]) -> inspect.Signature:
     except NameError:
         # An annotation names what is imported for type checkers only: those that can be read still count.
         plain = inspect.signature(factory)
-        made = factory.__init__ if isinstance(factory, type) else factory
-        names = getattr(made, "__globals__", {})
+        names = vars(sys.modules.get(getattr(factory, "__module__", "")) or types)
         return plain.replace(
             parameters=[p.replace(annotation=_evaluated(p.annotation, names)) for p in plain.parameters.values()]
         )

@@ -71,7 +71,10 @@ class Checker:
 
     def may_be_lost(self, name: str | None, said: str) -> bool:
         """Whether a name is unknown only because the plugin that has it could not be loaded."""
-        return name is not None and any(repr(name)[1:-1] in source if source else "did you mean" not in said for source in self.lost)
+        return name is not None and any(
+            f'"{name}"' in source or f"'{name}'" in source if source else "did you mean" not in said
+            for source in self.lost
+        )
 
     def bound(
         self,

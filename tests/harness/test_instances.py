@@ -37,7 +37,7 @@ def made() -> Iterator[Callable[..., object]]:
     def make(kind: str, **attributes: object) -> object:
         registry, factory, base, info = MAKE[kind]
         name = f"made-{kind}-{len(names)}"
-        whole = {"info": info, "needs": (Need("bits"),), **dict.fromkeys(base.__abstractmethods__), **attributes}
+        whole = {"info": info, **dict.fromkeys(base.__abstractmethods__), "needs": (Need("bits"),), **attributes}
         if kind == "perturbation" and "needs" not in attributes:
             del whole["needs"]
         registry.register(name)(type("Made", (base,), {**whole, "__module__": __name__}))
