@@ -24,7 +24,10 @@ _LEVEL_ROUNDING = 1e-4
 
 
 class ImageReader(Protocol):
-    """Images that are decoded only when they are read, such as a folder of files."""
+    """Images that are decoded only when they are read, such as a folder of files.
+
+    One that reads a file for each image may name them, in order, as ``files``: identical files are identical images.
+    """
 
     def __len__(self) -> int: ...
 
@@ -68,6 +71,16 @@ class ImageSplit:
             return taken.to(torch.float32).div_(255)
         return taken.to(torch.float32, copy=True)
 
+    @property
+    def files(self) -> Sequence[Path] | None:
+        """The file of each image, where images are read from files; else ``None``."""
+        return getattr(self._images, "files", None)
+
+    @property
+    def stored(self) -> Tensor | None:
+        """The images as they are held, uint8 or floating point; ``None`` where they are read when needed."""
+        return None if hasattr(self._images, "read") else self._images  # type: ignore[return-value]  # what is left
+
     def labels(self, rows: Rows = slice(None)) -> Tensor:
         """The true classes, int64, (n,); a copy."""
         return self._labels[self._index(rows)].clone()
@@ -107,6 +120,7 @@ class Dataset:
         test: the split that thresholds and results come from.
         mean: per channel, of images in [0, 1]; what models normalise with unless a suite says otherwise.
         std: likewise.
+        notes: what a person should know about the data, in sentences: the run says them and keeps them.
     """
 
     name: str
@@ -116,6 +130,7 @@ class Dataset:
     test: ImageSplit
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def task(self) -> TaskShape:

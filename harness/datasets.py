@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,7 +17,8 @@ from typing import Any
 
 from .data import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
 from .errors import UsageError
-from .own_data import image_folder, image_folder_task, npz, npz_task
+from .image_files import image_folder, image_folder_task
+from .own_data import npz, npz_task
 
 __all__ = ["cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "mnist", "npz", "svhn"]
 
@@ -56,8 +56,8 @@ def task_shape(name: str, params: Mapping[str, Any]) -> TaskShape | None:
             return npz_task(params["path"], params.get("classes"))
         if name == "image-folder":
             return image_folder_task(params["path"], params["size"], params.get("grey", False))
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile):
-        # What is wrong with the files is said where they are loaded.
+    except Exception:
+        # What is wrong with the files, whatever reading them raises, is said where they are loaded.
         return None
     return TASKS.get(name)
 

@@ -150,6 +150,13 @@ class FileDigests:
     def of(self, paths: Iterable[Path]) -> str:
         """One digest over the contents of files in the given order; their places do not matter."""
         digest = hashlib.sha256()
+        for found in self.each(paths):
+            digest.update(found.encode())
+        return digest.hexdigest()
+
+    def each(self, paths: Iterable[Path]) -> list[str]:
+        """The digest of each file's content, in order."""
+        digests = []
         changed = False
         for path in paths:
             state = path.stat()
@@ -160,10 +167,10 @@ class FileDigests:
                 held = [*stamp, file_digest(path)]
                 self._known[name] = held
                 changed = True
-            digest.update(held[3].encode())
+            digests.append(held[3])
         if changed and self._memory is not None:
             self._remember(self._memory)
-        return digest.hexdigest()
+        return digests
 
     def _remember(self, memory: Path) -> None:
         with suppress(OSError):

@@ -1,11 +1,9 @@
-"""A user's own images: a folder of files, or arrays in an ``.npz`` file."""
+"""A user's own images as arrays in an ``.npz`` file."""
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,118 +12,11 @@ from .errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-# What torchvision's pretrained classifiers were trained with.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def image_folder(root: Path, path: Path, size: int, resize: int | None = None, grey: bool = False) -> DataSource:
-    """Images under ``path`` as ``train/<class>/*`` and ``test/<class>/*``, decoded when they are read.
-
-    The shorter side becomes ``resize`` pixels (default ``size``), then the centre of ``size`` x ``size`` is kept;
-    colour images are normalised with the constants of ImageNet, grey ones with those of the train split.
-
-    Raises:
-        UsageError: for a missing folder, a class without images, classes that differ between the splits, or
-            (when it is read) a file that is no image.
-    """
-    if size < 1:
-        raise UsageError(f"The data set image-folder needs a size of at least 1 pixel, not {size}.")
-    if resize is not None and resize < size:
-        raise UsageError(f"The data set image-folder cannot cut {size} pixels out of images resized to {resize}.")
-    path = path.expanduser()
-    train_names, train = _folder_files(path, "train")
-    test_names, test = _folder_files(path, "test")
-    if train_names != test_names:
-        odd = sorted(set(train_names) ^ set(test_names))[0]
-        raise UsageError(f"The class {odd!r} is in only one of {path / 'train'} and {path / 'test'}: both need it.")
-
-    def load() -> Dataset:
-        import torch
-
-        train_split, test_split = (
-            ImageSplit(
-                _Folder([file for file, _ in part], size, resize or size, grey), torch.tensor([c for _, c in part])
-            )
-            for part in (train, test)
-        )
-        mean, std = channel_statistics(train_split) if grey else (IMAGENET_MEAN, IMAGENET_STD)
-        shape = (1 if grey else 3, size, size)
-        return Dataset("image-folder", train_names, shape, train_split, test_split, mean, std)
-
-    names = "\n".join(file.relative_to(path).as_posix() for file, _ in train + test)
-    fingerprint = {
-        "files": hashlib.sha256(names.encode()).hexdigest(),
-        "size": size,
-        "resize": resize or size,
-        "grey": grey,
-        "pillow": version("pillow"),
-    }
-    return DataSource("image-folder", tuple(file for file, _ in train + test), load, fingerprint)
-
-
-def image_folder_task(path: Path, size: int, grey: bool) -> TaskShape:
-    """Return the task of an ``image-folder``; only the names of the classes are read."""
-    names = [f for f in (path.expanduser() / "train").iterdir() if f.is_dir() and not f.name.startswith(".")]
-    return TaskShape((1 if grey else 3, size, size), len(names))
-
-
-def _folder_files(path: Path, part: str) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
-    folder = path / part
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}: image-folder needs {part}/<class>/<image> under its path.")
-    names = tuple(sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")))
-    if len(names) < 2:
-        raise UsageError(f"The folder {folder} needs at least two folders, one for each class.")
-    found: list[tuple[Path, int]] = []
-    for label, name in enumerate(names):
-        inside = folder / name
-        files = sorted(
-            (f for f in inside.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()),
-            key=lambda f: f.relative_to(inside).as_posix(),
-        )
-        if not files:
-            raise UsageError(f"The folder {inside} holds no image: add some, or remove the class.")
-        found += [(file, label) for file in files]
-    return names, found
-
-
-class _Folder:
-    """Reads image files by row: uint8, (n, channels, size, size)."""
-
-    def __init__(self, files: Sequence[Path], size: int, resize: int, grey: bool) -> None:
-        self.files, self.size, self.resize, self.mode = files, size, resize, "L" if grey else "RGB"
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, rows: Sequence[int]) -> Tensor:
-        import torch
-
-        pixels = torch.empty((len(rows), len(self.mode), self.size, self.size), dtype=torch.uint8)
-        for place, row in enumerate(rows):
-            pixels[place] = torch.from_numpy(self._decode(self.files[row]))
-        return pixels
-
-    def _decode(self, file: Path) -> np.ndarray:
-        import numpy as np
-        from PIL import Image
-
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert(self.mode)
-        # Pillow raises SyntaxError and ValueError, besides OSError, for some broken files.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UsageError(f"The image {file} cannot be read ({error}): replace or remove it.") from error
-        # Resizing and the centre crop in one step, which keeps memory small for very long images.
-        width, height = image.size
-        side = min(width, height) * self.size / self.resize
-        left, top = (width - side) / 2, (height - side) / 2
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-        array = np.array(image)
-        return array.reshape(self.size, self.size, -1).transpose(2, 0, 1).copy()
+# More classes than this, and than ten for each that occurs, and labels are identifiers rather than numbers of classes.
+_MANY_CLASSES, _CLASSES_PER_LABEL = 100, 10
+# Brightest pixels below this, in [0, 1], look like images that were scaled twice, or of 0 and 1 kept as bytes.
+_DARK = 1 / 64
 
 
 def npz(root: Path, path: Path, classes: tuple[str, ...] | None = None) -> DataSource:
@@ -161,6 +52,8 @@ def npz_task(path: Path, classes: tuple[str, ...] | None) -> TaskShape:
             shape = header(stream)[0]
         with archive.open("y_train.npy") as stream:
             labels = np.lib.format.read_array(stream, allow_pickle=False)
+    if labels.dtype.kind not in "iu":
+        raise ValueError("labels are integers")
     *channels, height, width = shape[1:]
     return TaskShape((channels[0] if channels else 1, height, width), len(classes or ()) or int(labels.max()) + 1)
 
@@ -190,7 +83,47 @@ def _load_npz(path: Path, classes: tuple[str, ...] | None) -> Dataset:
         raise UsageError(f"{path} has only one class: a classifier needs at least two.")
     shape = common_shape("npz", train, test)
     mean, std = channel_statistics(train)
-    return Dataset("npz", classes or tuple(str(c) for c in range(known)), shape, train, test, mean, std)
+    names = classes or tuple(str(c) for c in range(known))
+    notes = (
+        *_gaps(path, arrays["y_train"], arrays["y_test"], known),
+        *_dark(path, {f"x_{part}": arrays[f"x_{part}"] for part in ("train", "test")}),
+    )
+    return Dataset("npz", names, shape, train, test, mean, std, notes)
+
+
+def _gaps(path: Path, train: np.ndarray, test: np.ndarray, classes: int) -> tuple[str, ...]:
+    """What to say about labels that no image has."""
+    import numpy as np
+
+    absent = sorted(set(range(classes)) - set(np.unique(train).tolist()))
+    notes = []
+    if absent:
+        few = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        hint = (
+            "subtract 1 if labels start at 1, or number the classes anew" if 0 in absent else "number the classes anew"
+        )
+        notes.append(
+            f"No train image of {path} has the label {few} (labels go from 0 to {classes - 1}), and yet each counts "
+            f"as a class: {hint}, unless the models have these classes."
+        )
+    untested = sorted(set(np.unique(train).tolist()) - set(np.unique(test).tolist()))
+    if untested:
+        few = ", ".join(map(str, untested[:5])) + (f" and {len(untested) - 5} more" if len(untested) > 5 else "")
+        notes.append(f"No test image of {path} has the label {few}: nothing is measured on those classes.")
+    return tuple(notes)
+
+
+def _dark(path: Path, images: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """What to say about images that are nearly black, which scaling once too often makes of them."""
+    notes = []
+    for key, values in images.items():
+        most = float(values.max()) / (255 if values.dtype.kind == "u" else 1)
+        if most < _DARK:
+            notes.append(
+                f"The brightest pixel of {key} in {path} is {most:.2g} of 1: floating-point images lie in [0, 1], "
+                "bytes from 0 to 255. Check that the images were not divided by 255 twice."
+            )
+    return tuple(notes)
 
 
 def _npz_split(path: Path, part: str, images: np.ndarray, labels: np.ndarray, classes: int | None) -> ImageSplit:
@@ -221,6 +154,12 @@ def _npz_split(path: Path, part: str, images: np.ndarray, labels: np.ndarray, cl
             f"{y} is {labels.dtype} of shape {labels.shape}: give one integer for each of the {len(images)} images."
         )
     top = classes if classes is not None else int(labels.max()) + 1
+    different = len(np.unique(labels))
+    if classes is None and top > max(_MANY_CLASSES, _CLASSES_PER_LABEL * different):
+        raise UsageError(
+            f"{y} has the label {top - 1}, but only {different} different ones: number the classes from 0 to "
+            f"{different - 1}, or name all {top} with `classes`."
+        )
     if labels.min() < 0 or labels.max() >= top:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
         raise UsageError(f"{y} has the label {wrong}: labels go from 0 to {top - 1} here.")

@@ -20,7 +20,7 @@ from .errors import UsageError
 from .files import is_file, write_atomic
 from .finished import KEYS, fingerprint, is_finished, published
 from .formats import RUN_SCHEMA, seal
-from .keys import PROTOCOL_VERSION, FileDigests, code_digest, content_key, versions
+from .keys import PROTOCOL_VERSION, FileDigests, code_digest, content_key, part_digest, versions
 
 if TYPE_CHECKING:
     import pandas
@@ -220,6 +220,7 @@ class _Session:
     data_digest: str = ""
     weights_digests: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    data_notes: tuple[str, ...] = ()
 
     def run(self, stamp: str | None) -> Run:
         from ..reports.site import write_site
@@ -227,6 +228,7 @@ class _Session:
         from .applicability import make_perturbations
         from .computing import Workbench, compute
         from .costs import detector_costs
+        from .duplicates import duplicate_notes
         from .engines import make_engine
         from .planning import make_plan
         from .rankability import unranked_suite
@@ -241,9 +243,14 @@ class _Session:
         source = DATASETS.get(self.suite.data.name)(self.root, **self.suite.data.params)
         weights = find_weights(self.suite, self.root)
         dataset = source.load()
+        # The data digest below hashes the same files: what it remembers costs nothing.
+        self.data_notes = (*dataset.notes, *duplicate_notes(dataset, self.digests.each))
+        for text in self.data_notes:
+            self.say(f"Warning: {text}")
         data_digest = self.data_digest = content_key(
             "data", fingerprint=source.fingerprint, files=self.digests.of(source.files),
-            code=code_digest("harness/datasets.py", "harness/own_data.py", "harness/data.py"),
+            code=code_digest("harness/datasets.py", "harness/own_data.py", "harness/image_files.py", "harness/data.py"),
+            part=part_digest(DATASETS.entry(self.suite.data.name), "harness/data.py"),
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
@@ -359,7 +366,7 @@ class _Session:
                 for key, reason in sorted(found.items(), key=lambda item: plan.cells[item[0]].name)
             ],
             "models": models,
-            "warnings": sorted({w for w in warnings if w}),
+            "warnings": [*self.data_notes, *sorted({w for w in warnings if w})],
             "notes": [*self.notes, *plan.applicability.sentences],
             "classes": list(dataset.classes),
         }
