@@ -6,7 +6,7 @@ import argparse
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -372,6 +372,63 @@ def test_weights_are_read_from_every_usual_file(tmp_path: Path, kind: str) -> No
     torch.testing.assert_close(target(x), source(x), rtol=tolerance, atol=tolerance)
     assert all(p.dtype == torch.float32 for p in target.parameters())
     assert target.bn1.running_mean[0] == 0.25
+
+
+def _under(prefix: str, state: Mapping[str, object]) -> dict[str, object]:
+    return {prefix + k: v for k, v in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "net.", "module.model.", "network.", "backbone.", "a.b.c.", "model._orig_mod.", "_orig_mod.net."],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_weights_are_read_under_whatever_prefix_fits(tmp_path: Path, prefix: str, beside: bool) -> None:
+    source, target = network(1), network(2)
+    more = {"loss.weight": torch.ones(10), "metric._extra_state": {"seen": 3}, "ema_conv1weight": torch.ones(3)}
+    state = _under(prefix, source.state_dict()) | (more if beside else {})
+    torch.save({"state_dict": state, "epoch": 3, "hyper_parameters": {"lr": 0.1}}, tmp_path / "last.ckpt")
+    said = load_weights(target, tmp_path / "last.ckpt")
+    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items())
+    assert (repr(prefix.replace("_orig_mod.", "")) in said and "loss.weight" in said) == beside
+    assert bool(said) == beside
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        # The weights and their moving average: nobody knows which are meant.
+        (lambda s: _under("model.", s) | _under("ema.module.", s), "'model.', 'ema.module.'"),
+        (lambda s: _under("net.", {k: v for k, v in s.items() if k != "linear.bias"}), r"'net.', misses linear\.bias"),
+        (lambda s: _under("net.", s | {"fc.bias": torch.ones(3)}), r"'net.', has unexpected fc\.bias"),
+        (lambda s: _under("net.", s | {"linear.bias": torch.ones(3)}), r"'net.', has other shapes: linear\.bias"),
+        # No prefix: what is not the network's is a mistake.
+        (lambda s: s | _under("ema.", s), r"unexpected ema\.conv1\.weight"),
+        (
+            lambda s: _under("a.", dict(list(s.items())[::2])) | _under("b.", dict(list(s.items())[1::2])),
+            "misses conv1",
+        ),
+        (lambda s: _under("net.", s | {"linear.bias": "none"}), r"holds linear\.bias beside or instead"),
+    ],
+)
+def test_weights_that_fit_under_no_prefix_or_several_name_it(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, object]], says: str
+) -> None:
+    target = network()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    torch.save(change(dict(network(3).state_dict())), tmp_path / "a.pt")
+    with pytest.raises(UsageError, match=says) as error:
+        load_weights(target, tmp_path / "a.pt")
+    sentence(error)
+    assert all(torch.equal(before[k], v) for k, v in target.state_dict().items())
+
+
+def test_shapes_tell_which_of_two_networks_of_the_same_names_is_meant(tmp_path: Path) -> None:
+    teacher, student, target = (build(ModelSpec("resnet20", params={"width": w}), *RGB).network for w in (8, 4, 4))
+    torch.save(_under("teacher.", teacher.state_dict()) | _under("student.", student.state_dict()), tmp_path / "a.pt")
+    said = load_weights(target, tmp_path / "a.pt")
+    assert torch.equal(target.conv1.weight, student.conv1.weight)
+    assert "'student.'" in said
 
 
 def test_a_network_whose_own_names_begin_with_module_keeps_them(tmp_path: Path) -> None:
