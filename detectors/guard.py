@@ -139,9 +139,8 @@ class Guard:
             scores = _checked_scores(tensors[_CALIBRATE], path)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UsageError(f"{path} is damaged ({' '.join(repr(error).split())[:200]}).") from error
-        taps = tuple(TapInfo(name, kind, shape) for name, kind, shape in about.model.taps)
         modules = tuple(about.model.modules)
-        _check_taps(classifier, taps, modules, path)
+        taps = _taps(classifier, about.model.taps, modules, path)
         instruments = Instruments(classifier, taps, modules, classifier.network, about.model.bits_per_tap)
         # Some detectors build what they need at their first score.
         with bounded_parameters(what, bytes_of(state)):
@@ -307,7 +306,10 @@ def _normalisation(about: ModelDescription) -> dict[str, list[float]] | None:
     return about.normalise.model_dump() if about.normalise else None
 
 
-def _check_taps(classifier: Classifier, taps: Sequence[TapInfo], modules: Sequence[str], path: Path | str) -> None:
+def _taps(
+    classifier: Classifier, listed: Sequence[tuple[str, str, tuple[int, ...]]], modules: Sequence[str], path: Path | str
+) -> tuple[TapInfo, ...]:
+    """The taps of a model; raises where they are not those that a guard's file lists."""
     device = next((p.device for p in classifier.network.parameters()), torch.device("cpu"))
     try:
         example = torch.zeros(1, *classifier.shape, device=device)
@@ -322,11 +324,12 @@ def _check_taps(classifier: Classifier, taps: Sequence[TapInfo], modules: Sequen
             f"{path} is for a model of {classifier.classes} classes; this one answers an image with "
             f"{tuple(logits.shape[1:])} numbers."
         )
-    if [(t.name, t.shape) for t in found] != [(t.name, t.shape) for t in taps]:
+    if [(t.name, t.shape) for t in found] != [(name, shape) for name, _, shape in listed]:
         raise UsageError(
             f"The model has other layers than the one that {path} was made for: it has "
-            f"{', '.join(t.name for t in found)} instead of {', '.join(t.name for t in taps)}."
+            f"{', '.join(t.name for t in found)} instead of {', '.join(name for name, _, _ in listed)}."
         )
+    return found
 
 
 def _try(instruments: Instruments, detector: Detector, about: ModelDescription, path: Path | str) -> None:

@@ -23,8 +23,8 @@ class Reader(Protocol):
 
 
 def tap_infos(values: Mapping[str, Any]) -> tuple[TapInfo, ...]:
-    """The taps that a ``model`` cell lists."""
-    return tuple(TapInfo(name, kind, tuple(shape)) for name, kind, shape in values["taps"])
+    """The taps that a ``model`` cell lists; cells of earlier versions say nothing of channels."""
+    return tuple(TapInfo(name, kind, tuple(shape), *axis) for name, kind, shape, *axis in values["taps"])
 
 
 def open_traces(

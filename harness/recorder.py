@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..detectors.codes import bits
+from .channel_axes import ChannelAxes
 from .dropout import ImageDropout
 from .errors import UsageError
 from .modes import device_of, untouched
@@ -21,10 +22,38 @@ from .trace import LiveTrace, Need, TapInfo, pool, sampled_units
 BATCH = 128
 
 
+# Images that taps are looked up with: an activation without a row for each of them is not made of them.
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The activation calls of a model.
+
+    Attributes:
+        taps: those that can be read, in execution order.
+        left_out: the names of those that have no row for each image: biases that are computed from weights alone,
+            or axes in another order.
+    """
+
+    taps: tuple[TapInfo, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def unclear(self) -> tuple[str, ...]:
+        """The names of the taps with maps whose channels cannot be told from positions; axis 1 counts as channels."""
+        return tuple(t.name for t in self.taps if len(t.shape) > 2 and t.channel_axis is None)
+
+
 def discover(
     model: nn.Module, example: Tensor, modules: Sequence[str] = (), root: nn.Module | None = None
 ) -> tuple[TapInfo, ...]:
-    """The taps of a model in execution order.
+    """The taps of a model in execution order; as :func:`survey`."""
+    return survey(model, example, modules, root).taps
+
+
+def survey(model: nn.Module, example: Tensor, modules: Sequence[str] = (), root: nn.Module | None = None) -> Survey:
+    """List the activation calls of a model, and find where each holds its channels.
 
     Args:
         model: maps images to logits (n, classes).
@@ -35,19 +64,47 @@ def discover(
     Raises:
         UsageError: if the model hides its calls or has no tap.
     """
-    found: list[TapInfo] = []
+    images = example[torch.arange(_EXAMPLES, device=example.device) % len(example)]
+    try:
+        # Compiled code is called from Python again, where its operations can be followed.
+        with torch.compiler.set_stance("force_eager"):
+            found = _calls(model, images, modules, root, ChannelAxes(images))
+    except UsageError:
+        raise
+    except Exception:
+        # Whatever cannot be followed can still be read.
+        found = _calls(model, images, modules, root, None)
+    taps = tuple(tap for tap, rows in found if rows == _EXAMPLES)
+    left_out = tuple(tap.name for tap, rows in found if rows != _EXAMPLES)
+    if not taps:
+        seen = (
+            f"no ReLU-like call has a row for each image ({', '.join(left_out)})"
+            if left_out
+            else ("no ReLU-like call was seen")
+        )
+        raise UsageError(
+            f'The model has no tap: {seen}. Name the modules to read in its suite entry: tap_modules = ["..."].'
+        )
+    return Survey(taps, left_out)
+
+
+def _calls(
+    model: nn.Module, images: Tensor, modules: Sequence[str], root: nn.Module | None, axes: ChannelAxes | None
+) -> list[tuple[TapInfo, int]]:
+    """Every activation call of one pass, with the number of its rows (0 for a single number)."""
+    found: list[tuple[TapInfo, int]] = []
 
     def visit(call: TapCall) -> None:
-        found.append(TapInfo(call.name, call.kind, tuple(call.activation.shape[1:])))
+        axis = None if axes is None else axes.of(call.activation)
+        shape = call.activation.shape
+        tap = TapInfo(call.name, call.kind, tuple(shape[1:]), axis)
+        arranged = tap.arranged(call.activation) if len(shape) else call.activation
+        found.append((replace(tap, shape=tuple(arranged.shape[1:])), shape[0] if len(shape) else 0))
 
-    with untouched(model, freeze=False), forked_rng(0), torch.no_grad(), Taps(root or model, visit, modules):
-        model(example)
-    if not found:
-        raise UsageError(
-            "The model has no tap: no ReLU-like call was seen. Name the modules to read in its suite entry: "
-            'tap_modules = ["..."].'
-        )
-    return tuple(found)
+    following = axes or nullcontext()
+    with untouched(model, freeze=False), forked_rng(0), torch.no_grad(), following, Taps(root or model, visit, modules):
+        model(images)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +120,7 @@ def encode(need: Need, activation: Tensor, signs: Tensor, kept: Tensor | None) -
 
     Args:
         need: which code.
-        activation: post-activation, (n, ...).
+        activation: post-activation, (n, ...), arranged.
         signs: of its shape: a unit's bit is 1 where this is positive, or true.
         kept: positions of the units that are kept (:func:`~.trace.sampled_units`); ``None`` for all.
     """
@@ -91,10 +148,14 @@ class _Encoder:
         self.codes: dict[str, dict[str, Tensor]] = {n.code: {} for n in needs}
         self.count = count
         self.start = 0
+        self.rows = 0
         self.seen: list[str] = []
 
     def __call__(self, call: TapCall) -> None:
-        self.seen.append(call.name)
+        tap = self.taps.get(call.name)
+        if tap is not None or (self.rows > 1 and call.activation.shape[:1] == (self.rows,)):
+            # Calls that were left out when the taps were listed have no row for each image.
+            self.seen.append(call.name)
         for need in self.wanted.get(call.name, ()):
             value = self._encode(need, call)
             rows = self.codes[need.code].get(call.name)
@@ -104,8 +165,10 @@ class _Encoder:
             rows[self.start : self.start + len(value)] = value
 
     def _encode(self, need: Need, call: TapCall) -> Tensor:
-        signs = call.activation if call.positive is None else call.positive
-        return encode(need, call.activation, signs, self.kept[call.name, need.units])
+        tap = self.taps[call.name]
+        activation = tap.arranged(call.activation)
+        signs = activation if call.positive is None else tap.arranged(call.positive)
+        return encode(need, activation, signs, self.kept[call.name, need.units])
 
     def in_order(self) -> dict[str, dict[str, Tensor]]:
         return {c: {t: rows[t] for t in self.taps if t in rows} for c, rows in self.codes.items()}
@@ -154,7 +217,7 @@ def record(
         dropping = around.enter_context(ImageDropout(model, seed)) if dropout else None
         around.enter_context(Taps(root or model, encoder, modules))
         for start in range(0, len(images), batch):
-            encoder.start, encoder.seen = start, []
+            encoder.start, encoder.seen, encoder.rows = start, [], len(images[start : start + batch])
             if dropping is not None:
                 dropping.begin(images[start : start + batch])
             logits.append(model(images[start : start + batch].to(device)).float().cpu())
@@ -177,12 +240,16 @@ def live_trace(
     """A forward pass that can be differentiated with respect to ``images``; the model must be in eval mode."""
     activations: dict[str, Tensor] = {}
     before: dict[str, Tensor] = {}
+    known = {tap.name: tap for tap in taps}
 
     def visit(call: TapCall) -> None:
+        tap = known.get(call.name)
+        if tap is None:
+            return
         # Clones: the model may go on in place (`out += shortcut`), which would change what the surrogate reads.
-        activations[call.name] = call.activation.clone()
+        activations[call.name] = tap.arranged(call.activation.clone())
         if call.preactivation is not None:
-            before[call.name] = call.preactivation
+            before[call.name] = tap.arranged(call.preactivation)
 
     with Taps(root or model, visit, modules, keep_preactivation=True):
         logits = model(images)

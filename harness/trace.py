@@ -29,17 +29,37 @@ class TapInfo:
     Attributes:
         name: the owning module's path, with ``:2``, ``:3`` ... from the second call on.
         kind: the function that was called (``relu``, ``gelu``, ...) or ``module``.
-        shape: the activation's shape without the batch axis.
+        shape: of one activation, without the batch axis, arranged (:meth:`arranged`).
+        channel_axis: the axis (0 is the batch) that holds the channels as the model computes the activation; ``None``
+            where that cannot be told, and they are taken to be where they usually are.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
+    channel_axis: int | None = None
 
     @property
     def units(self) -> int:
         """The number of units: the product of the shape."""
         return int(torch.Size(self.shape).numel())
+
+    def arranged(self, activation: Tensor) -> Tensor:
+        """An activation as everything here reads it, whichever way the model computes it; a view.
+
+        That is (n, channels, positions...), or (n, positions, features) with a single axis of positions.
+        """
+        moved = self._moved(activation.ndim)
+        return activation if moved is None else activation.movedim(*moved)
+
+    def as_computed(self, arranged: Tensor) -> Tensor:
+        """What :meth:`arranged` gave, as the model computes it; a view."""
+        moved = self._moved(arranged.ndim)
+        return arranged if moved is None else arranged.movedim(*reversed(moved))
+
+    def _moved(self, ndim: int) -> tuple[int, int] | None:
+        usual = 1 if ndim > 3 else ndim - 1
+        return None if ndim < 3 or self.channel_axis in (None, usual) else (self.channel_axis, usual)
 
 
 @dataclass(frozen=True)
@@ -117,7 +137,7 @@ def sampled_units(tap: TapInfo, units: int | None) -> Tensor | None:
 
 
 def pool(activation: Tensor, statistic: Statistic) -> Tensor:
-    """One number per map, float32 (n, maps).
+    """One number per map of an activation that is arranged (:meth:`TapInfo.arranged`), float32 (n, maps).
 
     Maps are the channels of (n, channels, positions...) and the features of (n, tokens, features); an activation of
     shape (n, features) is its own pooled vector (for ``std``: its absolute value, having no positions).
@@ -311,8 +331,8 @@ class LiveTrace:
         images: the input, (n, channels, height, width), with its graph.
         logits: (n, classes).
         taps: the model's taps in execution order.
-        activations: post-activation by tap, (n, ...).
-        preactivations: pre-activation by tap, (n, ...); a clone where the call was in place.
+        activations: post-activation by tap, (n, ...), arranged as in :attr:`TapInfo.shape`.
+        preactivations: pre-activation by tap, likewise; a clone where the call was in place.
         needs: as in :class:`Traces`; the accessors return the same units as there.
         temperature: by how much a surrogate shall soften its own relaxation (below 1: sharpen it).
         straight_through: a surrogate shall use hard codes forwards and relaxed ones backwards, where it can.

@@ -62,14 +62,18 @@ def causes(
         code = encode(instruments, images, (tap,))[tap]
         before = instruments.model(images).softmax(1)
         picture = decoder(code)
-        varying = torch.nonzero(code.flatten(2).var(0).sum(1) if code.ndim > 2 else code.var(0)).flatten().cpu()
+        # A unit is a map or a feature: of tokens (n, positions, features) the last axis.
+        axis = 2 if code.ndim == 3 else 1
+        by_unit = code.movedim(axis, 1).reshape(len(code), code.shape[axis], -1)
+        varying = torch.nonzero(by_unit.var(0).sum(1)).flatten().cpu()
         chosen = varying[torch.randperm(len(varying), generator=draws)[:units]].sort().values
         order = torch.randperm(len(images), generator=draws).to(images.device)
         on_image, on_output = [], []
         for unit in chosen.tolist():
 
             def mixed(activation: Tensor, unit: int = unit) -> Tensor:
-                activation[:, unit] = activation[order, unit]
+                of_unit = activation.movedim(axis, 0)[unit]
+                of_unit.copy_(of_unit[order])
                 return activation
 
             on_image.append((decoder(mixed(code.clone())) - picture).square().mean())

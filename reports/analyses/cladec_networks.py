@@ -98,11 +98,12 @@ def encode(instruments: Instruments, images: Tensor, taps: Sequence[str]) -> dic
     The same activations as ``instruments.live(...)`` gives: only the layers behind the last tap are left out.
     """
     found: dict[str, Tensor] = {}
+    known = {tap.name: tap for tap in instruments.taps}
 
     def visit(call: TapCall) -> None:
         if call.name in taps:
             # A clone: the network may go on in place.
-            found[call.name] = call.activation.clone()
+            found[call.name] = known[call.name].arranged(call.activation.clone())
             if len(found) == len(taps):
                 raise _ReachedError
 
@@ -113,10 +114,11 @@ def encode(instruments: Instruments, images: Tensor, taps: Sequence[str]) -> dic
 
 def changed_logits(instruments: Instruments, images: Tensor, tap: str, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The logits when the activation at ``tap`` is replaced by ``change`` of it, without gradients."""
+    info = next(known for known in instruments.taps if known.name == tap)
 
     def visit(call: TapCall) -> None:
         if call.name == tap:
-            call.activation.copy_(change(call.activation.clone()))
+            call.activation.copy_(info.as_computed(change(info.arranged(call.activation.clone()))))
 
     with torch.no_grad(), Taps(instruments.root or instruments.model, visit, instruments.modules):
         logits: Tensor = instruments.model(images)

@@ -59,6 +59,7 @@ def attribute(instruments: Instruments, taps: Sequence[TapInfo], units: int, ima
     model = instruments.model
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     kept = {tap.name: sampled_units(tap, units) for tap in taps}
+    known = {tap.name: tap for tap in taps}
     widths = [min(units, tap.units) for tap in taps]
     found: list[Tensor] = []
 
@@ -67,7 +68,7 @@ def attribute(instruments: Instruments, taps: Sequence[TapInfo], units: int, ima
         gradients: dict[str, Tensor] = {}
 
         def chosen(name: str, tensor: Tensor) -> Tensor:
-            flat, rows = tensor.detach().flatten(1), kept[name]
+            flat, rows = known[name].arranged(tensor.detach()).flatten(1), kept[name]
             return (flat if rows is None else flat[:, rows.to(flat.device)]).float().cpu()
 
         def visit(call: TapCall, values: dict[str, Tensor] = values, gradients: dict[str, Tensor] = gradients) -> None:
