@@ -406,7 +406,7 @@ def test_weights_are_read_under_whatever_prefix_fits(tmp_path: Path, prefix: str
         (lambda s: s | _under("ema.", s), r"unexpected ema\.conv1\.weight"),
         (
             lambda s: _under("a.", dict(list(s.items())[::2])) | _under("b.", dict(list(s.items())[1::2])),
-            "misses conv1",
+            r"'a.', misses bn1",
         ),
         (lambda s: _under("net.", s | {"linear.bias": "none"}), r"holds linear\.bias beside or instead"),
     ],
