@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .data import Dataset, ImageSplit
 from .errors import UsageError
+from .logits import as_logits
 from .model_factories import ModelFactory, model_factory
+from .modes import device_of
 from .params import bind
 from .seeds import derive_seed, forked_rng
 from .training import Recipe, default_recipe, train
@@ -23,12 +25,17 @@ __all__ = [
     "Classifier",
     "ModelSpec",
     "Normalise",
+    "Source",
     "accuracy",
+    "accuracy_warning",
     "build",
+    "is_near_chance",
     "load_weights",
-    "normalisation_warning",
     "obtain",
 ]
+
+# Where a model's weights come from: a file, training, or whatever its factory gives.
+Source = Literal["weights", "trained", "factory"]
 
 
 class Normalise(nn.Module):
@@ -55,7 +62,10 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images in [0, 1] to logits: normalisation, then the network.
+    """Images in [0, 1] to logits, float32 (n, classes): normalisation, then the network.
+
+    Whatever the network returns becomes logits in one way (:func:`~.logits.as_logits`), and the network may write into
+    what it is given: the images stay as they are.
 
     Attributes:
         network: the model itself, on normalised input; taps are named relative to it.
@@ -72,8 +82,8 @@ class Classifier(nn.Module):
         self.classes = classes
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.normalise(x))
-        return logits
+        given = self.normalise(x)
+        return as_logits(self.network(given.clone() if given is x else given), self.classes)
 
 
 @dataclass(frozen=True)
@@ -197,27 +207,43 @@ def build(
         if len(normalise.mean) not in (1, shape[0]):
             raise UsageError(f"The model {factory.name} has {len(normalise.mean)} means for {shape[0]} channels.")
     with forked_rng(derive_seed(seed, "initialise")):
-        model = Classifier(factory.network(shape, classes, values), normalise, shape, classes).eval()
+        model = Classifier(factory.network(shape, classes, values), normalise, shape, classes)
+        try:
+            model.eval()
+        except Exception as error:  # an exported program has no other mode
+            raise UsageError(f"The model {factory.name} has no eval mode: {_said(error)}.") from error
         _try_batch(model, factory.name)
     return model
 
 
 def _try_batch(model: Classifier, name: str) -> None:
-    device = next((p.device for p in model.network.parameters()), torch.device("cpu"))
+    device = device_of(model.network)
     model.to(device)
     size = " x ".join(map(str, model.shape))
     try:
         with torch.no_grad():
             logits = model(torch.full((2, *model.shape), 0.5, device=device))
+    except UsageError as error:
+        raise UsageError(f"The model {name} gives no logits: {error}.") from error
     except Exception as error:  # whatever the network raises, it cannot take these images
-        raise UsageError(f"The model {name} cannot take images of {size}: {' '.join(str(error).split())}") from error
-    if not isinstance(logits, Tensor):
-        raise UsageError(f"The model {name} must return a tensor of logits, not {type(logits).__name__}.")
-    if logits.shape != (2, model.classes):
+        raise UsageError(f"The model {name} cannot take images of {size}: {_said(error)}{_types(model)}") from error
+    if len(logits) != 2:
         raise UsageError(
             f"The model {name} must return (n, {model.classes}) logits, but for 2 images it returned "
             f"{tuple(logits.shape)}."
         )
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _types(model: Classifier) -> str:
+    """What to do about a network that computes in another type than that of images."""
+    other = sorted({str(p.dtype).removeprefix("torch.") for p in model.network.parameters()} - {"float32"})
+    if not other:
+        return ""
+    return f" (its parameters are {', '.join(other)}, images are float32: cast them in its forward)"
 
 
 def obtain(
@@ -226,8 +252,11 @@ def obtain(
     seed: int,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Classifier:
     """The model ready for use on ``device``: built, then trained, or with its weights, or as its factory gave it.
+
+    ``say`` is told what the weights' file holds besides.
 
     Raises:
         UsageError: like :func:`build`, :func:`load_weights` and :func:`~.training.train`.
@@ -237,7 +266,9 @@ def obtain(
     if trains:
         train(model, dataset.train, spec.recipe(dataset.name), seed, device, progress)
     elif spec.weights is not None:
-        load_weights(model.network, spec.weights)
+        beside = load_weights(model.network, spec.weights)
+        if beside:
+            say(beside)
     return model.to(device)
 
 
@@ -269,16 +300,35 @@ def accuracy(
     return right / count
 
 
-def normalisation_warning(accuracy: float, classes: int) -> str | None:
-    """What to say about a clean accuracy near chance, or ``None`` where it is not.
+def is_near_chance(accuracy: float, classes: int) -> bool:
+    """Whether a clean accuracy is less than a quarter of the way from chance to 1.
 
-    Near means less than a quarter of the way from chance to 1: a trained classifier with wrong normalisation, wrong
-    weights or another order of the classes ends up there.
+    A trained classifier with wrong normalisation, wrong weights or another order of the classes ends up there, and an
+    untrained one.
     """
     chance = 1 / classes
-    if accuracy >= chance + 0.25 * (1 - chance):
+    return accuracy < chance + 0.25 * (1 - chance)
+
+
+def accuracy_warning(accuracy: float, classes: int, source: Source) -> str | None:
+    """What to say about a clean accuracy near chance, or ``None`` where it is not (:func:`is_near_chance`).
+
+    Args:
+        accuracy: share of the images that the model gets right.
+        classes: the number of classes.
+        source: where its weights come from; ``factory`` where none were given and the factory's are used.
+    """
+    if not is_near_chance(accuracy, classes):
         return None
-    return (
-        f"The clean accuracy is only {accuracy:.1%} (chance is {chance:.1%}): check that mean, std and normalise are "
-        "what the weights were trained with, and that the classes have the same order."
+    found = f"The clean accuracy is only {accuracy:.1%} (chance is {1 / classes:.1%}), so its rows have no rank: "
+    if source == "factory":
+        return found + (
+            "no weights were given, and the network is used as its factory makes it. Name its checkpoint (weights), "
+            "or load it in the factory."
+        )
+    if source == "trained":
+        return found + "train it for longer (epochs)."
+    return found + (
+        "check that mean, std and normalise are what the weights were trained with, and that the classes have the same "
+        "order."
     )

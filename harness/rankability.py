@@ -30,6 +30,12 @@ BELOW_FLOOR = "below-floor"
 BLACK_BOX_ONLY = "black-box-only"
 WEAKER = "weaker-than-adaptive"
 RANDOMISED_MODEL = "randomised-model"
+# Of a model, found before anything is measured.
+PROBABILITIES = "probabilities-for-logits"
+LOG_PROBABILITIES = "log-probabilities-for-logits"
+BATCH_DEPENDENT = "batch-dependent"
+NEAR_CHANCE = "near-chance"
+NO_WEIGHTS = "no-weights"
 CONTROL_FLAGGED = "control-flagged"
 BENIGN_FLAGGED = "benign-flagged"
 TIES = "ties-at-threshold"
@@ -47,7 +53,7 @@ _SAME = 1e-6
 # A row that carries one of these, or one that says what a score depends on, is not ranked.
 _NOT_RANKED = (
     NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, RANDOMISED,
-    UNCHECKED_PROCESS, *BLIND,
+    UNCHECKED_PROCESS, NEAR_CHANCE, NO_WEIGHTS, *BLIND,
 )  # fmt: skip
 # The number of a row that carries one of these can only be too high.
 _AT_MOST = (
@@ -129,8 +135,8 @@ def attack_flags(seed: SeedResult, detector: DetectorResult, ranked: int, threat
     """
     right = int(seed.sources.evaluate_correct[:ranked].sum())
     counting = [p for p in seed.perturbations if p.threatens(detector.label) and not p.inapplicable]
-    flags = [] if seed.sources.gradient else [BLACK_BOX_ONLY]
-    if any(RANDOMISED_MODEL in p.flags for p in seed.perturbations):
+    flags = [*seed.sources.flags, *([] if seed.sources.gradient else [BLACK_BOX_ONLY])]
+    if any(RANDOMISED_MODEL in p.flags for p in seed.perturbations) and RANDOMISED_MODEL not in flags:
         flags.append(RANDOMISED_MODEL)
     if detector.label == ABLATION:
         flags += _oblivious_flags(seed, counting, threat, ranked)

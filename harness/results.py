@@ -49,6 +49,7 @@ class Sources:
         evaluate_label: int (e,).
         evaluate_prediction: int (e,).
         gradient: whether the model gives a gradient with respect to its input.
+        flags: what is doubtful about the model itself.
     """
 
     dataset: str
@@ -61,6 +62,7 @@ class Sources:
     evaluate_label: IntArray
     evaluate_prediction: IntArray
     gradient: bool = True
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in ("calibrate", "evaluate"):

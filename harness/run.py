@@ -326,10 +326,12 @@ class _Session:
         """What ``run.json`` records."""
         from .rankability import FLOOR, FLOOR_IMAGES
 
-        models = []
+        models, texts = [], {"notes": dict[str, None](), "warnings": dict[str, None]()}
         for subject in plan.subjects:
             if subject.key in summary.done:
                 values = store.values(subject.key)
+                for kind, found in texts.items():
+                    found.update(dict.fromkeys(f"{subject.part.label}: {text}" for text in values.get(kind, ())))
                 models.append(
                     {
                         "dataset": self.suite.data.name,
@@ -340,7 +342,6 @@ class _Session:
                         "source": values["source"],
                     }
                 )
-        warnings = [store.values(s.key)["warning"] for s in plan.subjects if s.key in summary.done]
         return {
             "schema": RUN_SCHEMA,
             "name": self.suite.name,
@@ -366,8 +367,8 @@ class _Session:
                 for key, reason in sorted(found.items(), key=lambda item: plan.cells[item[0]].name)
             ],
             "models": models,
-            "warnings": [*self.data_notes, *sorted({w for w in warnings if w})],
-            "notes": [*self.notes, *plan.applicability.sentences],
+            "warnings": [*self.data_notes, *texts["warnings"]],
+            "notes": [*self.notes, *plan.applicability.sentences, *texts["notes"]],
             "classes": list(dataset.classes),
         }
 

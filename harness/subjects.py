@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data import Dataset
-from .errors import UsageError
+from .errors import AftershockError, UsageError
 from .keys import part_digest
-from .models import Classifier, ModelSpec, Normalise, accuracy, build, normalisation_warning, obtain
-from .modes import untouched
-from .recorder import discover
+from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, obtain
+from .probe import probe, probe_images
+from .rankability import NEAR_CHANCE, NO_WEIGHTS
+from .recorder import Survey, survey
 from .registry import PACKAGE, Entry, file_digest
 from .suite import ModelPart, Suite
 from .training import estimate_seconds
 from .weights import state_digest
-
-# Enough images to tell a normalisation mistake from bad luck, few enough to cost nothing.
-CHECK_IMAGES = 500
 
 
 def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:
@@ -99,54 +97,84 @@ def make_classifier(
             missing = f" ({part.weights} was not found)" if part.weights else ""
             say(f"Training {part.label} on {dataset.name}{missing}: about {_duration(expected)}.")
             progress = _tenths(part.label, say)
-    classifier = obtain(spec, dataset, seed, device, progress)
+    notes: list[str] = []
+    classifier = obtain(spec, dataset, seed, device, progress, notes.append)
     seconds = time.perf_counter() - start
-    example = dataset.test.images(slice(0, 2)).to(device)
-    taps = discover(classifier, example, part.tap_modules, classifier.network)
-    warning = normalisation_warning(
-        accuracy(classifier, dataset.test, limit=CHECK_IMAGES, device=device), len(dataset.classes)
-    )
-    if warning:
-        say(f"{part.label}: {warning}")
+    images = probe_images(dataset.test, classifier.shape)
+    found = probe(classifier, images)
+    taps = survey(classifier, images.to(device), part.tap_modules, classifier.network)
+    right = accuracy(classifier, dataset.test, device=device)
+    source: Source = "trained" if trains else "weights" if weights else "factory"
+    near_chance = accuracy_warning(right, len(dataset.classes), source)
+    notes += [*found.notes, *tap_notes(taps)]
+    warnings = [*found.warnings, *([near_chance] if near_chance else [])]
+    for text in (*notes, *warnings):
+        say(f"{part.label}: {text}")
+    flags = [*found.flags, *([NO_WEIGHTS if source == "factory" else NEAR_CHANCE] if near_chance else [])]
     values = {
-        "gradient": gives_gradient(classifier, example),
-        "taps": [[t.name, t.kind, list(t.shape)] for t in taps],
+        "gradient": found.gradient,
+        "taps": [[t.name, t.kind, list(t.shape), t.channel_axis] for t in taps.taps],
         "digest": state_digest(classifier.network),
         "normalise": normalise_values(classifier),
         "shape": list(classifier.shape),
         "classes": classifier.classes,
-        "clean_accuracy": accuracy(classifier, dataset.test, device=device),
+        "clean_accuracy": right,
         "test_images": len(dataset.test),
         "source": "trained" if trains else (weights.name if weights else "factory"),
+        "seed": seed,
         "train_seconds": round(seconds, 3) if trains else None,
-        "warning": warning or "",
+        "flags": flags,
+        "notes": notes,
+        "warnings": warnings,
     }
-    state = {k: v.detach().cpu() for k, v in classifier.state_dict().items()} if weights is None else {}
-    return state, values
+    if weights is not None or found.other_state:
+        return {}, values
+    return {k: v.detach().cpu() for k, v in classifier.state_dict().items()}, values
 
 
-def gives_gradient(model: nn.Module, images: Tensor) -> bool:
-    """Return whether a model's logits can be differentiated with respect to its input, and not only to nothing."""
-    with untouched(model), torch.enable_grad():
-        given = images.detach().clone().requires_grad_(True)
-        try:
-            logits = model(given)
-            if not logits.requires_grad:
-                return False
-            (gradient,) = torch.autograd.grad(logits.square().sum(), given, allow_unused=True)
-        except RuntimeError:
-            # Inference mode, or an operation without a derivative.
-            return False
-    return gradient is not None and bool((gradient != 0).any())
+def tap_notes(survey: Survey) -> list[str]:
+    """Sentences about activations that are not read, or whose channels cannot be told from positions."""
+    found = []
+    if survey.left_out:
+        found.append(
+            f"The activations at {_some(survey.left_out)} have no row for each image and are not read: they are made "
+            "of weights alone, or their first axis is not the batch."
+        )
+    if survey.unclear:
+        found.append(
+            f"Which axis of the activations at {_some(survey.unclear)} holds the channels cannot be told: axis 1 is "
+            "taken, as convolutions have it."
+        )
+    return found
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more taps" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def load_classifier(
-    part: ModelPart, folder: Path, dataset: Dataset, weights: Path | None, state: Mapping[str, Tensor]
-) -> Classifier:
-    """A model that :func:`make_classifier` made, on the CPU, in eval mode."""
+    part: ModelPart, folder: Path, dataset: Dataset, weights: Path | None, state: Mapping[str, Tensor],
+    made: Mapping[str, Any],
+) -> Classifier:  # fmt: skip
+    """A model that :func:`make_classifier` made, on the CPU, in eval mode.
+
+    Args:
+        state: what :func:`make_classifier` gave, read again, and
+        made: the values beside it.
+
+    Raises:
+        AftershockError: if the state could not be kept, and the factory does not give the same network again.
+    """
     spec = model_spec(part, folder, weights)
     if not state:
-        return obtain(spec, dataset, 0).eval()
+        classifier = obtain(spec, dataset, made.get("seed", 0)).eval()
+        if weights is None and state_digest(classifier.network) != made["digest"]:
+            raise AftershockError(
+                f"The factory of {part.label!r} gave another network than before, and its state cannot be kept, since "
+                "it holds more than plain tensors: let the factory give the same network each time."
+            )
+        return classifier
     classifier = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std)
     classifier.load_state_dict(dict(state))
     return classifier.eval()

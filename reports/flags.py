@@ -20,6 +20,18 @@ FLAGS = {
                     f"a ranked row: {floor_text()}. The number stands, and can only be too high."),
     "black-box-only": ("black box only", "The model gives no gradient, so only attacks that ask for its answers were "
                        "possible: its numbers can only be too high."),
+    "near-chance": ("accuracy near chance", "The model's clean accuracy is near chance: its normalisation, its weights "
+                    "or the order of its classes are probably wrong, and robust accuracy says nothing."),
+    "no-weights": ("no weights", "No weights were given, and the network that the factory made has a clean accuracy "
+                   "near chance: name its checkpoint."),
+    "probabilities-for-logits": ("probabilities in place of logits", "The model's outputs look like probabilities, but "
+                                 "energy, margins, gradients and losses read logits: leave out its last softmax, "
+                                 "sigmoid or step."),
+    "log-probabilities-for-logits": ("log-probabilities in place of logits", "The model's outputs look like "
+                                     "log-probabilities, whose energy is 0 for every image: leave out its last "
+                                     "log-softmax."),
+    "batch-dependent": ("depends on the batch", "The model gives an image other logits in another batch: what was "
+                        "attacked among some images is measured among others."),
     "weaker-than-adaptive": ("its attacks are weaker than", "An attack that had to pass a detector besides fools more "
                              "images than the attacks that count here: the number is too high."),
     "randomised": ("randomised", "The detector gives one image different scores and does not declare it."),

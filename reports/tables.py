@@ -112,11 +112,12 @@ class Tables:
         if self._reason(*self._clean_logits(subject)):
             return None
         calibrate, evaluate = self._predictions(subject, "calibrate"), self._predictions(subject, "evaluate")
+        made = self.store.values(subject.key)
         sources = Sources(
             self.suite.data.name, subject.part.label, subject.seed,
             self.plan.sets.calibrate.numpy(), self._labels("calibrate").numpy(), calibrate.numpy(),
             self.plan.sets.evaluate.numpy(), self._labels("evaluate").numpy(), evaluate.numpy(),
-            bool(self.store.values(subject.key)["gradient"]),
+            bool(made["gradient"]), tuple(made.get("flags", ())),
         )  # fmt: skip
         perturbations = [self.perturbation(subject, part) for part in self.suite.perturbations]
         doubts = perturbation_flags(perturbations)

@@ -79,6 +79,7 @@ class Workbench:
         self._models: _Recent[Classifier] = _Recent(2)
         self._detectors: _Recent[Detector] = _Recent(4)
         self._parts = parts
+        self._said: set[str] = set()
         # Told the share of the present cell that is done.
         self.tell: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
@@ -115,9 +116,15 @@ class Workbench:
             raise
 
     def make_model(self, key: str, job: ModelJob) -> Output:
-        """Train a model, or read its weights; measure it."""
+        """Train a model, or read its weights; measure it. What is said of every seed's is said once."""
+
+        def say(text: str) -> None:
+            if text not in self._said:
+                self._said.add(text)
+                self.say(text)
+
         state, values = make_classifier(
-            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device, self.say
+            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device, say
         )
         return Output(key, state, values)
 
@@ -127,7 +134,8 @@ class Workbench:
 
         def load() -> Classifier:
             weights = self.weights[part.label]
-            loaded = load_classifier(part, self.suite.folder, self.dataset, weights, self.reader.load(model))
+            state, made = self.reader.load(model), self.reader.values(model)
+            loaded = load_classifier(part, self.suite.folder, self.dataset, weights, state, made)
             return loaded.to(self.device)
 
         classifier = self._models.get_or_make(model, load)

@@ -22,10 +22,12 @@ from aftershock.harness.models import (
     Classifier,
     ModelSpec,
     Normalise,
+    Source,
     accuracy,
+    accuracy_warning,
     build,
+    is_near_chance,
     load_weights,
-    normalisation_warning,
     obtain,
 )
 from aftershock.harness.params import bind
@@ -589,10 +591,11 @@ def test_a_limit_reads_images_from_the_whole_split() -> None:
     [(0.1, 10, True), (0.3, 10, True), (0.6, 10, False), (0.5, 2, True), (0.7, 1000, False)],
 )
 def test_accuracy_near_chance_is_said(value: float, classes: int, warns: bool) -> None:
-    warning = normalisation_warning(value, classes)
-    assert (warning is not None) == warns
-    if warning:
-        assert "mean" in warning
+    says: dict[Source, str] = {"weights": "mean", "trained": "epochs", "factory": "no weights were given"}
+    for source, word in says.items():
+        warning = accuracy_warning(value, classes, source)
+        assert (warning is not None) == warns == is_near_chance(value, classes)
+        assert warning is None or word in warning
 
 
 def test_normalise_divides_by_the_deviation_of_each_channel() -> None:
@@ -618,4 +621,4 @@ def test_the_published_resnet20_reaches_its_published_accuracy() -> None:
     # The mistake that the warning is for: pixels taken to be in [0, 255].
     scaled = {k: tuple(255 * v for v in values) for k, values in IMAGENET.items()}
     wrong = obtain(ModelSpec("resnet20", weights=weights, **scaled), data, seed=0)
-    assert normalisation_warning(accuracy(wrong, data.test, limit=500), 10) is not None
+    assert is_near_chance(accuracy(wrong, data.test, limit=500), 10)
