@@ -6,15 +6,16 @@ and models in another mode than before; here each of these is mended and flagged
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from ..harness.clock import Stopwatch
 from ..harness.errors import AftershockError, UnavailableError, UsageError
 from ..harness.modes import device_of, untouched
+from ..harness.process_state import CHANGED_FLAG, guarded_part
 from ..harness.seeds import Draws, derive_seed, forked_rng
 from .base import CountingModel, Norm, Perturbation, late_comers, norms
 from .defence import Defence
@@ -39,7 +40,7 @@ class Limits:
     Attributes:
         forwards: images sent through the model.
         backwards: gradients taken.
-        seconds: wall-clock, only a safety: machines differ.
+        seconds: of the CPU (:attr:`~aftershock.harness.clock.Stopwatch.seconds`), only a safety: machines differ.
     """
 
     forwards: float = 100_000
@@ -75,7 +76,8 @@ class PerturbedBatch:
             stands in), ``out-of-range`` (clipped), ``over-budget`` (projected; in L0, which has no projection, the
             clean image stands in), ``zero-gradient`` and
             ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``,
-            ``randomised-model`` (the same images twice, other logits), ``limit`` (ended by a limit).
+            ``randomised-model`` (the same images twice, other logits), ``limit`` (ended by a limit),
+            ``changed-state:NAME`` (it left state of the process changed, which was put back).
         late: images first predicted wrong in the last quarter of the attack's gradient passes, or past the detector
             only in the last quarter of an adaptive attack's iterates, in batches with at least eight of them and with
             images that never got there: more passes would bring more there.
@@ -127,15 +129,14 @@ class WatchedModel(CountingModel):
         self, model: nn.Module, labels: Tensor, defence: Defence | None = None, limits: Limits | None = None
     ) -> None:
         super().__init__(model, defence)
-        self._limits, self._began = limits, time.monotonic()
+        self._limits, self._clock = limits, Stopwatch()
         self._watch = _Watch(labels)
 
     def forward(self, images: Tensor) -> Tensor:
         watch, rows = self._watch, self._rows
         if self._limits is not None:
-            self._limits.check(
-                len(watch.labels), self.forwards + len(images), self.backwards, time.monotonic() - self._began
-            )
+            forwards = self.forwards + len(images)
+            self._limits.check(len(watch.labels), forwards, self.backwards, self._clock.seconds)
         known = len(images) == len(watch.labels if rows is None else rows)
         if not (torch.is_grad_enabled() and images.requires_grad and known):
             return super().forward(images)
@@ -229,8 +230,8 @@ def perturb_batch(
             chunk = tuple(int(i) for i in indices[part])
             on_device = truth.to(device)
             watched = WatchedModel(model, on_device, defence, limits).eval()
-            with forked_rng(derive_seed(seed, "batch", chunk[0])):
-                began = time.perf_counter()
+            with guarded_part(perturbation) as changes, forked_rng(derive_seed(seed, "batch", chunk[0])):
+                clock = Stopwatch()
                 # Copies: an attack that writes into its input must not move what it is measured against.
                 given = clean.clone().to(device), on_device.clone(), Draws(seed, chunk)
                 try:
@@ -243,7 +244,8 @@ def perturb_batch(
                     flags.add("limit")
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                seconds += time.perf_counter() - began
+                seconds += clock.seconds
+            flags |= {f"{CHANGED_FLAG}:{name}" for name in changes.all}
             credits += watched.credits
             told.append(watched.told.detach().double().cpu())
             if watched.asked is not None:

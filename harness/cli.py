@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from .cache_commands import app as cache_app
 from .errors import AftershockError, UsageError
+from .interrupts import contained, listening
 from .streams import checked_output, lenient_errors
+
+
+class _Commands(TyperGroup):
+    """A command ends by returning; what else ends the program is code of others."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with contained():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="aftershock",
+    cls=_Commands,
     help="What happens inside a network when its input is perturbed, layer by layer, and which detector notices?",
     no_args_is_help=True,
     add_completion=False,
@@ -249,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _answer(arguments: list[str] | None, debug: bool) -> None:
     try:
-        with checked_output():
+        with checked_output(), listening():
             app(arguments)
     except SystemExit as end:
         # What typer makes of Ctrl-C, without a word.

@@ -86,8 +86,12 @@ def show_leaderboard(run: Run) -> None:
     from ..reports.leaderboard import leaderboard_text, verdicts
 
     console = _console()
-    with (run.folder / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    try:
+        with (run.folder / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except FileNotFoundError:
+        # It is among what failed.
+        rows = []
     console.print(leaderboard_text(rows))
     for text in verdicts(rows):
         console.print(escape(text), highlight=False)

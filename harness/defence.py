@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
 from .consistency import EVALUATIONS
 from .metrics import threshold, threshold_rank
+from .process_state import guarded_part
 from .recorder import encode
 from .results import ALPHAS
 from .scoring import Instruments
@@ -48,6 +50,8 @@ class DetectorDefence:
         self.scale: float = spread
         self.has_surrogate: bool = self.detector.surrogate_kind != "none"
         self._guides: Guides | None = None
+        # State of the process that the detector left changed, by name.
+        self.changed: list[str] = []
 
     def look(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
@@ -57,7 +61,10 @@ class DetectorDefence:
         i, needs = replace(self.instruments, model=model), self.instruments.needs(self.detector)
         live = i.live(self.detector, images)
         live = replace(live, temperature=temperature, straight_through=straight_through)
-        suspicion = self.detector.surrogate(live) if self.has_surrogate and surrogate else None
+        suspicion = None
+        if self.has_surrogate and surrogate:
+            with self._guarded():
+                suspicion = self.detector.surrogate(live)
         score = self._score(hard_traces(live, needs)) if self._plain else self.judge(model, images.detach())[1]
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
@@ -66,7 +73,8 @@ class DetectorDefence:
     def judge(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
         """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
         # ``model`` counts the passes of the one that the detector was fitted for.
-        logits, score = replace(self.instruments, model=model).score(self.detector, images, draw)
+        with self._guarded():
+            logits, score = replace(self.instruments, model=model).score(self.detector, images, draw)
         return logits.to(images.device), score.to(images.device)
 
     def guides(self) -> Guides:
@@ -88,8 +96,16 @@ class DetectorDefence:
         return not self.detector.views and not self.detector.gradients
 
     def _score(self, traces: Traces) -> Tensor:
-        with torch.no_grad():
-            return self.detector.score(traces).detach().double().cpu()
+        with torch.no_grad(), self._guarded():
+            found = self.detector.score(traces)
+        return found.detach().double().cpu()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Keep what the detector does to the process's state from the attack."""
+        with guarded_part(self.detector) as changes:
+            yield
+        self.changed += changes.all
 
 
 def hard_traces(live: LiveTrace, needs: Sequence[Need]) -> Traces:

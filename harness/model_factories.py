@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from .errors import UsageError
+from .errors import UsageError, described
+from .interrupts import PartEndedError, contained
+from .process_state import Changes, guarded
 from .registry import MODELS, PACKAGE, Origin, did_you_mean, file_digest, import_file, origin_of
 from .training import Recipe
 
@@ -72,8 +74,10 @@ class ModelFactory:
             {n: v for n, v in params.items() if n in recipe},
         )
 
-    def network(self, shape: tuple[int, int, int], classes: int, params: Mapping[str, Any]) -> nn.Module:
-        """The network.
+    def network(
+        self, shape: tuple[int, int, int], classes: int, params: Mapping[str, Any]
+    ) -> tuple[nn.Module, Changes]:
+        """The network, and what its factory did to the process, which is undone.
 
         Raises:
             UsageError: if the factory raises or gives something else.
@@ -81,14 +85,17 @@ class ModelFactory:
         offered = {"shape": shape, "classes": classes}
         given = {name: value for name, value in offered.items() if name in self._own()}
         try:
-            made = self.make(**given, **params)
+            with guarded() as changes, contained():
+                made = self.make(**given, **params)
+        except PartEndedError as error:
+            raise UsageError(f"The model {self.name} could not be made: {error}.") from error
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"The model {self.name} could not be made: {type(error).__name__}: {error}.") from error
+            raise UsageError(f"The model {self.name} could not be made: {described(error)}.") from error
         if not isinstance(made, nn.Module):
             raise UsageError(f"The model {self.name} must be a torch.nn.Module, but its factory gave {made!r:.80}.")
-        return made
+        return made, changes
 
     def _own(self) -> Mapping[str, inspect.Parameter]:
         try:
@@ -142,9 +149,12 @@ def _user_factory(text: str, folder: Path) -> ModelFactory:
         origin = Origin("file", file_digest(path)[:12], str(path))
     else:
         try:
-            module = import_module(where)
+            with contained():
+                module = import_module(where)
+        except PartEndedError as error:
+            raise UsageError(f"The factory {text!r} could not be imported: {error}.") from error
         except Exception as error:  # a user's module may raise anything
-            raise UsageError(f"The factory {text!r} could not be imported: {type(error).__name__}: {error}.") from error
+            raise UsageError(f"The factory {text!r} could not be imported: {described(error)}.") from error
         origin = origin_of(where)
     made = getattr(module, attribute, None)
     if made is None:

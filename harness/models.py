@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from .data import Dataset, ImageSplit
 from .errors import UsageError
+from .interrupts import contained
 from .logits import as_logits
 from .model_factories import ModelFactory, model_factory
 from .modes import device_of
 from .params import bind
+from .process_state import Changes
 from .seeds import derive_seed, forked_rng
 from .training import Recipe, default_recipe, train
 from .weights import load_weights
@@ -72,10 +74,12 @@ class Classifier(nn.Module):
         normalise: :class:`Normalise`, or the identity.
         shape: (channels, height, width) of one image.
         classes: the number of logits.
+        changes: what making the network did to the process, which is undone.
     """
 
     def __init__(self, network: nn.Module, normalise: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
+        self.changes = Changes()
         self.normalise = normalise
         self.network = network
         self.shape = shape
@@ -207,7 +211,9 @@ def build(
         if len(normalise.mean) not in (1, shape[0]):
             raise UsageError(f"The model {factory.name} has {len(normalise.mean)} means for {shape[0]} channels.")
     with forked_rng(derive_seed(seed, "initialise")):
-        model = Classifier(factory.network(shape, classes, values), normalise, shape, classes)
+        network, changes = factory.network(shape, classes, values)
+        model = Classifier(network, normalise, shape, classes)
+        model.changes = changes
         try:
             model.eval()
         except Exception as error:  # an exported program has no other mode
@@ -221,7 +227,7 @@ def _try_batch(model: Classifier, name: str) -> None:
     model.to(device)
     size = " x ".join(map(str, model.shape))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contained():
             logits = model(torch.full((2, *model.shape), 0.5, device=device))
     except UsageError as error:
         raise UsageError(f"The model {name} gives no logits: {error}.") from error

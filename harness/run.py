@@ -7,7 +7,8 @@ import os
 import platform
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from .errors import UsageError
+from .errors import AftershockError, UsageError, described
 from .files import is_file, write_atomic
 from .finished import KEYS, fingerprint, is_finished, published
 from .formats import RUN_SCHEMA, seal
+from .interrupts import Interrupt, PartEndedError, contained, listening
 from .keys import PROTOCOL_VERSION, FileDigests, code_digest, content_key, part_digest, versions
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from .data import Dataset
     from .planning import Plan
+    from .problems import Problems
     from .runner import Event, Summary
     from .store import Store
     from .suite import Suite
@@ -53,7 +56,7 @@ class Run:
 
     Attributes:
         folder: the run directory.
-        failed: reasons of cells that failed, by name.
+        failed: reasons of cells, tables and pages that failed, by name.
         skipped: reasons of cells that cannot work here, by name.
         computed: how many cells this call computed; 0 where no cell was missing.
         renewed: whether this call wrote tables and pages; ``False`` where nothing at all was missing.
@@ -103,12 +106,14 @@ class Run:
 
 def data_root(data: Path | str | None = None) -> Path:
     """Where data sets lie: given, else ``AFTERSHOCK_DATA``, else the user's data directory."""
-    return Path(data or os.environ.get("AFTERSHOCK_DATA") or platformdirs.user_data_dir("aftershock")).expanduser()
+    place = data or os.environ.get("AFTERSHOCK_DATA") or platformdirs.user_data_dir("aftershock")
+    return Path(place).expanduser().absolute()
 
 
 def cache_root(cache: Path | str | None = None) -> Path:
     """Where finished cells are shared: given, else ``AFTERSHOCK_CACHE``, else the user's cache directory."""
-    return Path(cache or os.environ.get("AFTERSHOCK_CACHE") or platformdirs.user_cache_dir("aftershock")).expanduser()
+    place = cache or os.environ.get("AFTERSHOCK_CACHE") or platformdirs.user_cache_dir("aftershock")
+    return Path(place).expanduser().absolute()
 
 
 def run(
@@ -145,33 +150,49 @@ def run(
         debug: raise the first error of a cell instead of noting it.
 
     Raises:
-        UsageError: for a mistake in the suite or the options.
+        UsageError: for a mistake in the suite or the options, or a part that tries to end the program before any work.
         AftershockError: if the run directory cannot be written.
+        KeyboardInterrupt: for Ctrl-C.
     """
+    with listening() as interrupt, contained():
+        return _run(
+            suite, out, data, device, plugins, limit, only, fresh, cache, engine, tell, say, debug, interrupt
+        )  # fmt: skip
+
+
+def _run(
+    suite: str | Path | Mapping[str, Any] | Suite, out: Path | str | None, data: Path | str | None, device: str,
+    plugins: Sequence[Path | str], limit: int | None, only: str | None, fresh: bool, cache: Path | str | None,
+    engine: str, tell: Callable[[Event], None], say: Callable[[str], None], debug: bool, interrupt: Interrupt,
+) -> Run:  # fmt: skip
     from .suite import Suite
 
     root, store_cache = data_root(data), cache_root(cache)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: give at least 1 image.")
-    files = tuple(Path(p).expanduser() for p in plugins)
+    # Absolute before any code of others runs, which may change the working directory.
+    start = Path.cwd()
+    files = tuple(Path(p).expanduser().absolute() for p in plugins)
     digests = FileDigests(store_cache / "digests.json")
     options = {"device": device, "limit": limit, "only": only}
     raw, folder, name = _glance(suite)
     stamp = None
     if raw is not None and name and not fresh:
         stamp = fingerprint(raw, folder, files, options, root, digests)
-        place = Path(out) if out else Path("runs") / name
+        place = start / (out or Path("runs") / name)
         if stamp is not None and is_finished(place, stamp):
             return _as_stored(place, say)
+    from .process_state import guarded
     from .suite_check import load_suite
 
-    loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
-    place = Path(out) if out else Path("runs") / loaded.name
-    if stamp is None:
-        stamp = fingerprint(loaded.raw, loaded.folder, files, options, root, digests)
-    return _Session(
-        loaded, place, root, store_cache, digests, device, limit, only, fresh, engine, tell, say, debug
-    ).run(stamp)
+    with guarded():
+        loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
+        place = start / (out or Path("runs") / loaded.name)
+        if stamp is None:
+            stamp = fingerprint(loaded.raw, loaded.folder, files, options, root, digests)
+        return _Session(
+            loaded, place, root, store_cache, digests, device, limit, only, fresh, engine, tell, say, debug, interrupt
+        ).run(stamp)
 
 
 def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
@@ -217,6 +238,7 @@ class _Session:
     tell: Callable[[Event], None]
     say: Callable[[str], None]
     debug: bool
+    interrupt: Interrupt
     data_digest: str = ""
     weights_digests: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -231,6 +253,8 @@ class _Session:
         from .duplicates import duplicate_notes
         from .engines import make_engine
         from .planning import make_plan
+        from .problems import Problems
+        from .process_state.notes import changed_state
         from .rankability import unranked_suite
         from .registry import DATASETS, file_digest
         from .runner import Runner, choose
@@ -240,9 +264,10 @@ class _Session:
         started, clock = datetime.now(UTC), time.perf_counter()
         engine = make_engine(self.engine)
         device = _device(self.device)
-        source = DATASETS.get(self.suite.data.name)(self.root, **self.suite.data.params)
+        with self._sentence(f"The data set {self.suite.data.name!r} could not be loaded"):
+            source = DATASETS.get(self.suite.data.name)(self.root, **self.suite.data.params)
+            dataset = source.load()
         weights = find_weights(self.suite, self.root)
-        dataset = source.load()
         # The data digest below hashes the same files: what it remembers costs nothing.
         self.data_notes = (*dataset.notes, *duplicate_notes(dataset, self.digests.each))
         for text in self.data_notes:
@@ -253,49 +278,72 @@ class _Session:
             part=part_digest(DATASETS.entry(self.suite.data.name), "harness/data.py"),
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
-        plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
+        with self._sentence("The suite could not be planned"):
+            plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
         attacks = {k: p for k, p in make_perturbations(self.suite).items() if k not in plan.applicability.inapplicable}
         unranked = unranked_suite(self.suite, attacks, len(plan.sets.calibrate), len(plan.sets.evaluate))
         if unranked and self.suite.detectors:
             self.notes.append(f"No detector will have a rank: {unranked}.")
-            self.say(self.notes[-1])
-        for text in plan.applicability.sentences:
+        self.notes += [*plan.applicability.sentences, *self.suite.notes]
+        for text in self.notes:
             self.say(text)
         cells = choose(plan.cells, self.only)
         with Store(self.out, self.cache, self.fresh) as store:
             parts = {subject.key: subject.part for subject in plan.subjects}
             bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say)
             try:
-                summary = Runner(cells, store, partial(compute, bench), engine, self.tell, self.debug).run()
+                computing = partial(compute, bench)
+                summary = Runner(cells, store, computing, engine, self.tell, self.debug, self.interrupt).run()
             finally:
                 bench.close()
             # What --only left out but an earlier call in this directory finished belongs to the tables.
             held = {record.key for record in store.records() if record.status == "done"}
             left_out = (key for key in plan.cells if key not in cells and key in held)
             summary.done.update(key for key in left_out if store.find(key) is not None)
+            self.notes += changed_state(plan, store, summary)
+            problems = Problems(self.debug)
             try:
-                Tables(plan, store, summary, dataset).write(self.out / "tables")
-                findings = self._write_findings(plan, store, summary)
+                # First: what was computed is known whatever happens to tables and pages.
                 facts = self._facts(plan, store, summary, dataset, device, started, time.perf_counter() - clock)
                 facts["costs"] = detector_costs(plan, store, summary)
                 _write_json(self.out / "run.json", facts)
-                pages = write_site([self.out], self.out / "site")
+                Tables(plan, store, summary, dataset, problems).write(self.out / "tables")
+                findings = self._write_findings(plan, store, summary, problems)
+                _write_json(self.out / "run.json", _with_problems(facts, problems))
+                pages: list[Path] = []
+                with problems.of("site"):
+                    pages = write_site([self.out], self.out / "site")
                 keys = sorted({*cells, *summary.done})
                 write_atomic(self.out / KEYS, "".join(f"{key}\n" for key in keys).encode())
                 facts["files"] = published(self.out, TABLES, pages, findings)
                 facts["fingerprint"] = stamp
-                _write_json(self.out / "run.json", facts)
+                _write_json(self.out / "run.json", _with_problems(facts, problems))
             except OSError as error:
                 raise unwritable(self.out, error) from error
         return Run(
             self.out,
-            {plan.cells[k].name: reason for k, reason in summary.failed.items()},
+            {plan.cells[k].name: reason for k, reason in summary.failed.items()} | problems.found,
             {plan.cells[k].name: reason for k, reason in summary.skipped.items()},
             len(summary.computed),
             renewed=True,
         )
 
-    def _write_findings(self, plan: Plan, store: Store, summary: Summary) -> list[Path]:
+    @contextmanager
+    def _sentence(self, what: str) -> Iterator[None]:
+        """Say what code of a part raises before any cell is computed, where there is none that it could cost."""
+        try:
+            with contained():
+                yield
+        except PartEndedError as error:
+            raise UsageError(f"{what}: {error}.") from error
+        except AftershockError:
+            raise
+        except Exception as error:
+            if self.debug:
+                raise
+            raise UsageError(f"{what}: {described(error)} (--debug shows where).") from error
+
+    def _write_findings(self, plan: Plan, store: Store, summary: Summary, problems: Problems) -> list[Path]:
         """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
         from ..reports.analysis_files import findings_folder, remove_others, write_findings
         from .findings import Findings
@@ -305,14 +353,16 @@ class _Session:
         for subject in plan.subjects:
             for part in self.suite.analyses:
                 key = subject.analyses[part.label]
-                info = ANALYSES.get(part.name).info
-                head = {
-                    "dataset": self.suite.data.name, "model": subject.part.label, "seed": subject.seed,
-                    "label": part.label, "name": part.name, "title": info.title, "paper": info.paper,
-                    "parameters": dict(part.params),
-                }  # fmt: skip
-                folder = findings_folder(self.out, head)
-                if key in summary.done:
+                if key not in summary.done:
+                    continue
+                with problems.of(f"findings of {plan.cells[key].name}", writes=True):
+                    info = ANALYSES.get(part.name).info
+                    head = {
+                        "dataset": self.suite.data.name, "model": subject.part.label, "seed": subject.seed,
+                        "label": part.label, "name": part.name, "title": str(info.title), "paper": str(info.paper),
+                        "parameters": dict(part.params),
+                    }  # fmt: skip
+                    folder = findings_folder(self.out, head)
                     write_findings(folder, head, Findings.read(store.load(key), store.values(key)["findings"]))
                     kept.append(folder)
         if not self.only:
@@ -368,9 +418,17 @@ class _Session:
             ],
             "models": models,
             "warnings": [*self.data_notes, *texts["warnings"]],
-            "notes": [*self.notes, *plan.applicability.sentences, *texts["notes"]],
+            "notes": [*self.notes, *texts["notes"]],
             "classes": list(dataset.classes),
         }
+
+
+def _with_problems(facts: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """The facts with the tables and pages that could not be made among the failures."""
+    if not problems.found:
+        return facts
+    more = [{"cell": name, "status": "failed", "reason": reason} for name, reason in problems.found.items()]
+    return {**facts, "status": "failed", "failures": [*facts["failures"], *more]}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Literal
 
 from .cells import Cell
 from .engines import Engine, Outcome, Output
-from .errors import AftershockError, UnavailableError, UsageError
+from .errors import AftershockError, UnavailableError, UsageError, described
+from .interrupts import Interrupt, contained
 from .registry import did_you_mean
 from .store import Store
 
@@ -132,6 +133,7 @@ class Runner:
         engine: where that happens.
         tell: called with every event.
         debug: let the first error of a cell through instead of noting it.
+        interrupt: knows of a Ctrl-C, which a part may have caught.
     """
 
     def __init__(
@@ -142,9 +144,10 @@ class Runner:
         engine: Engine,
         tell: Callable[[Event], None],
         debug: bool = False,
+        interrupt: Interrupt | None = None,
     ) -> None:
         self.cells, self.store, self.compute, self.engine = cells, store, compute, engine
-        self.tell, self.debug = tell, debug
+        self.tell, self.debug, self.interrupt = tell, debug, interrupt or Interrupt()
         self.summary = Summary()
         self.time = TimeLeft()
         self._order = {key: i for i, key in enumerate(cells)}
@@ -170,6 +173,7 @@ class Runner:
         try:
             self._submit_next(ready, waiting, taken)
             for outcome in self.engine.outcomes():
+                self.interrupt.check()
                 for key in self._take(outcome):
                     for dependent in dependents[key]:
                         waiting[dependent].discard(key)
@@ -227,10 +231,8 @@ class Runner:
                 self.time.share(missing[0], share, time.monotonic() - began)
                 self._say("share", missing[0], share=share)
 
-            try:
+            with contained():
                 return self.compute(missing, tell) if missing else ()
-            except SystemExit as error:
-                raise AftershockError(f"it tried to end the program (sys.exit({error.code!r}))") from error
 
         return work
 
@@ -289,7 +291,7 @@ class Runner:
         skipped = isinstance(error, UnavailableError)
         if self.debug and not skipped:
             raise error
-        reason = describe(error)
+        reason = described(error)
         for cell in cells:
             self.time.settle(cell)
             (self.summary.skipped if skipped else self.summary.failed)[cell.key] = reason
@@ -302,11 +304,3 @@ class Runner:
     ) -> None:  # fmt: skip
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
         self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason, share))
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line: our own sentences as they are, others with their type."""
-    text = " ".join(str(error).split())[:400]
-    if isinstance(error, AftershockError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -15,6 +15,7 @@ from .errors import AftershockError, UsageError
 from .keys import part_digest
 from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, obtain
 from .probe import probe, probe_images
+from .process_state import noted
 from .rankability import NEAR_CHANCE, NO_WEIGHTS
 from .recorder import Survey, survey
 from .registry import PACKAGE, Entry, file_digest
@@ -127,6 +128,7 @@ def make_classifier(
         "notes": notes,
         "warnings": warnings,
     }
+    values = dict(noted(values, classifier.changes))
     if weights is not None or found.other_state:
         return {}, values
     return {k: v.detach().cpu() for k, v in classifier.state_dict().items()}, values

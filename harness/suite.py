@@ -84,12 +84,26 @@ class Threat:
 
 @dataclass(frozen=True)
 class LimitsPart:
-    """What an attack may spend per image (forwards, backwards, as a safety seconds), and a detector to score one."""
+    """What attacks and detectors may spend.
+
+    Only ``forwards`` and ``backwards`` are part of a content key: what an attack found by then is kept. The others
+    decide whether there is a result.
+
+    Attributes:
+        forwards: images that an attack sends through the model, per image.
+        backwards: gradients that it takes, per image.
+        seconds: seconds of an attack per image, and
+        score_seconds: of a detector's score per image, and
+        fit_seconds: of its fit: CPU seconds, see :attr:`~.clock.Stopwatch.seconds`.
+        memory: GiB that the process of a plugin's parts may hold.
+    """
 
     forwards: float
     backwards: float
     seconds: float
     score_seconds: float
+    fit_seconds: float
+    memory: float
 
 
 @dataclass(frozen=True)
@@ -97,8 +111,11 @@ class Suite:
     """A suite as resolved: every name known, every parameter checked.
 
     Attributes:
-        source: the file (relative paths in the suite start beside it), or ``None`` for one made in Python.
+        source: the file, or ``None`` for a suite made in Python.
+        folder: where relative paths of the suite start, absolute: beside the file, or the working directory in which
+            the suite was made.
         raw: the mapping as written, for the run's record.
+        notes: what its parts did to the process when they were imported and made.
     """
 
     name: str
@@ -112,14 +129,11 @@ class Suite:
     detectors: tuple[DetectorPart, ...]
     analyses: tuple[Part, ...]
     source: Path | None
+    folder: Path
     raw: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
         """The suite with every label, budget and list expanded, as JSON values."""
         names = ("name", "seeds", "data", "threat", "models", "perturbations", "detectors", "analyses")
         return json.loads(canonical({name: getattr(self, name) for name in names}))  # type: ignore[no-any-return]
-
-    @property
-    def folder(self) -> Path:
-        """Where relative paths of the suite start."""
-        return self.source.parent if self.source else Path.cwd()

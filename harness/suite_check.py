@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from .datasets import SIZES
 from .errors import UsageError
-from .instances import make_analysis, make_detector, make_perturbation
 from .files import is_file
+from .instances import make_analysis, make_detector, make_perturbation
+from .interrupts import contained
 from .registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
 from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .suite_file import (
@@ -123,7 +124,9 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         detectors=tuple(detectors),
         analyses=tuple(analyses),
         source=source,
+        folder=folder,
         raw=raw,
+        notes=tuple(dict.fromkeys(checker.notes)),
     )
 
 
@@ -132,7 +135,8 @@ def _load_plugins(own: Sequence[str | None], more: Sequence[Path], checker: Chec
     named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
     for location, path in [*named, *(((), path) for path in more)]:
         try:
-            load_plugin_file(path)
+            with checker.noted(f"file {path.name}"), contained():
+                load_plugin_file(path)
         except (UsageError, ValueError) as error:
             # A path with a null byte is a ValueError.
             checker.add(location, str(error))
@@ -194,9 +198,10 @@ def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> Mod
     # With both or neither there is nothing to look up, which was noted where the shape of the file was read.
     if (entry.name is None) != (entry.factory is None):
         try:
-            factory = model_factory(entry.name, entry.factory, folder)
-            signature = factory.signature
-        except (Exception, SystemExit) as error:
+            with checker.noted(f"model {label!r}"), contained():
+                factory = model_factory(entry.name, entry.factory, folder)
+                signature = factory.signature
+        except Exception as error:
             if not checker.may_be_lost(entry.name, str(error)):
                 checker.add((*location, "factory" if entry.factory else "name"), told(error))
         else:

@@ -79,13 +79,20 @@ class ThreatEntry(BaseModel):
 
 
 class LimitsEntry(BaseModel):
-    """What an attack or a detector may spend per image; one that asks for more fails with that reason."""
+    """What attacks and detectors may spend; one that takes more fails with that reason.
+
+    Seconds are CPU seconds of all threads, or wall-clock where that is less; of time spent waiting a thirtieth counts.
+    """
 
     model_config = ConfigDict(extra="forbid")
-    forwards: Amount = Field(default=100_000, gt=0, description="Images sent through the model.")
-    backwards: Amount = Field(default=50_000, gt=0, description="Gradients taken.")
-    seconds: Amount = Field(default=120, gt=0, description="Wall-clock of an attack, only a safety.")
-    score_seconds: Amount = Field(default=1, gt=0, description="Wall-clock of a detector's score, only a safety.")
+    forwards: Amount = Field(default=100_000, gt=0, description="Images sent through the model, per image.")
+    backwards: Amount = Field(default=50_000, gt=0, description="Gradients taken, per image.")
+    seconds: Amount = Field(default=120, gt=0, description="Seconds of an attack per image, only a safety.")
+    score_seconds: Amount = Field(
+        default=1, gt=0, description="Seconds of a detector's score per image."
+    )
+    fit_seconds: Amount = Field(default=3600, gt=0, description="Seconds of a detector's fit.")
+    memory: Amount = Field(default=8, gt=0, description="GiB that the process of a plugin's parts may hold.")
 
 
 class ModelEntry(_Entry):

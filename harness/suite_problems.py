@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import UsageError
+from .errors import UsageError, described
+from .interrupts import PartEndedError, contained
 from .params import bind
+from .process_state import guarded
 from .registry import Registry
 from .suite import Part
 from .toml_lines import locate
@@ -38,11 +41,20 @@ class Checker:
     def __init__(self, text: str) -> None:
         self.text = text
         self.problems: list[Problem] = []
+        self.notes: list[str] = []
         self._places: set[tuple[str | int, ...]] = set()
         # Sources of plugins that could not be loaded, empty where there is no file: names may be theirs.
         self.lost: list[str] = []
         # What perturbations are called whose entries are wrong; `None` for one that has no name at all.
         self.doubtful: set[str | None] = set()
+
+    @contextmanager
+    def noted(self, what: str) -> Iterator[None]:
+        """Undo and note what a block does to the process."""
+        with guarded() as changes:
+            yield
+        if changes.all:
+            self.notes.append(f"The {what} changed the process ({', '.join(changes.all)}) when it was made: undone.")
 
     def add(self, location: Sequence[str | int], text: str) -> None:
         problem = Problem(locate(self.text, location), text)
@@ -61,11 +73,14 @@ class Checker:
             # Noted where the shape of the file was read.
             return None
         try:
-            return registry.get(entry.name)
+            with self.noted(f"{kind} {entry.name!r}"), contained():
+                return registry.get(entry.name)
+        except PartEndedError as error:
+            self.add((*location, "name"), f"{kind} {entry.name!r} could not be loaded: {error}")
         except UsageError as error:
             if not self.may_be_lost(entry.name, str(error)):
                 self.add((*location, "name"), str(error))
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             self.add((*location, "name"), f"{kind} {entry.name!r} could not be loaded: {error}")
         return None
 
@@ -86,8 +101,9 @@ class Checker:
     ) -> dict[str, Any] | None:
         """The parameters as ``factory`` asks for them, or ``None`` after noting what is wrong."""
         try:
-            values, problems = bind(factory, params, skip)
-        except (Exception, SystemExit) as error:
+            with self.noted(where), contained():
+                values, problems = bind(factory, params, skip)
+        except Exception as error:
             self.add(location, f"{where}: its parameters cannot be read: {told(error)}")
             return None
         for name, text in problems.items():
@@ -97,16 +113,14 @@ class Checker:
     def made(self, make: Callable[[Part], T], part: Part, where: str, location: tuple[str | int, ...]) -> T | None:
         """Construct the part once: its own checks speak before any work starts."""
         try:
-            return make(part)
-        except (Exception, SystemExit) as error:
+            with self.noted(where), contained():
+                return make(part)
+        except Exception as error:
             self.add(location, f"{where}: {told(error)}")
         return None
 
 
-def told(error: BaseException) -> str:
+def told(error: Exception) -> str:
     """Our own sentences as they are, others with their type."""
-    if isinstance(error, SystemExit):
-        return f"it tried to end the program (sys.exit({error.code!r}))"
-    if isinstance(error, UsageError | ValueError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+    text = described(error)
+    return text.removeprefix("ValueError: ") if isinstance(error, ValueError) else text

@@ -72,6 +72,9 @@ FLAGS = {
     "non-finite-logits": ("non-finite logits", "The model answered with infinite or undefined numbers."),
     "randomised-model": ("randomised model", "The model answers differently to the same image, so an attack must "
                          "average over its answers; one that does not is too weak."),
+    "changed-state": ("changed the process", "It left the named state of the process changed (a number type, a mode, "
+                      "a setting, a function). That was undone before anything else was computed; its own numbers may "
+                      "depend on it."),
     "unconverged": ("not converged", "The attack still turned images, or brought them past the detector, when its "
                     "steps ran out: more steps would do better."),
     "weaker-than-smaller-budget": ("weaker than a smaller budget", "Success fell when the budget grew, which a sound "

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..harness.errors import UsageError
+from ..harness.errors import AftershockError, UsageError, described
 from ..harness.files import refuse_links_on_the_way, write_atomic, write_problem
 from .analysis_pages import Study, analysis_page, cards, outdated, studies
 from .attack_views import ROUNDED, rounding, winners
@@ -127,7 +127,8 @@ def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
 
     Raises:
         UsageError: if there is no run, a run cannot be read, or ``out`` cannot be written.
-        AftershockError: if the disk is full or broken; each file is then the old one, the new one, or not there.
+        AftershockError: if the disk is full or broken (each file is then the old one, the new one, or not there), or if
+            the page of an analysis cannot be made; it is named, and everything else is written.
     """
     if not runs:
         raise UsageError("Name at least one run directory to report on.")
@@ -136,10 +137,10 @@ def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
         for run in read:
             check_scores(run)
     found, problems = studies(read)
-    page = render(read, found, problems)
     out = Path(out)
-    environment = _environment()
-    more = {f"{s.slug}.html": analysis_page(s, environment, out, version("aftershock")) for s in found}
+    more, failed = _analysis_pages(found, out)
+    shown = [s for s in found if f"{s.slug}.html" in more]
+    page = render(read, shown, [*problems, *failed])
     assets, analyses = out / "assets", out / "analyses"
     # A run directory may come from anybody, and a report could be written through a link in it.
     refuse_links_on_the_way(out, runs)
@@ -160,7 +161,23 @@ def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
             old.unlink()
     except OSError as error:
         raise write_problem(out, error, "choose another folder for the report") from error
+    if failed:
+        raise AftershockError(" ".join(failed))
     return list(texts)
+
+
+def _analysis_pages(found: Sequence[Study], out: Path) -> tuple[dict[str, str], list[str]]:
+    """The pages of analyses by file name, and a sentence for each that cannot be made: they hold what others found."""
+    environment, made, failed = _environment(), {}, []
+    for study in found:
+        name = f"{study.slug}.html"
+        try:
+            # Its card is part of the front page, which nothing may keep from being made.
+            cards([study])
+            made[name] = analysis_page(study, environment, out, version("aftershock"))
+        except Exception as error:
+            failed.append(f"The page analyses/{name} could not be made: {described(error)}.")
+    return made, failed
 
 
 def _environment() -> Environment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ..harness.cells import ROUNDINGS, Rounding, SetName
 from ..harness.conditions import attack_rows
 from ..harness.data import Dataset
 from ..harness.planning import Plan, Subject
+from ..harness.problems import Problems
+from ..harness.process_state import CHANGED, CHANGED_FLAG
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
 from ..harness.rankability import INCOMPLETE, UNCHECKED, reaches_threat
 from ..harness.ranking import Protocol, leaderboard_rows
@@ -49,16 +51,20 @@ class Tables:
         store: what was computed.
         summary: what failed, with reasons.
         dataset: for the true classes.
+        problems: takes what cannot be made of a part or written of a table; the rest is.
     """
 
-    def __init__(self, plan: Plan, store: Store, summary: Summary, dataset: Dataset) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, summary: Summary, dataset: Dataset, problems: Problems | None = None
+    ) -> None:
         self.plan, self.store, self.summary, self.dataset = plan, store, summary, dataset
+        self.problems = problems or Problems(debug=True)
         self.suite = plan.suite
 
     def write(self, folder: Path) -> list[Row]:
         """Write all tables; returns the rows of the leaderboard."""
         folder.mkdir(parents=True, exist_ok=True)
-        boards, metrics, perturbations, propagation, attacks = [], [], [], [], []
+        rows: dict[str, list[Row]] = {name: [] for name in COLUMNS}
         scored: list[tuple[SeedResult, DetectorResult]] = []
         for part in self.suite.models:
             seeds: list[SeedResult] = []
@@ -69,24 +75,43 @@ class Tables:
                     missing[subject.seed] = self._reason(*self._clean_logits(subject))
                     continue
                 seeds.append(result)
-                metrics += metrics_rows(result.sources, result.perturbations, result.detectors, self.suite.threat)
-                perturbations += perturbation_rows(result.sources, result.perturbations)
-                propagation += self.propagation_rows(subject)
-                attacks += attack_rows(result.sources, result.perturbations, result.detectors)
+                for name, found in self._rows(result).items():
+                    rows[name] += found
+                rows["propagation"] += self.propagation_rows(subject)
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:
                 protocol = Protocol(self.plan.protocol_digests[part.label], self.plan.series_digests[part.label])
-                boards += leaderboard_rows(seeds, self.suite.threat, protocol, missing, self.plan.ranked)
+                with self.problems.of(f"leaderboard of {part.label}"):
+                    ranked = leaderboard_rows(seeds, self.suite.threat, protocol, missing, self.plan.ranked)
+                    rows["leaderboard"] += ranked
             else:
-                boards += self._without_numbers(part.label, missing)
-        write_csv(folder / "leaderboard.csv", COLUMNS["leaderboard"], boards)
-        write_csv(folder / "metrics.csv", COLUMNS["metrics"], metrics)
-        write_csv(folder / "perturbations.csv", COLUMNS["perturbations"], perturbations)
-        write_csv(folder / "propagation.csv", COLUMNS["propagation"], propagation)
-        write_csv(folder / "attacks.csv", COLUMNS["attacks"], attacks)
-        write_csv(folder / "timings.csv", COLUMNS["timings"], self.timing_rows())
-        write_csv_gz(folder / "scores.csv.gz", COLUMNS["scores"], self._score_rows(scored))
-        return boards
+                rows["leaderboard"] += self._without_numbers(part.label, missing)
+        rows["timings"] = self.timing_rows()
+        for name, columns in COLUMNS.items():
+            file = folder / (f"{name}.csv" if name != "scores" else "scores.csv.gz")
+            with self.problems.of(f"tables/{file.name}", writes=True):
+                # What an earlier command left there may not pass for this one's.
+                file.unlink(missing_ok=True)
+                if name == "scores":
+                    write_csv_gz(file, columns, self._score_rows(scored))
+                else:
+                    write_csv(file, columns, rows[name])
+        return rows["leaderboard"]
+
+    def _rows(self, result: SeedResult) -> dict[str, list[Row]]:
+        """The rows of one model and seed, by table; a table that cannot be made has none of it."""
+        sources, perturbations, detectors = result.sources, result.perturbations, result.detectors
+        makers: dict[str, Callable[[], list[Row]]] = {
+            "metrics": lambda: metrics_rows(sources, perturbations, detectors, self.suite.threat),
+            "perturbations": lambda: perturbation_rows(sources, perturbations),
+            "attacks": lambda: attack_rows(sources, perturbations, detectors),
+        }
+        where = f"{sources.model}, seed {sources.seed}"
+        none: list[Row] = []
+        return {
+            name: self.problems.attempt(f"{name} of {where}", make, lambda reason: none)
+            for name, make in makers.items()
+        }
 
     def _without_numbers(self, model: str, missing: Mapping[int, str]) -> list[Row]:
         """The rows of a model of which nothing could be measured: its reason stands where a person looks for it."""
@@ -119,12 +144,40 @@ class Tables:
             self.plan.sets.evaluate.numpy(), self._labels("evaluate").numpy(), evaluate.numpy(),
             bool(made["gradient"]), tuple(made.get("flags", ())),
         )  # fmt: skip
-        perturbations = [self.perturbation(subject, part) for part in self.suite.perturbations]
+        perturbations = [self._sound_perturbation(sources, subject, part) for part in self.suite.perturbations]
         doubts = perturbation_flags(perturbations)
         perturbations = [replace(p, flags=(*p.flags, *doubts.get(p.label, ()))) for p in perturbations]
-        detectors = [self.detector(subject, part, perturbations) for part in self.suite.detectors]
+        detectors = [self._sound_detector(sources, subject, part, perturbations) for part in self.suite.detectors]
         detectors = [replace(d, flags=(*d.flags, *adaptive_flags(d, perturbations))) for d in detectors]
         return SeedResult(sources, perturbations, detectors)
+
+    def _sound_perturbation(self, sources: Sources, subject: Subject, part: PerturbationPart) -> PerturbationResult:
+        """The result of a perturbation if its rows can be made, else the reason why not."""
+
+        def made() -> PerturbationResult:
+            found = self.perturbation(subject, part)
+            perturbation_rows(sources, SeedResult(sources, [found], []).perturbations)
+            return found
+
+        def failed(reason: str) -> PerturbationResult:
+            # An entry that was checked says of which kind it is.
+            kind = PERTURBATIONS.get(part.name).info.kind
+            return PerturbationResult(part.label, kind, "", "", against=part.against or None, reason=reason)
+
+        name = f"rows of {part.label} ({subject.part.label}, seed {subject.seed})"
+        return self.problems.attempt(name, made, failed)
+
+    def _sound_detector(
+        self, sources: Sources, subject: Subject, part: DetectorPart, perturbations: list[PerturbationResult]
+    ) -> DetectorResult:
+        """The result of a detector if it fits the others', else the reason why not."""
+
+        def made() -> DetectorResult:
+            found = self.detector(subject, part, perturbations)
+            return SeedResult(sources, perturbations, [found]).detectors[0]
+
+        name = f"rows of {part.label} ({subject.part.label}, seed {subject.seed})"
+        return self.problems.attempt(name, made, lambda reason: DetectorResult(part.label, reason=reason))
 
     @staticmethod
     def _clean_logits(subject: Subject) -> list[str]:
@@ -155,10 +208,10 @@ class Tables:
         about: dict[str, Any] = {
             "label": part.label,
             "kind": info.kind,
-            "family": made.family,
-            "library": info.library,
+            "family": str(made.family),
+            "library": str(info.library),
             "norm": made.norm or "",
-            "eps": made.eps,
+            "eps": None if made.eps is None else float(made.eps),
             "against": part.against or None,
             "group": part.group,
             # Nobody knows what made the images of a file.
@@ -247,9 +300,9 @@ class Tables:
             # Noise that it learned as harmless is no more unseen than an attack that it learned as hostile.
             "fit_on": (*part.fit_on, *part.fit_negatives),
             "fit_families": families,
-            "surrogate": detector.surrogate_kind,
-            "randomised": detector.randomised,
-            "flags": self._unbroken(subject, part),
+            "surrogate": str(detector.surrogate_kind),
+            "randomised": bool(detector.randomised),
+            "flags": (*self._changed_state(subject, part), *self._unbroken(subject, part)),
         }
 
         def key(source: str) -> str:
@@ -303,6 +356,13 @@ class Tables:
             found[source] = Rescored(rows, contexts, self.store.values(key)["recheck"])
         return found
 
+    def _changed_state(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
+        """A flag for each piece of the process's state that the detector changed."""
+        scores = (key for (label, _), key in subject.scores.items() if label == part.label)
+        keys = [key for key in (subject.fits.get(part.label, ""), *scores) if key in self.summary.done]
+        names = dict.fromkeys(name for key in keys for name in self.store.values(key).get(CHANGED, ()))
+        return tuple(f"{CHANGED_FLAG}:{name}" for name in names)
+
     def _unbroken(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
         """A flag where no adaptive attack turned and hid every image at its large budget, or none has one."""
         found: list[str] = []
@@ -345,10 +405,11 @@ class Tables:
                 "seed": subject.seed,
                 "perturbation": label,
             }
-            stored = self.store.load(key)
-            for population in POPULATIONS:
-                values, whole = stored[population], stored[f"cka:{population}"]
-                rows += report.propagation_rows(base, population, taps, values, whole)
+            with self.problems.of(f"propagation of {label} ({subject.part.label}, seed {subject.seed})"):
+                stored = self.store.load(key)
+                for population in POPULATIONS:
+                    values, whole = stored[population], stored[f"cka:{population}"]
+                    rows += report.propagation_rows(base, population, taps, values, whole)
         return rows
 
     def timing_rows(self) -> list[Row]:

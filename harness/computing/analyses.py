@@ -13,12 +13,14 @@ from ..cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
 from ..engines import Output
 from ..errors import AftershockError
 from ..findings import Findings
+from ..process_state import guarded_part, noted
 from ..registry import ANALYSES
 from ..rows import ChunkedRows
 from ..scoring import Instruments
 from ..seeds import derive_seed
 from ..subjects import untrained_classifier
 from ..trace import Need
+from .lent import lent
 from .workbench import Workbench
 
 
@@ -26,7 +28,7 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
     """Run one analysis."""
     analysis = ANALYSES.get(job.part.name)(**job.part.params)
     needs: Sequence[Need] = analysis.needs
-    instruments = bench.open(job.model)
+    instruments = lent(bench.open(job.model), analysis)
     material = Material(
         instruments=instruments,
         untrained=lambda draw=0: _untrained(bench, job.model, instruments, job.seed, draw),
@@ -37,13 +39,14 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
         seed=job.seed,
         progress=bench.tell,
     )
-    found = analysis.study(material)
+    with guarded_part(analysis) as changes:
+        found = analysis.study(material)
     if not isinstance(found, Findings):
         raise AftershockError(f"study() returned {type(found).__name__} instead of Findings")
     tensors, value = found.stored()
     # What cannot be read again is said now, not when somebody opens the report.
     Findings.read(tensors, value)
-    return Output(key, tensors, {"findings": value})
+    return Output(key, tensors, noted({"findings": value}, changes))
 
 
 def _clean(

@@ -23,7 +23,10 @@ from ..cells import (
     TraceJob,
 )  # fmt: skip
 from ..engines import Output
+from ..errors import AftershockError
 from ..modes import one_thread
+from ..process_state import guarded, noted
+from ..seeds import derive_seed, forked_rng
 from .analyses import compute_analysis
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
@@ -51,15 +54,26 @@ _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
 def compute(bench: Workbench, cells: Sequence[Cell], tell: Callable[[float], None]) -> list[Output]:
     """Compute cells of one group; several at once only for traces of the same images.
 
-    ``tell`` is called now and then with the share that is done, by cells that take long.
+    ``tell`` is called now and then with the share that is done, by cells that take long. Whatever a cell does to the
+    process's state is undone at its end, and each begins with random numbers of its own.
+
+    Raises:
+        AftershockError: if state that numbers depend on was left changed outside the calls of a part, each of which is
+            guarded itself: what the harness computed after that cannot be trusted.
     """
     bench.tell = tell
     start = time.perf_counter()
     together = isinstance(cells[0].job, TraceJob)
-    with one_thread(math.prod(bench.dataset.shape) < SMALL_IMAGE):
+    small = math.prod(bench.dataset.shape) < SMALL_IMAGE
+    with guarded() as left, forked_rng(derive_seed(0, "cell", cells[0].group)), one_thread(small):
         if together:
             outputs = compute_traces(bench, cells)
         else:
             outputs = [_COMPUTE[type(cell.job)](bench, cell.key, cell.job) for cell in cells]
+    if left.numbers:
+        raise AftershockError(
+            f"the process's {', '.join(left.all)} changed while this was computed, so its numbers cannot be trusted: "
+            "code that needs another state has to put the old one back (a `with` block does)"
+        )
     seconds = (time.perf_counter() - start) / len(cells)
-    return [replace(output, seconds=output.seconds or seconds) for output in outputs]
+    return [replace(output, seconds=output.seconds or seconds, values=noted(output.values, left)) for output in outputs]

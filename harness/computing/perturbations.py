@@ -14,8 +14,10 @@ from ..engines import Output
 from ..errors import AftershockError, UnavailableError
 from ..instances import make_perturbation
 from ..modes import device_of
+from ..process_state import CHANGED_FLAG, guarded_part
 from ..scoring import Instruments
 from ..seeds import Draws, derive_seed, forked_rng
+from .lent import lent
 from .workbench import Workbench
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     right = (logits.argmax(1) == labels).nonzero().squeeze(1)
     covered = perturbation.covers(positions[right].tolist())
     right = right[torch.tensor(covered, dtype=torch.bool)]
-    model, limits = bench.open(job.model), bench.suite.limits
+    model, limits = lent(bench.open(job.model), perturbation), bench.suite.limits
     defence = _defence(bench, model, job.opponent) if job.opponent else None
     try:
         made = perturb_batch(
@@ -73,6 +75,7 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
             tensors |= found
             # What passes while the attack runs has to pass where none does.
             passed &= elsewhere <= defence.threshold
+        values["flags"] += [f"{CHANGED_FLAG}:{name}" for name in dict.fromkeys(defence.changed)]
         values["undetected"] = int((made.success & passed).sum())
         # An attack of a plugin need not say which of its parts made what.
         turned = zip(made.credits, made.success.tolist(), strict=False)
@@ -94,8 +97,9 @@ def _elsewhere(
     try:
         scored = bench.fresh_scores(opponent.fit, opponent.part, traces, 1)[0]
     except UnavailableError:
-        with torch.no_grad():
-            scored = detector.score(traces).detach().double().cpu()
+        with torch.no_grad(), guarded_part(detector):
+            answer = detector.score(traces)
+        scored = answer.detach().double().cpu()
     except AftershockError as error:
         return {}, torch.full((len(made.images),), torch.inf, dtype=torch.float64), str(error)
     found = {"asked:told": made.asked_score, "asked:scored": scored[: len(asked)]}

@@ -18,6 +18,7 @@ from ...detectors.base import Detector
 from ..cells import ScoreJob
 from ..consistency import EVALUATIONS, SAMPLE, moved
 from ..errors import AftershockError, UnavailableError
+from ..process_state import guarded_part
 from ..seeds import derive_seed, forked_rng, generator
 from ..trace import Traces
 from .workbench import Workbench
@@ -60,8 +61,10 @@ def rescore(
             given = []
             for number in range(times):
                 # A detector that draws from global generators draws anew each time, and the same in every run.
-                with forked_rng(derive_seed(0, "recheck", context, number)), torch.set_grad_enabled(gradients):
-                    given.append(ask(number).detach().double().cpu())
+                seed = derive_seed(0, "recheck", context, number)
+                with forked_rng(seed), torch.set_grad_enabled(gradients), guarded_part(detector):
+                    answer = ask(number)
+                given.append(answer.detach().double().cpu())
             found[f"recheck:{context}"] = torch.stack(given)
         except Exception as error:
             reasons[context] = " ".join(f"{type(error).__name__}: {error}".split())[:200]

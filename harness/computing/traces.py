@@ -8,6 +8,7 @@ from ..cells import Cell, ExtraJob, TraceJob
 from ..engines import Output
 from ..errors import AftershockError
 from ..instances import make_detector
+from ..process_state import guarded_part, noted
 from ..recorder import input_gradient, record
 from ..scoring import view_seed
 from ..seeds import generator
@@ -40,12 +41,15 @@ def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
     images = bench.images(job.images)
     if job.gradient:
         wanted = next(g for g in detector.gradients if g.name == job.name)
-        gradient = input_gradient(model.model, images, wanted.objective)
-        return Output(key, {"gradient": gradient}, {"gradient": True, "shape": list(gradient.shape[1:])})
+        with guarded_part(detector) as changes:
+            gradient = input_gradient(model.model, images, wanted.objective)
+        found = {"gradient": True, "shape": list(gradient.shape[1:])}
+        return Output(key, {"gradient": gradient}, noted(found, changes))
     view = next(v for v in detector.views if v.name == job.name)
     # Of the chunk's start, so that the transform's draws do not depend on what else was computed.
     draws = generator(job.seed, "view", view.name, job.images.source, job.images.start)
-    changed = view.transform(images.clone(), draws)
+    with guarded_part(detector) as changes:
+        changed = view.transform(images.clone(), draws)
     if changed.shape != images.shape:
         raise AftershockError(f"the view {view.name!r} changes the images' shape to {tuple(changed.shape)}")
     recording = record(
@@ -56,4 +60,4 @@ def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
     tensors = {f"{c}|{position[t]}": v for c, codes in recording.codes.items() for t, v in codes.items()}
     shapes = {name: list(v.shape[1:]) for name, v in tensors.items()}
     values = {"gradient": False, "shape": list(recording.logits.shape[1:]), "shapes": shapes}
-    return Output(key, {"logits": recording.logits, **tensors}, values)
+    return Output(key, {"logits": recording.logits, **tensors}, noted(values, changes))

@@ -1,0 +1,25 @@
+"""What finished cells say about state that code of others left changed."""
+
+from __future__ import annotations
+
+from ..planning import Plan
+from ..runner import Summary, name_parts
+from ..store import Store
+from .guard import CHANGED, CHANGED_FLAG
+
+
+def changed_state(plan: Plan, store: Store, summary: Summary) -> list[str]:
+    """Return a sentence for each part that changed the process while its cells were computed."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in plan.cells.values():
+        if cell.key not in summary.done:
+            continue
+        values = store.values(cell.key)
+        flags = (f.removeprefix(f"{CHANGED_FLAG}:") for f in values.get("flags", ()) if f.startswith(CHANGED_FLAG))
+        names = dict.fromkeys([*values.get(CHANGED, ()), *flags])
+        if names:
+            _, model, _, *rest = name_parts(cell.name)
+            found.setdefault(" ".join(rest[:2]) if len(rest) > 1 else f"model {model}", {}).update(names)
+    return [
+        f"{part} changed the process ({', '.join(names)}): undone after each cell." for part, names in found.items()
+    ]
