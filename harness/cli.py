@@ -134,9 +134,13 @@ def validate(
     suite: Annotated[str | None, typer.Argument(help="A suite file, or the name of a built-in one.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of suite files.")] = False,
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+    data: Data = None,
+    no_models: Annotated[
+        bool, typer.Option("--no-models", help="Check the file alone: no model is built or probed.")
+    ] = False,
 ) -> None:
-    """Say everything that is wrong with a suite, with file and line."""
-    from .suite_check import load_suite
+    """Say everything that is wrong with a suite, with file and line, then what one batch through its models shows."""
+    from .suite_check import SuiteError, load_suite
     from .suite_file import SuiteFile
 
     if schema:
@@ -145,6 +149,17 @@ def validate(
     if suite is None:
         raise UsageError("Name a suite to validate, or ask for --schema.")
     found = load_suite(suite, tuple(plugin))
+    sentences: tuple[str, ...] = ()
+    if not no_models:
+        from .model_check import check_models
+        from .run import data_root
+
+        checked = check_models(found, data_root(data))
+        if checked.problems:
+            for text in checked.sentences:
+                typer.echo(text)
+            raise SuiteError(str(found.source), checked.problems)
+        sentences = checked.sentences
     parts = (
         (len(found.models), "model"),
         (len(found.perturbations), "perturbation"),
@@ -163,8 +178,9 @@ def validate(
 
     task = task_shape(found.data.name, found.data.params)
     if task is not None:
-        for text in applicability(found, attacks, task).sentences:
-            typer.echo(text)
+        sentences = (*applicability(found, attacks, task).sentences, *sentences)
+    for text in sentences:
+        typer.echo(text)
 
 
 @app.command()

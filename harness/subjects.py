@@ -32,22 +32,29 @@ def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:
     Raises:
         UsageError: if weights are missing and the entry does not say ``train_if_missing``.
     """
-    found: dict[str, Path | None] = {}
-    for part in suite.models:
-        found[part.label] = None
-        if part.weights is None:
-            continue
-        places = [suite.folder / part.weights, root / part.weights]
-        existing = [place for place in places if place.is_file()]
-        if existing:
-            found[part.label] = existing[0].resolve()
-        elif not part.train_if_missing:
-            looked = " or ".join(str(p) for p in dict.fromkeys(places))
-            raise UsageError(
-                f"The weights of model {part.label!r} are not at {looked}: correct the path, set --data (or "
-                "AFTERSHOCK_DATA), or add train_if_missing = true."
-            )
-    return found
+    return {part.label: find_model_weights(part, suite.folder, root) for part in suite.models}
+
+
+def find_model_weights(part: ModelPart, folder: Path, root: Path) -> Path | None:
+    """Where the weights of one model are, as :func:`find_weights`.
+
+    Args:
+        folder: of the suite.
+        root: of the data.
+    """
+    if part.weights is None:
+        return None
+    places = [folder / part.weights, root / part.weights]
+    existing = [place for place in places if place.is_file()]
+    if existing:
+        return existing[0].resolve()
+    if part.train_if_missing:
+        return None
+    looked = " or ".join(str(p) for p in dict.fromkeys(places))
+    raise UsageError(
+        f"The weights of model {part.label!r} are not at {looked}: correct the path, set --data (or "
+        "AFTERSHOCK_DATA), or add train_if_missing = true."
+    )
 
 
 def model_spec(part: ModelPart, folder: Path, weights: Path | None) -> ModelSpec:

@@ -258,12 +258,24 @@ class Tuple(Net):
     def forward(self, x):
         return super().forward(x), x
 
+class Named(Net):
+    def forward(self, x):
+        return {"out": super().forward(x)}
+
+class NoEval(Net):
+    def train(self, mode=True):
+        if not mode:
+            raise NotImplementedError("Calling eval() is not supported yet.")
+        return self
+
 ready = Net(10)
 number = 3
 def no_module(): return "model"
 def raises(): raise KeyError("weights of mine")
 def wrong_classes(): return Net(9)
 def tuple_of_logits(): return Tuple(10)
+def named(): return Named(10)
+def doubles(): return Net(10).double()
 def wrong_input(): return nn.Linear(7, 10)
 def one_row(): return nn.Sequential(Net(10), nn.Flatten(0))
 """
@@ -276,7 +288,7 @@ def user_file(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["both", "neither", "only_classes", "Net"])
+@pytest.mark.parametrize("name", ["both", "neither", "only_classes", "Net", "tuple_of_logits"])
 def test_a_users_factory_takes_what_it_asks_for(user_file: Path, name: str) -> None:
     spec = ModelSpec(factory=f"mine.py:{name}", folder=user_file.parent)
     model = build(spec, *RGB)
@@ -306,7 +318,9 @@ def test_a_parameter_of_the_factory_wins_over_the_harness(user_file: Path) -> No
         ("no_module", r"torch\.nn\.Module"),
         ("raises", "weights of mine"),
         ("wrong_classes", r"\(2, 9\)"),
-        ("tuple_of_logits", "tuple"),
+        ("named", "'out'"),
+        ("NoEval", "eval"),
+        ("doubles", "float64"),
         ("wrong_input", "3 x 32 x 32"),
         ("one_row", r"\(20,\)"),
         ("neithr", "did you mean 'neither'"),

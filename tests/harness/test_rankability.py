@@ -13,8 +13,14 @@ from aftershock.attacks.adaptive_worst import WorstCase
 from aftershock.harness.applicability import make_perturbations
 from aftershock.harness.protocol import leaderboard_rows
 from aftershock.harness.rankability import (
+    BATCH_DEPENDENT,
     FLOOR,
     FLOOR_IMAGES,
+    LOG_PROBABILITIES,
+    NEAR_CHANCE,
+    NO_WEIGHTS,
+    PROBABILITIES,
+    RANDOMISED_MODEL,
     attack_flags,
     floor_text,
     is_upper_bound,
@@ -200,6 +206,21 @@ def test_randomness_of_the_model_is_said_in_all_rows_and_takes_no_rank() -> None
     attacks = [attack("noise", kind="noise", flags=("randomised-model",)), attack("pgd"), attack("a@d")]
     for found in board(attacks):
         assert found["rank"] is not None and found["flags"] == "randomised-model"
+
+
+@pytest.mark.parametrize("flag", [NEAR_CHANCE, NO_WEIGHTS])
+def test_a_model_near_chance_has_no_ranked_row_and_says_why(flag: str) -> None:
+    attacks = [attack("pgd"), attack("a@d")]
+    for found in board(attacks, s=replace(sources(), flags=(flag,))):
+        assert (found["rank"], found["not_ranked_reason"], found["flags"]) == (None, flag, flag)
+        assert found["robust_accuracy_at_fpr_5"] is not None
+
+
+@pytest.mark.parametrize("flag", [PROBABILITIES, LOG_PROBABILITIES, BATCH_DEPENDENT, RANDOMISED_MODEL])
+def test_what_is_doubtful_about_a_model_stands_once_in_all_its_rows_and_takes_no_rank(flag: str) -> None:
+    attacks = [attack("pgd", flags=(flag,)), attack("a@d")]
+    for found in board(attacks, s=replace(sources(), flags=(flag,))):
+        assert found["rank"] is not None and found["flags"] == flag
 
 
 # The row without a detector
