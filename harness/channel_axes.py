@@ -109,6 +109,9 @@ class ChannelAxes(TorchDispatchMode):
     ) -> Axis:
         """The axis of one output; ``seen`` holds shape, axis and whether it is made of the images, of every input."""
         shape, axis = next(((s, a) for s, a, known in seen if known and a is not None), (None, None))
+        if func.namespace == "quantized" and ("conv" in name or "linear" in name):
+            # Their weights are packed.
+            return 1 if "conv" in name else made.ndim - 1
         if name in _CONVOLUTIONS:
             return 1 if made.ndim == args[1].ndim else 0
         if name in _PRODUCTS:

@@ -217,7 +217,9 @@ def build(
         try:
             model.eval()
         except Exception as error:  # an exported program has no other mode
-            raise UsageError(f"The model {factory.name} has no eval mode: {_said(error)}.") from error
+            raise UsageError(
+                f"The model {factory.name} has no eval mode ({_said(error).rstrip('.')}): give the original nn.Module."
+            ) from error
         _try_batch(model, factory.name)
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from .logits import find_logits, is_single
 from .modes import device_of, untouched
 from .rankability import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
 from .seeds import forked_rng, generator
+from .taps import refuse_hidden_calls
 from .weights import other_state
 
 if TYPE_CHECKING:
@@ -135,8 +137,9 @@ def probe(model: Classifier, images: Tensor) -> Probe:
         images: float32 in [0, 1], at least 2, on any device (:func:`probe_images`).
 
     Raises:
-        UsageError: if the model cannot take the images or gives no logits.
+        UsageError: if the model cannot take the images, gives no logits or hides its calls.
     """
+    refuse_hidden_calls(model.network)
     images = images.to(device_of(model))
     watch = _Watch(model)
     try:
@@ -260,7 +263,9 @@ def _same(one: Tensor, other: Tensor, tolerance: float, spread: float | None = N
 
 def gives_gradient(model: nn.Module, images: Tensor) -> bool:
     """Whether a model's logits can be differentiated with respect to its input, and not only to nothing."""
-    with untouched(model), forked_rng(0), torch.enable_grad():
+    with untouched(model), forked_rng(0), torch.enable_grad(), warnings.catch_warnings():
+        # What torch says of operations without a derivative is what is asked here.
+        warnings.simplefilter("ignore")
         given = images.detach().clone().requires_grad_(True)
         try:
             logits = model(given)

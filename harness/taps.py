@@ -133,7 +133,8 @@ class Taps(TorchFunctionMode):
                 if not isinstance(output, Tensor):
                     raise UsageError(f"The module {path!r} does not return a tensor, so it cannot be a tap.")
                 kept = output.clone() if self._keep else None
-                self._visit(TapCall(self._name(path), "module", output, output > 0, kept))
+                shown = _dequantised(output)
+                self._visit(TapCall(self._name(path), "module", shown, shown > 0, kept))
 
         return hook
 
@@ -148,7 +149,7 @@ class Taps(TorchFunctionMode):
         positive = source > 0 if name in SIGN_FROM_INPUT else None
         kept = source.clone() if self._keep else None
         output = func(*args, **kwargs)
-        self._visit(TapCall(self._name(self._owner(name)), name, output, positive, kept))
+        self._visit(TapCall(self._name(self._owner(name)), name, _dequantised(output), positive, kept))
         return output
 
     def _owner(self, function: str) -> str:
@@ -160,6 +161,10 @@ class Taps(TorchFunctionMode):
     def _name(self, base: str) -> str:
         self._calls[base] = call = self._calls.get(base, 0) + 1
         return base if call == 1 else f"{base}:{call}"
+
+
+def _dequantised(activation: Tensor) -> Tensor:
+    return activation.dequantize() if activation.is_quantized else activation
 
 
 def is_activation(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

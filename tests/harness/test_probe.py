@@ -14,6 +14,8 @@ from aftershock.harness.errors import UsageError
 from aftershock.harness.logits import as_logits
 from aftershock.harness.models import Classifier, Normalise
 from aftershock.harness.probe import Probe, looks_like, probe, probe_images
+from aftershock.harness.recorder import record, survey
+from aftershock.harness.trace import Need
 from torch import Tensor, nn
 
 SHAPE = (1, 4, 4)
@@ -271,6 +273,32 @@ def test_a_model_without_a_gradient_is_told_from_one_whose_gradient_is_small() -
     assert probed(lambda z: z * 1e-12).gradient
 
 
+def test_a_scripted_network_is_refused_with_what_to_do() -> None:
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.ReLU())
+    with pytest.raises(UsageError, match="give the original"):
+        probe(classifier(torch.jit.trace(inner, images())), images())
+
+
+@pytest.mark.skipif("x86" not in torch.backends.quantized.supported_engines, reason="no quantised kernels here")
+def test_quantised_activations_are_read_as_numbers() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3), nn.ReLU())
+    plain = nn.Sequential(torch.ao.quantization.QuantStub(), network, torch.ao.quantization.DeQuantStub()).eval()
+    plain.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    prepared = torch.ao.quantization.prepare(plain)
+    x = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(0))
+    prepared(x)
+    quantised = classifier(torch.ao.quantization.convert(prepared))
+    found = probe(quantised, images())
+    assert found.other_state
+    assert not found.gradient
+    seen = survey(quantised, x)
+    assert ([t.shape for t in seen.taps], seen.unclear) == ([(5, 2, 2), (3,)], ())
+    codes = record(quantised, x, seen.taps, [Need("pooled"), Need("full"), Need("bits")]).codes
+    expected = network[:2](x).mean((2, 3))
+    torch.testing.assert_close(codes["pooled:mean"]["network.1.1"], expected, atol=0.02, rtol=0.05)
+
+
+@pytest.mark.skipif("x86" not in torch.backends.quantized.supported_engines, reason="no quantised kernels here")
 def test_a_network_with_packed_weights_is_probed_and_says_that_its_state_is_not_kept() -> None:
     quantised = torch.ao.quantization.quantize_dynamic(
         nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), {nn.Linear}
