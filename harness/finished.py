@@ -20,7 +20,8 @@ from .files import MIB, digest_of, parse_json, read_file
 from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
 from .keys import FileDigests, canonical, code_digest, distribution_digest
 from .ledger import SUFFIX, is_whole, read_record
-from .registry import DATASETS, PACKAGE, REGISTRIES, Origin
+from .local_sources import local_sources
+from .registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
 
 # The keys of all cells of a run, a line each; a million of them take 62 MiB.
 KEYS = "keys.txt"
@@ -50,8 +51,14 @@ def fingerprint(
         params = {k: v for k, v in data.items() if k not in ("name", "fit", "calibrate", "evaluate")}
         if isinstance(params.get("path"), str):
             params["path"] = folder / params["path"]
+        if any(_comes_ready(entry, plugins or raw.get("plugins")) for entry in raw["models"]):
+            # What a factory gives is known only once it was called.
+            return None
         source = DATASETS.get(data["name"])(root, **params)
-        named = sorted({*_files(raw, folder), *_files(raw, root), *plugins})
+        sources = [local_sources(f) for f in {*_files(raw, folder), *_files(raw, root), *plugins}]
+        if any(found.unknown for found in sources):
+            return None
+        named = sorted({file for found in sources for file in found.files})
         return hashlib.sha256(
             canonical(
                 {
@@ -69,6 +76,17 @@ def fingerprint(
     except Exception:
         # Whatever is wrong with the suite or the data, the long way says it better.
         return None
+
+
+def _comes_ready(entry: Mapping[str, Any], plugins: object) -> bool:
+    """Whether a model's network may come with its state: from a function of a user or a plugin."""
+    if "weights" in entry or entry.get("train_if_missing"):
+        return False
+    name = entry.get("name")
+    own = name in MODELS.builtins
+    return not own and (
+        "factory" in entry or bool(plugins) or name in {p.name for p in entry_points(group=MODELS.group)}
+    )
 
 
 def _files(value: Any, folder: Path) -> Iterator[Path]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, version
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 from .errors import UsageError
 from .files import MIB, parse_json, read_file, write_atomic
 from .formats import is_sealed, seal
+from .local_sources import local_sources
 from .registry import PACKAGE, Entry, Origin, file_digest
 
 # Raised whenever the meaning of a number changes; part of every key and of the protocol digest.
@@ -83,7 +87,8 @@ def part_digest(entry: Entry, room: str) -> str:
     """Digest of the code behind a registered part.
 
     Always the room (base classes, the checks around an attack); besides, plugins by the files of their distribution,
-    local files by their content, and what a session registered by the file or the source of its class.
+    local files by their content and by that of the local modules and data files behind them, and what a session
+    registered by the file (likewise) or the source of its class.
     """
     own = code_digest(room)
     if entry.origin.package == PACKAGE:
@@ -94,11 +99,13 @@ def part_digest(entry: Entry, room: str) -> str:
 def _foreign_digest(entry: Entry) -> str:
     origin = entry.origin
     if origin.path is not None:
-        return file_digest(Path(origin.path))
+        return sources_digest(Path(origin.path))
     if origin.package != "session":
         return distribution_digest(origin)
     part = entry.load()
-    name = getattr(part, "__qualname__", repr(part))
+    while isinstance(part, partial):
+        part = part.func
+    name = getattr(part, "__qualname__", type(part).__name__)
     return hashlib.sha256((name + _source_of(part)).encode()).hexdigest()
 
 
@@ -106,19 +113,62 @@ def _source_of(part: Any) -> str:
     """The whole file, since a class leans on what stands beside it; in a notebook, which has none, its own lines."""
     try:
         path = inspect.getsourcefile(part)
-        return Path(path).read_text() if path and Path(path).is_file() else inspect.getsource(part)
+        return sources_digest(Path(path)) if path and Path(path).is_file() else inspect.getsource(part)
     except (OSError, TypeError):
         return ""
 
 
+def sources_digest(path: Path) -> str:
+    """Digest of a Python file, of the local files behind it, and of the versions of the packages that they use.
+
+    The file's own name and place do not matter, only where the others lie relative to it.
+    """
+    sources = local_sources(path)
+    digest = hashlib.sha256(file_digest(sources.files[0]).encode())
+    for file in sources.files[1:]:
+        digest.update(os.path.relpath(file, sources.files[0].parent).encode() + b"\0" + _digest_in_use(file).encode())
+    digest.update(canonical(_package_versions(sources.packages)).encode())
+    return digest.hexdigest()
+
+
+def _digest_in_use(file: Path) -> str:
+    """Digest of a file, as it was when it was imported if it is: an edit counts once the module is loaded again."""
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(path, str) and path.endswith(file.name) and os.path.realpath(path) == os.path.realpath(file):
+            return _digest_when_loaded(file, id(module.__spec__))
+    return file_digest(file)
+
+
+@cache
+def _digest_when_loaded(file: Path, load: int) -> str:
+    return file_digest(file)
+
+
+@cache
+def _package_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """The versions of the distributions that have top-level modules of these names."""
+    return versions(*sorted({d for name in names for d in _distributions().get(name, [name])}))
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 @cache
 def distribution_digest(origin: Origin) -> str:
-    """Digest of an installed distribution's Python files; of the source tree where it is installed editable."""
+    """Digest of an installed distribution's Python files and of the versions of what it requires.
+
+    Of the source tree where it is installed editable.
+    """
     digest = hashlib.sha256(str(origin).encode())
     try:
         found = distribution(origin.package)
     except PackageNotFoundError:
         return digest.hexdigest()
+    required = [name for r in found.requires or () if (name := re.match(r"[A-Za-z0-9._-]+", r))]
+    digest.update(canonical(versions(*sorted({name[0] for name in required} - {PACKAGE}))).encode())
     paths = [Path(str(found.locate_file(f))) for f in found.files or []]
     direct = found.read_text("direct_url.json")
     if direct and json.loads(direct).get("dir_info", {}).get("editable"):

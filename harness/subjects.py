@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .data import Dataset
 from .errors import AftershockError, UsageError
-from .keys import part_digest
+from .keys import part_digest, sources_digest
 from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, obtain
 from .probe import probe, probe_images
 from .process_state import noted
@@ -21,7 +22,7 @@ from .recorder import Survey, survey
 from .registry import PACKAGE, Entry, file_digest
 from .suite import ModelPart, Suite
 from .training import estimate_seconds
-from .weights import state_digest
+from .weights import network_digest, state_digest
 
 
 def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:
@@ -64,8 +65,29 @@ def model_spec(part: ModelPart, folder: Path, weights: Path | None) -> ModelSpec
     )
 
 
-def model_identity(part: ModelPart, folder: Path, weights: Path | None, dataset: str) -> dict[str, Any]:
-    """What decides a model's numbers, as JSON values: architecture, code, and its weights' bytes or its recipe."""
+def ready_state(part: ModelPart, folder: Path, weights: Path | None, dataset: Dataset, seed: int) -> str | None:
+    """Digest of the network that a user's or a plugin's function gives with its state; it is made for this.
+
+    ``None`` where weights or training decide the state.
+    """
+    spec = model_spec(part, folder, weights)
+    if weights is not None or spec.needs_training:
+        return None
+    try:
+        made = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed)
+    except (UsageError, SystemExit):
+        # Its cell fails for the same reason, which is told there.
+        return ""
+    return network_digest(made.network)
+
+
+def model_identity(
+    part: ModelPart, folder: Path, weights: Path | None, dataset: str, state: str | None = None
+) -> dict[str, Any]:
+    """What decides a model's numbers, as JSON values: architecture, code, and its weights' bytes or its recipe.
+
+    ``state`` is the digest of what a function gave (:func:`ready_state`).
+    """
     spec = model_spec(part, folder, weights)
     factory = spec.find()
     identity = spec.as_json()
@@ -73,6 +95,12 @@ def model_identity(part: ModelPart, folder: Path, weights: Path | None, dataset:
         identity["factory"] = part.factory.rpartition(":")[2]
     if factory.origin.package not in (PACKAGE, "torchvision"):
         identity["code"] = part_digest(Entry(factory.name, factory.make, factory.origin), "harness/architectures.py")
+        named = getattr(sys.modules.get((part.factory or "").rpartition(":")[0]), "__file__", None)
+        if factory.origin.package == "session" and named:
+            # The function may come from elsewhere; the module that the suite names decides which it is.
+            identity["module"] = sources_digest(Path(named))
+    if state is not None:
+        identity["state"] = state
     if weights is not None:
         identity["weights"] = file_digest(weights)
     elif spec.needs_training:

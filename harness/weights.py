@@ -213,3 +213,20 @@ def _add_other(digest: hashlib._Hash, name: str, value: Any) -> None:
             _add_other(digest, f"{name}.{number}", part)
     elif isinstance(value, str | int | float | torch.dtype | None):
         digest.update(repr(value).encode())
+
+
+def network_digest(network: nn.Module) -> str:
+    """sha256, in hex, of all that decides what a network computes, besides its code.
+
+    Beyond :func:`state_digest`: buffers that are not saved, and numbers and truth values that its modules hold as
+    attributes.
+    """
+    digest = hashlib.sha256(state_digest(network).encode())
+    state = network.state_dict()
+    for name, buffer in network.named_buffers():
+        if name not in state:
+            _add_other(digest, name, buffer)
+    for name, module in network.named_modules():
+        held = {k: v for k, v in vars(module).items() if type(v) in (bool, int, float) and k != "training"}
+        digest.update(f"{name} {type(module).__qualname__} {sorted(held.items())}\0".encode())
+    return digest.hexdigest()

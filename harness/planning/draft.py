@@ -55,6 +55,7 @@ class Draft:
         weights: file of each model label, ``None`` where it is trained.
         task: shape of the images and number of classes, which decide what of the suite applies.
         levels: how many levels the data have, ``None`` where their values are continuous.
+        states: digest of what a user's function gives as the network, by label and seed of the model.
 
     Attributes:
         planned: the perturbations that have cells: defined for the task, and not against a detector that is not fitted.
@@ -62,9 +63,10 @@ class Draft:
 
     def __init__(
         self, suite: Suite, sets: Sets, data_digest: str, device: str, weights: Mapping[str, Path | None],
-        task: TaskShape, levels: int | None = None,
+        task: TaskShape, levels: int | None = None, states: Mapping[tuple[str, int], str | None] | None = None,
     ) -> None:  # fmt: skip
         self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
+        self.states = states or {}
         self.cells: dict[str, Cell] = {}
         # Image files have 8 bits; data with fewer levels are saved with those.
         own: tuple[tuple[Rounding, int], ...] = (("levels", levels),) if levels is not None and levels < 256 else ()
@@ -115,7 +117,8 @@ class Draft:
 
     def model(self, part: ModelPart, seed: int) -> str:
         """Plan a model; one whose weights come from a file is the same for every seed."""
-        identity = model_identity(part, self.suite.folder, self.weights[part.label], self.suite.data.name)
+        weights, state = self.weights[part.label], self.states.get((part.label, seed))
+        identity = model_identity(part, self.suite.folder, weights, self.suite.data.name, state)
         key = content_key(
             "model",
             data=self.data_digest,

@@ -11,7 +11,7 @@ from ..keys import content_key, part_digest
 from ..registry import PACKAGE, PERTURBATIONS
 from ..results import HOSTILE
 from ..scoring import NeedsCodes
-from ..subjects import model_identity
+from ..subjects import model_identity, ready_state
 from ..suite import ModelPart, Suite
 from .analyses import plan_analyses
 from .detectors import DetectorPlanner
@@ -45,7 +45,12 @@ def make_plan(
     """
     sets = make_sets(suite, dataset, limit)
     levels = data_levels(dataset.train.images(sets.fit[:LEVEL_IMAGES].tolist()))
-    draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels)
+    states = {
+        (part.label, seed): ready_state(part, suite.folder, weights[part.label], dataset, seed)
+        for part in suite.models
+        for seed in suite.seeds
+    }
+    draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states)
     subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
@@ -113,7 +118,13 @@ def _protocol(draft: Draft, part: ModelPart) -> dict[str, object]:
         perturbations.append([p.label.partition("@")[0], p.name, draft.portable(p), foreign])
     return {
         "data": draft.data_digest,
-        "model": model_identity(part, suite.folder, draft.weights[part.label], suite.data.name),
+        "model": model_identity(
+            part,
+            suite.folder,
+            draft.weights[part.label],
+            suite.data.name,
+            draft.states.get((part.label, suite.seeds[0])),
+        ),
         "splits": [draft.positions_digest(n, 0, len(draft.sets.of(n))) for n in ("fit", "calibrate", "evaluate")],
         "perturbations": perturbations,
         "threat": suite.threat,
