@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..harness.bounded import BitsPerTap, KnownModel, Modules, bounded_parameters, bytes_of
+from ..harness.bounded import BitsPerTap, KnownModel, Modules, bounded_parameters, bytes_of, reason_of
 from ..harness.errors import UsageError
 from ..harness.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
 from ..harness.fitted import Fitted, RunFolder, named_detector
@@ -138,7 +138,7 @@ class Guard:
                 detector.load_state(join_state(state, about.state))
             scores = _checked_scores(tensors[_CALIBRATE], path)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise UsageError(f"{path} is damaged ({' '.join(repr(error).split())[:200]}).") from error
+            raise UsageError(f"{path} is damaged ({reason_of(error)}).") from error
         modules = tuple(about.model.modules)
         taps = _taps(classifier, about.model.taps, modules, path)
         instruments = Instruments(classifier, taps, modules, classifier.network, about.model.bits_per_tap)
@@ -282,7 +282,7 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {path}.") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
-        what = " ".join(str(error).split())[:200]
+        what = reason_of(error)
         raise UsageError(f"{path} is no guard that `aftershock guard export` of this version wrote: {what}") from error
 
 

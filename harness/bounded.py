@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -103,6 +103,19 @@ def without_memory() -> Iterator[None]:
     """Within it, new tensors have a shape and no memory."""
     with torch.device("meta"):
         yield
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what is wrong with a file's content in one line: of a description, its first wrong field."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {' '.join(first['msg'].split())}"[:200]
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{type(error).__name__}: {text}"[:200]
+        if isinstance(error, KeyError | AttributeError | IndexError)
+        else text[:200]
+    )
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:

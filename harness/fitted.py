@@ -24,6 +24,7 @@ from .bounded import (
     bounded_parameters,
     bytes_of,
     check_parameters,
+    reason_of,
     without_memory,
 )
 from .errors import UsageError
@@ -155,8 +156,7 @@ class RunFolder:
             self._listed: dict[str, Any] = listed if isinstance(listed, dict) else {}
             return _Facts.model_validate(value)
         except (OSError, ValueError, RecursionError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise UsageError(f"{path} is damaged or of another version: {what}") from error
+            raise UsageError(f"{path} is damaged or of another version: {reason_of(error)}") from error
 
     def _read_ledger(self) -> Iterator[Record]:
         cells = self.folder / "cells"
@@ -212,7 +212,7 @@ class RunFolder:
             about = KnownModel.model_validate(known.values).model_dump(exclude={"taps"})
             taps = tap_infos(known.values)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise UsageError(f"The cells of {label!r} in {self.folder} are damaged ({error!r}).") from error
+            raise UsageError(f"The cells of {label!r} in {self.folder} are damaged ({reason_of(error)}).") from error
         return Fitted(
             detector, part.name, label, dict(part.params), self.dataset, entry.label, seed,
             calibrate, taps, tuple(entry.tap_modules), entry.bits_per_tap, about,
@@ -260,8 +260,7 @@ class RunFolder:
         except FileNotFoundError as error:
             raise UsageError(f"There are no weights at {weights}.") from error
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise UsageError(f"The model {entry.label!r} of {self.folder} is damaged: {what}") from error
+            raise UsageError(f"The model {entry.label!r} of {self.folder} is damaged: {reason_of(error)}") from error
         if not state and weights is not None:
             load_weights(classifier.network, Path(weights))
         if state_digest(classifier.network) != known.digest:
