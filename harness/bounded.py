@@ -111,11 +111,8 @@ def reason_of(error: BaseException) -> str:
         first = error.errors(include_url=False, include_context=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {' '.join(first['msg'].split())}"[:200]
     text = " ".join(str(error).split()) or type(error).__name__
-    return (
-        f"{type(error).__name__}: {text}"[:200]
-        if isinstance(error, KeyError | AttributeError | IndexError)
-        else text[:200]
-    )
+    named = isinstance(error, KeyError | AttributeError | IndexError)
+    return (f"{type(error).__name__}: {text}" if named else text)[:200]
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:

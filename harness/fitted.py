@@ -259,7 +259,9 @@ class RunFolder:
                 classifier.load_state_dict(state)
         except FileNotFoundError as error:
             raise UsageError(f"There are no weights at {weights}.") from error
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        except TooLargeError:
+            raise
+        except (UsageError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             raise UsageError(f"The model {entry.label!r} of {self.folder} is damaged: {reason_of(error)}") from error
         if not state and weights is not None:
             load_weights(classifier.network, Path(weights))

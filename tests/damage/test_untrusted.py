@@ -19,6 +19,7 @@ import torch
 from aftershock.detectors import Guard
 from aftershock.detectors.guard import export_guard
 from aftershock.harness.errors import AftershockError
+from aftershock.harness.files import digest_of
 from aftershock.harness.fitted import load_detector, load_model
 from aftershock.harness.formats import seal
 from aftershock.harness.ledger import Record, dump_record, read_record
@@ -28,8 +29,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 FILES = (
-    "run.json", "keys.txt", "cells:model", "cells:fit", "cells:score/mahalanobis/calibrate", "artifacts:model",
-    "artifacts:fit", "artifacts:score/mahalanobis/calibrate", "tables/leaderboard.csv", "tables/metrics.csv",
+    "run.json", "keys.txt", "cells:model", "cells:fit/mahalanobis", "cells:score/mahalanobis/calibrate", "artifacts:model",
+    "artifacts:fit/mahalanobis", "artifacts:score/mahalanobis/calibrate", "tables/leaderboard.csv", "tables/metrics.csv",
     "tables/propagation.csv", "tables/scores.csv.gz", "analyses/*/findings.json", "analyses/*/arrays.safetensors",
     "analyses/*/rdm-pairs.csv", "site/index.html",
 )  # fmt: skip
@@ -132,7 +133,7 @@ def test_files_of_a_run(number: int, uses: Uses, operations: Mapping, everything
         uses.judge(run, f"{name} {FILES[number]}")
 
 
-@pytest.mark.parametrize("file", ["run.json", "cells:model", "cells:fit", "analyses/*/findings.json"])
+@pytest.mark.parametrize("file", ["run.json", "cells:model", "cells:fit/mahalanobis", "analyses/*/findings.json"])
 def test_every_field_of_a_json_file(file: str, uses: Uses, edits: Callable, everything: bool) -> None:
     names = [name for name, _ in edits(target(uses.origin, file))]
     for name in names[:: 1 if everything and len(names) < 80 else max(1, len(names) // (80 if everything else 3))]:
@@ -204,7 +205,7 @@ def test_what_a_run_asks_to_be_built_is_bounded(name: str, uses: Uses) -> None:
         {"classes": 7}, {"classes": "ten"}, {"taps": [["a", "relu", [4]]] * 20_000}, {"normalise": {"mean": [0.0]}},
         {"normalise": {"mean": ["x"], "std": [1.0]}}, {"digest": 7},
     ],
-    ids=str,
+    ids=lambda change: f"{change}"[:40],
 )  # fmt: skip
 def test_what_a_run_says_of_its_model_is_checked(change: dict, uses: Uses) -> None:
     run = uses.fresh()
@@ -217,12 +218,10 @@ def test_what_a_run_says_of_its_model_is_checked(change: dict, uses: Uses) -> No
 def test_scores_without_a_number_make_no_guard(uses: Uses) -> None:
     run = uses.fresh()
     path = target(run, "artifacts:score/mahalanobis/calibrate")
-    save_file({n: torch.full_like(t, torch.nan) for n, t in load_file(path).items()}, path)
+    save_file({n: torch.full(t.shape, torch.nan) for n, t in load_file(path).items()}, path)
     entry_file = target(run, "cells:score/mahalanobis/calibrate")
     record = read_record(entry_file)
     assert record is not None
-    from aftershock.harness.files import digest_of
-
     entry_file.write_bytes(
         dump_record(Record(**{**vars(record), "digest": digest_of(path), "size": path.stat().st_size}))
     )
