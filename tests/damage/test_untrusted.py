@@ -29,10 +29,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 FILES = (
-    "run.json", "keys.txt", "cells:model", "cells:fit/mahalanobis", "cells:score/mahalanobis/calibrate", "artifacts:model",
-    "artifacts:fit/mahalanobis", "artifacts:score/mahalanobis/calibrate", "tables/leaderboard.csv", "tables/metrics.csv",
-    "tables/propagation.csv", "tables/scores.csv.gz", "analyses/*/findings.json", "analyses/*/arrays.safetensors",
-    "analyses/*/rdm-pairs.csv", "site/index.html",
+    "run.json", "keys.txt", "cells:model", "cells:fit/mahalanobis", "cells:score/mahalanobis/calibrate",
+    "artifacts:model", "artifacts:fit/mahalanobis", "artifacts:score/mahalanobis/calibrate", "tables/leaderboard.csv",
+    "tables/metrics.csv", "tables/propagation.csv", "tables/scores.csv.gz", "analyses/*/findings.json",
+    "analyses/*/arrays.safetensors", "analyses/*/rdm-pairs.csv", "site/index.html",
 )  # fmt: skip
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
