@@ -300,7 +300,9 @@ class _Session:
             held = {record.key for record in store.records() if record.status == "done"}
             left_out = (key for key in plan.cells if key not in cells and key in held)
             summary.done.update(key for key in left_out if store.find(key) is not None)
-            self.notes += changed_state(plan, store, summary)
+            for text in changed_state(plan, store, summary):
+                self.notes.append(text)
+                self.say(text)
             problems = Problems(self.debug)
             try:
                 # First: what was computed is known whatever happens to tables and pages.

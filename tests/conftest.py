@@ -17,7 +17,7 @@ import pytest
 
 # Lines of JSON in, one per run; a process with everything imported forks a child for each and tells what became of it.
 FORKS = """
-import importlib, json, os, sys
+import importlib, json, os, signal, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 import torch
@@ -26,6 +26,8 @@ for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
     if child == 0:
+        # As a command that a person starts, also where these tests run in the background, with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         out = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)

@@ -67,7 +67,10 @@ class Sound(Base):
 @register("slow")
 class Slow(Base):
     def score(self, traces):
-        time.sleep(0.05 * len(traces))
+        # CPU seconds count: on a busy machine, waiting is nobody's fault.
+        end = time.process_time() + 0.05 * len(traces)
+        while time.process_time() < end:
+            pass
         return -traces.logits.double().logsumexp(1)
 
 

@@ -46,7 +46,8 @@ def guarded() -> Iterator[Changes]:
     """Put the state of the process back at the end of a block, also on an error.
 
     The value is filled when the block ends. A library that is imported for the first time may set warnings, variables
-    of the environment and the like: what changes no number is then put back without a word.
+    of the environment and the like, and torch replaces functions of its own when it imports its compiler: that is put
+    back without a word.
     """
     changes = Changes()
     before = [(probe, probe.read()) for probe in PROBES]
@@ -59,9 +60,10 @@ def guarded() -> Iterator[Changes]:
             if not names:
                 continue
             probe.write(value)
+            new = {name.partition(".")[0] for name in list(sys.modules)[imported:]}
             if probe.effect == "numbers":
-                changes.numbers += names
-            elif probe.effect == "disturbs" and len(sys.modules) == imported:
+                changes.numbers += [n for n in names if n.partition(".")[0] not in new - {PACKAGE}]
+            elif probe.effect == "disturbs" and not new:
                 changes.others += names
 
 

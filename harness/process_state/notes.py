@@ -19,7 +19,5 @@ def changed_state(plan: Plan, store: Store, summary: Summary) -> list[str]:
         names = dict.fromkeys([*values.get(CHANGED, ()), *flags])
         if names:
             _, model, _, *rest = name_parts(cell.name)
-            found.setdefault(" ".join(rest[:2]) if len(rest) > 1 else f"model {model}", {}).update(names)
-    return [
-        f"{part} changed the process ({', '.join(names)}): undone after each cell." for part, names in found.items()
-    ]
+            found.setdefault(rest[1] if len(rest) > 1 else f"The model {model}", {}).update(names)
+    return [f"{part} changed the process ({', '.join(names)}): undone each time." for part, names in found.items()]

@@ -34,8 +34,8 @@ _MODULES: Sequence[types.ModuleType] = (
     np, np.linalg, np.random, builtins, json, math, operator, os, os.path, random, time, safetensors.torch,
 )  # fmt: skip
 _CLASSES: Sequence[type] = (torch.Tensor, torch.nn.Parameter, pathlib.Path)
-# What an interactive session or Python itself writes.
-_IGNORED = ("_", "__annotations__", "__warningregistry__", "__abstractmethods__", "_abc_impl")
+# What an interactive session or Python itself writes, or torch with the default dtype.
+_IGNORED = ("_", "Storage", "__annotations__", "__warningregistry__", "__abstractmethods__", "_abc_impl")
 _GONE = object()
 _real_setattr, _real_delattr = setattr, delattr
 

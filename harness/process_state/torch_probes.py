@@ -31,13 +31,15 @@ def _stack(kind: str) -> tuple[Callable[[], list[Any]], Callable[[Sequence[Any]]
     """How the stack of function or dispatch modes is read and written."""
     length, at = getattr(_C, f"_len_torch_{kind}_stack"), getattr(_C, f"_get_{kind}_stack_at")
     pop, push = getattr(_C, f"_pop_torch_{kind}_stack"), getattr(_C, f"_push_on_torch_{kind}_stack")
+    # Modes of torch's own have keys of their own; those that others write have none.
+    key = (None,) if kind == "dispatch" else ()
 
     def read() -> list[Any]:
         return [at(i) for i in range(length())]
 
     def write(modes: Sequence[Any]) -> None:
         while length():
-            pop()
+            pop(*key)
         for mode in modes:
             push(mode)
 

@@ -1,0 +1,76 @@
+"""Only a person ends a run: what a part raises or exits with costs its own cells."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+from aftershock.harness.errors import UsageError
+from aftershock.harness.interrupts import UserInterrupt, contained, listening
+
+
+@pytest.fixture
+def heard() -> None:
+    """SIGINT as it is for a command in the foreground, whatever these tests were started with."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (SystemExit(0), "sys.exit(0)"), (SystemExit("bye"), "sys.exit('bye')"), (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit(), "GeneratorExit"), (BaseExceptionGroup("x", [SystemExit(1)]), "BaseExceptionGroup"),
+        (type("Own", (BaseException,), {})("mine"), "Own: mine"),
+    ],
+)  # fmt: skip
+def test_what_ends_the_program_becomes_an_error_with_its_reason(raised: BaseException, said: str) -> None:
+    with pytest.raises(UsageError) as found, listening(), contained():
+        raise raised
+    assert said in str(found.value)
+
+
+@pytest.mark.parametrize("raised", [ValueError(), StopIteration(), UserInterrupt()])
+def test_exceptions_and_a_persons_interrupt_pass(raised: BaseException) -> None:
+    with pytest.raises(type(raised)), contained():
+        raise raised
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_signal_is_told_from_a_raised_exception() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(UserInterrupt), listening() as interrupt, contained():
+        assert not interrupt.came
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(5)
+    assert interrupt.came and signal.getsignal(signal.SIGINT) is before
+    # A part may have caught it.
+    with pytest.raises(UserInterrupt):
+        interrupt.check()
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as interrupt, contained():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert not interrupt.came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_nothing_is_set() -> None:
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with listening():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]
