@@ -116,10 +116,10 @@ def list_parts(
 ) -> None:
     """List what can be named in a suite, installed plugins included."""
     from .catalogue import describe
-    from .registry import load_plugin_file
+    from .workers.plugins import open_plugin_file
 
     for path in plugin:
-        load_plugin_file(path)
+        open_plugin_file(path)
     found = describe(kind)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
@@ -191,8 +191,10 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
     """Examine a detector: whether it keeps the contract, rule by rule, and how to mend what it breaks."""
-    from .registry import DETECTORS, load_plugin_file
+    from .registry import DETECTORS, load_plugin_file, load_plugins_here
 
+    # Whoever wrote it examines it: its code, not what stands in for it.
+    load_plugins_here()
     for path in plugin:
         load_plugin_file(path)
     DETECTORS.entry(detector)  # a wrong name is said before anything heavy is made

@@ -8,6 +8,7 @@ import re
 import sys
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,14 @@ def parse_number(value: object) -> float:
     return number
 
 
+class SelfBinding(ABC):
+    """A factory that checks and converts parameters by itself, as a stand-in for one in another process does."""
+
+    @abstractmethod
+    def bind(self, values: Mapping[str, Any], skip: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+        """As :func:`bind`."""
+
+
 def parameters(factory: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
     """The parameters that a suite may set on a class or function, by name (``skip``: those the harness gives)."""
     return {
@@ -73,7 +82,7 @@ def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
 
 
 def bind(
-    factory: Callable[..., Any], values: Mapping[str, Any], skip: tuple[str, ...] = ()
+    factory: Callable[..., Any] | SelfBinding, values: Mapping[str, Any], skip: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Check and convert ``values`` for ``factory``.
 
@@ -84,6 +93,8 @@ def bind(
     Returns:
         the keyword arguments (only those that were given), and the problems by parameter name.
     """
+    if isinstance(factory, SelfBinding):
+        return factory.bind(values, skip)
     known = parameters(factory, skip)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in _signature(factory).parameters.values())
     bound: dict[str, Any] = {}

@@ -39,6 +39,7 @@ NO_WEIGHTS = "no-weights"
 CONTROL_FLAGGED = "control-flagged"
 BENIGN_FLAGGED = "benign-flagged"
 TIES = "ties-at-threshold"
+READS_FILES = "reads-files"
 BLIND = ("zero-gradient", "non-finite-gradient")
 UNCONVERGED = ("unconverged", "limit")
 # Where one of these is said of a counting attack, there is no robust accuracy.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors
 import torch
 from torch import Tensor
 
 from .cells import TraceKeys
+from .errors import AftershockError
+from .ledger import SUFFIX, Record, checked_key, read_record
 from .rows import ChunkedRows, Rows
 from .trace import Need, TapInfo, Traces
 
@@ -20,6 +24,46 @@ class Reader(Protocol):
     def tensor(self, key: str, name: str) -> Tensor: ...
     def load(self, key: str) -> dict[str, Tensor]: ...
     def values(self, key: str) -> Mapping[str, Any]: ...
+
+
+class StoredCells:
+    """The finished cells of a run directory that another process writes.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._records: dict[str, Record] = {}
+
+    def values(self, key: str) -> Mapping[str, Any]:
+        """The small results of a finished cell."""
+        return self._record(key).values
+
+    def load(self, key: str) -> dict[str, Tensor]:
+        """The tensors of a finished cell, memory-mapped."""
+        if not self._record(key).digest:
+            return {}
+        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+
+    def tensor(self, key: str, name: str) -> Tensor:
+        """One tensor of a finished cell, memory-mapped."""
+        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
+            found: Tensor = opened.get_tensor(name)
+            return found
+
+    def _artifact(self, key: str) -> Path:
+        return self._folder / "artifacts" / f"{checked_key(key)}{SUFFIX}"
+
+    def _record(self, key: str) -> Record:
+        if key not in self._records:
+            record = read_record(self._folder / "cells" / f"{checked_key(key)}.json")
+            if record is None or record.status != "done":
+                raise AftershockError(f"{self._folder} has no finished cell {key}")
+            self._records[key] = record
+        return self._records[key]
 
 
 def tap_infos(values: Mapping[str, Any]) -> tuple[TapInfo, ...]:

@@ -2,6 +2,10 @@
 
 A registry holds lazy targets for built-ins, so nothing heavy is imported until somebody asks for it; entry points
 are read when a name is not found or when everything is listed. A broken plugin is one warning, the rest goes on.
+
+The code of plugins runs in processes of its own (:mod:`aftershock.harness.workers`): what is registered here for their
+parts are stand-ins. Only models are imported into this process, since a user's own network is trusted anyway; and in
+the process of a plugin, or after :func:`load_plugins_here`, everything is.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from .errors import UsageError
 T = TypeVar("T")
 
 PACKAGE = "aftershock"
+# Where the module of a plugin file keeps what it registered.
+_ADDED = "__aftershock_parts__"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,17 @@ class Origin:
         return f"{self.package} {self.version}".strip()
 
 
+@dataclass(frozen=True, eq=False)
+class LaterPart:
+    """A part that is imported when it is first needed.
+
+    Attributes:
+        load: imports and returns it.
+    """
+
+    load: Callable[[], Any]
+
+
 @dataclass
 class Entry:
     """One name in a registry: its origin and its target, which is ``module`` or ``module:attribute`` until needed."""
@@ -56,6 +73,8 @@ class Entry:
 
     def load(self) -> Any:
         """Import the target where that has not happened yet, and return it."""
+        if isinstance(self.target, LaterPart):
+            self.target = self.target.load()
         if isinstance(self.target, str):
             module, _, attribute = self.target.partition(":")
             imported = import_module(module)
@@ -70,13 +89,16 @@ class Registry:
     Args:
         kind: the plural word of the command line: ``detectors``, ``perturbations``, ...
         builtins: name to ``module:attribute``.
+        here: plugins are imported into this process.
     """
 
     kind: str
     builtins: Mapping[str, str]
+    here: bool = False
     _entries: dict[str, Entry] = field(default_factory=dict)
     _broken: dict[str, str] = field(default_factory=dict)
-    _loading: Origin | None = None
+    _loading: _Loading | None = None
+    _deaf: bool = False
 
     def __post_init__(self) -> None:
         for name, target in self.builtins.items():
@@ -103,7 +125,11 @@ class Registry:
             raise UsageError(f'register({given!r}): give the {self.word} a name, @register("name").')
 
         def decorate(part: T) -> T:
-            self.add(name, part, self._loading or origin_of(getattr(part, "__module__", "") or ""))
+            if self._loading is None:
+                self.add(name, part, origin_of(getattr(part, "__module__", "") or ""))
+            elif not self._deaf:
+                self.add(name, part, self._loading.origin)
+                self._loading.added.append((self, name, part))
             return part
 
         return decorate
@@ -165,6 +191,13 @@ class Registry:
             whole.append(entry)
         return whole
 
+    def of(self, origin: Origin) -> list[Entry]:
+        """The entries of one origin: a distribution, or a local file."""
+        return [
+            entry for entry in self._entries.values()
+            if (entry.origin.package, entry.origin.path) == (origin.package, origin.path)
+        ]  # fmt: skip
+
     def names(self) -> list[str]:
         """The known names, installed plugins included, without loading a built-in."""
         self._read_entry_points(lambda point: True)
@@ -183,10 +216,20 @@ class Registry:
                     )
                 continue
             try:
-                with self._origin(origin):
-                    part = point.load()
-                if point.name not in self._entries:
-                    self.add(point.name, part, origin)
+                if self.here:
+                    with self._origin(origin):
+                        part = point.load()
+                    if point.name not in self._entries:
+                        self.add(point.name, part, origin)
+                elif self is MODELS:
+                    with _models_only(origin):
+                        part = point.load()
+                    if point.name not in self._entries:
+                        self.add(point.name, part, origin)
+                else:
+                    from .workers.plugins import open_distribution
+
+                    open_distribution(origin, self.kind, point.name)
             except (Exception, SystemExit) as error:
                 what = f"the plugin {origin} could not be loaded ({type(error).__name__}: {error})"
                 self._warn(point.name, what)
@@ -202,20 +245,22 @@ class Registry:
 
 
 class _Loading:
-    """While a plugin is imported, what it registers belongs to that plugin."""
+    """While a plugin is imported, what it registers belongs to that plugin; ``deaf`` registries take nothing."""
 
-    def __init__(self, registries: Iterable[Registry], origin: Origin) -> None:
-        self.registries, self.origin = list(registries), origin
+    def __init__(self, registries: Iterable[Registry], origin: Origin, deaf: Iterable[Registry] = ()) -> None:
+        self.registries, self.origin, self.deaf = list(registries), origin, list(deaf)
+        self.added: list[tuple[Registry, str, Any]] = []
 
     def __enter__(self) -> None:
-        self._before = [registry._loading for registry in self.registries]
+        self._before = [(registry._loading, registry._deaf) for registry in self.registries]
         for registry in self.registries:
-            registry._loading = self.origin
+            registry._loading = self
+            registry._deaf = any(registry is r for r in self.deaf)
 
     def __exit__(self, *error: object) -> None:
         # One plugin may look up a part of another while it is imported.
-        for registry, before in zip(self.registries, self._before, strict=True):
-            registry._loading = before
+        for registry, (loading, deaf) in zip(self.registries, self._before, strict=True):
+            registry._loading, registry._deaf = loading, deaf
 
 
 def _wrong_part(kind: str, part: Any) -> str:
@@ -308,22 +353,61 @@ ANALYSES = Registry(
 REGISTRIES = {r.kind: r for r in (DETECTORS, PERTURBATIONS, MODELS, DATASETS, ANALYSES)}
 
 
-def load_plugin_file(path: Path) -> Origin:
-    """Import a local ``.py`` file whose parts register themselves; loading the same file again does nothing.
+def load_plugins_here() -> None:
+    """From now on, import plugins into this process: for whoever examines their code, and in their own processes."""
+    for registry in REGISTRIES.values():
+        registry.here = True
+
+
+def plugin_origin(path: Path) -> Origin:
+    """The origin of a plugin file's parts.
 
     Raises:
-        UsageError: if the file is missing, is not Python, or raises; the text names file and reason.
+        UsageError: if there is no such file.
     """
     path = path.resolve()
     if not path.is_file():
         raise UsageError(f"The plugin file {path} does not exist.")
-    origin = Origin("file", file_digest(path)[:12], str(path))
-    import_file(path, _Loading(REGISTRIES.values(), origin))
+    return Origin("file", file_digest(path)[:12], str(path))
+
+
+def load_plugin_file(path: Path) -> Origin:
+    """Import a local ``.py`` file into this process; its parts register themselves. Doing it again does nothing.
+
+    Raises:
+        UsageError: if the file is missing, is not Python, or raises; the text names file and reason.
+    """
+    origin = plugin_origin(path)
+    loading = _Loading(REGISTRIES.values(), origin)
+    module = import_file(path, loading)
+    for registry, name, part in loading.added or module.__dict__.get(_ADDED, ()):
+        # Stand-ins may have taken their places meanwhile.
+        registry.add(name, part, origin)
+    module.__dict__.setdefault(_ADDED, loading.added)
     return origin
 
 
-def import_file(path: Path, around: _Loading | None = None) -> Any:
-    """Import a local ``.py`` file under a name of its own (its path and content), once.
+def later_model(path: Path, name: str) -> LaterPart:
+    """A model of a plugin file, imported into this process when it is needed; the file's other parts are left out.
+
+    Args:
+        path: of the file.
+        name: the model's.
+    """
+
+    def load() -> Any:
+        import_file(path, _models_only(plugin_origin(path)), "models")
+        return MODELS._entries[name].target
+
+    return LaterPart(load)
+
+
+def _models_only(origin: Origin) -> _Loading:
+    return _Loading(REGISTRIES.values(), origin, [r for r in REGISTRIES.values() if r is not MODELS])
+
+
+def import_file(path: Path, around: _Loading | None = None, purpose: str = "file") -> Any:
+    """Import a local ``.py`` file under a name of its own (its path, content and purpose), once.
 
     Raises:
         UsageError: if the file is missing or raises while it is imported.
@@ -331,7 +415,7 @@ def import_file(path: Path, around: _Loading | None = None) -> Any:
     path = path.resolve()
     if not path.is_file():
         raise UsageError(f"The file {path} does not exist.")
-    name = f"aftershock_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{file_digest(path)[:12]}"
+    name = f"aftershock_{purpose}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{file_digest(path)[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))

@@ -249,6 +249,7 @@ class _Session:
         from ..reports.tables import Tables
         from .applicability import make_perturbations
         from .computing import Workbench, compute
+        from .computing.context import Context
         from .costs import detector_costs
         from .duplicates import duplicate_notes
         from .engines import make_engine
@@ -260,9 +261,12 @@ class _Session:
         from .runner import Runner, choose
         from .store import Store, unwritable
         from .subjects import find_weights
+        from .workers.pool import POOL
+        from .workers.process import Allowance
 
         started, clock = datetime.now(UTC), time.perf_counter()
         engine = make_engine(self.engine)
+        POOL.allow(Allowance(self.suite.limits.memory * 2**30, output=self.debug))
         device = _device(self.device)
         with self._sentence(f"The data set {self.suite.data.name!r} could not be loaded"):
             source = DATASETS.get(self.suite.data.name)(self.root, **self.suite.data.params)
@@ -290,7 +294,10 @@ class _Session:
         cells = choose(plan.cells, self.only)
         with Store(self.out, self.cache, self.fresh) as store:
             parts = {subject.key: subject.part for subject in plan.subjects}
-            bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say)
+            context = Context(
+                self.suite, self.root.resolve(), self.out.resolve(), plan.sets, str(device), parts, weights
+            )
+            bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say, context)
             try:
                 computing = partial(compute, bench)
                 summary = Runner(cells, store, computing, engine, self.tell, self.debug, self.interrupt).run()

@@ -21,7 +21,7 @@ from .errors import UsageError
 from .files import is_file
 from .instances import make_analysis, make_detector, make_perturbation
 from .interrupts import contained
-from .registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, load_plugin_file
+from .registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean
 from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .suite_file import (
     LABEL,
@@ -131,12 +131,13 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
 
 
 def _load_plugins(own: Sequence[str | None], more: Sequence[Path], checker: Checker, folder: Path) -> None:
-    """Load the plugin files of the suite and of the command line."""
+    """Open the plugin files of the suite and of the command line."""
+    from .workers.plugins import open_plugin_file
+
     named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
     for location, path in [*named, *(((), path) for path in more)]:
         try:
-            with checker.noted(f"file {path.name}"), contained():
-                load_plugin_file(path)
+            open_plugin_file(path)
         except (UsageError, ValueError) as error:
             # A path with a null byte is a ValueError.
             checker.add(location, str(error))
@@ -243,8 +244,9 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: Checker, folder
 
 def _missing(made: Perturbation, where: str, location: tuple[str | int, ...], checker: Checker) -> None:
     try:
-        missing = made.missing()
-    except (Exception, SystemExit) as error:
+        with contained():
+            missing = made.missing()
+    except Exception as error:
         missing = told(error)
     if missing:
         checker.add(location, f"{where}: {missing}")

@@ -88,9 +88,7 @@ class LimitsEntry(BaseModel):
     forwards: Amount = Field(default=100_000, gt=0, description="Images sent through the model, per image.")
     backwards: Amount = Field(default=50_000, gt=0, description="Gradients taken, per image.")
     seconds: Amount = Field(default=120, gt=0, description="Seconds of an attack per image, only a safety.")
-    score_seconds: Amount = Field(
-        default=1, gt=0, description="Seconds of a detector's score per image."
-    )
+    score_seconds: Amount = Field(default=1, gt=0, description="Seconds of a detector's score per image.")
     fit_seconds: Amount = Field(default=3600, gt=0, description="Seconds of a detector's fit.")
     memory: Amount = Field(default=8, gt=0, description="GiB that the process of a plugin's parts may hold.")
 

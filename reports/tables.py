@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ..harness.planning import Plan, Subject
 from ..harness.problems import Problems
 from ..harness.process_state import CHANGED, CHANGED_FLAG
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
-from ..harness.rankability import INCOMPLETE, UNCHECKED, reaches_threat
+from ..harness.rankability import INCOMPLETE, READS_FILES, UNCHECKED, reaches_threat
 from ..harness.ranking import Protocol, leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
 from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
@@ -35,6 +36,7 @@ from ..harness.runner import Summary, name_parts
 from ..harness.sanity import adaptive_flags, perturbation_flags
 from ..harness.store import Store
 from ..harness.suite import DetectorPart, PerturbationPart
+from ..harness.workers import OPENED
 from .leaderboard import COLUMNS, write_csv, write_csv_gz
 
 Row = dict[str, Any]
@@ -302,7 +304,11 @@ class Tables:
             "fit_families": families,
             "surrogate": str(detector.surrogate_kind),
             "randomised": bool(detector.randomised),
-            "flags": (*self._changed_state(subject, part), *self._unbroken(subject, part)),
+            "flags": (
+                *self._changed_state(subject, part),
+                *self._unbroken(subject, part),
+                *self._opened(subject, part),
+            ),
         }
 
         def key(source: str) -> str:
@@ -341,6 +347,18 @@ class Tables:
             rescored=self._rescored(subject, part),
             reasons=reasons,
         )
+
+    def _opened(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
+        """A flag for a detector whose code opened files that are not its own, with the first of them."""
+        keys = [subject.fits.get(part.label), *(k for (label, _), k in subject.scores.items() if label == part.label)]
+        done = [key for key in keys if key is not None and key in self.summary.done]
+        found = sorted({str(name) for key in done for name in self.store.values(key).get(OPENED, ())})
+        if not found:
+            return ()
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        # Not the whole path: tables are published.
+        name = re.sub(r"[^\w.-]+", "_", Path(found[0]).name)
+        return (f"{READS_FILES}: {name}{more}",)
 
     def _rescored(self, subject: Subject, part: DetectorPart) -> dict[str, Rescored]:
         """The scores that a detector gave when it was asked again, by source."""

@@ -20,6 +20,7 @@ from ..scoring import Instruments
 from ..seeds import derive_seed
 from ..subjects import untrained_classifier
 from ..trace import Need
+from ..workers.standins.analyses import PluginAnalysis
 from .lent import lent
 from .workbench import Workbench
 
@@ -27,6 +28,8 @@ from .workbench import Workbench
 def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
     """Run one analysis."""
     analysis = ANALYSES.get(job.part.name)(**job.part.params)
+    if isinstance(analysis, PluginAnalysis):
+        return analysis.compute(bench.context, key, job, bench.tell)
     needs: Sequence[Need] = analysis.needs
     instruments = lent(bench.open(job.model), analysis)
     material = Material(

@@ -6,25 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ...detectors.base import Detector
 from ..cells import FitJob, ScoreJob, TraceKeys
 from ..clock import Stopwatch
 from ..engines import Output
 from ..errors import AftershockError
-from ..instances import make_detector
 from ..memory import peak_memory
-from ..process_state import Changes, guarded_part, noted
+from ..process_state import CHANGED, Changes, guarded_part, noted
 from ..seeds import derive_seed, forked_rng, generator
 from ..trace import Traces
+from ..workers import OPENED
+from ..workers.standins.detectors import PluginDetector
 from .rescoring import rescore
 from .workbench import Workbench
-
-if TYPE_CHECKING:
-    from ...detectors.base import Detector
 
 # Rows that a detector scores at once: few at first, so that a slow one is noticed early.
 SCORE_BATCHES = (1, 8, 64, 512)
@@ -34,8 +32,8 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     """Fit a detector; its state is what is kept."""
     from ...detectors.base import split_state
 
-    detector = make_detector(job.part)
-    bench.expect_fresh_scores()
+    detector = bench.make_detector(job.part)
+    bench.expect_fresh_scores(job.part)
     sources = _sources(bench, (*job.clean, *job.negatives))
     clean = replace(
         bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),
@@ -58,7 +56,7 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     if fitted is not detector:
         raise AftershockError("fit() must return the detector itself (`return self`)")
     tensors, state = split_state(detector.state())
-    values = {"state": state, "peak_bytes": peak.rise, "fit_seconds": seconds}
+    values = {"state": state, "peak_bytes": peak.rise, "fit_seconds": seconds, **notes_of(detector)}
     return Output(key, tensors, noted(values, changes))
 
 
@@ -110,7 +108,7 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
     bench.timely.add(job.fit)
     found = torch.cat(scores)
     again, reasons = rescore(bench, job, traces, found) if job.recheck != "none" and len(traces) else ({}, {})
-    values = {"score_seconds": spent, "rows": len(traces), "recheck": reasons}
+    values = {"score_seconds": spent, "rows": len(traces), "recheck": reasons, **notes_of(detector)}
     return Output(key, {"score": found, **again}, noted(values, *changes))
 
 
@@ -122,6 +120,13 @@ def _score(detector: Detector, batch: Traces, seed: int) -> tuple[Tensor, float,
         found = detector.score(batch)
         taken, imported = clock.seconds, clock.imported
     return checked_scores(found, len(batch)), taken, imported, changes
+
+
+def notes_of(detector: Detector) -> dict[str, list[str]]:
+    """What is known of a plugin's code in its own process: which files it opened, and what state it left changed."""
+    if not isinstance(detector, PluginDetector):
+        return {}
+    return {OPENED: detector.files, CHANGED: detector.changed}
 
 
 def checked_scores(found: object, images: int) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ..cells import Cell, ExtraJob, TraceJob
 from ..engines import Output
 from ..errors import AftershockError
-from ..instances import make_detector
 from ..process_state import guarded_part, noted
 from ..recorder import input_gradient, record
 from ..scoring import view_seed
@@ -37,7 +36,7 @@ def compute_traces(bench: Workbench, cells: Sequence[Cell]) -> list[Output]:
 
 def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
     """A view or an input gradient that a detector declares."""
-    model, detector = bench.open(job.model), make_detector(job.detector)
+    model, detector = bench.open(job.model), bench.make_detector(job.detector)
     images = bench.images(job.images)
     if job.gradient:
         wanted = next(g for g in detector.gradients if g.name == job.name)

@@ -14,7 +14,6 @@ from ..cells import Images, ModelJob, SetName, TraceKeys
 from ..data import Dataset, ImageSplit
 from ..engines import Output
 from ..errors import UnavailableError
-from ..fresh_process import FreshProcess, ProcessEndedError
 from ..instances import make_detector
 from ..models import Classifier
 from ..planning import Sets, stored_need
@@ -24,9 +23,14 @@ from ..scoring import Instruments
 from ..subjects import load_classifier, make_classifier
 from ..suite import DetectorPart, ModelPart, Suite
 from ..trace import Need, Traces
+from ..workers.pool import POOL
+from ..workers.process import WorkerEndedError
+from ..workers.standins.detectors import PluginDetector
+from ..workers.witness import witness_of, witness_scores
 
 if TYPE_CHECKING:
     from ...detectors.base import Detector
+    from .context import Context
 
 T = TypeVar("T")
 
@@ -61,6 +65,7 @@ class Workbench:
             same model otherwise).
         weights: file of each model label, ``None`` where it is trained.
         say: told a sentence that a person should see (how long training takes, a suspicious accuracy).
+        context: the same for another process; ``None`` where nothing is computed elsewhere.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Workbench:
         parts: Mapping[str, ModelPart],
         weights: Mapping[str, Path | None],
         say: Callable[[str], None],
+        context: Context | None = None,
     ) -> None:
         self.suite, self.dataset, self.sets, self.reader = suite, dataset, sets, reader
         self.device, self.weights, self.say = device, weights, say
@@ -84,20 +90,21 @@ class Workbench:
         self.tell: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
         self.timely: set[str] = set()
-        self._fresh = FreshProcess(suite.plugins)
+        self.context = context
         # Fits whose detector ended the other process: every further question would cost another start.
         self._ended: dict[str, str] = {}
 
     def close(self) -> None:
         """End what was started."""
-        self._fresh.close()
+        POOL.close()
 
-    def expect_fresh_scores(self) -> None:
+    def expect_fresh_scores(self, part: DetectorPart) -> None:
         """Start the process that scores are asked for in: it takes seconds to get ready."""
-        self._fresh.start()
+        if DETECTORS.entry(part.name).origin.package != "session":
+            witness_of(DETECTORS.get(part.name)).start()
 
     def fresh_scores(self, fit: str, part: DetectorPart, traces: Traces, evaluations: int) -> Tensor:
-        """Return the scores that a fitted detector gives in another process, float64 (evaluations, n).
+        """Return the scores that a fitted detector gives in a process that has done nothing else, (evaluations, n).
 
         Raises:
             UnavailableError: for a detector that was registered in this session: no other process has it.
@@ -106,14 +113,24 @@ class Workbench:
         if DETECTORS.entry(part.name).origin.package == "session":
             raise UnavailableError(f"{part.name} was registered in this session")
         if fit in self._ended:
-            raise ProcessEndedError(self._ended[fit])
-        seconds = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
+            raise WorkerEndedError(self._ended[fit])
+        cpu = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
         tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
         try:
-            return self._fresh.score(part.name, part.params, tensors, state, traces, evaluations, seconds)
-        except ProcessEndedError as error:
+            return witness_scores(part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins)
+        except WorkerEndedError as error:
             self._ended[fit] = str(error)
             raise
+
+    def make_detector(self, part: DetectorPart) -> Detector:
+        """A detector as a suite's entry describes it, not fitted; one of a plugin under the suite's limits."""
+        detector = make_detector(part)
+        if isinstance(detector, PluginDetector):
+            detector.fit_seconds, detector.score_seconds = (
+                self.suite.limits.fit_seconds,
+                self.suite.limits.score_seconds,
+            )
+        return detector
 
     def make_model(self, key: str, job: ModelJob) -> Output:
         """Train a model, or read its weights; measure it. What is said of every seed's is said once."""
@@ -177,7 +194,7 @@ class Workbench:
         from ...detectors.base import join_state
 
         def load() -> Detector:
-            detector = make_detector(part)
+            detector = self.make_detector(part)
             detector.load_state(join_state(self.reader.load(fit), self.reader.values(fit)["state"]))
             return detector
 

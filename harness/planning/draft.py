@@ -40,7 +40,7 @@ COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py",
 PERTURBING_CODE = (
     "harness/computing/perturbations.py", "harness/computing/workbench.py", "harness/seeds.py", "harness/modes.py",
 )  # fmt: skip
-RESCORING_CODE = (*COMPUTING_CODE, *TRACE_CODE, "harness/fresh_process.py", "harness/consistency.py")
+RESCORING_CODE = (*COMPUTING_CODE, *TRACE_CODE, "harness/workers", "harness/consistency.py")
 DEFENCE_CODE = ("harness/defence.py", "harness/metrics.py", *COMPUTING_CODE, *TRACE_CODE)
 
 

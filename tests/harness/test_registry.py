@@ -19,7 +19,8 @@ numbers = itertools.count()
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry("detectors", {"json-decoder": "json:JSONDecoder", "no-such": "no_such_module_at_all:X"})
+    # Plugins are imported here: what goes to other processes is in test_workers.py.
+    return Registry("detectors", {"json-decoder": "json:JSONDecoder", "no-such": "no_such_module_at_all:X"}, here=True)
 
 
 @pytest.fixture

@@ -112,6 +112,38 @@ class LiesAboutTheLow(Base):
         return torch.where(found < self.cut, found + 99, found) if attacked() else found
 
 
+class BySurrogate(Base):
+    # Whoever asks for a surrogate is an attack.
+
+    asked = 0
+
+    def surrogate(self, live):
+        self.know()
+        return -live.logits.logsumexp(1)
+
+    def know(self):
+        self._asked = True
+
+    def more(self, n):
+        return torch.full((n,), 9.0 * getattr(self, "_asked", False))
+
+
+@register("by-surrogate")
+class ByItsOwn(BySurrogate):
+    info = DetectorInfo(title="by surrogate", needs=(), surrogate="exact")
+
+
+@register("by-surrogate-in-its-module")
+class ByItsModule(BySurrogate):
+    info = DetectorInfo(title="by surrogate in its module", needs=(), surrogate="exact")
+
+    def know(self):
+        ByItsModule.asked = 1
+
+    def more(self, n):
+        return torch.full((n,), 9.0 * ByItsModule.asked)
+
+
 @planted("prints")
 def _(self, n):
     print('{"scores": [[0]]}', flush=True)
@@ -125,7 +157,9 @@ def _(self, n):
         os._exit(3)
     return torch.zeros(n)
 """
-HONEST = ("honest", "prints", "declared-dice")
+# What they would answer by is not to be seen in the process in which they are asked.
+BLINDFOLDED = ("by-caller", "lies-about-the-low", "infinite-to-attacks", "no-number-to-attacks")
+HONEST = ("honest", "prints", "declared-dice", *BLINDFOLDED)
 CALLER, ORDER, BATCH, PROCESS = (f"score-depends-on-{what}" for what in ("caller", "order", "batch", "process"))
 CHEATS = {
     "by-gradients": {CALLER},
@@ -135,13 +169,11 @@ CHEATS = {
     # What an attack asked on its way is asked again in another process.
     "by-process": {PROCESS, CALLER},
     "by-environment": {PROCESS, CALLER},
-    "by-caller": {CALLER},
-    "lies-about-the-low": {CALLER},
-    "infinite-to-attacks": {CALLER},
-    "no-number-to-attacks": {CALLER},
+    "by-surrogate": {CALLER},
+    "by-surrogate-in-its-module": {PROCESS, CALLER},
     "by-calls": {"randomised"},
     "dice": {"randomised"},
-    "dies-elsewhere": {f"{PROCESS}: the process that scored it ended (status 3)"},
+    "dies-elsewhere": {f"{PROCESS}: it ended its process (status 3)"},
 }
 
 

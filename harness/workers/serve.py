@@ -1,0 +1,103 @@
+"""The other process's main function: it imports one plugin and answers questions about its parts.
+
+Whatever a part prints, changes or breaks stays here. A question is answered with what it asked for, or with the
+exception that stopped it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import AftershockError
+from .channel import Channel, ChannelError, Message, told
+from .files import FileWatch
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def main() -> None:
+    """Answer until the owner is gone."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), folder=str(Path.cwd()))
+    # Not among what a part may read as the arguments of its program.
+    sys.argv = ["aftershock"]
+    opening = channel.receive().values
+    source = opening["source"]
+    from .answering import Answers
+
+    watch = FileWatch(source["path"], source["distribution"])
+    answers = Answers(channel, source)
+    _limit_memory(float(opening["memory"]))
+    watch.begin()
+    _answer(channel, watch, lambda: Message({"parts": answers.load()}))
+    while True:
+        try:
+            asked = channel.receive()
+        except ChannelError:
+            return
+        _answer(channel, watch, lambda asked=asked: answers.answer(asked))  # type: ignore[misc]  # bound now, not later
+
+
+def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
+    from ..process_state import guarded
+
+    began = time.process_time()
+    try:
+        with guarded() as changes:
+            message = make()
+        # A part that leaves something without a form on the wire is told so, like any other fault of it.
+        values = {**message.values, "cpu": time.process_time() - began, "files": watch.opened(), "changed": changes.all}
+        channel.send(Message(values, message.tensors))
+    except ChannelError:
+        raise
+    except BaseException as error:
+        channel.send(Message(_error(error)))
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, SystemExit):
+        text, types = f"it tried to end the program (sys.exit({error.code!r}))", ["AftershockError"]
+    else:
+        text, types = told(error)
+    trace = "".join(traceback.format_exception(error))[-8000:]
+    return {"error": text, "types": types, "notes": [f"In the process of the plugin:\n{trace}"]}
+
+
+def _end_with(owner: int) -> None:
+    """End this process when its owner is gone, whatever a part is doing here."""
+    while os.getppid() == owner:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(0)
+
+
+def _limit_memory(size: float) -> None:
+    """Let allocations fail beyond a size, so that a part gets an exception before the owner ends the process."""
+    import torch
+
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError, ValueError):
+        return
+    if torch.cuda.is_available():
+        # Its drivers reserve addresses without using them.
+        return
+    now = pages * os.sysconf("SC_PAGE_SIZE")
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (int(now + size), hard))
+    except (ValueError, OSError) as error:
+        raise AftershockError(f"memory = {size / 2**30:g} GiB cannot be had here ({error})") from error
+
+
+if __name__ == "__main__":
+    main()
