@@ -63,6 +63,10 @@ class LaterPart:
     load: Callable[[], Any]
 
 
+class StandIn:
+    """Base of what is registered for a part whose code runs in another process, where it was looked at."""
+
+
 @dataclass
 class Entry:
     """One name in a registry: its origin and its target, which is ``module`` or ``module:attribute`` until needed."""
@@ -265,6 +269,8 @@ class _Loading:
 
 def _wrong_part(kind: str, part: Any) -> str:
     """What is wrong with something that was registered; empty for a class, or a function where one will do."""
+    if isinstance(part, StandIn | LaterPart):
+        return ""
     if kind in ("detectors", "perturbations", "analyses"):
         return "" if isinstance(part, type) else f"{part!r:.60}, which is not a class: register the class itself"
     return "" if callable(part) else f"{part!r:.60}, which cannot be called: register a function or a class"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ...params import SelfBinding
+from ...registry import StandIn
 from ...rows import Rows
 from ..channel import Message
 from ..packing import unpack_needs
@@ -24,7 +25,7 @@ ABOUT = 60.0
 LONG = 3600.0
 
 
-class PluginPart(SelfBinding):
+class PluginPart(SelfBinding, StandIn):
     """A class or function of a plugin, known by what its process says about it.
 
     Args:
