@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..harness.bounded import BitsPerTap, KnownModel, Modules, bounded_parameters, bytes_of, reason_of
+from ..harness.bounded import BitsPerTap, KnownModel, Tap, Modules, bounded_parameters, bytes_of, reason_of
 from ..harness.errors import UsageError
 from ..harness.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
 from ..harness.fitted import Fitted, RunFolder, named_detector
@@ -256,7 +256,7 @@ def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _describe(fitted: Fitted, state: Any) -> Description:
-    taps = [(t.name, t.kind, t.shape) for t in fitted.taps]
+    taps: list[Tap] = [(t.name, t.kind, t.shape) for t in fitted.taps]
     model = ModelDescription(
         label=fitted.model, dataset=fitted.dataset, taps=taps, modules=list(fitted.modules),
         bits_per_tap=fitted.bits_per_tap, **fitted.about,
@@ -307,7 +307,7 @@ def _normalisation(about: ModelDescription) -> dict[str, list[float]] | None:
 
 
 def _taps(
-    classifier: Classifier, listed: Sequence[tuple[str, str, tuple[int, ...]]], modules: Sequence[str], path: Path | str
+    classifier: Classifier, listed: Sequence[Tap], modules: Sequence[str], path: Path | str
 ) -> tuple[TapInfo, ...]:
     """The taps of a model; raises where they are not those that a guard's file lists."""
     device = next((p.device for p in classifier.network.parameters()), torch.device("cpu"))
@@ -324,10 +324,10 @@ def _taps(
             f"{path} is for a model of {classifier.classes} classes; this one answers an image with "
             f"{tuple(logits.shape[1:])} numbers."
         )
-    if [(t.name, t.shape) for t in found] != [(name, shape) for name, _, shape in listed]:
+    if [(t.name, t.shape) for t in found] != [(name, shape) for name, _, shape, *_ in listed]:
         raise UsageError(
             f"The model has other layers than the one that {path} was made for: it has "
-            f"{', '.join(t.name for t in found)} instead of {', '.join(name for name, _, _ in listed)}."
+            f"{', '.join(t.name for t in found)} instead of {', '.join(name for name, *_ in listed)}."
         )
     return found
 

@@ -43,7 +43,10 @@ def _sensible(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 Size = Annotated[int, Field(ge=1, le=2**31)]
 ImageShape = Annotated[tuple[Size, Size, Size], AfterValidator(_sensible)]
 Classes = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
-Taps = Annotated[list[tuple[str, str, tuple[Size, ...]]], Field(max_length=MOST_TAPS)]
+TapShape = tuple[Size, ...]
+# Name, kind, shape, and where it is known the axis of the channels.
+Tap = tuple[str, str, TapShape] | tuple[str, str, TapShape, int | None]
+Taps = Annotated[list[Tap], Field(max_length=MOST_TAPS)]
 Modules = Annotated[list[str], Field(max_length=MOST_TAPS)]
 BitsPerTap = Annotated[int, Field(ge=1)] | None
 

@@ -49,14 +49,15 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     with guarded_part(detector) as changes, peak_memory() as peak:
         clock = Stopwatch()
         fitted = detector.fit(clean, perturbed)
-        seconds = clock.seconds
+        seconds, _ = spent_by(detector) or (clock.seconds, False)
     if seconds > bench.suite.limits.fit_seconds:
         # What ended is not undone: a limit on a fit is enforced where the process can be ended, which is not here.
         bench.say(f"fit() of {job.part.label} took {seconds:.0f} CPU seconds, more than fit_seconds under [limits].")
     if fitted is not detector:
         raise AftershockError("fit() must return the detector itself (`return self`)")
     tensors, state = split_state(detector.state())
-    values = {"state": state, "peak_bytes": peak.rise, "fit_seconds": seconds, **notes_of(detector)}
+    rise = detector.peak_bytes if isinstance(detector, PluginDetector) else peak.rise
+    values = {"state": state, "peak_bytes": rise, "fit_seconds": seconds, **notes_of(detector)}
     return Output(key, tensors, noted(values, changes))
 
 
@@ -118,8 +119,14 @@ def _score(detector: Detector, batch: Traces, seed: int) -> tuple[Tensor, float,
     with torch.no_grad(), forked_rng(seed), guarded_part(detector) as changes:
         clock = Stopwatch()
         found = detector.score(batch)
-        taken, imported = clock.seconds, clock.imported
+        # What a plugin's process measured of itself, where that is another.
+        taken, imported = spent_by(detector) or (clock.seconds, clock.imported)
     return checked_scores(found, len(batch)), taken, imported, changes
+
+
+def spent_by(detector: Detector) -> tuple[float, bool] | None:
+    """What the last answer of a plugin's detector took in its own process, as :class:`Stopwatch` counts."""
+    return detector.spent if isinstance(detector, PluginDetector) else None
 
 
 def notes_of(detector: Detector) -> dict[str, list[str]]:

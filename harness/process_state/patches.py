@@ -35,7 +35,9 @@ _MODULES: Sequence[types.ModuleType] = (
 )  # fmt: skip
 _CLASSES: Sequence[type] = (torch.Tensor, torch.nn.Parameter, pathlib.Path)
 # What an interactive session or Python itself writes, or torch with the default dtype.
-_IGNORED = ("_", "Storage", "__annotations__", "__warningregistry__", "__abstractmethods__", "_abc_impl")
+_IGNORED = (
+    "_", "Storage", "__annotations__", "__warningregistry__", "__abstractmethods__", "_abc_impl", "__slotnames__",
+)  # fmt: skip
 _GONE = object()
 _real_setattr, _real_delattr = setattr, delattr
 

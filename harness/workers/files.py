@@ -37,7 +37,9 @@ class FileWatch:
         # A plugin beside a suite must not read what else lies there: only Python files of its folder are its own.
         self._sources = tuple(str(folder) + os.sep for folder in own)
         known = [*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages(),
-                 sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), str(Path.cwd())]  # fmt: skip
+                 sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), str(Path.cwd()),
+                 # Named by its number once links are followed.
+                 f"/proc/{os.getpid()}"]  # fmt: skip
         places = {os.path.realpath(place) for place in known if place} | {place for place in known if place}
         self._allowed = tuple(place.rstrip(os.sep) + os.sep for place in (*sorted(places), *_SYSTEM))
         self._opened: dict[str, None] = {}

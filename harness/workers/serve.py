@@ -47,14 +47,15 @@ def main() -> None:
 
 
 def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
+    from ..clock import Stopwatch
     from ..process_state import guarded
 
-    began = time.process_time()
+    clock = Stopwatch()
     try:
         with guarded() as changes:
             message = make()
         # A part that leaves something without a form on the wire is told so, like any other fault of it.
-        values = {**message.values, "cpu": time.process_time() - began, "files": watch.opened(), "changed": changes.all}
+        values = {**message.values, "spent": [clock.seconds, clock.imported], "files": watch.opened(), "changed": changes.all}
         channel.send(Message(values, message.tensors))
     except ChannelError:
         raise

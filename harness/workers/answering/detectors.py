@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ....detectors.base import Detector, join_state, split_state
 from ...errors import AftershockError, UsageError
+from ...memory import peak_memory
 from ...params import bind
 from ...registry import DETECTORS
 from ...seeds import derive_seed, forked_rng
@@ -45,11 +46,12 @@ def _fit(answers: Answers, asked: Message) -> Message:
     clean = replace(clean, random=draws)
     given = {name.removeprefix("perturbed/"): t for name, t in asked.tensors.items() if name.startswith("perturbed/")}
     perturbed = unpack_traces(given, about["perturbed"]) if about["perturbed"] is not None else None
-    with forked_rng(about["seed"]):
+    with forked_rng(about["seed"]), peak_memory() as peak:
         fitted = detector.fit(clean, perturbed)
     if fitted is not detector:
         raise AftershockError("fit() must return the detector itself (`return self`)")
-    return _state(answers, asked)
+    learned = _state(answers, asked)
+    return Message({**learned.values, "peak_bytes": peak.rise}, learned.tensors)
 
 
 def _state(answers: Answers, asked: Message) -> Message:

@@ -41,6 +41,8 @@ class PluginDetector(Detector):
         self._learned: Any = None
         self._instance = Instance(part, "detectors", params, restore=self._restore)
         self.fit_seconds, self.score_seconds = LONG, 1.0
+        # By how much the memory of its process rose while it was fitted.
+        self.peak_bytes: int | None = None
 
     def __getattribute__(self, name: str) -> Any:
         # The class has an `info` of its own, since every detector has one.
@@ -57,6 +59,11 @@ class PluginDetector(Detector):
     def changed(self) -> list[str]:
         """What state of its process the plugin left changed; it was put back."""
         return list(self._instance.changed)
+
+    @property
+    def spent(self) -> tuple[float, bool]:
+        """Seconds that the last answer took there, as limits count them, and whether modules were imported for it."""
+        return self._instance.spent
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -91,7 +98,10 @@ class PluginDetector(Detector):
             more, values["perturbed"] = pack_traces(perturbed)
             tensors |= {f"perturbed/{name}": rows for name, rows in more.items()}
         tensors["random"] = clean.generator.get_state()
-        self._learned = _state_of(self._instance.ask("fit", values, tensors, cpu=self.fit_seconds))
+        found = self._instance.ask("fit", values, tensors, cpu=self.fit_seconds)
+        self._learned = _state_of(found)
+        peak = found.values.get("peak_bytes")
+        self.peak_bytes = int(peak) if isinstance(peak, int) else None
         return self
 
     def score(self, traces: Traces) -> Tensor:

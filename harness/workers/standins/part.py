@@ -104,6 +104,8 @@ class Instance:
         # Over all questions: what it opened, and what state of its process it left changed (each put back there).
         self.files: dict[str, None] = {}
         self.changed: dict[str, None] = {}
+        # Seconds that the last answer took there, and whether modules were imported for it.
+        self.spent = (0.0, False)
         self.facts = self._make()
 
     def ask(
@@ -125,6 +127,8 @@ class Instance:
         self._restore = restore
 
     def _note(self, found: Message) -> None:
+        seconds, imported = found.values["spent"]
+        self.spent = (float(seconds), bool(imported))
         self.files |= dict.fromkeys(str(name) for name in found.values.get("files", ()))
         self.changed |= dict.fromkeys(str(name) for name in found.values.get("changed", ()))
 
