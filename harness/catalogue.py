@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import warnings
 from typing import Any
 
 from .registry import REGISTRIES, Entry
@@ -18,7 +19,14 @@ def describe(kind: str) -> list[dict[str, Any]]:
     """
     if kind == "suites":
         return [_suite(name, path) for name, path in builtin_suites().items()]
-    return [_part(kind, entry) for entry in REGISTRIES[kind].entries()]
+    found = []
+    for entry in REGISTRIES[kind].entries():
+        try:
+            found.append(_part(kind, entry))
+        except Exception as error:
+            # A plugin's info may be anything; the other parts are listed all the same.
+            warnings.warn(f"{entry.name!r} of {entry.origin} does not describe itself: {error}", stacklevel=2)
+    return found
 
 
 def _suite(name: str, path: Any) -> dict[str, Any]:

@@ -79,7 +79,9 @@ class ImageSplit:
     @property
     def stored(self) -> Tensor | None:
         """The images as they are held, uint8 or floating point; ``None`` where they are read when needed."""
-        return None if hasattr(self._images, "read") else self._images  # type: ignore[return-value]  # what is left
+        import torch
+
+        return self._images if isinstance(self._images, torch.Tensor) else None
 
     def labels(self, rows: Rows = slice(None)) -> Tensor:
         """The true classes, int64, (n,); a copy."""

@@ -91,7 +91,7 @@ def _parsed(file: Path, *stamp: int) -> _Read:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             texts.append(node.value)
         elif isinstance(node, ast.Call) and _calls_import(node):
-            imports += [(0, a.value, ()) for a in node.args[:1] if isinstance(a, ast.Constant) and _is_module(a.value)]
+            imports += [(0, name, ()) for name in _module_names(node)]
     searches = any(
         isinstance(n, ast.Attribute) and n.attr == "path" and isinstance(n.value, ast.Name) and n.value.id == "sys"
         for n in ast.walk(tree)
@@ -104,8 +104,10 @@ def _calls_import(node: ast.Call) -> bool:
     return name in ("import_module", "__import__")
 
 
-def _is_module(value: object) -> bool:
-    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
+def _module_names(node: ast.Call) -> list[str]:
+    """The first argument of a call, where it is written out and names a module."""
+    values = [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
+    return [v for v in values if isinstance(v, str) and all(part.isidentifier() for part in v.split("."))]
 
 
 def _places(file: Path, root: Path, read: _Read) -> list[Path]:

@@ -23,7 +23,7 @@ def npz(root: Path, path: Path, classes: tuple[str, ...] | None = None) -> DataS
     """Arrays from an ``.npz`` file: ``x_train``, ``y_train``, ``x_test``, ``y_test``.
 
     Images are (n, channels, height, width) or (n, height, width), uint8 or floating point in [0, 1]; labels are
-    integers from 0; ``classes`` names them.
+    integers from 0; ``classes`` names them. Labels that no image has count as classes, and the run says so.
 
     Raises:
         UsageError: if the file is missing, or (when it is loaded) for anything that is not so.
