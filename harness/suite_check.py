@@ -32,6 +32,7 @@ from .suite_file import (
     PerturbationEntry,
     SuiteFile,
     explain,
+    only_misspelt,
     salvage,
 )
 from .suite_problems import Checker, Problem, SuiteError, told
@@ -88,7 +89,8 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         parsed = SuiteFile.model_validate(raw)
     except ValidationError as error:
         for item in error.errors():
-            checker.add(item["loc"], explain(item))
+            if not only_misspelt(item, error.errors()):
+                checker.add(item["loc"], explain(item))
         # What is whole is checked all the same, so that no mistake hides another.
         parsed = salvage(raw, [item["loc"] for item in error.errors()])
     folder = source.parent if source else Path.cwd()
@@ -182,7 +184,7 @@ def _data(entry: DataEntry, checker: Checker, folder: Path) -> DataPart:
     factory = checker.part("data set", DATASETS, entry, ("data",))
     if factory is not None:
         given = _with_paths(entry.params, folder)
-        params = checker.bound(factory, given, f"data set {entry.name!r}", ("data",), ("root",)) or {}
+        params = checker.bound(factory, given, f"data set {entry.name!r}", ("data",), entry, ("root",)) or {}
     part = DataPart(entry.name, entry.name, params, entry.fit, entry.calibrate, entry.evaluate)
     if entry.name in SIZES and None not in (entry.fit, entry.calibrate, entry.evaluate):
         for size, wrong in part.excess(*SIZES[entry.name]).items():
@@ -206,7 +208,7 @@ def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> Mod
             if not checker.may_be_lost(entry.name, str(error)):
                 checker.add((*location, "factory" if entry.factory else "name"), told(error))
         else:
-            params = checker.bound(signature, entry.params, f"model {label!r}", location, factory.given) or {}
+            params = checker.bound(signature, entry.params, f"model {label!r}", location, entry, factory.given) or {}
     weights = str(beside(entry.weights, folder)) if entry.weights and is_file(beside(entry.weights, folder)) else None
     return ModelPart(
         entry.name or "", label, params, entry.factory, weights or entry.weights, entry.train_if_missing,
@@ -232,7 +234,7 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: Checker, folder
     for budget in budgets if isinstance(budgets, list) else [budgets]:
         one = {**given, "eps": budget} if many else given
         part = PerturbationPart(entry.name, f"{label}[eps={budget}]" if many else label, {}, label)
-        params = checker.bound(factory, one, f"perturbation {label!r}", location)
+        params = checker.bound(factory, one, f"perturbation {label!r}", location, entry)
         if params is not None:
             part = replace(part, params=params)
             made = checker.made(make_perturbation, part, f"perturbation {label!r}", location)
@@ -278,7 +280,7 @@ def _detector(
     negatives = _labels(entry.fit_negatives, "fit_negatives", label, location, checker, perturbations)
     part = DetectorPart(entry.name, label, {}, fit_on, negatives)
     if factory is not None:
-        params = checker.bound(factory, entry.params, f"detector {label!r}", location)
+        params = checker.bound(factory, entry.params, f"detector {label!r}", location, entry)
         if params is not None:
             part = replace(part, params=params)
             _supervision(part, location, checker, entry.fit_on)
@@ -295,7 +297,7 @@ def _analysis(entry: AnalysisEntry, index: int, checker: Checker) -> Part:
     factory = checker.part("analysis", ANALYSES, entry, location)
     if factory is None:
         return part
-    params = checker.bound(factory, entry.params, f"analysis {label!r}", location)
+    params = checker.bound(factory, entry.params, f"analysis {label!r}", location, entry)
     if params is not None:
         part = replace(part, params=params)
         checker.made(make_analysis, part, f"analysis {label!r}", location)

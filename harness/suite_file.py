@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,7 +14,9 @@ from pydantic import (
     Field,
     StrictBool,
     StrictInt,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )  # fmt: skip
 
@@ -71,11 +73,12 @@ class ThreatEntry(BaseModel):
     norm: Literal["linf", "l2", "l1", "l0"]
     eps: Number = Field(gt=0, description='A number or a fraction such as "8/255".')
 
-    @model_validator(mode="after")
-    def _within_images(self) -> ThreatEntry:
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"eps = {self.eps:g}: images lie in [0, 1], an L-inf budget is at most 1 (is it 8/255?)")
-        return self
+    @field_validator("eps")
+    @classmethod
+    def _within_images(cls, eps: float, info: ValidationInfo) -> float:
+        if info.data.get("norm") == "linf" and eps > 1:
+            raise ValueError(f"{eps:g}: images lie in [0, 1], an L-inf budget is at most 1 (is it 8/255?)")
+        return eps
 
 
 class LimitsEntry(BaseModel):
@@ -182,6 +185,12 @@ def _entry(
     absent = {name: None for name, field in model.model_fields.items() if field.is_required()}
     kept = {key: value for key, value in given.items() if isinstance(key, str) and key not in gone}
     return model.model_construct(**{**absent, **kept})
+
+
+def only_misspelt(item: Any, items: Sequence[Any]) -> bool:
+    """Whether a key is missing because an unknown one beside it is misspelt: one mistake, told where it stands."""
+    unknown = [i["loc"][-1] for i in items if i["type"] == "extra_forbidden" and i["loc"][:-1] == item["loc"][:-1]]
+    return item["type"] == "missing" and any(did_you_mean(str(u), [str(item["loc"][-1])]) for u in unknown)
 
 
 def explain(item: Any) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from .errors import UsageError, described
 from .interrupts import PartEndedError, contained
 from .params import bind
 from .process_state import guarded
-from .registry import Registry
+from .registry import Registry, did_you_mean
 from .suite import Part
 from .toml_lines import locate
 
@@ -97,6 +100,7 @@ class Checker:
         params: Mapping[str, Any],
         where: str,
         location: tuple[str | int, ...],
+        entry: BaseModel,
         skip: tuple[str, ...] = (),
     ) -> dict[str, Any] | None:
         """The parameters as ``factory`` asks for them, or ``None`` after noting what is wrong."""
@@ -107,7 +111,9 @@ class Checker:
             self.add(location, f"{where}: its parameters cannot be read: {told(error)}")
             return None
         for name, text in problems.items():
-            self.add((*location, name), f"{where}: {text}")
+            # A parameter may be a misspelt key of the entry itself.
+            meant = "" if "did you mean" in text or name not in params else did_you_mean(name, type(entry).model_fields)
+            self.add((*location, name), f"{where}: {text}{meant if 'no parameter' in text else ''}")
         return None if problems else values
 
     def made(self, make: Callable[[Part], T], part: Part, where: str, location: tuple[str | int, ...]) -> T | None:
@@ -116,7 +122,11 @@ class Checker:
             with self.noted(where), contained():
                 return make(part)
         except Exception as error:
-            self.add(location, f"{where}: {told(error)}")
+            text = told(error)
+            # A complaint about a value that the suite gives is about that key.
+            named = re.match(r"(\w+) = ", text)
+            about = (named[1],) if named and named[1] in part.params else ()
+            self.add((*location, *about), f"{where}: {text}")
         return None
 
 

@@ -204,8 +204,8 @@ class Careless(Perturbation):
     ("params", "eps", "line"),
     [
         ('eps = "8/255"', 8 / 255, ""), ("eps = 0.1", 0.1, ""), ('eps = "much"', 0, 'eps = "much"'),
-        ("eps = true", 0, "eps = true"), ("eps = -1", 0, "[[perturbations]]"), ("eps = 8", 0, "[[perturbations]]"),
-        ('eps = 0.1\nnorm = "l9"', 0, "[[perturbations]]"), ("eps = inf", 0, "eps = inf"),
+        ("eps = true", 0, "eps = true"), ("eps = -1", 0, "eps = -1"), ("eps = 8", 0, "eps = 8"),
+        ('eps = 0.1\nnorm = "l9"', 0, 'norm = "l9"'), ("eps = inf", 0, "eps = inf"),
     ],
 )  # fmt: skip
 def test_a_budget_without_an_annotation(params: str, eps: float, line: str, tmp_path: Path) -> None:
