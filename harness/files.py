@@ -108,8 +108,11 @@ def _too_large(path: Path, limit: int) -> RefusedFileError:
 def read_file(path: Path, limit: int, within: Path | None = None, follow: bool = True) -> bytes:
     """Return a file's bytes; arguments and errors are those of :func:`open_file`."""
     with open_file(path, limit, within, follow) as stream:
-        # Some files are longer than their size says.
-        content = stream.read(limit + 1)
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(size + 1)
+        if len(content) > size:
+            # Some files are longer than their size says.
+            content += stream.read(limit + 1 - len(content))
     if len(content) > limit:
         raise _too_large(path, limit)
     return content

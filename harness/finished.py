@@ -168,10 +168,10 @@ def is_finished(run: Path, wanted: str) -> bool:
         if any(digest_of(run / name, SHOWN_LIMIT) != digest for name, digest in facts["files"].items()):
             return False
         for key in read_keys(run):
-            record = read_record(run / "cells" / f"{key}.json")
+            record = read_record(Path(f"{run}/cells/{key}.json"))
             if record is None or record.status == "failed":
                 return False
-            if not is_whole(run / "artifacts" / f"{key}{SUFFIX}", record, hashed=False):
+            if not is_whole(Path(f"{run}/artifacts/{key}{SUFFIX}"), record, hashed=False):
                 return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
         return False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import UsageError
-from .files import MIB, digest_of, is_regular, read_file
+from .files import MIB, digest_of, read_file
 from .formats import check_schema, is_sealed, package_version, seal
 
 SCHEMA = 2
@@ -114,11 +115,9 @@ def is_whole(path: Path, record: Record, hashed: bool = True) -> bool:
     """
     if not record.digest:
         return True
-    if not is_regular(path):
-        return False
     try:
-        state = path.stat()
-        if state.st_size != record.size:
+        state = path.lstat()
+        if not stat.S_ISREG(state.st_mode) or state.st_size != record.size:
             return False
         return (not hashed and state.st_mtime_ns == record.modified) or digest_of(path, record.size) == record.digest
     except (OSError, UsageError):

@@ -11,14 +11,19 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from ..harness.errors import UsageError
 from ..harness.files import MIB, RefusedFileError, digest_of, parse_json, read_if_there
 from ..harness.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_T = TypeVar("_T")
 
 # The propagation table of 15 models and 45 perturbations on 19 taps takes 50 MiB.
 TABLE_LIMIT = 256 * MIB
@@ -216,16 +221,42 @@ def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional
         if column not in frame.columns:
             frame[column] = ""
     kinds = {**columns, **optional}
-    texts = {c: [_unguarded(v) for v in frame[c]] for c in kinds if kinds[c] == _TEXT}
-    numbers = {c: [_number(v, file, c, line) for line, v in enumerate(frame[c], 2)]
-               for c in kinds if kinds[c] == _NUMBER}  # fmt: skip
+    texts = {c: _each(frame[c], _unguarded) for c in kinds if kinds[c] == _TEXT}
+    numbers = {c: _numbers(frame[c], file) for c in kinds if kinds[c] == _NUMBER}
     tallies = {c: [_counts(v, file, c, line) for line, v in enumerate(frame[c], 2)]
                for c in kinds if kinds[c] == _COUNTS}  # fmt: skip
-    return [
-        Row({c: cells[i] for c, cells in texts.items()}, {c: cells[i] for c, cells in numbers.items()},
-            {c: cells[i] for c, cells in tallies.items()})
-        for i in range(len(frame))
-    ]  # fmt: skip
+
+    def rows(columns: Mapping[str, list[_T]]) -> Iterator[dict[str, _T]]:
+        """The cells of each row; a dictionary each, and one of its own where there is no column."""
+        if not columns:
+            return ({} for _ in range(len(frame)))
+        return (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+
+    return [Row(*parts) for parts in zip(rows(texts), rows(numbers), rows(tallies), strict=True)]
+
+
+def _each(column: pd.Series[str], change: Callable[[str], str]) -> list[str]:
+    """A column of texts, changed; each different text once, for few are different."""
+    import numpy as np
+
+    codes, different = column.factorize()
+    changed = np.array([change(text) for text in different], dtype=object)
+    return list(changed[codes]) if len(codes) else []
+
+
+def _numbers(column: pd.Series[str], file: Path) -> list[float | None]:
+    """A column of numbers: all at once where they are plain, one by one to say which is none."""
+    import numpy as np
+
+    empty = (column.str.strip() == "").to_numpy()
+    try:
+        found = column.where(~empty, "nan").to_numpy(dtype=object).astype(np.float64)
+    except ValueError:
+        return [_number(v, file, str(column.name), line) for line, v in enumerate(column, 2)]
+    cells: list[float | None] = found.tolist()
+    for place in np.flatnonzero(~np.isfinite(found)):
+        cells[place] = None
+    return cells
 
 
 def _unguarded(cell: str) -> str:

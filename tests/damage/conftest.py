@@ -209,7 +209,7 @@ def shown(run: Path, tables: Mapping[str, bytes]) -> dict[str, Any]:
     timings = (run / "tables" / "timings.csv").read_text().splitlines()
     return {
         "facts": _facts(run),
-        "tables": dict(tables),
+        "tables": {name: data for name, data in tables.items() if not name.startswith("moved-")},
         "timings": [line.split(",")[:5] for line in timings],
         "analyses": {k: v for k, v in _contents(run / "analyses").items() if "moved-" not in k},
         "assets": {k: v for k, v in _contents(run / "site" / "assets").items() if "moved-" not in k},
