@@ -1,0 +1,227 @@
+"""The cache as its user keeps it in order: size, prune, clear, and locks that leave nothing behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from aftershock.harness.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
+from aftershock.harness.errors import UsageError
+from aftershock.harness.ledger import SUFFIX
+from aftershock.harness.store import Store
+
+KEYS = ["a" * 64, "b" * 64, "c" * 64]
+DAY = 86400
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Three cells of about 4 kB, last used 1, 10 and 100 days ago; a run holds them, too."""
+    root = tmp_path / "cache"
+    with Store(tmp_path / "run", root) as store:
+        for days, key in zip((1, 10, 100), KEYS, strict=True):
+            store.put(key, "n", "k", {"x": torch.arange(1000.0)}, {}, 0.0)
+            used = time.time() - days * DAY
+            os.utime(root / "cells" / key[:2] / f"{key}.json", (used, used))
+    return root
+
+
+def held(cache: Path) -> list[str]:
+    return sorted(p.name.partition(".")[0] for p in cache.rglob("*.json") if len(p.name) > 64)
+
+
+def test_the_size_of_a_cache(cache: Path) -> None:
+    found = entries(cache)
+    assert [entry.key for entry in found] == KEYS[::-1]
+    files = [p for p in (cache / "cells").rglob("*") if p.is_file()]
+    assert sum(entry.size for entry in found) == sum(p.stat().st_size for p in files)
+    # What the run holds as well are the artifacts; entries are written twice.
+    assert sum(entry.shared for entry in found) == sum(p.stat().st_size for p in files if p.suffix == SUFFIX)
+
+
+@pytest.mark.parametrize(
+    ("older_than", "max_size", "left"),
+    [
+        (200 * DAY, None, 3), (50 * DAY, None, 2), (5 * DAY, None, 1), (0, None, 0), (None, 10**6, 3),
+        (None, 11_000, 2), (None, 6_000, 1), (None, 0, 0), (50 * DAY, 6_000, 1), (5 * DAY, 10**6, 1),
+    ],
+)  # fmt: skip
+def test_prune(older_than: float | None, max_size: int | None, left: int, cache: Path) -> None:
+    removed = prune(cache, older_than, max_size)
+    assert removed.entries == 3 - left and (removed.size > 4000) == (left < 3)
+    assert held(cache) == KEYS[:left]
+    assert len(list((cache / "cells").rglob(f"*{SUFFIX}"))) == left
+    assert (cache / CACHE_TAG).exists()
+
+
+def test_a_cell_that_a_run_takes_over_was_used_just_now(cache: Path, tmp_path: Path) -> None:
+    with Store(tmp_path / "second", cache) as store:
+        assert store.find(KEYS[2]) is not None
+    assert prune(cache, older_than=5 * DAY).entries == 1
+    assert held(cache) == [KEYS[0], KEYS[2]]
+    # The artifact, which runs share, keeps the time at which it was written.
+    with Store(tmp_path / "run", None) as store:
+        assert all(store.find(key) is not None for key in KEYS)
+
+
+def test_a_run_stays_whole_when_the_cache_is_cleared(cache: Path, tmp_path: Path) -> None:
+    (cache / "digests.json").write_text("{}")
+    (cache / "cells" / "thesis.txt").write_text("mine")
+    assert clear(cache).entries == 3
+    assert {p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.is_file()} == {CACHE_TAG, "cells/thesis.txt"}
+    with Store(tmp_path / "run", cache) as store:
+        assert all(store.find(key) is not None for key in KEYS)
+
+
+def test_what_killed_processes_left_is_pruned_after_a_day(cache: Path) -> None:
+    place = cache / "cells" / "aa"
+    for name, days in ((f"{KEYS[0]}.json.77.tmp", 2), (f"{KEYS[0]}.json.78.tmp", 0)):
+        (place / name).write_text("half")
+        os.utime(place / name, (time.time() - days * DAY,) * 2)
+    prune(cache, max_size=10**9)
+    assert [p.name for p in place.glob("*.tmp")] == [f"{KEYS[0]}.json.78.tmp"]
+
+
+def test_folders_that_are_no_cache_are_refused(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    (tmp_path / "home" / "cells").mkdir()
+    (tmp_path / "file").write_text("")
+    for name in ("nowhere", "empty", "home", "file", "run"):
+        with pytest.raises(UsageError, match="cache"):
+            clear(tmp_path / name)
+    outside = tmp_path / "outside"
+    (cache / "cells").rename(outside)
+    (cache / "cells").symlink_to(outside)
+    with pytest.raises(UsageError, match="is a link"):
+        clear(cache)
+    assert len(list(outside.rglob("*.json"))) == 3
+
+
+def test_links_in_a_cache_are_not_followed(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    kept = tmp_path / "precious" / f"{'d' * 64}.json"
+    kept.write_text("kept")
+    (cache / "cells" / "dd").symlink_to(kept.parent)
+    (cache / "cells" / "aa" / f"{'e' * 64}.json").symlink_to(kept)
+    assert clear(cache).entries == 3 and kept.read_text() == "kept"
+
+
+def test_a_cache_of_before_the_tag_is_one(cache: Path) -> None:
+    (cache / CACHE_TAG).unlink()
+    assert len(entries(cache)) == 3
+    (cache / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a cache"):
+        entries(cache)
+
+
+def test_ages_and_sizes() -> None:
+    assert [parse_age(t) for t in ("30d", "12h", "90m", "2w", "1.5 d")] == [
+        30 * DAY,
+        DAY / 2,
+        5400,
+        14 * DAY,
+        1.5 * DAY,
+    ]
+    assert [parse_size(t) for t in ("10GB", "500 MB", "2GiB", "1.5T", "7", "3kb")] == [
+        10**10, 5 * 10**8, 2**31, 15 * 10**11, 7, 3000,
+    ]  # fmt: skip
+    for text in ("", "30", "d", "-3d", "3y", "1e3d"):
+        with pytest.raises(UsageError, match="--older-than"):
+            parse_age(text)
+    for text in ("", "GB", "-1GB", "10 bottles", "nan"):
+        with pytest.raises(UsageError, match="--max-size"):
+            parse_size(text)
+    assert [size_text(n) for n in (0, 999, 1000, 1_500_000, 2 * 10**9)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "1.5 MB", "2.0 GB",
+    ]  # fmt: skip
+
+
+def test_the_command_line(cache: Path, forks: Callable, tmp_path: Path) -> None:
+    def answer(*arguments: str, cache: Path = cache) -> tuple[int, str]:
+        done = forks("cache", *arguments, cwd=tmp_path, AFTERSHOCK_CACHE=str(cache))
+        return done.status, done.output
+
+    status, said = answer("size")
+    assert status == 0 and "3 cells" in said and "run directories hold" in said
+    assert answer("prune")[0] == 2
+    status, said = answer("prune", "--older-than", "30d")
+    assert status == 0 and said.startswith("Removed 1 cell,")
+    status, said = answer("clear")
+    assert status == 2 and "--yes" in said and len(held(cache)) == 2
+    status, said = answer("clear", "--yes")
+    assert status == 0 and said.startswith("Removed 2 cells,") and not held(cache)
+    assert answer("size", cache=tmp_path / "nowhere")[0] == 2
+
+
+def work(folder: Path, cache: Path, log: Path, cells: int) -> None:
+    with Store(folder, cache) as store:
+        for number in range(cells):
+            key = f"{number:064x}"
+            with store.computing(key):
+                if store.find(key) is None:
+                    with log.open("a") as stream:
+                        stream.write(f"{number} begins\n")
+                    time.sleep(0.001)
+                    store.put(key, "n", "k", {"x": torch.full((10,), float(number))}, {"n": number}, 0.0)
+                    with log.open("a") as stream:
+                        stream.write(f"{number} ends\n")
+            assert store.find(key) is not None and float(store.tensor(key, "x")[0]) == number
+
+
+def workers(tmp_path: Path, cache: Path, count: int, cells: int) -> list[Any]:
+    """Processes that all need the same cells."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    context = multiprocessing.get_context("fork")
+    arguments = [(tmp_path / f"w{i}", cache, tmp_path / "log", cells) for i in range(count)]
+    started = [context.Process(target=work, args=given) for given in arguments]
+    for process in started:
+        process.start()
+    return started
+
+
+def ends(started: list[Any]) -> list[int]:
+    for process in started:
+        process.join(120)
+    return [process.exitcode for process in started]
+
+
+def test_processes_that_share_a_cache_compute_each_cell_once_and_leave_no_locks(tmp_path: Path) -> None:
+    started = workers(tmp_path, tmp_path / "cache", 3, 60)
+    assert ends(started) == [0, 0, 0]
+    lines = (tmp_path / "log").read_text().splitlines()
+    # Nobody began a cell that another one was computing, or had computed.
+    assert sorted(lines) == sorted(f"{n} {what}" for n in range(60) for what in ("begins", "ends"))
+    assert not list((tmp_path / "cache" / "locks").iterdir())
+
+
+def test_a_cache_may_be_pruned_and_cleared_while_processes_work(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    started = workers(tmp_path, cache, 2, 60)
+    removed = 0
+    while any(process.is_alive() for process in started):
+        if (cache / CACHE_TAG).exists():
+            removed += (prune(cache, max_size=500) if removed % 2 else clear(cache)).entries
+        time.sleep(0.002)
+    assert ends(started) == [0, 0]
+    assert removed > 10
+    for i in range(2):
+        with Store(tmp_path / f"w{i}") as store:
+            assert all(store.find(f"{n:064x}") is not None for n in range(60))
+
+
+def test_a_lock_is_gone_after_it_was_held_and_only_then(tmp_path: Path) -> None:
+    with Store(tmp_path / "run", tmp_path / "cache") as store:
+        with store.computing(KEYS[0]), store.computing(KEYS[1]):
+            assert len(list((tmp_path / "cache" / "locks").iterdir())) == 2
+        assert not list((tmp_path / "cache" / "locks").iterdir())
+        with store.computing(KEYS[0]):
+            assert len(list((tmp_path / "cache" / "locks").iterdir())) == 1
