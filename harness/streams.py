@@ -75,7 +75,7 @@ def checked_output() -> Iterator[None]:
     """Within it, standard output raises an :class:`AftershockError` where it cannot be written, at the exit at last."""
     _occupy()
     real = sys.stdout
-    sys.stdout = _Output(_Closed() if real is None else real)  # type: ignore[assignment]
+    sys.stdout = _Output(_Closed() if real is None else real)
     try:
         try:
             yield
@@ -102,7 +102,7 @@ def lenient_errors() -> Iterator[None]:
             finally:
                 sys.stderr = real
         return
-    sys.stderr = _Lenient(real)  # type: ignore[assignment]
+    sys.stderr = _Lenient(real)
     try:
         yield
     finally:

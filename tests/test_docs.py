@@ -98,7 +98,16 @@ def test_the_columns_of_the_leaderboard_are_explained() -> None:
 
 def test_the_pages_have_commands() -> None:
     # What is looked for below must be found at all.
-    assert {line.split()[1] for line in TYPED} == {"run", "report", "list", "validate", "check", "new", "guard"}
+    assert {line.split()[1] for line in TYPED} == {
+        "run",
+        "report",
+        "list",
+        "validate",
+        "check",
+        "new",
+        "guard",
+        "cache",
+    }
     assert len(MENTIONED) >= 5
 
 

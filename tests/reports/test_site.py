@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import html
 import io
 import json
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aftershock.harness.errors import UsageError
+from aftershock.harness.errors import AftershockError, UsageError
 from aftershock.harness.ranking import place
 from aftershock.harness.results import Cell
 from aftershock.reports.figures import json_block
@@ -639,6 +641,52 @@ def test_the_report_is_not_written_through_a_link(run: Path, tmp_path: Path) -> 
     build_site([run], run / "site")
     assert precious.read_text() == "kept"
     assert not (run / "site/index.html").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["index.html", "plotly.min.js", "style.css"])
+def test_a_full_disk_leaves_the_old_page_and_no_part(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    build_site([run], site)
+    before = {p: p.read_bytes() for p in site.rglob("*") if p.is_file()}
+    real = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if self.name.startswith(name):
+            real(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(AftershockError, match="No space left") as caught:
+        build_site([run], site)
+    assert not isinstance(caught.value, UsageError) and "\n" not in str(caught.value)
+    assert {p: p.read_bytes() for p in site.rglob("*") if p.is_file()} == before
+
+
+def test_a_table_that_is_not_the_one_of_its_run_is_refused(run: Path, tmp_path: Path) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    names = ["tables/leaderboard.csv", "tables/metrics.csv"]
+    facts["files"] = {n: hashlib.sha256((run / n).read_bytes()).hexdigest() for n in names}
+    (run / "run.json").write_text(json.dumps(facts))
+    build_site([run], tmp_path / "site")
+    state, content = (run / names[0]).stat(), (run / names[0]).read_bytes()
+    (run / names[0]).write_bytes(content.replace(b"0.6", b"0.9", 1))
+    os.utime(run / names[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(UsageError, match=r"leaderboard\.csv was changed or damaged"):
+        build_site([run], tmp_path / "site")
+    (run / names[0]).write_bytes(content)
+    (run / names[1]).unlink()
+    with pytest.raises(UsageError, match=r"metrics\.csv is missing"):
+        build_site([run], tmp_path / "site")
+
+
+def test_a_run_of_a_newer_version_says_who_wrote_it(run: Path, tmp_path: Path) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "schema": 7, "versions": {"aftershock": "4.2"}}))
+    with pytest.raises(UsageError, match=r"written by aftershock 4\.2, schema 7; this version reads up to 2"):
+        build_site([run], tmp_path / "site")
 
 
 def test_wrong_directories_are_refused(tmp_path: Path) -> None:
