@@ -179,6 +179,7 @@ def perturb_batch(
     batch_size: int = 128,
     defence: Defence | None = None,
     limits: Limits | None = None,
+    judge: nn.Module | None = None,
 ) -> PerturbedBatch:
     """Perturb images and measure what came out.
 
@@ -197,6 +198,7 @@ def perturb_batch(
         batch_size: images that are attacked together.
         defence: the detector that an adaptive attack is made against.
         limits: what the attack may spend per image; ``None`` for as much as it likes.
+        judge: the model that the images are measured with, where ``model`` is a copy of it for the attack.
 
     Raises:
         LimitError: if the attack takes more time than it may. Where it asks for more forwards or backwards, what an
@@ -206,7 +208,7 @@ def perturb_batch(
         UnavailableError: if the perturbation is not defined for images of this shape and so many classes.
     """
     _check_inputs(images, labels, indices, batch_size)
-    device, n = device_of(model), len(images)
+    device, n, judge = device_of(model), len(images), judge or model
     kept: list[Tensor] = []
     predictions: list[Tensor] = []
     flags: set[str] = set()
@@ -218,12 +220,13 @@ def perturb_batch(
     seconds = 0.0
     with (
         untouched(model),
+        untouched(judge),
         torch.inference_mode(False),
         torch.enable_grad(),
         forked_rng(derive_seed(seed, "measure")),
     ):
         if n:
-            flags |= _check_model(perturbation, model, images, labels, device)
+            flags |= _check_model(perturbation, judge, images, labels, device)
         for start in range(0, n, batch_size):
             part = slice(start, start + batch_size)
             clean, truth = images[part].detach().cpu(), labels[part].detach().cpu()
@@ -256,9 +259,9 @@ def perturb_batch(
             late += max(watched.late, watched.turned_late)
             mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
             flags |= found | watched.flags
-            model.eval()
+            judge.eval()
             with torch.no_grad():
-                logits = model(mended.to(device))
+                logits = judge(mended.to(device))
             if not bool(logits.isfinite().all()):
                 flags.add("non-finite-logits")
             kept.append(mended)

@@ -21,7 +21,7 @@ from ..seeds import derive_seed
 from ..subjects import untrained_classifier
 from ..trace import Need
 from ..workers.standins.analyses import PluginAnalysis
-from .lent import lent
+from .lent import lent_instruments
 from .workbench import Workbench
 
 
@@ -31,7 +31,7 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
     if isinstance(analysis, PluginAnalysis):
         return analysis.compute(bench.context, key, job, bench.tell)
     needs: Sequence[Need] = analysis.needs
-    instruments = lent(bench.open(job.model), analysis)
+    instruments = lent_instruments(bench.open(job.model), analysis)
     material = Material(
         instruments=instruments,
         untrained=lambda draw=0: _untrained(bench, job.model, instruments, job.seed, draw),

@@ -1,23 +1,31 @@
-"""A model for code of others: what it changes there (weights, hooks, methods) reaches nobody else."""
+"""Models and detectors for code of others: what it changes there (weights, hooks, methods) reaches nobody else."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import TypeVar
 
 from ..process_state import own_code
 from ..scoring import Instruments
 
+T = TypeVar("T")
 
-def lent(instruments: Instruments, part: object) -> Instruments:
-    """Return instruments with a copy of the model; parts of this package get the model itself, which they leave alone.
 
-    A model that cannot be copied is lent as it is.
+def lent(held: T, part: object) -> T:
+    """Return a copy of something for a part; parts of this package get the thing itself, which they leave as it is.
+
+    What cannot be copied is lent as it is.
     """
     if own_code(part):
-        return instruments
+        return held
     try:
-        model, root = copy.deepcopy((instruments.model, instruments.root))
+        return copy.deepcopy(held)
     except Exception:
-        return instruments
-    return replace(instruments, model=model, root=root)
+        return held
+
+
+def lent_instruments(held: Instruments, part: object) -> Instruments:
+    """Return instruments with a model of their own, as :func:`lent`."""
+    model, root = lent((held.model, held.root), part)
+    return replace(held, model=model, root=root)

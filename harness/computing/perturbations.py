@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +18,11 @@ from ..modes import device_of
 from ..process_state import CHANGED_FLAG, guarded_part
 from ..scoring import Instruments
 from ..seeds import Draws, derive_seed, forked_rng
-from .lent import lent
+from .lent import lent, lent_instruments
 from .workbench import Workbench
 
 if TYPE_CHECKING:
+    from ...attacks.base import Perturbation
     from ...attacks.perturbing import DerivedBatch, PerturbedBatch
     from ..defence import DetectorDefence
 
@@ -44,12 +46,13 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
     right = (logits.argmax(1) == labels).nonzero().squeeze(1)
     covered = perturbation.covers(positions[right].tolist())
     right = right[torch.tensor(covered, dtype=torch.bool)]
-    model, limits = lent(bench.open(job.model), perturbation), bench.suite.limits
-    defence = _defence(bench, model, job.opponent) if job.opponent else None
+    model, limits = bench.open(job.model), bench.suite.limits
+    attacked = lent_instruments(model, perturbation)
+    defence = _defence(bench, attacked, job.opponent, perturbation) if job.opponent else None
     try:
         made = perturb_batch(
-            perturbation, model.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
-            defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds),
+            perturbation, attacked.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
+            defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds), judge=model.model,
         )  # fmt: skip
     except UnavailableError as error:
         # What is not defined for the task has no cell: whatever an attack raises is a failure, for which no number
@@ -64,18 +67,19 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         "flags": list(made.flags),
         "late": made.late,
     }
-    if defence is not None and len(right):
+    if defence is not None and job.opponent is not None and len(right):
+        told = defence.changed
+        defence = replace(defence, detector=bench.detector(job.opponent.fit, job.opponent.part), instruments=model)
         judged = torch.stack([_judged(defence, model, made.images, job.seed, k) for k in range(defence.evaluations)])
         # NaN says that a detector was not asked; one that answers so flags the image.
         judged = torch.where(judged.isnan(), torch.inf, judged)
         passed = (judged <= defence.threshold).double().mean(0) > 0.5
         tensors |= {"judged": judged, "told": made.told}
-        if job.opponent is not None:
-            found, elsewhere, values["questions"] = _elsewhere(bench, model, job.opponent, made)
-            tensors |= found
-            # What passes while the attack runs has to pass where none does.
-            passed &= elsewhere <= defence.threshold
-        values["flags"] += [f"{CHANGED_FLAG}:{name}" for name in dict.fromkeys(defence.changed)]
+        found, elsewhere, values["questions"] = _elsewhere(bench, model, job.opponent, made)
+        tensors |= found
+        # What passes while the attack runs has to pass where none does.
+        passed &= elsewhere <= defence.threshold
+        values["flags"] += [f"{CHANGED_FLAG}:{name}" for name in dict.fromkeys([*told, *defence.changed])]
         values["undetected"] = int((made.success & passed).sum())
         # An attack of a plugin need not say which of its parts made what.
         turned = zip(made.credits, made.success.tolist(), strict=False)
@@ -112,11 +116,13 @@ def _judged(defence: DetectorDefence, model: Instruments, images: Tensor, seed: 
         return defence.judge(model.model, images.to(device_of(model.model)), number)[1].cpu()
 
 
-def _defence(bench: Workbench, model: Instruments, opponent: Opponent) -> DetectorDefence:
+def _defence(
+    bench: Workbench, model: Instruments, opponent: Opponent, perturbation: Perturbation
+) -> DetectorDefence:  # fmt: skip
     """A fitted detector as an attack that knows it sees it."""
     from ..defence import DetectorDefence
 
-    detector = bench.detector(opponent.fit, opponent.part)
+    detector = lent(bench.detector(opponent.fit, opponent.part), perturbation)
     logits = bench.reader.tensor(opponent.guides, "logits")
     images, labels, _ = bench.clean("fit", 0, len(logits))
     right = logits.argmax(1) == labels

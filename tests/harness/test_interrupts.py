@@ -19,17 +19,20 @@ def heard() -> None:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(
-    ("raised", "said"),
-    [
-        (SystemExit(0), "sys.exit(0)"), (SystemExit("bye"), "sys.exit('bye')"), (KeyboardInterrupt(), "KeyboardInterrupt"),
-        (GeneratorExit(), "GeneratorExit"), (BaseExceptionGroup("x", [SystemExit(1)]), "BaseExceptionGroup"),
-        (type("Own", (BaseException,), {})("mine"), "Own: mine"),
-    ],
-)  # fmt: skip
-def test_what_ends_the_program_becomes_an_error_with_its_reason(raised: BaseException, said: str) -> None:
+ENDS = {
+    "sys.exit(0)": SystemExit(0),
+    "sys.exit('bye')": SystemExit("bye"),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "GeneratorExit": GeneratorExit(),
+    "BaseExceptionGroup": BaseExceptionGroup("x", [SystemExit(1)]),
+    "Own: mine": type("Own", (BaseException,), {})("mine"),
+}
+
+
+@pytest.mark.parametrize("said", ENDS)
+def test_what_ends_the_program_becomes_an_error_with_its_reason(said: str) -> None:
     with pytest.raises(UsageError) as found, listening(), contained():
-        raise raised
+        raise ENDS[said]
     assert said in str(found.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import decimal
 import gc
@@ -106,7 +107,7 @@ FUNCTIONS = {
     "torch.autograd.grad": (torch.autograd, "grad", print),
     "numpy.mean": (np, "mean", Equal()),
     "time.perf_counter": (time, "perf_counter", lambda: 0.0),
-    "builtins.sorted": (__builtins__ if not isinstance(__builtins__, dict) else sys.modules["builtins"], "sorted", list),
+    "builtins.sorted": (builtins, "sorted", list),
     "aftershock.harness.metrics.auroc": (aftershock.harness.metrics, "auroc", lambda *_: 1.0),
     "aftershock.harness.metrics.len": (aftershock.harness.metrics, "len", lambda _: 0),
     "aftershock.harness.results.DetectorResult.failure": (
