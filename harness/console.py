@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -109,7 +110,9 @@ def show_leaderboard(run: Run) -> None:
     if not run.computed and not run.failed:
         text = "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
         console.print(text, highlight=False)
-    console.print(f"Report: {escape(str(run.report))}", highlight=False, soft_wrap=True)
+    here = Path.cwd()
+    report = run.report.relative_to(here) if run.report.is_relative_to(here) else run.report
+    console.print(f"Report: {escape(str(report))}", highlight=False, soft_wrap=True)
 
 
 def _console() -> RichConsole:

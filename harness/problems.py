@@ -42,6 +42,7 @@ class Problems:
 
     def attempt(self, name: str, make: Callable[[], T], instead: Callable[[str], T]) -> T:
         """Return what ``make`` gives, or where it fails what ``instead`` makes of the reason."""
+        made: list[T] = []
         with self.of(name):
-            return make()
-        return instead(self.found[name])
+            made.append(make())
+        return made[0] if made else instead(self.found[name])

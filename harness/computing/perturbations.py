@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         # stands.
         raise AftershockError(str(error)) from error
     tensors = _tensors(made, right + job.start)
-    values = {
+    values: dict[str, Any] = {
         "rows": len(right),
         "forwards": made.forwards,
         "backwards": made.backwards,

@@ -43,7 +43,7 @@ _real_setattr, _real_delattr = setattr, delattr
 
 
 @functools.lru_cache(maxsize=4)
-def _places(imported: int) -> tuple[tuple[Any, ...], tuple[Mapping[str, Any], ...], tuple[Any, ...]]:
+def _places(imported: int) -> tuple[tuple[Any, ...], ...]:
     """Return modules and classes, views of their attributes, and tables, with ``imported`` modules in the process."""
     own = [m for name, m in tuple(sys.modules.items()) if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
     own = [m for m in own if isinstance(m, types.ModuleType) and ".tests" not in m.__name__]

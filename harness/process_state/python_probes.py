@@ -136,12 +136,19 @@ class _DescriptorsProbe(Probe):
         return [] if len(before.kept) == len(before.copies) else [self.name]
 
 
-def _names(owner: Any, names: Sequence[str]) -> Any:
+def _attributes(name: str, owner: Any, names: Sequence[str]) -> Probe:
+    """Attributes of a module, compared by identity."""
+
     def write(found: Sequence[Any]) -> None:
         for name, value in zip(names, found, strict=True):
             setattr(owner, name, value)
 
-    return (lambda: [getattr(owner, name) for name in names]), write
+    return Probe(name, lambda: [getattr(owner, name) for name in names], write, "disturbs", identical)
+
+
+def _write_tracing(found: Sequence[Any]) -> None:
+    sys.settrace(found[0])
+    sys.setprofile(found[1])
 
 
 def _read_paths() -> list[list[Any]]:
@@ -182,11 +189,10 @@ def _write_decimal(found: Sequence[Any]) -> None:
 _set_locale, _read_numpy_state, _write_numpy_state = locale.setlocale, np.random.get_state, np.random.set_state
 
 PROBES = (
-    Probe("tracing", lambda: [sys.gettrace(), sys.getprofile()],
-          lambda found: (sys.settrace(found[0]), sys.setprofile(found[1])), "disturbs", identical),
+    Probe("tracing", lambda: [sys.gettrace(), sys.getprofile()], _write_tracing, "disturbs", identical),
     _DescriptorsProbe("standard descriptors", _Descriptors, _write_descriptors, "disturbs"),
-    Probe("streams", *_names(sys, _SYS), "disturbs", identical),
-    Probe("exception hook of threads", *_names(threading, ("excepthook",)), "disturbs", identical),
+    _attributes("streams", sys, _SYS),
+    _attributes("exception hook of threads", threading, ("excepthook",)),
     Probe("working directory", _read_directory, _write_directory, "disturbs"),
     Probe("file mode mask", _read_mask, os.umask, "disturbs"),
     Probe("environment", _read_environment, _write_environment, "disturbs"),
@@ -196,7 +202,7 @@ PROBES = (
           lambda found: signal.pthread_sigmask(signal.SIG_SETMASK, found), "disturbs"),
     Probe("import path", _read_paths, _write_paths, "disturbs"),
     Probe("warnings", lambda: list(warnings.filters), _write_filters, "disturbs", identical),
-    Probe("display of warnings", *_names(warnings, _WARNINGS), "disturbs", identical),
+    _attributes("display of warnings", warnings, _WARNINGS),
     Probe("logging", _read_logging, _write_logging, "disturbs"),
     Probe("locale", lambda: _set_locale(locale.LC_ALL), lambda found: _set_locale(locale.LC_ALL, found)),
     Probe("decimal context", _read_decimal, _write_decimal),

@@ -48,7 +48,7 @@ def _stack(kind: str) -> tuple[Callable[[], list[Any]], Callable[[Sequence[Any]]
 
 _read_functions, _write_functions = _stack("function")
 _read_dispatch, _write_dispatch = _stack("dispatch")
-_device_context: Any = torch._GLOBAL_DEVICE_CONTEXT  # type: ignore[attr-defined]
+_device_context: Any = torch._GLOBAL_DEVICE_CONTEXT
 
 
 def _read_modes() -> list[Any]:
@@ -104,7 +104,7 @@ _get_dtype, _set_dtype, _set_type = torch.get_default_dtype, torch.set_default_d
 def _write_dtype(found: tuple[torch.dtype, str]) -> None:
     dtype, device = found
     if _C._get_default_device() != device:
-        _set_type(torch.FloatTensor if device == "cpu" else torch.cuda.FloatTensor)
+        _set_type(vars(torch if device == "cpu" else torch.cuda)["FloatTensor"])
     _set_dtype(dtype)
 
 
