@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..harness.bounded import BitsPerTap, KnownModel, Tap, Modules, bounded_parameters, bytes_of, reason_of
+from ..harness.bounded import BitsPerTap, KnownModel, Modules, Tap, bounded_parameters, bytes_of, reason_of
 from ..harness.errors import UsageError
 from ..harness.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
 from ..harness.fitted import Fitted, RunFolder, named_detector

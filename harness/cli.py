@@ -140,8 +140,9 @@ def validate(
     ] = False,
 ) -> None:
     """Say everything that is wrong with a suite, with file and line, then what one batch through its models shows."""
-    from .suite_check import SuiteError, load_suite
+    from .suite_check import load_suite
     from .suite_file import SuiteFile
+    from .suite_problems import SuiteError
 
     if schema:
         typer.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))

@@ -10,15 +10,15 @@ from typing import TypeVar
 
 from .data import Dataset, TaskShape
 from .datasets import task_shape
+from .errors import described
 from .models import Classifier, Source, accuracy, accuracy_warning, build
 from .probe import probe, probe_images
 from .recorder import survey
 from .registry import DATASETS
-from .runner import describe
 from .subjects import find_model_weights, model_spec, tap_notes
 from .suite import ModelPart, Suite
-from .suite_check import Problem
-from .suite_file import locate
+from .suite_problems import Problem
+from .toml_lines import locate
 from .weights import load_weights
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class _ModelError(Exception):
     """What is wrong with a model, and the key of its entry that it is about."""
 
     def __init__(self, part: ModelPart, key: str, error: BaseException) -> None:
-        said = describe(error).rstrip(".")
+        said = described(error).rstrip(".")
         super().__init__(said if repr(part.label) in said else f"model {part.label!r}: {said}")
         self.key = key
 

@@ -55,7 +55,12 @@ def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> 
         with guarded() as changes:
             message = make()
         # A part that leaves something without a form on the wire is told so, like any other fault of it.
-        values = {**message.values, "spent": [clock.seconds, clock.imported], "files": watch.opened(), "changed": changes.all}
+        values = {
+            **message.values,
+            "spent": [clock.seconds, clock.imported],
+            "files": watch.opened(),
+            "changed": changes.all,
+        }
         channel.send(Message(values, message.tensors))
     except ChannelError:
         raise
