@@ -7,6 +7,6 @@ the rest: threads that go on, memory, values inside objects, the code of a funct
 
 from __future__ import annotations
 
-from .guard import CHANGED, CHANGED_FLAG, PROBES, Changes, guarded, guarded_part, noted, own_code
+from .guard import ARITHMETIC, CHANGED, CHANGED_FLAG, PROBES, Changes, guarded, guarded_part, noted, own_code
 
-__all__ = ["CHANGED", "CHANGED_FLAG", "PROBES", "Changes", "guarded", "guarded_part", "noted", "own_code"]
+__all__ = ["ARITHMETIC", "CHANGED", "CHANGED_FLAG", "PROBES", "Changes", "guarded", "guarded_part", "noted", "own_code"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..registry import PACKAGE
 from . import patches, python_probes, torch_probes
+from .probe import Probe
 
 # Functions come first: the others are read and written with them.
 PROBES = (patches.PROBE, *torch_probes.PROBES, *python_probes.PROBES)
+# How torch computes: cheap enough for every step of an attack.
+ARITHMETIC = torch_probes.PROBES
 _LONGEST = 5
 
 
@@ -42,15 +45,17 @@ class Changes:
 
 
 @contextmanager
-def guarded() -> Iterator[Changes]:
+def guarded(probes: Sequence[Probe] = PROBES) -> Iterator[Changes]:
     """Put the state of the process back at the end of a block, also on an error.
+
+    In the process of a plugin :data:`ARITHMETIC` is enough: what else changes there disturbs nobody.
 
     The value is filled when the block ends. A library that is imported for the first time may set warnings, variables
     of the environment and the like, and torch replaces functions of its own when it imports its compiler: that is put
     back without a word.
     """
     changes = Changes()
-    before = [(probe, probe.read()) for probe in PROBES]
+    before = [(probe, probe.read()) for probe in probes]
     imported = len(sys.modules)
     try:
         yield changes

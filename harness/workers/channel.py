@@ -25,6 +25,8 @@ _LENGTH = 8
 _HEADER_LIMIT = 64 * 2**20
 # Rows are read and sent in parts of about so many bytes.
 _PART = 8 * 2**20
+# Smaller messages are sent in one piece.
+_AT_ONCE = 2**20
 # Larger tensors lie in a file that is mapped, so that a set larger than memory can be received.
 _MAPPED = 128 * 2**20
 _DTYPES = {
@@ -83,11 +85,18 @@ class Channel:
     def send(self, message: Message) -> None:
         """Send a message; raises :class:`ChannelError` if the other side is gone."""
         listed = [[name, _name_of(rows), list(rows.shape)] for name, rows in message.tensors.items()]
+        # Before anything is sent: what has no bytes must not leave half a message behind.
+        parts = [_bytes(rows) if isinstance(rows, Tensor) else rows for rows in message.tensors.values()]
         header = json.dumps({**message.values, "tensors": listed}).encode()
         try:
-            self._socket.sendall(len(header).to_bytes(_LENGTH, "big") + header)
-            for rows in message.tensors.values():
-                self._send_rows(rows)
+            start = len(header).to_bytes(_LENGTH, "big") + header
+            if sum(_size(part) for part in parts) <= _AT_ONCE:
+                # Each piece that is sent alone may wake the other side, which then waits for the next.
+                self._socket.sendall(b"".join([start, *(_whole(part) for part in parts)]))
+                return
+            self._socket.sendall(start)
+            for part in parts:
+                self._send_part(part)
         except OSError as error:
             raise ChannelError(f"the other process takes nothing ({error})") from error
 
@@ -108,14 +117,14 @@ class Channel:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
             raise ChannelError(f"what the other process said is no message ({type(error).__name__})") from error
 
-    def _send_rows(self, rows: Tensor | Rows) -> None:
-        if isinstance(rows, Tensor):
-            self._socket.sendall(_bytes(rows.detach().cpu().contiguous()))
+    def _send_part(self, rows: memoryview | Rows) -> None:
+        if isinstance(rows, memoryview):
+            self._socket.sendall(rows)
             return
         row = max(1, prod(rows.shape[1:]) * rows[0:0].dtype.itemsize)
         step = max(1, _PART // row)
         for start in range(0, len(rows), step):
-            self._socket.sendall(_bytes(rows[start : start + step].contiguous()))
+            self._socket.sendall(_bytes(rows[start : start + step]))
 
     def _tensor(self, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
         count = prod(shape)
@@ -143,8 +152,19 @@ class Channel:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.reshape(-1)
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel() == 1:
+        # A single number counts as contiguous whatever its stride.
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _size(part: memoryview | Rows) -> int:
+    return len(part) if isinstance(part, memoryview) else prod(part.shape) * part[0:0].dtype.itemsize
+
+
+def _whole(part: memoryview | Rows) -> memoryview:
+    return part if isinstance(part, memoryview) else _bytes(part[0 : len(part)])
 
 
 def _name_of(rows: Tensor | Rows) -> str:

@@ -48,11 +48,11 @@ def main() -> None:
 
 def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
     from ..clock import Stopwatch
-    from ..process_state import guarded
+    from ..process_state import ARITHMETIC, guarded
 
     clock = Stopwatch()
     try:
-        with guarded() as changes:
+        with guarded(ARITHMETIC) as changes:
             message = make()
         # A part that leaves something without a form on the wire is told so, like any other fault of it.
         values = {

@@ -584,13 +584,22 @@ def test_every_kind_of_tensor_goes_through(ends: tuple[Channel, Channel]) -> Non
     sent = {
         "empty": torch.empty(0, 3), "scalar": torch.tensor(2.5), "bool": torch.tensor([True, False]),
         "half": torch.rand(2, 3).bfloat16(), "complex": torch.tensor([1 + 2j]),
-        "strided": torch.arange(12).view(3, 4).T, "bytes": torch.arange(5, dtype=torch.uint8),
+        "strided": torch.arange(12).view(3, 4).T, "one": torch.arange(4.0)[::2][:1],
+        "bytes": torch.arange(5, dtype=torch.uint8),
     }  # fmt: skip
     ends[0].send(Message({"x": [1, None, "é"]}, sent))
     found = ends[1].receive()
     assert found.values == {"x": [1, None, "é"]}
     for name, tensor in sent.items():
         assert torch.equal(found.tensor(name), tensor) and found.tensor(name).dtype == tensor.dtype
+
+
+def test_what_cannot_be_sent_leaves_nothing_behind(ends: tuple[Channel, Channel]) -> None:
+    for tensor in (torch.empty(2, device="meta"), torch.eye(2).to_sparse(), torch.zeros(2, dtype=torch.complex32)):
+        with pytest.raises(AftershockError, match="cannot be sent"):
+            ends[0].send(Message({}, {"good": torch.zeros(3), "bad": tensor}))
+    ends[0].send(Message({"x": 1}))
+    assert ends[1].receive().values == {"x": 1}
 
 
 @pytest.mark.parametrize(
