@@ -309,26 +309,32 @@ def accuracy(
 
 
 def is_near_chance(accuracy: float, classes: int) -> bool:
-    """Whether a clean accuracy is less than a quarter of the way from chance to 1.
+    """Whether a clean accuracy is hardly better than guessing, so that nothing measured on the model means anything.
 
-    A trained classifier with wrong normalisation, wrong weights or another order of the classes ends up there, and an
-    untrained one.
+    Less than a quarter of the way from chance to 1, and less than three times chance: of many classes, a quarter right
+    is a weak classifier and no wrong one.
     """
+    return accuracy < 3 / classes and _is_low(accuracy, classes)
+
+
+def _is_low(accuracy: float, classes: int) -> bool:
+    """Whether wrong normalisation, wrong weights or another order of the classes may be the reason."""
     chance = 1 / classes
     return accuracy < chance + 0.25 * (1 - chance)
 
 
 def accuracy_warning(accuracy: float, classes: int, source: Source) -> str | None:
-    """What to say about a clean accuracy near chance, or ``None`` where it is not (:func:`is_near_chance`).
+    """What to say about a low clean accuracy, or ``None`` where it is not less than a quarter of the way from chance.
 
     Args:
         accuracy: share of the images that the model gets right.
         classes: the number of classes.
         source: where its weights come from; ``factory`` where none were given and the factory's are used.
     """
-    if not is_near_chance(accuracy, classes):
+    if not _is_low(accuracy, classes):
         return None
-    found = f"The clean accuracy is only {accuracy:.1%} (chance is {1 / classes:.1%}), so its rows have no rank: "
+    rank = ", so its rows have no rank" if is_near_chance(accuracy, classes) else ""
+    found = f"The clean accuracy is only {accuracy:.1%} (chance is {1 / classes:.1%}){rank}: "
     if source == "factory":
         return found + (
             "no weights were given, and the network is used as its factory makes it. Name its checkpoint (weights), "

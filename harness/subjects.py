@@ -14,7 +14,17 @@ from torch import Tensor
 from .data import Dataset
 from .errors import AftershockError, UsageError
 from .keys import part_digest, sources_digest
-from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, obtain
+from .models import (
+    Classifier,
+    ModelSpec,
+    Normalise,
+    Source,
+    accuracy,
+    accuracy_warning,
+    build,
+    is_near_chance,
+    obtain,
+)
 from .probe import probe, probe_images
 from .process_state import noted
 from .rankability import NEAR_CHANCE, NO_WEIGHTS
@@ -141,12 +151,14 @@ def make_classifier(
     taps = survey(classifier, images.to(device), part.tap_modules, classifier.network)
     right = accuracy(classifier, dataset.test, device=device)
     source: Source = "trained" if trains else "weights" if weights else "factory"
-    near_chance = accuracy_warning(right, len(dataset.classes), source)
+    low = accuracy_warning(right, len(dataset.classes), source)
     notes += [*found.notes, *tap_notes(taps)]
-    warnings = [*found.warnings, *([near_chance] if near_chance else [])]
+    warnings = [*found.warnings, *([low] if low else [])]
     for text in (*notes, *warnings):
         say(f"{part.label}: {text}")
-    flags = [*found.flags, *([NO_WEIGHTS if source == "factory" else NEAR_CHANCE] if near_chance else [])]
+    flags = list(found.flags)
+    if is_near_chance(right, len(dataset.classes)):
+        flags.append(NO_WEIGHTS if source == "factory" else NEAR_CHANCE)
     values = {
         "gradient": found.gradient,
         "taps": [[t.name, t.kind, list(t.shape), t.channel_axis] for t in taps.taps],

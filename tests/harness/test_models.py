@@ -601,15 +601,19 @@ def test_a_limit_reads_images_from_the_whole_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "classes", "warns"),
-    [(0.1, 10, True), (0.3, 10, True), (0.6, 10, False), (0.5, 2, True), (0.7, 1000, False)],
-)
-def test_accuracy_near_chance_is_said(value: float, classes: int, warns: bool) -> None:
+    ("value", "classes", "warns", "near"),
+    [
+        (0.1, 10, True, True), (0.29, 10, True, True), (0.31, 10, True, False), (0.6, 10, False, False),
+        (0.5, 2, True, True), (0.6, 2, True, True), (0.7, 2, False, False), (0.25, 100, True, False),
+        (0.02, 100, True, True), (0.7, 1000, False, False),
+    ],
+)  # fmt: skip
+def test_accuracy_near_chance_is_said(value: float, classes: int, warns: bool, near: bool) -> None:
     says: dict[Source, str] = {"weights": "mean", "trained": "epochs", "factory": "no weights were given"}
     for source, word in says.items():
         warning = accuracy_warning(value, classes, source)
-        assert (warning is not None) == warns == is_near_chance(value, classes)
-        assert warning is None or word in warning
+        assert (warning is not None, is_near_chance(value, classes)) == (warns, near)
+        assert warning is None or (word in warning and ("no rank" in warning) == near)
 
 
 def test_normalise_divides_by_the_deviation_of_each_channel() -> None:
