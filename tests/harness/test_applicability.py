@@ -227,7 +227,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable, plugin: str)
     folder = tmp_path_factory.mktemp("few-classes")
     arrays(folder / "two.npz", 2)
     data = {"name": "npz", "path": "two.npz"}
-    more: dict[str, Any] = {"data": data, "plugins": [plugin]}
+    # With fewer epochs it would be near chance, and nothing would be ranked.
+    more: dict[str, Any] = {"data": data, "plugins": [plugin], "model": {"epochs": 20}}
     sought = {"name": "adaptive-square", "eps": 0.3, "queries": 5, "images": 20}
     parts = [FGSM, DLR, AUTOATTACK, SATURATE, sought, {"name": "adaptive-colour"}]
     tiny(folder / "whole.toml", parts, [{"name": "msp"}, BITS], **more)
