@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from .errors import AftershockError, UsageError, described
+from .errors import UsageError, described
 from .files import is_file, write_atomic
 from .finished import KEYS, fingerprint, is_finished, published
 from .formats import RUN_SCHEMA, seal
@@ -345,7 +345,7 @@ class _Session:
                 yield
         except PartEndedError as error:
             raise UsageError(f"{what}: {error}.") from error
-        except AftershockError:
+        except UsageError:
             raise
         except Exception as error:
             if self.debug:

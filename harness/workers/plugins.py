@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import AftershockError, UsageError
 from ..keys import distribution_digest
 from ..registry import MODELS, REGISTRIES, Entry, LaterPart, Origin, later_model, plugin_origin
 from .pool import POOL
-from .process import Source, WorkerEndedError
+from .process import Source
 from .standins import PluginPart
 
 
@@ -41,7 +41,10 @@ def open_distribution(origin: Origin, kind: str, name: str) -> None:
 def _register(source: Source, origin: Origin) -> None:
     try:
         greeting = POOL.worker(source, "detectors").greeting()
-    except WorkerEndedError as error:
+    except UsageError:
+        raise
+    except AftershockError as error:
+        # It ended its process, or raised what no import catches.
         raise UsageError(f"{source} could not be loaded: {error}") from error
     files = greeting.get("files", ())
     for described in greeting["parts"]:

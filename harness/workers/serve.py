@@ -70,7 +70,7 @@ def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> 
 
 def _error(error: BaseException) -> dict[str, Any]:
     if isinstance(error, SystemExit):
-        text, types = f"it tried to end the program (sys.exit({error.code!r}))", ["AftershockError"]
+        text, types = f"it tried to end the program (sys.exit({error.code!r}))", ["UsageError"]
     else:
         text, types = told(error)
     trace = "".join(traceback.format_exception(error))[-8000:]
