@@ -37,6 +37,7 @@ for line in sys.stdin:
         sys.argv = ["aftershock", *job["arguments"]]
         status = 70
         try:
+            exec(job["before"], {})
             from aftershock.harness.cli import main
             main()
             status = 0
@@ -114,11 +115,14 @@ class Forks:
         *arguments: object,
         cwd: Path,
         while_running: Callable[[int], object] = lambda process: None,
+        before: Path | None = None,
         **environment: str,
     ) -> Result:
         self._count += 1
         log = self._folder / f"{self._count}.log"
         job = {"log": str(log), "cwd": str(cwd), "env": environment, "arguments": [str(a) for a in arguments]}
+        # Code that runs in the process before the command.
+        job["before"] = before.read_text(encoding="utf-8") if before else ""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
