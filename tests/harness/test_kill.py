@@ -63,16 +63,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -
 
 
 @pytest.fixture(scope="module")
-def killed(place: Path, forks: Callable) -> Callable:
+def run_killed(place: Path, forks: Callable) -> Callable:
     """Runs a command with the killer at work."""
     return partial(forks, before=place / "killer.py")
 
 
 @pytest.fixture(scope="module")
-def steps(place: Path, killed: Callable) -> dict[str, int]:
+def steps(place: Path, run_killed: Callable) -> dict[str, int]:
     """How many steps of each kind an uninterrupted run takes; its directory is ``undisturbed``."""
     log = place / "steps.log"
-    done = killed(
+    done = run_killed(
         "run", "suite.toml", "--out", "undisturbed", cwd=place, AFTERSHOCK_CACHE=str(place / "cache"), KILL_LOG=str(log)
     )
     assert done.status == 0, done.output
@@ -96,7 +96,7 @@ def no_leftovers(run: Path) -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_a_step_of_a_write(
-    step: str, after: bool, place: Path, steps: dict[str, int], killed: Callable, tables: Callable
+    step: str, after: bool, place: Path, steps: dict[str, int], run_killed: Callable, tables: Callable
 ) -> None:
     out, cache = f"{step}-{after}", str(place / f"cache-{step}-{after}")
     total = steps[step]
@@ -104,35 +104,35 @@ def test_a_kill_at_a_step_of_a_write(
     killed = 0
     # Each command gets some steps further than the one before: early, in the middle, at the end.
     for at in (2, total // 3, total // 3):
-        done = killed(
+        done = run_killed(
             "run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache, KILL_ONLY=step, KILL_AT=str(at),
             KILL_AFTER="1" if after else "",
         )  # fmt: skip
         assert done.status in (0, -signal.SIGKILL), done.output
         killed += done.status == -signal.SIGKILL
     assert killed >= 2
-    done = killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
+    done = run_killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
     assert done.status == 0, done.output
     assert tables(place / out) == tables(place / "undisturbed")
     no_leftovers(place / out)
 
 
 def test_a_kill_while_tables_and_report_are_written(
-    place: Path, steps: dict[str, int], killed: Callable, tables: Callable
+    place: Path, steps: dict[str, int], run_killed: Callable, tables: Callable
 ) -> None:
     cache, log = str(place / "cache"), place / "again.log"
-    done = killed("run", "suite.toml", "--out", "again", cwd=place, AFTERSHOCK_CACHE=cache, KILL_LOG=str(log))
+    done = run_killed("run", "suite.toml", "--out", "again", cwd=place, AFTERSHOCK_CACHE=cache, KILL_LOG=str(log))
     assert done.status == 0, done.output
     total = log.read_text().split().count("replace")
     for before in (17, 11, 6, 2, 0):
         # A directory of its own each time, so that it takes the same number of steps.
         out = f"ending-{before}"
-        done = killed(
+        done = run_killed(
             "run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache, KILL_ONLY="replace",
             KILL_AT=str(total - before),
         )  # fmt: skip
         assert done.status == -signal.SIGKILL, done.output
-        done = killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
+        done = run_killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
         assert done.status == 0, done.output
         assert tables(place / out) == tables(place / "undisturbed")
         no_leftovers(place / out)
@@ -140,7 +140,7 @@ def test_a_kill_while_tables_and_report_are_written(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_kill_from_outside_at_any_moment(
-    seed: int, place: Path, steps: dict[str, int], killed: Callable, tables: Callable
+    seed: int, place: Path, steps: dict[str, int], run_killed: Callable, tables: Callable
 ) -> None:
     draws = random.Random(seed)
     out, cache = place / f"outside-{seed}", str(place / f"cache-outside-{seed}")
@@ -154,10 +154,10 @@ def test_a_kill_from_outside_at_any_moment(
             time.sleep(draws.uniform(0, 0.01))
             os.kill(process, signal.SIGKILL)
 
-        done = killed("run", "suite.toml", "--out", out, cwd=place, while_running=kill, AFTERSHOCK_CACHE=cache)
+        done = run_killed("run", "suite.toml", "--out", out, cwd=place, while_running=kill, AFTERSHOCK_CACHE=cache)
         assert done.status == -signal.SIGKILL, done.output
         assert not (out / "run.json").exists()
-    done = killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
+    done = run_killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
     assert done.status == 0, done.output
     assert tables(out) == tables(place / "undisturbed")
     no_leftovers(out)

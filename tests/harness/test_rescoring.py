@@ -227,7 +227,7 @@ def test_drawn_scores_are_the_same_in_every_run(tmp_path: Path, forks: Callable,
 
 
 def test_what_only_one_detector_does_is_in_no_other_row(rows: dict[str, dict[str, str]]) -> None:
-    assert set(rows) == {*HONEST, *CHEATS, "none"}
+    assert set(rows) == {*HONEST, *CHEATS, "by-environment", "none"}
     assert rows["none"]["rank"] == "1" and rows["none"]["flags"] == ""
 
 
