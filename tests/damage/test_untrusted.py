@@ -126,6 +126,8 @@ def uses(damaged_place: Path, tmp_path: Path, undamaged: dict, counted: dict) ->
 
 @pytest.mark.parametrize("number", range(len(FILES)), ids=FILES)
 def test_files_of_a_run(number: int, uses: Uses, operations: Mapping, everything: bool) -> None:
+    if not everything and number % 3:
+        pytest.skip("set AFTERSHOCK_DAMAGE to try every file")
     names = list(operations)
     for name in names if everything else [names[(5 * number + 2) % len(names)]]:
         run = uses.fresh()
@@ -135,6 +137,8 @@ def test_files_of_a_run(number: int, uses: Uses, operations: Mapping, everything
 
 @pytest.mark.parametrize("file", ["run.json", "cells:model", "cells:fit/mahalanobis", "analyses/*/findings.json"])
 def test_every_field_of_a_json_file(file: str, uses: Uses, edits: Callable, everything: bool) -> None:
+    if not everything and file not in ("run.json", "cells:model"):
+        pytest.skip("set AFTERSHOCK_DAMAGE to try every file")
     names = [name for name, _ in edits(target(uses.origin, file))]
     for name in names[:: 1 if everything and len(names) < 80 else max(1, len(names) // (80 if everything else 3))]:
         run = uses.fresh()
@@ -189,7 +193,9 @@ def nested(depth: int) -> list:
 
 
 @pytest.mark.parametrize("name", HUGE)
-def test_what_a_run_asks_to_be_built_is_bounded(name: str, uses: Uses) -> None:
+def test_what_a_run_asks_to_be_built_is_bounded(name: str, uses: Uses, everything: bool) -> None:
+    if not everything and name not in ("vit", "wide", "regnet", "nested", "bits"):
+        pytest.skip("set AFTERSHOCK_DAMAGE to try every size")
     run = uses.fresh()
     rewrite(run, HUGE[name])
     about_detector = name in ("nested", "members", "bits", "modules")
@@ -207,7 +213,9 @@ def test_what_a_run_asks_to_be_built_is_bounded(name: str, uses: Uses) -> None:
     ],
     ids=lambda change: f"{change}"[:40],
 )  # fmt: skip
-def test_what_a_run_says_of_its_model_is_checked(change: dict, uses: Uses) -> None:
+def test_what_a_run_says_of_its_model_is_checked(change: dict, uses: Uses, everything: bool) -> None:
+    if not everything and not {"shape", "taps"} & set(change):
+        pytest.skip("set AFTERSHOCK_DAMAGE to try every field")
     run = uses.fresh()
     rewrite_model(run, lambda values: values.update(change))
     with seconds(20), pytest.raises(AftershockError) as caught:
@@ -249,7 +257,9 @@ GUARDS: Mapping[str, Callable[[dict], None]] = {
 
 
 @pytest.mark.parametrize("name", GUARDS)
-def test_guards_of_somebody_are_checked(name: str, uses: Uses) -> None:
+def test_guards_of_somebody_are_checked(name: str, uses: Uses, everything: bool) -> None:
+    if not everything and name not in ("bits", "classes", "shape", "taps", "future"):
+        pytest.skip("set AFTERSHOCK_DAMAGE to try every guard")
     from aftershock.detectors.guard import _checksum
 
     run = uses.fresh()
