@@ -252,7 +252,7 @@ class _Session:
         from .computing.context import Context
         from .costs import detector_costs
         from .duplicates import duplicate_notes
-        from .engines import make_engine
+        from .engines import engine_of
         from .planning import make_plan
         from .problems import Problems
         from .process_state.notes import changed_state
@@ -265,7 +265,7 @@ class _Session:
         from .workers.process import Allowance
 
         started, clock = datetime.now(UTC), time.perf_counter()
-        engine = make_engine(self.engine)
+        make_engine = engine_of(self.engine)
         POOL.allow(Allowance(self.suite.limits.memory * 2**30, output=self.debug))
         device = _device(self.device)
         with self._sentence(f"The data set {self.suite.data.name!r} could not be loaded"):
@@ -299,8 +299,8 @@ class _Session:
             )
             bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say, context)
             try:
-                computing = partial(compute, bench)
-                summary = Runner(cells, store, computing, engine, self.tell, self.debug, self.interrupt).run()
+                engine = make_engine(partial(compute, bench))
+                summary = Runner(cells, store, engine, self.tell, self.debug, self.interrupt).run()
             finally:
                 bench.close()
             # What --only left out but an earlier call in this directory finished belongs to the tables.

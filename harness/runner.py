@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from fnmatch import fnmatch
 from typing import Literal
 
 from .cells import Cell
-from .engines import Engine, Outcome, Output
+from .engines import Engine, Outcome, Task
 from .errors import AftershockError, UnavailableError, UsageError, described
-from .interrupts import Interrupt, contained
+from .interrupts import Interrupt
 from .registry import did_you_mean
 from .store import Store
 
@@ -129,8 +129,7 @@ class Runner:
     Args:
         cells: in an order in which inputs come first.
         store: the run directory.
-        compute: computes the cells of one group; a long one tells the share that is done.
-        engine: where that happens.
+        engine: where they are computed.
         tell: called with every event.
         debug: let the first error of a cell through instead of noting it.
         interrupt: knows of a Ctrl-C, which a part may have caught.
@@ -140,18 +139,21 @@ class Runner:
         self,
         cells: Mapping[str, Cell],
         store: Store,
-        compute: Callable[[Sequence[Cell], Callable[[float], None]], Sequence[Output]],
         engine: Engine,
         tell: Callable[[Event], None],
         debug: bool = False,
         interrupt: Interrupt | None = None,
     ) -> None:
-        self.cells, self.store, self.compute, self.engine = cells, store, compute, engine
+        self.cells, self.store, self.engine = cells, store, engine
         self.tell, self.debug, self.interrupt = tell, debug, interrupt or Interrupt()
         self.summary = Summary()
         self.time = TimeLeft()
         self._order = {key: i for i, key in enumerate(cells)}
         self._running: dict[int, tuple[list[Cell], AbstractContextManager[object]]] = {}
+        # Outcomes for which nothing has to be computed: inputs that failed, cells that somebody else computed.
+        self._known: deque[Outcome] = deque()
+        # By number of a task: the cell that is shown for it, and when it was submitted.
+        self._begun: dict[int, tuple[Cell, float]] = {}
 
     def run(self) -> Summary:
         """Work until nothing is left that can be done.
@@ -172,7 +174,8 @@ class Runner:
         taken: set[str] = set()
         try:
             self._submit_next(ready, waiting, taken)
-            for outcome in self.engine.outcomes():
+            while self._running:
+                outcome = self._known.popleft() if self._known else self.engine.next(self._share)
                 self.interrupt.check()
                 for key in self._take(outcome):
                     for dependent in dependents[key]:
@@ -215,26 +218,22 @@ class Runner:
             lock = self.store.computing(group)
             lock.__enter__()
             self._running[order] = (cells, lock)
-            self.engine.submit(order, self._work(cells))
+            self._submit(order, cells)
 
-    def _work(self, cells: Sequence[Cell]) -> Callable[[], Sequence[Output]]:
-        def work() -> Sequence[Output]:
-            blocked = self._blocked(cells[0])
-            if blocked:
-                raise UnavailableError(blocked)
-            missing = [cell for cell in cells if self.store.find(cell.key) is None]
-            if missing:
-                self._say("start", missing[0])
-            began = time.monotonic()
+    def _submit(self, number: int, cells: Sequence[Cell]) -> None:
+        blocked = self._blocked(cells[0])
+        missing = tuple(cell for cell in cells if self.store.find(cell.key) is None)
+        if blocked or not missing:
+            self._known.append(Outcome(number, error=UnavailableError(blocked) if blocked else None))
+            return
+        self._say("start", missing[0])
+        self._begun[number] = (missing[0], time.monotonic())
+        self.engine.submit(Task(number, missing))
 
-            def tell(share: float) -> None:
-                self.time.share(missing[0], share, time.monotonic() - began)
-                self._say("share", missing[0], share=share)
-
-            with contained():
-                return self.compute(missing, tell) if missing else ()
-
-        return work
+    def _share(self, number: int, share: float) -> None:
+        cell, began = self._begun[number]
+        self.time.share(cell, share, time.monotonic() - began)
+        self._say("share", cell, share=share)
 
     def _blocked(self, cell: Cell) -> str:
         for key in cell.inputs:
@@ -284,7 +283,7 @@ class Runner:
             own = self.store.computing(cell.key)
             task = self._order[cell.key]
             self._running[task] = ([cell], own)
-            self.engine.submit(task, self._work([cell]))
+            self._submit(task, [cell])
         return []
 
     def _note_failure(self, cells: Iterable[Cell], error: BaseException) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from ..cells import (
     AnalysisJob,
-    Cell,
     ControlJob,
     DerivedJob,
     EncodersJob,
@@ -22,7 +21,7 @@ from ..cells import (
     ScoreJob,
     TraceJob,
 )  # fmt: skip
-from ..engines import Output
+from ..engines import Output, Task
 from ..errors import AftershockError
 from ..modes import one_thread
 from ..process_state import guarded, noted
@@ -51,8 +50,8 @@ _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
 }
 
 
-def compute(bench: Workbench, cells: Sequence[Cell], tell: Callable[[float], None]) -> list[Output]:
-    """Compute cells of one group; several at once only for traces of the same images.
+def compute(bench: Workbench, task: Task, tell: Callable[[float], None]) -> list[Output]:
+    """Compute the cells of a task; several at once only for traces of the same images.
 
     ``tell`` is called now and then with the share that is done, by cells that take long. Whatever a cell does to the
     process's state is undone at its end, and each begins with random numbers of its own.
@@ -61,7 +60,7 @@ def compute(bench: Workbench, cells: Sequence[Cell], tell: Callable[[float], Non
         AftershockError: if state that numbers depend on was left changed outside the calls of a part, each of which is
             guarded itself: what the harness computed after that cannot be trusted.
     """
-    bench.tell = tell
+    bench.tell, cells = tell, task.cells
     start = time.perf_counter()
     together = isinstance(cells[0].job, TraceJob)
     small = math.prod(bench.dataset.shape) < SMALL_IMAGE

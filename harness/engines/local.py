@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
-from . import Outcome, Output
+from ..interrupts import contained
+from . import Compute, Outcome, Task
 
 
 class LocalEngine:
-    """Computes each task when its outcome is asked for, in the order of submission."""
+    """Computes each task when its outcome is asked for, in the order of submission.
+
+    Args:
+        compute: computes a task.
+    """
 
     slots = 1
 
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[int, Callable[[], Sequence[Output]]]] = deque()
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._waiting: deque[Task] = deque()
 
-    def submit(self, task: int, work: Callable[[], Sequence[Output]]) -> None:
+    def submit(self, task: Task) -> None:
         """Put a task at the end of the queue."""
-        self._waiting.append((task, work))
+        self._waiting.append(task)
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """Compute and give, until nothing waits."""
-        while self._waiting:
-            task, work = self._waiting.popleft()
-            try:
-                yield Outcome(task, tuple(work()))
-            except Exception as error:
-                yield Outcome(task, error=error)
+    def next(self, tell: Callable[[int, float], None]) -> Outcome:
+        """Compute the first task that waits."""
+        task = self._waiting.popleft()
+        try:
+            with contained():
+                return Outcome(task.number, tuple(self._compute(task, lambda share: tell(task.number, share))))
+        except Exception as error:
+            return Outcome(task.number, error=error)
