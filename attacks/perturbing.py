@@ -129,14 +129,14 @@ class WatchedModel(CountingModel):
         self, model: nn.Module, labels: Tensor, defence: Defence | None = None, limits: Limits | None = None
     ) -> None:
         super().__init__(model, defence)
-        self._limits, self._clock = limits, Stopwatch()
+        self.limits, self._clock = limits, Stopwatch()
         self._watch = _Watch(labels)
 
     def forward(self, images: Tensor) -> Tensor:
         watch, rows = self._watch, self._rows
-        if self._limits is not None:
+        if self.limits is not None:
             forwards = self.forwards + len(images)
-            self._limits.check(len(watch.labels), forwards, self.backwards, self._clock.seconds)
+            self.limits.check(len(watch.labels), forwards, self.backwards, self._clock.seconds)
         known = len(images) == len(watch.labels if rows is None else rows)
         if not (torch.is_grad_enabled() and images.requires_grad and known):
             return super().forward(images)

@@ -135,7 +135,7 @@ class Channel:
                 flat = torch.from_file(file.name, shared=True, size=count, dtype=dtype)
         else:
             flat = torch.empty(count, dtype=dtype)
-        self._fill(_bytes(flat))
+        self._fill(_memory(flat))
         return flat.reshape(tuple(shape))
 
     def _read(self, size: int) -> bytearray:
@@ -156,6 +156,11 @@ def _bytes(tensor: Tensor) -> memoryview:
     if flat.numel() == 1:
         # A single number counts as contiguous whatever its stride.
         flat = flat.clone(memory_format=torch.contiguous_format)
+    return _memory(flat)
+
+
+def _memory(flat: Tensor) -> memoryview:
+    """The memory of a tensor of one dimension, to be read or written."""
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 

@@ -46,14 +46,16 @@ def _register(source: Source, origin: Origin) -> None:
     except AftershockError as error:
         # It ended its process, or raised what no import catches.
         raise UsageError(f"{source} could not be loaded: {error}") from error
-    files = greeting.get("files", ())
-    for described in greeting["parts"]:
-        registry, name = REGISTRIES[described["kind"]], described["name"]
+    try:
+        found = [(REGISTRIES[d["kind"]], str(d["name"]), {**d, "files": greeting["files"]}) for d in greeting["parts"]]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{source} could not be loaded: its process told nothing that can be read") from error
+    for registry, name, described in found:
         if registry is MODELS:
             if not _is_held(registry.of(origin), name, origin) and origin.path is not None:
                 registry.add(name, later_model(Path(origin.path), name), origin)
             continue
-        registry.add(name, PluginPart(source, {**described, "files": files}), origin)
+        registry.add(name, PluginPart(source, described), origin)
 
 
 def _is_held(entries: list[Entry], name: str, origin: Origin) -> bool:

@@ -28,17 +28,11 @@ from torch import Tensor
 from ..errors import AftershockError, UnavailableError, UsageError
 from ..rows import Rows
 from .channel import Channel, ChannelError, Message
-from .usage import Usage, usage_of
+from .watch import LOOK, Watch
 
 _COMMAND = (sys.executable, "-c", "from aftershock.harness.workers.serve import main; main()")
 # Starting imports torch, on a busy machine too.
 _START = 120.0
-# A question that may take this long is not looked at more closely before.
-_LOOK = 0.25
-# A process that has not computed for so long, when it should, hangs.
-IDLE = 30.0
-# CPU seconds in that time which count as none.
-_NOTHING = 0.05
 _GIB = 2**30
 # What the processes of plugins must not know: where runs, caches and data are.
 _HIDDEN = ("PWD", "OLDPWD", "_")
@@ -172,7 +166,7 @@ class Worker:
         self.start()
         if self._greeting is None:
             try:
-                self._wait(_START)
+                self._wait(self._watch(_START))
                 self._greeting = self._open().receive()
             except ChannelError as error:
                 raise self._ended(str(error)) from error
@@ -209,8 +203,9 @@ class Worker:
         here = {"drop": forgotten, "threads": torch.get_num_threads(), "gradients": torch.is_grad_enabled()}
         try:
             self._open().send(Message({"question": question, "values": values, **here}, tensors or {}))
+            watch = self._watch(cpu)
             while True:
-                self._wait(cpu)
+                self._wait(watch)
                 answer = self._open().receive()
                 if "call" not in answer.values:
                     break
@@ -225,6 +220,9 @@ class Worker:
             self.used = time.monotonic()
         if "error" in answer.values:
             raise raised(answer.values)
+        if not _is_answer(answer.values):
+            self.close()
+            raise WorkerEndedError("what it said is no answer")
         return answer
 
     def forget(self, number: int, generation: int) -> None:
@@ -243,50 +241,36 @@ class Worker:
         except Exception as error:
             return Message({"error": " ".join(str(error).split()), "types": [type(error).__name__]})
 
-    def _wait(self, cpu: float) -> None:
+    def _watch(self, cpu: float) -> Watch:
+        if self._process is None:
+            raise ChannelError("there is no process")
+        return Watch(self._process.pid, cpu, self.allowance.memory)
+
+    def _wait(self, watch: Watch) -> None:
         """Wait until it says something.
 
         Raises:
             WorkerEndedError: if it takes too much before, or waits for nothing.
         """
-        channel, process = self._open(), self._process
-        if process is None:
-            raise ChannelError("there is no process")
-        began = progress = time.monotonic()
-        first: Usage | None = None
-        last = 0.0
-        while not select.select([channel], [], [], _LOOK)[0]:
-            now, used = time.monotonic(), usage_of(process.pid)
-            if used is None:
-                # Without a measure, only the clock is left.
-                if now - began > _START + 5 * cpu:
-                    raise self._ended(f"it gave no answer in {now - began:.0f} s")
-                continue
-            if first is None:
-                first, last = used, used.cpu
-            if used.memory > self.allowance.memory:
-                raise self._ended(
-                    f"it held more than {self.allowance.memory / _GIB:g} GiB: let it need less, or raise memory under "
-                    "[limits] in the suite"
-                )
-            if used.cpu - first.cpu > cpu:
-                raise self._ended(f"it took more than {cpu:g} s of computing")
-            if used.cpu - last > _NOTHING:
-                progress, last = now, used.cpu
-            if now - progress > IDLE:
-                raise self._ended(f"it hangs: it has waited for {now - progress:.0f} s without computing")
+        channel = self._open()
+        while True:
+            said = bool(select.select([channel], [], [], LOOK)[0])
+            if said:
+                watch.heard()
+            # One that asks back all the time is looked at, too.
+            complaint = watch.complaint() if not said or watch.due else ""
+            if complaint:
+                self.close()
+                raise WorkerEndedError(complaint)
+            if said:
+                return
 
     def _ended(self, why: str) -> WorkerEndedError:
         """End what is left of it, and say how it ended."""
-        process = self._process
-        if process is not None:
-            try:
-                # A moment for one that is ending by itself, whose status says more.
-                status: int | None = process.wait(2)
-            except subprocess.TimeoutExpired:
-                status = None
-            if status is not None:
-                why = f"it ended its process ({_status(status)})"
+        if self._process is not None:
+            # A moment for one that is ending by itself, whose status says more.
+            with suppress(subprocess.TimeoutExpired):
+                why = f"it ended its process ({_status(self._process.wait(2))})"
         self.close()
         return WorkerEndedError(why)
 
@@ -306,6 +290,13 @@ def raised(values: Mapping[str, Any]) -> AftershockError:
     for note in values.get("notes", ()):
         error.add_note(str(note))
     return error
+
+
+def _is_answer(values: Mapping[str, Any]) -> bool:
+    """Whether an answer has what every answer has; code of a plugin could have written to the connection."""
+    spent, lists = values.get("spent"), (values.get("files"), values.get("changed"))
+    numbers = isinstance(spent, list) and len(spent) == 2 and all(isinstance(n, int | float) for n in spent)
+    return numbers and all(isinstance(names, list) for names in lists)
 
 
 def _status(status: int) -> str:

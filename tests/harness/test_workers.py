@@ -24,7 +24,7 @@ from aftershock.harness.registry import DATASETS, DETECTORS, MODELS, PERTURBATIO
 from aftershock.harness.scoring import Instruments, fit_traces
 from aftershock.harness.seeds import forked_rng
 from aftershock.harness.trace import Need, TapInfo, Traces
-from aftershock.harness.workers import process
+from aftershock.harness.workers import watch
 from aftershock.harness.workers.channel import Channel, ChannelError, Message
 from aftershock.harness.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
 from aftershock.harness.workers.plugins import open_plugin_file
@@ -415,7 +415,7 @@ def test_a_part_that_ends_or_blocks_its_process_costs_one_question(
     detector, other = fitted(instruments, what=what), fitted(instruments)
     traces = instruments.traces(other, images(3))
     expected = other.score(traces)
-    monkeypatch.setattr(process, "IDLE", 1.0)
+    monkeypatch.setattr(watch, "IDLE", 1.0)
     monkeypatch.setattr("aftershock.harness.workers.standins.detectors._SCORING", 1.0)
     detector.score_seconds = 0.0
     began = time.monotonic()
@@ -423,7 +423,7 @@ def test_a_part_that_ends_or_blocks_its_process_costs_one_question(
         detector.score(traces)
     assert time.monotonic() - began < 60
     # The next question has a new process, which is told what the detector had learned.
-    monkeypatch.setattr(process, "IDLE", 30.0)
+    monkeypatch.setattr(watch, "IDLE", 30.0)
     monkeypatch.setattr("aftershock.harness.workers.standins.detectors._SCORING", 30.0)
     assert torch.equal(other.score(traces), expected)
 

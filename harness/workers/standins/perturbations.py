@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ....attacks.base import CountingModel, Norm, Perturbation, PerturbationInfo
 from ....attacks.defence import Defence
+from ....attacks.perturbing import LimitError, WatchedModel
 from ...errors import AftershockError, UsageError
 from ...results import Effort
 from ...seeds import Draws
 from ..channel import Message
 from ..process import raised
-from .part import LONG, Instance, PluginPart
+from .part import ABOUT, LONG, Instance, PluginPart
 
 # Passes that can still be differentiated; an attack that averages over draws holds several.
 _PASSES = 64
@@ -97,7 +98,7 @@ class PluginPerturbation(Perturbation):
         }  # fmt: skip
         given: dict[str, Any] = {"images": images, "labels": labels}
         try:
-            found = self._instance.ask("perturb", about, given, cpu=LONG, calls=calls)
+            found = self._instance.ask("perturb", about, given, cpu=_allowed(model, len(images)), calls=calls)
         finally:
             # What stopped it here (a limit) says more than how the attack took it.
             stopped = passes.stopped
@@ -224,10 +225,14 @@ class _Noted:
             raise self._passes.stopped
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from ....attacks.perturbing import LimitError
-
         if isinstance(error, LimitError):
             self._passes.stopped = error
+
+
+def _allowed(model: CountingModel, images: int) -> float:
+    """CPU seconds in the attack's own process; what it asks back is held against its limits here."""
+    limits = model.limits if isinstance(model, WatchedModel) else None
+    return LONG if limits is None else ABOUT + limits.seconds * images
 
 
 def _described(defence: Defence) -> dict[str, Any]:

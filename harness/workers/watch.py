@@ -1,0 +1,62 @@
+"""Watching a process while it answers one question: what it uses, and whether it still does anything."""
+
+from __future__ import annotations
+
+import time
+
+from .usage import Usage, usage_of
+
+# A question that takes less is not looked at.
+LOOK = 0.25
+# A process that has not computed for so many seconds, when it should, hangs.
+IDLE = 30.0
+# CPU seconds in that time which count as none.
+_NOTHING = 0.05
+# Where the system does not tell what is used, an answer may take so many times its CPU seconds, and so long more.
+_TIMES, _MORE = 5, 120.0
+_GIB = 2**30
+
+
+class Watch:
+    """Knows what a process may take for one question.
+
+    Args:
+        group: its process group.
+        cpu: CPU seconds of all its processes together.
+        memory: bytes that they may hold, beyond what is shared.
+    """
+
+    def __init__(self, group: int, cpu: float, memory: float) -> None:
+        self._group, self._cpu, self._memory = group, cpu, memory
+        self._began = self._progress = self._looked = time.monotonic()
+        self._first: Usage | None = None
+        self._last = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it was not looked at for a while."""
+        return time.monotonic() - self._looked >= LOOK
+
+    def heard(self) -> None:
+        """Note that it said something, so that it does not hang."""
+        self._progress = time.monotonic()
+
+    def complaint(self) -> str:
+        """Return what is wrong with it by now; empty where nothing is."""
+        now, used = time.monotonic(), usage_of(self._group)
+        self._looked = now
+        if used is None:
+            late = now - self._began > _MORE + _TIMES * self._cpu
+            return f"it gave no answer in {now - self._began:.0f} s" if late else ""
+        if self._first is None:
+            self._first, self._last = used, used.cpu
+        if used.memory > self._memory:
+            held = f"it held more than {self._memory / _GIB:g} GiB"
+            return f"{held}: let it need less, or raise memory under [limits] in the suite"
+        if used.cpu - self._first.cpu > self._cpu:
+            return f"it took more than {self._cpu:g} s of computing"
+        if used.cpu - self._last > _NOTHING:
+            self._progress, self._last = now, used.cpu
+        if now - self._progress > IDLE:
+            return f"it hangs: it has waited for {now - self._progress:.0f} s without computing"
+        return ""
