@@ -94,7 +94,9 @@ class LimitsPart:
         backwards: gradients that it takes, per image.
         seconds: seconds of an attack per image, and
         score_seconds: of a detector's score per image, and
-        fit_seconds: of its fit: CPU seconds, see :attr:`~.clock.Stopwatch.seconds`.
+        fit_seconds: of its fit, and
+        analysis_seconds: of a plugin's analysis: CPU seconds, see :attr:`~.clock.Stopwatch.seconds`.
+        idle_seconds: seconds in which a plugin's part may compute nothing before it is taken to hang.
         memory: GiB that the process of a plugin's parts may hold.
     """
 
@@ -103,6 +105,8 @@ class LimitsPart:
     seconds: float
     score_seconds: float
     fit_seconds: float
+    analysis_seconds: float
+    idle_seconds: float
     memory: float
 
 

@@ -94,7 +94,8 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         # What is whole is checked all the same, so that no mistake hides another.
         parsed = salvage(raw, [item["loc"] for item in error.errors()])
     folder = source.parent if source else Path.cwd()
-    _load_plugins(parsed.plugins, plugins, checker, folder)
+    limits = parsed.limits.model_dump() if parsed.limits is not None else {"": None}
+    _load_plugins(parsed.plugins, plugins, None if None in limits.values() else LimitsPart(**limits), checker, folder)
     for index, entry in enumerate(parsed.perturbations):
         if checker.wrong_at("perturbations", index, "name") or checker.wrong_at("perturbations", index, "label"):
             given = raw["perturbations"][index]
@@ -132,10 +133,16 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
     )
 
 
-def _load_plugins(own: Sequence[str | None], more: Sequence[Path], checker: Checker, folder: Path) -> None:
-    """Open the plugin files of the suite and of the command line."""
+def _load_plugins(
+    own: Sequence[str | None], more: Sequence[Path], limits: LimitsPart | None, checker: Checker, folder: Path
+) -> None:
+    """Open the plugin files of the suite and of the command line, within the suite's limits where these are whole."""
     from .workers.plugins import open_plugin_file
+    from .workers.pool import POOL
+    from .workers.process import Allowance
 
+    if limits is not None:
+        POOL.allow(Allowance.of(limits))
     named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
     for location, path in [*named, *(((), path) for path in more)]:
         try:

@@ -93,6 +93,8 @@ class LimitsEntry(BaseModel):
     seconds: Amount = Field(default=120, gt=0, description="Seconds of an attack per image, only a safety.")
     score_seconds: Amount = Field(default=1, gt=0, description="Seconds of a detector's score per image.")
     fit_seconds: Amount = Field(default=3600, gt=0, description="Seconds of a detector's fit.")
+    analysis_seconds: Amount = Field(default=3600, gt=0, description="Seconds of a plugin's analysis of one model.")
+    idle_seconds: Amount = Field(default=30, gt=0, description="Seconds that a plugin's part may wait, idle, at once.")
     memory: Amount = Field(default=8, gt=0, description="GiB that the process of a plugin's parts may hold.")
 
 

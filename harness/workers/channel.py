@@ -7,6 +7,7 @@ other. What comes from the other side is checked before memory is given to it.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,7 @@ class Channel:
         folder: str | None = None,
     ) -> None:  # fmt: skip
         self._socket, self._limit, self._folder = connection, limit, folder
+        self._process = os.getpid()
         connection.settimeout(seconds)
 
     def fileno(self) -> int:
@@ -83,7 +85,8 @@ class Channel:
         self._socket.close()
 
     def send(self, message: Message) -> None:
-        """Send a message; raises :class:`ChannelError` if the other side is gone."""
+        """Send a message; raises :class:`ChannelError` if the other side is gone, and in a fork of the process."""
+        self._check_process()
         listed = [[name, _name_of(rows), list(rows.shape)] for name, rows in message.tensors.items()]
         # Before anything is sent: what has no bytes must not leave half a message behind.
         parts = [_bytes(rows) if isinstance(rows, Tensor) else rows for rows in message.tensors.values()]
@@ -101,7 +104,8 @@ class Channel:
             raise ChannelError(f"the other process takes nothing ({error})") from error
 
     def receive(self) -> Message:
-        """The next message; raises :class:`ChannelError` if there is none, or it is none."""
+        """The next message; raises :class:`ChannelError` if there is none, or it is none, and in a fork."""
+        self._check_process()
         try:
             length = int.from_bytes(self._read(_LENGTH), "big")
             if length > _HEADER_LIMIT:
@@ -116,6 +120,11 @@ class Channel:
             raise ChannelError(f"the other process says nothing ({error})") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
             raise ChannelError(f"what the other process said is no message ({type(error).__name__})") from error
+
+    def _check_process(self) -> None:
+        # What a part's forks say or take would be another question's.
+        if os.getpid() != self._process:
+            raise ChannelError("this process is a copy of the one that is asked")
 
     def _send_part(self, rows: memoryview | Rows) -> None:
         if isinstance(rows, memoryview):
@@ -187,5 +196,9 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def told(error: BaseException) -> tuple[str, list[str]]:
-    """An exception as the owner is told of it: its text in one line, and the names of its types."""
-    return " ".join(str(error).split())[:400], [kind.__name__ for kind in type(error).__mro__]
+    """An exception as the owner is told of it: its text in one line, if it has one, and the names of its types."""
+    try:
+        text = " ".join(str(error)[:4000].split())[:400]
+    except Exception:
+        text = ""
+    return text, [kind.__name__ for kind in type(error).__mro__]

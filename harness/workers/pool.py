@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections import OrderedDict
 from typing import Literal
 
-from .process import Allowance, Source, Worker
+from .process import Allowance, Source, Worker, WorkerEndedError
 
 # A plugin's detectors must not share a process with its data set, which knows all labels, or with its attacks.
 Role = Literal["detectors", "perturbations", "datasets", "analyses", "witness"]
-# Each takes about 300 MB; one that is ended is started again when it is needed.
-_MOST = 8
+# Each takes about 300 MB, and two to three seconds of a processor to start again after it was ended for another.
+_SIZE = 300 * 10**6
+_FEWEST, _SHARE = 8, 0.25
+# A part that has ended its process so often, asked one thing, is not asked it again: each end takes a new start, and one
+# that hangs the whole time that it may.
+_ENDS = 2
+
+
+def _most() -> int:
+    """How many may run at once: as many as fit in a quarter of the machine's memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return _FEWEST
+    return max(_FEWEST, int(_SHARE * memory / _SIZE))
 
 
 class WorkerPool:
-    """Processes by plugin and role; those that were not asked for longest are ended."""
+    """Processes by plugin and role; those that were not asked for longest are ended.
 
-    def __init__(self) -> None:
+    Args:
+        most: that run at once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._workers: OrderedDict[tuple[Source, Role], Worker] = OrderedDict()
         self._allowance = Allowance()
+        self._ends: dict[tuple[object, ...], list[str]] = {}
 
     def allow(self, allowance: Allowance) -> None:
         """Let every process use so much from now on; those that were started with another allowance are ended."""
@@ -35,17 +55,28 @@ class WorkerPool:
             worker = self._workers[key] = Worker(source, self._allowance)
         self._workers.move_to_end(key)
         running = [w for w in self._workers.values() if w is not worker and w.running]
-        for old in running[: max(0, len(running) - _MOST + 1)]:
+        for old in running[: max(0, len(running) - self._most + 1)]:
             old.close()
         return worker
 
+    def refuse(self, *asked: object) -> None:
+        """Raise :class:`WorkerEndedError` with the reason where too many processes have ended over the same question."""
+        ends = self._ends.get(asked, [])
+        if len(ends) >= _ENDS:
+            raise WorkerEndedError(ends[-1])
+
+    def ended(self, error: WorkerEndedError, *asked: object) -> None:
+        """Remember that a process ended over a question."""
+        self._ends.setdefault(asked, []).append(str(error))
+
     def close(self) -> None:
         """End all processes; others are started when somebody asks again."""
+        self._ends.clear()
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
 
 
 # A process is a resource of the whole program, like the registries whose stand-ins ask it.
-POOL = WorkerPool()
+POOL = WorkerPool(_most())
 atexit.register(POOL.close)

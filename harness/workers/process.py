@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import signal
 import socket
@@ -16,11 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -28,7 +28,11 @@ from torch import Tensor
 from ..errors import AftershockError, UnavailableError, UsageError
 from ..rows import Rows
 from .channel import Channel, ChannelError, Message
+from .usage import SIGN, end_all
 from .watch import LOOK, Watch
+
+if TYPE_CHECKING:
+    from ..suite import LimitsPart
 
 _COMMAND = (sys.executable, "-c", "from aftershock.harness.workers.serve import main; main()")
 # Starting imports torch, on a busy machine too.
@@ -75,11 +79,18 @@ class Allowance:
 
     Attributes:
         memory: bytes, beyond what is shared.
+        idle: seconds in which it may compute nothing, when it should, before it is taken to hang.
         output: what it prints is shown.
     """
 
     memory: float = 8 * _GIB
+    idle: float = 30.0
     output: bool = False
+
+    @classmethod
+    def of(cls, limits: LimitsPart, output: bool = False) -> Self:
+        """Return what the limits of a suite allow."""
+        return cls(limits.memory * _GIB, limits.idle_seconds, output)
 
 
 class Worker:
@@ -98,7 +109,8 @@ class Worker:
         self.source, self.allowance = source, allowance or Allowance()
         self.generation = 0
         self.used = time.monotonic()
-        self._environment = _environment()
+        self._sign = secrets.token_hex(16)
+        self._environment = {**_environment(), SIGN: self._sign}
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -113,9 +125,8 @@ class Worker:
     def close(self) -> None:
         """End the process with all that it started, and remove its folder."""
         if self._process is not None:
-            # It leads a group of its own; one that is gone already may have left others there.
-            with suppress(OSError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            # It leads a group of its own; one that is gone already may have left others there, or elsewhere.
+            end_all(self._process.pid, self._sign)
             self._process.wait()
             self._process = None
         if self._channel is not None:
@@ -244,7 +255,7 @@ class Worker:
     def _watch(self, cpu: float) -> Watch:
         if self._process is None:
             raise ChannelError("there is no process")
-        return Watch(self._process.pid, cpu, self.allowance.memory)
+        return Watch(self._process.pid, self._sign, cpu, self.allowance.memory, self.allowance.idle)
 
     def _wait(self, watch: Watch) -> None:
         """Wait until it says something.
@@ -257,6 +268,9 @@ class Worker:
             said = bool(select.select([channel], [], [], LOOK)[0])
             if said:
                 watch.heard()
+            elif not self.running:
+                # Others that it started may hold its end open.
+                raise self._ended("it ended")
             # One that asks back all the time is looked at, too.
             complaint = watch.complaint() if not said or watch.due else ""
             if complaint:

@@ -7,6 +7,7 @@ exception that stopped it.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -19,14 +20,16 @@ from typing import Any
 from ..errors import AftershockError
 from .channel import Channel, ChannelError, Message, told
 from .files import FileWatch
+from .usage import SIGN, end_all
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def main() -> None:
-    """Answer until the owner is gone."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])), folder=str(Path.cwd()))
+    """Answer until the owner is gone; then nothing is left of this process, what it started, and its folder."""
+    folder, sign = Path.cwd(), os.environ.get(SIGN, "")
+    threading.Thread(target=_end_with, args=(os.getppid(), folder, sign), daemon=True).start()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), folder=str(folder))
     # Not among what a part may read as the arguments of its program.
     sys.argv = ["aftershock"]
     opening = channel.receive().values
@@ -42,8 +45,9 @@ def main() -> None:
         try:
             asked = channel.receive()
         except ChannelError:
-            return
+            break
         _answer(channel, watch, lambda asked=asked: answers.answer(asked))  # type: ignore[misc]  # bound now, not later
+    _end(folder, sign)
 
 
 def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
@@ -73,14 +77,24 @@ def _error(error: BaseException) -> dict[str, Any]:
         text, types = f"it tried to end the program (sys.exit({error.code!r}))", ["UsageError"]
     else:
         text, types = told(error)
-    trace = "".join(traceback.format_exception(error))[-8000:]
+    try:
+        trace = "".join(traceback.format_exception(error))[-8000:]
+    except Exception:
+        # Its texts, causes or groups cannot be written.
+        trace = "".join(traceback.format_tb(error.__traceback__))[-8000:]
     return {"error": text, "types": types, "notes": [f"In the process of the plugin:\n{trace}"]}
 
 
-def _end_with(owner: int) -> None:
+def _end_with(owner: int, folder: Path, sign: str) -> None:
     """End this process when its owner is gone, whatever a part is doing here."""
     while os.getppid() == owner:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+    _end(folder, sign)
+
+
+def _end(folder: Path, sign: str) -> None:
+    end_all(os.getpid(), sign)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 

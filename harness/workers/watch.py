@@ -8,9 +8,7 @@ from .usage import Usage, usage_of
 
 # A question that takes less is not looked at.
 LOOK = 0.25
-# A process that has not computed for so many seconds, when it should, hangs.
-IDLE = 30.0
-# CPU seconds in that time which count as none.
+# CPU seconds in the time that a process may wait which count as none.
 _NOTHING = 0.05
 # Where the system does not tell what is used, an answer may take so many times its CPU seconds, and so long more.
 _TIMES, _MORE = 5, 120.0
@@ -22,12 +20,14 @@ class Watch:
 
     Args:
         group: its process group.
+        sign: what those that left the group are known by (:data:`~.usage.SIGN`).
         cpu: CPU seconds of all its processes together.
         memory: bytes that they may hold, beyond what is shared.
+        idle: seconds in which it may compute nothing, when it should, before it is taken to hang.
     """
 
-    def __init__(self, group: int, cpu: float, memory: float) -> None:
-        self._group, self._cpu, self._memory = group, cpu, memory
+    def __init__(self, group: int, sign: str, cpu: float, memory: float, idle: float) -> None:
+        self._group, self._sign, self._cpu, self._memory, self._idle = group, sign, cpu, memory, idle
         self._began = self._progress = self._looked = time.monotonic()
         self._first: Usage | None = None
         self._last = 0.0
@@ -43,7 +43,7 @@ class Watch:
 
     def complaint(self) -> str:
         """Return what is wrong with it by now; empty where nothing is."""
-        now, used = time.monotonic(), usage_of(self._group)
+        now, used = time.monotonic(), usage_of(self._group, self._sign)
         self._looked = now
         if used is None:
             late = now - self._began > _MORE + _TIMES * self._cpu
@@ -57,6 +57,9 @@ class Watch:
             return f"it took more than {self._cpu:g} s of computing"
         if used.cpu - self._last > _NOTHING:
             self._progress, self._last = now, used.cpu
-        if now - self._progress > IDLE:
-            return f"it hangs: it has waited for {now - self._progress:.0f} s without computing"
+        if now - self._progress > self._idle:
+            return (
+                f"it hangs: it has waited for {now - self._progress:.0f} s without computing; if it should, raise "
+                "idle_seconds under [limits] in the suite"
+            )
         return ""

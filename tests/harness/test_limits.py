@@ -116,8 +116,16 @@ def test_limits_have_defaults_and_are_checked(tmp_path: Path, tiny: Callable) ->
     suite = tiny(tmp_path / "s.toml")
     limits = load_suite(suite).limits
     assert (limits.fit_seconds, limits.memory, limits.score_seconds) == (3600, 8, 1)
+    assert (limits.analysis_seconds, limits.idle_seconds) == (3600, 30)
     text = suite.read_text()
-    for wrong in ("memory = 0", "fit_seconds = -1", "fit_seconds = true", "memory = 'much'", "memory = nan"):
+    for wrong in (
+        "memory = 0",
+        "fit_seconds = -1",
+        "fit_seconds = true",
+        "memory = 'much'",
+        "memory = nan",
+        "idle_seconds = 0",
+    ):
         suite.write_text(f"{text}\n[limits]\n{wrong}\n")
         with pytest.raises(UsageError, match=wrong.partition(" ")[0]):
             load_suite(suite)

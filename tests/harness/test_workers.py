@@ -24,7 +24,6 @@ from aftershock.harness.registry import DATASETS, DETECTORS, MODELS, PERTURBATIO
 from aftershock.harness.scoring import Instruments, fit_traces
 from aftershock.harness.seeds import forked_rng
 from aftershock.harness.trace import Need, TapInfo, Traces
-from aftershock.harness.workers import watch
 from aftershock.harness.workers.channel import Channel, ChannelError, Message
 from aftershock.harness.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
 from aftershock.harness.workers.plugins import open_plugin_file
@@ -99,6 +98,28 @@ def fork(detector, traces):
             time.sleep(0.01)
 
 
+def leave(detector, traces):
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(1000)
+        with open(detector.path, "w") as stream:
+            stream.write(str(pid))
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def raise_mute(detector, traces):
+    raise Mute
+
+
 def read(detector, traces):
     with open(detector.path, "rb") as stream:
         stream.read()
@@ -108,6 +129,9 @@ DEEDS = {
     "hangs": lambda d, t: time.sleep(1000),
     "spins": spin,
     "forks": fork,
+    "leaves its session": leave,
+    "answers twice": lambda d, t: os.fork(),
+    "has no text": raise_mute,
     "ends": lambda d, t: os._exit(5),
     "is killed": lambda d, t: os.kill(os.getpid(), signal.SIGSEGV),
     "closes": lambda d, t: os.closerange(0, 64),
@@ -415,16 +439,16 @@ def test_a_part_that_ends_or_blocks_its_process_costs_one_question(
     detector, other = fitted(instruments, what=what), fitted(instruments)
     traces = instruments.traces(other, images(3))
     expected = other.score(traces)
-    monkeypatch.setattr(watch, "IDLE", 1.0)
-    monkeypatch.setattr("aftershock.harness.workers.standins.detectors._SCORING", 1.0)
+    worker = POOL.worker(DETECTORS.get("answers-as-told").source, "detectors")
+    monkeypatch.setattr(worker, "allowance", replace(worker.allowance, idle=1.0))
+    monkeypatch.setattr("aftershock.harness.workers.standins.detectors.SETTLING", 1.0)
     detector.score_seconds = 0.0
     began = time.monotonic()
     with pytest.raises(WorkerEndedError, match=ENDS[what]):
         detector.score(traces)
     assert time.monotonic() - began < 60
     # The next question has a new process, which is told what the detector had learned.
-    monkeypatch.setattr(watch, "IDLE", 30.0)
-    monkeypatch.setattr("aftershock.harness.workers.standins.detectors._SCORING", 30.0)
+    monkeypatch.undo()
     assert torch.equal(other.score(traces), expected)
 
 
@@ -432,6 +456,7 @@ RAISES = {
     "raises": (PartError, "^ValueError: it has no idea$"),
     "leaves": (AftershockError, r"tried to end the program \(sys.exit\(4\)\)"),
     "interrupts": (PartError, "^KeyboardInterrupt$"),
+    "has no text": (PartError, "^Mute$"),
     "numpy": (AftershockError, "gave ndarray instead of a tensor"),
 }
 
@@ -448,10 +473,41 @@ def test_what_a_part_raises_comes_back(opened: Path, instruments: Instruments, w
     assert ("parts.py" in found.value.__notes__[0]) == (what != "numpy")
 
 
+def test_what_ends_its_process_each_time_is_asked_twice(opened: Path, instruments: Instruments) -> None:
+    detector, other = fitted(instruments, what="ends"), fitted(instruments)
+    traces = instruments.traces(other, images(3))
+    worker = POOL.worker(DETECTORS.get("answers-as-told").source, "detectors")
+    POOL.close()
+    numbers = []
+    for _ in range(4):
+        with pytest.raises(WorkerEndedError, match="status 5"):
+            detector.score(traces)
+        numbers.append(POOL.worker(worker.source, "detectors").generation)
+    assert numbers[0] < numbers[1] == numbers[2] == numbers[3]
+    assert len(other.score(traces)) == 3
+    # Another run asks again.
+    POOL.close()
+    with pytest.raises(WorkerEndedError, match="status 5"):
+        detector.score(traces)
+    assert POOL.worker(worker.source, "detectors").generation > numbers[3]
+
+
+def test_what_left_its_session_ends_with_the_process(opened: Path, instruments: Instruments, tmp_path: Path) -> None:
+    detector = fitted(instruments, what="leaves its session", path=str(tmp_path / "pid"))
+    detector.score(instruments.traces(detector, images(3)))
+    left = Path("/proc") / (tmp_path / "pid").read_text()
+    assert left.exists()
+    POOL.close()
+    deadline = time.monotonic() + 10
+    while left.exists() and (left / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_what_a_part_does_there_changes_no_answer(opened: Path, instruments: Instruments) -> None:
     traces = instruments.traces(fitted(instruments), images(4))
     expected = -traces.logits.double().logsumexp(1)
-    for what in ("energy", "prints", "forks"):
+    for what in ("energy", "prints", "forks", "answers twice", "energy"):
         assert torch.allclose(fitted(instruments, what=what).score(traces), expected)
     with torch.no_grad():
         assert fitted(instruments, what="gradients").score(traces).tolist() == [0.0] * 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,6 +64,7 @@ class PluginAnalysis(Analysis):
             return Message({})
 
         # From the owner to the process only: what comes back is read, never unpickled.
+        limit = context.suite.limits.analysis_seconds
         task = torch.from_numpy(np.frombuffer(pickle.dumps((context, job)), dtype=np.uint8).copy())
-        found = self._instance.ask("study", {"key": key}, {"task": task}, cpu=math.inf, calls={"tell": told})
+        found = self._instance.ask("study", {"key": key}, {"task": task}, cpu=limit, calls={"tell": told})
         return Output(key, {name: found.tensor(name) for name in found.tensors}, found.values["output"])

@@ -17,10 +17,7 @@ from ...rows import Rows
 from ...trace import LiveTrace, Need, Traces
 from ..channel import Message
 from ..packing import pack_live, pack_traces, unpack_needs
-from .part import LONG, Instance, PluginPart
-
-# CPU seconds of scores beside those that the suite allows for each image.
-_SCORING = 30.0
+from .part import LONG, SETTLING, Instance, PluginPart
 
 
 class PluginDetector(Detector):
@@ -106,7 +103,7 @@ class PluginDetector(Detector):
 
     def score(self, traces: Traces) -> Tensor:
         tensors, described = pack_traces(replace(traces, label_rows=None, source_rows=None))
-        cpu = _SCORING + self.score_seconds * len(traces)
+        cpu = SETTLING + self.score_seconds * len(traces)
         return self._instance.ask("score", {"traces": described, "seed": _draw()}, tensors, cpu=cpu).tensor("score")
 
     def surrogate(self, live: LiveTrace) -> Tensor:
@@ -132,7 +129,7 @@ class PluginDetector(Detector):
 
     def _transform(self, name: str, images: Tensor, draws: torch.Generator) -> Tensor:
         given = {"images": images, "random": draws.get_state()}
-        found = self._instance.ask("transform", {"view": name}, given, cpu=_SCORING + self.score_seconds * len(images))
+        found = self._instance.ask("transform", {"view": name}, given, cpu=SETTLING + self.score_seconds * len(images))
         draws.set_state(found.tensor("random"))
         return found.tensor("images")
 
@@ -144,7 +141,7 @@ class PluginDetector(Detector):
     def _asked(
         self, question: str, values: Mapping[str, Any], names: Sequence[str], given: Sequence[Tensor], wanted: list[str]
     ) -> Message:
-        cpu = _SCORING + self.score_seconds * max(1, len(given[0]))
+        cpu = SETTLING + self.score_seconds * max(1, len(given[0]))
         tensors: dict[str, Tensor | Rows] = dict(zip(names, given, strict=True))
         return self._instance.ask(question, {**values, "differentiate": wanted}, tensors, cpu=cpu)
 

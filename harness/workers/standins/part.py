@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UsageError
+from ...keys import canonical
 from ...params import SelfBinding
 from ...registry import StandIn
 from ...rows import Rows
 from ..channel import Message
 from ..packing import unpack_needs
 from ..pool import POOL, Role
-from ..process import Callback, Source, json_values
+from ..process import Callback, Source, WorkerEndedError, json_values
 
 # CPU seconds of a question about a part itself: its parameters, its constructor.
 ABOUT = 60.0
+# CPU seconds beside those that a suite allows for each image: imports, and what else is done once.
+SETTLING = 30.0
 # CPU seconds of work that has no limit of its own in a suite.
 LONG = 3600.0
 
@@ -114,11 +118,12 @@ class Instance:
         calls: Mapping[str, Callback] | None = None,
     ) -> Message:  # fmt: skip
         """Ask about this instance; see :meth:`Worker.ask`."""
-        worker = POOL.worker(self.part.source, self.role)
-        if worker.generation != self._generation or not worker.running:
-            self._make()
-            self._restore()
-        found = worker.ask(question, {**(values or {}), "id": self._number}, tensors, cpu=cpu, calls=calls)
+        with self._ends_counted(question):
+            worker = POOL.worker(self.part.source, self.role)
+            if worker.generation != self._generation or not worker.running:
+                self._make()
+                self._restore()
+            found = worker.ask(question, {**(values or {}), "id": self._number}, tensors, cpu=cpu, calls=calls)
         self._note(found)
         return found
 
@@ -132,9 +137,21 @@ class Instance:
         self.files |= dict.fromkeys(str(name) for name in found.values.get("files", ()))
         self.changed |= dict.fromkeys(str(name) for name in found.values.get("changed", ()))
 
+    @contextmanager
+    def _ends_counted(self, question: str) -> Iterator[None]:
+        """Ask nothing that has ended the process too often, and remember what ends it."""
+        same = (self.part.source, self.role, canonical(self._about), question)
+        POOL.refuse(*same)
+        try:
+            yield
+        except WorkerEndedError as error:
+            POOL.ended(error, *same)
+            raise
+
     def _make(self) -> Mapping[str, Any]:
         worker = POOL.worker(self.part.source, self.role)
-        found = worker.ask("make", self._about, cpu=ABOUT)
+        with self._ends_counted("make"):
+            found = worker.ask("make", self._about, cpu=ABOUT)
         self._number, self._generation = int(found.values["id"]), worker.generation
         self._note(found)
         weakref.finalize(self, worker.forget, self._number, self._generation)

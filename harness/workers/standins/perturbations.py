@@ -18,7 +18,7 @@ from ...results import Effort
 from ...seeds import Draws
 from ..channel import Message
 from ..process import raised
-from .part import ABOUT, LONG, Instance, PluginPart
+from .part import LONG, SETTLING, Instance, PluginPart
 
 # Passes that can still be differentiated; an attack that averages over draws holds several.
 _PASSES = 64
@@ -232,7 +232,7 @@ class _Noted:
 def _allowed(model: CountingModel, images: int) -> float:
     """CPU seconds in the attack's own process; what it asks back is held against its limits here."""
     limits = model.limits if isinstance(model, WatchedModel) else None
-    return LONG if limits is None else ABOUT + limits.seconds * images
+    return LONG if limits is None else SETTLING + limits.seconds * images
 
 
 def _described(defence: Defence) -> dict[str, Any]:
