@@ -8,7 +8,7 @@ import platform
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -266,7 +266,7 @@ class _Session:
 
         started, clock = datetime.now(UTC), time.perf_counter()
         make_engine = engine_of(self.engine)
-        POOL.allow(Allowance(self.suite.limits.memory * 2**30, output=self.debug))
+        POOL.allow(Allowance.of(self.suite.limits, output=self.debug))
         device = _device(self.device)
         with self._sentence(f"The data set {self.suite.data.name!r} could not be loaded"):
             source = DATASETS.get(self.suite.data.name)(self.root, **self.suite.data.params)
@@ -292,17 +292,16 @@ class _Session:
         for text in self.notes:
             self.say(text)
         cells = choose(plan.cells, self.only)
-        with Store(self.out, self.cache, self.fresh) as store:
+        with Store(self.out, self.cache, self.fresh) as store, ExitStack() as ending:
             parts = {subject.key: subject.part for subject in plan.subjects}
             context = Context(
                 self.suite, self.root.resolve(), self.out.resolve(), plan.sets, str(device), parts, weights
             )
             bench = Workbench(self.suite, dataset, plan.sets, store, device, parts, weights, self.say, context)
-            try:
-                engine = make_engine(partial(compute, bench))
-                summary = Runner(cells, store, engine, self.tell, self.debug, self.interrupt).run()
-            finally:
-                bench.close()
+            # Tables ask the processes of plugins, too.
+            ending.callback(bench.close)
+            engine = make_engine(partial(compute, bench))
+            summary = Runner(cells, store, engine, self.tell, self.debug, self.interrupt).run()
             # What --only left out but an earlier call in this directory finished belongs to the tables.
             held = {record.key for record in store.records() if record.status == "done"}
             left_out = (key for key in plan.cells if key not in cells and key in held)

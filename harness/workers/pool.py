@@ -14,8 +14,8 @@ Role = Literal["detectors", "perturbations", "datasets", "analyses", "witness"]
 # Each takes about 300 MB, and two to three seconds of a processor to start again after it was ended for another.
 _SIZE = 300 * 10**6
 _FEWEST, _SHARE = 8, 0.25
-# A part that has ended its process so often, asked one thing, is not asked it again: each end takes a new start, and one
-# that hangs the whole time that it may.
+# A part that has ended its process so often, asked one thing, is not asked it again: each end takes a new start, and
+# one that hangs the whole time that it may.
 _ENDS = 2
 
 
@@ -60,7 +60,7 @@ class WorkerPool:
         return worker
 
     def refuse(self, *asked: object) -> None:
-        """Raise :class:`WorkerEndedError` with the reason where too many processes have ended over the same question."""
+        """Raise :class:`WorkerEndedError` with the reason where too many processes have ended over one question."""
         ends = self._ends.get(asked, [])
         if len(ends) >= _ENDS:
             raise WorkerEndedError(ends[-1])
