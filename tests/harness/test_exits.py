@@ -136,7 +136,7 @@ def test_budgets_are_numbers_whatever_a_constructor_says(command: Callable, tmp_
         "@register('wordy')\nclass Wordy(Base):\n    def __init__(self, eps):\n        self.eps = f'{eps}'\n\n\n"
         "@register('no-norm')\nclass NoNorm(Base):\n    norm = 'max'\n"
     )
-    for name, told in (("wordy", "its eps is '0.03"), ("no-norm", "its norm is 'max'")):
+    for name, told in (("wordy", "eps = '0.03"), ("no-norm", "norm = 'max'")):
         done = command("validate", ({"name": name, "eps": "8/255"},), plugins=["budgets.py"])
         assert done.status == 2 and told in done.output
     for eps in ("8/255", ["8/255", 0.1]):
