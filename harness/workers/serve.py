@@ -105,16 +105,18 @@ def _limit_memory(size: float) -> None:
     try:
         import resource
 
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        pages = [int(n) for n in Path("/proc/self/statm").read_text(encoding="ascii").split()[:3]]
     except (ImportError, OSError, ValueError):
         return
     if torch.cuda.is_available():
         # Its drivers reserve addresses without using them.
         return
-    now = pages * os.sysconf("SC_PAGE_SIZE")
+    addresses, resident, shared = (n * os.sysconf("SC_PAGE_SIZE") for n in pages)
+    # The owner counts what is private, of which there is some already.
+    rest = max(0, int(size) - (resident - shared))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (int(now + size), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (addresses + rest, hard))
     except (ValueError, OSError) as error:
         raise AftershockError(f"memory = {size / 2**30:g} GiB cannot be had here ({error})") from error
 

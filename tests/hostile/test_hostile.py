@@ -1,0 +1,68 @@
+"""Parts of plugins that misbehave, in every way that we could think of, beside honest ones.
+
+Each costs its own cells at most: the rows of all others are, byte for byte, those of a run without it, the cache serves
+them afterwards, and nothing is left behind. With ``AFTERSHOCK_HOSTILE`` set, all variants are tried; otherwise some of
+each kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aftershock.harness.formats import is_sealed
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_misbehaving_part_costs_itself_alone(
+    group: Sequence[Any], arena: Any, undisturbed: Callable, rows: Callable, tables: Callable, matches: Callable,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    data = "copied" if group[0].part == "dataset" else "digits"
+    ran = arena(arena.suite(tmp_path, "suite.toml", group, data), "run")
+    end = group[0].end
+    marks = {v.name: {m.name for m in (tmp_path / "marks" / v.name).iterdir()} for v in group}
+    print(f"{ran.seconds:.1f} s", ran.status, marks, ran.output, sep="\n")
+    for variant in group:
+        assert {"began", *variant.marks} <= marks[variant.name]
+    assert ran.status == {"fine": 0, "fails": 1, "refused": 2}[end]
+    assert "Traceback" not in ran.output
+    assert not ran.left
+    if end == "refused":
+        assert matches(group[0].says, [ran.output]) and not (ran.out / "run.json").exists()
+        return
+    assert is_sealed((ran.out / "run.json").read_bytes())
+    assert ran.facts["status"] == ("done" if end == "fine" else "failed")
+    labels = [v.label for v in group]
+    expected, found = undisturbed(data), rows(tables(ran.out), labels)
+    for name, lines in expected.items():
+        assert found[name] == lines, name
+    for variant in group:
+        ours = [f for f in ran.facts["failures"] if variant.named_in(f["cell"])]
+        failed = [f["reason"] for f in ours if f["status"] == "failed"]
+        if variant.end == "fails":
+            assert failed and matches(variant.says, failed), (variant.name, failed)
+        elif variant.part != "dataset":
+            lines = "\n".join(data.decode() for data in tables(ran.out).values()).splitlines()
+            told = [text for text in (*lines, *ran.facts["notes"]) if variant.named_in(text)]
+            assert not failed and matches(variant.says, told), (variant.name, failed)
+    assert not [f["cell"] for f in ran.facts["failures"] if not any(v.named_in(f["cell"]) for v in group)]
+    # The cache has nothing of it: a run without it finds all that it needs there, and it is what it always was.
+    if data == "digits":
+        again = arena(arena.suite(tmp_path, "clean.toml"), "again")
+        assert again.status == 0 and "No cell was missing" in again.output, again.output
+        assert rows(tables(again.out), ()) == expected
+
+
+def test_the_table_has_ten_kinds_of_eight(all_variants: Sequence[Any]) -> None:
+    assert Counter(v.kind for v in all_variants).most_common() == [
+        (kind, 8) for kind in sorted({v.kind for v in all_variants})
+    ]
+    assert len({v.kind for v in all_variants}) == 10 and len({v.name for v in all_variants}) == 80
+    ordinary = [v for v in all_variants if v.ordinary]
+    assert len(ordinary) == 12 and {v.kind for v in ordinary} == {v.kind for v in all_variants}
+    assert len({(v.part, v.at) for v in all_variants}) >= 14
