@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from ..harness.errors import UsageError
 from ..harness.files import MIB, RefusedFileError, digest_of, parse_json, read_if_there
+from ..harness.finished import KEYS
 from ..harness.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ def _read_facts(path: Path) -> Mapping[str, object]:
     file = path / "run.json"
     content = read_if_there(file, RUN_JSON_LIMIT, within=path)
     if content is None:
+        # Tables alone may be reported; a run writes its keys after its run.json.
+        if os.path.lexists(path / KEYS):
+            raise UsageError(f"{path} has lost its run.json: run the suite again to write it anew.")
         return {}
     try:
         facts = parse_json(content, file)
