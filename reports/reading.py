@@ -159,9 +159,10 @@ def read_run(path: Path) -> Run:
 def _read_facts(path: Path) -> Mapping[str, object]:
     file = path / "run.json"
     content = read_if_there(file, RUN_JSON_LIMIT, within=path)
+    # A run writes its keys after its run.json. Tables alone, or with a few facts that somebody wrote, may be reported.
+    whole = os.path.lexists(path / KEYS)
     if content is None:
-        # Tables alone may be reported; a run writes its keys after its run.json.
-        if os.path.lexists(path / KEYS):
+        if whole:
             raise UsageError(f"{path} has lost its run.json: run the suite again to write it anew.")
         return {}
     try:
@@ -172,7 +173,7 @@ def _read_facts(path: Path) -> Mapping[str, object]:
         raise UsageError(f"{file} holds no JSON object: run the suite again to write it anew.")
     schema = facts.get("schema", 1)
     check_schema(file, schema, RUN_SCHEMA, mapping(facts.get("versions")).get("aftershock"))
-    if (schema == RUN_SCHEMA or "checksum" in facts) and not is_sealed(content):
+    if (whole or schema == RUN_SCHEMA or "checksum" in facts) and not is_sealed(content):
         raise UsageError(f"{file} was changed or damaged after the run wrote it: run the suite again to write it anew.")
     return cast("dict[str, object]", facts)
 
