@@ -274,8 +274,14 @@ def main(arguments: list[str] | None = None) -> None:
     """The console script: exit status 0 done, 1 some cells failed, 2 wrong usage or suite."""
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _plain_warning
-    with lenient_errors():
-        _answer(arguments, debug)
+    try:
+        with lenient_errors():
+            _answer(arguments, debug)
+    finally:
+        pool = sys.modules.get(f"{__package__}.workers.pool")
+        if pool is not None:
+            # However the command ended: nothing that it started goes on.
+            pool.POOL.close()
 
 
 def _answer(arguments: list[str] | None, debug: bool) -> None:
