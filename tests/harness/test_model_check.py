@@ -111,7 +111,7 @@ def test_every_mistake_is_said_at_once_with_the_line_of_its_key(checked: Check, 
         ("factory", "1 x 8 x 8"),
         ("factory", "tap"),
         ("tap_modules", "'5'"),
-        ("factory", "SystemExit"),
+        ("factory", "sys.exit(0)"),
         ("factory", "three images"),
     ]
     assert len(found.problems) == len(expected)
