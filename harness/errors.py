@@ -15,13 +15,24 @@ class UnavailableError(AftershockError):
     """A named part exists but cannot work here (a model or a task that it does not fit); carries the reason."""
 
 
-def described(error: BaseException) -> str:
-    """An exception in one line: our own sentences as they are, others with their type."""
+# Of an exception's text, so much is kept.
+_LONGEST = 400
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception's text in one line that every terminal and file takes; empty where it has none."""
     try:
-        text = " ".join(str(error).split())[:400]
+        text = " ".join(str(error)[: 10 * _LONGEST].split())[:_LONGEST]
     except Exception:
         # An exception of a part may have no text, either.
-        text = ""
+        return ""
+    # Control characters move the cursor, and half of a surrogate pair has no encoding.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def described(error: BaseException) -> str:
+    """Return an exception in one line: our own sentences as they are, others with their type."""
+    text = text_of(error)
     if isinstance(error, AftershockError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .errors import UsageError
+from .errors import UsageError, text_of
 
 
 class UserInterrupt(KeyboardInterrupt):
@@ -69,5 +69,5 @@ def contained() -> Iterator[None]:
     except SystemExit as error:
         raise PartEndedError(f"it tried to end the program (sys.exit({error.code!r}))") from error
     except BaseException as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-        raise PartEndedError(f"it raised {text[:300]}") from error
+        text = f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
+        raise PartEndedError(f"it raised {text}") from error

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AftershockError
+from ..errors import AftershockError, text_of
 from ..rows import Rows
 
 _LENGTH = 8
@@ -110,7 +110,11 @@ class Channel:
             length = int.from_bytes(self._read(_LENGTH), "big")
             if length > _HEADER_LIMIT:
                 raise ChannelError("a header of impossible length")
-            values = json.loads(self._read(length))
+            header = self._read(length)
+            values = json.loads(header)
+            if b"\\ud" in header:
+                # Half of a surrogate pair has no encoding: no file or terminal would take it.
+                values = _encodable(values)
             listed = [(str(name), _DTYPES[dtype], _shape(shape)) for name, dtype, shape in values.pop("tensors")]
             size = sum(prod(shape) * dtype.itemsize for _, dtype, shape in listed)
             if self._limit is not None and size > self._limit:
@@ -160,6 +164,15 @@ class Channel:
             view = view[got:]
 
 
+def _encodable(value: Any) -> Any:
+    """A JSON value whose texts all have an encoding."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(inner) for name, inner in value.items()}
+    return [_encodable(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel() == 1:
@@ -197,8 +210,4 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def told(error: BaseException) -> tuple[str, list[str]]:
     """An exception as the owner is told of it: its text in one line, if it has one, and the names of its types."""
-    try:
-        text = " ".join(str(error)[:4000].split())[:400]
-    except Exception:
-        text = ""
-    return text, [kind.__name__ for kind in type(error).__mro__]
+    return text_of(error), [kind.__name__ for kind in type(error).__mro__]

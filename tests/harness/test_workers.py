@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from aftershock.harness.registry import DATASETS, DETECTORS, MODELS, PERTURBATIO
 from aftershock.harness.scoring import Instruments, fit_traces
 from aftershock.harness.seeds import forked_rng
 from aftershock.harness.trace import Need, TapInfo, Traces
+from aftershock.harness.workers.answering import analyses
 from aftershock.harness.workers.channel import Channel, ChannelError, Message
 from aftershock.harness.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
 from aftershock.harness.workers.plugins import open_plugin_file
@@ -120,6 +122,10 @@ def raise_mute(detector, traces):
     raise Mute
 
 
+def raise_odd_text(detector, traces):
+    raise ValueError("no \\x1b[31m \\ud800")
+
+
 def read(detector, traces):
     with open(detector.path, "rb") as stream:
         stream.read()
@@ -132,6 +138,7 @@ DEEDS = {
     "leaves its session": leave,
     "answers twice": lambda d, t: os.fork(),
     "has no text": raise_mute,
+    "has odd text": raise_odd_text,
     "ends": lambda d, t: os._exit(5),
     "is killed": lambda d, t: os.kill(os.getpid(), signal.SIGSEGV),
     "closes": lambda d, t: os.closerange(0, 64),
@@ -457,6 +464,7 @@ RAISES = {
     "leaves": (AftershockError, r"tried to end the program \(sys.exit\(4\)\)"),
     "interrupts": (PartError, "^KeyboardInterrupt$"),
     "has no text": (PartError, "^Mute$"),
+    "has odd text": (PartError, "^ValueError: no \ufffd\\[31m \ufffd$"),
     "numpy": (AftershockError, "gave ndarray instead of a tensor"),
 }
 
@@ -648,6 +656,26 @@ def test_every_kind_of_tensor_goes_through(ends: tuple[Channel, Channel]) -> Non
     assert found.values == {"x": [1, None, "é"]}
     for name, tensor in sent.items():
         assert torch.equal(found.tensor(name), tensor) and found.tensor(name).dtype == tensor.dtype
+
+
+def test_texts_that_have_no_encoding_get_one(ends: tuple[Channel, Channel]) -> None:
+    ends[0].send(Message({"x": ["a\ud800", {"\udfff": "\N{GRINNING FACE}"}]}))
+    assert ends[1].receive().values == {"x": ["a?", {"?": "\N{GRINNING FACE}"}]}
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "count"), [("digits", "mlp", 0), ("elsewhere", "mlp", 2), ("digits", "x", 2)]
+)
+def test_the_process_of_an_analysis_opens_other_plugins_only_for_what_is_theirs(
+    data: str, model: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(analyses, "open_plugin_file", opened.append)
+    suite: Any = SimpleNamespace(
+        data=SimpleNamespace(name=data), models=[SimpleNamespace(name=model)], plugins=("a.py", "b.py")
+    )
+    analyses._open_others(suite)
+    assert len(opened) == count
 
 
 def test_what_cannot_be_sent_leaves_nothing_behind(ends: tuple[Channel, Channel]) -> None:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...analysis import Analysis
 from ...errors import UsageError
-from ...registry import load_plugin_file
+from ...registry import DATASETS, MODELS
 from ..channel import Message
+from ..plugins import open_plugin_file
 
 if TYPE_CHECKING:
+    from ...suite import Suite
     from .router import Answers
 
 
@@ -22,16 +24,24 @@ def facts(analysis: Analysis) -> dict[str, Any]:
     return {"needs": [asdict(need) for need in analysis.needs]}
 
 
+def _open_others(suite: Suite) -> None:
+    """Open the other plugins of a suite, each in a process of its own, where its data set or a model is theirs."""
+    wanted = [(DATASETS, suite.data.name), *((MODELS, part.name) for part in suite.models if part.name)]
+    if all(name in registry.names() for registry, name in wanted):
+        return
+    for path in suite.plugins:
+        # What is missing still is said when it is looked for.
+        with suppress(UsageError):
+            open_plugin_file(path)
+
+
 def _study(answers: Answers, asked: Message) -> Message:
     from ...computing.analyses import compute_analysis
     from ...computing.context import open_bench
 
     # From this process's owner, who started it.
     context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301
-    for path in context.suite.plugins:
-        # The data set may be another plugin's.
-        with suppress(UsageError):
-            load_plugin_file(path)
+    _open_others(context.suite)
     bench = open_bench(context, lambda text: None)
 
     def tell(share: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import AftershockError, UsageError
+from ...errors import AftershockError, UsageError, text_of
 from ...instances import make_analysis, make_detector, make_perturbation
 from ...keys import canonical
 from ...params import bind, parameters
@@ -146,7 +146,7 @@ def _described(entry: Entry) -> dict[str, Any]:
             "problem": "",
         }
     except Exception as error:
-        return {"problem": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        return {"problem": f"{type(error).__name__}: {text_of(error)}"}
 
 
 def _bind(answers: Answers, asked: Message) -> Message:
