@@ -18,12 +18,15 @@ from ..modes import device_of
 from ..process_state import CHANGED_FLAG, guarded_part
 from ..scoring import Instruments
 from ..seeds import Draws, derive_seed, forked_rng
+from ..workers.standins.detectors import PluginDetector
+from ..workers.standins.perturbations import PluginPerturbation
 from .lent import lent, lent_instruments
 from .workbench import Workbench
 
 if TYPE_CHECKING:
     from ...attacks.base import Perturbation
     from ...attacks.perturbing import DerivedBatch, PerturbedBatch
+    from ...detectors.base import Detector
     from ..defence import DetectorDefence
 
 
@@ -64,7 +67,7 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         "forwards": made.forwards,
         "backwards": made.backwards,
         "seconds": made.seconds,
-        "flags": list(made.flags),
+        "flags": [*made.flags, *_changes_elsewhere(perturbation)],
         "late": made.late,
     }
     if defence is not None and job.opponent is not None and len(right):
@@ -79,12 +82,19 @@ def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
         tensors |= found
         # What passes while the attack runs has to pass where none does.
         passed &= elsewhere <= defence.threshold
-        values["flags"] += [f"{CHANGED_FLAG}:{name}" for name in dict.fromkeys([*told, *defence.changed])]
+        changes = [f"{CHANGED_FLAG}:{name}" for name in (*told, *defence.changed)]
+        values["flags"] += dict.fromkeys([*changes, *_changes_elsewhere(defence.detector)])
         values["undetected"] = int((made.success & passed).sum())
         # An attack of a plugin need not say which of its parts made what.
         turned = zip(made.credits, made.success.tolist(), strict=False)
         values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
     return Output(key, tensors, values)
+
+
+def _changes_elsewhere(part: Perturbation | Detector) -> list[str]:
+    """Flags for the state that a plugin's part left changed in its own process."""
+    changed = part.changed if isinstance(part, PluginPerturbation | PluginDetector) else []
+    return [f"{CHANGED_FLAG}:{name}" for name in changed]
 
 
 def _elsewhere(

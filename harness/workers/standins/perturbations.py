@@ -49,6 +49,11 @@ class PluginPerturbation(Perturbation):
         return object.__getattribute__(self, name)
 
     @property
+    def changed(self) -> list[str]:
+        """What state of its process the plugin left changed; it was put back."""
+        return list(self._instance.changed)
+
+    @property
     def norm(self) -> Norm | None:
         found: Norm | None = self._instance.facts["norm"]
         return found
