@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .usage import Usage, usage_of
+from .usage import Usage, exact_memory, usage_of
 
 # A question that takes less is not looked at.
 LOOK = 0.25
@@ -50,7 +50,8 @@ class Watch:
             return f"it gave no answer in {now - self._began:.0f} s" if late else ""
         if self._first is None:
             self._first, self._last = used, used.cpu
-        if used.memory > self._memory:
+        # Quick first: where each fork counts as if it shared nothing.
+        if used.memory > self._memory and (exact_memory(self._group, self._sign) or used.memory) > self._memory:
             held = f"it held more than {self._memory / _GIB:g} GiB"
             return f"{held}: let it need less, or raise memory under [limits] in the suite"
         if used.cpu - self._first.cpu > self._cpu:
