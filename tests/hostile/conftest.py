@@ -241,19 +241,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("group", found, ids=["+".join(v.name for v in group) for group in found])
 
 
-def read_rows(tables: Mapping[str, bytes], without: Sequence[str]) -> dict[str, list[Any]]:
-    """The lines of every table that name none of some labels; of the leaderboard all but ranks and digests."""
-    found: dict[str, list[Any]] = {}
+def read_rows(run: Path, tables: Mapping[str, bytes], planted: Sequence[Variant]) -> dict[str, Any]:
+    """What a run shows of all but the planted parts: lines of tables, of the leaderboard all but some columns.
+
+    What honest analyses found is among it, unless they were given the images of a planted attack.
+    """
+    found: dict[str, Any] = {}
     for name, data in tables.items():
         text = data.decode()
         if name == "leaderboard.csv":
-            rows = list(csv.DictReader(io.StringIO(text)))
-            kept = [row for row in rows if row["detector"] not in without]
-            found[name] = sorted(
-                ({k: v for k, v in r.items() if k not in OTHER} for r in kept), key=lambda r: r["detector"]
-            )
+            rows = [
+                row
+                for row in csv.DictReader(io.StringIO(text))
+                if not any(v.named_in(row["detector"]) for v in planted)
+            ]
+            kept = ({k: v for k, v in row.items() if k not in OTHER} for row in rows)
+            found[name] = sorted(kept, key=lambda row: row["detector"])
         else:
-            found[name] = [line for line in text.splitlines() if not any(label in line for label in without)]
+            found[name] = [line for line in text.splitlines() if not any(v.named_in(line) for v in planted)]
+    for file in sorted((run / "analyses").glob("*/*")):
+        if not any(v.part == "attack" or v.named_in(str(file)) for v in planted):
+            found[f"{file.parent.name}/{file.name}"] = file.read_bytes()
     return found
 
 
@@ -267,6 +275,11 @@ class Ran:
     output: str
     seconds: float
     left: Sequence[str]
+
+    def cached(self) -> dict[str, str]:
+        """The kinds of all cells in the cache, by key."""
+        places = (self.folder / "cache" / "cells").glob("*/*.json")
+        return {place.stem: str(json.loads(place.read_bytes())["kind"]) for place in places}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -345,24 +358,25 @@ def arena(tiny: Callable[..., Path], forks: Callable[..., Any]) -> Arena:
 @pytest.fixture(scope="session")
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, arena: Arena, tables: Callable[[Path], dict[str, bytes]]
-) -> Callable[[str], dict[str, list[Any]]]:
+) -> Callable[[str], dict[str, Any]]:
     """The rows of a run without any planted part, by data set; each is made once."""
-    made: dict[str, dict[str, list[Any]]] = {}
+    made: dict[str, dict[str, Any]] = {}
 
-    def rows(data: str) -> dict[str, list[Any]]:
+    def rows(data: str) -> dict[str, Any]:
         if data not in made:
             folder = tmp_path_factory.mktemp(f"undisturbed-{data}")
             ran = arena(arena.suite(folder, "clean.toml", data=data), "run")
             assert ran.status == 0, ran.output
-            made[data] = read_rows(tables(ran.out), ())
+            made[data] = read_rows(ran.out, tables(ran.out), ())
         return made[data]
 
     return rows
 
 
 @pytest.fixture(scope="session")
-def rows() -> Callable[[Mapping[str, bytes], Sequence[str]], dict[str, list[Any]]]:
-    return read_rows
+def rows(tables: Callable[[Path], dict[str, bytes]]) -> Callable[[Path, Sequence[Variant]], dict[str, Any]]:
+    """Reads what a run shows of all but some parts."""
+    return lambda run, planted: read_rows(run, tables(run), planted)
 
 
 @pytest.fixture(scope="session")
