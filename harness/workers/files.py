@@ -36,6 +36,8 @@ class FileWatch:
         own = [Path(path).parent.resolve()] if path else _of_distribution(name)
         # A plugin beside a suite must not read what else lies there: only Python files of its folder are its own.
         self._sources = tuple(str(folder) + os.sep for folder in own)
+        # The import system lists the folders that it looks into.
+        self._listed = {f"{folder}{os.sep}" for folder in (*own, *map(os.path.realpath, sys.path))}
         known = [*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages(),
                  sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), str(Path.cwd()),
                  # Named by its number once links are followed.
@@ -74,8 +76,7 @@ class FileWatch:
             return
         if name.endswith((".py", ".pyc")) and name.startswith(self._sources):
             return
-        if f"{name}{os.sep}" in self._sources:
-            # The import system lists the folders that it looks into.
+        if f"{name}{os.sep}" in self._listed:
             return
         self._opened[name[:300]] = None
 

@@ -27,6 +27,7 @@ from aftershock.harness.seeds import forked_rng
 from aftershock.harness.trace import Need, TapInfo, Traces
 from aftershock.harness.workers.answering import analyses
 from aftershock.harness.workers.channel import Channel, ChannelError, Message
+from aftershock.harness.workers.files import FileWatch
 from aftershock.harness.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
 from aftershock.harness.workers.plugins import open_plugin_file
 from aftershock.harness.workers.pool import POOL
@@ -552,6 +553,15 @@ def test_files_that_are_not_a_plugins_own_are_recorded(opened: Path, instruments
     for detector in (honest, reader):
         detector.score(traces)
     assert honest.files == [] and reader.files == [str(secret.resolve())]
+
+
+def test_folders_that_imports_look_into_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    watch = FileWatch(str(tmp_path / "plugins" / "parts.py"), "")
+    for place in (tmp_path, tmp_path / "data"):
+        watch._look("os.listdir", (str(place),))
+    assert watch.opened() == [str((tmp_path / "data").resolve())]
 
 
 def test_a_process_knows_neither_cache_nor_data_and_ends_with_its_owner(
