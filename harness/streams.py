@@ -106,8 +106,12 @@ def lenient_errors() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stderr.flush()
         sys.stderr = real
+        try:
+            real.flush()
+        except OSError:
+            # What stays in the buffer fails again when the interpreter ends, and makes its exit status 120.
+            _discard(real)
 
 
 def _occupy() -> None:

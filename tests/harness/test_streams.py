@@ -13,15 +13,20 @@ import pytest
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[..., tuple[int, str]]:
+@pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
+def command(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tuple[int, str]]:
     """Runs a shell line in which $A is the command; gives its status and what was said on standard error."""
     program = tmp_path / "a"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m aftershock.harness.cli "$@"\n')
     program.chmod(0o755)
 
     def run(line: str) -> tuple[int, str]:
-        environment = {**os.environ, "A": str(program), "AFTERSHOCK_CACHE": str(tmp_path / "cache")}
+        environment = {
+            **os.environ,
+            "A": str(program),
+            "AFTERSHOCK_CACHE": str(tmp_path / "cache"),
+            "PYTHONUNBUFFERED": request.param,
+        }
         done = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
         )
