@@ -253,7 +253,7 @@ class _Session:
         from .costs import detector_costs
         from .duplicates import duplicate_notes
         from .engines import engine_of
-        from .planning import make_plan
+        from .planning import lost_perturbations, make_plan
         from .problems import Problems
         from .process_state.notes import changed_state
         from .rankability import unranked_suite
@@ -283,7 +283,8 @@ class _Session:
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         with self._sentence("The suite could not be planned"):
-            plan = make_plan(self.suite, dataset, data_digest, device.type, weights, self.limit)
+            planned = partial(make_plan, self.suite, dataset, data_digest, device.type, weights, self.limit)
+            plan = planned()
         attacks = {k: p for k, p in make_perturbations(self.suite).items() if k not in plan.applicability.inapplicable}
         unranked = unranked_suite(self.suite, attacks, len(plan.sets.calibrate), len(plan.sets.evaluate))
         if unranked and self.suite.detectors:
@@ -302,6 +303,13 @@ class _Session:
             ending.callback(bench.close)
             engine = make_engine(partial(compute, bench))
             summary = Runner(cells, store, engine, self.tell, self.debug, self.interrupt).run()
+            lost = lost_perturbations(plan, summary.done, summary.ended)
+            if lost:
+                plan = planned(lost=lost)
+                cells, first = choose(plan.cells, self.only), cells
+                left = {key: cell for key, cell in cells.items() if key not in first}
+                later = Runner(left, store, engine, self.tell, self.debug, self.interrupt).run()
+                summary = summary.then(later, plan.cells)
             # What --only left out but an earlier call in this directory finished belongs to the tables.
             held = {record.key for record in store.records() if record.status == "done"}
             left_out = (key for key in plan.cells if key not in cells and key in held)
@@ -316,7 +324,7 @@ class _Session:
                 facts["costs"] = detector_costs(plan, store, summary)
                 _write_json(self.out / "run.json", facts)
                 Tables(plan, store, summary, dataset, problems).write(self.out / "tables")
-                findings = self._write_findings(plan, store, summary, problems)
+                findings = self._write_findings(plan, store, summary, lost, problems)
                 _write_json(self.out / "run.json", _with_problems(facts, problems))
                 pages: list[Path] = []
                 with problems.of("site"):
@@ -351,7 +359,9 @@ class _Session:
                 raise
             raise UsageError(f"{what}: {described(error)} (--debug shows where).") from error
 
-    def _write_findings(self, plan: Plan, store: Store, summary: Summary, problems: Problems) -> list[Path]:
+    def _write_findings(
+        self, plan: Plan, store: Store, summary: Summary, lost: Mapping[str, Sequence[str]], problems: Problems
+    ) -> list[Path]:
         """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
         from ..reports.analysis_files import findings_folder, remove_others, write_findings
         from .findings import Findings
@@ -370,6 +380,8 @@ class _Session:
                         "label": part.label, "name": part.name, "title": str(info.title), "paper": str(info.paper),
                         "parameters": dict(part.params),
                     }  # fmt: skip
+                    if ANALYSES.get(part.name)(**part.params).reads_perturbed and lost.get(subject.key):
+                        head["without"] = list(lost[subject.key])
                     folder = findings_folder(self.out, head)
                     write_findings(folder, head, Findings.read(store.load(key), store.values(key)["findings"]))
                     kept.append(folder)

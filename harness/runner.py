@@ -45,6 +45,21 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def ended(self) -> dict[str, str]:
+        """Reasons of all cells that were not finished."""
+        return self.failed | self.skipped
+
+    def then(self, later: Summary, cells: Iterable[str]) -> Summary:
+        """What this and a later pass over other cells came to, of the cells of a plan that replaced this one's."""
+        planned = set(cells)
+        return Summary(
+            (self.done | later.done) & planned,
+            (self.computed | later.computed) & planned,
+            {k: v for k, v in (self.failed | later.failed).items() if k in planned},
+            {k: v for k, v in (self.skipped | later.skipped).items() if k in planned},
+        )
+
 
 class TimeLeft:
     """How long the rest takes: seconds per image measured on finished cells of the same kind and part."""

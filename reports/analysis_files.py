@@ -122,7 +122,7 @@ def write_findings(folder: Path, head: Mapping[str, object], findings: Findings)
     Args:
         folder: from :func:`findings_folder`, with the same ``head``.
         head: ``dataset``, ``model``, ``seed``, ``label``, and for the page ``name``, ``title``, ``paper`` and
-            ``parameters`` (a mapping); JSON values.
+            ``parameters`` (a mapping); ``without`` (a list), the perturbations that failed; JSON values.
         findings: what was found. Numbers that are not finite become empty.
 
     Raises:

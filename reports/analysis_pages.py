@@ -164,8 +164,15 @@ def _section(number: int, run: Run, result: Result, out: Path, data: dict[str, d
         "arrays": link("arrays.safetensors"),
         "findings": {"name": "findings.json", "href": f"{base}findings.json"} if base else None,
         "folder": f"{FOLDER}/{result.folder}",
+        "without": _without(result.head.get("without")),
         "left_out": _left_out(findings),
     }
+
+
+def _without(labels: object) -> str:
+    """What failed perturbations mean for a result."""
+    named = [t for t in map(words, labels[:SENTENCES]) if t] if isinstance(labels, list) else []
+    return f"Made without {', '.join(named)}, which failed." if named else ""
 
 
 def _left_out(findings: Findings) -> list[str]:

@@ -6,8 +6,9 @@ The plan knows names and keys, never results: which images fool a model is found
 from __future__ import annotations
 
 from .draft import stored_need
+from .lost import lost_perturbations
 from .plan import Plan, Subject
 from .planner import make_plan
 from .sets import Sets
 
-__all__ = ["Plan", "Sets", "Subject", "make_plan", "stored_need"]
+__all__ = ["Plan", "Sets", "Subject", "lost_perturbations", "make_plan", "stored_need"]

@@ -11,7 +11,11 @@ from .plan import Subject
 
 
 def plan_analyses(draft: Draft, subject: Subject) -> None:
-    """Plan every analysis of one model, all of whose oblivious perturbations are planned."""
+    """Plan every analysis of one model, all of whose oblivious perturbations are planned.
+
+    It sees those that are not known to be lost: what ten attacks show is shown although an eleventh failed.
+    """
+    lost = draft.lost.get(subject.key, ())
     for part in draft.suite.analyses:
         analysis = draft.analyses[part.label]
         needs = draft.stored_needs(subject.part, analysis.needs)
@@ -19,7 +23,7 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         perturbed = []
         for p in draft.planned if analysis.reads_perturbed else ():
             # What was made against one detector says more about that detector than about the model.
-            if not p.against:
+            if not p.against and p.label not in lost:
                 traces = cut(draft.perturbed_traces(subject, p.label, "evaluate", needs), needs)
                 control = cut(draft.control_traces(subject, p.label, needs), needs)
                 kind = draft.perturbations[p.label].info.kind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +56,7 @@ class Draft:
         task: shape of the images and number of classes, which decide what of the suite applies.
         levels: how many levels the data have, ``None`` where their values are continuous.
         states: digest of what a user's function gives as the network, by label and seed of the model.
+        lost: labels of the perturbations that failed, by key of the model.
 
     Attributes:
         planned: the perturbations that have cells: defined for the task, and not against a detector that is not fitted.
@@ -64,9 +65,10 @@ class Draft:
     def __init__(
         self, suite: Suite, sets: Sets, data_digest: str, device: str, weights: Mapping[str, Path | None],
         task: TaskShape, levels: int | None = None, states: Mapping[tuple[str, int], str | None] | None = None,
+        lost: Mapping[str, Collection[str]] | None = None,
     ) -> None:  # fmt: skip
         self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
-        self.states = states or {}
+        self.states, self.lost = states or {}, lost or {}
         self.cells: dict[str, Cell] = {}
         # Image files have 8 bits; data with fewer levels are saved with those.
         own: tuple[tuple[Rounding, int], ...] = (("levels", levels),) if levels is not None and levels < 256 else ()

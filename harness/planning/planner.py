@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..cells import Images
@@ -29,6 +29,7 @@ def make_plan(
     device: str,
     weights: Mapping[str, Path | None],
     limit: int | None = None,
+    lost: Mapping[str, Collection[str]] | None = None,
 ) -> Plan:
     """Lay out a suite.
 
@@ -39,6 +40,7 @@ def make_plan(
         device: the device type; results of different devices differ in the last digits.
         weights: file of each model label, ``None`` where it is trained.
         limit: at most so many images in each set.
+        lost: labels of the perturbations that failed, by key of the model: analyses are made without them.
 
     Raises:
         UsageError: if the sets do not fit the splits, or a perturbation cannot be planned.
@@ -50,7 +52,7 @@ def make_plan(
         for part in suite.models
         for seed in suite.seeds
     }
-    draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states)
+    draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states, lost)
     subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
