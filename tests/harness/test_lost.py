@@ -100,9 +100,7 @@ def test_analyses_are_made_without_a_perturbation_that_failed(tmp_path: Path) ->
 
 
 def test_an_analysis_that_failed_by_itself_is_not_made_again(tmp_path: Path) -> None:
-    made = aftershock.run(
-        suite(GAUSSIAN, BROKEN, analyses=("needs-attack",)), tmp_path / "a", cache=tmp_path / "cache"
-    )
+    made = aftershock.run(suite(GAUSSIAN, BROKEN, analyses=("needs-attack",)), tmp_path / "a", cache=tmp_path / "cache")
     (name,) = (name for name in made.failed if "analysis" in name)
     assert "no attack" in made.failed[name]
     assert not found(made.folder)
