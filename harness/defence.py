@@ -19,6 +19,7 @@ from .results import ALPHAS
 from .scoring import Instruments
 from .taps import SIGN_FROM_INPUT
 from .trace import LiveTrace, Need, TapInfo, Traces, sampled_units
+from .workers.standins.detectors import PluginDetector
 
 
 @dataclass(eq=False)
@@ -61,14 +62,22 @@ class DetectorDefence:
         i, needs = replace(self.instruments, model=model), self.instruments.needs(self.detector)
         live = i.live(self.detector, images)
         live = replace(live, temperature=temperature, straight_through=straight_through)
-        suspicion = None
-        if self.has_surrogate and surrogate:
-            with self._guarded():
-                suspicion = self.detector.surrogate(live)
-        score = self._score(hard_traces(live, needs)) if self._plain else self.judge(model, images.detach())[1]
+        suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
+        if score is None:
+            score = self.judge(model, images.detach())[1]
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
         return Look(live.logits, suspicion, score.to(images.device), features)
+
+    def _seen(self, live: LiveTrace, needs: Sequence[Need], surrogate: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The surrogate, if asked for, and the score, unless it takes passes of its own."""
+        traces = hard_traces(live, needs) if self._plain else None
+        if traces is not None and surrogate and isinstance(self.detector, PluginDetector):
+            suspicion, score = self.detector.look(live, traces)
+            return suspicion, score.detach().double().cpu()
+        with self._guarded():
+            suspected = self.detector.surrogate(live) if surrogate else None
+        return suspected, None if traces is None else self._score(traces)
 
     def judge(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
         """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""

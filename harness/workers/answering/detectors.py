@@ -65,14 +65,12 @@ def _load_state(answers: Answers, asked: Message) -> Message:
 
 
 def _score(answers: Answers, asked: Message) -> Message:
-    detector: Detector = answers.part(asked)
-    about = asked.values["values"]
+    return _scored(answers.part(asked), asked, asked.values["values"])
+
+
+def _scored(detector: Detector, asked: Message, about: Mapping[str, Any]) -> Message:
     with forked_rng(about["seed"]):
         found = detector.score(unpack_traces(asked.tensors, about["traces"]).alone())
-    return _scores(found)
-
-
-def _scores(found: object) -> Message:
     if not isinstance(found, Tensor):
         raise AftershockError(f"score() gave {type(found).__name__} instead of a tensor")
     return Message({}, {"score": found})
@@ -144,7 +142,12 @@ def _surrogate(answers: Answers, asked: Message) -> Message:
         with forked_rng(about["seed"]):
             return detector.surrogate(live)
 
-    return _differentiable(answers, asked, compute, "surrogate()")
+    found = _differentiable(answers, asked, compute, "surrogate()")
+    if "scored" not in about:
+        return found
+    with torch.no_grad():
+        score = _scored(detector, asked, about["scored"])
+    return Message(found.values, {**found.tensors, **score.tensors})
 
 
 def _objective(answers: Answers, asked: Message) -> Message:

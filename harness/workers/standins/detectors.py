@@ -109,8 +109,23 @@ class PluginDetector(Detector):
     def surrogate(self, live: LiveTrace) -> Tensor:
         tensors, described = pack_live(live)
         ask = partial(self._asked, "surrogate", {"live": described, "seed": _draw()}, list(tensors))
-        found: Tensor = _Remote.apply(self._instance, ask, *tensors.values())
+        found: Tensor = _Remote.apply(self._instance, list(tensors), ask, *tensors.values())
         return found
+
+    def look(self, live: LiveTrace, traces: Traces) -> tuple[Tensor, Tensor]:
+        """Return :meth:`surrogate` and :meth:`score` of the same images, for one question instead of two."""
+        tensors, about = pack_live(live)
+        scored, described = pack_traces(replace(traces, label_rows=None, source_rows=None))
+        values = {"live": about, "seed": _draw(), "scored": {"traces": described, "seed": _draw()}}
+        scores: list[Tensor] = []
+
+        def ask(given: Sequence[Tensor], wanted: list[str]) -> Message:
+            found = self._asked("surrogate", values, [*tensors, *scored], [*given, *scored.values()], wanted)
+            scores.append(found.tensor("score"))
+            return found
+
+        suspicion: Tensor = _Remote.apply(self._instance, list(tensors), ask, *tensors.values())
+        return suspicion, scores[0]
 
     def state(self) -> dict[str, Any]:
         if self._learned is None:
@@ -135,12 +150,13 @@ class PluginDetector(Detector):
 
     def _objective(self, name: str, logits: Tensor) -> Tensor:
         ask = partial(self._asked, "objective", {"gradient": name}, ["logits"])
-        found: Tensor = _Remote.apply(self._instance, ask, logits)
+        found: Tensor = _Remote.apply(self._instance, ["logits"], ask, logits)
         return found
 
     def _asked(
-        self, question: str, values: Mapping[str, Any], names: Sequence[str], given: Sequence[Tensor], wanted: list[str]
-    ) -> Message:
+        self, question: str, values: Mapping[str, Any], names: Sequence[str], given: Sequence[Tensor | Rows],
+        wanted: list[str],
+    ) -> Message:  # fmt: skip
         cpu = SETTLING + self.score_seconds * max(1, len(given[0]))
         tensors: dict[str, Tensor | Rows] = dict(zip(names, given, strict=True))
         return self._instance.ask(question, {**values, "differentiate": wanted}, tensors, cpu=cpu)
@@ -151,21 +167,21 @@ class _Remote(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, instance: Instance, ask: Callable[[Sequence[Tensor], list[str]], Message], *given: Tensor
-    ) -> Tensor:
-        names = ask.args[2]  # type: ignore[attr-defined]  # the partial's names of the tensors
-        wanted = [n for n, needed in zip(names, ctx.needs_input_grad[2:], strict=True) if needed]
+        ctx: Any, instance: Instance, names: list[str], ask: Callable[[Sequence[Tensor], list[str]], Message],
+        *given: Tensor,
+    ) -> Tensor:  # fmt: skip
+        wanted = [n for n, needed in zip(names, ctx.needs_input_grad[3:], strict=True) if needed]
         with torch.set_grad_enabled(bool(wanted)):
             found = ask([t.detach() for t in given], wanted)
         ctx.instance, ctx.graph, ctx.like = instance, found.values["graph"], [t.device for t in given]
-        ctx.wanted = list(ctx.needs_input_grad[2:])
+        ctx.wanted = list(ctx.needs_input_grad[3:])
         return found.tensor("output/0").to(given[0].device)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.graph:
-            return (None, None, *[None] * len(ctx.wanted))
+            return (None, None, None, *[None] * len(ctx.wanted))
         values = {"graph": ctx.graph, "outputs": 1}
         found = ctx.instance.ask("backward", values, {"weight/0": weight}, cpu=LONG)
         gradients: list[Tensor | None] = []
@@ -174,7 +190,7 @@ class _Remote(torch.autograd.Function):
             gradient = found.tensors.get(f"gradient/{number}") if needed else None
             gradients.append(gradient.to(device) if isinstance(gradient, Tensor) else None)
             number += needed
-        return None, None, *gradients
+        return None, None, None, *gradients
 
 
 def _anonymous(clean: Traces, perturbed: Traces | None) -> tuple[Traces, Traces | None]:
