@@ -105,6 +105,11 @@ class Detector(ABC):
         return self.info.randomised
 
     @property
+    def made_of(self) -> tuple[str, ...]:
+        """Names of the registered detectors that this instance consists of: their code decides its scores, too."""
+        return ()
+
+    @property
     def views(self) -> tuple[View, ...]:
         """Extra forwards that the harness shall trace for this instance."""
         return ()

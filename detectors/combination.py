@@ -87,6 +87,12 @@ class CombinedScore(Detector):
         return tuple(self._members)
 
     @property
+    def made_of(self) -> tuple[str, ...]:
+        """The members' names, and what these are made of."""
+        own = [entry if isinstance(entry, str) else str(entry["name"]) for entry in self.of]
+        return tuple(dict.fromkeys([*own, *(name for member in self._members for name in member.made_of)]))
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """What any member reads, each need once."""
         return tuple(dict.fromkeys(need for member in self._members for need in member.needs))

@@ -16,6 +16,8 @@ from .suite import PerturbationPart, Suite
 if TYPE_CHECKING:
     from ..attacks.base import Perturbation
 
+DECIDES_NO_NUMBER = True
+
 
 @dataclass(frozen=True)
 class Applicability:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+DECIDES_NO_NUMBER = True
+
 # By module of `attacks`: registered name to class.
 _OWN: Mapping[str, Mapping[str, str]] = {
     "noise": {

@@ -12,6 +12,8 @@ from typing import Literal
 from .suite import DetectorPart, ModelPart, Part, PerturbationPart
 from .trace import Need
 
+DECIDES_NO_NUMBER = True
+
 SetName = Literal["fit", "calibrate", "evaluate"]
 Which = Literal["all", "success", "failed"]
 Rounding = Literal["8-bit", "levels"]

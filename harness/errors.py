@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DECIDES_NO_NUMBER = True
+
 
 class AftershockError(Exception):
     """Something that a person can mend; its text says what to do."""

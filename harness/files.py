@@ -22,6 +22,8 @@ from .errors import AftershockError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+DECIDES_NO_NUMBER = True
+
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 # What one file of tensors may hold: the weights of torchvision's largest classifier take 2.6 GiB.
 TENSORS_LIMIT = 4 * GIB

@@ -11,6 +11,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distributions, entry_points
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from typing import Any
 from .errors import UsageError
 from .files import MIB, digest_of, parse_json, read_file
 from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
-from .keys import FileDigests, canonical, code_digest, distribution_digest
+from .keys import FileDigests, canonical, distribution_digest
 from .ledger import SUFFIX, is_whole, read_record
 from .local_sources import local_sources
 from .registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
 
+ROOMS = ("harness", "attacks", "detectors", "reports")
+# Files of the package that decide what a run shows.
+_SHOWN = frozenset((".py", ".html", ".css", ".js", ".toml"))
 # The keys of all cells of a run, a line each; a million of them take 62 MiB.
 KEYS = "keys.txt"
 KEYS_LIMIT = 64 * MIB
@@ -68,7 +72,7 @@ def fingerprint(
                     "options": dict(options),
                     "data": [source.fingerprint, digests.of(source.files)],
                     "files": digests.of(named),
-                    "code": code_digest("harness", "attacks", "detectors", "reports"),
+                    "code": _package_digest(),
                     "versions": sorted({f"{d.name}=={d.version}" for d in distributions()}),
                     "plugins": sorted(_plugin_digests()),
                     "python": platform.python_version(),
@@ -78,6 +82,15 @@ def fingerprint(
     except Exception:
         # Whatever is wrong with the suite or the data, the long way says it better.
         return None
+
+
+def _package_digest() -> str:
+    """Digest of the package's source, to the letter."""
+    root, digest = Path(str(files(PACKAGE))), hashlib.sha256()
+    for room in ROOMS:
+        for source in sorted(path for path in (root / room).rglob("*") if path.suffix in _SHOWN):
+            digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
 
 
 def _comes_ready(entry: Mapping[str, Any], plugins: object) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 from .errors import UsageError
 from .files import MIB
 
+DECIDES_NO_NUMBER = True
+
 RUN_SCHEMA = 2
 # A run.json of 200,000 cells takes some 100 KiB; what fails or is skipped has a line each.
 RUN_JSON_LIMIT = 32 * MIB

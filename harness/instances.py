@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..detectors.base import Detector
     from .analysis import Analysis
 
+DECIDES_NO_NUMBER = True
+
 _KINDS = ("noise", "corruption", "attack", "adaptive")
 _COSTS = ("low", "medium", "high")
 _SURROGATES = ("exact", "relaxed", "straight-through", "none")
@@ -78,6 +80,8 @@ def make_detector(part: Part) -> Detector:
         raise UsageError(f"{made!r:.60} is not a detector: derive its class from aftershock.detectors.Detector")
     _info(made.info, DetectorInfo, ("title",), ("paper", "summary"))
     _needs(made.needs)
+    for name in _all("made_of", made.made_of, str, "text"):
+        DETECTORS.entry(name)
     for flag in ("supervised", "randomised"):
         _truth(f"info.{flag}", getattr(made.info, flag))
         _truth(flag, getattr(made, flag))

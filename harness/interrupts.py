@@ -10,6 +10,8 @@ from types import FrameType
 
 from .errors import UsageError, text_of
 
+DECIDES_NO_NUMBER = True
+
 
 class UserInterrupt(KeyboardInterrupt):
     """SIGINT reached this process."""

@@ -7,7 +7,6 @@ the versions of the libraries that it uses.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -15,9 +14,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,9 @@ from .errors import UsageError
 from .files import MIB, parse_json, read_file, write_atomic
 from .formats import is_sealed, seal
 from .local_sources import local_sources
-from .registry import PACKAGE, Entry, Origin, file_digest
+from .registry import PACKAGE, Origin, file_digest
+
+DECIDES_NO_NUMBER = True
 
 # Raised whenever the meaning of a number changes; part of every key and of the protocol digest.
 PROTOCOL_VERSION = 2
@@ -60,18 +60,6 @@ def content_key(kind: str, **parts: Any) -> str:
 
 
 @cache
-def code_digest(*places: str) -> str:
-    """Digest of the package's own source: modules (``harness/taps.py``) or whole rooms (``detectors``)."""
-    root = Path(str(files(PACKAGE)))
-    digest = hashlib.sha256()
-    for place in sorted(places):
-        path = root / place
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()
-
-
-@cache
 def versions(*packages: str) -> dict[str, str]:
     """The installed versions of distributions; an absent one is ``absent``."""
     found = {}
@@ -81,41 +69,6 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "absent"
     return found
-
-
-def part_digest(entry: Entry, room: str) -> str:
-    """Digest of the code behind a registered part.
-
-    Always the room (base classes, the checks around an attack); besides, plugins by the files of their distribution,
-    local files by their content and by that of the local modules and data files behind them, and what a session
-    registered by the file (likewise) or the source of its class.
-    """
-    own = code_digest(room)
-    if entry.origin.package == PACKAGE:
-        return own
-    return hashlib.sha256((own + _foreign_digest(entry)).encode()).hexdigest()
-
-
-def _foreign_digest(entry: Entry) -> str:
-    origin = entry.origin
-    if origin.path is not None:
-        return sources_digest(Path(origin.path))
-    if origin.package != "session":
-        return distribution_digest(origin)
-    part = entry.load()
-    while isinstance(part, partial):
-        part = part.func
-    name = getattr(part, "__qualname__", type(part).__name__)
-    return hashlib.sha256((name + _source_of(part)).encode()).hexdigest()
-
-
-def _source_of(part: Any) -> str:
-    """The whole file, since a class leans on what stands beside it; in a notebook, which has none, its own lines."""
-    try:
-        path = inspect.getsourcefile(part)
-        return sources_digest(Path(path)) if path and Path(path).is_file() else inspect.getsource(part)
-    except (OSError, TypeError):
-        return ""
 
 
 def sources_digest(path: Path) -> str:
@@ -169,14 +122,24 @@ def distribution_digest(origin: Origin) -> str:
         return digest.hexdigest()
     required = [name for r in found.requires or () if (name := re.match(r"[A-Za-z0-9._-]+", r))]
     digest.update(canonical(versions(*sorted({name[0] for name in required} - {PACKAGE}))).encode())
+    for path in distribution_files(origin.package):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def distribution_files(name: str) -> tuple[Path, ...]:
+    """The Python files of an installed distribution, of the source tree where it is installed editable; or none."""
+    try:
+        found = distribution(name)
+    except PackageNotFoundError:
+        return ()
     paths = [Path(str(found.locate_file(f))) for f in found.files or []]
     direct = found.read_text("direct_url.json")
     if direct and json.loads(direct).get("dir_info", {}).get("editable"):
         root = Path(json.loads(direct)["url"].removeprefix("file://"))
         paths = [p for p in root.rglob("*.py") if not {".tox", ".venv", "build"} & set(p.relative_to(root).parts)]
-    for path in sorted(p for p in paths if p.suffix == ".py" and p.is_file()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    return tuple(sorted(p for p in paths if p.suffix == ".py" and p.is_file()))
 
 
 class FileDigests:

@@ -14,6 +14,8 @@ from .errors import UsageError
 from .files import MIB, digest_of, read_file
 from .formats import check_schema, is_sealed, package_version, seal
 
+DECIDES_NO_NUMBER = True
+
 SCHEMA = 2
 SUFFIX = ".safetensors"
 # The largest entries hold the words and tables of an analysis.

@@ -14,6 +14,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+DECIDES_NO_NUMBER = True
+
 # Files of these types decide results when a source names them; others are as likely to be written as read.
 DATA_SUFFIXES = frozenset(
     (".py", ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz", ".npy", ".pkl", ".joblib", ".onnx", ".h5", ".mat",

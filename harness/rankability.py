@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..attacks.base import Perturbation
     from .suite import Suite
 
+DECIDES_NO_NUMBER = True
+
 ABLATION = "none"
 NO_ATTACK = "no-attack"
 NO_ADAPTIVE = "no-adaptive-attack"

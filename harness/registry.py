@@ -27,6 +27,8 @@ from typing import Any, TypeVar
 from .builtin_perturbations import PERTURBATION_TARGETS
 from .errors import UsageError
 
+DECIDES_NO_NUMBER = True
+
 T = TypeVar("T")
 
 PACKAGE = "aftershock"
@@ -69,11 +71,15 @@ class StandIn:
 
 @dataclass
 class Entry:
-    """One name in a registry: its origin and its target, which is ``module`` or ``module:attribute`` until needed."""
+    """One name in a registry: its origin and its target, which is ``module`` or ``module:attribute`` until needed.
+
+    ``module`` is where a built-in part is defined, without the package's name; empty for others.
+    """
 
     name: str
     target: Any
     origin: Origin
+    module: str = ""
 
     def load(self) -> Any:
         """Import the target where that has not happened yet, and return it."""
@@ -106,7 +112,8 @@ class Registry:
 
     def __post_init__(self) -> None:
         for name, target in self.builtins.items():
-            self._entries[name] = Entry(name, target, Origin(PACKAGE, version(PACKAGE)))
+            module = target.partition(":")[0].removeprefix(f"{PACKAGE}.")
+            self._entries[name] = Entry(name, target, Origin(PACKAGE, version(PACKAGE)), module)
 
     @property
     def word(self) -> str:

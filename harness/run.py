@@ -22,7 +22,7 @@ from .files import is_file, write_atomic
 from .finished import KEYS, fingerprint, is_finished, published
 from .formats import RUN_SCHEMA, seal
 from .interrupts import Interrupt, PartEndedError, contained, listening
-from .keys import PROTOCOL_VERSION, FileDigests, code_digest, content_key, part_digest, versions
+from .keys import PROTOCOL_VERSION, FileDigests, content_key, versions
 
 if TYPE_CHECKING:
     import pandas
@@ -248,6 +248,7 @@ class _Session:
         from ..reports.site import write_site
         from ..reports.tables import Tables
         from .applicability import make_perturbations
+        from .code_digests import code_digest, part_digest
         from .computing import Workbench, compute
         from .computing.context import Context
         from .costs import detector_costs
@@ -278,8 +279,7 @@ class _Session:
             self.say(f"Warning: {text}")
         data_digest = self.data_digest = content_key(
             "data", fingerprint=source.fingerprint, files=self.digests.of(source.files),
-            code=code_digest("harness/datasets.py", "harness/own_data.py", "harness/image_files.py", "harness/data.py"),
-            part=part_digest(DATASETS.entry(self.suite.data.name), "harness/data.py"),
+            code=code_digest("harness.data"), part=part_digest(DATASETS.entry(self.suite.data.name), "harness.data"),
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         with self._sentence("The suite could not be planned"):

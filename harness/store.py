@@ -27,6 +27,8 @@ from .files import parse_json, read_if_there, refuse_links_below, remove_leftove
 from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
 
+DECIDES_NO_NUMBER = True
+
 # What a run directory holds that is ours to write and delete.
 PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock")
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .code_digests import part_digest
 from .data import Dataset
 from .errors import AftershockError, UsageError
-from .keys import part_digest, sources_digest
+from .keys import sources_digest
 from .models import (
     Classifier,
     ModelSpec,
@@ -104,7 +105,7 @@ def model_identity(
     if part.factory:
         identity["factory"] = part.factory.rpartition(":")[2]
     if factory.origin.package not in (PACKAGE, "torchvision"):
-        identity["code"] = part_digest(Entry(factory.name, factory.make, factory.origin), "harness/architectures.py")
+        identity["code"] = part_digest(Entry(factory.name, factory.make, factory.origin), "harness.architectures")
         named = getattr(sys.modules.get((part.factory or "").rpartition(":")[0]), "__file__", None)
         if factory.origin.package == "session" and named:
             # The function may come from elsewhere; the module that the suite names decides which it is.

@@ -10,6 +10,8 @@ from typing import Any
 
 from .keys import canonical
 
+DECIDES_NO_NUMBER = True
+
 
 @dataclass(frozen=True)
 class Part:

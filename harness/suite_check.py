@@ -40,6 +40,8 @@ from .suite_problems import Checker, Problem, SuiteError, told
 if TYPE_CHECKING:
     from ..attacks.base import Perturbation
 
+DECIDES_NO_NUMBER = True
+
 
 def builtin_suites() -> dict[str, Path]:
     """The suites that come with the package, by name."""

@@ -23,6 +23,8 @@ from pydantic import (
 from .params import parse_number
 from .registry import did_you_mean
 
+DECIDES_NO_NUMBER = True
+
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -18,6 +18,8 @@ from .registry import Registry, did_you_mean
 from .suite import Part
 from .toml_lines import locate
 
+DECIDES_NO_NUMBER = True
+
 T = TypeVar("T")
 
 

@@ -26,6 +26,7 @@ from ..errors import AftershockError
 from ..modes import one_thread
 from ..process_state import guarded, noted
 from ..seeds import derive_seed, forked_rng
+from .adaptive import compute_adaptive
 from .analyses import compute_analysis
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
@@ -38,7 +39,7 @@ SMALL_IMAGE = 512
 
 _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
     ModelJob: lambda bench, key, job: bench.make_model(key, job),
-    PerturbJob: compute_perturbed,
+    PerturbJob: lambda bench, key, job: _perturb(bench, key, job),
     DerivedJob: compute_derived,
     ControlJob: compute_control,
     ExtraJob: compute_extra,
@@ -48,6 +49,12 @@ _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
     PropagationJob: compute_propagation,
     AnalysisJob: compute_analysis,
 }
+
+
+def _perturb(bench: Workbench, key: str, job: PerturbJob) -> Output:
+    if job.opponent is None:
+        return compute_perturbed(bench, key, job)
+    return compute_adaptive(bench, key, job, job.opponent)
 
 
 def compute(bench: Workbench, task: Task, tell: Callable[[float], None]) -> list[Output]:

@@ -17,6 +17,8 @@ from ..cells import Cell
 from ..errors import UsageError
 from ..registry import did_you_mean
 
+DECIDES_NO_NUMBER = True
+
 
 @dataclass(frozen=True)
 class Task:

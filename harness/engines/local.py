@@ -8,6 +8,8 @@ from collections.abc import Callable
 from ..interrupts import contained
 from . import Compute, Outcome, Task
 
+DECIDES_NO_NUMBER = True
+
 
 class LocalEngine:
     """Computes each task when its outcome is asked for, in the order of submission.

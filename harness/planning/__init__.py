@@ -11,4 +11,6 @@ from .plan import Plan, Subject
 from .planner import make_plan
 from .sets import Sets
 
+DECIDES_NO_NUMBER = True
+
 __all__ = ["Plan", "Sets", "Subject", "lost_perturbations", "make_plan", "stored_need"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from ..cells import AnalysisJob, PerturbedKeys
-from ..keys import canonical, code_digest, content_key, part_digest, versions
+from ..code_digests import code_digest, part_digest
+from ..keys import canonical, content_key, versions
 from ..registry import ANALYSES
 from ..seeds import derive_seed
-from .draft import COMPUTING_CODE, Draft, all_keys, cut
+from .draft import Draft, all_keys, cut
 from .plan import Subject
+
+DECIDES_NO_NUMBER = True
 
 
 def plan_analyses(draft: Draft, subject: Subject) -> None:
@@ -31,11 +34,11 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         groups = (fit, evaluate, *(t for p in perturbed for t in (p.traces, p.control)))
         inputs = all_keys(*groups)
         made = tuple(t.images.source for p in perturbed for t in (*p.traces, *p.control))
-        identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "reports/analyses")]
+        identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "harness.analysis")]
         seed = derive_seed(subject.seed, "analysis", canonical(identity[:2]))
         key = content_key(
             "analysis", identity=identity, inputs=inputs, seed=seed,
-            code=code_digest(*COMPUTING_CODE, "harness/scoring.py", "harness/metrics.py", "detectors"),
+            code=code_digest("harness.computing.analyses"),
             versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
         job = AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed)

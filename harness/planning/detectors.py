@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
-from ..keys import canonical, code_digest, content_key, part_digest, versions
+from ..code_digests import code_digest, part_digest
+from ..keys import canonical, content_key, versions
 from ..registry import DETECTORS
 from ..seeds import derive_seed
 from ..suite import DetectorPart
 from ..trace import Need
-from .draft import COMPUTING_CODE, RESCORING_CODE, TRACE_CODE, Draft, all_keys, cut, image_count
+from .draft import TRACING, Draft, all_keys, cut, image_count
 from .plan import Subject
+
+DECIDES_NO_NUMBER = True
+
+_CONTRACT = "detectors.base"
+_DETECTING = "harness.computing.detectors"
+# Scores are asked for again in a process that knows nothing of the run.
+_RESCORING = "harness.workers.answering.detectors"
 
 
 class DetectorPlanner:
@@ -29,7 +37,8 @@ class DetectorPlanner:
         detector = draft.detectors[part.label]
         self.needs: tuple[Need, ...] = draft.stored_needs(subject.part, detector.needs)
         self._views = [(view.name, False) for view in detector.views] + [(g.name, True) for g in detector.gradients]
-        self._identity = [part.name, part.params, part_digest(DETECTORS.entry(part.name), "detectors")]
+        made_of = [part_digest(DETECTORS.entry(name), _CONTRACT) for name in (part.name, *detector.made_of)]
+        self._identity = [part.name, part.params, made_of]
         self._seed = derive_seed(subject.seed, "detector", canonical(self._identity[:2]))
 
     def fit(self) -> None:
@@ -42,7 +51,7 @@ class DetectorPlanner:
         key = content_key(
             "fit", identity=self._identity, seed=self._seed,
             inputs=[[t.keys() for t in group] for group in groups],
-            code=code_digest(*COMPUTING_CODE),
+            code=code_digest(_DETECTING),
             versions=versions("torch", "numpy", "scipy", "scikit-learn", "pytorch-ood"),
         )  # fmt: skip
         job = FitJob(subject.key, part, clean, perturbed, negatives, self._seed)
@@ -85,7 +94,7 @@ class DetectorPlanner:
         if self.draft.detectors[self.part.label].randomised:
             # A single draw decides nothing.
             recheck = "all"
-        key = content_key("score", fit=fit, traces=inputs, recheck=recheck, code=code_digest(*RESCORING_CODE))
+        key = content_key("score", fit=fit, traces=inputs, recheck=recheck, code=code_digest(_DETECTING, _RESCORING))
         name = f"{self.draft.at(self.subject)}/score/{self.part.label}/{source}"
         job = ScoreJob(self.subject.key, self.part, fit, traces, recheck)
         # Scored again from the images themselves, not only from their traces.
@@ -105,7 +114,7 @@ class DetectorPlanner:
             kind = "gradient" if gradient else "view"
             key = content_key(
                 kind, logits=traces.logits, detector=self._identity, name=name, seed=self._seed,
-                code=code_digest(*TRACE_CODE),
+                code=code_digest(TRACING),
             )  # fmt: skip
             job = ExtraJob(model, images, self.part, name, gradient, self._seed)
             inputs = (model, images.source) if images.source else (model,)

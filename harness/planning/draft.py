@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ..applicability import applicability, make_perturbations
 from ..cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
+from ..code_digests import code_digest
 from ..data import TaskShape
 from ..instances import make_analysis, make_detector
-from ..keys import code_digest, content_key, versions
+from ..keys import content_key, versions
 from ..registry import file_digest
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite
@@ -24,24 +25,13 @@ if TYPE_CHECKING:
     from ...detectors.base import Detector
     from ..analysis import Analysis
 
+DECIDES_NO_NUMBER = True
+
 # Images per cell: what a kill may cost, and what is in memory at once.
 CHUNK = 256
 
-TRACE_CODE = (
-    "harness/taps.py", "harness/recorder.py", "harness/trace.py", "harness/rows.py", "harness/modes.py",
-    "harness/seeds.py", "harness/computing/traces.py", "harness/dropout.py", "harness/scoring.py",
-    "detectors/codes/bits.py",
-)  # fmt: skip
-MODEL_CODE = (
-    "harness/models.py", "harness/model_factories.py", "harness/architectures.py", "harness/training.py",
-    "harness/weights.py", "harness/subjects.py", "harness/recorder.py", "harness/taps.py", "harness/modes.py",
-)  # fmt: skip
-COMPUTING_CODE = ("harness/computing", "harness/reading.py", "harness/trace.py", "harness/rows.py", "harness/seeds.py")
-PERTURBING_CODE = (
-    "harness/computing/perturbations.py", "harness/computing/workbench.py", "harness/seeds.py", "harness/modes.py",
-)  # fmt: skip
-RESCORING_CODE = (*COMPUTING_CODE, *TRACE_CODE, "harness/workers", "harness/consistency.py")
-DEFENCE_CODE = ("harness/defence.py", "harness/metrics.py", *COMPUTING_CODE, *TRACE_CODE)
+# The modules that compute each kind of cell; what they import counts too.
+TRACING = "harness.computing.traces"
 
 
 class Draft:
@@ -128,7 +118,7 @@ class Draft:
             seed=seed if self.weights[part.label] is None else None,
             taps=part.tap_modules,
             bits_per_tap=part.bits_per_tap,
-            code=code_digest(*MODEL_CODE),
+            code=code_digest("harness.subjects"),
             versions=versions("torch", "torchvision"),
             device=self.device,
         )
@@ -147,7 +137,7 @@ class Draft:
         count = images.stop - images.start
 
         def one(need: Need | None) -> str:
-            key = content_key("trace", identity=identity, need=need, code=code_digest(*TRACE_CODE))
+            key = content_key("trace", identity=identity, need=need, code=code_digest(TRACING))
             name = f"{self.at(subject)}/trace/{label}/{images.start}/{need.code if need else 'logits'}"
             return self.add(key, name, "trace", TraceJob(subject.key, images, need), inputs, count, group)
 

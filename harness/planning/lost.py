@@ -8,6 +8,8 @@ from ..cells import AnalysisJob
 from .draft import all_keys
 from .plan import Plan
 
+DECIDES_NO_NUMBER = True
+
 
 def lost_perturbations(plan: Plan, done: Collection[str], ended: Collection[str]) -> dict[str, tuple[str, ...]]:
     """The perturbations that held up analyses whose other inputs are there, by key of the model.

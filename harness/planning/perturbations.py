@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob, SetName
-from ..keys import canonical, code_digest, content_key, part_digest, versions
+from ..code_digests import code_digest, part_digest
+from ..keys import canonical, content_key, versions
 from ..registry import PERTURBATIONS
 from ..seeds import derive_seed
 from ..suite import PerturbationPart
-from .draft import CHUNK, DEFENCE_CODE, PERTURBING_CODE, Draft
+from .draft import CHUNK, Draft
 from .plan import Subject
+
+DECIDES_NO_NUMBER = True
 
 # Images on which an adaptive attack shows, at its large budget, that it is not broken: the model gets some of them
 # wrong, and no flag is set from fewer than 30.
 CHECK_IMAGES = 48
+_PERTURBING = "harness.computing.perturbations"
+_ATTACKING = "harness.computing.adaptive"
 
 
 def plan_perturbation(draft: Draft, subject: Subject, part: PerturbationPart, name: SetName) -> None:
@@ -30,7 +35,7 @@ def plan_perturbation(draft: Draft, subject: Subject, part: PerturbationPart, na
         if unlimited is not part:
             job = DerivedJob(subject.key, part, key, name, "budget")
             budget = [perturbation.eps, perturbation.norm]
-            limited = content_key("budget", unlimited=key, budget=budget, code=code_digest("attacks"))
+            limited = content_key("budget", unlimited=key, budget=budget, code=code_digest(_PERTURBING))
             label = f"{draft.at(subject)}/perturb/{part.label}/{name}/{start}"
             key = draft.add(limited, label, "perturb", job, (subject.key, key), stop - start)
         keys.append(key)
@@ -64,7 +69,7 @@ def plan_rounding(draft: Draft, subject: Subject, part: PerturbationPart) -> Non
             job = DerivedJob(subject.key, part, key, "evaluate", how, levels)
             found = content_key(
                 "rounded", perturbed=key, levels=levels, budget=[made.eps, made.norm],
-                code=code_digest("attacks/perturbing.py"),
+                code=code_digest(_PERTURBING),
             )  # fmt: skip
             label = f"{draft.at(subject)}/rounded/{part.label}/{how}/{start}"
             keys.append(draft.add(found, label, "rounded", job, (subject.key, key), stop - start))
@@ -78,7 +83,7 @@ def plan_control(draft: Draft, subject: Subject, part: PerturbationPart) -> None
         start, stop = draft.chunks("evaluate", part.label)[index]
         seed = derive_seed(subject.seed, "control", canonical([part.name, draft.portable(part)]))
         logits = subject.clean["evaluate"][index].logits
-        key = content_key("control", perturbed=perturbed, seed=seed, code=code_digest("attacks"))
+        key = content_key("control", perturbed=perturbed, seed=seed, code=code_digest(_PERTURBING))
         job = ControlJob(subject.key, perturbed, "evaluate", logits, start, seed)
         label = f"{draft.at(subject)}/control/{part.label}/{start}"
         keys.append(draft.add(key, label, "control", job, (subject.key, perturbed, logits), stop - start))
@@ -92,14 +97,14 @@ def _chunk(
     """Plan a perturbation of some rows of a set."""
     info = PERTURBATIONS.get(part.name).info
     portable = draft.portable(part)
-    identity = [part.name, portable, part_digest(PERTURBATIONS.entry(part.name), "attacks")]
+    identity = [part.name, portable, part_digest(PERTURBATIONS.entry(part.name), "attacks.base")]
     # A deterministic attack on fixed weights is the same for every seed of the run.
     seed = derive_seed(subject.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name)
     logits = subject.clean[name][start // CHUNK].logits
     against = [opponent.fit, opponent.calibrate, opponent.guides] if opponent else []
     key = content_key(
         "perturb", model=subject.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
-        against=[*against, code_digest(*DEFENCE_CODE)] if against else [], code=code_digest(*PERTURBING_CODE),
+        against=[*against, code_digest(_ATTACKING)] if against else [], code=code_digest(_PERTURBING),
         # Time is not in it: what it ends is not kept.
         limits=[draft.suite.limits.forwards, draft.suite.limits.backwards],
         versions=versions("torch", *({info.library} - {"aftershock"})),

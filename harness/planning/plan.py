@@ -10,6 +10,8 @@ from ..cells import Cell, Rounding, SetName, TraceKeys
 from ..suite import ModelPart, Suite
 from .sets import Sets
 
+DECIDES_NO_NUMBER = True
+
 
 @dataclass
 class Subject:

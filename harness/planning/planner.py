@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..cells import Images
+from ..code_digests import part_digest
 from ..data import LEVEL_IMAGES, Dataset, data_levels
-from ..keys import content_key, part_digest
+from ..keys import content_key
 from ..registry import PACKAGE, PERTURBATIONS
 from ..results import HOSTILE
 from ..scoring import NeedsCodes
@@ -20,6 +21,8 @@ from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_
 from .plan import Plan, Subject
 from .propagation import plan_propagation, propagation_needs
 from .sets import make_sets
+
+DECIDES_NO_NUMBER = True
 
 
 def make_plan(
@@ -116,7 +119,7 @@ def _protocol(draft: Draft, part: ModelPart) -> dict[str, object]:
     suite, perturbations = draft.suite, []
     for p in {p.label.partition("@")[0]: p for p in draft.applicable}.values():
         entry = PERTURBATIONS.entry(p.name)
-        foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks")
+        foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks.base")
         perturbations.append([p.label.partition("@")[0], p.name, draft.portable(p), foreign])
     return {
         "data": draft.data_digest,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ..cells import EncodersJob, PropagationJob
-from ..keys import code_digest, content_key, versions
+from ..code_digests import code_digest
+from ..keys import content_key, versions
 from ..registry import ANALYSES
 from ..seeds import derive_seed
 from ..trace import Need
-from .draft import COMPUTING_CODE, Draft, all_keys, cut
+from .draft import Draft, all_keys, cut
 from .plan import Subject
 
-CODE = ("reports/propagation.py", "detectors/codes", *COMPUTING_CODE)
+DECIDES_NO_NUMBER = True
 
 
 def propagation_needs() -> tuple[Need, ...]:
@@ -22,7 +23,7 @@ def propagation_needs() -> tuple[Need, ...]:
 def plan_propagation(draft: Draft, subject: Subject) -> None:
     """Plan the report for one model, all of whose perturbations are planned."""
     needs = draft.stored_needs(subject.part, propagation_needs())
-    code = code_digest(*CODE)
+    code = code_digest("harness.computing.propagation", ANALYSES.entry("propagation").module)
     fit, clean = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
     encoders = draft.add(
         content_key("encoders", inputs=all_keys(fit), code=code, versions=versions("torch")),

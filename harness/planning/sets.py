@@ -12,6 +12,8 @@ from ..errors import UsageError
 from ..seeds import derive_seed
 from ..suite import Suite
 
+DECIDES_NO_NUMBER = True
+
 
 @dataclass(frozen=True, eq=False)
 class Sets:

@@ -9,4 +9,6 @@ from __future__ import annotations
 
 from .guard import ARITHMETIC, CHANGED, CHANGED_FLAG, PROBES, Changes, guarded, guarded_part, noted, own_code
 
+DECIDES_NO_NUMBER = True
+
 __all__ = ["ARITHMETIC", "CHANGED", "CHANGED_FLAG", "PROBES", "Changes", "guarded", "guarded_part", "noted", "own_code"]

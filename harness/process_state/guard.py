@@ -12,6 +12,8 @@ from ..registry import PACKAGE
 from . import patches, python_probes, torch_probes
 from .probe import Probe
 
+DECIDES_NO_NUMBER = True
+
 # Functions come first: the others are read and written with them.
 PROBES = (patches.PROBE, *torch_probes.PROBES, *python_probes.PROBES)
 # How torch computes: cheap enough for every step of an attack.

@@ -29,6 +29,8 @@ import torch
 from ..registry import PACKAGE, REGISTRIES
 from .probe import Probe
 
+DECIDES_NO_NUMBER = True
+
 _MODULES: Sequence[types.ModuleType] = (
     torch, torch.autograd, torch.nn, torch.nn.functional, torch.linalg, torch.fft, torch.random, torch.overrides,
     np, np.linalg, np.random, builtins, json, math, operator, os, os.path, random, time, safetensors.torch,

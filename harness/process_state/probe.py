@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+DECIDES_NO_NUMBER = True
+
 # What a change means: numbers of later work may depend on it; it disturbs others and changes no number; or nothing, as
 # whatever draws random numbers does it.
 Effect = Literal["numbers", "disturbs", "none"]

@@ -23,6 +23,8 @@ import numpy as np
 
 from .probe import Probe, identical
 
+DECIDES_NO_NUMBER = True
+
 _SIGNALS = tuple(sorted(signal.valid_signals()))
 _TIMERS = tuple(getattr(signal, n) for n in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, n))
 _SYS = ("stdin", "stdout", "stderr", "displayhook", "excepthook", "unraisablehook", "argv", "dont_write_bytecode")

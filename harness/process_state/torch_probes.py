@@ -15,6 +15,8 @@ from torch.nn.modules import module as nn_module
 
 from .probe import Probe, identical
 
+DECIDES_NO_NUMBER = True
+
 _C: Any = torch._C
 _DEVICES = ("cpu", "cuda")
 _HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("hooks"))

@@ -11,6 +11,8 @@ from .pool import POOL
 from .process import Source
 from .standins import PluginPart
 
+DECIDES_NO_NUMBER = True
+
 
 def open_plugin_file(path: Path) -> Origin:
     """Import a local ``.py`` file in a process of its own and register stand-ins for its parts.

@@ -9,6 +9,8 @@ from typing import Literal
 
 from .process import Allowance, Source, Worker, WorkerEndedError
 
+DECIDES_NO_NUMBER = True
+
 # A plugin's detectors must not share a process with its data set, which knows all labels, or with its attacks.
 Role = Literal["detectors", "perturbations", "datasets", "analyses", "witness"]
 # Each takes about 300 MB, and two to three seconds of a processor to start again after it was ended for another.

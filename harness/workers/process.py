@@ -35,6 +35,8 @@ from .watch import LOOK, Watch
 if TYPE_CHECKING:
     from ..suite import LimitsPart
 
+DECIDES_NO_NUMBER = True
+
 _COMMAND = (sys.executable, "-c", "from aftershock.harness.workers.serve import main; main()")
 # Starting imports torch, on a busy machine too.
 _START = 120.0

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+DECIDES_NO_NUMBER = True
+
 # A variable of the environment that all of them have, also those that left their group.
 SIGN = "WORKER_SIGN"
 # Seconds in which all should be gone; each look finds those that were started since the last one.

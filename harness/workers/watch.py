@@ -6,6 +6,8 @@ import time
 
 from .usage import Usage, exact_memory, usage_of
 
+DECIDES_NO_NUMBER = True
+
 # A question that takes less is not looked at.
 LOOK = 0.25
 # CPU seconds in the time that a process may wait which count as none.

@@ -22,6 +22,8 @@ from .pool import POOL
 from .process import Source, Worker
 from .standins import PluginPart
 
+DECIDES_NO_NUMBER = True
+
 
 def witness_of(detector: Any) -> Worker:
     """The process that is asked about a detector, by what its registry holds."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from aftershock.harness import keys, subjects
-from aftershock.harness.planning import analyses, detectors, draft, make_plan, perturbations, propagation
+from aftershock.harness import code_digests
+from aftershock.harness.planning import make_plan
 from aftershock.harness.registry import DATASETS
 from aftershock.harness.suite_check import load_suite
 
-MODULES: tuple[ModuleType, ...] = (keys, subjects, draft, detectors, perturbations, propagation, analyses)
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}
 ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}
 
@@ -37,33 +35,37 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
 
 
 @pytest.mark.parametrize(
-    ("file", "kinds", "adaptive"),
+    ("module", "kinds", "adaptive"),
     [
-        ("reports/propagation.py", {"encoders", "propagation"}, {"propagation"}),
-        ("reports/analyses/rdm_graph.py", {"analysis"}, set()),
-        ("detectors/lid.py", {"fit", "score", "analysis"}, MADE | {"check", "score"}),
-        ("harness/defence.py", set(), MADE | {"check", "score"}),
-        ("attacks/gradient.py", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),
-        ("harness/computing/detectors.py", ALL - {"model", *MADE} | {"propagation"}, MADE | {"check", "score"}),
-        ("harness/training.py", ALL, MADE | {"check", "score"}),
-        ("harness/taps.py", ALL, MADE | {"check", "score"}),
-        ("reports/site.py", set(), set()),
-        ("harness/cli.py", set(), set()),
+        ("reports.propagation", {"encoders", "propagation"}, {"propagation"}),
+        ("reports.analyses.rdm_graph", {"analysis"}, set()),
+        ("detectors.lid", {"fit", "score"}, MADE | {"check", "score"}),
+        ("harness.computing.adaptive", set(), MADE | {"check", "score"}),
+        ("attacks.gradient", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),
+        ("harness.computing.detectors", {"fit", "score"}, MADE | {"check", "score"}),
+        ("harness.training", ALL, MADE | {"check", "score"}),
+        ("harness.taps", ALL, MADE | {"check", "score"}),
+        ("harness.errors", set(), set()),
     ],
 )
 def test_a_change_of_code_reaches_what_it_makes(
-    file: str, kinds: set[str], adaptive: set[str], plan_of: Callable, monkeypatch: pytest.MonkeyPatch
+    module: str, kinds: set[str], adaptive: set[str], plan_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, real = plan_of(), keys.code_digest
+    path, real = code_digests._path(module), code_digests._source
+    assert path is not None
+    before = plan_of()
 
-    def edited(*places: str) -> str:
-        touched = any(file == place or file.startswith(f"{place}/") for place in places)
-        return real(*places) + ("edited" if touched else "")
+    def forget() -> None:
+        code_digests._read.cache_clear()
+        code_digests._digest.cache_clear()
 
-    for module in MODULES:
-        if hasattr(module, "code_digest"):
-            monkeypatch.setattr(module, "code_digest", edited)
-    after = plan_of()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(code_digests, "_source", lambda p: real(p) + (b"\nMORE = 1\n" if p == path else b""))
+            forget()
+            after = plan_of()
+    finally:
+        forget()
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
     by_attack = {name for name in changed if "adaptive" in name}

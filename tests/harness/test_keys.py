@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from aftershock.harness import keys
-from aftershock.harness.keys import FileDigests, canonical, code_digest, content_key, part_digest, versions
+from aftershock.harness.code_digests import code_digest, part_digest
+from aftershock.harness.keys import FileDigests, canonical, content_key, versions
 from aftershock.harness.ledger import checked_key
 from aftershock.harness.registry import DETECTORS, Entry, Origin, load_plugin_file
 from hypothesis import given
@@ -66,14 +67,6 @@ def test_keys_differ_by_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert content_key("a") not in found
 
 
-def test_code_digests_cover_rooms_and_files() -> None:
-    assert code_digest("detectors") != code_digest("attacks")
-    assert code_digest("harness/keys.py") != code_digest("harness/seeds.py")
-    assert code_digest("harness/keys.py", "harness/seeds.py") == code_digest("harness/seeds.py", "harness/keys.py")
-    with pytest.raises(FileNotFoundError):
-        code_digest("harness/no_such_file.py")
-
-
 def test_versions_of_what_is_there_and_what_is_not() -> None:
     from importlib.metadata import version
 
@@ -81,20 +74,20 @@ def test_versions_of_what_is_there_and_what_is_not() -> None:
 
 
 def test_a_part_is_known_by_its_code(tmp_path: Path) -> None:
-    assert part_digest(DETECTORS.entry("msp"), "detectors") == code_digest("detectors")
+    assert part_digest(DETECTORS.entry("msp"), "detectors.base") == code_digest("detectors.logit_baselines")
     path = tmp_path / "part.py"
     text = "from aftershock.harness.registry import DETECTORS\n@DETECTORS.register('keyed')\nclass A: value = 1\n"
     found = set()
     for number in range(3):
         path.write_text(text.replace("1", str(number)))
         load_plugin_file(path)
-        found.add(part_digest(DETECTORS.entry("keyed"), "detectors"))
+        found.add(part_digest(DETECTORS.entry("keyed"), "detectors.base"))
     assert len(found) == 3
     # The file's content, not its place.
     other = tmp_path / "moved.py"
     other.write_text(path.read_text())
     moved = Entry("keyed", object, Origin("file", "", str(other)))
-    assert part_digest(moved, "detectors") == part_digest(DETECTORS.entry("keyed"), "detectors")
+    assert part_digest(moved, "detectors.base") == part_digest(DETECTORS.entry("keyed"), "detectors.base")
 
 
 def test_what_a_session_registered_is_known_by_its_source() -> None:
@@ -104,9 +97,9 @@ def test_what_a_session_registered_is_known_by_its_source() -> None:
     class Two:
         value = 2
 
-    digests = {part_digest(Entry("x", part, Origin("session")), "detectors") for part in (One, Two)}
+    digests = {part_digest(Entry("x", part, Origin("session")), "detectors.base") for part in (One, Two)}
     assert len(digests) == 2
-    assert part_digest(Entry("x", One, Origin("session")), "detectors") in digests
+    assert part_digest(Entry("x", One, Origin("session")), "detectors.base") in digests
 
 
 def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ def facts(detector: Detector) -> dict[str, Any]:
         "supervised": detector.supervised,
         "surrogate_kind": detector.surrogate_kind,
         "randomised": detector.randomised,
+        "made_of": list(detector.made_of),
         "views": [[view.name, view.dropout] for view in detector.views],
         "gradients": [gradient.name for gradient in detector.gradients],
     }

@@ -80,6 +80,10 @@ class PluginDetector(Detector):
         return bool(self._instance.facts["randomised"])
 
     @property
+    def made_of(self) -> tuple[str, ...]:
+        return tuple(str(name) for name in self._instance.facts["made_of"])
+
+    @property
     def views(self) -> tuple[View, ...]:
         return tuple(View(n, partial(self._transform, n), bool(d)) for n, d in self._instance.facts["views"])
 
