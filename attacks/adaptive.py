@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
+from ..harness.core.seeds import Draws
 from ..harness.results import Effort
-from ..harness.seeds import Draws
 from . import checks
 from .base import CountingModel, Norm, Perturbation, PerturbationInfo
 from .best import Best

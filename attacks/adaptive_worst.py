@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..harness.core.seeds import Draws
 from ..harness.results import Effort
-from ..harness.seeds import Draws
 from . import checks
 from .adaptive import Adaptive, Ball, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, defended
 from .base import CountingModel, PerturbationInfo

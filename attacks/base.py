@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..harness.registry import PERTURBATIONS
+from ..harness.core.registry import PERTURBATIONS
+from ..harness.core.seeds import Draws
 from ..harness.results import Effort
-from ..harness.seeds import Draws
 
 if TYPE_CHECKING:
     from .defence import Defence

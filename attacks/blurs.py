@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..harness.seeds import Draws
+from ..harness.core.seeds import Draws
 from .base import PerturbationInfo
 from .corruptions import Corruption, describe
 from .filtering import (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 
 T = TypeVar("T", bound=str)
 

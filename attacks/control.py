@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..harness.errors import UsageError
-from ..harness.modes import device_of, untouched
-from ..harness.seeds import Draws, derive_seed, forked_rng
+from ..harness.core.errors import UsageError
+from ..harness.core.model_state import device_of, untouched
+from ..harness.core.seeds import Draws, derive_seed, forked_rng
 from . import checks
 from .base import norms
 

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
-from ..harness.seeds import Draws
+from ..harness.core.errors import UsageError
+from ..harness.core.seeds import Draws
 from .base import CountingModel, Perturbation, PerturbationInfo
 from .filtering import gaussian_blur, gaussian_weights, length_scale, numbers, pixel_grid, sample
 from .noise import impulses, photons

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
-from ..harness.seeds import Draws
+from ..harness.core.errors import UsageError
+from ..harness.core.seeds import Draws
 from . import checks
 from .base import NORMS, CountingModel, Norm, Perturbation, PerturbationInfo
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..harness.seeds import Draws
+from ..harness.core.seeds import Draws
 
 Padding = Literal["reflect", "border"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..harness.seeds import Draws, derive_seed, forked_rng
+from ..harness.core.seeds import Draws, derive_seed, forked_rng
 from . import checks
 from .base import CountingModel, Norm, PerturbationInfo, norms
 from .foolbox_repairs import repair

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..harness.seeds import Draws
+from ..harness.core.seeds import Draws
 from .base import Norm
 
 # A rescaled L2 or L1 perturbation ends this much inside its ball, so that rounding x + delta does not leave it.

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..harness.clock import Stopwatch
-from ..harness.errors import AftershockError, UnavailableError, UsageError
-from ..harness.modes import device_of, untouched
-from ..harness.process_state import CHANGED_FLAG, guarded_part
-from ..harness.seeds import Draws, derive_seed, forked_rng
+from ..harness.core.clock import Stopwatch
+from ..harness.core.errors import AftershockError, UnavailableError, UsageError
+from ..harness.core.model_state import device_of, untouched
+from ..harness.core.process_state import CHANGED_FLAG, guarded_part
+from ..harness.core.seeds import Draws, derive_seed, forked_rng
 from .base import CountingModel, Norm, Perturbation, late_comers, norms
 from .defence import Defence
 from .geometry import per_image, project
@@ -40,7 +40,7 @@ class Limits:
     Attributes:
         forwards: images sent through the model.
         backwards: gradients taken.
-        seconds: of the CPU (:attr:`~aftershock.harness.clock.Stopwatch.seconds`), only a safety: machines differ.
+        seconds: of the CPU (:attr:`~aftershock.harness.core.clock.Stopwatch.seconds`), only a safety: machines differ.
     """
 
     forwards: float = 100_000

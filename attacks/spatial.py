@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
-from ..harness.seeds import Draws
+from ..harness.core.errors import UsageError
+from ..harness.core.seeds import Draws
 from . import checks
 from .base import CountingModel, Perturbation, PerturbationInfo
 from .filtering import Padding, numbers, pixel_grid, sample

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
-from ..harness.seeds import Draws
+from ..harness.core.errors import UsageError
+from ..harness.core.seeds import Draws
 from . import checks
 from .base import CountingModel, Norm, Perturbation, PerturbationInfo
 from .geometry import per_image, project

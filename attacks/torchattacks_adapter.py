@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ..harness.seeds import Draws, derive_seed, forked_rng
+from ..harness.core.seeds import Draws, derive_seed, forked_rng
 from . import checks
 from .base import CountingModel, PerturbationInfo
 from .library import LibraryAttack, Value

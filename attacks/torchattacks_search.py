@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from . import checks
 from .base import Cost, CountingModel, Norm, PerturbationInfo
 from .library import LibraryAttack, Parameter, choice, declare, flag, number, optional, share, whole

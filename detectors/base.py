@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
-from ..harness.registry import DETECTORS
+from ..harness.core.errors import UsageError
+from ..harness.core.registry import DETECTORS
 from ..harness.trace import LiveTrace, Need, Traces
 
 Surrogate = Literal["exact", "relaxed", "straight-through", "none"]

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo
 from .bitblocks import BitBlocks, relaxed_bits

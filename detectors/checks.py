@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import Traces
 
 

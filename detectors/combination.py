@@ -9,9 +9,9 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
-from ..harness.params import bind
-from ..harness.registry import DETECTORS
+from ..harness.core.errors import UsageError
+from ..harness.core.parameters import bind
+from ..harness.core.registry import DETECTORS
 from ..harness.trace import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo, InputGradient, Surrogate, View
 from .checks import check_choice, check_fitted, check_images, check_perturbed, check_share

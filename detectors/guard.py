@@ -17,12 +17,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..harness.bounded import BitsPerTap, KnownModel, Modules, Tap, bounded_parameters, bytes_of, reason_of
-from ..harness.errors import UsageError
-from ..harness.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
+from ..harness.core.bounded import BitsPerTap, KnownModel, Modules, Tap, bounded_parameters, bytes_of, reason_of
+from ..harness.core.content_keys import versions
+from ..harness.core.errors import UsageError
+from ..harness.core.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
+from ..harness.core.formats import check_schema
 from ..harness.fitted import Fitted, RunFolder, named_detector
-from ..harness.formats import check_schema
-from ..harness.keys import versions
 from ..harness.metrics import threshold, threshold_reason
 from ..harness.models import Classifier, Normalise
 from ..harness.recorder import discover

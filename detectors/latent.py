@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo
 from .checks import check_choice, check_count, check_fitted, check_images, check_layers, selection

@@ -10,15 +10,7 @@ from torch import Tensor
 
 from ..harness.trace import LiveTrace, Need, Statistic, Traces
 from .base import Detector
-from .checks import (
-    check_choice,
-    check_count,
-    check_fitted,
-    check_images,
-    check_layers,
-    check_perturbed,
-    selection,
-)
+from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_perturbed, selection
 from .grouping import class_groups
 from .score_columns import Combination, fit_columns, join_columns
 from .splitting import strangers

@@ -11,7 +11,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import LiveTrace, Traces
 from .base import Detector, DetectorInfo
 from .checks import check_choice, check_fitted, check_images, check_positive

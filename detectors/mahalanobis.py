@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import Need, Statistic
 from .base import DetectorInfo
 from .grouping import present_classes

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import LiveTrace, Traces
 from .base import Detector, DetectorInfo, InputGradient
 from .checks import check_positive

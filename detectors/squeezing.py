@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import Traces
 from .base import Detector, DetectorInfo, View
 from .checks import check_count, check_positive

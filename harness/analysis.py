@@ -15,10 +15,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from .core.registry import ANALYSES
+from .core.seeds import generator
 from .findings import Findings
-from .registry import ANALYSES
 from .scoring import Instruments
-from .seeds import generator
 from .trace import Need, Traces
 
 

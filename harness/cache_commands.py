@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import UsageError
+from .core.errors import UsageError
 
 if TYPE_CHECKING:
     from .cache import Removed

@@ -7,7 +7,7 @@ import tomllib
 import warnings
 from typing import Any
 
-from .registry import REGISTRIES, Entry
+from .core.registry import REGISTRIES, Entry
 from .suite_check import builtin_suites
 
 

@@ -12,8 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from .cache_commands import app as cache_app
-from .errors import AftershockError, UsageError
-from .interrupts import contained, listening
+from .core.errors import AftershockError, UsageError
+from .core.interrupts import contained, listening
 from .streams import checked_output, lenient_errors
 
 
@@ -192,7 +192,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
     """Examine a detector: whether it keeps the contract, rule by rule, and how to mend what it breaks."""
-    from .registry import DETECTORS, load_plugin_file, load_plugins_here
+    from .core.registry import DETECTORS, load_plugin_file, load_plugins_here
 
     # Whoever wrote it examines it: its code, not what stands in for it.
     load_plugins_here()
@@ -241,7 +241,7 @@ def guard_export(
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
     """Write a fitted detector with its threshold as one file, for aftershock.detectors.Guard."""
-    from .registry import load_plugin_file
+    from .core.registry import load_plugin_file
 
     for path in plugin:
         load_plugin_file(path)

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .core.errors import UsageError
 from .data import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
-from .errors import UsageError
 from .image_files import image_folder, image_folder_task
 from .own_data import npz, npz_task
 

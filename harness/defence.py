@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
 from .consistency import EVALUATIONS
+from .core.process_state import guarded_part
 from .metrics import threshold, threshold_rank
-from .process_state import guarded_part
 from .recorder import encode
 from .results import ALPHAS
 from .scoring import Instruments

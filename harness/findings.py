@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..detectors.base import join_state, split_state
-from .errors import UsageError
+from .core.errors import UsageError
 
 Value = str | int | float | None
 

@@ -16,13 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
-from .files import MIB, digest_of, parse_json, read_file
-from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
-from .keys import FileDigests, canonical, distribution_digest
+from .core.content_keys import FileDigests, canonical, distribution_digest
+from .core.errors import UsageError
+from .core.files import MIB, digest_of, parse_json, read_file
+from .core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
+from .core.local_sources import local_sources
+from .core.registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
 from .ledger import SUFFIX, is_whole, read_record
-from .local_sources import local_sources
-from .registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
 
 ROOMS = ("harness", "attacks", "detectors", "reports")
 # Files of the package that decide what a run shows.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from .bounded import (
+from .core.bounded import (
     BitsPerTap,
     KnownModel,
     Modules,
@@ -27,14 +27,14 @@ from .bounded import (
     reason_of,
     without_memory,
 )
-from .errors import UsageError
-from .files import GIB, digest_of, parse_json, read_file, read_tensors
+from .core.errors import UsageError
+from .core.files import GIB, digest_of, parse_json, read_file, read_tensors
+from .core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
+from .core.parameters import bind
+from .core.registry import DETECTORS, did_you_mean, file_digest
 from .finished import KEYS, read_keys
-from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 from .ledger import SUFFIX, Record, is_whole, read_record
-from .params import bind
 from .reading import tap_infos
-from .registry import DETECTORS, did_you_mean, file_digest
 from .trace import TapInfo
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
-from .registry import ANALYSES, DETECTORS, PERTURBATIONS
+from .core.errors import UsageError
+from .core.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from .results import Effort
 from .suite import Part
 from .trace import Need

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from .core.errors import described
+from .core.registry import DATASETS
 from .data import Dataset, TaskShape
 from .datasets import task_shape
-from .errors import described
 from .models import Classifier, Source, accuracy, accuracy_warning, build
 from .probe import probe, probe_images
 from .recorder import survey
-from .registry import DATASETS
 from .subjects import find_model_weights, model_spec, tap_notes
 from .suite import ModelPart, Suite
 from .suite_problems import Problem

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .core.errors import UsageError
+from .core.interrupts import contained
+from .core.model_state import device_of
+from .core.parameters import bind
+from .core.process_state import Changes
+from .core.seeds import derive_seed, forked_rng
 from .data import Dataset, ImageSplit
-from .errors import UsageError
-from .interrupts import contained
 from .logits import as_logits
 from .model_factories import ModelFactory, model_factory
-from .modes import device_of
-from .params import bind
-from .process_state import Changes
-from .seeds import derive_seed, forked_rng
 from .training import Recipe, default_recipe, train
 from .weights import load_weights
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import UsageError
+from .core.errors import UsageError
+from .core.model_state import device_of, untouched
+from .core.seeds import forked_rng, generator
 from .logits import find_logits, is_single
-from .modes import device_of, untouched
 from .rankability import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
-from .seeds import forked_rng, generator
 from .taps import refuse_hidden_calls
 from .weights import other_state
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from .errors import described
-from .interrupts import contained
-from .process_state import guarded
+from .core.errors import described
+from .core.interrupts import contained
+from .core.process_state import guarded
 
 T = TypeVar("T")
 

@@ -14,16 +14,7 @@ import numpy as np
 
 from .consistency import consistency_flags, majority_scores
 from .metrics import auroc, threshold, threshold_reason
-from .rankability import (
-    ABLATION,
-    BENIGN_FLAGGED,
-    CONTROL_FLAGGED,
-    TIES,
-    attack_flags,
-    counts,
-    is_upper_bound,
-    reasons,
-)
+from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
 from .results import (
     ALPHAS,
     MIN_IMAGES,

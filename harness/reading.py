@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .cells import TraceKeys
-from .errors import AftershockError
+from .core.errors import AftershockError
 from .ledger import SUFFIX, Record, checked_key, read_record
 from .rows import ChunkedRows, Rows
 from .trace import Need, TapInfo, Traces

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..detectors.codes import bits
 from .channel_axes import ChannelAxes
+from .core.errors import UsageError
+from .core.model_state import device_of, untouched
+from .core.seeds import forked_rng
 from .dropout import ImageDropout
-from .errors import UsageError
-from .modes import device_of, untouched
-from .seeds import forked_rng
 from .taps import TapCall, Taps
 from .trace import LiveTrace, Need, TapInfo, pool, sampled_units
 

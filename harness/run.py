@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from .errors import UsageError, described
-from .files import is_file, write_atomic
+from .core.content_keys import PROTOCOL_VERSION, FileDigests, content_key, versions
+from .core.errors import UsageError, described
+from .core.files import is_file, write_atomic
+from .core.formats import RUN_SCHEMA, seal
+from .core.interrupts import Interrupt, PartEndedError, contained, listening
 from .finished import KEYS, fingerprint, is_finished, published
-from .formats import RUN_SCHEMA, seal
-from .interrupts import Interrupt, PartEndedError, contained, listening
-from .keys import PROTOCOL_VERSION, FileDigests, content_key, versions
 
 if TYPE_CHECKING:
     import pandas
@@ -182,7 +182,7 @@ def _run(
         place = start / (out or Path("runs") / name)
         if stamp is not None and is_finished(place, stamp):
             return _as_stored(place, say)
-    from .process_state import guarded
+    from .core.process_state import guarded
     from .suite_check import load_suite
 
     with guarded():
@@ -197,7 +197,7 @@ def _run(
 
 def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
     """The suite as written, its folder and name, without checking anything."""
-    from ..harness import suites
+    from . import suites
 
     if isinstance(suite, Mapping):
         return suite, Path.cwd(), str(suite.get("name", ""))
@@ -248,17 +248,17 @@ class _Session:
         from ..reports.site import write_site
         from ..reports.tables import Tables
         from .applicability import make_perturbations
-        from .code_digests import code_digest, part_digest
         from .computing import Workbench, compute
         from .computing.context import Context
+        from .core.code_digests import code_digest, part_digest
+        from .core.process_state.notes import changed_state
+        from .core.registry import DATASETS, file_digest
         from .costs import detector_costs
         from .duplicates import duplicate_notes
         from .engines import engine_of
         from .planning import lost_perturbations, make_plan
         from .problems import Problems
-        from .process_state.notes import changed_state
         from .rankability import unranked_suite
-        from .registry import DATASETS, file_digest
         from .runner import Runner, choose
         from .store import Store, unwritable
         from .subjects import find_weights
@@ -364,8 +364,8 @@ class _Session:
     ) -> list[Path]:
         """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
         from ..reports.analysis_files import findings_folder, remove_others, write_findings
+        from .core.registry import ANALYSES
         from .findings import Findings
-        from .registry import ANALYSES
 
         kept = []
         for subject in plan.subjects:

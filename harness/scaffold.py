@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from .errors import UsageError
-from .registry import DETECTORS, PACKAGE
+from .core.errors import UsageError
+from .core.registry import DETECTORS, PACKAGE
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # Where each file of the skeleton goes; MODULE becomes the module's name.

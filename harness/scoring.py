@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..detectors.base import Detector, View
+from .core.seeds import derive_seed, generator
 from .recorder import input_gradient, live_trace, record
-from .seeds import derive_seed, generator
 from .trace import LiveTrace, Need, TapInfo, Traces, capped
 
 

@@ -22,9 +22,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from .cache import CACHE_SIGNATURE, CACHE_TAG
-from .errors import AftershockError, UsageError
-from .files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
-from .formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
+from .core.errors import AftershockError, UsageError
+from .core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
+from .core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
 
 DECIDES_NO_NUMBER = True

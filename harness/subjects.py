@@ -11,26 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .code_digests import part_digest
+from .core.code_digests import part_digest
+from .core.content_keys import sources_digest
+from .core.errors import AftershockError, UsageError
+from .core.process_state import noted
+from .core.registry import PACKAGE, Entry, file_digest
 from .data import Dataset
-from .errors import AftershockError, UsageError
-from .keys import sources_digest
-from .models import (
-    Classifier,
-    ModelSpec,
-    Normalise,
-    Source,
-    accuracy,
-    accuracy_warning,
-    build,
-    is_near_chance,
-    obtain,
-)
+from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, is_near_chance, obtain
 from .probe import probe, probe_images
-from .process_state import noted
 from .rankability import NEAR_CHANCE, NO_WEIGHTS
 from .recorder import Survey, survey
-from .registry import PACKAGE, Entry, file_digest
 from .suite import ModelPart, Suite
 from .training import estimate_seconds
 from .weights import network_digest, state_digest

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from .core.errors import UsageError
+from .core.files import is_file
+from .core.interrupts import contained
+from .core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean
 from .datasets import SIZES
-from .errors import UsageError
-from .files import is_file
 from .instances import make_analysis, make_detector, make_perturbation
-from .interrupts import contained
-from .registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean
 from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .suite_file import (
     LABEL,

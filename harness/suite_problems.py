@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from .errors import UsageError, described
-from .interrupts import PartEndedError, contained
-from .params import bind
-from .process_state import guarded
-from .registry import Registry, did_you_mean
+from .core.errors import UsageError, described
+from .core.interrupts import PartEndedError, contained
+from .core.parameters import bind
+from .core.process_state import guarded
+from .core.registry import Registry, did_you_mean
 from .suite import Part
 from .toml_lines import locate
 

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .core.errors import UsageError
+from .core.model_state import one_thread
+from .core.parameters import bind
+from .core.seeds import derive_seed, forked_rng, generator
 from .data import ImageSplit
-from .errors import UsageError
-from .modes import one_thread
-from .params import bind
-from .seeds import derive_seed, forked_rng, generator
 
 Augmentation = Literal["none", "crop", "crop-flip"]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..harness.errors import UsageError
-from ..harness.files import MIB, digest_of, is_regular, open_tensors, read_file
-from ..harness.formats import check_schema, package_version
+from ..harness.core.errors import UsageError
+from ..harness.core.files import MIB, digest_of, is_regular, open_tensors, read_file
+from ..harness.core.formats import check_schema, package_version
 from .leaderboard import write_csv
 from .reading import check_published, mapping, words
 

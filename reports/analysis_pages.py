@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..harness.files import MIB, is_regular, open_file
+from ..harness.core.files import MIB, is_regular, open_file
 from .analysis_figures import Drawn, drawn
 from .analysis_files import FILE_LIMIT, FOLDER, Result, picture_files, read_findings, table_files
 from .analysis_thumbnails import thumbnail

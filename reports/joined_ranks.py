@@ -19,8 +19,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from ..harness.errors import UsageError
-from ..harness.files import open_file
+from ..harness.core.errors import UsageError
+from ..harness.core.files import open_file
 from ..harness.metrics import threshold_reason
 from ..harness.results import ALPHAS
 from ..harness.statistics.ranks import RowSample, ranks

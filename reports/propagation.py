@@ -18,7 +18,7 @@ from ..detectors.base import join_state, split_state
 from ..detectors.codes.bits import flips
 from ..detectors.codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
 from ..detectors.codes.som import SOM, fit_som
-from ..harness.errors import UsageError
+from ..harness.core.errors import UsageError
 from ..harness.trace import Need, Traces
 
 NEEDS = (Need("bits"), Need("pooled"), Need("full", units=256))

@@ -16,8 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..harness.errors import AftershockError, UsageError, described
-from ..harness.files import refuse_links_on_the_way, write_atomic, write_problem
+from ..harness.core.errors import AftershockError, UsageError, described
+from ..harness.core.files import refuse_links_on_the_way, write_atomic, write_problem
 from .analysis_pages import Study, analysis_page, cards, outdated, studies
 from .attack_views import ROUNDED, rounding, winners
 from .budget_views import curve_data, ends, ends_table

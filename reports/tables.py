@@ -14,15 +14,15 @@ import torch
 
 from ..harness.cells import ROUNDINGS, Rounding, SetName
 from ..harness.conditions import attack_rows
+from ..harness.core.process_state import CHANGED, CHANGED_FLAG
+from ..harness.core.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..harness.data import Dataset
 from ..harness.planning import Plan, Subject
 from ..harness.problems import Problems
-from ..harness.process_state import CHANGED, CHANGED_FLAG
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
 from ..harness.rankability import INCOMPLETE, READS_FILES, UNCHECKED, reaches_threat
 from ..harness.ranking import Protocol, leaderboard_rows
 from ..harness.reading import cat_column, tap_infos
-from ..harness.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..harness.results import (
     MIN_IMAGES,
     DetectorResult,

@@ -15,7 +15,7 @@ import pytest
 import typer
 from aftershock.detectors import check_detector
 from aftershock.harness import cli
-from aftershock.harness.registry import DETECTORS, PERTURBATIONS
+from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
 from aftershock.harness.suite_check import load_suite
 from aftershock.reports.leaderboard import COLUMNS
 

@@ -16,9 +16,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.errors import UsageError
-from aftershock.harness.registry import REGISTRIES
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import REGISTRIES
+from aftershock.harness.core.seeds import Draws
 from aftershock.harness.trace import LiveTrace, Need, TapInfo, Traces
 
 SOURCE = Path(__file__).parent / "plugin_example"

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 
 Batches = Callable[[], Iterable[Tensor]]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...harness.errors import UsageError
-from ...harness.params import bind
-from ...harness.registry import DETECTORS
+from ...harness.core.errors import UsageError
+from ...harness.core.parameters import bind
+from ...harness.core.registry import DETECTORS
 from ..base import Detector
 from .checks import CHECKS, Broken, Check, NotApplicable, Patient
 from .world import World, make_world

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 from ...harness.metrics import auroc
 from ...harness.trace import Need, Traces
 from ..base import Detector, Surrogate, join_state, split_state

@@ -12,12 +12,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ...harness.core.registry import DATASETS
+from ...harness.core.seeds import generator
 from ...harness.data import Dataset
 from ...harness.models import Classifier, ModelSpec, obtain
 from ...harness.recorder import discover
-from ...harness.registry import DATASETS
 from ...harness.scoring import Instruments, fit_traces
-from ...harness.seeds import generator
 from ...harness.trace import LiveTrace, Traces
 from ..base import Detector
 

@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.recorder import discover, record
 from aftershock.harness.trace import Need, TapInfo
 from numpy.typing import NDArray

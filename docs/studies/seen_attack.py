@@ -42,8 +42,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from aftershock.harness.errors import UsageError
-from aftershock.harness.modes import untouched
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.model_state import untouched
 from aftershock.harness.recorder import discover
 from aftershock.harness.taps import TapCall, Taps
 from aftershock.harness.trace import pool

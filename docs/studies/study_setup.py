@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from aftershock.attacks.perturbing import perturb_batch
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.datasets import cifar10
-from aftershock.harness.errors import UsageError
 from aftershock.harness.models import ModelSpec, obtain
-from aftershock.harness.registry import PERTURBATIONS
 from torch import Tensor, nn
 
 WEIGHTS = "weights/cifar10-resnet20-12fca82f.th"

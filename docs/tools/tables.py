@@ -90,7 +90,7 @@ def value(default: Any) -> str:
 
 def parameters(part: type) -> str:
     """The parameters that a suite may set on a part, from its signature and docstring."""
-    from aftershock.harness.params import parameters as known
+    from aftershock.harness.core.parameters import parameters as known
 
     said = arguments(part)
     rows = [
@@ -102,7 +102,7 @@ def parameters(part: type) -> str:
 
 def variants(part: type) -> list[tuple[str, Any]]:
     """Instances of a detector: as it is by default, then one for every choice of every parameter that has choices."""
-    from aftershock.harness.params import parameters as known
+    from aftershock.harness.core.parameters import parameters as known
 
     found: list[tuple[str, Any]] = [("", part())]
     for name, p in known(part).items():
@@ -153,7 +153,7 @@ def surrogates(part: type) -> str:
 
 def all_detectors() -> str:
     """One line for each registered detector."""
-    from aftershock.harness.registry import DETECTORS
+    from aftershock.harness.core.registry import DETECTORS
 
     rows = []
     for name in DETECTORS.builtins:
@@ -168,7 +168,7 @@ def all_detectors() -> str:
 
 def detector(name: str) -> str:
     """Source, inputs, surrogate and parameters of a detector."""
-    from aftershock.harness.registry import DETECTORS
+    from aftershock.harness.core.registry import DETECTORS
 
     part = DETECTORS.get(name)
     return (
@@ -179,7 +179,7 @@ def detector(name: str) -> str:
 
 def analysis(name: str) -> str:
     """Source and parameters of an analysis."""
-    from aftershock.harness.registry import ANALYSES
+    from aftershock.harness.core.registry import ANALYSES
 
     part = ANALYSES.get(name)
     source = f"**Source**: {linked(part.info.paper)}.\n\n" if part.info.paper else ""
@@ -188,7 +188,7 @@ def analysis(name: str) -> str:
 
 def perturbations(group: str) -> str:
     """The perturbations of a library or room; ``own`` attacks and ``adaptive`` ones have no prefix."""
-    from aftershock.harness.registry import PERTURBATIONS
+    from aftershock.harness.core.registry import PERTURBATIONS
 
     rows = []
     for name in PERTURBATIONS.builtins:
@@ -202,7 +202,7 @@ def perturbations(group: str) -> str:
 
 def perturbation(name: str) -> str:
     """Source and parameters of a perturbation."""
-    from aftershock.harness.registry import PERTURBATIONS
+    from aftershock.harness.core.registry import PERTURBATIONS
 
     part = PERTURBATIONS.get(name)
     source = f"**Source**: {linked(part.info.paper)}.\n\n" if part.info.paper else ""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data import Dataset
 from aftershock.harness.models import ModelSpec, accuracy, obtain
-from aftershock.harness.registry import DATASETS
 from aftershock.harness.suite_check import load_suite
 from aftershock.harness.weights import save_weights
 

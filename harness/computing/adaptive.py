@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..cells import Opponent, PerturbJob
+from ..core.errors import AftershockError, UnavailableError
+from ..core.model_state import device_of
+from ..core.process_state import CHANGED_FLAG, guarded_part
+from ..core.seeds import derive_seed, forked_rng
 from ..defence import DetectorDefence
 from ..engines import Output
-from ..errors import AftershockError, UnavailableError
 from ..instances import make_perturbation
-from ..modes import device_of
-from ..process_state import CHANGED_FLAG, guarded_part
 from ..scoring import Instruments
-from ..seeds import derive_seed, forked_rng
 from .lent import lent, lent_instruments
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
 from .workbench import Workbench

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..analysis import ImageSet, Material, PerturbedSet
 from ..cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
+from ..core.errors import AftershockError
+from ..core.process_state import guarded_part, noted
+from ..core.registry import ANALYSES
+from ..core.seeds import derive_seed
 from ..engines import Output
-from ..errors import AftershockError
 from ..findings import Findings
-from ..process_state import guarded_part, noted
-from ..registry import ANALYSES
 from ..rows import ChunkedRows
 from ..scoring import Instruments
-from ..seeds import derive_seed
 from ..subjects import untrained_classifier
 from ..trace import Need
 from ..workers.standins.analyses import PluginAnalysis

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ..core.registry import DATASETS
 from ..planning import Sets
 from ..reading import StoredCells
-from ..registry import DATASETS
 from ..suite import ModelPart, Suite
 from .workbench import Workbench
 

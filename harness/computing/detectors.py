@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ...detectors.base import Detector
 from ..cells import FitJob, ScoreJob, TraceKeys
-from ..clock import Stopwatch
+from ..core.clock import Stopwatch
+from ..core.errors import AftershockError
+from ..core.memory import peak_memory
+from ..core.process_state import CHANGED, Changes, guarded_part, noted
+from ..core.seeds import derive_seed, forked_rng, generator
 from ..engines import Output
-from ..errors import AftershockError
-from ..memory import peak_memory
-from ..process_state import CHANGED, Changes, guarded_part, noted
-from ..seeds import derive_seed, forked_rng, generator
 from ..trace import Traces
 from ..workers import OPENED
 from ..workers.standins.detectors import PluginDetector

@@ -20,12 +20,12 @@ from ..cells import (
     PropagationJob,
     ScoreJob,
     TraceJob,
-)  # fmt: skip
+)
+from ..core.errors import AftershockError
+from ..core.model_state import one_thread
+from ..core.process_state import guarded, noted
+from ..core.seeds import derive_seed, forked_rng
 from ..engines import Output, Task
-from ..errors import AftershockError
-from ..modes import one_thread
-from ..process_state import guarded, noted
-from ..seeds import derive_seed, forked_rng
 from .adaptive import compute_adaptive
 from .analyses import compute_analysis
 from .detectors import compute_fit, compute_scores

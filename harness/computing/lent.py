@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from typing import TypeVar
 
-from ..process_state import own_code
+from ..core.process_state import own_code
 from ..scoring import Instruments
 
 T = TypeVar("T")

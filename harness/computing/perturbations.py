@@ -11,12 +11,12 @@ from torch import Tensor
 from ...attacks.control import equal_norm_control
 from ...attacks.perturbing import DerivedBatch, Limits, PerturbedBatch, limited, perturb_batch, rounded
 from ..cells import ControlJob, DerivedJob, PerturbJob
+from ..core.errors import AftershockError, UnavailableError
+from ..core.process_state import CHANGED_FLAG
+from ..core.seeds import Draws, derive_seed
 from ..engines import Output
-from ..errors import AftershockError, UnavailableError
 from ..instances import make_perturbation
-from ..process_state import CHANGED_FLAG
 from ..scoring import Instruments
-from ..seeds import Draws, derive_seed
 from ..workers.standins.detectors import PluginDetector
 from ..workers.standins.perturbations import PluginPerturbation
 from .lent import lent_instruments

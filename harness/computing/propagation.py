@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..cells import EncodersJob, PropagationJob
+from ..core.registry import ANALYSES
+from ..core.seeds import generator
 from ..engines import Output
-from ..registry import ANALYSES
-from ..seeds import generator
 from ..trace import Traces
 from .workbench import Workbench
 

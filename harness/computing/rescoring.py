@@ -17,9 +17,9 @@ from torch import Tensor
 from ...detectors.base import Detector
 from ..cells import ScoreJob
 from ..consistency import EVALUATIONS, SAMPLE, moved
-from ..errors import AftershockError, UnavailableError
-from ..process_state import guarded_part
-from ..seeds import derive_seed, forked_rng, generator
+from ..core.errors import AftershockError, UnavailableError
+from ..core.process_state import guarded_part
+from ..core.seeds import derive_seed, forked_rng, generator
 from ..trace import Traces
 from .workbench import Workbench
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..cells import Cell, ExtraJob, TraceJob
+from ..core.errors import AftershockError
+from ..core.process_state import guarded_part, noted
+from ..core.seeds import generator
 from ..engines import Output
-from ..errors import AftershockError
-from ..process_state import guarded_part, noted
 from ..recorder import input_gradient, record
 from ..scoring import view_seed
-from ..seeds import generator
 from .workbench import Workbench
 
 

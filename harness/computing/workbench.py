@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..cells import Images, ModelJob, SetName, TraceKeys
+from ..core.errors import UnavailableError
+from ..core.registry import DETECTORS
 from ..data import Dataset, ImageSplit
 from ..engines import Output
-from ..errors import UnavailableError
 from ..instances import make_detector
 from ..models import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
-from ..registry import DETECTORS
 from ..scoring import Instruments
 from ..subjects import load_classifier, make_classifier
 from ..suite import DetectorPart, ModelPart, Suite

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..cells import Cell
-from ..errors import UsageError
-from ..registry import did_you_mean
+from ..core.errors import UsageError
+from ..core.registry import did_you_mean
 
 DECIDES_NO_NUMBER = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from ..interrupts import contained
+from ..core.interrupts import contained
 from . import Compute, Outcome, Task
 
 DECIDES_NO_NUMBER = True

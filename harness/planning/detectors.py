@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
-from ..code_digests import code_digest, part_digest
-from ..keys import canonical, content_key, versions
-from ..registry import DETECTORS
-from ..seeds import derive_seed
+from ..core.code_digests import code_digest, part_digest
+from ..core.content_keys import canonical, content_key, versions
+from ..core.registry import DETECTORS
+from ..core.seeds import derive_seed
 from ..suite import DetectorPart
 from ..trace import Need
 from .draft import TRACING, Draft, all_keys, cut, image_count

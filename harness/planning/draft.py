@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..applicability import applicability, make_perturbations
 from ..cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
-from ..code_digests import code_digest
+from ..core.code_digests import code_digest
+from ..core.content_keys import content_key, versions
+from ..core.registry import file_digest
 from ..data import TaskShape
 from ..instances import make_analysis, make_detector
-from ..keys import content_key, versions
-from ..registry import file_digest
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite
 from ..trace import Need, capped

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob, SetName
-from ..code_digests import code_digest, part_digest
-from ..keys import canonical, content_key, versions
-from ..registry import PERTURBATIONS
-from ..seeds import derive_seed
+from ..core.code_digests import code_digest, part_digest
+from ..core.content_keys import canonical, content_key, versions
+from ..core.registry import PERTURBATIONS
+from ..core.seeds import derive_seed
 from ..suite import PerturbationPart
 from .draft import CHUNK, Draft
 from .plan import Subject

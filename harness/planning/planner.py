@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..cells import Images
-from ..code_digests import part_digest
+from ..core.code_digests import part_digest
+from ..core.content_keys import content_key
+from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data import LEVEL_IMAGES, Dataset, data_levels
-from ..keys import content_key
-from ..registry import PACKAGE, PERTURBATIONS
 from ..results import HOSTILE
 from ..scoring import NeedsCodes
 from ..subjects import model_identity, ready_state

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..cells import EncodersJob, PropagationJob
-from ..code_digests import code_digest
-from ..keys import content_key, versions
-from ..registry import ANALYSES
-from ..seeds import derive_seed
+from ..core.code_digests import code_digest
+from ..core.content_keys import content_key, versions
+from ..core.registry import ANALYSES
+from ..core.seeds import derive_seed
 from ..trace import Need
 from .draft import Draft, all_keys, cut
 from .plan import Subject

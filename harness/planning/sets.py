@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from ..cells import SetName
+from ..core.errors import UsageError
+from ..core.seeds import derive_seed
 from ..data import Dataset
-from ..errors import UsageError
-from ..seeds import derive_seed
 from ..suite import Suite
 
 DECIDES_NO_NUMBER = True

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AftershockError, text_of
+from ..core.errors import AftershockError, text_of
 from ..rows import Rows
 
 _LENGTH = 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import AftershockError, UsageError
-from ..keys import distribution_digest
-from ..registry import MODELS, REGISTRIES, Entry, LaterPart, Origin, later_model, plugin_origin
+from ..core.content_keys import distribution_digest
+from ..core.errors import AftershockError, UsageError
+from ..core.registry import MODELS, REGISTRIES, Entry, LaterPart, Origin, later_model, plugin_origin
 from .pool import POOL
 from .process import Source
 from .standins import PluginPart

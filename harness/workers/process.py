@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from ..errors import AftershockError, UnavailableError, UsageError
+from ..core.errors import AftershockError, UnavailableError, UsageError
 from ..rows import Rows
 from .channel import Channel, ChannelError, Message
 from .usage import SIGN, end_all

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import AftershockError
+from ..core.errors import AftershockError
 from .channel import Channel, ChannelError, Message, told
 from .files import FileWatch
 from .usage import SIGN, end_all
@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
-    from ..clock import Stopwatch
-    from ..process_state import ARITHMETIC, guarded
+    from ..core.clock import Stopwatch
+    from ..core.process_state import ARITHMETIC, guarded
 
     clock = Stopwatch()
     try:

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..keys import canonical
-from ..registry import DETECTORS
+from ..core.content_keys import canonical
+from ..core.registry import DETECTORS
 from ..rows import Rows
 from ..trace import Traces
 from .packing import pack_traces

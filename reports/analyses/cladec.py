@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...detectors.checks import check_choice, check_count, check_positive
-from ...harness.errors import UsageError
-from ...harness.modes import untouched
+from ...harness.core.errors import UsageError
+from ...harness.core.model_state import untouched
 from ...harness.scoring import Instruments
 from ...harness.trace import Need
 from . import Analysis, AnalysisInfo, Findings, ImageSet, Material

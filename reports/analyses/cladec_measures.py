@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...harness.architectures import cnn
+from ...harness.core.seeds import forked_rng
 from ...harness.data import ImageSplit
 from ...harness.scoring import Instruments
-from ...harness.seeds import forked_rng
 from ...harness.training import Recipe, train
 from .cladec_networks import fresh
 from .cladec_training import BATCH, Key, Source

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 from ...harness.scoring import Instruments
 from ...harness.taps import TapCall, Taps
 from ...harness.trace import TapInfo, select_taps

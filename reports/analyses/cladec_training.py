@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...harness.modes import one_thread, untouched
+from ...harness.core.model_state import one_thread, untouched
+from ...harness.core.seeds import forked_rng
 from ...harness.scoring import Instruments
-from ...harness.seeds import forked_rng
 from ...harness.trace import TapInfo
 from .cladec_networks import Decoder, encode, fresh
 

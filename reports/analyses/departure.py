@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...detectors.checks import check_choice, check_count, check_layers, selection
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 from ...harness.scoring import Instruments
 from ...harness.trace import Need, Traces, select_taps
 from . import Analysis, AnalysisInfo, Findings, ImageSet, Material, PerturbedSet

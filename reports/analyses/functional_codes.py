@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...detectors.checks import check_choice, check_count, check_layers, selection
 from ...harness.analysis import Analysis, AnalysisInfo, ImageSet, Material
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 from ...harness.findings import Figure, Findings, Table
 from ...harness.scoring import Instruments
 from ...harness.trace import Need, Statistic

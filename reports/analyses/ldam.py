@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...detectors.checks import check_choice, check_count, check_positive
-from ...harness.errors import UsageError
-from ...harness.modes import one_thread, untouched
+from ...harness.core.errors import UsageError
+from ...harness.core.model_state import one_thread, untouched
 from ...harness.trace import Need, TapInfo
 from . import Analysis, AnalysisInfo, Findings, Material
 from .ldam_attacks import readings

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ...harness.modes import untouched
+from ...harness.core.model_state import untouched
+from ...harness.core.seeds import forked_rng
 from ...harness.scoring import Instruments
-from ...harness.seeds import forked_rng
 from ...harness.statistics.holm import holm
 from .intervals import proportion
 from .ldam_checks import refuse_nonsense

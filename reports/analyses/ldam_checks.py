@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 from .ldam_sampler import Chains, Plan
 
 # Beyond these, in units of the nominal temperature and as a chance of acceptance, there is nothing to measure.

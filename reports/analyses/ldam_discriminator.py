@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...harness.seeds import forked_rng
+from ...harness.core.seeds import forked_rng
 from .ldam_checks import refuse_runaways
 from .ldam_energy import Energy
 from .ldam_sampler import Plan, Schedule, langevin

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 from ...harness.scoring import Instruments
 from ...harness.trace import Need, TapInfo
 from .ldam_space import Space

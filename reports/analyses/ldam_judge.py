@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ...harness.architectures import cnn
+from ...harness.core.seeds import forked_rng
 from ...harness.data import ImageSplit
 from ...harness.recorder import discover
 from ...harness.scoring import Instruments
-from ...harness.seeds import forked_rng
 from ...harness.trace import Need
 from ...harness.training import Recipe, train
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 
 # Images nearer to 0 or 1 than this are moved there before they are turned into unbounded numbers.
 EDGE = 1 / 64

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...detectors.checks import check_choice, check_count, check_layers, selection
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
 from ...harness.scoring import Instruments
 from ...harness.trace import Need, Traces
 from . import Analysis, AnalysisInfo, Findings, ImageSet, Material

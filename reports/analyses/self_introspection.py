@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...detectors.checks import check_count, check_layers, selection
 from ...detectors.latent import Latent
-from ...harness.errors import UsageError
+from ...harness.core.errors import UsageError
+from ...harness.core.seeds import derive_seed
 from ...harness.scoring import Instruments
-from ...harness.seeds import derive_seed
 from ...harness.trace import Need, Traces
 from . import Analysis, AnalysisInfo, Findings, Material
 from .self_introspection_fringe import error_scores, merits

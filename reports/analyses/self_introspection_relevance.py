@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...harness.modes import untouched
+from ...harness.core.model_state import untouched
 from ...harness.scoring import Instruments
 from ...harness.taps import TapCall, Taps
 from ...harness.trace import TapInfo, sampled_units

@@ -13,7 +13,7 @@ from aftershock.attacks.best import Best
 from aftershock.attacks.defence import Guides, Look
 from aftershock.attacks.gradient import PGD
 from aftershock.attacks.perturbing import LimitError, Limits, limited, perturb_batch, rounded
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.rankability import FLOOR
 from aftershock.harness.results import Effort
 from torch import Tensor, nn

@@ -17,8 +17,8 @@ from aftershock.attacks.geometry import project_l1_in_range
 from aftershock.attacks.gradient import PGD, climb
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
 from aftershock.attacks.square import Square
-from aftershock.harness.errors import UnavailableError, UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UnavailableError, UsageError
+from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn
 
 SMALL = {"steps": 10, "targets": 4, "queries": 60}

@@ -10,8 +10,8 @@ from aftershock.attacks.base import norms
 from aftershock.attacks.control import equal_norm_control
 from aftershock.attacks.gradient import PGD
 from aftershock.attacks.perturbing import perturb_batch
-from aftershock.harness.errors import UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn
 
 

@@ -15,8 +15,8 @@ from aftershock.attacks import CountingModel, Perturbation, blurs, corruptions, 
 from aftershock.attacks.corruptions import Corruption
 from aftershock.attacks.filtering import convolve, gaussian_blur, gaussian_weights, plasma, sample, shifted, trail
 from aftershock.attacks.perturbing import perturb_batch
-from aftershock.harness.errors import UnavailableError, UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UnavailableError, UsageError
+from aftershock.harness.core.seeds import Draws
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn

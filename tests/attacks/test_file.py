@@ -8,8 +8,8 @@ import torch
 from aftershock.attacks import CountingModel
 from aftershock.attacks.file import FromFile
 from aftershock.attacks.perturbing import perturb_batch
-from aftershock.harness.errors import UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 
 rng = np.random.default_rng(0)
 GOOD = rng.random((3, 3, 4, 4)).astype(np.float32)

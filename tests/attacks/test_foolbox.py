@@ -16,9 +16,9 @@ from aftershock.attacks import CountingModel, foolbox_attacks, foolbox_black_box
 from aftershock.attacks.foolbox_adapter import FoolboxAttack
 from aftershock.attacks.foolbox_attacks import UNUSABLE
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.harness.errors import UsageError
-from aftershock.harness.registry import PERTURBATIONS
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import PERTURBATIONS
+from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn
 
 CLASSES: Mapping[str, type[FoolboxAttack]] = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 from aftershock.attacks.base import Norm, norms
 from aftershock.attacks.geometry import ascent, project, project_l1_in_range, random_in_ball, step_within
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.seeds import Draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, brentq, minimize

@@ -8,7 +8,7 @@ from aftershock.attacks import CountingModel
 from aftershock.attacks.gradient import FGSM, PGD, dlr, input_gradient, margin
 from aftershock.attacks.noise import Gaussian, Uniform
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.harness.errors import UnavailableError, UsageError
+from aftershock.harness.core.errors import UnavailableError, UsageError
 from torch import Tensor, nn
 
 # Of |w·x + b| in units of the dual norm; images this near to the boundary are left out of the closed forms.

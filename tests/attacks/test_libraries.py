@@ -17,9 +17,9 @@ from aftershock.attacks.gradient import PGD, margin
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
 from aftershock.attacks.torchattacks_adapter import CW
 from aftershock.harness import builtin_perturbations
-from aftershock.harness.errors import UsageError
-from aftershock.harness.registry import PERTURBATIONS
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import PERTURBATIONS
+from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn
 
 LIBRARY = [CW(c=20.0, lr=0.05), L2DeepFool(), LinfDeepFool()]

@@ -5,8 +5,8 @@ import torch
 from aftershock.attacks import CountingModel, Perturbation
 from aftershock.attacks.noise import Gaussian, RandomSign, SaltAndPepper, Shot, Speckle, Uniform
 from aftershock.attacks.perturbing import perturb_batch
-from aftershock.harness.errors import UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 from scipy import stats
 from torch import Tensor, nn
 

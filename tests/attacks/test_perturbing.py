@@ -13,8 +13,8 @@ from aftershock.attacks.base import Norm, norms
 from aftershock.attacks.gradient import FGSM, PGD
 from aftershock.attacks.noise import Gaussian
 from aftershock.attacks.perturbing import perturb_batch
-from aftershock.harness.errors import UnavailableError, UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UnavailableError, UsageError
+from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn
 
 Change = Callable[[CountingModel, Tensor, Tensor], Tensor]

@@ -8,8 +8,8 @@ import torch
 from aftershock.attacks import CountingModel, Perturbation
 from aftershock.attacks.perturbing import perturb_batch
 from aftershock.attacks.spatial import Rotate, Translate
-from aftershock.harness.errors import UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 from scipy import ndimage
 from torch import Tensor, nn
 

@@ -6,8 +6,8 @@ from aftershock.attacks.base import norms
 from aftershock.attacks.gradient import PGD
 from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
 from aftershock.attacks.square import Square, propose_l2, propose_linf, search, square_share, start_l2, start_linf
-from aftershock.harness.errors import UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn
 
 

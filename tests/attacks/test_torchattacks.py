@@ -33,9 +33,9 @@ from aftershock.attacks.torchattacks_search import (
     SparseFool,
     Square,
     SquareL2,
-)  # fmt: skip
-from aftershock.harness.errors import UsageError
-from aftershock.harness.registry import PERTURBATIONS
+)
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import PERTURBATIONS
 from torch import Tensor, nn
 
 PARTS: dict[str, type[LibraryAttack]] = {

@@ -20,7 +20,7 @@ import torch
 from aftershock.attacks.base import CountingModel
 from aftershock.attacks.gradient import PGD
 from aftershock.harness.architectures import cnn
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.seeds import Draws
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 

@@ -9,9 +9,9 @@ import torch
 from aftershock.detectors import Guard
 from aftershock.detectors.base import Detector
 from aftershock.harness.architectures import resnet20
+from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.models import Classifier, Normalise
 from aftershock.harness.recorder import discover
-from aftershock.harness.registry import DETECTORS
 from aftershock.harness.scoring import Instruments, fit_traces
 
 

@@ -17,16 +17,16 @@ import torch
 from aftershock.attacks.adaptive import SurrogateAttack
 from aftershock.attacks.perturbing import perturb_batch
 from aftershock.harness.architectures import cnn, resnet20
+from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.defence import DetectorDefence
 from aftershock.harness.recorder import discover
-from aftershock.harness.registry import DETECTORS
 from aftershock.harness.scoring import Instruments, fit_traces
 from aftershock.harness.workers.plugins import open_plugin_file
 from aftershock.harness.workers.pool import POOL
 
 PLUGIN = """
 from aftershock.detectors import register
-from aftershock.harness.registry import DETECTORS
+from aftershock.harness.core.registry import DETECTORS
 
 for name in ("mahalanobis", "bitvector", "kde"):
     register(f"own-{name}")(type("Own", (DETECTORS.get(name),), {"__module__": __name__}))

@@ -18,10 +18,10 @@ import pytest
 import torch
 from aftershock.detectors import Guard
 from aftershock.detectors.guard import export_guard
-from aftershock.harness.errors import AftershockError
-from aftershock.harness.files import digest_of
+from aftershock.harness.core.errors import AftershockError
+from aftershock.harness.core.files import digest_of
+from aftershock.harness.core.formats import seal
 from aftershock.harness.fitted import load_detector, load_model
-from aftershock.harness.formats import seal
 from aftershock.harness.ledger import Record, dump_record, read_record
 from aftershock.harness.weights import state_digest
 from aftershock.reports.site import build_site

@@ -9,7 +9,7 @@ import pytest
 import torch
 from aftershock.detectors.logit_baselines import Energy, MaxSoftmax
 from aftershock.detectors.mahalanobis import Mahalanobis
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import LiveTrace, Traces
 from scipy.special import logsumexp, softmax
 

@@ -11,7 +11,7 @@ from aftershock.detectors import bitblocks
 from aftershock.detectors.bitblocks import BitBlocks
 from aftershock.detectors.bitvector import BitVector
 from aftershock.detectors.grouping import class_groups
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import Need
 from scipy.stats import bernoulli
 from sklearn.linear_model import LogisticRegression

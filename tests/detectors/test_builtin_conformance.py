@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from aftershock.detectors.conformance import check_detector
-from aftershock.harness.registry import DETECTORS
+from aftershock.harness.core.registry import DETECTORS
 
 # What makes some of them quick; their defaults are for real data.
 QUICK: dict[str, dict[str, Any]] = {

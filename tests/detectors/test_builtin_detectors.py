@@ -24,9 +24,9 @@ from aftershock.detectors.nap import ActivationPatterns
 from aftershock.detectors.neighbours import Neighbours
 from aftershock.detectors.penultimate import GradNorm, Vim
 from aftershock.detectors.safetynet import SafetyNet
-from aftershock.harness.errors import UsageError
-from aftershock.harness.params import bind
-from aftershock.harness.registry import DETECTORS
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.parameters import bind
+from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.trace import Traces
 from safetensors.torch import load, save
 from scipy.stats import spearmanr

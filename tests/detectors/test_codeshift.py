@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.codeshift import PARTS, CodeShift
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 

@@ -14,9 +14,9 @@ from aftershock.detectors.base import Detector, DetectorInfo, InputGradient, Vie
 from aftershock.detectors.combination import CombinedScore
 from aftershock.detectors.score_columns import fit_columns, join_columns
 from aftershock.detectors.tails import fit_tail, surprise
-from aftershock.harness.errors import UsageError
-from aftershock.harness.params import bind
-from aftershock.harness.registry import DETECTORS, Entry, Origin
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.parameters import bind
+from aftershock.harness.core.registry import DETECTORS, Entry, Origin
 from aftershock.harness.trace import LiveTrace, Need, Traces
 from hypothesis import given, settings
 from hypothesis import strategies as st

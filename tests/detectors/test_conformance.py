@@ -13,7 +13,7 @@ from aftershock.detectors import Detector, DetectorInfo, Need, check_detector, p
 from aftershock.detectors.bitvector import BitVector
 from aftershock.detectors.conformance import CHECKS, make_world
 from aftershock.detectors.mahalanobis import Mahalanobis
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 
 
 class Sound(Detector):

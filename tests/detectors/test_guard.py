@@ -12,10 +12,10 @@ import pytest
 import torch
 from aftershock.detectors import Guard
 from aftershock.detectors.guard import export_guard
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.fitted import RunFolder, load_detector, load_model
 from aftershock.harness.models import Classifier, Normalise
-from aftershock.harness.registry import DATASETS
 from aftershock.harness.suite_check import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callabl
     tiny(folder / "a.toml", [{"name": "pgd", "eps": 0.3}], detectors, plugins=["parts.py"])
     done = forks("run", "a.toml", "--out", "run", cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
     assert done.status == 0, done.output
-    from aftershock.harness.registry import load_plugin_file
+    from aftershock.harness.core.registry import load_plugin_file
 
     load_plugin_file(folder / "parts.py")
     return folder / "run"

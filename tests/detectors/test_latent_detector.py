@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.latent import Latent
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA

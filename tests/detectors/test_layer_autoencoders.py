@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.layer_autoencoders import LayerAutoencoders
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression

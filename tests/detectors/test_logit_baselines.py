@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.logit_baselines import Entropy, KLMatching, Margin, MaxLogit
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import LiveTrace, Traces
 from scipy.special import softmax
 from scipy.stats import entropy

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.nap import ActivationPatterns
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import pool
 from sklearn.metrics import roc_auc_score
 

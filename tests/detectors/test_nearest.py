@@ -12,7 +12,7 @@ from aftershock.detectors.lid import Lid, intrinsic_dimension
 from aftershock.detectors.nearest import nearest, unit_length
 from aftershock.detectors.neighbours import Neighbours
 from aftershock.detectors.splitting import held_apart, split_rows
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import Need
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score

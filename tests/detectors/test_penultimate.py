@@ -6,7 +6,7 @@ import pytest
 import torch
 from aftershock.detectors.odin import Odin
 from aftershock.detectors.penultimate import GradNorm, Vim
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.recorder import input_gradient
 from aftershock.harness.trace import LiveTrace, Need, TapInfo, Traces
 from torch import Tensor, nn

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.safetynet import SafetyNet
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import Traces
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.squeezing import FeatureSqueezing, median, non_local_means, reduce_bits
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import Traces
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.bitvector import BitVector
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import Need
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from aftershock.harness.applicability import applicability, make_perturbations
+from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data import Dataset, TaskShape
 from aftershock.harness.datasets import SIZES, TASKS, task_shape
 from aftershock.harness.planning import Plan, make_plan
-from aftershock.harness.registry import DATASETS
 from aftershock.harness.results import PerturbationResult
 from aftershock.harness.suite_check import load_suite
 from PIL import Image
@@ -31,7 +31,7 @@ SATURATE = {"name": "corruption.saturate"}
 
 PLUGIN = """
 from aftershock.attacks.base import Perturbation, PerturbationInfo, register
-from aftershock.harness.errors import UnavailableError
+from aftershock.harness.core.errors import UnavailableError
 
 
 class Planted(Perturbation):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from aftershock.harness.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.ledger import SUFFIX
 from aftershock.harness.store import Store
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from aftershock.harness.modes import untouched
+from aftershock.harness.core.model_state import untouched
 from aftershock.harness.recorder import Survey, discover, live_trace, record, survey
 from aftershock.harness.scoring import Instruments
 from aftershock.harness.trace import Need, TapInfo, pool

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aftershock.harness import code_digests
-from aftershock.harness.code_digests import code_behind, code_digest, part_digest
-from aftershock.harness.registry import ANALYSES, DETECTORS, PERTURBATIONS, Entry, Origin
+from aftershock.harness.core import code_digests
+from aftershock.harness.core.code_digests import code_behind, code_digest, part_digest
+from aftershock.harness.core.registry import ANALYSES, DETECTORS, PERTURBATIONS, Entry, Origin
 
 Edit = Callable[[str, Callable[[str], str]], None]
 
@@ -121,7 +121,7 @@ def test_one_attack_leaves_the_rest_alone(edit: Edit) -> None:
 
 def test_a_module_that_decides_no_number_is_in_no_digest(edit: Edit) -> None:
     before = digests()
-    for module in ("harness.errors", "harness.registry", "harness.files", "harness.planning.planner"):
+    for module in ("harness.core.errors", "harness.core.registry", "harness.core.files", "harness.planning.planner"):
         edit(module, lambda text: f"{text}\nMORE = 3\n")
     assert changed(before) == set()
     assert not {"harness.cli", "harness.console", "harness.store"} & set(all_modules())
@@ -132,7 +132,7 @@ def test_what_only_type_checkers_import_is_not_followed() -> None:
 
 
 def test_imports_of_every_form_are_followed() -> None:
-    assert {"harness.seeds", "detectors.base", "harness.defence"} <= code_behind("harness.computing.adaptive")
+    assert {"harness.core.seeds", "detectors.base", "harness.defence"} <= code_behind("harness.computing.adaptive")
     # Of a package: what it passes on is imported there.
     assert "detectors.base" in code_behind("detectors")
     with pytest.raises(FileNotFoundError):

@@ -11,15 +11,7 @@ import pytest
 from aftershock.harness.consistency import EVALUATIONS, consistency_flags, majority_scores, moved
 from aftershock.harness.protocol import leaderboard_rows, score_rows
 from aftershock.harness.ranking import Protocol
-from aftershock.harness.results import (
-    DetectorResult,
-    Effort,
-    PerturbationResult,
-    Rescored,
-    SeedResult,
-    Sources,
-    Threat,
-)
+from aftershock.harness.results import DetectorResult, Effort, PerturbationResult, Rescored, SeedResult, Sources, Threat
 
 N, M = 100, 200
 ROWS = np.arange(64)

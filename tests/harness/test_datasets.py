@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from aftershock.harness import datasets
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.data import ImageSplit, channel_statistics
-from aftershock.harness.errors import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.dropout import ImageDropout
-from aftershock.harness.errors import UsageError
 from torch import Tensor, nn
 
 

@@ -15,7 +15,7 @@ import sys
 from aftershock.attacks.base import Perturbation, PerturbationInfo
 from aftershock.attacks.base import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, register
-from aftershock.harness.registry import DATASETS
+from aftershock.harness.core.registry import DATASETS
 
 
 class Base(Detector):

@@ -14,9 +14,9 @@ from aftershock.attacks.base import Perturbation, PerturbationInfo
 from aftershock.detectors.base import Detector, DetectorInfo, InputGradient, View
 from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.computing.detectors import checked_scores
-from aftershock.harness.errors import AftershockError, UsageError
+from aftershock.harness.core.errors import AftershockError, UsageError
+from aftershock.harness.core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry
 from aftershock.harness.instances import make_analysis, make_detector, make_perturbation
-from aftershock.harness.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry
 from aftershock.harness.suite import Part
 from aftershock.harness.suite_check import load_suite
 from aftershock.harness.suite_problems import SuiteError

@@ -7,8 +7,8 @@ import signal
 import threading
 
 import pytest
-from aftershock.harness.errors import UsageError
-from aftershock.harness.interrupts import UserInterrupt, contained, listening
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.interrupts import UserInterrupt, contained, listening
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from aftershock.harness import code_digests
+from aftershock.harness.core import code_digests
+from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.planning import make_plan
-from aftershock.harness.registry import DATASETS
 from aftershock.harness.suite_check import load_suite
 
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}
@@ -45,7 +45,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
         ("harness.computing.detectors", {"fit", "score"}, MADE | {"check", "score"}),
         ("harness.training", ALL, MADE | {"check", "score"}),
         ("harness.taps", ALL, MADE | {"check", "score"}),
-        ("harness.errors", set(), set()),
+        ("harness.core.errors", set(), set()),
     ],
 )
 def test_a_change_of_code_reaches_what_it_makes(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aftershock.harness import keys
-from aftershock.harness.code_digests import code_digest, part_digest
-from aftershock.harness.keys import FileDigests, canonical, content_key, versions
+from aftershock.harness.core import content_keys as keys
+from aftershock.harness.core.code_digests import code_digest, part_digest
+from aftershock.harness.core.content_keys import FileDigests, canonical, content_key, versions
+from aftershock.harness.core.registry import DETECTORS, Entry, Origin, load_plugin_file
 from aftershock.harness.ledger import checked_key
-from aftershock.harness.registry import DETECTORS, Entry, Origin, load_plugin_file
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,7 +76,7 @@ def test_versions_of_what_is_there_and_what_is_not() -> None:
 def test_a_part_is_known_by_its_code(tmp_path: Path) -> None:
     assert part_digest(DETECTORS.entry("msp"), "detectors.base") == code_digest("detectors.logit_baselines")
     path = tmp_path / "part.py"
-    text = "from aftershock.harness.registry import DETECTORS\n@DETECTORS.register('keyed')\nclass A: value = 1\n"
+    text = "from aftershock.harness.core.registry import DETECTORS\n@DETECTORS.register('keyed')\nclass A: value = 1\n"
     found = set()
     for number in range(3):
         path.write_text(text.replace("1", str(number)))

@@ -82,7 +82,7 @@ def steps(place: Path, run_killed: Callable) -> dict[str, int]:
 
 def no_leftovers(run: Path) -> None:
     """A finished run directory holds no half-written file, and every entry of its ledger has its artifact."""
-    from aftershock.harness.files import digest_of
+    from aftershock.harness.core.files import digest_of
     from aftershock.harness.ledger import SUFFIX, read_record
 
     assert not list(run.rglob("*.tmp"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import aftershock
 import pytest
 from aftershock.detectors import Detector, DetectorInfo, register
-from aftershock.harness.clock import Stopwatch
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.clock import Stopwatch
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.suite_check import load_suite
 from aftershock.harness.trace import Traces
 from torch import Tensor

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from aftershock.harness.core.content_keys import FileDigests, sources_digest
+from aftershock.harness.core.local_sources import local_sources
 from aftershock.harness.finished import fingerprint
-from aftershock.harness.keys import FileDigests, sources_digest
-from aftershock.harness.local_sources import local_sources
 from aftershock.harness.weights import network_digest
 from torch import nn
 
@@ -96,7 +96,7 @@ def test_packages_count_by_version_and_unknown_names_are_told(place: Path, monke
     assert found.packages == ("numpy", "torch")
     assert found.unknown == (".gone", "no_such_module_at_all")
     before = sources_digest(root)
-    keys = importlib.import_module("aftershock.harness.keys")
+    keys = importlib.import_module("aftershock.harness.core.content_keys")
     monkeypatch.setattr(keys, "_package_versions", lambda names: {"numpy": "0.1", "torch": "0.1"})
     assert sources_digest(root) != before
 
@@ -229,7 +229,9 @@ def test_what_decides_without_being_read_has_no_fingerprint(place: Path) -> None
 def test_sources_are_read_and_not_run(place: Path) -> None:
     (place / "root.py").write_text("import helper\nopen('ran', 'w')\n")
     (place / "helper.py").write_text("open('ran', 'w')\n")
-    code = "import sys; from aftershock.harness.local_sources import local_sources as f; from pathlib import Path; "
+    code = (
+        "import sys; from aftershock.harness.core.local_sources import local_sources as f; from pathlib import Path; "
+    )
     code += "f(Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(place / "root.py")], check=True, cwd=place, timeout=60)
     assert not (place / "ran").exists()

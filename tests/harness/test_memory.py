@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
-from aftershock.harness import memory
-from aftershock.harness.memory import peak_memory
+from aftershock.harness.core import memory
+from aftershock.harness.core.memory import peak_memory
 
 MIB = 2**20
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from aftershock.harness import datasets
 from aftershock.harness.architectures import BasicBlock, resnet20, torchvision_names
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.parameters import bind
 from aftershock.harness.data import ImageSplit
-from aftershock.harness.errors import UsageError
 from aftershock.harness.model_factories import model_factory
 from aftershock.harness.models import (
     Classifier,
@@ -30,7 +31,6 @@ from aftershock.harness.models import (
     load_weights,
     obtain,
 )
-from aftershock.harness.params import bind
 from aftershock.harness.subjects import find_weights, model_spec
 from aftershock.harness.suite_check import load_suite
 from aftershock.harness.weights import save_weights

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from aftershock.harness.core.content_keys import FileDigests
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.data import Dataset, ImageSplit
 from aftershock.harness.datasets import image_folder, npz, task_shape
 from aftershock.harness.duplicates import duplicate_notes
-from aftershock.harness.errors import UsageError
-from aftershock.harness.keys import FileDigests
 from PIL import Image
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)

@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 import pytest
-from aftershock.harness.params import bind, parameters, parse_number
+from aftershock.harness.core.parameters import bind, parameters, parse_number
 from hypothesis import given
 from hypothesis import strategies as st
 

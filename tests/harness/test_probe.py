@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.logits import as_logits
 from aftershock.harness.models import Classifier, Normalise
 from aftershock.harness.probe import Probe, looks_like, probe, probe_images

@@ -24,7 +24,7 @@ import aftershock.harness.results
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.process_state import PROBES, guarded, guarded_part
+from aftershock.harness.core.process_state import PROBES, guarded, guarded_part
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
@@ -144,7 +144,7 @@ def test_replaced_functions_are_put_back_and_named(name: str) -> None:
 
 
 def test_a_deleted_function_and_a_changed_table_are_put_back() -> None:
-    from aftershock.harness.registry import DETECTORS
+    from aftershock.harness.core.registry import DETECTORS
     from aftershock.harness.results import ALPHAS
 
     held, entry = dict(ALPHAS), DETECTORS.entry("msp")

@@ -11,8 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aftershock.harness.errors import UsageError
-from aftershock.harness.registry import DETECTORS, REGISTRIES, Entry, Origin, Registry, did_you_mean, load_plugin_file
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import (
+    DETECTORS,
+    REGISTRIES,
+    Entry,
+    Origin,
+    Registry,
+    did_you_mean,
+    load_plugin_file,
+)
 
 numbers = itertools.count()
 
@@ -59,7 +67,7 @@ def test_names_load_nothing(registry: Registry) -> None:
 
 
 def test_nothing_heavy_is_imported_by_the_registries() -> None:
-    code = "import sys, aftershock.harness.registry as r; assert r.REGISTRIES; assert 'torch' not in sys.modules"
+    code = "import sys, aftershock.harness.core.registry as r; assert r.REGISTRIES; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -151,7 +159,7 @@ def test_a_plugin_that_registers_by_itself_belongs_to_its_distribution(install: 
     install(
         "decorated", {name: "{module}"},
         f"""
-        from aftershock.harness.registry import DETECTORS
+        from aftershock.harness.core.registry import DETECTORS
         @DETECTORS.register({name!r})
         class Mine: pass
         """,
@@ -163,7 +171,7 @@ def test_a_plugin_that_registers_by_itself_belongs_to_its_distribution(install: 
 
 
 def plugin(path: Path, *names: str, before: str = "") -> Path:
-    lines = ["from aftershock.harness.registry import DETECTORS", before]
+    lines = ["from aftershock.harness.core.registry import DETECTORS", before]
     lines += [f"@DETECTORS.register({name!r})\nclass Part{i}: value = 1" for i, name in enumerate(names)]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

@@ -236,7 +236,7 @@ def test_a_detector_of_this_session_is_not_asked_elsewhere(
 ) -> None:
     """No other process has it: that is said, and the row cannot be ranked."""
     import aftershock
-    from aftershock.harness.registry import DETECTORS
+    from aftershock.harness.core.registry import DETECTORS
 
     class Session(Detector):
         info: ClassVar[DetectorInfo] = DetectorInfo(title="of this session", needs=())

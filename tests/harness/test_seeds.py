@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.seeds import Draws, derive_seed, forked_rng, generator
+from aftershock.harness.core.seeds import Draws, derive_seed, forked_rng, generator
 from hypothesis import given
 from hypothesis import strategies as st
 

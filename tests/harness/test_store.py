@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from aftershock.harness.errors import AftershockError, UsageError
-from aftershock.harness.files import write_atomic
-from aftershock.harness.formats import seal
+from aftershock.harness.core.errors import AftershockError, UsageError
+from aftershock.harness.core.files import write_atomic
+from aftershock.harness.core.formats import seal
 from aftershock.harness.ledger import SCHEMA, SUFFIX, Record, is_whole, read_record
 from aftershock.harness.store import Store
 
@@ -216,7 +216,7 @@ SECOND = """
 import sys
 from pathlib import Path
 from aftershock.harness.store import Store
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 try:
     Store(Path(sys.argv[1]))
 except UsageError as error:

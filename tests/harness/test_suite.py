@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from aftershock.attacks import library
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.datasets import SIZES
-from aftershock.harness.errors import UsageError
-from aftershock.harness.registry import DATASETS
 from aftershock.harness.suite import Suite
 from aftershock.harness.suite_check import builtin_suites, load_suite
 from aftershock.harness.suite_file import SuiteFile

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aftershock.detectors.codes import bits
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.recorder import discover, input_gradient, live_trace, record
 from aftershock.harness.taps import TapCall, Taps
 from aftershock.harness.trace import Need, pool, sampled_units

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from aftershock.harness import datasets, training
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.data import Dataset, ImageSplit
-from aftershock.harness.errors import UsageError
 from aftershock.harness.models import Classifier, ModelSpec, accuracy, build, obtain
 from aftershock.harness.training import Recipe, default_recipe, estimate_seconds, train
 from torch import Tensor, nn

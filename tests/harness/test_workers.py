@@ -18,12 +18,12 @@ import torch
 from aftershock.attacks.perturbing import Limits, perturb_batch
 from aftershock.detectors.base import split_state
 from aftershock.harness.architectures import mlp
-from aftershock.harness.errors import AftershockError, UsageError
-from aftershock.harness.params import bind
+from aftershock.harness.core.errors import AftershockError, UsageError
+from aftershock.harness.core.parameters import bind
+from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
+from aftershock.harness.core.seeds import forked_rng
 from aftershock.harness.recorder import discover
-from aftershock.harness.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
 from aftershock.harness.scoring import Instruments, fit_traces
-from aftershock.harness.seeds import forked_rng
 from aftershock.harness.trace import Need, TapInfo, Traces
 from aftershock.harness.workers.answering import analyses
 from aftershock.harness.workers.channel import Channel, ChannelError, Message
@@ -47,7 +47,7 @@ from aftershock.attacks import Perturbation, PerturbationInfo
 from aftershock.attacks import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, InputGradient, Need, View, register
 from aftershock.harness.data import Dataset, DataSource, ImageSplit
-from aftershock.harness.registry import DATASETS, MODELS
+from aftershock.harness.core.registry import DATASETS, MODELS
 
 
 @register("answers-as-told")

@@ -54,7 +54,7 @@ from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.analysis import register as analysis
 from aftershock.harness.data import DataSource
 from aftershock.harness.findings import Findings
-from aftershock.harness.registry import DATASETS
+from aftershock.harness.core.registry import DATASETS
 
 LABEL, PLACE, MARKS = @LABEL@, @PLACE@, @MARKS@
 # Folders are made, not files: the system's calls for them need no descriptor, and their use is no opened file.

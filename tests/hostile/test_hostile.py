@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aftershock.harness.formats import is_sealed
+from aftershock.harness.core.formats import is_sealed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.sanity import adaptive_flags, perturbation_flags
 from aftershock.reports.flags import FLAGS, flags
 from aftershock.reports.shares import wilson

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.protocol import (
     DetectorResult,
     PerturbationResult,

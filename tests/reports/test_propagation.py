@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.codes.bits import pack
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.trace import Need, TapInfo, Traces, pool, sampled_units
 from aftershock.reports import propagation
 from aftershock.reports.propagation import (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aftershock.harness.errors import AftershockError, UsageError
+from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.ranking import place
 from aftershock.harness.results import Cell
 from aftershock.reports.figures import json_block

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ...analysis import Analysis
-from ...errors import UsageError
-from ...registry import DATASETS, MODELS
+from ...core.errors import UsageError
+from ...core.registry import DATASETS, MODELS
 from ..channel import Message
 from ..plugins import open_plugin_file
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...core.content_keys import canonical
+from ...core.errors import AftershockError
 from ...data import Dataset, DataSource
-from ...errors import AftershockError
-from ...keys import canonical
 from ..channel import Message
 
 if TYPE_CHECKING:

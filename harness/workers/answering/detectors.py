@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ....detectors.base import Detector, join_state, split_state
-from ...errors import AftershockError, UsageError
-from ...memory import peak_memory
-from ...params import bind
-from ...registry import DETECTORS
-from ...seeds import derive_seed, forked_rng
+from ...core.errors import AftershockError, UsageError
+from ...core.memory import peak_memory
+from ...core.parameters import bind
+from ...core.registry import DETECTORS
+from ...core.seeds import derive_seed, forked_rng
 from ...trace import LiveTrace
 from ..channel import Message
 from ..packing import unpack_live, unpack_traces

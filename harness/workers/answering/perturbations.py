@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ....attacks.base import CountingModel, Perturbation
 from ....attacks.defence import Guides, Look
-from ...seeds import Draws, derive_seed, forked_rng
+from ...core.seeds import Draws, derive_seed, forked_rng
 from ..channel import Message, told
 
 if TYPE_CHECKING:

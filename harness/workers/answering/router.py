@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import AftershockError, UsageError, text_of
+from ...core.content_keys import canonical
+from ...core.errors import AftershockError, UsageError, text_of
+from ...core.parameters import bind, parameters
+from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
 from ...instances import make_analysis, make_detector, make_perturbation
-from ...keys import canonical
-from ...params import bind, parameters
-from ...registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
 from ...suite import Part
 from ..channel import Channel, Message
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...analysis import Analysis, AnalysisInfo, Material
-from ...errors import AftershockError
+from ...core.errors import AftershockError
 from ...findings import Findings
 from ...trace import Need
 from ..channel import Message

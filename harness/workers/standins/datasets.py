@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.errors import UsageError
 from ...data import Dataset, DataSource, ImageSplit
-from ...errors import UsageError
 from .part import LONG, Instance, PluginPart
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ....detectors.base import Detector, DetectorInfo, InputGradient, Surrogate, View, join_state, split_state
-from ...errors import AftershockError
+from ...core.errors import AftershockError
 from ...rows import Rows
 from ...trace import LiveTrace, Need, Traces
 from ..channel import Message

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import UsageError
-from ...keys import canonical
-from ...params import SelfBinding
-from ...registry import StandIn
+from ...core.content_keys import canonical
+from ...core.errors import UsageError
+from ...core.parameters import SelfBinding
+from ...core.registry import StandIn
 from ...rows import Rows
 from ..channel import Message
 from ..packing import unpack_needs
@@ -76,7 +76,7 @@ class PluginPart(SelfBinding, StandIn):
         return self._missing or None
 
     def bind(self, values: Mapping[str, Any], skip: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-        """As :func:`aftershock.harness.params.bind`, by the part's own signature."""
+        """As :func:`aftershock.harness.core.parameters.bind`, by the part's own signature."""
         about = {"kind": self.kind, "name": self.name, "params": json_values(dict(values)), "skip": list(skip)}
         found = self.ask("bind", about).values
         return dict(found["values"]), {str(k): str(v) for k, v in found["problems"].items()}

@@ -13,9 +13,9 @@ from torch import Tensor
 from ....attacks.base import CountingModel, Norm, Perturbation, PerturbationInfo
 from ....attacks.defence import Defence
 from ....attacks.perturbing import LimitError, WatchedModel
-from ...errors import AftershockError, UsageError
+from ...core.errors import AftershockError, UsageError
+from ...core.seeds import Draws
 from ...results import Effort
-from ...seeds import Draws
 from ..channel import Message
 from ..process import raised
 from .part import LONG, SETTLING, Instance, PluginPart

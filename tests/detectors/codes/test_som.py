@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.codes.codebook import quantisation_error
-from aftershock.detectors.codes.som import (
-    SOM,
-    fit_som,
-    initial_prototypes,
-    radii,
-    topographic_error,
-)
+from aftershock.detectors.codes.som import SOM, fit_som, initial_prototypes, radii, topographic_error
 from minisom import MiniSom
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, Lines, Pictures
 from aftershock.harness.recorder import discover
 from aftershock.harness.scoring import Instruments

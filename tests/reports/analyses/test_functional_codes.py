@@ -15,7 +15,7 @@ import torch
 from aftershock.detectors.codes.codebook import Codebook
 from aftershock.detectors.codes.som import SOM
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, HeatMaps, Lines, Pictures, Table
 from aftershock.harness.scoring import Instruments
 from aftershock.harness.trace import TapInfo, Traces

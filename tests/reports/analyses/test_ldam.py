@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, Lines, Pictures
 from aftershock.harness.recorder import discover
 from aftershock.harness.scoring import Instruments
@@ -21,13 +21,7 @@ from aftershock.harness.trace import Traces
 from aftershock.reports.analyses.ldam import Ldam
 from aftershock.reports.analyses.ldam_averaging import fine_tune
 from aftershock.reports.analyses.ldam_discriminator import learn, logits_of, make
-from aftershock.reports.analyses.ldam_energy import (
-    Activations,
-    Energy,
-    Scale,
-    parse,
-    total_variation,
-)
+from aftershock.reports.analyses.ldam_energy import Activations, Energy, Scale, parse, total_variation
 from aftershock.reports.analyses.ldam_judge import appoint
 from aftershock.reports.analyses.ldam_space import EDGE, Gaussian, Pixels
 from aftershock.reports.analyses.ldam_study import PLAIN, RANDOM, REFERENCE, TOP

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.recorder import discover
 from aftershock.harness.scoring import Instruments
 from aftershock.harness.trace import TapInfo

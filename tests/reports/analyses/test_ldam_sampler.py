@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.errors import UsageError
+from aftershock.harness.core.errors import UsageError
 from aftershock.reports.analyses.ldam_checks import refuse_nonsense
 from aftershock.reports.analyses.ldam_measures import (
     Estimate,

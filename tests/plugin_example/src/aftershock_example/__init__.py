@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 import torch
 from aftershock.attacks import CountingModel, Perturbation, PerturbationInfo
 from aftershock.detectors import Detector, DetectorInfo, LiveTrace, Need, Traces
-from aftershock.harness.errors import UsageError
-from aftershock.harness.seeds import Draws
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 from torch import Tensor
 
 __all__ = ["ActivationNorm", "SaltAndPepper"]

@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from .keys import distribution_digest, distribution_files, sources_digest
+from .content_keys import distribution_digest, distribution_files, sources_digest
 from .local_sources import local_sources
 from .registry import PACKAGE, Entry
 

@@ -24,7 +24,7 @@ from importlib.metadata import EntryPoint, entry_points, packages_distributions,
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .builtin_perturbations import PERTURBATION_TARGETS
+from ..builtin_perturbations import PERTURBATION_TARGETS
 from .errors import UsageError
 
 DECIDES_NO_NUMBER = True
@@ -238,7 +238,7 @@ class Registry:
                     if point.name not in self._entries:
                         self.add(point.name, part, origin)
                 else:
-                    from .workers.plugins import open_distribution
+                    from ..workers.plugins import open_distribution
 
                     open_distribution(origin, self.kind, point.name)
             except (Exception, SystemExit) as error:

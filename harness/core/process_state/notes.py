@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..planning import Plan
-from ..runner import Summary, name_parts
-from ..store import Store
+from ...planning import Plan
+from ...runner import Summary, name_parts
+from ...store import Store
 from .guard import CHANGED, CHANGED_FLAG
 
 
