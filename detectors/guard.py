@@ -23,10 +23,10 @@ from ..harness.core.errors import UsageError
 from ..harness.core.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
 from ..harness.core.formats import check_schema
 from ..harness.fitted import Fitted, RunFolder, named_detector
-from ..harness.metrics import threshold, threshold_reason
 from ..harness.models import Classifier, Normalise
 from ..harness.recorder import discover
 from ..harness.scoring import Instruments
+from ..harness.statistics.detection import threshold, threshold_reason
 from ..harness.subjects import normalise_values
 from ..harness.trace import TapInfo, Traces
 from ..harness.weights import state_digest

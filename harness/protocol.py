@@ -15,7 +15,6 @@ from itertools import repeat
 import numpy as np
 
 from .consistency import majority_scores
-from .metrics import auroc, auroc_interval, average_precision, threshold, threshold_reason
 from .ranking import leaderboard_rows
 from .results import (
     ALPHAS,
@@ -34,6 +33,7 @@ from .results import (
     check,
     shortage,
 )
+from .statistics.detection import auroc, auroc_interval, average_precision, threshold, threshold_reason
 
 __all__ = [
     "ALPHAS",

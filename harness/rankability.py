@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .consistency import DEPENDS, RANDOMISED, UNCHECKED_PROCESS
-from .metrics import threshold_reason
 from .results import ALPHAS, DetectorResult, Effort, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
+from .statistics.detection import threshold_reason
 
 if TYPE_CHECKING:
     from ..attacks.base import Perturbation

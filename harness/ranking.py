@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .consistency import consistency_flags, majority_scores
-from .metrics import auroc, threshold, threshold_reason
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
 from .results import (
     ALPHAS,
@@ -29,6 +28,7 @@ from .results import (
     ThreatModel,
     within,
 )
+from .statistics.detection import auroc, threshold, threshold_reason
 from .statistics.proportions import wilson
 from .statistics.ranks import RowSample, ranks
 from .statistics.samples import WorstCase, row_interval, row_sample

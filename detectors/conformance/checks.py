@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
-from ...harness.metrics import auroc
+from ...harness.statistics.detection import auroc
 from ...harness.trace import Need, Traces
 from ..base import Detector, Surrogate, join_state, split_state
 from .world import World

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_ndtr, ndtri, stdtr, stdtrit
 
-from .holm import holm
+from .multiple_testing import holm
 from .sign_flip import mcnemar_p, sign_flip_p, sign_flip_p_of_counts
 
 __all__ = ["RowSample", "pair_p", "pairwise_p", "ranks", "sign_flip_p"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import (
+from .detection import (
     calibrate_weights,
     evaluate_weights,
     percentile_interval,

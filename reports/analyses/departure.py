@@ -11,6 +11,7 @@ from torch import Tensor
 from ...detectors.checks import check_choice, check_count, check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.scoring import Instruments
+from ...harness.statistics.intervals import proportion
 from ...harness.trace import Need, Traces, select_taps
 from . import Analysis, AnalysisInfo, Findings, ImageSet, Material, PerturbedSet
 from .departure_events import Interval
@@ -20,7 +21,6 @@ from .departure_readers import Kind, TapReader, fit_reader, pooled, spread
 from .departure_study import Crowd, Study, crowds
 from .departure_tables import arrays, tables
 from .departure_words import sentences
-from .intervals import proportion
 
 # Bytes of the untrained network's codes that are held at once.
 _MEMORY = 1 << 28

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .intervals import median_interval, proportion
+from ...harness.statistics.intervals import median_interval, proportion
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

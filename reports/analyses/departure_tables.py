@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...harness.findings import Value
-from ...harness.statistics.holm import holm
+from ...harness.statistics.multiple_testing import holm
 from . import Table
 from .departure_events import FEWEST, Comparison, IntArray, Interval, beyond, compare, cumulative, half, share
 from .departure_examples import Example, example_table

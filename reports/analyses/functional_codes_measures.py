@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...detectors.codes.codebook import Codebook
 from ...detectors.codes.som import SOM
-from . import intervals
+from ...harness.statistics import intervals
 
 Interval = tuple[float, float, float]
 # Parts of the images of which each is left out once.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...harness.metrics import auroc, auroc_interval
 from ...harness.results import MIN_IMAGES
+from ...harness.statistics.detection import auroc, auroc_interval
 from . import ImageSet, Material
 from .ldam_discriminator import Taught, logits_of
 from .ldam_judge import Judge

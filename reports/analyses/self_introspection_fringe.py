@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...harness.metrics import auroc, auroc_interval
+from ...harness.statistics.detection import auroc, auroc_interval
+from ...harness.statistics.intervals import FloatArray, auroc_difference
 from ...harness.trace import Traces
-from .intervals import FloatArray, auroc_difference
 from .self_introspection_map import BATCH, Code
 
 LEAST_ERRORS = 5

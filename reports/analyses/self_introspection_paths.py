@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...harness.analysis import Analysis, Material, PerturbedSet
-from .intervals import mean_interval
+from ...harness.statistics.intervals import mean_interval
 from .self_introspection_map import Code, Tracks, chance_purity, pairs, purity, read_rows, trace_tracks
 
 

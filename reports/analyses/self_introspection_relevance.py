@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...harness.core.model_state import untouched
 from ...harness.scoring import Instruments
+from ...harness.statistics.intervals import fisher_interval, image_weights
 from ...harness.taps import TapCall, Taps
 from ...harness.trace import TapInfo, sampled_units
-from .intervals import fisher_interval, image_weights
 
 _BATCH = 64
 # The spread of a rank correlation needs far fewer resamples than a percentile.

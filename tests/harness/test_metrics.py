@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from aftershock.harness.metrics import (
+from aftershock.harness.statistics.detection import (
     auroc,
     auroc_interval,
     average_precision,

@@ -19,8 +19,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import aftershock.harness.metrics
 import aftershock.harness.results
+import aftershock.harness.statistics.detection
 import numpy as np
 import pytest
 import torch
@@ -108,8 +108,8 @@ FUNCTIONS = {
     "numpy.mean": (np, "mean", Equal()),
     "time.perf_counter": (time, "perf_counter", lambda: 0.0),
     "builtins.sorted": (builtins, "sorted", list),
-    "aftershock.harness.metrics.auroc": (aftershock.harness.metrics, "auroc", lambda *_: 1.0),
-    "aftershock.harness.metrics.len": (aftershock.harness.metrics, "len", lambda _: 0),
+    "aftershock.harness.statistics.detection.auroc": (aftershock.harness.statistics.detection, "auroc", lambda *_: 1.0),
+    "aftershock.harness.statistics.detection.len": (aftershock.harness.statistics.detection, "len", lambda _: 0),
     "aftershock.harness.results.DetectorResult.failure": (
         aftershock.harness.results.DetectorResult, "failure", lambda self: "",
     ),

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.harness.metrics import auroc, threshold
 from aftershock.harness.protocol import (
     Cell,
     DetectorResult,
@@ -24,6 +23,7 @@ from aftershock.harness.protocol import (
 )
 from aftershock.harness.ranking import Protocol
 from aftershock.harness.results import Effort, RoundedResult
+from aftershock.harness.statistics.detection import auroc, threshold
 from aftershock.reports.leaderboard import COLUMNS
 from sklearn.metrics import average_precision_score, roc_auc_score
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from aftershock.harness.metrics import (
+from aftershock.harness.statistics.detection import (
     auroc_interval,
     calibrate_weights,
     evaluate_weights,

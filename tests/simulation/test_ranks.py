@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from aftershock.harness.metrics import (
+from aftershock.harness.statistics.detection import (
     calibrate_weights,
     evaluate_weights,
     resampled_shares,

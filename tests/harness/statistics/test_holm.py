@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from aftershock.harness.statistics.holm import holm
+from aftershock.harness.statistics.multiple_testing import holm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control

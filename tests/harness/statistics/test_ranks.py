@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from aftershock.harness.metrics import evaluate_weights
+from aftershock.harness.statistics.detection import evaluate_weights
 from aftershock.harness.statistics.ranks import (
     _THRESHOLD_DF,
     RowSample,

@@ -18,9 +18,9 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, HeatMaps, Points
 from aftershock.harness.recorder import discover
 from aftershock.harness.scoring import Instruments
+from aftershock.harness.statistics.intervals import auroc_difference, fisher_interval, median_interval, proportion
 from aftershock.harness.trace import Need, TapInfo, Traces
 from aftershock.reports.analyses import self_introspection_pages
-from aftershock.reports.analyses.intervals import auroc_difference, fisher_interval, median_interval, proportion
 from aftershock.reports.analyses.self_introspection import SelfIntrospection
 from aftershock.reports.analyses.self_introspection_fringe import error_scores, merits, risk_by_coverage, unexplained
 from aftershock.reports.analyses.self_introspection_map import (

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...harness.metrics import percentile_interval
+from .detection import percentile_interval
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 1000
