@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..harness.core.errors import UsageError
 from ..harness.core.registry import DETECTORS
-from ..harness.trace import LiveTrace, Need, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Traces
 
 Surrogate = Literal["exact", "relaxed", "straight-through", "none"]
 

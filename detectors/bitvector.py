@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..harness.core.errors import UsageError
-from ..harness.trace import LiveTrace, Need, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo
 from .bitblocks import BitBlocks, relaxed_bits
 from .checks import (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from ..harness.core.errors import UsageError
-from ..harness.trace import Traces
+from ..harness.tracing.traces import Traces
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from ..harness.trace import LiveTrace, Need, Statistic, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from .base import Detector, DetectorInfo
 from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
 from .codes.codebook import Codebook

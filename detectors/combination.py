@@ -12,7 +12,7 @@ from torch import Tensor
 from ..harness.core.errors import UsageError
 from ..harness.core.parameters import bind
 from ..harness.core.registry import DETECTORS
-from ..harness.trace import LiveTrace, Need, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo, InputGradient, Surrogate, View
 from .checks import check_choice, check_fitted, check_images, check_perturbed, check_share
 from .grouping import class_groups

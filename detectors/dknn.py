@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..harness.trace import LiveTrace, Need, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo
 from .checks import check_count, check_fitted, check_images, check_layers, check_positive, check_share, selection
 from .grouping import class_groups

@@ -24,11 +24,11 @@ from ..harness.core.files import open_tensors, parse_json, refuse_links_on_the_w
 from ..harness.core.formats import check_schema
 from ..harness.fitted import Fitted, RunFolder, named_detector
 from ..harness.models import Classifier, Normalise
-from ..harness.recorder import discover
-from ..harness.scoring import Instruments
 from ..harness.statistics.detection import threshold, threshold_reason
 from ..harness.subjects import normalise_values
-from ..harness.trace import TapInfo, Traces
+from ..harness.tracing.recorder import discover
+from ..harness.tracing.traced_model import Instruments
+from ..harness.tracing.traces import TapInfo, Traces
 from ..harness.weights import state_digest
 from .base import Detector, join_state, split_state
 

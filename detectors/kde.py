@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..harness.trace import LiveTrace, Need, Statistic, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from .base import Detector, DetectorInfo, Surrogate, View
 from .checks import (
     check_choice,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..harness.core.errors import UsageError
-from ..harness.trace import LiveTrace, Need, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo
 from .checks import check_choice, check_count, check_fitted, check_images, check_layers, selection
 from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, load_autoencoder

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.trace import LiveTrace, Need, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Traces
 from .base import Detector, DetectorInfo, Surrogate
 from .checks import (
     check_choice,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.trace import LiveTrace, Need, Statistic, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from .base import Detector
 from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_perturbed, selection
 from .grouping import class_groups

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..harness.trace import Need
+from ..harness.tracing.traces import Need
 from .base import DetectorInfo
 from .checks import check_count
 from .layer_scores import Features, Layerwise

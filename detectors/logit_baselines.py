@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..harness.core.errors import UsageError
-from ..harness.trace import LiveTrace, Traces
+from ..harness.tracing.traces import LiveTrace, Traces
 from .base import Detector, DetectorInfo
 from .checks import check_choice, check_fitted, check_images, check_positive
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..harness.core.errors import UsageError
-from ..harness.trace import Need, Statistic
+from ..harness.tracing.traces import Need, Statistic
 from .base import DetectorInfo
 from .grouping import present_classes
 from .layer_scores import Layerwise

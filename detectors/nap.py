@@ -9,7 +9,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.trace import LiveTrace, Need, Statistic, Traces
+from ..harness.tracing.bits import hamming, pack
+from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from .base import Detector, DetectorInfo
 from .checks import (
     check_choice,
@@ -21,7 +22,6 @@ from .checks import (
     check_share,
     selection,
 )
-from .codes.bits import hamming, pack
 from .grouping import class_groups, present_classes
 from .patterns import StoredPatterns
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..harness.core.errors import UsageError
-from ..harness.trace import LiveTrace, Traces
+from ..harness.tracing.traces import LiveTrace, Traces
 from .base import Detector, DetectorInfo, InputGradient
 from .checks import check_positive
 

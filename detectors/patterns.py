@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..harness.trace import Traces
+from ..harness.tracing.bits import hamming, unpack, weighted_hamming
+from ..harness.tracing.traces import Traces
 from .bitblocks import BitBlocks
-from .codes.bits import hamming, unpack, weighted_hamming
 from .grouping import class_counts, one_hot, present_classes
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.trace import LiveTrace, Need, Representation, Traces
+from ..harness.tracing.traces import LiveTrace, Need, Representation, Traces
 from .base import Detector, DetectorInfo
 from .checks import (
     check_choice,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..harness.core.errors import UsageError
-from ..harness.trace import Traces
+from ..harness.tracing.traces import Traces
 from .base import Detector, DetectorInfo, View
 from .checks import check_count, check_positive
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from .core.registry import ANALYSES
 from .core.seeds import generator
 from .findings import Findings
-from .scoring import Instruments
-from .trace import Need, Traces
+from .tracing.traced_model import Instruments
+from .tracing.traces import Need, Traces
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .suite import DetectorPart, ModelPart, Part, PerturbationPart
-from .trace import Need
+from .tracing.traces import Need
 
 DECIDES_NO_NUMBER = True
 

@@ -13,12 +13,12 @@ from ..attacks.defence import Guides, Look
 from ..detectors.base import Detector
 from .consistency import EVALUATIONS
 from .core.process_state import guarded_part
-from .recorder import encode
 from .results import ALPHAS
-from .scoring import Instruments
 from .statistics.detection import threshold, threshold_rank
-from .taps import SIGN_FROM_INPUT
-from .trace import LiveTrace, Need, TapInfo, Traces, sampled_units
+from .tracing.recorder import encode
+from .tracing.taps import SIGN_FROM_INPUT
+from .tracing.traced_model import Instruments
+from .tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
 from .workers.standins.detectors import PluginDetector
 
 

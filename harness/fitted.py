@@ -35,7 +35,7 @@ from .core.registry import DETECTORS, did_you_mean, file_digest
 from .finished import KEYS, read_keys
 from .ledger import SUFFIX, Record, is_whole, read_record
 from .reading import tap_infos
-from .trace import TapInfo
+from .tracing.traces import TapInfo
 
 if TYPE_CHECKING:
     from ..detectors.base import Detector

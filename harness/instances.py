@@ -15,7 +15,7 @@ from .core.errors import UsageError
 from .core.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from .results import Effort
 from .suite import Part
-from .trace import Need
+from .tracing.traces import Need
 
 if TYPE_CHECKING:
     from ..attacks.base import Perturbation

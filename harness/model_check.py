@@ -14,11 +14,11 @@ from .data import Dataset, TaskShape
 from .datasets import task_shape
 from .models import Classifier, Source, accuracy, accuracy_warning, build
 from .probe import probe, probe_images
-from .recorder import survey
 from .subjects import find_model_weights, model_spec, tap_notes
 from .suite import ModelPart, Suite
 from .suite_problems import Problem
 from .toml_lines import locate
+from .tracing.recorder import survey
 from .weights import load_weights
 
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from .core.parameters import bind
 from .core.process_state import Changes
 from .core.seeds import derive_seed, forked_rng
 from .data import Dataset, ImageSplit
-from .logits import as_logits
 from .model_factories import ModelFactory, model_factory
+from .tracing.logits import as_logits
 from .training import Recipe, default_recipe, train
 from .weights import load_weights
 

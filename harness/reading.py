@@ -1,4 +1,4 @@
-"""Stored traces, put together again: from the keys of cells to :class:`~aftershock.harness.trace.Traces`."""
+"""Stored traces, put together again: from the keys of cells to :class:`~aftershock.harness.tracing.traces.Traces`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from .cells import TraceKeys
 from .core.errors import AftershockError
 from .ledger import SUFFIX, Record, checked_key, read_record
-from .rows import ChunkedRows, Rows
-from .trace import Need, TapInfo, Traces
+from .tracing.rows import ChunkedRows, Rows
+from .tracing.traces import Need, TapInfo, Traces
 
 
 class Reader(Protocol):

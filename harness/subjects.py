@@ -20,8 +20,8 @@ from .data import Dataset
 from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, is_near_chance, obtain
 from .probe import probe, probe_images
 from .rankability import NEAR_CHANCE, NO_WEIGHTS
-from .recorder import Survey, survey
 from .suite import ModelPart, Suite
+from .tracing.recorder import Survey, survey
 from .training import estimate_seconds
 from .weights import network_digest, state_digest
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..detectors.base import join_state, split_state
-from ..detectors.codes.bits import flips
 from ..detectors.codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
 from ..detectors.codes.som import SOM, fit_som
 from ..harness.core.errors import UsageError
-from ..harness.trace import Need, Traces
+from ..harness.tracing.bits import flips
+from ..harness.tracing.traces import Need, Traces
 
 NEEDS = (Need("bits"), Need("pooled"), Need("full", units=256))
 """What the traces given to this report must hold."""

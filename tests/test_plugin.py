@@ -19,7 +19,7 @@ import torch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import REGISTRIES
 from aftershock.harness.core.seeds import Draws
-from aftershock.harness.trace import LiveTrace, Need, TapInfo, Traces
+from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, Traces
 
 SOURCE = Path(__file__).parent / "plugin_example"
 SUITE = """

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...harness.core.errors import UsageError
 from ...harness.statistics.detection import auroc
-from ...harness.trace import Need, Traces
+from ...harness.tracing.traces import Need, Traces
 from ..base import Detector, Surrogate, join_state, split_state
 from .world import World
 

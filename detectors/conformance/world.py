@@ -16,9 +16,9 @@ from ...harness.core.registry import DATASETS
 from ...harness.core.seeds import generator
 from ...harness.data import Dataset
 from ...harness.models import Classifier, ModelSpec, obtain
-from ...harness.recorder import discover
-from ...harness.scoring import Instruments, fit_traces
-from ...harness.trace import LiveTrace, Traces
+from ...harness.tracing.recorder import discover
+from ...harness.tracing.traced_model import Instruments, fit_traces
+from ...harness.tracing.traces import LiveTrace, Traces
 from ..base import Detector
 
 FIT_IMAGES = 400

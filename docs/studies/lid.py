@@ -41,8 +41,8 @@ from typing import Any
 import numpy as np
 import torch
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.recorder import discover, record
-from aftershock.harness.trace import Need, TapInfo
+from aftershock.harness.tracing.recorder import discover, record
+from aftershock.harness.tracing.traces import Need, TapInfo
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score

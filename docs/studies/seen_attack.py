@@ -44,9 +44,9 @@ import numpy as np
 import torch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.model_state import untouched
-from aftershock.harness.recorder import discover
-from aftershock.harness.taps import TapCall, Taps
-from aftershock.harness.trace import pool
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.taps import TapCall, Taps
+from aftershock.harness.tracing.traces import pool
 from lid import MINIBATCH, Neighbours
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegressionCV

@@ -17,7 +17,7 @@ from ..core.seeds import derive_seed, forked_rng
 from ..defence import DetectorDefence
 from ..engines import Output
 from ..instances import make_perturbation
-from ..scoring import Instruments
+from ..tracing.traced_model import Instruments
 from .lent import lent, lent_instruments
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
 from .workbench import Workbench

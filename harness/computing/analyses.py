@@ -16,10 +16,10 @@ from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
 from ..engines import Output
 from ..findings import Findings
-from ..rows import ChunkedRows
-from ..scoring import Instruments
 from ..subjects import untrained_classifier
-from ..trace import Need
+from ..tracing.rows import ChunkedRows
+from ..tracing.traced_model import Instruments
+from ..tracing.traces import Need
 from ..workers.standins.analyses import PluginAnalysis
 from .lent import lent_instruments
 from .workbench import Workbench

@@ -18,7 +18,7 @@ from ..core.memory import peak_memory
 from ..core.process_state import CHANGED, Changes, guarded_part, noted
 from ..core.seeds import derive_seed, forked_rng, generator
 from ..engines import Output
-from ..trace import Traces
+from ..tracing.traces import Traces
 from ..workers import OPENED
 from ..workers.standins.detectors import PluginDetector
 from .rescoring import rescore

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..core.process_state import own_code
-from ..scoring import Instruments
+from ..tracing.traced_model import Instruments
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from ..core.process_state import CHANGED_FLAG
 from ..core.seeds import Draws, derive_seed
 from ..engines import Output
 from ..instances import make_perturbation
-from ..scoring import Instruments
+from ..tracing.traced_model import Instruments
 from ..workers.standins.detectors import PluginDetector
 from ..workers.standins.perturbations import PluginPerturbation
 from .lent import lent_instruments

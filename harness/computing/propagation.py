@@ -11,7 +11,7 @@ from ..cells import EncodersJob, PropagationJob
 from ..core.registry import ANALYSES
 from ..core.seeds import generator
 from ..engines import Output
-from ..trace import Traces
+from ..tracing.traces import Traces
 from .workbench import Workbench
 
 

@@ -20,7 +20,7 @@ from ..consistency import EVALUATIONS, SAMPLE, moved
 from ..core.errors import AftershockError, UnavailableError
 from ..core.process_state import guarded_part
 from ..core.seeds import derive_seed, forked_rng, generator
-from ..trace import Traces
+from ..tracing.traces import Traces
 from .workbench import Workbench
 
 # Other batches: more single rows than may differ by chance, then batches whose size divides none of ours.

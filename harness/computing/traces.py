@@ -9,8 +9,8 @@ from ..core.errors import AftershockError
 from ..core.process_state import guarded_part, noted
 from ..core.seeds import generator
 from ..engines import Output
-from ..recorder import input_gradient, record
-from ..scoring import view_seed
+from ..tracing.recorder import input_gradient, record
+from ..tracing.traced_model import view_seed
 from .workbench import Workbench
 
 

@@ -19,10 +19,10 @@ from ..instances import make_detector
 from ..models import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
-from ..scoring import Instruments
 from ..subjects import load_classifier, make_classifier
 from ..suite import DetectorPart, ModelPart, Suite
-from ..trace import Need, Traces
+from ..tracing.traced_model import Instruments
+from ..tracing.traces import Need, Traces
 from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
 from ..workers.standins.detectors import PluginDetector

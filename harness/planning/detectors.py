@@ -11,7 +11,7 @@ from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import DETECTORS
 from ..core.seeds import derive_seed
 from ..suite import DetectorPart
-from ..trace import Need
+from ..tracing.traces import Need
 from .draft import TRACING, Draft, all_keys, cut, image_count
 from .plan import Subject
 

@@ -17,7 +17,7 @@ from ..data import TaskShape
 from ..instances import make_analysis, make_detector
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite
-from ..trace import Need, capped
+from ..tracing.traces import Need, capped
 from .plan import Subject
 from .sets import Sets
 

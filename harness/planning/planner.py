@@ -11,9 +11,9 @@ from ..core.content_keys import content_key
 from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data import LEVEL_IMAGES, Dataset, data_levels
 from ..results import HOSTILE
-from ..scoring import NeedsCodes
 from ..subjects import model_identity, ready_state
 from ..suite import ModelPart, Suite
+from ..tracing.traced_model import NeedsCodes
 from .analyses import plan_analyses
 from .detectors import DetectorPlanner
 from .draft import Draft

@@ -7,7 +7,7 @@ from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
 from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
-from ..trace import Need
+from ..tracing.traces import Need
 from .draft import Draft, all_keys, cut
 from .plan import Subject
 

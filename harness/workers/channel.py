@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import AftershockError, text_of
-from ..rows import Rows
+from ..tracing.rows import Rows
 
 _LENGTH = 8
 # More than any header of ours.

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..rows import Rows
-from ..trace import LiveTrace, Need, TapInfo, Traces
+from ..tracing.rows import Rows
+from ..tracing.traces import LiveTrace, Need, TapInfo, Traces
 
 
 class CopiedRows:

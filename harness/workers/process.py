@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import AftershockError, UnavailableError, UsageError
-from ..rows import Rows
+from ..tracing.rows import Rows
 from .channel import Channel, ChannelError, Message
 from .usage import SIGN, end_all
 from .watch import LOOK, Watch

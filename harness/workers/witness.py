@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..core.content_keys import canonical
 from ..core.registry import DETECTORS
-from ..rows import Rows
-from ..trace import Traces
+from ..tracing.rows import Rows
+from ..tracing.traces import Traces
 from .packing import pack_traces
 from .pool import POOL
 from .process import Source, Worker

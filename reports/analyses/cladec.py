@@ -10,8 +10,8 @@ from torch import Tensor
 from ...detectors.checks import check_choice, check_count, check_positive
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import untouched
-from ...harness.scoring import Instruments
-from ...harness.trace import Need
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Need
 from . import Analysis, AnalysisInfo, Findings, ImageSet, Material
 from .cladec_attacks import Reading, class_means, follow, read_turned
 from .cladec_causal import causes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...harness.scoring import Instruments
+from ...harness.tracing.traced_model import Instruments
 from .cladec_networks import Decoder, changed_logits, encode
 
 _Z = 1.959963984540054

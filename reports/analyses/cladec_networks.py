@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...harness.core.errors import UsageError
-from ...harness.scoring import Instruments
-from ...harness.taps import TapCall, Taps
-from ...harness.trace import TapInfo, select_taps
+from ...harness.tracing.taps import TapCall, Taps
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import TapInfo, select_taps
 
 # A flat code is spread over a map of at most this side, which transposed convolutions then enlarge.
 _FIRST_SIDE = 8

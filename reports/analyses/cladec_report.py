@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...harness.findings import Figure, Findings, Lines, Series, Table, Value
-from ...harness.trace import TapInfo
+from ...harness.tracing.traces import TapInfo
 from .cladec_attacks import Reading
 from .cladec_causal import Causes
 from .cladec_measures import Estimate, Measured

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...harness.core.model_state import one_thread, untouched
 from ...harness.core.seeds import forked_rng
-from ...harness.scoring import Instruments
-from ...harness.trace import TapInfo
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import TapInfo
 from .cladec_networks import Decoder, encode, fresh
 
 BATCH = 128

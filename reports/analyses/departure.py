@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...detectors.checks import check_choice, check_count, check_layers, selection
 from ...harness.core.errors import UsageError
-from ...harness.scoring import Instruments
 from ...harness.statistics.intervals import proportion
-from ...harness.trace import Need, Traces, select_taps
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Need, Traces, select_taps
 from . import Analysis, AnalysisInfo, Findings, ImageSet, Material, PerturbedSet
 from .departure_events import Interval
 from .departure_examples import examples

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...detectors.codes.latent import Standardiser, fit_standardiser
-from ...harness.trace import Traces
+from ...harness.tracing.traces import Traces
 
 Kind = Literal["centroid", "neighbours", "linear"]
 

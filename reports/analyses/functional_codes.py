@@ -11,8 +11,8 @@ from ...detectors.checks import check_choice, check_count, check_layers, selecti
 from ...harness.analysis import Analysis, AnalysisInfo, ImageSet, Material
 from ...harness.core.errors import UsageError
 from ...harness.findings import Figure, Findings, Table
-from ...harness.scoring import Instruments
-from ...harness.trace import Need, Statistic
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Need, Statistic
 from .functional_codes_fields import field_pictures
 from .functional_codes_figures import landing_figures, landing_maps, layer_figures, map_figures, unit_pictures
 from .functional_codes_landing import LANDING_COLUMNS, Landing, groups_of, land

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from ...harness.analysis import ImageSet
 from ...harness.findings import Pictures
-from ...harness.scoring import Instruments, NeedsCodes
+from ...harness.tracing.traced_model import Instruments, NeedsCodes
 from .functional_codes_figures import largest_units
 from .functional_codes_layers import Layer
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...detectors.checks import check_choice, check_count, check_positive
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import one_thread, untouched
-from ...harness.trace import Need, TapInfo
+from ...harness.tracing.traces import Need, TapInfo
 from . import Analysis, AnalysisInfo, Findings, Material
 from .ldam_attacks import readings
 from .ldam_averaging import case_study

@@ -14,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ...harness.core.model_state import untouched
 from ...harness.core.seeds import forked_rng
-from ...harness.scoring import Instruments
 from ...harness.statistics.intervals import proportion
 from ...harness.statistics.multiple_testing import holm
+from ...harness.tracing.traced_model import Instruments
 from .ldam_checks import refuse_nonsense
 from .ldam_energy import Activations, Energy, Scale, Target
 from .ldam_judge import Judge

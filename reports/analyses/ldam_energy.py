@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...harness.core.errors import UsageError
-from ...harness.scoring import Instruments
-from ...harness.trace import Need, TapInfo
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Need, TapInfo
 from .ldam_space import Space
 
 # Images per forward pass: activations of more would not stay in the caches.

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...harness.architectures import cnn
 from ...harness.core.seeds import forked_rng
 from ...harness.data import ImageSplit
-from ...harness.recorder import discover
-from ...harness.scoring import Instruments
-from ...harness.trace import Need
+from ...harness.tracing.recorder import discover
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Need
 from ...harness.training import Recipe, train
 
 _NEIGHBOURS = 5

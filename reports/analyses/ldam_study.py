@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...harness.trace import Need
+from ...harness.tracing.traces import Need
 from .ldam_discriminator import Taught, logits_of
 from .ldam_energy import Activations, Scale, Target, total_variation
 from .ldam_judge import Judge

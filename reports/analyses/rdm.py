@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...detectors.checks import check_choice, check_count, check_layers, selection
 from ...harness.core.errors import UsageError
-from ...harness.scoring import Instruments
-from ...harness.trace import Need, Traces
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Need, Traces
 from . import Analysis, AnalysisInfo, Findings, ImageSet, Material
 from .rdm_attacked import Placement, place, populations
 from .rdm_findings import findings

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...detectors.codes import bits
+from ...harness.tracing import bits
 
 Array = NDArray[np.float64]
 Signs = NDArray[np.int8]

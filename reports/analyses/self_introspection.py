@@ -12,8 +12,8 @@ from ...detectors.checks import check_count, check_layers, selection
 from ...detectors.latent import Latent
 from ...harness.core.errors import UsageError
 from ...harness.core.seeds import derive_seed
-from ...harness.scoring import Instruments
-from ...harness.trace import Need, Traces
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Need, Traces
 from . import Analysis, AnalysisInfo, Findings, Material
 from .self_introspection_fringe import error_scores, merits
 from .self_introspection_map import Code, EncoderName, activations, fit_code, read_batches, retrace

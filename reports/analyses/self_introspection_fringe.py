@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...harness.statistics.detection import auroc, auroc_interval
 from ...harness.statistics.intervals import FloatArray, auroc_difference
-from ...harness.trace import Traces
+from ...harness.tracing.traces import Traces
 from .self_introspection_map import BATCH, Code
 
 LEAST_ERRORS = 5

@@ -16,8 +16,8 @@ from torch import Tensor
 from ...detectors.codes.latent import PCA, Autoencoder, Standardiser
 from ...detectors.latent import Latent
 from ...harness.analysis import Analysis, ImageSet
-from ...harness.scoring import Instruments
-from ...harness.trace import Traces
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import Traces
 
 BATCH = 256
 # Images per traced batch of tracks: an image has as many as there are steps.

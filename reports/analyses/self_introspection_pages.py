@@ -14,7 +14,7 @@ from ...harness.analysis import PerturbedSet
 from ...harness.findings import Figure, Lines, Points, Series, Table, Value
 from ...harness.statistics.detection import auroc, auroc_interval
 from ...harness.statistics.intervals import FloatArray, mean_interval, mean_intervals, median_interval, proportion
-from ...harness.trace import Traces
+from ...harness.tracing.traces import Traces
 from .self_introspection_fringe import Merit, activation_norm, reconstruction, risk_by_coverage, unexplained
 from .self_introspection_map import Code, Tracks, first_crossing, three
 from .self_introspection_paths import Paths, Purity, gather_success

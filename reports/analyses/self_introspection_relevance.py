@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...harness.core.model_state import untouched
-from ...harness.scoring import Instruments
 from ...harness.statistics.intervals import fisher_interval, image_weights
-from ...harness.taps import TapCall, Taps
-from ...harness.trace import TapInfo, sampled_units
+from ...harness.tracing.taps import TapCall, Taps
+from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traces import TapInfo, sampled_units
 
 _BATCH = 64
 # The spread of a rank correlation needs far fewer resamples than a percentile.

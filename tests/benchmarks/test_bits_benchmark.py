@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.codes.bits import hamming, pack
+from aftershock.harness.tracing.bits import hamming, pack
 
 IMAGES, UNITS = 1000, 16_384
 

@@ -11,8 +11,8 @@ from aftershock.detectors.base import Detector
 from aftershock.harness.architectures import resnet20
 from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.models import Classifier, Normalise
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments, fit_traces
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments, fit_traces
 
 
 def fitted(name: str, model: Classifier, images: torch.Tensor) -> tuple[Detector, Instruments]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from aftershock.harness.architectures import resnet20
-from aftershock.harness.recorder import BATCH, Recording, discover, record
-from aftershock.harness.trace import Need
+from aftershock.harness.tracing.recorder import BATCH, Recording, discover, record
+from aftershock.harness.tracing.traces import Need
 from torch import Tensor
 
 IMAGES, PAIRS = 256, 15

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from aftershock.detectors.codes.bits import pack
-from aftershock.harness.trace import LiveTrace, Need, TapInfo, Traces, pool, sampled_units
+from aftershock.harness.tracing.bits import pack
+from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, Traces, pool, sampled_units
 from torch import Tensor
 
 # 96, 72 and 20 units: one width is no multiple of eight.

@@ -10,7 +10,7 @@ import torch
 from aftershock.detectors.logit_baselines import Energy, MaxSoftmax
 from aftershock.detectors.mahalanobis import Mahalanobis
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import LiveTrace, Traces
+from aftershock.harness.tracing.traces import LiveTrace, Traces
 from scipy.special import logsumexp, softmax
 
 

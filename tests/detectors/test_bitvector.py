@@ -12,7 +12,7 @@ from aftershock.detectors.bitblocks import BitBlocks
 from aftershock.detectors.bitvector import BitVector
 from aftershock.detectors.grouping import class_groups
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import Need
+from aftershock.harness.tracing.traces import Need
 from scipy.stats import bernoulli
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC

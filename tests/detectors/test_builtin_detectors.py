@@ -27,7 +27,7 @@ from aftershock.detectors.safetynet import SafetyNet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DETECTORS
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.traces import Traces
 from safetensors.torch import load, save
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score

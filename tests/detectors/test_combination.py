@@ -17,7 +17,7 @@ from aftershock.detectors.tails import fit_tail, surprise
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DETECTORS, Entry, Origin
-from aftershock.harness.trace import LiveTrace, Need, Traces
+from aftershock.harness.tracing.traces import LiveTrace, Need, Traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import combine_pvalues

@@ -10,7 +10,7 @@ import pytest
 import torch
 from aftershock.detectors.kde import KernelDensity
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.traces import Traces
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, LeaveOneOut
 from sklearn.neighbors import KernelDensity as Reference

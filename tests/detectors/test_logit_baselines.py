@@ -9,7 +9,7 @@ import pytest
 import torch
 from aftershock.detectors.logit_baselines import Entropy, KLMatching, Margin, MaxLogit
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import LiveTrace, Traces
+from aftershock.harness.tracing.traces import LiveTrace, Traces
 from scipy.special import softmax
 from scipy.stats import entropy
 

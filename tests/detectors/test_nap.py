@@ -10,7 +10,7 @@ import pytest
 import torch
 from aftershock.detectors.nap import ActivationPatterns
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import pool
+from aftershock.harness.tracing.traces import pool
 from sklearn.metrics import roc_auc_score
 
 TAPS = ("conv", "block.relu", "dense")

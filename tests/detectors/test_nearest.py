@@ -13,7 +13,7 @@ from aftershock.detectors.nearest import nearest, unit_length
 from aftershock.detectors.neighbours import Neighbours
 from aftershock.detectors.splitting import held_apart, split_rows
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import Need
+from aftershock.harness.tracing.traces import Need
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors

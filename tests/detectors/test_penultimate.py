@@ -7,8 +7,8 @@ import torch
 from aftershock.detectors.odin import Odin
 from aftershock.detectors.penultimate import GradNorm, Vim
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.recorder import input_gradient
-from aftershock.harness.trace import LiveTrace, Need, TapInfo, Traces
+from aftershock.harness.tracing.recorder import input_gradient
+from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, Traces
 from torch import Tensor, nn
 
 TAPS = (TapInfo("pool", "relu", (24,)),)

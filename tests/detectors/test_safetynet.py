@@ -10,7 +10,7 @@ import pytest
 import torch
 from aftershock.detectors.safetynet import SafetyNet
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.traces import Traces
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
 

@@ -11,7 +11,7 @@ from aftershock.detectors.kde import KernelDensity
 from aftershock.detectors.lid import Lid
 from aftershock.detectors.neighbours import Neighbours
 from aftershock.detectors.splitting import held_apart, split_rows, strangers
-from aftershock.harness.trace import Need
+from aftershock.harness.tracing.traces import Need
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score

@@ -7,7 +7,7 @@ import pytest
 import torch
 from aftershock.detectors.squeezing import FeatureSqueezing, median, non_local_means, reduce_bits
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.traces import Traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import median_filter

@@ -9,7 +9,7 @@ import pytest
 import torch
 from aftershock.detectors.bitvector import BitVector
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import Need
+from aftershock.harness.tracing.traces import Need
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 

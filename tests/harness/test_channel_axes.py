@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aftershock.harness.core.model_state import untouched
-from aftershock.harness.recorder import Survey, discover, live_trace, record, survey
-from aftershock.harness.scoring import Instruments
-from aftershock.harness.trace import Need, TapInfo, pool
+from aftershock.harness.tracing.recorder import Survey, discover, live_trace, record, survey
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import Need, TapInfo, pool
 from aftershock.reports.analyses.cladec_networks import changed_logits, encode
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.dropout import ImageDropout
+from aftershock.harness.tracing.dropout import ImageDropout
 from torch import Tensor, nn
 
 

@@ -42,7 +42,7 @@ import torch
 from aftershock.attacks.base import Perturbation, PerturbationInfo
 from aftershock.attacks.base import register as perturbation
 from aftershock.detectors.base import Detector, DetectorInfo, InputGradient, View, register
-from aftershock.harness.trace import Need
+from aftershock.harness.tracing.traces import Need
 
 
 def planted(name, **more):

@@ -20,7 +20,7 @@ from aftershock.harness.instances import make_analysis, make_detector, make_pert
 from aftershock.harness.suite import Part
 from aftershock.harness.suite_check import load_suite
 from aftershock.harness.suite_problems import SuiteError
-from aftershock.harness.trace import Need
+from aftershock.harness.tracing.traces import Need
 
 MAKE: dict[str, tuple[Registry, Callable[[Part], Any], type, object]] = {
     "perturbation": (PERTURBATIONS, make_perturbation, Perturbation, PerturbationInfo("x", "attack", "x", "linf")),

@@ -13,7 +13,7 @@ from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.core.clock import Stopwatch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.suite_check import load_suite
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.traces import Traces
 from torch import Tensor
 
 

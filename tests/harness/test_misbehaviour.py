@@ -20,7 +20,7 @@ from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.analysis import register as analysis
 from aftershock.harness.findings import Findings
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.traces import Traces
 from aftershock.reports.tables import Tables
 from torch import Tensor
 

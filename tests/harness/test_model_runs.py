@@ -13,7 +13,7 @@ from aftershock.detectors import Guard
 from aftershock.detectors.guard import export_guard
 from aftershock.harness.reading import tap_infos
 from aftershock.harness.run import run
-from aftershock.harness.trace import TapInfo
+from aftershock.harness.tracing.traces import TapInfo
 from torch import nn
 
 MODELS = """

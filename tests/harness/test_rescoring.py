@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 from aftershock.detectors import Detector, DetectorInfo
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.traces import Traces
 from torch import Tensor
 
 # All have the same score (how small the logits are), to which each adds what it knows of the question.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from aftershock.detectors.codes import bits
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.recorder import discover, input_gradient, live_trace, record
-from aftershock.harness.taps import TapCall, Taps
-from aftershock.harness.trace import Need, pool, sampled_units
+from aftershock.harness.tracing import bits
+from aftershock.harness.tracing.recorder import discover, input_gradient, live_trace, record
+from aftershock.harness.tracing.taps import TapCall, Taps
+from aftershock.harness.tracing.traces import Need, pool, sampled_units
 from torch import Tensor, nn
 
 X = torch.linspace(-2, 2, 24).reshape(2, 12)

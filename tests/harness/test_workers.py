@@ -22,9 +22,9 @@ from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
 from aftershock.harness.core.seeds import forked_rng
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments, fit_traces
-from aftershock.harness.trace import Need, TapInfo, Traces
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments, fit_traces
+from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from aftershock.harness.workers.answering import analyses
 from aftershock.harness.workers.channel import Channel, ChannelError, Message
 from aftershock.harness.workers.files import FileWatch

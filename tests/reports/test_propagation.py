@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.codes.bits import pack
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.trace import Need, TapInfo, Traces, pool, sampled_units
+from aftershock.harness.tracing.bits import pack
+from aftershock.harness.tracing.traces import Need, TapInfo, Traces, pool, sampled_units
 from aftershock.reports import propagation
 from aftershock.reports.propagation import (
     METRICS,

@@ -16,7 +16,7 @@ from ...core.memory import peak_memory
 from ...core.parameters import bind
 from ...core.registry import DETECTORS
 from ...core.seeds import derive_seed, forked_rng
-from ...trace import LiveTrace
+from ...tracing.traces import LiveTrace
 from ..channel import Message
 from ..packing import unpack_live, unpack_traces
 from ..plugins import open_plugin_file

@@ -12,7 +12,7 @@ import torch
 from ...analysis import Analysis, AnalysisInfo, Material
 from ...core.errors import AftershockError
 from ...findings import Findings
-from ...trace import Need
+from ...tracing.traces import Need
 from ..channel import Message
 from ..packing import unpack_needs
 from .part import Instance, PluginPart

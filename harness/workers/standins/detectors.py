@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from ....detectors.base import Detector, DetectorInfo, InputGradient, Surrogate, View, join_state, split_state
 from ...core.errors import AftershockError
-from ...rows import Rows
-from ...trace import LiveTrace, Need, Traces
+from ...tracing.rows import Rows
+from ...tracing.traces import LiveTrace, Need, Traces
 from ..channel import Message
 from ..packing import pack_live, pack_traces, unpack_needs
 from .part import LONG, SETTLING, Instance, PluginPart

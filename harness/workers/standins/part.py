@@ -15,7 +15,7 @@ from ...core.content_keys import canonical
 from ...core.errors import UsageError
 from ...core.parameters import SelfBinding
 from ...core.registry import StandIn
-from ...rows import Rows
+from ...tracing.rows import Rows
 from ..channel import Message
 from ..packing import unpack_needs
 from ..pool import POOL, Role

@@ -15,9 +15,9 @@ import torch
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, Lines, Pictures
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments
-from aftershock.harness.trace import TapInfo, Traces
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import TapInfo, Traces
 from aftershock.reports.analyses.cladec import ClaDec
 from aftershock.reports.analyses.cladec_causal import Causes, causes
 from aftershock.reports.analyses.cladec_measures import difference, estimate

@@ -14,9 +14,9 @@ import torch
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, HeatMaps, Lines, Pictures, Table
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments
-from aftershock.harness.trace import Need, TapInfo, Traces
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from aftershock.reports.analyses.departure import Departure
 from aftershock.reports.analyses.departure_events import (
     beyond,

@@ -17,8 +17,8 @@ from aftershock.detectors.codes.som import SOM
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, HeatMaps, Lines, Pictures, Table
-from aftershock.harness.scoring import Instruments
-from aftershock.harness.trace import TapInfo, Traces
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import TapInfo, Traces
 from aftershock.reports.analyses import functional_codes_measures as measures
 from aftershock.reports.analyses.functional_codes import FunctionalCodes
 from aftershock.reports.analyses.functional_codes_layers import Classes, Layer, Sizes, code_layer

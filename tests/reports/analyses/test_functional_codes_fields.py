@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.reports.analyses.functional_codes import FunctionalCodes
 from aftershock.reports.analyses.functional_codes_fields import receptive_crops
 from torch import nn

@@ -15,9 +15,9 @@ import torch
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, Lines, Pictures
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments
-from aftershock.harness.trace import Traces
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import Traces
 from aftershock.reports.analyses.ldam import Ldam
 from aftershock.reports.analyses.ldam_averaging import fine_tune
 from aftershock.reports.analyses.ldam_discriminator import learn, logits_of, make

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments
-from aftershock.harness.trace import TapInfo
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import TapInfo
 from aftershock.reports.analyses.ldam_discriminator import Lessons, teach
 from aftershock.reports.analyses.ldam_energy import Activations, Energy, Scale, Target, ascend, parse, total_variation
 from aftershock.reports.analyses.ldam_sampler import Plan, Schedule, langevin

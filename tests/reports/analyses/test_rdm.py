@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.codes.bits import pack
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, HeatMaps, Lines, Table
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments
+from aftershock.harness.tracing.bits import pack
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.reports.analyses.rdm import Rdm
 from aftershock.reports.analyses.rdm_graph import (
     agreement,

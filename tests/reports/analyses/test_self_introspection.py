@@ -16,10 +16,10 @@ from aftershock.detectors.latent import Latent
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, HeatMaps, Points
-from aftershock.harness.recorder import discover
-from aftershock.harness.scoring import Instruments
 from aftershock.harness.statistics.intervals import auroc_difference, fisher_interval, median_interval, proportion
-from aftershock.harness.trace import Need, TapInfo, Traces
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from aftershock.reports.analyses import self_introspection_pages
 from aftershock.reports.analyses.self_introspection import SelfIntrospection
 from aftershock.reports.analyses.self_introspection_fringe import error_scores, merits, risk_by_coverage, unexplained

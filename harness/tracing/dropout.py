@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .core.errors import UsageError
-from .core.seeds import generator
+from ..core.errors import UsageError
+from ..core.seeds import generator
 
 _UNITS = (nn.Dropout,)
 _MAPS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .core.errors import UsageError
+from ..core.errors import UsageError
 from .rows import PickedRows, Rows
 
 Representation = Literal["bits", "pooled", "full"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.errors import UsageError
+from ..core.errors import UsageError
 
 # Where a network of two classes that gives one logit z has its classes: the logits -z/2 and z/2 have its sigmoid for
 # a softmax, and treat both classes alike (with 0 and z, the largest logit would be 0 for every image of class 0).

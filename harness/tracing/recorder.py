@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..detectors.codes import bits
+from ..core.errors import UsageError
+from ..core.model_state import device_of, untouched
+from ..core.seeds import forked_rng
+from . import bits
 from .channel_axes import ChannelAxes
-from .core.errors import UsageError
-from .core.model_state import device_of, untouched
-from .core.seeds import forked_rng
 from .dropout import ImageDropout
 from .taps import TapCall, Taps
-from .trace import LiveTrace, Need, TapInfo, pool, sampled_units
+from .traces import LiveTrace, Need, TapInfo, pool, sampled_units
 
 # Images per forward pass. Fixed, so that results never depend on how work is cut; small enough for the caches.
 BATCH = 128

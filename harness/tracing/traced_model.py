@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..detectors.base import Detector, View
-from .core.seeds import derive_seed, generator
+from ...detectors.base import Detector, View
+from ..core.seeds import derive_seed, generator
 from .recorder import input_gradient, live_trace, record
-from .trace import LiveTrace, Need, TapInfo, Traces, capped
+from .traces import LiveTrace, Need, TapInfo, Traces, capped
 
 
 class NeedsCodes(Protocol):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from .core.errors import UsageError
+from ..core.errors import UsageError
 
 # Function name to the position of its ``inplace`` argument (None: it has no such argument).
 INPLACE_POSITION: Mapping[str, int | None] = {
