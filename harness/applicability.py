@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .data import TaskShape
+from .data.types import TaskShape
 from .instances import make_perturbation
 from .suite import PerturbationPart, Suite
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from .core.errors import described
 from .core.registry import DATASETS
-from .data import Dataset, TaskShape
-from .datasets import task_shape
+from .data.builtin import task_shape
+from .data.types import Dataset, TaskShape
 from .models import Classifier, Source, accuracy, accuracy_warning, build
 from .probe import probe, probe_images
 from .subjects import find_model_weights, model_spec, tap_notes

@@ -17,7 +17,7 @@ from .core.model_state import device_of
 from .core.parameters import bind
 from .core.process_state import Changes
 from .core.seeds import derive_seed, forked_rng
-from .data import Dataset, ImageSplit
+from .data.types import Dataset, ImageSplit
 from .model_factories import ModelFactory, model_factory
 from .tracing.logits import as_logits
 from .training import Recipe, default_recipe, train

@@ -20,7 +20,7 @@ from .tracing.taps import refuse_hidden_calls
 from .weights import other_state
 
 if TYPE_CHECKING:
-    from .data import ImageSplit
+    from .data.types import ImageSplit
     from .models import Classifier
 
 # Images of the data in the batch; as many of noise, and two that are flat.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas
     import torch
 
-    from .data import Dataset
+    from .data.types import Dataset
     from .planning import Plan
     from .problems import Problems
     from .runner import Event, Summary
@@ -254,7 +254,7 @@ class _Session:
         from .core.process_state.notes import changed_state
         from .core.registry import DATASETS, file_digest
         from .costs import detector_costs
-        from .duplicates import duplicate_notes
+        from .data.duplicates import duplicate_notes
         from .engines import engine_of
         from .planning import lost_perturbations, make_plan
         from .problems import Problems
@@ -279,7 +279,7 @@ class _Session:
             self.say(f"Warning: {text}")
         data_digest = self.data_digest = content_key(
             "data", fingerprint=source.fingerprint, files=self.digests.of(source.files),
-            code=code_digest("harness.data"), part=part_digest(DATASETS.entry(self.suite.data.name), "harness.data"),
+            code=code_digest("harness.data.types"), part=part_digest(DATASETS.entry(self.suite.data.name), "harness.data.types"),
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         with self._sentence("The suite could not be planned"):

@@ -16,7 +16,7 @@ from .core.content_keys import sources_digest
 from .core.errors import AftershockError, UsageError
 from .core.process_state import noted
 from .core.registry import PACKAGE, Entry, file_digest
-from .data import Dataset
+from .data.types import Dataset
 from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, is_near_chance, obtain
 from .probe import probe, probe_images
 from .rankability import NEAR_CHANCE, NO_WEIGHTS

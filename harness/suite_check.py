@@ -20,7 +20,7 @@ from .core.errors import UsageError
 from .core.files import is_file
 from .core.interrupts import contained
 from .core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean
-from .datasets import SIZES
+from .data.builtin import SIZES
 from .instances import make_analysis, make_detector, make_perturbation
 from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .suite_file import (

@@ -20,7 +20,7 @@ from .core.errors import UsageError
 from .core.model_state import one_thread
 from .core.parameters import bind
 from .core.seeds import derive_seed, forked_rng, generator
-from .data import ImageSplit
+from .data.types import ImageSplit
 
 Augmentation = Literal["none", "crop", "crop-flip"]
 

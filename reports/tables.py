@@ -16,7 +16,7 @@ from ..harness.cells import ROUNDINGS, Rounding, SetName
 from ..harness.conditions import attack_rows
 from ..harness.core.process_state import CHANGED, CHANGED_FLAG
 from ..harness.core.registry import ANALYSES, DETECTORS, PERTURBATIONS
-from ..harness.data import Dataset
+from ..harness.data.types import Dataset
 from ..harness.planning import Plan, Subject
 from ..harness.problems import Problems
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows

@@ -15,7 +15,7 @@ import torch
 from aftershock.attacks.perturbing import perturb_batch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
-from aftershock.harness.datasets import cifar10
+from aftershock.harness.data.builtin import cifar10
 from aftershock.harness.models import ModelSpec, obtain
 from torch import Tensor, nn
 

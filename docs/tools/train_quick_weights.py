@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.data import Dataset
+from aftershock.harness.data.types import Dataset
 from aftershock.harness.models import ModelSpec, accuracy, obtain
 from aftershock.harness.suite_check import load_suite
 from aftershock.harness.weights import save_weights

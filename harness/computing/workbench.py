@@ -13,7 +13,7 @@ from torch import Tensor
 from ..cells import Images, ModelJob, SetName, TraceKeys
 from ..core.errors import UnavailableError
 from ..core.registry import DETECTORS
-from ..data import Dataset, ImageSplit
+from ..data.types import Dataset, ImageSplit
 from ..engines import Output
 from ..instances import make_detector
 from ..models import Classifier

@@ -340,14 +340,14 @@ MODELS = Registry(
 DATASETS = Registry(
     "datasets",
     {
-        "digits": "aftershock.harness.datasets:digits",
-        "mnist": "aftershock.harness.datasets:mnist",
-        "fashion-mnist": "aftershock.harness.datasets:fashion_mnist",
-        "cifar10": "aftershock.harness.datasets:cifar10",
-        "cifar100": "aftershock.harness.datasets:cifar100",
-        "svhn": "aftershock.harness.datasets:svhn",
-        "image-folder": "aftershock.harness.datasets:image_folder",
-        "npz": "aftershock.harness.datasets:npz",
+        "digits": "aftershock.harness.data.builtin:digits",
+        "mnist": "aftershock.harness.data.builtin:mnist",
+        "fashion-mnist": "aftershock.harness.data.builtin:fashion_mnist",
+        "cifar10": "aftershock.harness.data.builtin:cifar10",
+        "cifar100": "aftershock.harness.data.builtin:cifar100",
+        "svhn": "aftershock.harness.data.builtin:svhn",
+        "image-folder": "aftershock.harness.data.builtin:image_folder",
+        "npz": "aftershock.harness.data.builtin:npz",
     },
 )
 ANALYSES = Registry(

@@ -13,7 +13,7 @@ from ..cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, Tr
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
 from ..core.registry import file_digest
-from ..data import TaskShape
+from ..data.types import TaskShape
 from ..instances import make_analysis, make_detector
 from ..subjects import model_identity
 from ..suite import ModelPart, PerturbationPart, Suite

@@ -9,7 +9,7 @@ from ..cells import Images
 from ..core.code_digests import part_digest
 from ..core.content_keys import content_key
 from ..core.registry import PACKAGE, PERTURBATIONS
-from ..data import LEVEL_IMAGES, Dataset, data_levels
+from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..results import HOSTILE
 from ..subjects import model_identity, ready_state
 from ..suite import ModelPart, Suite

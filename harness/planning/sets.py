@@ -9,7 +9,7 @@ import torch
 from ..cells import SetName
 from ..core.errors import UsageError
 from ..core.seeds import derive_seed
-from ..data import Dataset
+from ..data.types import Dataset
 from ..suite import Suite
 
 DECIDES_NO_NUMBER = True

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...harness.architectures import cnn
 from ...harness.core.seeds import forked_rng
-from ...harness.data import ImageSplit
+from ...harness.data.types import ImageSplit
 from ...harness.tracing.traced_model import Instruments
 from ...harness.training import Recipe, train
 from .cladec_networks import fresh

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...harness.architectures import cnn
 from ...harness.core.seeds import forked_rng
-from ...harness.data import ImageSplit
+from ...harness.data.types import ImageSplit
 from ...harness.tracing.recorder import discover
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need

@@ -7,7 +7,7 @@ import pytest
 import torch
 from aftershock.attacks.perturbing import rounded
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.data import data_levels
+from aftershock.harness.data.types import data_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from aftershock.harness.applicability import applicability, make_perturbations
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.data import Dataset, TaskShape
-from aftershock.harness.datasets import SIZES, TASKS, task_shape
+from aftershock.harness.data.builtin import SIZES, TASKS, task_shape
+from aftershock.harness.data.types import Dataset, TaskShape
 from aftershock.harness.planning import Plan, make_plan
 from aftershock.harness.results import PerturbationResult
 from aftershock.harness.suite_check import load_suite

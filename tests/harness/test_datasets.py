@@ -16,9 +16,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from aftershock.harness import datasets
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.data import ImageSplit, channel_statistics
+from aftershock.harness.data import builtin as datasets
+from aftershock.harness.data.types import ImageSplit, channel_statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

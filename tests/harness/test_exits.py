@@ -64,7 +64,7 @@ class Stops(Perturbation):
 
 @DATASETS.register("no-data")
 def no_data(root):
-    from aftershock.harness.data import DataSource
+    from aftershock.harness.data.types import DataSource
 
     def load():
         sys.exit(0)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from aftershock.harness import datasets
 from aftershock.harness.architectures import BasicBlock, resnet20, torchvision_names
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
-from aftershock.harness.data import ImageSplit
+from aftershock.harness.data import builtin as datasets
+from aftershock.harness.data.types import ImageSplit
 from aftershock.harness.model_factories import model_factory
 from aftershock.harness.models import (
     Classifier,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from aftershock.harness.core.content_keys import FileDigests
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.data import Dataset, ImageSplit
-from aftershock.harness.datasets import image_folder, npz, task_shape
-from aftershock.harness.duplicates import duplicate_notes
+from aftershock.harness.data.builtin import image_folder, npz, task_shape
+from aftershock.harness.data.duplicates import duplicate_notes
+from aftershock.harness.data.types import Dataset, ImageSplit
 from PIL import Image
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)

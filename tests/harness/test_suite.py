@@ -12,7 +12,7 @@ import pytest
 from aftershock.attacks import library
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.datasets import SIZES
+from aftershock.harness.data.builtin import SIZES
 from aftershock.harness.suite import Suite
 from aftershock.harness.suite_check import builtin_suites, load_suite
 from aftershock.harness.suite_file import SuiteFile

@@ -46,7 +46,7 @@ import torch
 from aftershock.attacks import Perturbation, PerturbationInfo
 from aftershock.attacks import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, InputGradient, Need, View, register
-from aftershock.harness.data import Dataset, DataSource, ImageSplit
+from aftershock.harness.data.types import Dataset, DataSource, ImageSplit
 from aftershock.harness.core.registry import DATASETS, MODELS
 
 

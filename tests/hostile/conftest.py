@@ -52,7 +52,7 @@ from aftershock.attacks import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, Need, View, register
 from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.analysis import register as analysis
-from aftershock.harness.data import DataSource
+from aftershock.harness.data.types import DataSource
 from aftershock.harness.findings import Findings
 from aftershock.harness.core.registry import DATASETS
 

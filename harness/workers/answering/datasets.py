@@ -10,7 +10,7 @@ import torch
 
 from ...core.content_keys import canonical
 from ...core.errors import AftershockError
-from ...data import Dataset, DataSource
+from ...data.types import Dataset, DataSource
 from ..channel import Message
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UsageError
-from ...data import Dataset, DataSource, ImageSplit
+from ...data.types import Dataset, DataSource, ImageSplit
 from .part import LONG, Instance, PluginPart
 
 

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .core.errors import UsageError
-from .data import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics
+from ..core.errors import UsageError
+from .types import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data import Dataset, ImageSplit
+from .types import Dataset, ImageSplit
 
 if TYPE_CHECKING:
     from torch import Tensor

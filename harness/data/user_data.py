@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .core.errors import UsageError
-from .data import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
+from ..core.errors import UsageError
+from .types import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
 
 if TYPE_CHECKING:
     import numpy as np

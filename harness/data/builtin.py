@@ -15,10 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .core.errors import UsageError
-from .data import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
+from ..core.errors import UsageError
 from .image_files import image_folder, image_folder_task
-from .own_data import npz, npz_task
+from .types import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
+from .user_data import npz, npz_task
 
 __all__ = ["cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "mnist", "npz", "svhn"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .core.errors import UsageError
+from ..core.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
