@@ -23,13 +23,13 @@ from ..harness.core.errors import UsageError
 from ..harness.core.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
 from ..harness.core.formats import check_schema
 from ..harness.fitted import Fitted, RunFolder, named_detector
-from ..harness.models import Classifier, Normalise
+from ..harness.models.classifier import Classifier, Normalise
+from ..harness.models.weights import state_digest
 from ..harness.statistics.detection import threshold, threshold_reason
 from ..harness.subjects import normalise_values
 from ..harness.tracing.recorder import discover
 from ..harness.tracing.traced_model import Instruments
 from ..harness.tracing.traces import TapInfo, Traces
-from ..harness.weights import state_digest
 from .base import Detector, join_state, split_state
 
 FORMAT: Literal[2] = 2
@@ -111,7 +111,7 @@ class Guard:
             path: the file.
             model: the network that the detector was fitted for. It is put into eval mode. A bare network gets the
                 normalisation that the file states; one that takes images in [0, 1] itself is given as
-                :class:`~aftershock.harness.models.Classifier` (what ``aftershock.load_model`` returns).
+                :class:`~aftershock.harness.models.classifier.Classifier` (what ``aftershock.load_model`` returns).
             fpr: the share of clean images that may raise the alarm, as measured on the calibrate images.
             check_weights: refuse a model whose weights or normalisation are not those that the detector was fitted for.
 

@@ -39,7 +39,7 @@ from .tracing.traces import TapInfo
 
 if TYPE_CHECKING:
     from ..detectors.base import Detector
-    from .models import Classifier, ModelSpec
+    from .models.classifier import Classifier, ModelSpec
 
 
 # All entries of a ledger together; those of 200,000 cells have some 200 MiB.
@@ -230,8 +230,8 @@ class RunFolder:
         Raises:
             UsageError: if the run has no such model, its weights are elsewhere, or they are not those of the run.
         """
-        from .models import ModelSpec, build, load_weights
-        from .weights import state_digest
+        from .models.classifier import ModelSpec, build, load_weights
+        from .models.weights import state_digest
 
         entry = self._model_entry(label)
         record = self._done(f"{self.dataset}/{entry.label}/{self._seed(seed)}/model")

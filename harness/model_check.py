@@ -12,14 +12,14 @@ from .core.errors import described
 from .core.registry import DATASETS
 from .data.builtin import task_shape
 from .data.types import Dataset, TaskShape
-from .models import Classifier, Source, accuracy, accuracy_warning, build
-from .probe import probe, probe_images
+from .models.classifier import Classifier, Source, accuracy, accuracy_warning, build
+from .models.probe import probe, probe_images
+from .models.weights import load_weights
 from .subjects import find_model_weights, model_spec, tap_notes
 from .suite import ModelPart, Suite
 from .suite_problems import Problem
 from .toml_lines import locate
 from .tracing.recorder import survey
-from .weights import load_weights
 
 T = TypeVar("T")
 

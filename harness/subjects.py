@@ -17,13 +17,23 @@ from .core.errors import AftershockError, UsageError
 from .core.process_state import noted
 from .core.registry import PACKAGE, Entry, file_digest
 from .data.types import Dataset
-from .models import Classifier, ModelSpec, Normalise, Source, accuracy, accuracy_warning, build, is_near_chance, obtain
-from .probe import probe, probe_images
+from .models.classifier import (
+    Classifier,
+    ModelSpec,
+    Normalise,
+    Source,
+    accuracy,
+    accuracy_warning,
+    build,
+    is_near_chance,
+    obtain,
+)
+from .models.probe import probe, probe_images
+from .models.training import estimate_seconds
+from .models.weights import network_digest, state_digest
 from .rankability import NEAR_CHANCE, NO_WEIGHTS
 from .suite import ModelPart, Suite
 from .tracing.recorder import Survey, survey
-from .training import estimate_seconds
-from .weights import network_digest, state_digest
 
 
 def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:
@@ -95,7 +105,9 @@ def model_identity(
     if part.factory:
         identity["factory"] = part.factory.rpartition(":")[2]
     if factory.origin.package not in (PACKAGE, "torchvision"):
-        identity["code"] = part_digest(Entry(factory.name, factory.make, factory.origin), "harness.architectures")
+        identity["code"] = part_digest(
+            Entry(factory.name, factory.make, factory.origin), "harness.models.architectures"
+        )
         named = getattr(sys.modules.get((part.factory or "").rpartition(":")[0]), "__file__", None)
         if factory.origin.package == "session" and named:
             # The function may come from elsewhere; the module that the suite names decides which it is.

@@ -202,7 +202,7 @@ def _data(entry: DataEntry, checker: Checker, folder: Path) -> DataPart:
 
 
 def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> ModelPart:
-    from .model_factories import model_factory
+    from .models.factories import model_factory
 
     label = entry.label or entry.name or re.sub(r"[^A-Za-z0-9._-]+", "-", (entry.factory or "").rpartition(":")[2])
     location = ("models", index)

@@ -56,7 +56,7 @@ for line in sys.stdin:
 IMPORTED = (
     "aftershock.harness.run", "aftershock.harness.runner", "aftershock.harness.computing", "aftershock.reports.tables",
     "aftershock.reports.site", "aftershock.reports.propagation", "aftershock.harness.console",
-    "aftershock.harness.data.builtin", "aftershock.harness.architectures", "aftershock.harness.training",
+    "aftershock.harness.data.builtin", "aftershock.harness.models.architectures", "aftershock.harness.models.training",
     "aftershock.attacks.noise", "aftershock.attacks.gradient", "aftershock.attacks.control",
     "aftershock.attacks.perturbing", "aftershock.attacks.file", "aftershock.detectors.logit_baselines",
     "pytorch_ood.detector", "sklearn.datasets", "plotly.offline", "jinja2", "rich.progress",

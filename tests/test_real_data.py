@@ -15,7 +15,7 @@ WEIGHTS = "weights/cifar10-resnet20-12fca82f.th"
 
 # A user's own file: the architecture comes from the library here, but the harness only sees a function.
 FACTORY = """
-from aftershock.harness.architectures import resnet20
+from aftershock.harness.models.architectures import resnet20
 
 def mine():
     return resnet20((3, 32, 32), 10)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...harness.core.registry import DATASETS
 from ...harness.core.seeds import generator
 from ...harness.data.types import Dataset
-from ...harness.models import Classifier, ModelSpec, obtain
+from ...harness.models.classifier import Classifier, ModelSpec, obtain
 from ...harness.tracing.recorder import discover
 from ...harness.tracing.traced_model import Instruments, fit_traces
 from ...harness.tracing.traces import LiveTrace, Traces

@@ -16,7 +16,7 @@ from aftershock.attacks.perturbing import perturb_batch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.data.builtin import cifar10
-from aftershock.harness.models import ModelSpec, obtain
+from aftershock.harness.models.classifier import ModelSpec, obtain
 from torch import Tensor, nn
 
 WEIGHTS = "weights/cifar10-resnet20-12fca82f.th"

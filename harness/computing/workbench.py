@@ -16,7 +16,7 @@ from ..core.registry import DETECTORS
 from ..data.types import Dataset, ImageSplit
 from ..engines import Output
 from ..instances import make_detector
-from ..models import Classifier
+from ..models.classifier import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
 from ..subjects import load_classifier, make_classifier

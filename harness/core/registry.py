@@ -332,9 +332,9 @@ PERTURBATIONS = Registry("perturbations", PERTURBATION_TARGETS)
 MODELS = Registry(
     "models",
     {
-        "mlp": "aftershock.harness.architectures:mlp",
-        "cnn": "aftershock.harness.architectures:cnn",
-        **{f"resnet{n}": f"aftershock.harness.architectures:resnet{n}" for n in (20, 32, 44, 56)},
+        "mlp": "aftershock.harness.models.architectures:mlp",
+        "cnn": "aftershock.harness.models.architectures:cnn",
+        **{f"resnet{n}": f"aftershock.harness.models.architectures:resnet{n}" for n in (20, 32, 44, 56)},
     },
 )
 DATASETS = Registry(

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...harness.architectures import cnn
 from ...harness.core.seeds import forked_rng
 from ...harness.data.types import ImageSplit
+from ...harness.models.architectures import cnn
+from ...harness.models.training import Recipe, train
 from ...harness.tracing.traced_model import Instruments
-from ...harness.training import Recipe, train
 from .cladec_networks import fresh
 from .cladec_training import BATCH, Key, Source
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...harness.architectures import cnn
 from ...harness.core.seeds import forked_rng
 from ...harness.data.types import ImageSplit
+from ...harness.models.architectures import cnn
+from ...harness.models.training import Recipe, train
 from ...harness.tracing.recorder import discover
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need
-from ...harness.training import Recipe, train
 
 _NEIGHBOURS = 5
 # Maps and hidden units: unlike the built-in small CNN's, so that no judge is the network under study over again.

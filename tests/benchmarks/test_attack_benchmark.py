@@ -19,8 +19,8 @@ import pytest
 import torch
 from aftershock.attacks.base import CountingModel
 from aftershock.attacks.gradient import PGD
-from aftershock.harness.architectures import cnn
 from aftershock.harness.core.seeds import Draws
+from aftershock.harness.models.architectures import cnn
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 

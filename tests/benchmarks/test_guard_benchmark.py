@@ -8,9 +8,9 @@ import pytest
 import torch
 from aftershock.detectors import Guard
 from aftershock.detectors.base import Detector
-from aftershock.harness.architectures import resnet20
 from aftershock.harness.core.registry import DETECTORS
-from aftershock.harness.models import Classifier, Normalise
+from aftershock.harness.models.architectures import resnet20
+from aftershock.harness.models.classifier import Classifier, Normalise
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments, fit_traces
 

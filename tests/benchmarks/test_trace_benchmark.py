@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from aftershock.harness.architectures import resnet20
+from aftershock.harness.models.architectures import resnet20
 from aftershock.harness.tracing.recorder import BATCH, Recording, discover, record
 from aftershock.harness.tracing.traces import Need
 from torch import Tensor

@@ -16,9 +16,9 @@ import pytest
 import torch
 from aftershock.attacks.adaptive import SurrogateAttack
 from aftershock.attacks.perturbing import perturb_batch
-from aftershock.harness.architectures import cnn, resnet20
 from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.defence import DetectorDefence
+from aftershock.harness.models.architectures import cnn, resnet20
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments, fit_traces
 from aftershock.harness.workers.plugins import open_plugin_file

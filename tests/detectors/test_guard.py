@@ -15,7 +15,7 @@ from aftershock.detectors.guard import export_guard
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.fitted import RunFolder, load_detector, load_model
-from aftershock.harness.models import Classifier, Normalise
+from aftershock.harness.models.classifier import Classifier, Normalise
 from aftershock.harness.suite_check import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

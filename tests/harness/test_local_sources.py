@@ -14,7 +14,7 @@ import torch
 from aftershock.harness.core.content_keys import FileDigests, sources_digest
 from aftershock.harness.core.local_sources import local_sources
 from aftershock.harness.finished import fingerprint
-from aftershock.harness.weights import network_digest
+from aftershock.harness.models.weights import network_digest
 from torch import nn
 
 # What the root file says, and which of the files below decide what it does.

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from aftershock.harness.architectures import BasicBlock, resnet20, torchvision_names
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.data import builtin as datasets
 from aftershock.harness.data.types import ImageSplit
-from aftershock.harness.model_factories import model_factory
-from aftershock.harness.models import (
+from aftershock.harness.models.architectures import BasicBlock, resnet20, torchvision_names
+from aftershock.harness.models.classifier import (
     Classifier,
     ModelSpec,
     Normalise,
@@ -31,9 +30,10 @@ from aftershock.harness.models import (
     load_weights,
     obtain,
 )
+from aftershock.harness.models.factories import model_factory
+from aftershock.harness.models.weights import save_weights
 from aftershock.harness.subjects import find_weights, model_spec
 from aftershock.harness.suite_check import load_suite
-from aftershock.harness.weights import save_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

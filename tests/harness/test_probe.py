@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.models import Classifier, Normalise
-from aftershock.harness.probe import Probe, looks_like, probe, probe_images
+from aftershock.harness.models.classifier import Classifier, Normalise
+from aftershock.harness.models.probe import Probe, looks_like, probe, probe_images
 from aftershock.harness.tracing.logits import as_logits
 from aftershock.harness.tracing.recorder import record, survey
 from aftershock.harness.tracing.traces import Need

@@ -116,7 +116,7 @@ def test_torchvision_resnet18_shares_its_relu_modules() -> None:
 
 
 def test_the_cifar_resnet20_has_nineteen_functional_taps() -> None:
-    from aftershock.harness.architectures import resnet20
+    from aftershock.harness.models.architectures import resnet20
 
     taps = discover(resnet20((3, 32, 32), 10), torch.rand(1, 3, 32, 32))
     assert [t.name for t in taps][:3] == ["relu", "layer1.0.relu", "layer1.0.relu:2"]

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aftershock.harness import training
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.data import builtin as datasets
 from aftershock.harness.data.types import Dataset, ImageSplit
-from aftershock.harness.models import Classifier, ModelSpec, accuracy, build, obtain
-from aftershock.harness.training import Recipe, default_recipe, estimate_seconds, train
+from aftershock.harness.models import training
+from aftershock.harness.models.classifier import Classifier, ModelSpec, accuracy, build, obtain
+from aftershock.harness.models.training import Recipe, default_recipe, estimate_seconds, train
 from torch import Tensor, nn
 
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 from aftershock.attacks.perturbing import Limits, perturb_batch
 from aftershock.detectors.base import split_state
-from aftershock.harness.architectures import mlp
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
 from aftershock.harness.core.seeds import forked_rng
+from aftershock.harness.models.architectures import mlp
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments, fit_traces
 from aftershock.harness.tracing.traces import Need, TapInfo, Traces

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .core.errors import UsageError
-from .core.model_state import device_of, untouched
-from .core.seeds import forked_rng, generator
-from .rankability import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
-from .tracing.logits import find_logits, is_single
-from .tracing.taps import refuse_hidden_calls
+from ..core.errors import UsageError
+from ..core.model_state import device_of, untouched
+from ..core.seeds import forked_rng, generator
+from ..rankability import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
+from ..tracing.logits import find_logits, is_single
+from ..tracing.taps import refuse_hidden_calls
 from .weights import other_state
 
 if TYPE_CHECKING:
-    from .data.types import ImageSplit
-    from .models import Classifier
+    from ..data.types import ImageSplit
+    from .classifier import Classifier
 
 # Images of the data in the batch; as many of noise, and two that are flat.
 IMAGES = 8

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .core.errors import UsageError
-from .core.interrupts import contained
-from .core.model_state import device_of
-from .core.parameters import bind
-from .core.process_state import Changes
-from .core.seeds import derive_seed, forked_rng
-from .data.types import Dataset, ImageSplit
-from .model_factories import ModelFactory, model_factory
-from .tracing.logits import as_logits
+from ..core.errors import UsageError
+from ..core.interrupts import contained
+from ..core.model_state import device_of
+from ..core.parameters import bind
+from ..core.process_state import Changes
+from ..core.seeds import derive_seed, forked_rng
+from ..data.types import Dataset, ImageSplit
+from ..tracing.logits import as_logits
+from .factories import ModelFactory, model_factory
 from .training import Recipe, default_recipe, train
 from .weights import load_weights
 

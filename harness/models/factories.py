@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from .core.errors import UsageError, described
-from .core.interrupts import PartEndedError, contained
-from .core.process_state import Changes, guarded
-from .core.registry import MODELS, PACKAGE, Origin, did_you_mean, file_digest, import_file, origin_of
+from ..core.errors import UsageError, described
+from ..core.interrupts import PartEndedError, contained
+from ..core.process_state import Changes, guarded
+from ..core.registry import MODELS, PACKAGE, Origin, did_you_mean, file_digest, import_file, origin_of
 from .training import Recipe
 
 GIVEN = ("shape", "classes")

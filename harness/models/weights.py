@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core.errors import UsageError
+from ..core.errors import UsageError
 
 # What training scripts call the entry that holds the weights.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")

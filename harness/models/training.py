@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core.errors import UsageError
-from .core.model_state import one_thread
-from .core.parameters import bind
-from .core.seeds import derive_seed, forked_rng, generator
-from .data.types import ImageSplit
+from ..core.errors import UsageError
+from ..core.model_state import one_thread
+from ..core.parameters import bind
+from ..core.seeds import derive_seed, forked_rng, generator
+from ..data.types import ImageSplit
 
 Augmentation = Literal["none", "crop", "crop-flip"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core.errors import UsageError
+from ..core.errors import UsageError
 
 Shape = tuple[int, int, int]
 
