@@ -14,7 +14,7 @@ from .instances import make_perturbation
 from .suite import PerturbationPart, Suite
 
 if TYPE_CHECKING:
-    from ..attacks.base import Perturbation
+    from ..attacks.base.perturbation import Perturbation
 
 DECIDES_NO_NUMBER = True
 

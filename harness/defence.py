@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..attacks.defence import Guides, Look
+from ..attacks.base.target import Guides, Look
 from ..detectors.base import Detector
 from .consistency import EVALUATIONS
 from .core.process_state import guarded_part
@@ -24,7 +24,7 @@ from .workers.standins.detectors import PluginDetector
 
 @dataclass(eq=False)
 class DetectorDefence:
-    """A fitted detector with its threshold, for one model (see :class:`aftershock.attacks.defence.Defence`).
+    """A fitted detector with its threshold, for one model (see :class:`aftershock.attacks.base.target.Defence`).
 
     Args:
         detector: fitted.

@@ -18,7 +18,7 @@ from .suite import Part
 from .tracing.traces import Need
 
 if TYPE_CHECKING:
-    from ..attacks.base import Perturbation
+    from ..attacks.base.perturbation import Perturbation
     from ..detectors.base import Detector
     from .analysis import Analysis
 
@@ -36,7 +36,7 @@ def make_perturbation(part: Part) -> Perturbation:
         UsageError: for an attribute that is not as :class:`~..attacks.base.Perturbation` describes it.
         Exception: whatever its constructor and its properties raise.
     """
-    from ..attacks.base import NORMS, Perturbation, PerturbationInfo
+    from ..attacks.base.perturbation import NORMS, Perturbation, PerturbationInfo
 
     made = PERTURBATIONS.get(part.name)(**part.params)
     if not isinstance(made, Perturbation):

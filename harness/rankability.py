@@ -17,7 +17,7 @@ from .sanity import beats, fooled_within
 from .statistics.detection import threshold_reason
 
 if TYPE_CHECKING:
-    from ..attacks.base import Perturbation
+    from ..attacks.base.perturbation import Perturbation
     from .suite import Suite
 
 DECIDES_NO_NUMBER = True

@@ -38,7 +38,7 @@ from .suite_file import (
 from .suite_problems import Checker, Problem, SuiteError, told
 
 if TYPE_CHECKING:
-    from ..attacks.base import Perturbation
+    from ..attacks.base.perturbation import Perturbation
 
 DECIDES_NO_NUMBER = True
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.data.builtin import cifar10

@@ -23,8 +23,8 @@ from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
 from .workbench import Workbench
 
 if TYPE_CHECKING:
-    from ...attacks.base import Perturbation
-    from ...attacks.perturbing import PerturbedBatch
+    from ...attacks.base.perturb_batch import PerturbedBatch
+    from ...attacks.base.perturbation import Perturbation
 
 
 def compute_adaptive(bench: Workbench, key: str, job: PerturbJob, opponent: Opponent) -> Output:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...attacks.control import equal_norm_control
-from ...attacks.perturbing import DerivedBatch, Limits, PerturbedBatch, limited, perturb_batch, rounded
+from ...attacks.base.perturb_batch import DerivedBatch, Limits, PerturbedBatch, limited, perturb_batch, rounded
+from ...attacks.benign.equal_norm_control import equal_norm_control
 from ..cells import ControlJob, DerivedJob, PerturbJob
 from ..core.errors import AftershockError, UnavailableError
 from ..core.process_state import CHANGED_FLAG
@@ -23,8 +23,8 @@ from .lent import lent_instruments
 from .workbench import Workbench
 
 if TYPE_CHECKING:
-    from ...attacks.base import Perturbation
-    from ...attacks.defence import Defence
+    from ...attacks.base.perturbation import Perturbation
+    from ...attacks.base.target import Defence
     from ...detectors.base import Detector
 
 

@@ -24,7 +24,7 @@ from importlib.metadata import EntryPoint, entry_points, packages_distributions,
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..builtin_perturbations import PERTURBATION_TARGETS
+from ...attacks.builtin import PERTURBATION_TARGETS
 from .errors import UsageError
 
 DECIDES_NO_NUMBER = True

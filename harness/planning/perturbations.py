@@ -97,7 +97,7 @@ def _chunk(
     """Plan a perturbation of some rows of a set."""
     info = PERTURBATIONS.get(part.name).info
     portable = draft.portable(part)
-    identity = [part.name, portable, part_digest(PERTURBATIONS.entry(part.name), "attacks.base")]
+    identity = [part.name, portable, part_digest(PERTURBATIONS.entry(part.name), "attacks.base.perturbation")]
     # A deterministic attack on fixed weights is the same for every seed of the run.
     seed = derive_seed(subject.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name)
     logits = subject.clean[name][start // CHUNK].logits

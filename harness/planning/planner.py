@@ -119,7 +119,7 @@ def _protocol(draft: Draft, part: ModelPart) -> dict[str, object]:
     suite, perturbations = draft.suite, []
     for p in {p.label.partition("@")[0]: p for p in draft.applicable}.values():
         entry = PERTURBATIONS.entry(p.name)
-        foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks.base")
+        foreign = "" if entry.origin.package == PACKAGE else part_digest(entry, "attacks.base.perturbation")
         perturbations.append([p.label.partition("@")[0], p.name, draft.portable(p), foreign])
     return {
         "data": draft.data_digest,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from aftershock.attacks.adaptive import Adaptive, FeatureMatching, SurrogateAttack, _without
-from aftershock.attacks.adaptive_worst import ScoreSquare, WorstCase
-from aftershock.attacks.base import CountingModel
-from aftershock.attacks.best import Best
-from aftershock.attacks.defence import Guides, Look
-from aftershock.attacks.gradient import PGD
-from aftershock.attacks.perturbing import LimitError, Limits, limited, perturb_batch, rounded
+from aftershock.attacks.adaptive.best_found import Best
+from aftershock.attacks.adaptive.pgd import Adaptive, FeatureMatching, SurrogateAttack, _without
+from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
+from aftershock.attacks.base.perturb_batch import LimitError, Limits, limited, perturb_batch, rounded
+from aftershock.attacks.base.perturbation import CountingModel
+from aftershock.attacks.base.target import Guides, Look
+from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.rankability import FLOOR
 from aftershock.harness.results import Effort

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks.autopgd import AutoPGD
-from aftershock.attacks.base import Perturbation
-from aftershock.attacks.gradient import PGD
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.perturbation import Perturbation
+from aftershock.attacks.native.autopgd import AutoPGD
+from aftershock.attacks.native.pgd import PGD
 from scipy.stats import binom
 from torch import Tensor, nn
 

@@ -9,14 +9,16 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
-from aftershock.attacks import autopgd, ensemble, library
-from aftershock.attacks.autopgd import AutoPGD, checkpoints
-from aftershock.attacks.base import CountingModel
-from aftershock.attacks.ensemble import AutoAttack
-from aftershock.attacks.geometry import project_l1_in_range
-from aftershock.attacks.gradient import PGD, climb
-from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.attacks.square import Square
+from aftershock.attacks.base.geometry import project_l1_in_range
+from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturbation import CountingModel
+from aftershock.attacks.libraries import declare as library
+from aftershock.attacks.native import autoattack as ensemble
+from aftershock.attacks.native import autopgd
+from aftershock.attacks.native.autoattack import AutoAttack
+from aftershock.attacks.native.autopgd import AutoPGD, checkpoints
+from aftershock.attacks.native.pgd import PGD, climb
+from aftershock.attacks.native.square import Square
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks.base import norms
-from aftershock.attacks.control import equal_norm_control
-from aftershock.attacks.gradient import PGD
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.perturbation import norms
+from aftershock.attacks.benign.equal_norm_control import equal_norm_control
+from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn

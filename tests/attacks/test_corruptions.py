@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks import CountingModel, Perturbation, blurs, corruptions, filtering, noise, spatial, weather
-from aftershock.attacks.corruptions import Corruption
-from aftershock.attacks.filtering import convolve, gaussian_blur, gaussian_weights, plasma, sample, shifted, trail
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks import CountingModel, Perturbation
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.benign import blurs, corruptions, noise, spatial, weather
+from aftershock.attacks.benign import filters as filtering
+from aftershock.attacks.benign.corruptions import Corruption
+from aftershock.attacks.benign.filters import convolve, gaussian_blur, gaussian_weights, plasma, sample, shifted, trail
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
 from PIL import Image

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel
-from aftershock.attacks.file import FromFile
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.from_file import FromFile
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
 

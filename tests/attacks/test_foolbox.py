@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks import CountingModel, foolbox_attacks, foolbox_black_box, library
-from aftershock.attacks.foolbox_adapter import FoolboxAttack
-from aftershock.attacks.foolbox_attacks import UNUSABLE
-from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
+from aftershock.attacks import CountingModel
+from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.libraries import declare as library
+from aftershock.attacks.libraries.foolbox import black_box as foolbox_black_box
+from aftershock.attacks.libraries.foolbox import gradient as foolbox_attacks
+from aftershock.attacks.libraries.foolbox.adapter import FoolboxAttack
+from aftershock.attacks.libraries.foolbox.gradient import UNUSABLE
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws

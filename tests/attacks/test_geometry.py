@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks.base import Norm, norms
-from aftershock.attacks.geometry import ascent, project, project_l1_in_range, random_in_ball, step_within
+from aftershock.attacks.base.geometry import ascent, project, project_l1_in_range, random_in_ball, step_within
+from aftershock.attacks.base.perturbation import Norm, norms
 from aftershock.harness.core.seeds import Draws
 from hypothesis import given, settings
 from hypothesis import strategies as st

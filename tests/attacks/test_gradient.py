@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from aftershock.attacks import CountingModel
-from aftershock.attacks.gradient import FGSM, PGD, dlr, input_gradient, margin
-from aftershock.attacks.noise import Gaussian, Uniform
-from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.benign.noise import Gaussian, Uniform
+from aftershock.attacks.native.pgd import FGSM, PGD, dlr, input_gradient, margin
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from torch import Tensor, nn
 

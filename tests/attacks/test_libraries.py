@@ -11,12 +11,15 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
-from aftershock.attacks import CountingModel, foolbox_attacks, library, torchattacks_search
-from aftershock.attacks.foolbox_adapter import L2DeepFool, LinfDeepFool
-from aftershock.attacks.gradient import PGD, margin
-from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.attacks.torchattacks_adapter import CW
-from aftershock.harness import builtin_perturbations
+from aftershock.attacks import CountingModel
+from aftershock.attacks import builtin as builtin_perturbations
+from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.libraries import declare as library
+from aftershock.attacks.libraries.foolbox import gradient as foolbox_attacks
+from aftershock.attacks.libraries.foolbox.adapter import L2DeepFool, LinfDeepFool
+from aftershock.attacks.libraries.torchattacks import other as torchattacks_search
+from aftershock.attacks.libraries.torchattacks.adapter import CW
+from aftershock.attacks.native.pgd import PGD, margin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws
@@ -190,7 +193,7 @@ def test_what_an_attack_cannot_do_without_is_a_reason() -> None:
 
 def test_adapters_import_their_libraries_only_when_they_run() -> None:
     code = (
-        "import sys; import aftershock.attacks.torchattacks_adapter as t, aftershock.attacks.foolbox_adapter as f;"
+        "import sys; import aftershock.attacks.libraries.torchattacks.adapter as t, aftershock.attacks.libraries.foolbox.adapter as f;"
         "t.CW().inapplicable((1, 8, 8), 10); f.L2DeepFool().inapplicable((1, 8, 8), 10);"
         "print(sorted({'torchattacks', 'foolbox', 'torchvision'} & set(sys.modules)))"
     )

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 from aftershock.attacks import CountingModel, Perturbation
-from aftershock.attacks.noise import Gaussian, RandomSign, SaltAndPepper, Shot, Speckle, Uniform
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.benign.noise import Gaussian, RandomSign, SaltAndPepper, Shot, Speckle, Uniform
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
 from scipy import stats

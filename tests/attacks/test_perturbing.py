@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel, Perturbation, PerturbationInfo
-from aftershock.attacks.autopgd import AutoPGD
-from aftershock.attacks.base import Norm, norms
-from aftershock.attacks.gradient import FGSM, PGD
-from aftershock.attacks.noise import Gaussian
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.perturbation import Norm, norms
+from aftershock.attacks.benign.noise import Gaussian
+from aftershock.attacks.native.autopgd import AutoPGD
+from aftershock.attacks.native.pgd import FGSM, PGD
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks.perturbing import rounded
+from aftershock.attacks.base.perturb_batch import rounded
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data.types import data_levels
 from hypothesis import given, settings

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel, Perturbation
-from aftershock.attacks.perturbing import perturb_batch
-from aftershock.attacks.spatial import Rotate, Translate
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.benign.spatial import Rotate, Translate
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
 from scipy import ndimage

@@ -2,10 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from aftershock.attacks.base import norms
-from aftershock.attacks.gradient import PGD
-from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.attacks.square import Square, propose_l2, propose_linf, search, square_share, start_l2, start_linf
+from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturbation import norms
+from aftershock.attacks.native.pgd import PGD
+from aftershock.attacks.native.square import (
+    Square,
+    propose_l2,
+    propose_linf,
+    search,
+    square_share,
+    start_l2,
+    start_linf,
+)
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
 from torch import Tensor, nn

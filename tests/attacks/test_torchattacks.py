@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks import torchattacks_attacks, torchattacks_search
-from aftershock.attacks.gradient import margin
-from aftershock.attacks.library import LibraryAttack
-from aftershock.attacks.perturbing import PerturbedBatch, perturb_batch
-from aftershock.attacks.torchattacks_adapter import CW
-from aftershock.attacks.torchattacks_attacks import DIFGSM, FGSM, MIFGSM, PGD, PGDRS, PIFGSM, TIFGSM, UPGD
-from aftershock.attacks.torchattacks_search import (
+from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.libraries.declare import LibraryAttack
+from aftershock.attacks.libraries.torchattacks import gradient as torchattacks_attacks
+from aftershock.attacks.libraries.torchattacks import other as torchattacks_search
+from aftershock.attacks.libraries.torchattacks.adapter import CW
+from aftershock.attacks.libraries.torchattacks.gradient import DIFGSM, FGSM, MIFGSM, PGD, PGDRS, PIFGSM, TIFGSM, UPGD
+from aftershock.attacks.libraries.torchattacks.other import (
     APGD,
     APGDT,
     APGDTL2,
@@ -34,6 +34,7 @@ from aftershock.attacks.torchattacks_search import (
     Square,
     SquareL2,
 )
+from aftershock.attacks.native.pgd import margin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from torch import Tensor, nn
@@ -349,7 +350,7 @@ def test_a_budget_only_limits_what_counts_where_an_attack_minimises(digits) -> N
 
 def test_the_library_is_imported_only_when_an_attack_runs() -> None:
     code = (
-        "import sys, aftershock.attacks.torchattacks_search as s; s.APGD().inapplicable((1, 8, 8), 10);"
+        "import sys, aftershock.attacks.libraries.torchattacks.other as s; s.APGD().inapplicable((1, 8, 8), 10);"
         "print(sorted({'torchattacks', 'torchvision', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks.base import CountingModel
-from aftershock.attacks.gradient import PGD
+from aftershock.attacks.base.perturbation import CountingModel
+from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.seeds import Draws
 from aftershock.harness.models.architectures import cnn
 from sklearn.datasets import load_digits

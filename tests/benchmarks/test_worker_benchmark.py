@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.attacks.adaptive import SurrogateAttack
-from aftershock.attacks.perturbing import perturb_batch
+from aftershock.attacks.adaptive.pgd import SurrogateAttack
+from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.defence import DetectorDefence
 from aftershock.harness.models.architectures import cnn, resnet20

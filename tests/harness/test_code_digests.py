@@ -42,7 +42,11 @@ def edit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Edit]:
 
 def digests() -> dict[str, str]:
     """The digest of every built-in part, by kind and name."""
-    kinds = ((DETECTORS, "detectors.base"), (PERTURBATIONS, "attacks.base"), (ANALYSES, "harness.analysis"))
+    kinds = (
+        (DETECTORS, "detectors.base"),
+        (PERTURBATIONS, "attacks.base.perturbation"),
+        (ANALYSES, "harness.analysis"),
+    )
     return {
         f"{registry.kind}/{name}": part_digest(registry._entries[name], contract)
         for registry, contract in kinds
@@ -87,7 +91,7 @@ def test_a_docstring_a_comment_or_the_layout_changes_no_digest(edit: Edit) -> No
 def test_the_text_of_an_error_changes_no_digest(edit: Edit) -> None:
     before = digests()
     edit("detectors.base", lambda text: text.replace("offers no surrogate", "has no surrogate"))
-    edit("attacks.corruptions", lambda text: text.replace('UsageError(f"', 'UsageError(f"Oh: '))
+    edit("attacks.benign.corruptions", lambda text: text.replace('UsageError(f"', 'UsageError(f"Oh: '))
     assert changed(before) == set()
 
 
@@ -114,7 +118,7 @@ def test_one_detector_leaves_the_others_alone(edit: Edit) -> None:
 
 def test_one_attack_leaves_the_rest_alone(edit: Edit) -> None:
     before = digests()
-    edit("attacks.weather", lambda text: f"{text}\nMORE = 2\n")
+    edit("attacks.benign.weather", lambda text: f"{text}\nMORE = 2\n")
     found = changed(before)
     assert found and all(name.startswith("perturbations/corruption.") for name in found)
 

@@ -39,8 +39,8 @@ import sys
 
 import torch
 
-from aftershock.attacks.base import Perturbation, PerturbationInfo
-from aftershock.attacks.base import register as perturbation
+from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
+from aftershock.attacks.base.perturbation import register as perturbation
 from aftershock.detectors.base import Detector, DetectorInfo, InputGradient, View, register
 from aftershock.harness.tracing.traces import Need
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.attacks.base import Perturbation, PerturbationInfo
+from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.detectors.base import Detector, DetectorInfo, InputGradient, View
 from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.computing.detectors import checked_scores

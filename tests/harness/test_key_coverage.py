@@ -41,7 +41,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
         ("reports.analyses.rdm_graph", {"analysis"}, set()),
         ("detectors.lid", {"fit", "score"}, MADE | {"check", "score"}),
         ("harness.computing.adaptive", set(), MADE | {"check", "score"}),
-        ("attacks.gradient", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),
+        ("attacks.native.pgd", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),
         ("harness.computing.detectors", {"fit", "score"}, MADE | {"check", "score"}),
         ("harness.models.training", ALL, MADE | {"check", "score"}),
         ("harness.tracing.taps", ALL, MADE | {"check", "score"}),

@@ -8,7 +8,7 @@ from typing import Any
 
 import aftershock
 import torch
-from aftershock.attacks.base import Perturbation, PerturbationInfo, register
+from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo, register
 from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.analysis import register as analysis
 from aftershock.harness.findings import Findings

@@ -14,8 +14,8 @@ import aftershock
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks.base import Perturbation, PerturbationInfo
-from aftershock.attacks.base import register as perturbation
+from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
+from aftershock.attacks.base.perturbation import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.analysis import register as analysis

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.attacks.adaptive import SurrogateAttack
-from aftershock.attacks.adaptive_worst import WorstCase
+from aftershock.attacks.adaptive.pgd import SurrogateAttack
+from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.harness.applicability import make_perturbations
 from aftershock.harness.protocol import leaderboard_rows
 from aftershock.harness.rankability import (

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.attacks.perturbing import Limits, perturb_batch
+from aftershock.attacks.base.perturb_batch import Limits, perturb_batch
 from aftershock.detectors.base import split_state
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.parameters import bind

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ....attacks.base import CountingModel, Perturbation
-from ....attacks.defence import Guides, Look
+from ....attacks.base.perturbation import CountingModel, Perturbation
+from ....attacks.base.target import Guides, Look
 from ...core.seeds import Draws, derive_seed, forked_rng
 from ..channel import Message, told
 

@@ -72,7 +72,7 @@ class PluginPart(SelfBinding, StandIn):
         return _info_class(self.kind)(**_known(self.kind, self._info))
 
     def missing(self) -> str | None:
-        """As :meth:`aftershock.attacks.base.Perturbation.missing`."""
+        """As :meth:`aftershock.attacks.base.perturbation.Perturbation.missing`."""
         return self._missing or None
 
     def bind(self, values: Mapping[str, Any], skip: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
@@ -165,7 +165,7 @@ def _info_class(kind: str) -> type[Any]:
 
         return DetectorInfo
     if kind == "perturbations":
-        from ....attacks.base import PerturbationInfo
+        from ....attacks.base.perturbation import PerturbationInfo
 
         return PerturbationInfo
     from ...analysis import AnalysisInfo

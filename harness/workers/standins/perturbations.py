@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ....attacks.base import CountingModel, Norm, Perturbation, PerturbationInfo
-from ....attacks.defence import Defence
-from ....attacks.perturbing import LimitError, WatchedModel
+from ....attacks.base.perturb_batch import LimitError, WatchedModel
+from ....attacks.base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
+from ....attacks.base.target import Defence
 from ...core.errors import AftershockError, UsageError
 from ...core.seeds import Draws
 from ...results import Effort

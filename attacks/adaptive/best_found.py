@@ -1,0 +1,90 @@
+"""What an adaptive attack has found so far, image by image, judged by the detector's true score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base.perturbation import late_comers
+from ..base.target import Defence
+
+
+class Best:
+    """The best image found so far for each of n: fooling before not fooling, then the lowest true score.
+
+    Args:
+        clean: (n, channels, height, width); an image for which nothing fools stays what was offered last.
+        defence: the detector.
+    """
+
+    def __init__(self, clean: Tensor, defence: Defence) -> None:
+        self.images = clean.clone()
+        self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
+        self._found = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+        # One of the fooling iterates of each image, drawn evenly, and what was told of it: a detector that lies about
+        # images that would pass lies about these, which are never kept.
+        self.asked = clean.clone()
+        self.asked_score = torch.full_like(self.score, torch.nan)
+        self._fooling = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
+        self._draws = torch.Generator().manual_seed(0)
+        self._defence = defence
+        self._parts: list[str] = []
+        self._by = torch.full((len(clean),), -1, device=clean.device)
+        # Iterates offered for each image, and the one that first got past the detector (0: none did).
+        self._offers = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
+        self._passed = torch.zeros_like(self._offers)
+
+    def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str) -> None:
+        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name."""
+        if part not in self._parts:
+            self._parts.append(part)
+        # A detector may answer with infinity or NaN: such an image is found, and nothing is worse.
+        score = torch.where(score.isnan(), torch.inf, score)
+        self._sample(rows, images, fooled, score)
+        first = fooled & ~self._found[rows]
+        better = fooled & (score < self.score[rows])
+        kept = first | better | (~fooled & ~self._found[rows])
+        self.images[rows[kept]] = images[kept]
+        self.score[rows[better]] = score[better]
+        self._by[rows[first | better]] = self._parts.index(part)
+        self._found[rows] |= fooled
+        self._offers[rows] += 1
+        new = (self._passed[rows] == 0) & ~self.standing[rows]
+        self._passed[rows[new]] = self._offers[rows[new]]
+
+    def _sample(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor) -> None:
+        self._fooling[rows] += fooled
+        drawn = torch.rand(len(rows), generator=self._draws).to(score.device)
+        taken = fooled & (drawn * self._fooling[rows] < 1)
+        self.asked[rows[taken]] = images[taken]
+        self.asked_score[rows[taken]] = score[taken]
+
+    @property
+    def late(self) -> int:
+        """Images that got past the detector only in the last quarter of the iterates."""
+        return late_comers(self._passed, self._offers)
+
+    @property
+    def credits(self) -> list[str]:
+        """The attack that made each image; empty where nothing fooled."""
+        return [self._parts[i] if i >= 0 else "" for i in self._by.tolist()]
+
+    @property
+    def told(self) -> Tensor:
+        """(n,), the true score that the detector told of each image, NaN where nothing fools; float64."""
+        return torch.where(self._found, self.score, torch.nan)
+
+    @property
+    def found(self) -> Tensor:
+        """(n,), something that fools was found."""
+        return self._found
+
+    @property
+    def ordinary(self) -> Tensor:
+        """(n,), fooled with a score below the clean median: nothing more to gain."""
+        return self.score <= self._defence.goal
+
+    @property
+    def standing(self) -> Tensor:
+        """(n,), not yet fooled, or flagged."""
+        return self.score > self._defence.threshold

@@ -1,0 +1,432 @@
+"""The only way the harness calls a perturbation: inputs checked, state guarded, results measured, nothing believed.
+
+Libraries return tensors with graphs, "adversarials" that are none when checked again, images beyond their budget,
+and models in another mode than before; here each of these is mended and flagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ...harness.core.clock import Stopwatch
+from ...harness.core.errors import AftershockError, UnavailableError, UsageError
+from ...harness.core.model_state import device_of, untouched
+from ...harness.core.process_state import CHANGED_FLAG, guarded_part
+from ...harness.core.seeds import Draws, derive_seed, forked_rng
+from .geometry import per_image, project
+from .perturbation import CountingModel, Norm, Perturbation, late_comers, norms
+from .target import Defence
+
+# A library may round its last clip; only what lies further outside [0, 1] is worth a flag.
+_RANGE_TOLERANCE = 1e-6
+
+
+class LimitError(AftershockError):
+    """An attack asked for more than it may spend: ``what`` is forwards, backwards or seconds."""
+
+    def __init__(self, what: str, text: str) -> None:
+        super().__init__(text)
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an attack may spend per image of a batch.
+
+    Attributes:
+        forwards: images sent through the model.
+        backwards: gradients taken.
+        seconds: of the CPU (:attr:`~aftershock.harness.core.clock.Stopwatch.seconds`), only a safety: machines differ.
+    """
+
+    forwards: float = 100_000
+    backwards: float = 50_000
+    seconds: float = 120
+
+    def check(self, images: int, forwards: int, backwards: int, seconds: float) -> None:
+        """Raise :class:`LimitError` if a batch of so many images has spent more."""
+        spent = (("forwards", forwards, self.forwards), ("backwards", backwards, self.backwards))
+        for what, count, limit in (*spent, ("seconds", seconds, self.seconds)):
+            if count > limit * images:
+                raise LimitError(
+                    what,
+                    f"the attack was stopped after {limit:g} {what} per image: raise {what} under [limits] in the "
+                    "suite, or give the attack fewer steps",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbedBatch:
+    """What a perturbation made of n images, as measured by the harness.
+
+    Attributes:
+        images: x', float32 in [0, 1], (n, channels, height, width), detached, on the CPU.
+        predictions: the classes that the model predicts for ``images``, int64, (n,).
+        success: prediction differs from the label, bool, (n,).
+        norms: linf, l2, l1 and l0 of x' − x by name, float32, (n,).
+        forwards: images sent through the model during the attack, per image.
+        backwards: gradients taken during the attack, per image.
+        seconds: time spent in the attack.
+        flags: what had to be mended or looks wrong, sorted: ``attached`` (a result with its graph), ``dtype``,
+            ``shape`` (not a tensor of the images' shape; the clean images stand in), ``non-finite`` (the clean image
+            stands in), ``out-of-range`` (clipped), ``over-budget`` (projected; in L0, which has no projection, the
+            clean image stands in), ``zero-gradient`` and
+            ``non-finite-gradient`` (with respect to images still predicted right), ``non-finite-logits``,
+            ``randomised-model`` (the same images twice, other logits), ``limit`` (ended by a limit),
+            ``changed-state:NAME`` (it left state of the process changed, which was put back).
+        late: images first predicted wrong in the last quarter of the attack's gradient passes, or past the detector
+            only in the last quarter of an adaptive attack's iterates, in batches with at least eight of them and with
+            images that never got there: more passes would bring more there.
+        credits: of an attack of several parts, the part that made each image (n,); otherwise empty.
+        told: of an adaptive attack that says so, the true score that it was told of each image, float64 (n,), NaN
+            where it found nothing; otherwise empty.
+        asked: likewise, fooling iterates that it asked about on its way, one for an image, (k, channels, height, width)
+            on the CPU, and
+        asked_score: the true scores that it was told of them, float64 (k,).
+    """
+
+    images: Tensor
+    predictions: Tensor
+    success: Tensor
+    norms: dict[Norm, Tensor]
+    forwards: float
+    backwards: float
+    seconds: float
+    flags: tuple[str, ...]
+    late: int = 0
+    credits: tuple[str, ...] = ()
+    told: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    asked: Tensor | None = None
+    asked_score: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+
+
+class _Watch:
+    """What is known of each image of a batch, shared by all parts of a watched model."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.passes = torch.zeros_like(labels)
+        # The pass in which it was first predicted wrong, counted from 1; 0 for never.
+        self.turned = torch.zeros_like(labels)
+        self.zero = torch.zeros((), dtype=torch.bool, device=labels.device)
+        self.non_finite = torch.zeros((), dtype=torch.bool, device=labels.device)
+
+
+class WatchedModel(CountingModel):
+    """A counting model that also notices gradients that tell an attack nothing.
+
+    Looked at are the passes with gradients of the whole batch and of the parts that an attack names
+    (:meth:`~aftershock.attacks.base.perturbation.CountingModel.of`); whose images are in another pass is not known. Of them only
+    images that are still predicted right count: a hinge loss has a zero gradient once an image is fooled, and that is
+    no fault.
+    """
+
+    def __init__(
+        self, model: nn.Module, labels: Tensor, defence: Defence | None = None, limits: Limits | None = None
+    ) -> None:
+        super().__init__(model, defence)
+        self.limits, self._clock = limits, Stopwatch()
+        self._watch = _Watch(labels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        watch, rows = self._watch, self._rows
+        if self.limits is not None:
+            forwards = self.forwards + len(images)
+            self.limits.check(len(watch.labels), forwards, self.backwards, self._clock.seconds)
+        known = len(images) == len(watch.labels if rows is None else rows)
+        if not (torch.is_grad_enabled() and images.requires_grad and known):
+            return super().forward(images)
+        # The alias gets this pass's gradient alone, without other terms of the loss or earlier passes.
+        images = images.view_as(images)
+        logits = super().forward(images)
+        these = slice(None) if rows is None else rows
+        still_right = logits.detach().argmax(1) == watch.labels[these]
+        watch.passes[these] += 1
+        new = ~still_right & (watch.turned[these] == 0)
+        watch.turned[these] = torch.where(new, watch.passes[these], watch.turned[these])
+
+        def look(gradient: Tensor) -> None:
+            flat = gradient.flatten(1)
+            watch.zero |= ((flat == 0).all(1) & still_right).any()
+            watch.non_finite |= ~flat.isfinite().all()
+
+        images.register_hook(look)
+        return logits
+
+    @property
+    def turned_late(self) -> int:
+        """Images first predicted wrong in the last quarter of the passes, see :func:`late_comers`."""
+        return late_comers(self._watch.turned, self._watch.passes)
+
+    @property
+    def flags(self) -> set[str]:
+        """``zero-gradient`` and ``non-finite-gradient``, where they were seen."""
+        seen = {"zero-gradient": self._watch.zero, "non-finite-gradient": self._watch.non_finite}
+        return {flag for flag, value in seen.items() if bool(value)}
+
+
+def perturb_batch(
+    perturbation: Perturbation,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: Sequence[int],
+    seed: int,
+    batch_size: int = 128,
+    defence: Defence | None = None,
+    limits: Limits | None = None,
+    judge: nn.Module | None = None,
+) -> PerturbedBatch:
+    """Perturb images and measure what came out.
+
+    Each image draws from a generator of its own (``Draws(seed, indices)``); global generators are seeded per
+    micro-batch, since library attacks know no others. The model and all global random states are afterwards as they
+    were. An exception of the perturbation propagates.
+
+    Args:
+        perturbation: what to apply.
+        model: images in [0, 1] to logits; on any device, in any mode.
+        images: float32 in [0, 1], (n, channels, height, width), n may be 0; images that the model classifies
+            correctly (some libraries never return on others).
+        labels: the true classes, int64, (n,).
+        indices: the images' positions in their split.
+        seed: the seed of the perturbation.
+        batch_size: images that are attacked together.
+        defence: the detector that an adaptive attack is made against.
+        limits: what the attack may spend per image; ``None`` for as much as it likes.
+        judge: the model that the images are measured with, where ``model`` is a copy of it for the attack.
+
+    Raises:
+        LimitError: if the attack takes more time than it may. Where it asks for more forwards or backwards, what an
+            adaptive attack found by then stands (other attacks keep theirs to themselves: the clean images stand in),
+            with the flag ``limit``.
+        UsageError: for wrong inputs, a model that does not return logits, or a package that is not installed.
+        UnavailableError: if the perturbation is not defined for images of this shape and so many classes.
+    """
+    _check_inputs(images, labels, indices, batch_size)
+    device, n, judge = device_of(model), len(images), judge or model
+    kept: list[Tensor] = []
+    predictions: list[Tensor] = []
+    flags: set[str] = set()
+    credits: list[str] = []
+    told: list[Tensor] = []
+    asked: list[Tensor] = [images[:0].detach().cpu()]
+    asked_scores: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
+    forwards = backwards = late = 0
+    seconds = 0.0
+    with (
+        untouched(model),
+        untouched(judge),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        forked_rng(derive_seed(seed, "measure")),
+    ):
+        if n:
+            flags |= _check_model(perturbation, judge, images, labels, device)
+        for start in range(0, n, batch_size):
+            part = slice(start, start + batch_size)
+            clean, truth = images[part].detach().cpu(), labels[part].detach().cpu()
+            chunk = tuple(int(i) for i in indices[part])
+            on_device = truth.to(device)
+            watched = WatchedModel(model, on_device, defence, limits).eval()
+            with guarded_part(perturbation) as changes, forked_rng(derive_seed(seed, "batch", chunk[0])):
+                clock = Stopwatch()
+                # Copies: an attack that writes into its input must not move what it is measured against.
+                given = clean.clone().to(device), on_device.clone(), Draws(seed, chunk)
+                try:
+                    made: object = perturbation.perturb(watched, *given)
+                except LimitError as error:
+                    # Time depends on the machine, so what it ended cannot be kept.
+                    if error.what == "seconds":
+                        raise
+                    made = clean if watched.partial is None else watched.partial
+                    flags.add("limit")
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds += clock.seconds
+            flags |= {f"{CHANGED_FLAG}:{name}" for name in changes.all}
+            credits += watched.credits
+            told.append(watched.told.detach().double().cpu())
+            if watched.asked is not None:
+                known = ~watched.asked_score.isnan()
+                asked.append(watched.asked[known].detach().cpu())
+                asked_scores.append(watched.asked_score[known].detach().double().cpu())
+            forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
+            late += max(watched.late, watched.turned_late)
+            mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
+            flags |= found | watched.flags
+            judge.eval()
+            with torch.no_grad():
+                logits = judge(mended.to(device))
+            if not bool(logits.isfinite().all()):
+                flags.add("non-finite-logits")
+            kept.append(mended)
+            predictions.append(logits.argmax(1).cpu())
+    if not n:
+        kept, predictions = [images.detach().cpu()], [torch.empty(0, dtype=torch.int64)]
+    result, predicted = torch.cat(kept), torch.cat(predictions)
+    return PerturbedBatch(
+        images=result,
+        predictions=predicted,
+        success=predicted != labels.detach().cpu(),
+        norms=norms(result - images.detach().cpu()),
+        forwards=forwards / max(n, 1),
+        backwards=backwards / max(n, 1),
+        seconds=seconds,
+        flags=tuple(sorted(flags)),
+        late=late,
+        credits=tuple(credits),
+        told=torch.cat([torch.empty(0, dtype=torch.float64), *told]),
+        asked=torch.cat(asked),
+        asked_score=torch.cat(asked_scores),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DerivedBatch:
+    """What became of perturbed images that were changed afterwards; the fields are those of :class:`PerturbedBatch`."""
+
+    images: Tensor
+    predictions: Tensor
+    success: Tensor
+    norms: dict[Norm, Tensor]
+
+
+def limited(
+    model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, eps: float | None, norm: Norm | None,
+    batch_size: int = 256,
+) -> DerivedBatch:  # fmt: skip
+    """The perturbed images projected into a budget, measured again: one point of a minimising attack's budget curve.
+
+    In L0 there is no projection, so what is over the budget is the clean image again.
+
+    Args:
+        model: images in [0, 1] to logits.
+        clean: x, float32, (n, channels, height, width).
+        perturbed: x' as found without a budget, of the same shape.
+        labels: the true classes, int64, (n,).
+        eps: the budget in ``norm``; without both, nothing is limited.
+        norm: linf, l2, l1 or l0.
+        batch_size: images per forward pass.
+    """
+    images, clean = perturbed.detach().cpu().clone(), clean.detach().cpu()
+    if eps is not None and norm is not None:
+        images, _ = _within(images, clean, eps, norm)
+    return _derived(model, clean, images, labels, batch_size)
+
+
+def rounded(
+    model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, levels: int = 256, eps: float | None = None,
+    norm: Norm | None = None, batch_size: int = 256,
+) -> DerivedBatch:  # fmt: skip
+    """Return the perturbed images rounded to equally spaced levels, as an image file holds them, measured again.
+
+    An attacker who saves images keeps them within the budget: in L-inf each pixel goes to the nearest level that does,
+    and where none does to the nearest of all. In the other norms it is the nearest level.
+
+    Args:
+        model: images in [0, 1] to logits.
+        clean: x, float32, (n, channels, height, width).
+        perturbed: x' of the same shape.
+        labels: the true classes, int64, (n,).
+        levels: how many there are from 0 to 1; 256 in an 8-bit file.
+        eps: the budget in ``norm``, if there is one.
+        norm: linf, l2, l1 or l0.
+        batch_size: images per forward pass.
+    """
+    steps, clean = levels - 1, clean.detach().cpu()
+    images = (perturbed.detach().cpu().double() * steps).round()
+    if eps is not None and norm == "linf":
+        # float32 rounding of x must not exclude a level on the edge of the budget; as much as `within` allows for.
+        reach = eps + 5e-7
+        low, high = ((clean.double() - reach) * steps).ceil(), ((clean.double() + reach) * steps).floor()
+        inside = torch.minimum(torch.maximum(images, low), high)
+        images = torch.where(low <= high, inside, images)
+    return _derived(model, clean, (images / steps).clamp(0, 1).float(), labels, batch_size)
+
+
+def _derived(model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, batch_size: int) -> DerivedBatch:
+    device = device_of(model)
+    predictions = [torch.empty(0, dtype=torch.int64)]
+    with untouched(model), torch.no_grad(), forked_rng(0):
+        for start in range(0, len(images), batch_size):
+            predictions.append(model(images[start : start + batch_size].to(device)).argmax(1).cpu())
+    predicted = torch.cat(predictions)
+    return DerivedBatch(images, predicted, predicted != labels.cpu(), norms(images - clean))
+
+
+def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_size: int) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
+        what = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"Images to perturb are float32 of shape (n, channels, height, width), not {what}.")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise UsageError(f"Labels of {len(images)} images are int64 of shape ({len(images)},), not {what}.")
+    if len(indices) != len(images):
+        raise UsageError(f"There are {len(images)} images but {len(indices)} indices: give one index per image.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size = {batch_size!r}: give a whole number of at least 1.")
+    # Written so that NaN fails too.
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise UsageError("Images to perturb must lie in [0, 1]: normalisation is a layer of the model.")
+
+
+def _check_model(
+    perturbation: Perturbation, model: nn.Module, images: Tensor, labels: Tensor, device: torch.device
+) -> set[str]:
+    """What looks wrong with the model; raises for what makes it useless."""
+    with torch.no_grad():
+        logits, again = model(images[:8].to(device)), model(images[:8].to(device))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UsageError("The model must return logits of shape (n, classes), nothing else.")
+    classes = logits.shape[1]
+    if not bool(((labels >= 0) & (labels < classes)).all()):
+        raise UsageError(
+            f"The model has {classes} classes, but the labels go from {int(labels.min())} to {int(labels.max())}."
+        )
+    channels, height, width = images.shape[1:]
+    reason = perturbation.inapplicable((channels, height, width), classes)
+    if reason is not None:
+        raise UnavailableError(reason)
+    missing = perturbation.missing()
+    if missing is not None:
+        raise UsageError(missing)
+    same = torch.allclose(logits, again, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return set() if same else {"randomised-model"}
+
+
+def _mend(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> tuple[Tensor, set[str]]:
+    """x' as it should have come back (float32, finite, in [0, 1], within its budget), and what was wrong with it."""
+    if not isinstance(made, Tensor) or made.shape != clean.shape or made.is_complex():
+        return clean.clone(), {"shape"}
+    flags: set[str] = set()
+    if made.requires_grad:
+        flags.add("attached")
+    if made.dtype != torch.float32:
+        flags.add("dtype")
+    images = made.detach().cpu().float()
+    finite = images.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        flags.add("non-finite")
+    images = torch.where(per_image(finite, images), images, clean)
+    clipped = images.clamp(0, 1)
+    if bool(((images - clipped).abs() > _RANGE_TOLERANCE).any()):
+        flags.add("out-of-range")
+    if eps is not None and norm is not None:
+        clipped, over = _within(clipped, clean, eps, norm)
+        if over:
+            flags.add("over-budget")
+    return clipped.contiguous(), flags
+
+
+def _within(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> tuple[Tensor, bool]:
+    """The images within their budget, up to rounding, and whether any was not; L0 puts the clean image in its place."""
+    over = norms(images - clean)[norm] > eps * (1 + 1e-5) + 1e-7
+    if not bool(over.any()):
+        return images, False
+    nearest = clean if norm == "l0" else project(images, clean, eps, norm)
+    return torch.where(per_image(over, images), nearest, images), True
