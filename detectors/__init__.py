@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base import Detector, DetectorInfo, InputGradient, View, register
+from .base.detector import Detector, DetectorInfo, InputGradient, View, register
 
 if TYPE_CHECKING:
     from .conformance import check_detector, parametrize_with_detector_checks

@@ -30,7 +30,7 @@ from ..harness.subjects import normalise_values
 from ..harness.tracing.recorder import discover
 from ..harness.tracing.traced_model import Instruments
 from ..harness.tracing.traces import TapInfo, Traces
-from .base import Detector, join_state, split_state
+from .base.detector import Detector, join_state, split_state
 
 FORMAT: Literal[2] = 2
 _ABOUT = "guard"

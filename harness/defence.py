@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.base.target import Guides, Look
-from ..detectors.base import Detector
+from ..detectors.base.detector import Detector
 from .consistency import EVALUATIONS
 from .core.process_state import guarded_part
 from .results import ALPHAS

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..detectors.base import join_state, split_state
+from ..detectors.base.detector import join_state, split_state
 from .core.errors import UsageError
 
 Value = str | int | float | None

@@ -38,7 +38,7 @@ from .reading import tap_infos
 from .tracing.traces import TapInfo
 
 if TYPE_CHECKING:
-    from ..detectors.base import Detector
+    from ..detectors.base.detector import Detector
     from .models.classifier import Classifier, ModelSpec
 
 
@@ -195,7 +195,7 @@ class RunFolder:
         Raises:
             UsageError: if the run has no such detector, it could not be fitted, or a plugin is missing.
         """
-        from ..detectors.base import join_state
+        from ..detectors.base.detector import join_state
 
         part = _named(self._detectors, label, "detector", self.folder)
         entry = self._model_entry(model)

@@ -19,7 +19,7 @@ from .tracing.traces import Need
 
 if TYPE_CHECKING:
     from ..attacks.base.perturbation import Perturbation
-    from ..detectors.base import Detector
+    from ..detectors.base.detector import Detector
     from .analysis import Analysis
 
 DECIDES_NO_NUMBER = True
@@ -73,7 +73,7 @@ def make_detector(part: Part) -> Detector:
         UsageError: for an attribute that is not as :class:`~..detectors.base.Detector` describes it.
         Exception: whatever its constructor and its properties raise.
     """
-    from ..detectors.base import Detector, DetectorInfo, InputGradient, View
+    from ..detectors.base.detector import Detector, DetectorInfo, InputGradient, View
 
     made = DETECTORS.get(part.name)(**part.params)
     if not isinstance(made, Detector):

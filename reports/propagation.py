@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..detectors.base import join_state, split_state
+from ..detectors.base.detector import join_state, split_state
 from ..detectors.codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
 from ..detectors.codes.som import SOM, fit_som
 from ..harness.core.errors import UsageError

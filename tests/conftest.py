@@ -58,7 +58,7 @@ IMPORTED = (
     "aftershock.reports.site", "aftershock.reports.propagation", "aftershock.harness.console",
     "aftershock.harness.data.builtin", "aftershock.harness.models.architectures", "aftershock.harness.models.training",
     "aftershock.attacks.benign.noise", "aftershock.attacks.native.pgd", "aftershock.attacks.benign.equal_norm_control",
-    "aftershock.attacks.base.perturb_batch", "aftershock.attacks.from_file", "aftershock.detectors.logit_baselines",
+    "aftershock.attacks.base.perturb_batch", "aftershock.attacks.from_file", "aftershock.detectors.logits.baselines",
     "pytorch_ood.detector", "sklearn.datasets", "plotly.offline", "jinja2", "rich.progress",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from aftershock.detectors.lid import intrinsic_dimension
+from aftershock.detectors.activations.lid import intrinsic_dimension
 
 STUDIES = Path(__file__).parents[1] / "docs" / "studies"
 if not STUDIES.is_dir():

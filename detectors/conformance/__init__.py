@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ...harness.core.errors import UsageError
 from ...harness.core.parameters import bind
 from ...harness.core.registry import DETECTORS
-from ..base import Detector
+from ..base.detector import Detector
 from .checks import CHECKS, Broken, Check, NotApplicable, Patient
 from .world import World, make_world
 

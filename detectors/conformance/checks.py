@@ -17,7 +17,7 @@ from torch import Tensor
 from ...harness.core.errors import UsageError
 from ...harness.statistics.detection import auroc
 from ...harness.tracing.traces import Need, Traces
-from ..base import Detector, Surrogate, join_state, split_state
+from ..base.detector import Detector, Surrogate, join_state, split_state
 from .world import World
 
 # Scores of the same image in other batches may differ by the rounding of float32 sums.

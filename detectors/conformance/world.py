@@ -19,7 +19,7 @@ from ...harness.models.classifier import Classifier, ModelSpec, obtain
 from ...harness.tracing.recorder import discover
 from ...harness.tracing.traced_model import Instruments, fit_traces
 from ...harness.tracing.traces import LiveTrace, Traces
-from ..base import Detector
+from ..base.detector import Detector
 
 FIT_IMAGES = 400
 TEST_IMAGES = 120

@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ...detectors.base import Detector
+from ...detectors.base.detector import Detector
 from ..cells import FitJob, ScoreJob, TraceKeys
 from ..core.clock import Stopwatch
 from ..core.errors import AftershockError
@@ -30,7 +30,7 @@ SCORE_BATCHES = (1, 8, 64, 512)
 
 def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     """Fit a detector; its state is what is kept."""
-    from ...detectors.base import split_state
+    from ...detectors.base.detector import split_state
 
     detector = bench.make_detector(job.part)
     bench.expect_fresh_scores(job.part)

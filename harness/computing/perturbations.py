@@ -25,7 +25,7 @@ from .workbench import Workbench
 if TYPE_CHECKING:
     from ...attacks.base.perturbation import Perturbation
     from ...attacks.base.target import Defence
-    from ...detectors.base import Detector
+    from ...detectors.base.detector import Detector
 
 
 NO_GRADIENT = (

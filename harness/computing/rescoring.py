@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...detectors.base import Detector
+from ...detectors.base.detector import Detector
 from ..cells import ScoreJob
 from ..consistency import EVALUATIONS, SAMPLE, moved
 from ..core.errors import AftershockError, UnavailableError

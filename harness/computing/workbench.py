@@ -29,7 +29,7 @@ from ..workers.standins.detectors import PluginDetector
 from ..workers.witness import witness_of, witness_scores
 
 if TYPE_CHECKING:
-    from ...detectors.base import Detector
+    from ...detectors.base.detector import Detector
     from .context import Context
 
 T = TypeVar("T")
@@ -191,7 +191,7 @@ class Workbench:
 
     def detector(self, fit: str, part: DetectorPart) -> Detector:
         """A fitted detector, its state read from the run."""
-        from ...detectors.base import join_state
+        from ...detectors.base.detector import join_state
 
         def load() -> Detector:
             detector = self.make_detector(part)

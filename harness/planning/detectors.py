@@ -17,7 +17,7 @@ from .plan import Subject
 
 DECIDES_NO_NUMBER = True
 
-_CONTRACT = "detectors.base"
+_CONTRACT = "detectors.base.detector"
 _DETECTING = "harness.computing.detectors"
 # Scores are asked for again in a process that knows nothing of the run.
 _RESCORING = "harness.workers.answering.detectors"

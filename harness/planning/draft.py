@@ -22,7 +22,7 @@ from .plan import Subject
 from .sets import Sets
 
 if TYPE_CHECKING:
-    from ...detectors.base import Detector
+    from ...detectors.base.detector import Detector
     from ..analysis import Analysis
 
 DECIDES_NO_NUMBER = True

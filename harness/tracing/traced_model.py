@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ...detectors.base import Detector, View
+from ...detectors.base.detector import Detector, View
 from ..core.seeds import derive_seed, generator
 from .recorder import input_gradient, live_trace, record
 from .traces import LiveTrace, Need, TapInfo, Traces, capped

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...detectors.checks import check_choice, check_count, check_positive
+from ...detectors.base.parameters import check_choice, check_count, check_positive
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import untouched
 from ...harness.tracing.traced_model import Instruments

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...detectors.checks import check_choice, check_count, check_layers, selection
+from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.statistics.intervals import proportion
 from ...harness.tracing.traced_model import Instruments

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...detectors.checks import check_choice, check_count, check_layers, selection
+from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
 from ...harness.analysis import Analysis, AnalysisInfo, ImageSet, Material
 from ...harness.core.errors import UsageError
 from ...harness.findings import Figure, Findings, Table

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...detectors.checks import check_choice, check_count, check_layers, selection
+from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces

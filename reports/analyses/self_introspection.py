@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...detectors.checks import check_count, check_layers, selection
-from ...detectors.latent import Latent
+from ...detectors.activations.latent import Latent
+from ...detectors.base.parameters import check_count, check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.core.seeds import derive_seed
 from ...harness.tracing.traced_model import Instruments

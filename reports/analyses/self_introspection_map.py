@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...detectors.activations.latent import Latent
 from ...detectors.codes.latent import PCA, Autoencoder, Standardiser
-from ...detectors.latent import Latent
 from ...harness.analysis import Analysis, ImageSet
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Traces

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.logit_baselines import Energy, MaxSoftmax
-from aftershock.detectors.mahalanobis import Mahalanobis
+from aftershock.detectors.activations.mahalanobis import Mahalanobis
+from aftershock.detectors.logits.baselines import Energy, MaxSoftmax
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import LiveTrace, Traces
 from scipy.special import logsumexp, softmax

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors import bitblocks
-from aftershock.detectors.bitblocks import BitBlocks
-from aftershock.detectors.bitvector import BitVector
-from aftershock.detectors.grouping import class_groups
+from aftershock.detectors.base.classes import class_groups
+from aftershock.detectors.bits import blocks as bitblocks
+from aftershock.detectors.bits.bitvector import BitVector
+from aftershock.detectors.bits.blocks import BitBlocks
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Need
 from scipy.stats import bernoulli

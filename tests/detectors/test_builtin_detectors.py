@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.detectors.base import Detector, join_state, split_state
-from aftershock.detectors.bitvector import BitVector
-from aftershock.detectors.codeshift import CodeShift
-from aftershock.detectors.combination import CombinedScore
-from aftershock.detectors.dknn import DeepNeighbours
-from aftershock.detectors.kde import KernelDensity
-from aftershock.detectors.latent import Latent
-from aftershock.detectors.layer_autoencoders import LayerAutoencoders
-from aftershock.detectors.lid import Lid
-from aftershock.detectors.logit_baselines import Energy, Entropy, KLMatching, Margin, MaxLogit, MaxSoftmax
-from aftershock.detectors.mahalanobis import Mahalanobis
-from aftershock.detectors.nap import ActivationPatterns
-from aftershock.detectors.neighbours import Neighbours
-from aftershock.detectors.penultimate import GradNorm, Vim
-from aftershock.detectors.safetynet import SafetyNet
+from aftershock.detectors.activations.codeshift import CodeShift
+from aftershock.detectors.activations.dknn import DeepNeighbours
+from aftershock.detectors.activations.kde import KernelDensity
+from aftershock.detectors.activations.knn import Neighbours
+from aftershock.detectors.activations.latent import Latent
+from aftershock.detectors.activations.layer_autoencoders import LayerAutoencoders
+from aftershock.detectors.activations.lid import Lid
+from aftershock.detectors.activations.mahalanobis import Mahalanobis
+from aftershock.detectors.activations.safetynet import SafetyNet
+from aftershock.detectors.base.detector import Detector, join_state, split_state
+from aftershock.detectors.bits.bitvector import BitVector
+from aftershock.detectors.bits.nap import ActivationPatterns
+from aftershock.detectors.combine.combination import CombinedScore
+from aftershock.detectors.logits.baselines import Energy, Entropy, KLMatching, Margin, MaxLogit, MaxSoftmax
+from aftershock.detectors.logits.vim_gradnorm import GradNorm, Vim
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DETECTORS

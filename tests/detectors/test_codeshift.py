@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.codeshift import PARTS, CodeShift
+from aftershock.detectors.activations.codeshift import PARTS, CodeShift
 from aftershock.harness.core.errors import UsageError
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score

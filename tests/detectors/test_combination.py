@@ -10,10 +10,10 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.base import Detector, DetectorInfo, InputGradient, View, join_state, split_state
-from aftershock.detectors.combination import CombinedScore
-from aftershock.detectors.score_columns import fit_columns, join_columns
-from aftershock.detectors.tails import fit_tail, surprise
+from aftershock.detectors.base.detector import Detector, DetectorInfo, InputGradient, View, join_state, split_state
+from aftershock.detectors.combine.columns import fit_columns, join_columns
+from aftershock.detectors.combine.combination import CombinedScore
+from aftershock.detectors.combine.p_values import fit_tail, surprise
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DETECTORS, Entry, Origin

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors import Detector, DetectorInfo, Need, check_detector, parametrize_with_detector_checks
-from aftershock.detectors.bitvector import BitVector
+from aftershock.detectors.activations.mahalanobis import Mahalanobis
+from aftershock.detectors.bits.bitvector import BitVector
 from aftershock.detectors.conformance import CHECKS, make_world
-from aftershock.detectors.mahalanobis import Mahalanobis
 from aftershock.harness.core.errors import UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.isolation import IsolationTrees, expected_path, fit_isolation, from_sklearn
+from aftershock.detectors.activations.isolation_forest import IsolationTrees, expected_path, fit_isolation, from_sklearn
 from scipy.stats import spearmanr
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
@@ -57,7 +57,7 @@ def test_a_planted_outlier_scores_highest_and_blocks_do_not_matter(monkeypatch: 
     assert roc_auc_score([0] * 200 + [1] * 200, scores) == 1
     again = trees.anomaly(rows(200, 4, 3))
     assert abs(roc_auc_score([0] * 200 + [1] * 200, torch.cat([scores[:200], again])) - 0.5) < 0.1
-    monkeypatch.setattr("aftershock.detectors.isolation._BLOCK", 7)
+    monkeypatch.setattr("aftershock.detectors.activations.isolation_forest._BLOCK", 7)
     # A vectorised power may differ from its scalar form in the last bit.
     torch.testing.assert_close(trees.anomaly(torch.cat([inside, outside])), scores, rtol=1e-14, atol=0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.kde import KernelDensity
+from aftershock.detectors.activations.kde import KernelDensity
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Traces
 from sklearn.metrics import roc_auc_score

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.latent import Latent
+from aftershock.detectors.activations.latent import Latent
 from aftershock.harness.core.errors import UsageError
 from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.layer_autoencoders import LayerAutoencoders
+from aftershock.detectors.activations.layer_autoencoders import LayerAutoencoders
 from aftershock.harness.core.errors import UsageError
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.logit_baselines import Entropy, KLMatching, Margin, MaxLogit
+from aftershock.detectors.logits.baselines import Entropy, KLMatching, Margin, MaxLogit
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import LiveTrace, Traces
 from scipy.special import softmax

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.nap import ActivationPatterns
+from aftershock.detectors.bits.nap import ActivationPatterns
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import pool
 from sklearn.metrics import roc_auc_score

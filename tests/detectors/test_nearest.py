@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.dknn import DeepNeighbours
-from aftershock.detectors.lid import Lid, intrinsic_dimension
-from aftershock.detectors.nearest import nearest, unit_length
-from aftershock.detectors.neighbours import Neighbours
-from aftershock.detectors.splitting import held_apart, split_rows
+from aftershock.detectors.activations.dknn import DeepNeighbours
+from aftershock.detectors.activations.knn import Neighbours
+from aftershock.detectors.activations.lid import Lid, intrinsic_dimension
+from aftershock.detectors.activations.nearest import nearest, unit_length
+from aftershock.detectors.base.splits import held_apart, split_rows
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Need
 from sklearn.linear_model import LogisticRegression

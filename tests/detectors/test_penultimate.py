@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from aftershock.detectors.odin import Odin
-from aftershock.detectors.penultimate import GradNorm, Vim
+from aftershock.detectors.logits.odin import Odin
+from aftershock.detectors.logits.vim_gradnorm import GradNorm, Vim
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import input_gradient
 from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, Traces

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.detectors.kde import KernelDensity
-from aftershock.detectors.lid import Lid
-from aftershock.detectors.neighbours import Neighbours
-from aftershock.detectors.splitting import held_apart, split_rows, strangers
+from aftershock.detectors.activations.kde import KernelDensity
+from aftershock.detectors.activations.knn import Neighbours
+from aftershock.detectors.activations.lid import Lid
+from aftershock.detectors.base.splits import held_apart, split_rows, strangers
 from aftershock.harness.tracing.traces import Need
 from hypothesis import given
 from hypothesis import strategies as st

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.squeezing import FeatureSqueezing, median, non_local_means, reduce_bits
+from aftershock.detectors.logits.feature_squeezing import FeatureSqueezing, median, non_local_means, reduce_bits
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Traces
 from hypothesis import given, settings

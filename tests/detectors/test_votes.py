@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.bitvector import BitVector
+from aftershock.detectors.bits.bitvector import BitVector
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Need
 from scipy.stats import norm

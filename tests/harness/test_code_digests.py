@@ -43,7 +43,7 @@ def edit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Edit]:
 def digests() -> dict[str, str]:
     """The digest of every built-in part, by kind and name."""
     kinds = (
-        (DETECTORS, "detectors.base"),
+        (DETECTORS, "detectors.base.detector"),
         (PERTURBATIONS, "attacks.base.perturbation"),
         (ANALYSES, "harness.analysis"),
     )
@@ -90,20 +90,20 @@ def test_a_docstring_a_comment_or_the_layout_changes_no_digest(edit: Edit) -> No
 
 def test_the_text_of_an_error_changes_no_digest(edit: Edit) -> None:
     before = digests()
-    edit("detectors.base", lambda text: text.replace("offers no surrogate", "has no surrogate"))
+    edit("detectors.base.detector", lambda text: text.replace("offers no surrogate", "has no surrogate"))
     edit("attacks.benign.corruptions", lambda text: text.replace('UsageError(f"', 'UsageError(f"Oh: '))
     assert changed(before) == set()
 
 
 def test_the_arithmetic_of_a_helper_changes_the_parts_that_import_it(edit: Edit) -> None:
     before = digests()
-    edit("detectors.grouping", lambda text: f"{text}\nMORE = 1 + 1\n")
+    edit("detectors.base.classes", lambda text: f"{text}\nMORE = 1 + 1\n")
     found = changed(before)
     behind = {
         f"{registry.kind}/{name}"
         for registry in (DETECTORS, PERTURBATIONS, ANALYSES)
         for name in registry.builtins
-        if "detectors.grouping" in code_behind(registry._entries[name].module)
+        if "detectors.base.classes" in code_behind(registry._entries[name].module)
     }
     assert found == behind
     assert "detectors/mahalanobis" in found and "detectors/odin" not in found
@@ -112,7 +112,7 @@ def test_the_arithmetic_of_a_helper_changes_the_parts_that_import_it(edit: Edit)
 
 def test_one_detector_leaves_the_others_alone(edit: Edit) -> None:
     before = digests()
-    edit("detectors.lid", lambda text: text.replace("def ", "def a(): pass\ndef ", 1))
+    edit("detectors.activations.lid", lambda text: text.replace("def ", "def a(): pass\ndef ", 1))
     assert changed(before) == {"detectors/lid"}
 
 
@@ -136,9 +136,11 @@ def test_what_only_type_checkers_import_is_not_followed() -> None:
 
 
 def test_imports_of_every_form_are_followed() -> None:
-    assert {"harness.core.seeds", "detectors.base", "harness.defence"} <= code_behind("harness.computing.adaptive")
+    assert {"harness.core.seeds", "detectors.base.detector", "harness.defence"} <= code_behind(
+        "harness.computing.adaptive"
+    )
     # Of a package: what it passes on is imported there.
-    assert "detectors.base" in code_behind("detectors")
+    assert "detectors.base.detector" in code_behind("detectors")
     with pytest.raises(FileNotFoundError):
         code_digest("harness.no_such_module")
 
@@ -146,14 +148,14 @@ def test_imports_of_every_form_are_followed() -> None:
 def test_a_plugin_stands_on_what_it_imports_of_ours(tmp_path: Path, edit: Edit) -> None:
     plain, leaning = tmp_path / "plain.py", tmp_path / "leaning.py"
     plain.write_text("from aftershock.detectors import Detector, register\n")
-    leaning.write_text("from aftershock.detectors import Detector\nfrom aftershock.detectors.grouping import *\n")
+    leaning.write_text("from aftershock.detectors import Detector\nfrom aftershock.detectors.base.classes import *\n")
     entries = [Entry("x", object, Origin("file", "", str(path))) for path in (plain, leaning)]
-    before = [part_digest(entry, "detectors.base") for entry in entries]
-    edit("detectors.grouping", lambda text: f"{text}\nMORE = 1\n")
-    after = [part_digest(entry, "detectors.base") for entry in entries]
+    before = [part_digest(entry, "detectors.base.detector") for entry in entries]
+    edit("detectors.base.classes", lambda text: f"{text}\nMORE = 1\n")
+    after = [part_digest(entry, "detectors.base.detector") for entry in entries]
     assert after[0] == before[0] and after[1] != before[1]
-    edit("detectors.base", lambda text: f"{text}\nMORE = 1\n")
-    assert part_digest(entries[0], "detectors.base") != after[0]
+    edit("detectors.base.detector", lambda text: f"{text}\nMORE = 1\n")
+    assert part_digest(entries[0], "detectors.base.detector") != after[0]
 
 
 def test_a_combination_stands_on_its_members() -> None:

@@ -39,7 +39,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
     [
         ("reports.propagation", {"encoders", "propagation"}, {"propagation"}),
         ("reports.analyses.rdm_graph", {"analysis"}, set()),
-        ("detectors.lid", {"fit", "score"}, MADE | {"check", "score"}),
+        ("detectors.activations.lid", {"fit", "score"}, MADE | {"check", "score"}),
         ("harness.computing.adaptive", set(), MADE | {"check", "score"}),
         ("attacks.native.pgd", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),
         ("harness.computing.detectors", {"fit", "score"}, MADE | {"check", "score"}),

@@ -74,20 +74,22 @@ def test_versions_of_what_is_there_and_what_is_not() -> None:
 
 
 def test_a_part_is_known_by_its_code(tmp_path: Path) -> None:
-    assert part_digest(DETECTORS.entry("msp"), "detectors.base") == code_digest("detectors.logit_baselines")
+    assert part_digest(DETECTORS.entry("msp"), "detectors.base.detector") == code_digest("detectors.logits.baselines")
     path = tmp_path / "part.py"
     text = "from aftershock.harness.core.registry import DETECTORS\n@DETECTORS.register('keyed')\nclass A: value = 1\n"
     found = set()
     for number in range(3):
         path.write_text(text.replace("1", str(number)))
         load_plugin_file(path)
-        found.add(part_digest(DETECTORS.entry("keyed"), "detectors.base"))
+        found.add(part_digest(DETECTORS.entry("keyed"), "detectors.base.detector"))
     assert len(found) == 3
     # The file's content, not its place.
     other = tmp_path / "moved.py"
     other.write_text(path.read_text())
     moved = Entry("keyed", object, Origin("file", "", str(other)))
-    assert part_digest(moved, "detectors.base") == part_digest(DETECTORS.entry("keyed"), "detectors.base")
+    assert part_digest(moved, "detectors.base.detector") == part_digest(
+        DETECTORS.entry("keyed"), "detectors.base.detector"
+    )
 
 
 def test_what_a_session_registered_is_known_by_its_source() -> None:
@@ -97,9 +99,9 @@ def test_what_a_session_registered_is_known_by_its_source() -> None:
     class Two:
         value = 2
 
-    digests = {part_digest(Entry("x", part, Origin("session")), "detectors.base") for part in (One, Two)}
+    digests = {part_digest(Entry("x", part, Origin("session")), "detectors.base.detector") for part in (One, Two)}
     assert len(digests) == 2
-    assert part_digest(Entry("x", One, Origin("session")), "detectors.base") in digests
+    assert part_digest(Entry("x", One, Origin("session")), "detectors.base.detector") in digests
 
 
 def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_code_that_changes_nothing_changes_nothing() -> None:
 
 
 def test_parts_of_the_package_are_guarded_by_their_cell_alone() -> None:
-    from aftershock.detectors.logit_baselines import Energy
+    from aftershock.detectors.logits.baselines import Energy
 
     class Own(Energy):
         pass

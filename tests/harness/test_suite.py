@@ -363,7 +363,7 @@ def write(path: Path, text: str) -> str:
 
 
 PART = """
-from aftershock.detectors.base import Detector, DetectorInfo, register
+from aftershock.detectors.base.detector import Detector, DetectorInfo, register
 @register({name!r})
 class Mine(Detector):
     info = DetectorInfo(title="mine", needs=())
@@ -429,7 +429,7 @@ def test_a_plugin_that_cannot_be_made_is_a_problem(body: str, said: str, tmp_pat
 def test_what_is_no_detector_is_a_problem(tmp_path: Path) -> None:
     write(
         tmp_path / "plugin.py",
-        "from aftershock.detectors.base import register\n@register('a-function')\ndef f():\n    return 3\n",
+        "from aftershock.detectors.base.detector import register\n@register('a-function')\ndef f():\n    return 3\n",
     )
     assert "'a-function'" in problems(tmp_path, with_plugin(GOOD, "a-function"))[0][1]
 

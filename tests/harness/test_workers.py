@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from aftershock.attacks.base.perturb_batch import Limits, perturb_batch
-from aftershock.detectors.base import split_state
+from aftershock.detectors.base.detector import split_state
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....detectors.base import Detector, join_state, split_state
+from ....detectors.base.detector import Detector, join_state, split_state
 from ...core.errors import AftershockError, UsageError
 from ...core.memory import peak_memory
 from ...core.parameters import bind

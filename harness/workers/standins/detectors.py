@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ....detectors.base import Detector, DetectorInfo, InputGradient, Surrogate, View, join_state, split_state
+from ....detectors.base.detector import Detector, DetectorInfo, InputGradient, Surrogate, View, join_state, split_state
 from ...core.errors import AftershockError
 from ...tracing.rows import Rows
 from ...tracing.traces import LiveTrace, Need, Traces

@@ -161,7 +161,7 @@ class Instance:
 
 def _info_class(kind: str) -> type[Any]:
     if kind == "detectors":
-        from ....detectors.base import DetectorInfo
+        from ....detectors.base.detector import DetectorInfo
 
         return DetectorInfo
     if kind == "perturbations":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.latent import Latent
+from aftershock.detectors.activations.latent import Latent
 from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.findings import Findings, HeatMaps, Points

@@ -9,9 +9,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base import Detector, DetectorInfo, Surrogate
-from .checks import (
+from ...harness.tracing.traces import LiveTrace, Need, Traces
+from ..base.classes import class_groups, replayable
+from ..base.detector import Detector, DetectorInfo, Surrogate
+from ..base.parameters import (
     check_choice,
     check_count,
     check_fitted,
@@ -21,7 +22,8 @@ from .checks import (
     check_positive,
     selection,
 )
-from .codes.latent import (
+from ..base.splits import held_apart, strangers
+from ..codes.latent import (
     PCA,
     Autoencoder,
     Standardiser,
@@ -31,9 +33,7 @@ from .codes.latent import (
     imq_mmd,
     load_autoencoder,
 )
-from .grouping import class_groups, replayable
-from .isolation import IsolationTrees, fit_isolation
-from .splitting import held_apart, strangers
+from .isolation_forest import IsolationTrees, fit_isolation
 
 Method = Literal["forest", "svc", "logistic"]
 Encoder = Literal["wae", "autoencoder", "pca"]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import Need, Statistic
-from .base import DetectorInfo
-from .checks import check_count
-from .layer_scores import Layerwise
+from ...harness.tracing.traces import Need, Statistic
+from ..base.detector import DetectorInfo
+from ..base.parameters import check_count
+from ..base.splits import split_rows
+from ..combine.columns import Combination
+from ..combine.per_layer import Layerwise
 from .nearest import nearest, unit_length
-from .score_columns import Combination
-from .splitting import split_rows
 
 # Of the eligible fit images, at most this share becomes the reference; scales and weights come from the rest.
 _REFERENCE = 0.8

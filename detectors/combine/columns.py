@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .grouping import scale_of
+from ..base.classes import scale_of
 
 Combination = Literal["mean", "max", "logistic"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..harness.tracing.bits import packed_size
-from ..harness.tracing.traces import LiveTrace, Traces
+from ...harness.tracing.bits import packed_size
+from ...harness.tracing.traces import LiveTrace, Traces
 
 _BLOCK = 1 << 22  # unpacked units of a block: 16 MiB in float32
 _KEEP = 1 << 29  # packed bytes that are kept in memory between passes

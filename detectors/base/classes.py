@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import Traces
+from ...harness.tracing.traces import Traces
 
 _MEMORY = 1 << 29
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..harness.core.errors import UsageError
-from ..harness.tracing.traces import Traces
-from .base import Detector, DetectorInfo, View
-from .checks import check_count, check_positive
+from ...harness.core.errors import UsageError
+from ...harness.tracing.traces import Traces
+from ..base.detector import Detector, DetectorInfo, View
+from ..base.parameters import check_count, check_positive
 
 Squeezer = Literal["bit-depth", "median", "non-local-means"]
 

@@ -9,16 +9,16 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ..harness.core.errors import UsageError
-from ..harness.core.parameters import bind
-from ..harness.core.registry import DETECTORS
-from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base import Detector, DetectorInfo, InputGradient, Surrogate, View
-from .checks import check_choice, check_fitted, check_images, check_perturbed, check_share
-from .grouping import class_groups
-from .score_columns import fit_columns, join_columns
-from .splitting import split_rows, strangers
-from .tails import fit_tail, surprise
+from ...harness.core.errors import UsageError
+from ...harness.core.parameters import bind
+from ...harness.core.registry import DETECTORS
+from ...harness.tracing.traces import LiveTrace, Need, Traces
+from ..base.classes import class_groups
+from ..base.detector import Detector, DetectorInfo, InputGradient, Surrogate, View
+from ..base.parameters import check_choice, check_fitted, check_images, check_perturbed, check_share
+from ..base.splits import split_rows, strangers
+from .columns import fit_columns, join_columns
+from .p_values import fit_tail, surprise
 
 Method = Literal["fisher", "mean", "max", "mahalanobis", "logistic"]
 _BATCH = 1024

@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
-from .base import Detector, DetectorInfo, Surrogate, View
-from .checks import (
+from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
+from ..base.classes import class_groups
+from ..base.detector import Detector, DetectorInfo, Surrogate, View
+from ..base.parameters import (
     check_choice,
     check_count,
     check_fitted,
@@ -21,9 +22,8 @@ from .checks import (
     check_positive,
     selection,
 )
-from .grouping import class_groups
-from .score_columns import Combination, fit_columns, join_columns
-from .splitting import split_rows, strangers
+from ..base.splits import split_rows, strangers
+from ..combine.columns import Combination, fit_columns, join_columns
 
 _BATCH = 128
 # Of the eligible fit images, at most this share makes the densities; scales and weights come from the rest.

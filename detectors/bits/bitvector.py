@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.core.errors import UsageError
-from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base import Detector, DetectorInfo
-from .bitblocks import BitBlocks, relaxed_bits
-from .checks import (
+from ...harness.core.errors import UsageError
+from ...harness.tracing.traces import LiveTrace, Need, Traces
+from ..base.classes import class_groups
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import (
     check_choice,
     check_count,
     check_fitted,
@@ -22,7 +22,7 @@ from .checks import (
     check_positive,
     selection,
 )
-from .grouping import class_groups
+from .blocks import BitBlocks, relaxed_bits
 from .linear import LinearBits, Loss, fit_linear
 from .patterns import BernoulliBits, StoredPatterns, fit_bernoulli, margin_weights, store_patterns
 from .votes import BitVotes, fit_votes

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
-from ..harness.core.errors import UsageError
-from ..harness.tracing.traces import Traces
+from ...harness.core.errors import UsageError
+from ...harness.tracing.traces import Traces
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -7,9 +7,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import LiveTrace, Need, Representation, Traces
-from .base import Detector, DetectorInfo
-from .checks import (
+from ...harness.tracing.traces import LiveTrace, Need, Representation, Traces
+from ..base.classes import class_groups
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import (
     check_choice,
     check_count,
     check_fitted,
@@ -19,7 +20,6 @@ from .checks import (
     check_positive,
     selection,
 )
-from .grouping import class_groups
 
 _BATCH = 512
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .bitblocks import BitBlocks
+from .blocks import BitBlocks
 
 Loss = Literal["logistic", "squared-hinge"]
 

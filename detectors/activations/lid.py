@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import Need
-from .base import DetectorInfo
-from .checks import check_count
-from .layer_scores import Features, Layerwise
+from ...harness.tracing.traces import Need
+from ..base.detector import DetectorInfo
+from ..base.parameters import check_count
+from ..base.splits import split_rows
+from ..combine.columns import Combination
+from ..combine.per_layer import Features, Layerwise
 from .nearest import nearest
-from .score_columns import Combination
-from .splitting import split_rows
 
 # The estimate is unbounded where all neighbours are equally far.
 _LARGEST = 1000.0

@@ -8,12 +8,20 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
-from .base import Detector
-from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_perturbed, selection
-from .grouping import class_groups
-from .score_columns import Combination, fit_columns, join_columns
-from .splitting import strangers
+from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
+from ..base.classes import class_groups
+from ..base.detector import Detector
+from ..base.parameters import (
+    check_choice,
+    check_count,
+    check_fitted,
+    check_images,
+    check_layers,
+    check_perturbed,
+    selection,
+)
+from ..base.splits import strangers
+from .columns import Combination, fit_columns, join_columns
 
 Features = Literal["pooled", "full"]
 _BATCH = 256

@@ -9,10 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..harness.core.errors import UsageError
-from ..harness.tracing.traces import LiveTrace, Traces
-from .base import Detector, DetectorInfo, InputGradient
-from .checks import check_positive
+from ...harness.core.errors import UsageError
+from ...harness.tracing.traces import LiveTrace, Traces
+from ..base.detector import Detector, DetectorInfo, InputGradient
+from ..base.parameters import check_positive
 
 _GRADIENT = "odin"
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.tracing.bits import hamming, pack
-from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
-from .base import Detector, DetectorInfo
-from .checks import (
+from ...harness.tracing.bits import hamming, pack
+from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
+from ..base.classes import class_groups, present_classes
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import (
     check_choice,
     check_count,
     check_fitted,
@@ -22,7 +23,6 @@ from .checks import (
     check_share,
     selection,
 )
-from .grouping import class_groups, present_classes
 from .patterns import StoredPatterns
 
 Combine = Literal["sum", "vote"]

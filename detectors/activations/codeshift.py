@@ -8,15 +8,23 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import LiveTrace, Need, Statistic, Traces
-from .base import Detector, DetectorInfo
-from .checks import check_choice, check_count, check_fitted, check_images, check_layers, check_positive, selection
-from .codes.codebook import Codebook
-from .codes.kmeans import fit_kmeans
-from .codes.latent import Standardiser, fit_standardiser
-from .codes.som import fit_som
-from .grouping import class_groups, on_scale, one_hot, scale_of
-from .splitting import held_apart
+from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
+from ..base.classes import class_groups, on_scale, one_hot, scale_of
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import (
+    check_choice,
+    check_count,
+    check_fitted,
+    check_images,
+    check_layers,
+    check_positive,
+    selection,
+)
+from ..base.splits import held_apart
+from ..codes.codebook import Codebook
+from ..codes.kmeans import fit_kmeans
+from ..codes.latent import Standardiser, fit_standardiser
+from ..codes.som import fit_som
 
 Part = Literal["error", "sequence", "disagreement", "distance"]
 Component = Literal["all", "error", "sequence", "disagreement", "distance"]

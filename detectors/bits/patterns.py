@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..harness.tracing.bits import hamming, unpack, weighted_hamming
-from ..harness.tracing.traces import Traces
-from .bitblocks import BitBlocks
-from .grouping import class_counts, one_hot, present_classes
+from ...harness.tracing.bits import hamming, unpack, weighted_hamming
+from ...harness.tracing.traces import Traces
+from ..base.classes import class_counts, one_hot, present_classes
+from .blocks import BitBlocks
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base import Detector, DetectorInfo
-from .checks import check_count, check_fitted, check_images, check_layers, check_positive, check_share, selection
-from .grouping import class_groups
+from ...harness.tracing.traces import LiveTrace, Need, Traces
+from ..base.classes import class_groups
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import (
+    check_count,
+    check_fitted,
+    check_images,
+    check_layers,
+    check_positive,
+    check_share,
+    selection,
+)
+from ..base.splits import split_rows
 from .nearest import nearest, unit_length
-from .splitting import split_rows
 
 _BATCH = 256
 # A neighbour fades out over this share of the distance to the last one.

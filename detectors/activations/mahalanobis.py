@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..harness.core.errors import UsageError
-from ..harness.tracing.traces import Need, Statistic
-from .base import DetectorInfo
-from .grouping import present_classes
-from .layer_scores import Layerwise
-from .score_columns import Combination
-from .splitting import split_rows
+from ...harness.core.errors import UsageError
+from ...harness.tracing.traces import Need, Statistic
+from ..base.classes import present_classes
+from ..base.detector import DetectorInfo
+from ..base.splits import split_rows
+from ..combine.columns import Combination
+from ..combine.per_layer import Layerwise
 
 # Directions of the features whose variance is below this share of the largest one carry only rounding.
 _NULL = 1e-6

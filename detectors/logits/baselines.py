@@ -11,10 +11,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.core.errors import UsageError
-from ..harness.tracing.traces import LiveTrace, Traces
-from .base import Detector, DetectorInfo
-from .checks import check_choice, check_fitted, check_images, check_positive
+from ...harness.core.errors import UsageError
+from ...harness.tracing.traces import LiveTrace, Traces
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import check_choice, check_fitted, check_images, check_positive
 
 
 class LogitDetector(Detector):

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from ..harness.core.errors import UsageError
-from ..harness.core.registry import DETECTORS
-from ..harness.tracing.traces import LiveTrace, Need, Traces
+from ...harness.core.errors import UsageError
+from ...harness.core.registry import DETECTORS
+from ...harness.tracing.traces import LiveTrace, Need, Traces
 
 Surrogate = Literal["exact", "relaxed", "straight-through", "none"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import Traces
+from ...harness.tracing.traces import Traces
 
 
 def split_rows(

@@ -9,13 +9,13 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from ..harness.core.errors import UsageError
-from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base import Detector, DetectorInfo
-from .checks import check_choice, check_count, check_fitted, check_images, check_layers, selection
-from .codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, load_autoencoder
-from .grouping import class_groups, class_means, on_scale, replayable, scale_of
-from .splitting import held_apart
+from ...harness.core.errors import UsageError
+from ...harness.tracing.traces import LiveTrace, Need, Traces
+from ..base.classes import class_groups, class_means, on_scale, replayable, scale_of
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import check_choice, check_count, check_fitted, check_images, check_layers, selection
+from ..base.splits import held_apart
+from ..codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, load_autoencoder
 
 Part = Literal["reconstruction", "distance", "neighbours", "fringe"]
 Component = Literal["all", "reconstruction", "distance", "neighbours", "fringe"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bitblocks import BitBlocks
+from .blocks import BitBlocks
 from .patterns import class_frequencies
 
 

@@ -7,10 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base import Detector, DetectorInfo
-from .checks import check_count, check_fitted, check_images, check_layers, check_positive, selection
-from .grouping import class_groups
+from ...harness.tracing.traces import LiveTrace, Need, Traces
+from ..base.classes import class_groups
+from ..base.detector import Detector, DetectorInfo
+from ..base.parameters import check_count, check_fitted, check_images, check_layers, check_positive, selection
 
 # Directions of the features whose variance is below this share of the largest one carry only rounding.
 _NULL = 1e-10
