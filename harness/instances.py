@@ -18,9 +18,9 @@ from .suite import Part
 from .tracing.traces import Need
 
 if TYPE_CHECKING:
+    from ..analyses.base import Analysis
     from ..attacks.base.perturbation import Perturbation
     from ..detectors.base.detector import Detector
-    from .analysis import Analysis
 
 DECIDES_NO_NUMBER = True
 
@@ -107,11 +107,11 @@ def make_analysis(part: Part) -> Analysis:
         UsageError: for an attribute that is not as :class:`~.analysis.Analysis` describes it.
         Exception: whatever its constructor and its properties raise.
     """
-    from .analysis import Analysis, AnalysisInfo
+    from ..analyses.base import Analysis, AnalysisInfo
 
     made = ANALYSES.get(part.name)(**part.params)
     if not isinstance(made, Analysis):
-        raise UsageError(f"{made!r:.60} is not an analysis: derive its class from aftershock.harness.analysis.Analysis")
+        raise UsageError(f"{made!r:.60} is not an analysis: derive its class from aftershock.analyses.base.Analysis")
     _info(made.info, AnalysisInfo, ("title",), ("paper", "summary"))
     _needs(made.needs)
     _truth("reads_perturbed", made.reads_perturbed)

@@ -363,9 +363,9 @@ class _Session:
         self, plan: Plan, store: Store, summary: Summary, lost: Mapping[str, Sequence[str]], problems: Problems
     ) -> list[Path]:
         """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
+        from ..analyses.findings import Findings
         from ..reports.analysis_files import findings_folder, remove_others, write_findings
         from .core.registry import ANALYSES
-        from .findings import Findings
 
         kept = []
         for subject in plan.subjects:

@@ -27,7 +27,7 @@ from .reading import check_published, mapping, words
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..harness.findings import Figure, Findings, Table
+    from ..analyses.findings import Figure, Findings, Table
 
 FOLDER = "analyses"
 SCHEMA = 1
@@ -109,7 +109,7 @@ def table_files(tables: Sequence[Table]) -> list[str]:
 
 def picture_files(figures: Sequence[Figure]) -> dict[int, str]:
     """The PNG file of each figure of pictures, by the figure's position."""
-    from ..harness.findings import Pictures
+    from ..analyses.findings import Pictures
 
     positions = [i for i, f in enumerate(figures) if isinstance(f, Pictures)]
     names = file_names([figures[i].title.lower() for i in positions], ".png")
@@ -201,7 +201,7 @@ def _remove(path: Path) -> None:
 
 def _sound(findings: Findings) -> Findings:
     """The findings as plain numbers that can be read back, whatever an analysis computed."""
-    from ..harness.findings import HeatMaps, Lines
+    from ..analyses.findings import HeatMaps, Lines
     from .analysis_figures import colour_range
 
     figures: list[Figure] = []
@@ -287,7 +287,7 @@ def _check_files(folder: Path, facts: Mapping[str, object]) -> None:
 
 
 def _read_result(folder: Path, arrays: bool) -> Result:
-    from ..harness.findings import Findings
+    from ..analyses.findings import Findings
 
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError("it is not a folder")

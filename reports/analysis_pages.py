@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from ..harness.findings import Findings, Table
+    from ..analyses.findings import Findings, Table
 
 # Every page carries this, and by it a later report knows a page of an analysis that is no more.
 GENERATOR = '<meta name="generator" content="Aftershock analysis page">'

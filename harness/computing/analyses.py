@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..analysis import ImageSet, Material, PerturbedSet
+from ...analyses.base import ImageSet, Material, PerturbedSet
+from ...analyses.findings import Findings
 from ..cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
 from ..core.errors import AftershockError
 from ..core.process_state import guarded_part, noted
 from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
 from ..engines import Output
-from ..findings import Findings
 from ..subjects import untrained_classifier
 from ..tracing.rows import ChunkedRows
 from ..tracing.traced_model import Instruments

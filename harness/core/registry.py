@@ -353,13 +353,13 @@ DATASETS = Registry(
 ANALYSES = Registry(
     "analyses",
     {
-        "propagation": "aftershock.reports.propagation",
-        "rdm": "aftershock.reports.analyses.rdm:Rdm",
-        "functional_codes": "aftershock.reports.analyses.functional_codes:FunctionalCodes",
-        "self_introspection": "aftershock.reports.analyses.self_introspection:SelfIntrospection",
-        "cladec": "aftershock.reports.analyses.cladec:ClaDec",
-        "ldam": "aftershock.reports.analyses.ldam:Ldam",
-        "departure": "aftershock.reports.analyses.departure:Departure",
+        "propagation": "aftershock.analyses.propagation.measures",
+        "rdm": "aftershock.analyses.rdm.analysis:Rdm",
+        "functional_codes": "aftershock.analyses.functional_codes.analysis:FunctionalCodes",
+        "self_introspection": "aftershock.analyses.self_introspection.analysis:SelfIntrospection",
+        "cladec": "aftershock.analyses.cladec.analysis:ClaDec",
+        "ldam": "aftershock.analyses.ldam.analysis:Ldam",
+        "departure": "aftershock.analyses.departure.analysis:Departure",
     },
 )
 

@@ -34,7 +34,7 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         groups = (fit, evaluate, *(t for p in perturbed for t in (p.traces, p.control)))
         inputs = all_keys(*groups)
         made = tuple(t.images.source for p in perturbed for t in (*p.traces, *p.control))
-        identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "harness.analysis")]
+        identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "analyses.base")]
         seed = derive_seed(subject.seed, "analysis", canonical(identity[:2]))
         key = content_key(
             "analysis", identity=identity, inputs=inputs, seed=seed,

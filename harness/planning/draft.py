@@ -22,8 +22,8 @@ from .plan import Subject
 from .sets import Sets
 
 if TYPE_CHECKING:
+    from ...analyses.base import Analysis
     from ...detectors.base.detector import Detector
-    from ..analysis import Analysis
 
 DECIDES_NO_NUMBER = True
 

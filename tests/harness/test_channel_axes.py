@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from aftershock.analyses.cladec.networks import changed_logits, encode
 from aftershock.harness.core.model_state import untouched
 from aftershock.harness.tracing.recorder import Survey, discover, live_trace, record, survey
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import Need, TapInfo, pool
-from aftershock.reports.analyses.cladec_networks import changed_logits, encode
 from torch import Tensor, nn
 
 # As many channels as rows and columns: sizes tell nothing.

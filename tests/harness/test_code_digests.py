@@ -45,7 +45,7 @@ def digests() -> dict[str, str]:
     kinds = (
         (DETECTORS, "detectors.base.detector"),
         (PERTURBATIONS, "attacks.base.perturbation"),
-        (ANALYSES, "harness.analysis"),
+        (ANALYSES, "analyses.base"),
     )
     return {
         f"{registry.kind}/{name}": part_digest(registry._entries[name], contract)

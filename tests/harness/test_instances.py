@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.detectors.base.detector import Detector, DetectorInfo, InputGradient, View
-from aftershock.harness.analysis import Analysis, AnalysisInfo
 from aftershock.harness.computing.detectors import checked_scores
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry

@@ -37,8 +37,8 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
 @pytest.mark.parametrize(
     ("module", "kinds", "adaptive"),
     [
-        ("reports.propagation", {"encoders", "propagation"}, {"propagation"}),
-        ("reports.analyses.rdm_graph", {"analysis"}, set()),
+        ("analyses.propagation.measures", {"encoders", "propagation"}, {"propagation"}),
+        ("analyses.rdm.graph", {"analysis"}, set()),
         ("detectors.activations.lid", {"fit", "score"}, MADE | {"check", "score"}),
         ("harness.computing.adaptive", set(), MADE | {"check", "score"}),
         ("attacks.native.pgd", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),

@@ -8,10 +8,10 @@ from typing import Any
 
 import aftershock
 import torch
+from aftershock.analyses.base import Analysis, AnalysisInfo
+from aftershock.analyses.base import register as analysis
+from aftershock.analyses.findings import Findings
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo, register
-from aftershock.harness.analysis import Analysis, AnalysisInfo
-from aftershock.harness.analysis import register as analysis
-from aftershock.harness.findings import Findings
 from torch import Tensor
 
 

@@ -14,12 +14,12 @@ import aftershock
 import numpy as np
 import pytest
 import torch
+from aftershock.analyses.base import Analysis, AnalysisInfo
+from aftershock.analyses.base import register as analysis
+from aftershock.analyses.findings import Findings
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.attacks.base.perturbation import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, register
-from aftershock.harness.analysis import Analysis, AnalysisInfo
-from aftershock.harness.analysis import register as analysis
-from aftershock.harness.findings import Findings
 from aftershock.harness.tracing.traces import Traces
 from aftershock.reports.tables import Tables
 from torch import Tensor

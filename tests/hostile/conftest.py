@@ -50,10 +50,10 @@ from types import SimpleNamespace
 from aftershock.attacks import Perturbation, PerturbationInfo
 from aftershock.attacks import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, Need, View, register
-from aftershock.harness.analysis import Analysis, AnalysisInfo
-from aftershock.harness.analysis import register as analysis
+from aftershock.analyses.base import Analysis, AnalysisInfo
+from aftershock.analyses.base import register as analysis
 from aftershock.harness.data.types import DataSource
-from aftershock.harness.findings import Findings
+from aftershock.analyses.findings import Findings
 from aftershock.harness.core.registry import DATASETS
 
 LABEL, PLACE, MARKS = @LABEL@, @PLACE@, @MARKS@

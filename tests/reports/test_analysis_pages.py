@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aftershock.analyses.findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
 from aftershock.reports import analysis_figures, analysis_files
 from aftershock.reports.analysis_figures import colour_range, drawn
 from aftershock.reports.analysis_files import Result, findings_folder, read_findings, remove_others, write_findings

@@ -11,11 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.core.errors import UsageError
-from aftershock.harness.tracing.bits import pack
-from aftershock.harness.tracing.traces import Need, TapInfo, Traces, pool, sampled_units
-from aftershock.reports import propagation
-from aftershock.reports.propagation import (
+from aftershock.analyses.propagation import measures as propagation
+from aftershock.analyses.propagation.measures import (
     METRICS,
     NEEDS,
     Encoders,
@@ -26,6 +23,9 @@ from aftershock.reports.propagation import (
     propagation_rows,
     summarise,
 )
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.tracing.bits import pack
+from aftershock.harness.tracing.traces import Need, TapInfo, Traces, pool, sampled_units
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler

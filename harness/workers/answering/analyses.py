@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...analysis import Analysis
+from ....analyses.base import Analysis
 from ...core.errors import UsageError
 from ...core.registry import DATASETS, MODELS
 from ..channel import Message

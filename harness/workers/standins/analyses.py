@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from ...analysis import Analysis, AnalysisInfo, Material
+from ....analyses.base import Analysis, AnalysisInfo, Material
+from ....analyses.findings import Findings
 from ...core.errors import AftershockError
-from ...findings import Findings
 from ...tracing.traces import Need
 from ..channel import Message
 from ..packing import unpack_needs

@@ -168,7 +168,7 @@ def _info_class(kind: str) -> type[Any]:
         from ....attacks.base.perturbation import PerturbationInfo
 
         return PerturbationInfo
-    from ...analysis import AnalysisInfo
+    from ....analyses.base import AnalysisInfo
 
     return AnalysisInfo
 

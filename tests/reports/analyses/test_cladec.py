@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.cladec.analysis import ClaDec
+from aftershock.analyses.cladec.causal import Causes, causes
+from aftershock.analyses.cladec.measures import difference, estimate
+from aftershock.analyses.cladec.networks import Decoder, changed_logits, chosen_taps, encode, fresh
+from aftershock.analyses.cladec.report.tables import alpha_sum
+from aftershock.analyses.findings import Findings, Lines, Pictures
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.findings import Findings, Lines, Pictures
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import TapInfo, Traces
-from aftershock.reports.analyses.cladec import ClaDec
-from aftershock.reports.analyses.cladec_causal import Causes, causes
-from aftershock.reports.analyses.cladec_measures import difference, estimate
-from aftershock.reports.analyses.cladec_networks import Decoder, changed_logits, chosen_taps, encode, fresh
-from aftershock.reports.analyses.cladec_report import alpha_sum
 from safetensors.torch import load_file
 from scipy.stats import binomtest, spearmanr, t
 from torch import Tensor, nn

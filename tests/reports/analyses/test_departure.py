@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
-from aftershock.harness.core.errors import UsageError
-from aftershock.harness.findings import Findings, HeatMaps, Lines, Pictures, Table
-from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
-from aftershock.harness.tracing.traces import Need, TapInfo, Traces
-from aftershock.reports.analyses.departure import Departure
-from aftershock.reports.analyses.departure_events import (
+from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.departure.analysis import Departure
+from aftershock.analyses.departure.events import (
     beyond,
     compare,
     cumulative,
@@ -29,7 +24,12 @@ from aftershock.reports.analyses.departure_events import (
     settled,
     student,
 )
-from aftershock.reports.analyses.departure_readers import fit_reader, pooled, spread
+from aftershock.analyses.departure.probes import fit_reader, pooled, spread
+from aftershock.analyses.findings import Findings, HeatMaps, Lines, Pictures, Table
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.findings import Findings, HeatMaps, Lines, Pictures, Table
+from aftershock.analyses.functional_codes import measures
+from aftershock.analyses.functional_codes.analysis import FunctionalCodes
+from aftershock.analyses.functional_codes.layers import Classes, Layer, Sizes, code_layer
 from aftershock.detectors.codes.codebook import Codebook
 from aftershock.detectors.codes.som import SOM
-from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.findings import Findings, HeatMaps, Lines, Pictures, Table
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import TapInfo, Traces
-from aftershock.reports.analyses import functional_codes_measures as measures
-from aftershock.reports.analyses.functional_codes import FunctionalCodes
-from aftershock.reports.analyses.functional_codes_layers import Classes, Layer, Sizes, code_layer
 from minisom import MiniSom
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, f_oneway

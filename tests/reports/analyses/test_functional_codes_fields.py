@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from aftershock.analyses.functional_codes.analysis import FunctionalCodes
+from aftershock.analyses.functional_codes.receptive_fields import receptive_crops
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
-from aftershock.reports.analyses.functional_codes import FunctionalCodes
-from aftershock.reports.analyses.functional_codes_fields import receptive_crops
 from torch import nn
 
 

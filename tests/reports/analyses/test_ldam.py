@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.findings import Findings, Lines, Pictures
+from aftershock.analyses.ldam.analysis import Ldam
+from aftershock.analyses.ldam.averaging import fine_tune
+from aftershock.analyses.ldam.discriminator import learn, logits_of, make
+from aftershock.analyses.ldam.energy import Activations, Energy, Scale, parse, total_variation
+from aftershock.analyses.ldam.judge import appoint
+from aftershock.analyses.ldam.space import EDGE, Gaussian, Pixels
+from aftershock.analyses.ldam.study import PLAIN, RANDOM, REFERENCE, TOP
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.findings import Findings, Lines, Pictures
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import Traces
-from aftershock.reports.analyses.ldam import Ldam
-from aftershock.reports.analyses.ldam_averaging import fine_tune
-from aftershock.reports.analyses.ldam_discriminator import learn, logits_of, make
-from aftershock.reports.analyses.ldam_energy import Activations, Energy, Scale, parse, total_variation
-from aftershock.reports.analyses.ldam_judge import appoint
-from aftershock.reports.analyses.ldam_space import EDGE, Gaussian, Pixels
-from aftershock.reports.analyses.ldam_study import PLAIN, RANDOM, REFERENCE, TOP
 from torch import Tensor, nn
 
 CLASSES = ("left", "right", "top")

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from aftershock.analyses.ldam.discriminator import Lessons, teach
+from aftershock.analyses.ldam.energy import Activations, Energy, Scale, Target, ascend, parse, total_variation
+from aftershock.analyses.ldam.sampler import Plan, Schedule, langevin
+from aftershock.analyses.ldam.space import EDGE, Gaussian
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import TapInfo
-from aftershock.reports.analyses.ldam_discriminator import Lessons, teach
-from aftershock.reports.analyses.ldam_energy import Activations, Energy, Scale, Target, ascend, parse, total_variation
-from aftershock.reports.analyses.ldam_sampler import Plan, Schedule, langevin
-from aftershock.reports.analyses.ldam_space import EDGE, Gaussian
 from torch import Tensor, nn
 
 CLASSES = ("left", "right", "top")
@@ -113,7 +113,7 @@ def test_real_images_have_no_pixel_value_of_their_own(monkeypatch: pytest.Monkey
         seen.append(real)
         return 0.0, 0.0
 
-    monkeypatch.setattr("aftershock.reports.analyses.ldam_discriminator.learn", spy)
+    monkeypatch.setattr("aftershock.analyses.ldam.discriminator.learn", spy)
     activations, scale, images, _ = planted()
     black, space = torch.zeros(30, 1, 4, 4), Gaussian(images)
     energy = Energy(activations, scale, space, torch.zeros(3, dtype=torch.int64), torch.ones(3), None, 1.0)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from aftershock.reports.analyses.ldam_attacks import CLEAN, DISCRIMINATOR, NOISE
-from aftershock.reports.analyses.ldam_averaging import TESTED
-from aftershock.reports.analyses.ldam_energy import Target
-from aftershock.reports.analyses.ldam_measures import Array, Estimate, diversity, over_chains
-from aftershock.reports.analyses.ldam_report import _attacks, _averaging
-from aftershock.reports.analyses.ldam_study import RANDOM, REFERENCE, Averaging, Group, Kind, Reading, Study
+from aftershock.analyses.ldam.attacked import CLEAN, DISCRIMINATOR, NOISE
+from aftershock.analyses.ldam.averaging import TESTED
+from aftershock.analyses.ldam.energy import Target
+from aftershock.analyses.ldam.measures import Array, Estimate, diversity, over_chains
+from aftershock.analyses.ldam.report.tables import _attacks, _averaging
+from aftershock.analyses.ldam.study import RANDOM, REFERENCE, Averaging, Group, Kind, Reading, Study
 
 TARGETS = tuple(Target(f"logit:{i}", "logit", i) for i in range(3))
 NOTHING = torch.empty(0)

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.core.errors import UsageError
-from aftershock.reports.analyses.ldam_checks import refuse_nonsense
-from aftershock.reports.analyses.ldam_measures import (
+from aftershock.analyses.ldam.diagnostics import refuse_nonsense
+from aftershock.analyses.ldam.measures import (
     Estimate,
     between_chains,
     diversity,
@@ -21,8 +20,9 @@ from aftershock.reports.analyses.ldam_measures import (
     percentiles,
     split_rhat,
 )
-from aftershock.reports.analyses.ldam_sampler import Chains, Method, Plan, Potential, Schedule, langevin
-from aftershock.reports.analyses.ldam_space import EDGE, Gaussian, Pixels, estimated_shrinkage
+from aftershock.analyses.ldam.sampler import Chains, Method, Plan, Potential, Schedule, langevin
+from aftershock.analyses.ldam.space import EDGE, Gaussian, Pixels, estimated_shrinkage
+from aftershock.harness.core.errors import UsageError
 from scipy import stats
 from torch import Tensor
 
@@ -189,7 +189,7 @@ def test_large_images_keep_their_covariance_over_images(monkeypatch: pytest.Monk
     draws = torch.Generator().manual_seed(0)
     images = torch.sigmoid(torch.randn(40, 1, 3, 3, generator=draws).cumsum(3))
     dense = Gaussian(images, shrinkage=0.2)
-    monkeypatch.setattr("aftershock.reports.analyses.ldam_space._DENSE", 4)
+    monkeypatch.setattr("aftershock.analyses.ldam.space._DENSE", 4)
     thin = Gaussian(images, shrinkage=0.2)
     assert thin.size == 49
     full = thin.factor.T @ thin.factor + thin.residual**2 * torch.eye(9)
@@ -203,15 +203,15 @@ def test_the_shrinkage_of_large_images_is_ledoit_and_wolfs(n: int, side: int, mo
     values = torch.randn(n, 3 * side**2, generator=draws, dtype=torch.float64).cumsum(1)
     values -= values.mean(0)
     library = estimated_shrinkage(values)
-    monkeypatch.setattr("aftershock.reports.analyses.ldam_space._DENSE", 4)
+    monkeypatch.setattr("aftershock.analyses.ldam.space._DENSE", 4)
     assert 0.01 < library < 1
     assert estimated_shrinkage(values) == pytest.approx(library, rel=1e-4)
     assert estimated_shrinkage(torch.zeros(n, 8, dtype=torch.float64)) == 0
 
 
 def test_images_that_are_too_many_for_a_covariance_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aftershock.reports.analyses.ldam_space._DENSE", 4)
-    monkeypatch.setattr("aftershock.reports.analyses.ldam_space._LARGEST", 100)
+    monkeypatch.setattr("aftershock.analyses.ldam.space._DENSE", 4)
+    monkeypatch.setattr("aftershock.analyses.ldam.space._LARGEST", 100)
     with pytest.raises(UsageError, match='coordinates = "pixels", or images = 11'):
         Gaussian(torch.rand(12, 1, 3, 3))
 

@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
-from aftershock.harness.core.errors import UsageError
-from aftershock.harness.findings import Findings, HeatMaps, Lines, Table
-from aftershock.harness.tracing.bits import pack
-from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
-from aftershock.reports.analyses.rdm import Rdm
-from aftershock.reports.analyses.rdm_graph import (
+from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.findings import Findings, HeatMaps, Lines, Table
+from aftershock.analyses.rdm.analysis import Rdm
+from aftershock.analyses.rdm.graph import (
     agreement,
     class_interval,
     cosine,
@@ -30,6 +26,10 @@ from aftershock.reports.analyses.rdm_graph import (
     permuted,
     truth_of,
 )
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.tracing.bits import pack
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
 from safetensors.torch import load_file
 from scipy.stats import hypergeom, percentileofscore, sem, t
 from sklearn.cluster import SpectralClustering

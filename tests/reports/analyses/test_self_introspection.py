@@ -12,18 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.activations.latent import Latent
-from aftershock.harness.analysis import ImageSet, Material, PerturbedSet
-from aftershock.harness.core.errors import UsageError
-from aftershock.harness.findings import Findings, HeatMaps, Points
-from aftershock.harness.statistics.intervals import auroc_difference, fisher_interval, median_interval, proportion
-from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
-from aftershock.harness.tracing.traces import Need, TapInfo, Traces
-from aftershock.reports.analyses import self_introspection_pages
-from aftershock.reports.analyses.self_introspection import SelfIntrospection
-from aftershock.reports.analyses.self_introspection_fringe import error_scores, merits, risk_by_coverage, unexplained
-from aftershock.reports.analyses.self_introspection_map import (
+from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.findings import Findings, HeatMaps, Points
+from aftershock.analyses.self_introspection.analysis import SelfIntrospection
+from aftershock.analyses.self_introspection.fringe import error_scores, merits, risk_by_coverage, unexplained
+from aftershock.analyses.self_introspection.latent_map import (
     Tracks,
     activations,
     chance_purity,
@@ -33,7 +26,7 @@ from aftershock.reports.analyses.self_introspection_map import (
     purity,
     trace_tracks,
 )
-from aftershock.reports.analyses.self_introspection_relevance import (
+from aftershock.analyses.self_introspection.relevance import (
     Evidence,
     attribute,
     by_correlation,
@@ -43,6 +36,13 @@ from aftershock.reports.analyses.self_introspection_relevance import (
     relevance,
     relevance_to,
 )
+from aftershock.analyses.self_introspection.report import tables as self_introspection_pages
+from aftershock.detectors.activations.latent import Latent
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.statistics.intervals import auroc_difference, fisher_interval, median_interval, proportion
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard

@@ -1,0 +1,280 @@
+"""The curves and maps of :mod:`.departure`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ... import HeatMaps, Lines, Panel, Series
+from ...findings import Figure
+from ..events import FEWEST, UNREADABLE, IntArray, Interval, beyond, cumulative, share, student
+from ..examples import Example, example_figures
+from ..study import CONTROL, FAILED, SUCCESS, TARGET, Crowd, Study
+
+Style = Literal["solid", "dashed", "dotted"]
+Margins = NDArray[np.float32]
+
+NOISE = "noise of the same size"
+_ROWS = 200
+_X = "tap, in order of execution"
+_GOOD = (
+    "An image has left for good at the first tap from which on no tap reads it as its true class; only taps count "
+    "whose reader is better than chance and reads the image's clean code as its true class."
+)
+
+
+def figures(study: Study, shown: Sequence[Example]) -> list[Figure]:
+    """In the order in which they are shown."""
+    drawn = [p for p in study.perturbations if study.enough(p, SUCCESS, FEWEST)]
+    found: list[Figure] = []
+    if drawn:
+        found += [_left(study, drawn), _changed(study, drawn), _lost(study, drawn)]
+    found.append(_readers(study))
+    for label in study.perturbations:
+        found += _depths(study, label)
+    if drawn:
+        found.append(_maps(study, drawn))
+    for label in study.perturbations:
+        if label in drawn:
+            found += [_by_tap(study, label), _margins(study, label)]
+        found += example_figures(study, shown, label)
+    return found
+
+
+def series(name: str, values: Sequence[Interval], style: Style = "solid", band: bool = True) -> Series:
+    """A curve, with its intervals or without."""
+    y, low, high = ([None if np.isnan(v) else float(v) for v in column] for column in zip(*values, strict=True))
+    return Series(name, y, low if band else (), high if band else (), style)
+
+
+def _left(study: Study, drawn: Sequence[str]) -> Lines:
+    taps = len(study.taps)
+    curves = [series(p, cumulative(study.crowd(p, SUCCESS).good, taps)) for p in drawn]
+    pool = pooled_control(study, drawn)
+    if len(pool):
+        curves.append(series(f"{NOISE}, all of these", cumulative(pool, taps), "dashed", band=False))
+    return _lines(
+        study,
+        "Left for good, by depth",
+        f"The share of successes that have left their class for good at a tap or before it. {_GOOD} Dashed: {NOISE} on "
+        "the same images, which left the prediction as it was; an image counts once for each perturbation, so that "
+        "curve has no band. Bands: Wilson 95 % intervals.",
+        "share that has left",
+        curves,
+        (0.0, 1.0),
+    )
+
+
+def pooled_control(study: Study, drawn: Sequence[str]) -> IntArray:
+    """Departures for good of the controls of several perturbations together."""
+    return np.concatenate([study.crowd(p, CONTROL).good for p in drawn])
+
+
+def _changed(study: Study, drawn: Sequence[str]) -> Lines:
+    return _lines(
+        study,
+        "Read as another class, beyond noise of the same size",
+        "Of the successes whose clean code a tap reads as the true class, the share whose perturbed code it does not, "
+        f"less the share for {NOISE} on the same images: 0 is what noise does. No order of taps plays a part. Taps "
+        f"whose reader is no better than chance, or with fewer than {FEWEST} images, have no value. Bands: 95 % "
+        "intervals of the difference of paired shares (Bonett and Price).",
+        "difference of shares",
+        [series(p, changed_beyond(study, p)) for p in drawn if len(study.crowd(p, CONTROL))],
+        None,
+    )
+
+
+def changed_beyond(study: Study, label: str) -> list[Interval]:
+    """By tap, how much more often successes are read as another class than their controls; NaN for few images."""
+    success, where, control = study.pair(label)
+    return _enough(beyond(success.changed[where], control.changed, control.judged))
+
+
+def changed(crowd: Crowd) -> list[Interval]:
+    """By tap, the share of readable images that are not read as their class; NaN for fewer than :data:`FEWEST`."""
+    return _enough(share(crowd.changed, crowd.judged))
+
+
+def _enough(found: Sequence[tuple[int, Interval]]) -> list[Interval]:
+    return [v if n >= FEWEST else (np.nan, np.nan, np.nan) for n, v in found]
+
+
+def _lost(study: Study, drawn: Sequence[str]) -> Lines:
+    return _lines(
+        study,
+        "Pushed towards the reached class, beyond noise of the same size",
+        f"How much less margin a success has than {NOISE} on the same image, mean over images. The margin of a code is "
+        "its distance to the reached class's centroid less that to its own class's, divided by the distance of the "
+        "two (standardised pooled means): the whole way from the one centroid to the other is 2. Bands: 95 % intervals "
+        "of the mean (Student).",
+        "margin lost beyond noise",
+        [series(p, lost(study, p)) for p in drawn if len(study.crowd(p, CONTROL))],
+        None,
+    )
+
+
+def lost(study: Study, label: str) -> list[Interval]:
+    """By tap, the control's margin less the success's, mean over images that have both, with its 95 % interval."""
+    success, where, control = study.pair(label)
+    return student(control.margins - success.margins[where])
+
+
+def _by_tap(study: Study, label: str) -> Lines:
+    drawn: list[tuple[str, str, Style]] = [
+        (SUCCESS, "success", "solid"), (CONTROL, NOISE, "dashed"), (FAILED, "failed", "dotted"),
+    ]  # fmt: skip
+    curves = [
+        series(words, changed(study.crowd(label, population)), style)
+        for population, words, style in drawn
+        if study.enough(label, population, FEWEST)
+    ]
+    return _lines(
+        study,
+        f"Read as another class, tap by tap: {label}",
+        "Of the images whose clean code a tap reads as the true class, the share whose changed code it does not. "
+        f"Bands: Wilson 95 % intervals; taps with fewer than {FEWEST} such images have no value.",
+        "share read as another class",
+        curves,
+        (0.0, 1.0),
+    )
+
+
+def _readers(study: Study) -> Lines:
+    styles: dict[str, Style] = {"trained": "solid", "untrained": "dashed"}
+    curves = [series(f"{name} network", values, styles[name]) for name, values in study.accuracy.items()]
+    curves.append(Series("most frequent class", [study.chance] * len(study.taps), style="dotted"))
+    return _lines(
+        study,
+        "What the taps' readers know",
+        f"Accuracy of the {study.reader} reader of each tap, fitted on {study.fitted} clean fit images, on "
+        f"{study.checked} clean evaluate images that the model gets right. Bands: Wilson 95 % intervals. A tap whose "
+        "interval reaches the most frequent class's share is left out of everything else.",
+        "share read as the true class",
+        curves,
+        (0.0, 1.0),
+    )
+
+
+def _depths(study: Study, label: str) -> list[Lines]:
+    taps = len(study.taps)
+    curves = []
+    drawn: list[tuple[str, str, Style]] = [
+        (SUCCESS, "success: left for good", "solid"),
+        (CONTROL, f"{NOISE}: left for good", "dashed"),
+        (FAILED, "failed: left for good", "dashed"),
+    ]
+    for population, words, style in drawn:
+        if study.enough(label, population, FEWEST):
+            good = cumulative(study.crowd(label, population).good, taps)
+            curves.append(series(words, good, style))
+    if not curves:
+        return []
+    if study.enough(label, SUCCESS, FEWEST):
+        success, target = study.crowd(label, SUCCESS), study.crowd(label, TARGET)
+        curves.append(series("success: first change", cumulative(success.first, taps), "dotted", band=False))
+        curves.append(series("success: arrived", cumulative(success.arrival, taps), band=False))
+        if len(target) >= FEWEST:
+            clean = cumulative(target.arrival, taps)
+            curves.append(series("clean images of the reached class: recognised", clean, "dotted", band=False))
+    return [
+        _lines(
+            study,
+            f"Depth of departure: {label}",
+            f"Cumulative shares of images. {_GOOD} First change: the first such tap that reads it as another class. "
+            "Arrived: from there on every tap reads it as the class that the network predicts. Recognised: from there "
+            "on every tap reads a clean image of that class as its class. The network's output plays no part, so "
+            "failed images and noise, whose prediction never changed, may count too: the reader's errors. Bands: "
+            f"Wilson 95 % intervals; populations of fewer than {FEWEST} images are not drawn.",
+            "share of images",
+            curves,
+            (0.0, 1.0),
+        )
+    ]
+
+
+def _margins(study: Study, label: str) -> Lines:
+    success, control, target = (study.crowd(label, p) for p in (SUCCESS, CONTROL, TARGET))
+    curves = [spread(f"{label}, success", success.margins)]
+    if len(control) >= FEWEST:
+        curves.append(spread(NOISE, control.margins, "dashed"))
+    curves.append(spread("the same images, clean", success.clean_margins, "dotted", band=False))
+    if len(target) >= FEWEST:
+        curves.append(spread("clean images of the reached class", target.margins, "dotted", band=False))
+    return _lines(
+        study,
+        f"Between the own and the reached class: {label}",
+        "Margin of a code: its distance to the reached class's centroid less that to its own class's, divided by the "
+        "distance of the two centroids (standardised pooled means): 1 at the own class's centroid, 0 half-way, -1 at "
+        "the reached class's. Means over images; bands: from the 5 % to the 95 % quantile over images (those of the "
+        "clean images are in the table).",
+        "margin of the own class",
+        curves,
+        None,
+    )
+
+
+def quantiles(margins: Margins) -> list[tuple[float, float, float, float]]:
+    """By tap: mean and 5 %, 50 % and 95 % quantiles over images; NaN without one."""
+    found = []
+    for column in margins.T.astype(np.float64):
+        known = column[np.isfinite(column)]
+        parts = (known.mean(), *np.quantile(known, (0.05, 0.5, 0.95))) if len(known) else (np.nan,) * 4
+        found.append(tuple(float(p) for p in parts))
+    return found  # type: ignore[return-value]
+
+
+def spread(name: str, margins: Margins, style: Style = "solid", band: bool = True) -> Series:
+    """The mean margin by tap, with the middle 90 % of images."""
+    return series(name, [(mean, low, high) for mean, low, _, high in quantiles(margins)], style, band)
+
+
+def _maps(study: Study, drawn: Sequence[str]) -> HeatMaps:
+    panels = []
+    for label in drawn:
+        success, control = study.crowd(label, SUCCESS), study.crowd(label, CONTROL)
+        order = sorted_rows(success)
+        panels.append(Panel(f"{label}: success", _classes(success, order)))
+        if len(control):
+            position = {row: i for i, row in enumerate(control.rows.tolist())}
+            matched = [position.get(int(success.rows[i]), -1) for i in order]
+            panels.append(Panel(f"{label}: noise", _classes(control, matched)))
+    return HeatMaps(
+        "What single images are read as",
+        "One row an image, one column a tap, from the first on the left to the last on the right: 0 read as its own "
+        "class, 0.5 as another one, 1 as the class that the network is made to predict. Rows are in the order of their "
+        "departure for good, at most 200 evenly chosen; beside it the same images with noise of the same size. Gaps: "
+        "the tap does not read the clean code as the true class, or no better than chance; an image without "
+        "control.",
+        panels,
+        0.0,
+        1.0,
+    )
+
+
+def sorted_rows(crowd: Crowd) -> list[int]:
+    """Positions in order of departure, then of first change and arrival; images that no tap can judge come last."""
+    last = len(crowd.usable) + 1
+    keys = [np.where(e == UNREADABLE, last, e) for e in (crowd.arrival, crowd.first, crowd.good)]
+    order = np.lexsort((crowd.rows.numpy(), *keys))
+    if len(order) > _ROWS:
+        order = order[np.linspace(0, len(order) - 1, _ROWS).round().astype(int)]
+    return [int(i) for i in order]
+
+
+def _classes(crowd: Crowd, order: Sequence[int]) -> Tensor:
+    read, own, reached = (torch.as_tensor(v) for v in (crowd.read, crowd.own[:, None], crowd.reached[:, None]))
+    found = torch.where(read == own, 0.0, torch.where(read == reached, 1.0, 0.5))
+    found[~torch.from_numpy(crowd.judged)] = torch.nan
+    gap = torch.full((1, found.shape[1]), torch.nan)
+    return torch.cat([found, gap])[torch.tensor(list(order))]
+
+
+def _lines(
+    study: Study, title: str, caption: str, y_title: str, curves: Sequence[Series], y_range: tuple[float, float] | None
+) -> Lines:
+    return Lines(title, caption, list(study.taps), _X, y_title, curves, y_range)

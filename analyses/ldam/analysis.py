@@ -1,0 +1,312 @@
+"""LDAM: Langevin dynamics activation maximisation, with a discriminator that keeps it near the data (Jiang et al.)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...detectors.base.parameters import check_choice, check_count, check_positive
+from ...harness.core.errors import UsageError
+from ...harness.core.model_state import one_thread, untouched
+from ...harness.tracing.traces import Need, TapInfo
+from .. import Analysis, AnalysisInfo, Findings, Material
+from .attacked import readings
+from .averaging import case_study
+from .diagnostics import refuse_nonsense
+from .discriminator import Lessons, Taught, teach
+from .energy import Activations, Energy, Scale, Target, ascend, parse
+from .judge import appoint
+from .report.tables import report
+from .sampler import Decay, Method, Plan, Schedule, langevin
+from .space import Gaussian, Pixels
+from .study import PLAIN, RANDOM, REFERENCE, SMOOTH, TOP, Features, Group, Meter, Study, langevin_name
+
+Coordinates = Literal["gaussian", "pixels"]
+# Below so many pixels several threads only wait for each other.
+_SMALL = 256
+_JITTER = 1
+# Chains begin with large steps: the polynomial schedule's offset and power (Welling & Teh 2011 want 0.5 to 1).
+_POWER, _OFFSET = 0.55, 100.0
+
+
+class Ldam(Analysis):
+    """What excites a unit? Samples of images by Langevin dynamics, from noise-like to natural by one dial.
+
+    Chains sample p(w) ∝ exp(−E(x(w)) / T), a density in their coordinates w (off T = 1, other coordinates would make it
+    another one), with E(x) = R(x) − pull · z(x) + weight · softplus(−d(x)) (+ smooth · TV(x)): z
+    is the target's activation in standard deviations of data, d the logit of a discriminator that was trained on data
+    against the chains' samples and is frozen before the samples are drawn, its weight the dial. R is the reference
+    measure: images with the data's mean and covariance (``gaussian``: logistic function of a normal vector, in whose
+    whitened coordinates the chains run), or all images alike (``pixels``: reflected at 0 and 1).
+
+    Beside it: plain activation maximisation (no noise, no prior), the same with total variation and jitter, the
+    reference measure alone (at T as well), the fit images with the highest activation, and random held-out ones; real
+    images are first brought to what the coordinates can express. Realism is judged by
+    distances to held-out images in the features of an independently trained classifier, which also says whether it
+    sees the class.
+
+    Two questions more. Parameter averaging: copies of the network after some SGD at a constant rate, last weights
+    against averaged ones, sampled from the same starts with the same noise. Attacks: does the discriminator, which
+    never saw one, tell successes from clean images and from noise of the same size?
+
+    Cost: gradients with respect to the image, (targets x weights x chains) x (rounds x moves + steps), and once more
+    about half of it for the case study with its ``averaging_steps`` x 64 images of training.
+
+    Args:
+        targets: ``logit:CLASS`` (number or name), ``channel:TAP:NUMBER``, ``unit:TAP:NUMBER``; by default two logits
+            and the most varied channel of the last tap with maps.
+        weights: of the discriminator.
+        chains: of each target and weight.
+        steps: of every chain, burn-in included.
+        burn_in: steps that are not kept.
+        thin: every so many is kept.
+        temperature: T.
+        pull: of the activation.
+        smooth: of the total variation.
+        step: step size, in units of the reference measure's variance (``gaussian``) or of pixels squared (``pixels``).
+        schedule: ``constant``, or ``polynomial``: step · (1 + t / 100)^-0.55.
+        method: ``ula``, or ``mala`` with a Metropolis test and a step size that adapts during the burn-in.
+        coordinates: of the chains, with the reference measure.
+        images: fit images at most.
+        test_images: evaluate images at most.
+        rounds: of the discriminator's training; chains move and it learns in turns.
+        moves: steps of the chains in a round.
+        updates: steps of the discriminator in a round.
+        width: maps of its first convolution.
+        ascent_steps: of plain activation maximisation.
+        ascent_rate: its step in pixels.
+        judge_epochs: of the independent classifier.
+        averaging_steps: of SGD in the case study; 0 leaves it out.
+        averaging_rate: its learning rate.
+        attacked: images of each kind that the discriminator is asked about, at most; 0 for none, 30 for a number.
+        gallery: columns of the galleries, at most.
+
+    Raises:
+        UsageError: for a value out of range.
+    """
+
+    info = AnalysisInfo(
+        "Langevin dynamics activation maximisation",
+        "B. Jiang, D. M. Chan, T. Zhang, J. F. Canny (2018): Diagnostic Visualization for Deep Neural Networks Using "
+        "Stochastic Gradient Langevin Dynamics (arXiv 1812.04604)",
+        "samples images that excite a unit, kept near the data by a discriminator; what it makes of attacks",
+    )
+    reads_perturbed = True
+
+    def __init__(
+        self,
+        targets: list[str] | None = None,
+        weights: list[float] | None = None,
+        chains: int = 6,
+        steps: int = 200,
+        burn_in: int = 100,
+        thin: int = 20,
+        temperature: float = 0.3,
+        pull: float = 10.0,
+        smooth: float = 0.0,
+        step: float | None = None,
+        schedule: Decay = "constant",
+        method: Method = "ula",
+        coordinates: Coordinates = "gaussian",
+        images: int = 2000,
+        test_images: int = 500,
+        rounds: int = 60,
+        moves: int = 2,
+        updates: int = 10,
+        width: int = 16,
+        ascent_steps: int = 60,
+        ascent_rate: float = 0.02,
+        judge_epochs: int = 5,
+        averaging_steps: int = 120,
+        averaging_rate: float = 0.02,
+        attacked: int = 200,
+        gallery: int = 8,
+    ) -> None:
+        counts = {
+            "steps": steps, "thin": thin, "images": images, "test_images": test_images, "moves": moves,
+            "updates": updates, "rounds": rounds, "width": width, "ascent_steps": ascent_steps,
+            "judge_epochs": judge_epochs, "gallery": gallery,
+        }  # fmt: skip
+        for name, count in counts.items():
+            check_count(name, count)
+        check_count("chains", chains, 2)
+        for name, count in {"burn_in": burn_in, "averaging_steps": averaging_steps, "attacked": attacked}.items():
+            check_count(name, count, 0)
+        positive = {
+            "temperature": temperature, "pull": pull, "ascent_rate": ascent_rate, "averaging_rate": averaging_rate,
+        }  # fmt: skip
+        for name, value in positive.items():
+            check_positive(name, value)
+        if step is not None:
+            check_positive("step", step)
+        if smooth:
+            check_positive("smooth", smooth)
+        check_choice("schedule", schedule, Decay)
+        check_choice("method", method, Method)
+        check_choice("coordinates", coordinates, Coordinates)
+        if steps - burn_in < max(thin, 4):
+            raise UsageError(
+                f"steps = {steps} leaves nothing to keep after burn_in = {burn_in} and thin = {thin}: raise steps."
+            )
+        weights = [0.0, 30.0, 200.0] if weights is None else [float(w) for w in weights]
+        if not weights or len(set(weights)) < len(weights) or not all(0 <= w < float("inf") for w in weights):
+            raise UsageError(f"weights = {weights!r}: give one or more different numbers of at least 0.")
+        if targets is not None and (
+            not isinstance(targets, list | tuple) or not targets or len(set(targets)) < len(targets)
+        ):
+            raise UsageError(f'targets = {targets!r}: give one or more different ones, as in ["logit:0"].')
+        self.targets, self.weights = targets, sorted(weights)
+        self.chains, self.temperature, self.pull, self.smooth = chains, temperature, pull, smooth
+        self.coordinates: Coordinates = coordinates
+        size = step if step is not None else (0.02 if coordinates == "gaussian" else 4e-4)
+        power = _POWER if schedule == "polynomial" else 0.0
+        self.plan = Plan(steps, burn_in, thin, Schedule(size, power, _OFFSET), method)
+        self.lessons = Lessons(rounds, moves, updates, width)
+        self.images, self.test_images, self.judge_epochs = images, test_images, judge_epochs
+        self.ascent_steps, self.ascent_rate = ascent_steps, ascent_rate
+        self.averaging_steps, self.averaging_rate = averaging_steps, averaging_rate
+        self.attacked, self.gallery = attacked, gallery
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """None: what chains visit was never recorded."""
+        return ()
+
+    def study(self, material: Material) -> Findings:
+        """Teach the discriminator, sample, measure, and ask the two questions.
+
+        Raises:
+            UsageError: for a target that the model has not, too few images, or chains that run away or stand still.
+        """
+        if min(len(material.fit), self.images) < 4 or min(len(material.evaluate), self.test_images) < 4:
+            raise UsageError("ldam needs at least four fit and four evaluate images: raise data.fit or data.evaluate.")
+        shape = material.fit.read(slice(0, 1)).shape
+        model = material.instruments.model
+        cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+        with one_thread(shape[2] * shape[3] <= _SMALL), cudnn, untouched(model):
+            return report(self._study(material), self.gallery)
+
+    def _study(self, material: Material) -> Study:
+        own, device, draws = material.instruments, material.device, material.draws
+        rows = slice(0, min(self.images, len(material.fit)))
+        images, labels = material.fit.read(rows), material.fit.traces[rows].labels
+        rows = slice(0, min(self.test_images, len(material.evaluate)))
+        held_out, truth = material.evaluate.read(rows), material.evaluate.traces[rows].labels
+        activations = Activations(own, self._targets(material, images))
+        space = Gaussian(images).to(device) if self.coordinates == "gaussian" else Pixels(tuple(images.shape[1:]))
+        # Everything is compared as images that coordinates exist for.
+        known, fresh = space.expressible(images), space.expressible(held_out)
+        data = activations.of(known, device)
+        scale = Scale.of(data)
+        material.progress(0.05)
+
+        targets, per_target = activations.targets, len(self.weights) * self.chains
+        which = torch.arange(len(targets)).repeat_interleave(per_target)
+        weight = torch.tensor(self.weights).repeat_interleave(self.chains).repeat(len(targets))
+        energy = Energy(
+            activations, scale, space, which, weight, None, self.pull, self.smooth, self.temperature
+        )  # fmt: skip
+        taught: Taught | None = None
+        if max(self.weights) > 0:
+            taught = teach(
+                energy, space, images, self.lessons, self.plan.schedule.step, draws, device,
+                lambda share: material.progress(0.05 + 0.35 * share),
+            )  # fmt: skip
+        # Every setting starts from the same states.
+        start = space.draw(self.chains, draws("start"))
+        run = langevin(
+            energy, start.repeat(len(which) // self.chains, 1).to(device), self.plan, draws("noise"),
+            lambda share: material.progress(0.4 + 0.3 * share),
+        )  # fmt: skip
+        refuse_nonsense(run, self.plan, space.unbounded, taught is not None)
+        judge = appoint(known, labels, fresh, truth, len(material.classes), self.judge_epochs, draws, device)
+        material.progress(0.75)
+        meter = Meter(activations, scale, data, Features(activations), taught, judge, device)
+        study = Study(
+            targets, weights=self.weights, taught=taught, judge_accuracy=judge.accuracy, chains=self.chains,
+            asked_attacks=len(material.perturbed) if self.attacked else None,
+        )  # fmt: skip
+        study.facts = {
+            "temperature": self.temperature, "pull": self.pull, "method": self.plan.method,
+            "coordinates": self.coordinates, "steps": self.plan.steps, "burn_in": self.plan.burn_in,
+        }  # fmt: skip
+        begin = space.images(start.to(device)).detach()
+        reference = space.images(space.tempered(start, self.temperature).to(device)).detach().cpu()
+        plain = self._ascents(activations, scale, begin, draws("jitter"))
+        for number, target in enumerate(targets):
+            real = self._random(target, fresh, truth, draws("random", target.name))
+            yardstick = meter.yardstick(real.flatten(0, 1))
+            groups = [
+                Group(target, name, "ascent", float("nan"), space.expressible(found[number])[:, None].cpu())
+                for name, found in plain
+            ]
+            groups.append(Group(target, REFERENCE, "reference", float("nan"), reference[:, None]))
+            for k, value in enumerate(self.weights):
+                chosen = number * per_target + k * self.chains + torch.arange(self.chains)
+                states = run.states[:, chosen.to(run.states.device)]
+                seen = space.images(states.flatten(0, 1)).detach().cpu().unflatten(0, states.shape[:2])
+                group = Group(target, langevin_name(value), "langevin", value, seen.transpose(0, 1))
+                group.diagnose(run, chosen, space.unbounded)
+                groups.append(group)
+            top = data[:, number].topk(min(self.chains, len(data))).indices
+            groups.append(Group(target, TOP, "data", float("nan"), known[top][:, None]))
+            groups.append(Group(target, RANDOM, "data", float("nan"), real))
+            for group in groups:
+                meter.measure(group, yardstick)
+                study.add(group)
+        material.progress(0.8)
+        logits = [t for t in targets if t.kind == "logit"] or list(targets)
+        if self.averaging_steps:
+            study.averaging = case_study(
+                energy, own, logits[:1], self.weights[:2], start.to(device), self.plan, images, labels,
+                (held_out, truth), judge, meter, self.averaging_steps, self.averaging_rate, draws, device,
+                lambda share: material.progress(0.8 + 0.18 * share),
+            )  # fmt: skip
+        if self.attacked:
+            study.attacks = readings(material, taught, judge, space, len(held_out), self.attacked)
+        material.progress(1.0)
+        return study
+
+    def _targets(self, material: Material, images: Tensor) -> tuple[Target, ...]:
+        taps, classes = material.instruments.taps, material.classes
+        if self.targets is not None:
+            return tuple(parse(text, taps, classes) for text in self.targets)
+        names = [f"logit:{c}" for c in dict.fromkeys((0, len(classes) // 2))]
+        maps = [tap for tap in taps if len(tap.shape) > 1]
+        if maps:
+            names.append(f"channel:{maps[-1].name}:{_most_varied(material, maps[-1], images[:256])}")
+        return tuple(parse(name, taps, classes) for name in names)
+
+    def _ascents(
+        self, activations: Activations, scale: Scale, start: Tensor, draws: torch.Generator
+    ) -> list[tuple[str, list[Tensor]]]:
+        """Images by target, of plain and of regularised activation maximisation from the chains' starts."""
+        count = len(activations.targets)
+        which = torch.arange(count).repeat_interleave(len(start))
+        begin = start.repeat(count, 1, 1, 1)
+        found = []
+        for name, smooth, jitter in ((PLAIN, 0.0, 0), (SMOOTH, 1 / 64, _JITTER)):
+            made = ascend(activations, scale, begin, which, self.ascent_steps, self.ascent_rate, smooth, jitter, draws)
+            found.append((name, list(made.split(len(start)))))
+        return found
+
+    def _random(self, target: Target, held_out: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
+        """Images that nothing chose but the class of a logit, none of those that the judge measures by, (n, 1, ...)."""
+        others = torch.arange(1, len(labels), 2)
+        mine = others[labels[others] == target.index] if target.kind == "logit" else others
+        if len(mine) < 2:
+            mine = others
+        return held_out[mine[torch.randperm(len(mine), generator=draws)[: max(self.chains, 32)]]][:, None]
+
+
+def _most_varied(material: Material, tap: TapInfo, images: Tensor) -> int:
+    """The channel of a tap whose mean varies most between images: a silent one would be no target."""
+    codes = material.instruments.codes(_Pooled(tap.name), images)
+    return int(codes.pooled(tap.name).std(0, correction=0).argmax())
+
+
+class _Pooled:
+    def __init__(self, tap: str) -> None:
+        self.needs = (Need("pooled", (tap,)),)

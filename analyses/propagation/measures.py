@@ -1,0 +1,352 @@
+"""How a perturbation moves through the layers: what changes at each tap between a clean image and its perturbed one.
+
+The report brings encoders of its own, fitted on clean fit images, so that its numbers do not depend on which detectors
+a suite has. Every measure is taken per image and tap, except linear CKA, which compares two whole sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...detectors.base.detector import join_state, split_state
+from ...detectors.codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
+from ...detectors.codes.som import SOM, fit_som
+from ...harness.core.errors import UsageError
+from ...harness.tracing.bits import flips
+from ...harness.tracing.traces import Need, Traces
+
+NEEDS = (Need("bits"), Need("pooled"), Need("full", units=256))
+"""What the traces given to this report must hold."""
+
+METRICS = (
+    "relative_l2",
+    "cosine_distance",
+    "bit_flip_rate",
+    "som_unit_change",
+    "som_map_distance",
+    "latent_distance",
+    "centroid_change",
+)
+"""The measures per image, in the order of the first axis of :func:`measure`."""
+
+SET_METRICS = ("cka",)
+"""The measures of a whole set."""
+
+_LATENT = 16
+_GRID = 8
+# Enough for 64 units; a longer fit set is thinned evenly, so that memory and time stay bounded.
+_SOM_IMAGES = 4000
+# Norms below this count as 0: a tap whose sampled units are all silent for an image.
+_SILENT = 1e-12
+_FEWEST_FOR_CKA = 4
+
+
+@dataclass(frozen=True, eq=False)
+class TapEncoder:
+    """What was learned about one tap from clean images.
+
+    Attributes:
+        standardiser: of the pooled means.
+        som: over standardised pooled means.
+        pca: of the full codes (sampled units).
+        centroids: (classes that have one, maps): mean standardised pooled means by class.
+    """
+
+    standardiser: Standardiser
+    som: SOM
+    pca: PCA
+    centroids: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Encoders:
+    """The encoders of all taps, in execution order."""
+
+    taps: Mapping[str, TapEncoder]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by path, and a JSON value that says where they belong."""
+        return split_state(
+            {
+                "taps": [
+                    {
+                        "name": name,
+                        "mean": tap.standardiser.mean,
+                        "scale": tap.standardiser.scale,
+                        "prototypes": tap.som.prototypes,
+                        "rows": tap.som.rows,
+                        "columns": tap.som.columns,
+                        "full_mean": tap.pca.mean,
+                        "components": tap.pca.components,
+                        "deviations": tap.pca.deviations,
+                        "centroids": tap.centroids,
+                    }
+                    for name, tap in self.taps.items()
+                ]
+            }
+        )
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor], value: Mapping[str, Any]) -> Encoders:
+        """The inverse of :meth:`state`."""
+        return cls(
+            {
+                tap["name"]: TapEncoder(
+                    Standardiser(tap["mean"], tap["scale"]),
+                    SOM(tap["prototypes"], tap["rows"], tap["columns"]),
+                    PCA(tap["full_mean"], tap["components"], tap["deviations"]),
+                    tap["centroids"],
+                )
+                for tap in join_state(tensors, dict(value))["taps"]
+            }
+        )
+
+
+def fit_encoders(clean: Traces) -> Encoders:
+    """Learn the encoders from clean fit images, tap by tap; nothing is drawn at random.
+
+    The map has 8 × 8 units, fewer below 164 images (5 √n units: Vesanto's rule) and never more than images. The
+    latent space has up to 16 principal components. Class centroids come from images that the model gets right (from
+    predicted classes where it gets none right).
+
+    Args:
+        clean: traces with labels that hold :data:`NEEDS`.
+
+    Raises:
+        UsageError: without an image.
+    """
+    if not len(clean):
+        raise UsageError("The propagation report learns from clean fit images and there are none: raise fit in [data].")
+    right = clean.predictions == clean.labels
+    groups = clean.labels.where(right, -1) if bool(right.any()) else clean.predictions
+    return Encoders({tap: _fit_tap(clean, tap, groups) for tap in clean.tap_names("all")})
+
+
+def _fit_tap(clean: Traces, tap: str, groups: Tensor) -> TapEncoder:
+    n = len(clean)
+    standardiser = fit_standardiser(part.pooled(tap, "mean") for part in clean.batches())
+    classes = torch.unique(groups[groups >= 0])
+    sums = torch.zeros(len(classes), len(standardiser.mean), dtype=torch.float64)
+    step = -(-n // _SOM_IMAGES)
+    thinned = []
+    start = 0
+    for part in clean.batches():
+        pooled = standardiser.apply(part.pooled(tap, "mean"))
+        member = (groups[start : start + len(part)] == classes.unsqueeze(1)).double()
+        sums += member @ pooled.double()
+        thinned.append(pooled[-start % step :: step])
+        start += len(part)
+    counts = (groups == classes.unsqueeze(1)).sum(1, keepdim=True)
+    side = min(_GRID, math.isqrt(min(n, int(5 * math.sqrt(n)))))
+    return TapEncoder(
+        standardiser,
+        fit_som(torch.cat(thinned), side, side),
+        fit_pca(lambda: (part.full(tap) for part in clean.batches()), _LATENT),
+        (sums / counts).float(),
+    )
+
+
+def measure(encoders: Encoders, clean: Traces, other: Traces) -> Tensor:
+    """How far each image moved at each tap.
+
+    - ``relative_l2``: ‖h′ − h‖ / ‖h‖ over a fixed sample of at most 256 units of the tap; where ‖h‖ is 0, it is 0 for a
+      silent h′ too and 1 for any other.
+    - ``cosine_distance``: 1 − cos(h, h′), over the same units; 0 if both are silent, 1 if one is.
+    - ``bit_flip_rate``: share of the tap's recorded bits that differ: of all units, unless the model has a cap.
+    - ``som_unit_change``: 1 if the best-matching unit of the pooled means changes, else 0.
+    - ``som_map_distance``: Euclidean distance on the grid between the two best-matching units.
+    - ``latent_distance``: Euclidean distance in the space of the principal components of the sampled units, each
+      divided by its standard deviation on clean fit images.
+    - ``centroid_change``: 1 if the nearest class centroid of the pooled means changes, else 0.
+
+    Args:
+        encoders: fitted on the same model.
+        clean: traces of n images that hold :data:`NEEDS`.
+        other: traces of n images; row i belongs to row i of ``clean`` (its perturbed version, its control, or a clean
+            image of the class that was reached).
+
+    Returns:
+        float32 (metrics, n, taps), finite, in the order of :data:`METRICS` and of execution.
+
+    Raises:
+        ValueError: if the numbers of images differ.
+        UsageError: if the encoders belong to a model with other taps.
+    """
+    if len(clean) != len(other):
+        raise ValueError(f"{len(clean)} clean images but {len(other)} others")
+    names = tuple(encoders.taps)
+    for traces in (clean, other):
+        if traces.tap_names("all") != names:
+            raise UsageError("The propagation encoders were fitted on a model with other taps: fit them again.")
+    # A model with very many units may have been recorded with a cap on its bits.
+    cap = next((need.units for need in clean.needs if need.representation == "bits"), None)
+    units = {tap.name: tap.units if cap is None else min(cap, tap.units) for tap in clean.taps}
+    values = torch.zeros(len(METRICS), len(clean), len(names))
+    start = 0
+    for before, after in zip(clean.batches(), other.batches(), strict=True):
+        for depth, (name, encoder) in enumerate(encoders.taps.items()):
+            found = _measure_tap(encoder, name, units[name], before, after)
+            values[:, start : start + len(before), depth] = torch.stack(found).float()
+        start += len(before)
+    return values
+
+
+def _measure_tap(encoder: TapEncoder, tap: str, units: int, before: Traces, after: Traces) -> list[Tensor]:
+    full, full_after = before.full(tap).double(), after.full(tap).double()
+    pooled = encoder.standardiser.apply(before.pooled(tap, "mean"))
+    pooled_after = encoder.standardiser.apply(after.pooled(tap, "mean"))
+    unit, unit_after = encoder.som.match(pooled)[0], encoder.som.match(pooled_after)[0]
+    nearest, nearest_after = _nearest(pooled, encoder.centroids), _nearest(pooled_after, encoder.centroids)
+    # Encoded as a difference: the mean cancels, and an unchanged image is at distance 0 exactly.
+    shift = (full_after - full) @ encoder.pca.components.double().T / encoder.pca.deviations.double()
+    return [
+        _relative_l2(full, full_after),
+        _cosine_distance(full, full_after),
+        flips(before.bits(tap), after.bits(tap)) / units,
+        unit != unit_after,
+        encoder.som.grid_distance(unit, unit_after),
+        shift.square().sum(1).sqrt(),
+        nearest != nearest_after,
+    ]
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.square().sum(1).sqrt()
+
+
+def _relative_l2(before: Tensor, after: Tensor) -> Tensor:
+    size = _norm(before)
+    silent = (_norm(after) > _SILENT).double()
+    return torch.where(size > _SILENT, _norm(after - before) / size.clamp(min=_SILENT), silent)
+
+
+def _cosine_distance(before: Tensor, after: Tensor) -> Tensor:
+    a, b = _norm(before), _norm(after)
+    # Half the squared distance of the unit vectors is 1 − cos without its cancellation near 0.
+    apart = _norm(before / a.clamp(min=_SILENT).unsqueeze(1) - after / b.clamp(min=_SILENT).unsqueeze(1))
+    alive, alive_after = a > _SILENT, b > _SILENT
+    return torch.where(alive & alive_after, apart.square() / 2, (alive ^ alive_after).double())
+
+
+def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    return torch.cdist(x, centroids, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+def cka(clean: Traces, other: Traces, chosen: Tensor | None = None) -> Tensor:
+    """Linear centred kernel alignment of the pooled means of two sets at each tap (1: equal up to rotation and scale).
+
+    Source: Kornblith, Norouzi, Lee and Hinton, ICML 2019, arXiv:1905.00414, equation 3 with linear kernels. It is the
+    biased estimate, which is high for few images at a wide tap: compare sets of the same size only.
+
+    Args:
+        clean: traces of n images that hold pooled means.
+        other: traces of n images in the same order.
+        chosen: bool (n,): only these images count.
+
+    Returns:
+        float64 (taps,), in [0, 1]; NaN for fewer than 4 images or where a set does not vary.
+    """
+    if len(clean) != len(other) or (chosen is not None and len(chosen) != len(clean)):
+        raise ValueError("cka compares sets of the same images")
+    names = clean.tap_names("all")
+    if other.tap_names("all") != names:
+        raise UsageError("cka compares traces of one model; these have different taps.")
+    n = len(clean) if chosen is None else int(chosen.sum())
+    if n < _FEWEST_FOR_CKA:
+        return torch.full((len(names),), math.nan, dtype=torch.float64)
+    return torch.tensor([_linear_cka(clean, other, tap, chosen, n) for tap in names], dtype=torch.float64)
+
+
+def _linear_cka(clean: Traces, other: Traces, tap: str, chosen: Tensor | None, n: int) -> float:
+    means = [_total(traces, tap, chosen) / n for traces in (clean, other)]
+
+    def centred() -> Iterator[tuple[Tensor, Tensor]]:
+        pairs = zip(_pooled(clean, tap, chosen), _pooled(other, tap, chosen), strict=True)
+        return ((x - means[0], y - means[1]) for x, y in pairs)
+
+    if n < len(means[0]):
+        # Fewer images than maps: the same three numbers from the smaller, n × n, Gram matrices.
+        x, y = (torch.cat(side) for side in zip(*centred(), strict=True))
+        k, m = x @ x.T, y @ y.T
+        shared, own, others = (k * m).sum(), k.norm(), m.norm()
+    else:
+        maps = len(means[0])
+        xy, xx, yy = (torch.zeros(maps, maps, dtype=torch.float64) for _ in range(3))
+        for x, y in centred():
+            xy += y.T @ x
+            xx += x.T @ x
+            yy += y.T @ y
+        shared, own, others = xy.square().sum(), xx.norm(), yy.norm()
+    if not (own > 0 and others > 0):
+        return math.nan
+    return min(1.0, float(shared / own / others))
+
+
+def _pooled(traces: Traces, tap: str, chosen: Tensor | None) -> Iterator[Tensor]:
+    start = 0
+    for part in traces.batches():
+        pooled = part.pooled(tap, "mean").double()
+        yield pooled if chosen is None else pooled[chosen[start : start + len(part)]]
+        start += len(part)
+
+
+def _total(traces: Traces, tap: str, chosen: Tensor | None) -> Tensor:
+    return torch.stack([pooled.sum(0) for pooled in _pooled(traces, tap, chosen)]).sum(0)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The distribution of a measure over n images: mean and 5 %, 50 % and 95 % quantiles (``None`` without images)."""
+
+    n: int
+    mean: float | None = None
+    q05: float | None = None
+    q50: float | None = None
+    q95: float | None = None
+
+
+def summarise(values: Tensor) -> Summary:
+    """Summarise values (n,); quantiles interpolate linearly."""
+    n = len(values)
+    if not n:
+        return Summary(0)
+    values = values.double()
+    low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+    return Summary(n, values.mean().item(), low, middle, high)
+
+
+def propagation_rows(
+    base: Mapping[str, Any], population: str, taps: Sequence[str], values: Tensor, cka: Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Rows of ``propagation.csv`` for one perturbation and population; none without images.
+
+    Args:
+        base: ``dataset``, ``model``, ``seed`` and ``perturbation``.
+        population: ``success``, ``failed``, ``control`` or ``target-class``.
+        taps: names in execution order; the depth is the index in it.
+        values: (metrics, n, taps) from :func:`measure`, only the images of the population.
+        cka: (taps,) from :func:`cka` for the same images; its quantiles stay empty, as does a NaN's mean.
+    """
+    if values.shape[0] != len(METRICS) or values.shape[2] != len(taps) or (cka is not None and len(cka) != len(taps)):
+        raise ValueError(
+            f"values of shape {tuple(values.shape)} do not fit {len(METRICS)} metrics and {len(taps)} taps"
+        )
+    n = values.shape[1]
+    if not n:
+        return []
+    rows = []
+    for depth, tap in enumerate(taps):
+        summaries = [(name, summarise(values[i, :, depth])) for i, name in enumerate(METRICS)]
+        if cka is not None:
+            whole = float(cka[depth])
+            summaries.append(("cka", Summary(n, None if math.isnan(whole) else whole)))
+        for metric, found in summaries:
+            place = {"population": population, "depth": depth, "tap": tap, "metric": metric}
+            rows.append({**base, **place, **vars(found)})
+    return rows

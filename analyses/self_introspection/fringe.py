@@ -1,0 +1,115 @@
+"""Fringe scores against what the logits say anyway, and what the code misses by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...harness.statistics.detection import auroc, auroc_interval
+from ...harness.statistics.intervals import FloatArray, auroc_difference
+from ...harness.tracing.traces import Traces
+from .latent_map import BATCH, Code
+
+LEAST_ERRORS = 5
+
+
+def neighbour_entropy(code: Code, codes: Tensor, neighbours: int, classes: int) -> Tensor:
+    """Entropy in nats of the classes of the nearest fit images, float64 (n,): high in the fringe between classes.
+
+    Distances are taken under the covariance within classes; only fit images that the model gets right count.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    points, owners = code.detector.classes["points"], code.detector.classes["point_classes"]
+    count = min(neighbours, len(points))
+    search = NearestNeighbors(n_neighbors=count).fit(points.numpy())
+    nearest = torch.from_numpy(search.kneighbors(code.whiten(codes).numpy(), return_distance=False)).long()
+    shares = torch.nn.functional.one_hot(owners[nearest], classes).double().mean(1)
+    entropy: Tensor = torch.special.entr(shares).sum(1)
+    return entropy
+
+
+def error_scores(traces: Traces, raw: Tensor, codes: Mapping[str, Code], neighbours: int) -> dict[str, FloatArray]:
+    """Scores that shall be high where the model is wrong, float64 (n,) each: of the logits, then of each code.
+
+    Args:
+        traces: of the images.
+        raw: their activations, (n, d).
+        codes: by the name that is shown.
+        neighbours: for the entropy of the classes around.
+    """
+    logits = traces.logits.double()
+    shares = logits.softmax(1)
+    found = {"max-softmax": 1 - shares.amax(1), "entropy": torch.special.entr(shares).sum(1)}
+    for name, code in codes.items():
+        found[f"fringe, {name}"] = torch.cat([code.detector.score(part) for part in traces.batches(BATCH)])
+        found[f"neighbour entropy, {name}"] = neighbour_entropy(code, code.encode(raw), neighbours, logits.shape[1])
+        found[f"reconstruction, {name}"] = reconstruction(code, raw)
+    return {name: np.asarray(score, dtype=np.float64) for name, score in found.items()}
+
+
+def reconstruction(code: Code, raw: Tensor) -> Tensor:
+    """Root mean square of what the decoder misses, float64 (n,)."""
+    return torch.cat([code.residual(x).double().square().mean(1).sqrt() for x in raw.split(BATCH)])
+
+
+@dataclass(frozen=True)
+class Merit:
+    """An AUROC with its interval, and its difference to max-softmax with an interval."""
+
+    name: str
+    auroc: tuple[float, float, float]
+    difference: tuple[float, float, float]
+
+
+def merits(scores: Mapping[str, FloatArray], wrong: Tensor, reference: str, seed: int) -> list[Merit]:
+    """How well each score tells wrong predictions from right ones; empty for fewer than 5 of either."""
+    positive = wrong.numpy()
+    if min(positive.sum(), (~positive).sum()) < LEAST_ERRORS:
+        return []
+    found = []
+    for name, score in scores.items():
+        up, down = score[positive], score[~positive]
+        area = (auroc(up, down), *auroc_interval(up, down))
+        found.append(Merit(name, area, auroc_difference(score, scores[reference], positive, seed)))
+    return found
+
+
+def risk_by_coverage(score: FloatArray, wrong: Tensor, coverages: Sequence[float]) -> list[float]:
+    """The error rate among the least suspicious share of images, for each share; ties in the order of the images."""
+    order = np.argsort(score, kind="stable")
+    errors = wrong.numpy()[order].cumsum()
+    kept = [max(1, math.ceil(c * len(order) - 1e-9)) for c in coverages]
+    return [float(errors[k - 1] / k) for k in kept]
+
+
+def unexplained(code: Code, raw: Tensor, units: Sequence[int]) -> Tensor:
+    """Squared reconstruction error of each layer over the layer's variance on fit images, float64 (n, layers).
+
+    The detector weights layers so that each has the same variance there: the number of varying units over the number
+    of layers that have any. A layer without a varying unit gives 0.
+
+    Args:
+        code: reconstructs.
+        raw: activations (n, d) to reconstruct.
+        units: how many of the d belong to each layer.
+    """
+    varying = [int((part > 0).sum()) for part in code.detector.inputs["scale"].split(list(units))]
+    each = sum(varying) / max(1, sum(count > 0 for count in varying))
+    missed = [sum_by_layer(code.residual(x).double().square(), units) for x in raw.split(BATCH)]
+    return torch.cat(missed) / each if missed else torch.empty(0, len(units), dtype=torch.float64)
+
+
+def sum_by_layer(values: Tensor, units: Sequence[int]) -> Tensor:
+    """Sums (n, layers) over the units of each layer of (n, d)."""
+    return torch.stack([part.sum(1) for part in values.split(list(units), 1)], 1)
+
+
+def activation_norm(code: Code, raw: Tensor) -> Tensor:
+    """Euclidean norm of the standardised activations, float64 (n,): what a reconstruction error must beat."""
+    return torch.cat([code.standardise(x).double().norm(dim=1) for x in raw.split(BATCH)])
