@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .harness.fitted import load_detector, load_model
     from .harness.run import Run, run
-    from .harness.suite import Suite
-    from .harness.suite_check import load_suite
+    from .harness.suite.resolve import load_suite
+    from .harness.suite.resolved import Suite
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "run": "aftershock.harness.run",
     "Run": "aftershock.harness.run",
-    "Suite": "aftershock.harness.suite",
+    "Suite": "aftershock.harness.suite.resolved",
     "load_detector": "aftershock.harness.fitted",
     "load_model": "aftershock.harness.fitted",
-    "load_suite": "aftershock.harness.suite_check",
+    "load_suite": "aftershock.harness.suite.resolve",
 }
 
 __all__ = ["Run", "Suite", "__version__", "load_detector", "load_model", "load_suite", "run"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .data.types import TaskShape
-from .instances import make_perturbation
-from .suite import PerturbationPart, Suite
+from .suite.instances import make_perturbation
+from .suite.resolved import PerturbationPart, Suite
 
 if TYPE_CHECKING:
     from ..attacks.base.perturbation import Perturbation

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from .core.registry import REGISTRIES, Entry
-from .suite_check import builtin_suites
+from .suite.resolve import builtin_suites
 
 
 def describe(kind: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .suite import DetectorPart, ModelPart, Part, PerturbationPart
+from .suite.resolved import DetectorPart, ModelPart, Part, PerturbationPart
 from .tracing.traces import Need
 
 DECIDES_NO_NUMBER = True

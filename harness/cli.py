@@ -140,9 +140,9 @@ def validate(
     ] = False,
 ) -> None:
     """Say everything that is wrong with a suite, with file and line, then what one batch through its models shows."""
-    from .suite_check import load_suite
-    from .suite_file import SuiteFile
-    from .suite_problems import SuiteError
+    from .suite.problems import SuiteError
+    from .suite.resolve import load_suite
+    from .suite.schema import SuiteFile
 
     if schema:
         typer.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))

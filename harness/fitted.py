@@ -317,7 +317,7 @@ def _draft(spec: ModelSpec, known: KnownModel) -> None:
 
 def _builtin_weights(digest: str | None) -> Path | None:
     """Return the weights file of a built-in suite with this sha256, or ``None``."""
-    folder = Path(str(files("aftershock.harness.suites.weights")))
+    folder = Path(str(files("aftershock.harness.suite.builtin.weights")))
     return next((path for path in sorted(folder.glob("*.safetensors")) if file_digest(path) == digest), None)
 
 

@@ -16,9 +16,9 @@ from .models.classifier import Classifier, Source, accuracy, accuracy_warning, b
 from .models.probe import probe, probe_images
 from .models.weights import load_weights
 from .subjects import find_model_weights, model_spec, tap_notes
-from .suite import ModelPart, Suite
-from .suite_problems import Problem
-from .toml_lines import locate
+from .suite.problems import Problem
+from .suite.resolved import ModelPart, Suite
+from .suite.toml_lines import locate
 from .tracing.recorder import survey
 
 T = TypeVar("T")

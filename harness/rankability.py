@@ -18,7 +18,7 @@ from .statistics.detection import threshold_reason
 
 if TYPE_CHECKING:
     from ..attacks.base.perturbation import Perturbation
-    from .suite import Suite
+    from .suite.resolved import Suite
 
 DECIDES_NO_NUMBER = True
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .problems import Problems
     from .runner import Event, Summary
     from .store import Store
-    from .suite import Suite
+    from .suite.resolved import Suite
 
 TABLES = (
     "leaderboard.csv",
@@ -165,7 +165,7 @@ def _run(
     plugins: Sequence[Path | str], limit: int | None, only: str | None, fresh: bool, cache: Path | str | None,
     engine: str, tell: Callable[[Event], None], say: Callable[[str], None], debug: bool, interrupt: Interrupt,
 ) -> Run:  # fmt: skip
-    from .suite import Suite
+    from .suite.resolved import Suite
 
     root, store_cache = data_root(data), cache_root(cache)
     if limit is not None and limit < 1:
@@ -183,7 +183,7 @@ def _run(
         if stamp is not None and is_finished(place, stamp):
             return _as_stored(place, say)
     from .core.process_state import guarded
-    from .suite_check import load_suite
+    from .suite.resolve import load_suite
 
     with guarded():
         loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
@@ -197,7 +197,7 @@ def _run(
 
 def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
     """The suite as written, its folder and name, without checking anything."""
-    from . import suites
+    from .suite import builtin as suites
 
     if isinstance(suite, Mapping):
         return suite, Path.cwd(), str(suite.get("name", ""))

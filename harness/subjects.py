@@ -32,7 +32,7 @@ from .models.probe import probe, probe_images
 from .models.training import estimate_seconds
 from .models.weights import network_digest, state_digest
 from .rankability import NEAR_CHANCE, NO_WEIGHTS
-from .suite import ModelPart, Suite
+from .suite.resolved import ModelPart, Suite
 from .tracing.recorder import Survey, survey
 
 

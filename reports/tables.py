@@ -35,7 +35,7 @@ from ..harness.results import (
 from ..harness.runner import Summary, name_parts
 from ..harness.sanity import adaptive_flags, perturbation_flags
 from ..harness.store import Store
-from ..harness.suite import DetectorPart, PerturbationPart
+from ..harness.suite.resolved import DetectorPart, PerturbationPart
 from ..harness.workers import OPENED
 from .leaderboard import COLUMNS, write_csv, write_csv_gz
 

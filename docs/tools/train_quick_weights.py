@@ -15,7 +15,7 @@ from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data.types import Dataset
 from aftershock.harness.models.classifier import ModelSpec, accuracy, obtain
 from aftershock.harness.models.weights import save_weights
-from aftershock.harness.suite_check import load_suite
+from aftershock.harness.suite.resolve import load_suite
 
 SEED = 0
 WEIGHTS = Path(__file__).parents[2] / "harness" / "suites" / "weights"

@@ -16,7 +16,7 @@ from ..core.process_state import CHANGED_FLAG, guarded_part
 from ..core.seeds import derive_seed, forked_rng
 from ..defence import DetectorDefence
 from ..engines import Output
-from ..instances import make_perturbation
+from ..suite.instances import make_perturbation
 from ..tracing.traced_model import Instruments
 from .lent import lent, lent_instruments
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of

@@ -11,7 +11,7 @@ import torch
 from ..core.registry import DATASETS
 from ..planning import Sets
 from ..reading import StoredCells
-from ..suite import ModelPart, Suite
+from ..suite.resolved import ModelPart, Suite
 from .workbench import Workbench
 
 

@@ -15,7 +15,7 @@ from ..core.errors import AftershockError, UnavailableError
 from ..core.process_state import CHANGED_FLAG
 from ..core.seeds import Draws, derive_seed
 from ..engines import Output
-from ..instances import make_perturbation
+from ..suite.instances import make_perturbation
 from ..tracing.traced_model import Instruments
 from ..workers.standins.detectors import PluginDetector
 from ..workers.standins.perturbations import PluginPerturbation

@@ -15,12 +15,12 @@ from ..core.errors import UnavailableError
 from ..core.registry import DETECTORS
 from ..data.types import Dataset, ImageSplit
 from ..engines import Output
-from ..instances import make_detector
 from ..models.classifier import Classifier
 from ..planning import Sets, stored_need
 from ..reading import Reader, open_traces, tap_infos
 from ..subjects import load_classifier, make_classifier
-from ..suite import DetectorPart, ModelPart, Suite
+from ..suite.instances import make_detector
+from ..suite.resolved import DetectorPart, ModelPart, Suite
 from ..tracing.traced_model import Instruments
 from ..tracing.traces import Need, Traces
 from ..workers.pool import POOL

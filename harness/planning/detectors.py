@@ -10,7 +10,7 @@ from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import DETECTORS
 from ..core.seeds import derive_seed
-from ..suite import DetectorPart
+from ..suite.resolved import DetectorPart
 from ..tracing.traces import Need
 from .draft import TRACING, Draft, all_keys, cut, image_count
 from .plan import Subject

@@ -14,9 +14,9 @@ from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
 from ..core.registry import file_digest
 from ..data.types import TaskShape
-from ..instances import make_analysis, make_detector
 from ..subjects import model_identity
-from ..suite import ModelPart, PerturbationPart, Suite
+from ..suite.instances import make_analysis, make_detector
+from ..suite.resolved import ModelPart, PerturbationPart, Suite
 from ..tracing.traces import Need, capped
 from .plan import Subject
 from .sets import Sets

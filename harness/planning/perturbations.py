@@ -9,7 +9,7 @@ from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import PERTURBATIONS
 from ..core.seeds import derive_seed
-from ..suite import PerturbationPart
+from ..suite.resolved import PerturbationPart
 from .draft import CHUNK, Draft
 from .plan import Subject
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..applicability import Applicability
 from ..cells import Cell, Rounding, SetName, TraceKeys
-from ..suite import ModelPart, Suite
+from ..suite.resolved import ModelPart, Suite
 from .sets import Sets
 
 DECIDES_NO_NUMBER = True

@@ -12,7 +12,7 @@ from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..results import HOSTILE
 from ..subjects import model_identity, ready_state
-from ..suite import ModelPart, Suite
+from ..suite.resolved import ModelPart, Suite
 from ..tracing.traced_model import NeedsCodes
 from .analyses import plan_analyses
 from .detectors import DetectorPlanner

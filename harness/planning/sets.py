@@ -10,7 +10,7 @@ from ..cells import SetName
 from ..core.errors import UsageError
 from ..core.seeds import derive_seed
 from ..data.types import Dataset
-from ..suite import Suite
+from ..suite.resolved import Suite
 
 DECIDES_NO_NUMBER = True
 

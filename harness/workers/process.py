@@ -33,7 +33,7 @@ from .usage import SIGN, end_all
 from .watch import LOOK, Watch
 
 if TYPE_CHECKING:
-    from ..suite import LimitsPart
+    from ..suite.resolved import LimitsPart
 
 DECIDES_NO_NUMBER = True
 

@@ -16,7 +16,7 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.fitted import RunFolder, load_detector, load_model
 from aftershock.harness.models.classifier import Classifier, Normalise
-from aftershock.harness.suite_check import builtin_suites
+from aftershock.harness.suite.resolve import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn

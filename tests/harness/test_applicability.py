@@ -17,7 +17,7 @@ from aftershock.harness.data.builtin import SIZES, TASKS, task_shape
 from aftershock.harness.data.types import Dataset, TaskShape
 from aftershock.harness.planning import Plan, make_plan
 from aftershock.harness.results import PerturbationResult
-from aftershock.harness.suite_check import load_suite
+from aftershock.harness.suite.resolve import load_suite
 from PIL import Image
 
 FGSM = {"name": "fgsm", "eps": 0.2}

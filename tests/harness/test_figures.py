@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from aftershock.harness.suite_check import load_suite
+from aftershock.harness.suite.resolve import load_suite
 
 TOOLS = Path(__file__).parents[2] / "docs" / "tools"
 if not TOOLS.is_dir():

@@ -16,10 +16,10 @@ from aftershock.detectors.base.detector import Detector, DetectorInfo, InputGrad
 from aftershock.harness.computing.detectors import checked_scores
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry
-from aftershock.harness.instances import make_analysis, make_detector, make_perturbation
-from aftershock.harness.suite import Part
-from aftershock.harness.suite_check import load_suite
-from aftershock.harness.suite_problems import SuiteError
+from aftershock.harness.suite.instances import make_analysis, make_detector, make_perturbation
+from aftershock.harness.suite.problems import SuiteError
+from aftershock.harness.suite.resolve import load_suite
+from aftershock.harness.suite.resolved import Part
 from aftershock.harness.tracing.traces import Need
 
 MAKE: dict[str, tuple[Registry, Callable[[Part], Any], type, object]] = {

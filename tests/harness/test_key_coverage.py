@@ -9,7 +9,7 @@ import pytest
 from aftershock.harness.core import code_digests
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.planning import make_plan
-from aftershock.harness.suite_check import load_suite
+from aftershock.harness.suite.resolve import load_suite
 
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}
 ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}

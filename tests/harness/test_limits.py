@@ -12,7 +12,7 @@ import pytest
 from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.core.clock import Stopwatch
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.suite_check import load_suite
+from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.tracing.traces import Traces
 from torch import Tensor
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from aftershock.harness.model_check import ModelCheck, check_models
 from aftershock.harness.models import classifier as models
-from aftershock.harness.suite_check import load_suite
+from aftershock.harness.suite.resolve import load_suite
 from torch import nn
 
 MODELS = """

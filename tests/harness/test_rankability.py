@@ -39,7 +39,7 @@ from aftershock.harness.results import (
     Sources,
     Threat,
 )
-from aftershock.harness.suite_check import load_suite
+from aftershock.harness.suite.resolve import load_suite
 
 EPS = 0.1
 THREAT = Threat("linf", EPS)

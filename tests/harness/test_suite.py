@@ -13,11 +13,11 @@ from aftershock.attacks.libraries import declare as library
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data.builtin import SIZES
-from aftershock.harness.suite import Suite
-from aftershock.harness.suite_check import builtin_suites, load_suite
-from aftershock.harness.suite_file import SuiteFile
-from aftershock.harness.suite_problems import SuiteError
-from aftershock.harness.toml_lines import locate
+from aftershock.harness.suite.problems import SuiteError
+from aftershock.harness.suite.resolve import builtin_suites, load_suite
+from aftershock.harness.suite.resolved import Suite
+from aftershock.harness.suite.schema import SuiteFile
+from aftershock.harness.suite.toml_lines import locate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

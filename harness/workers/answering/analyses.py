@@ -15,7 +15,7 @@ from ..channel import Message
 from ..plugins import open_plugin_file
 
 if TYPE_CHECKING:
-    from ...suite import Suite
+    from ...suite.resolved import Suite
     from .router import Answers
 
 

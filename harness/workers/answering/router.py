@@ -16,8 +16,8 @@ from ...core.content_keys import canonical
 from ...core.errors import AftershockError, UsageError, text_of
 from ...core.parameters import bind, parameters
 from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
-from ...instances import make_analysis, make_detector, make_perturbation
-from ...suite import Part
+from ...suite.instances import make_analysis, make_detector, make_perturbation
+from ...suite.resolved import Part
 from ..channel import Channel, Message
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .core.content_keys import canonical
+from ..core.content_keys import canonical
 
 DECIDES_NO_NUMBER = True
 

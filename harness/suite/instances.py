@@ -11,16 +11,16 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import UsageError
-from .core.registry import ANALYSES, DETECTORS, PERTURBATIONS
-from .results import Effort
-from .suite import Part
-from .tracing.traces import Need
+from ..core.errors import UsageError
+from ..core.registry import ANALYSES, DETECTORS, PERTURBATIONS
+from ..results import Effort
+from ..tracing.traces import Need
+from .resolved import Part
 
 if TYPE_CHECKING:
-    from ..analyses.base import Analysis
-    from ..attacks.base.perturbation import Perturbation
-    from ..detectors.base.detector import Detector
+    from ...analyses.base import Analysis
+    from ...attacks.base.perturbation import Perturbation
+    from ...detectors.base.detector import Detector
 
 DECIDES_NO_NUMBER = True
 
@@ -36,7 +36,7 @@ def make_perturbation(part: Part) -> Perturbation:
         UsageError: for an attribute that is not as :class:`~..attacks.base.Perturbation` describes it.
         Exception: whatever its constructor and its properties raise.
     """
-    from ..attacks.base.perturbation import NORMS, Perturbation, PerturbationInfo
+    from ...attacks.base.perturbation import NORMS, Perturbation, PerturbationInfo
 
     made = PERTURBATIONS.get(part.name)(**part.params)
     if not isinstance(made, Perturbation):
@@ -73,7 +73,7 @@ def make_detector(part: Part) -> Detector:
         UsageError: for an attribute that is not as :class:`~..detectors.base.Detector` describes it.
         Exception: whatever its constructor and its properties raise.
     """
-    from ..detectors.base.detector import Detector, DetectorInfo, InputGradient, View
+    from ...detectors.base.detector import Detector, DetectorInfo, InputGradient, View
 
     made = DETECTORS.get(part.name)(**part.params)
     if not isinstance(made, Detector):
@@ -107,7 +107,7 @@ def make_analysis(part: Part) -> Analysis:
         UsageError: for an attribute that is not as :class:`~.analysis.Analysis` describes it.
         Exception: whatever its constructor and its properties raise.
     """
-    from ..analyses.base import Analysis, AnalysisInfo
+    from ...analyses.base import Analysis, AnalysisInfo
 
     made = ANALYSES.get(part.name)(**part.params)
     if not isinstance(made, Analysis):

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from .core.errors import UsageError
-from .core.files import is_file
-from .core.interrupts import contained
-from .core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean
-from .data.builtin import SIZES
+from ..core.errors import UsageError
+from ..core.files import is_file
+from ..core.interrupts import contained
+from ..core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean
+from ..data.builtin import SIZES
 from .instances import make_analysis, make_detector, make_perturbation
-from .suite import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
-from .suite_file import (
+from .problems import Checker, Problem, SuiteError, told
+from .resolved import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
+from .schema import (
     LABEL,
     AnalysisEntry,
     DataEntry,
@@ -35,17 +36,16 @@ from .suite_file import (
     only_misspelt,
     salvage,
 )
-from .suite_problems import Checker, Problem, SuiteError, told
 
 if TYPE_CHECKING:
-    from ..attacks.base.perturbation import Perturbation
+    from ...attacks.base.perturbation import Perturbation
 
 DECIDES_NO_NUMBER = True
 
 
 def builtin_suites() -> dict[str, Path]:
     """The suites that come with the package, by name."""
-    folder = Path(str(files("aftershock.harness.suites")))
+    folder = Path(str(files("aftershock.harness.suite.builtin")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
@@ -139,9 +139,9 @@ def _load_plugins(
     own: Sequence[str | None], more: Sequence[Path], limits: LimitsPart | None, checker: Checker, folder: Path
 ) -> None:
     """Open the plugin files of the suite and of the command line, within the suite's limits where these are whole."""
-    from .workers.plugins import open_plugin_file
-    from .workers.pool import POOL
-    from .workers.process import Allowance
+    from ..workers.plugins import open_plugin_file
+    from ..workers.pool import POOL
+    from ..workers.process import Allowance
 
     if limits is not None:
         POOL.allow(Allowance.of(limits))
@@ -202,7 +202,7 @@ def _data(entry: DataEntry, checker: Checker, folder: Path) -> DataPart:
 
 
 def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> ModelPart:
-    from .models.factories import model_factory
+    from ..models.factories import model_factory
 
     label = entry.label or entry.name or re.sub(r"[^A-Za-z0-9._-]+", "-", (entry.factory or "").rpartition(":")[2])
     location = ("models", index)

@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from .core.parameters import parse_number
-from .core.registry import did_you_mean
+from ..core.parameters import parse_number
+from ..core.registry import did_you_mean
 
 DECIDES_NO_NUMBER = True
 

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from .core.errors import UsageError, described
-from .core.interrupts import PartEndedError, contained
-from .core.parameters import bind
-from .core.process_state import guarded
-from .core.registry import Registry, did_you_mean
-from .suite import Part
+from ..core.errors import UsageError, described
+from ..core.interrupts import PartEndedError, contained
+from ..core.parameters import bind
+from ..core.process_state import guarded
+from ..core.registry import Registry, did_you_mean
+from .resolved import Part
 from .toml_lines import locate
 
 DECIDES_NO_NUMBER = True
