@@ -25,8 +25,8 @@ from ..harness.core.formats import check_schema
 from ..harness.fitted import Fitted, RunFolder, named_detector
 from ..harness.models.classifier import Classifier, Normalise
 from ..harness.models.weights import state_digest
+from ..harness.plan.models import normalise_values
 from ..harness.statistics.detection import threshold, threshold_reason
-from ..harness.subjects import normalise_values
 from ..harness.tracing.recorder import discover
 from ..harness.tracing.traced_model import Instruments
 from ..harness.tracing.traces import TapInfo, Traces

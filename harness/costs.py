@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from .planning import Plan
+from .plan import Plan
 from .runner import Summary, name_parts
 from .store import Store
 

@@ -15,7 +15,7 @@ from .data.types import Dataset, TaskShape
 from .models.classifier import Classifier, Source, accuracy, accuracy_warning, build
 from .models.probe import probe, probe_images
 from .models.weights import load_weights
-from .subjects import find_model_weights, model_spec, tap_notes
+from .plan.models import find_model_weights, model_spec, tap_notes
 from .suite.problems import Problem
 from .suite.resolved import ModelPart, Suite
 from .suite.toml_lines import locate

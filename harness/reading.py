@@ -11,9 +11,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from .cells import TraceKeys
 from .core.errors import AftershockError
 from .ledger import SUFFIX, Record, checked_key, read_record
+from .plan.cells import TraceKeys
 from .tracing.rows import ChunkedRows, Rows
 from .tracing.traces import Need, TapInfo, Traces
 

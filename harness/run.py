@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from .data.types import Dataset
-    from .planning import Plan
+    from .plan import Plan
     from .problems import Problems
     from .runner import Event, Summary
     from .store import Store
@@ -247,7 +247,6 @@ class _Session:
     def run(self, stamp: str | None) -> Run:
         from ..reports.site import write_site
         from ..reports.tables import Tables
-        from .applicability import make_perturbations
         from .computing import Workbench, compute
         from .computing.context import Context
         from .core.code_digests import code_digest, part_digest
@@ -256,12 +255,13 @@ class _Session:
         from .costs import detector_costs
         from .data.duplicates import duplicate_notes
         from .engines import engine_of
-        from .planning import lost_perturbations, make_plan
+        from .plan import lost_perturbations, make_plan
+        from .plan.applicability import make_perturbations
+        from .plan.models import find_weights
         from .problems import Problems
         from .rankability import unranked_suite
         from .runner import Runner, choose
         from .store import Store, unwritable
-        from .subjects import find_weights
         from .workers.pool import POOL
         from .workers.process import Allowance
 

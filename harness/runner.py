@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Literal
 
-from .cells import Cell
 from .core.errors import AftershockError, UnavailableError, UsageError, described
 from .core.interrupts import Interrupt
 from .core.registry import did_you_mean
 from .engines import Engine, Outcome, Task
+from .plan.cells import Cell
 from .store import Store
 
 # Seconds per image before anything was measured, by kind: only for the first guess of the time left.

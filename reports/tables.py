@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..harness.cells import ROUNDINGS, Rounding, SetName
 from ..harness.conditions import attack_rows
 from ..harness.core.process_state import CHANGED, CHANGED_FLAG
 from ..harness.core.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..harness.data.types import Dataset
-from ..harness.planning import Plan, Subject
+from ..harness.plan import Plan, Subject
+from ..harness.plan.cells import ROUNDINGS, Rounding, SetName
 from ..harness.problems import Problems
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
 from ..harness.rankability import INCOMPLETE, READS_FILES, UNCHECKED, reaches_threat

@@ -164,7 +164,7 @@ def test_the_wheel_works_outside_the_repository(installed: Path, tmp_path: Path)
 
     code = (
         "from pathlib import Path\n"
-        "from aftershock.harness.subjects import find_weights\n"
+        "from aftershock.harness.plan.models import find_weights\n"
         "from aftershock.harness.suite.resolve import load_suite\n"
         "print(*find_weights(load_suite('quick'), Path('/nowhere')).values(), sep='\\n')"
     )

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells import Opponent, PerturbJob
 from ..core.errors import AftershockError, UnavailableError
 from ..core.model_state import device_of
 from ..core.process_state import CHANGED_FLAG, guarded_part
 from ..core.seeds import derive_seed, forked_rng
 from ..defence import DetectorDefence
 from ..engines import Output
+from ..plan.cells import Opponent, PerturbJob
 from ..suite.instances import make_perturbation
 from ..tracing.traced_model import Instruments
 from .lent import lent, lent_instruments

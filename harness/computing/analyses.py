@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ...analyses.base import ImageSet, Material, PerturbedSet
 from ...analyses.findings import Findings
-from ..cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
 from ..core.errors import AftershockError
 from ..core.process_state import guarded_part, noted
 from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
 from ..engines import Output
-from ..subjects import untrained_classifier
+from ..plan.cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
+from ..plan.models import untrained_classifier
 from ..tracing.rows import ChunkedRows
 from ..tracing.traced_model import Instruments
 from ..tracing.traces import Need

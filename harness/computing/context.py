@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..core.registry import DATASETS
-from ..planning import Sets
+from ..plan import Sets
 from ..reading import StoredCells
 from ..suite.resolved import ModelPart, Suite
 from .workbench import Workbench

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ...detectors.base.detector import Detector
-from ..cells import FitJob, ScoreJob, TraceKeys
 from ..core.clock import Stopwatch
 from ..core.errors import AftershockError
 from ..core.memory import peak_memory
 from ..core.process_state import CHANGED, Changes, guarded_part, noted
 from ..core.seeds import derive_seed, forked_rng, generator
 from ..engines import Output
+from ..plan.cells import FitJob, ScoreJob, TraceKeys
 from ..tracing.traces import Traces
 from ..workers import OPENED
 from ..workers.standins.detectors import PluginDetector

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..cells import (
+from ..core.errors import AftershockError
+from ..core.model_state import one_thread
+from ..core.process_state import guarded, noted
+from ..core.seeds import derive_seed, forked_rng
+from ..engines import Output, Task
+from ..plan.cells import (
     AnalysisJob,
     ControlJob,
     DerivedJob,
@@ -21,11 +26,6 @@ from ..cells import (
     ScoreJob,
     TraceJob,
 )
-from ..core.errors import AftershockError
-from ..core.model_state import one_thread
-from ..core.process_state import guarded, noted
-from ..core.seeds import derive_seed, forked_rng
-from ..engines import Output, Task
 from .adaptive import compute_adaptive
 from .analyses import compute_analysis
 from .detectors import compute_fit, compute_scores

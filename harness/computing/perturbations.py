@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...attacks.base.perturb_batch import DerivedBatch, Limits, PerturbedBatch, limited, perturb_batch, rounded
 from ...attacks.benign.equal_norm_control import equal_norm_control
-from ..cells import ControlJob, DerivedJob, PerturbJob
 from ..core.errors import AftershockError, UnavailableError
 from ..core.process_state import CHANGED_FLAG
 from ..core.seeds import Draws, derive_seed
 from ..engines import Output
+from ..plan.cells import ControlJob, DerivedJob, PerturbJob
 from ..suite.instances import make_perturbation
 from ..tracing.traced_model import Instruments
 from ..workers.standins.detectors import PluginDetector

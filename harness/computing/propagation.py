@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..cells import EncodersJob, PropagationJob
 from ..core.registry import ANALYSES
 from ..core.seeds import generator
 from ..engines import Output
+from ..plan.cells import EncodersJob, PropagationJob
 from ..tracing.traces import Traces
 from .workbench import Workbench
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ...detectors.base.detector import Detector
-from ..cells import ScoreJob
 from ..consistency import EVALUATIONS, SAMPLE, moved
 from ..core.errors import AftershockError, UnavailableError
 from ..core.process_state import guarded_part
 from ..core.seeds import derive_seed, forked_rng, generator
+from ..plan.cells import ScoreJob
 from ..tracing.traces import Traces
 from .workbench import Workbench
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..cells import Cell, ExtraJob, TraceJob
 from ..core.errors import AftershockError
 from ..core.process_state import guarded_part, noted
 from ..core.seeds import generator
 from ..engines import Output
+from ..plan.cells import Cell, ExtraJob, TraceJob
 from ..tracing.recorder import input_gradient, record
 from ..tracing.traced_model import view_seed
 from .workbench import Workbench

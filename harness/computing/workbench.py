@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from ..cells import Images, ModelJob, SetName, TraceKeys
 from ..core.errors import UnavailableError
 from ..core.registry import DETECTORS
 from ..data.types import Dataset, ImageSplit
 from ..engines import Output
 from ..models.classifier import Classifier
-from ..planning import Sets, stored_need
+from ..plan import Sets, stored_need
+from ..plan.cells import Images, ModelJob, SetName, TraceKeys
+from ..plan.models import load_classifier, make_classifier
 from ..reading import Reader, open_traces, tap_infos
-from ..subjects import load_classifier, make_classifier
 from ..suite.instances import make_detector
 from ..suite.resolved import DetectorPart, ModelPart, Suite
 from ..tracing.traced_model import Instruments

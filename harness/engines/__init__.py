@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..cells import Cell
 from ..core.errors import UsageError
 from ..core.registry import did_you_mean
+from ..plan.cells import Cell
 
 DECIDES_NO_NUMBER = True
 

@@ -125,7 +125,7 @@ def test_one_attack_leaves_the_rest_alone(edit: Edit) -> None:
 
 def test_a_module_that_decides_no_number_is_in_no_digest(edit: Edit) -> None:
     before = digests()
-    for module in ("harness.core.errors", "harness.core.registry", "harness.core.files", "harness.planning.planner"):
+    for module in ("harness.core.errors", "harness.core.registry", "harness.core.files", "harness.plan.planner"):
         edit(module, lambda text: f"{text}\nMORE = 3\n")
     assert changed(before) == set()
     assert not {"harness.cli", "harness.console", "harness.store"} & set(all_modules())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aftershock.harness.core import code_digests
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.planning import make_plan
+from aftershock.harness.plan import make_plan
 from aftershock.harness.suite.resolve import load_suite
 
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}

@@ -32,7 +32,7 @@ from aftershock.harness.models.classifier import (
 )
 from aftershock.harness.models.factories import model_factory
 from aftershock.harness.models.weights import save_weights
-from aftershock.harness.subjects import find_weights, model_spec
+from aftershock.harness.plan.models import find_weights, model_spec
 from aftershock.harness.suite.resolve import load_suite
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

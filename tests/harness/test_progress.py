@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aftershock import run
-from aftershock.harness.cells import Cell
+from aftershock.harness.plan.cells import Cell
 from aftershock.harness.runner import Event, TimeLeft
 
 

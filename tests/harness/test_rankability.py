@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from aftershock.attacks.adaptive.pgd import SurrogateAttack
 from aftershock.attacks.adaptive.worst_case import WorstCase
-from aftershock.harness.applicability import make_perturbations
+from aftershock.harness.plan.applicability import make_perturbations
 from aftershock.harness.protocol import leaderboard_rows
 from aftershock.harness.rankability import (
     BATCH_DEPENDENT,

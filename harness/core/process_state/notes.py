@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...planning import Plan
+from ...plan import Plan
 from ...runner import Summary, name_parts
 from ...store import Store
 from .guard import CHANGED, CHANGED_FLAG

@@ -18,9 +18,9 @@ from ..packing import unpack_needs
 from .part import Instance, PluginPart
 
 if TYPE_CHECKING:
-    from ...cells import AnalysisJob
     from ...computing.context import Context
     from ...engines import Output
+    from ...plan.cells import AnalysisJob
 
 
 class PluginAnalysis(Analysis):

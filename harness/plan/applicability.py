@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .data.types import TaskShape
-from .suite.instances import make_perturbation
-from .suite.resolved import PerturbationPart, Suite
+from ..data.types import TaskShape
+from ..suite.instances import make_perturbation
+from ..suite.resolved import PerturbationPart, Suite
 
 if TYPE_CHECKING:
-    from ..attacks.base.perturbation import Perturbation
+    from ...attacks.base.perturbation import Perturbation
 
 DECIDES_NO_NUMBER = True
 

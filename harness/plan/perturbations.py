@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..cells import ControlJob, DerivedJob, Opponent, PerturbJob, SetName
 from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import PERTURBATIONS
 from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
+from .cells import ControlJob, DerivedJob, Opponent, PerturbJob, SetName
 from .draft import CHUNK, Draft
 from .plan import Subject
 

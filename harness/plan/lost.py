@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..cells import AnalysisJob
+from .cells import AnalysisJob
 from .draft import all_keys
 from .plan import Plan
 

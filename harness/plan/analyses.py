@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..cells import AnalysisJob, PerturbedKeys
 from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
+from .cells import AnalysisJob, PerturbedKeys
 from .draft import Draft, all_keys, cut
 from .plan import Subject
 

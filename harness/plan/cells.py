@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .suite.resolved import DetectorPart, ModelPart, Part, PerturbationPart
-from .tracing.traces import Need
+from ..suite.resolved import DetectorPart, ModelPart, Part, PerturbationPart
+from ..tracing.traces import Need
 
 DECIDES_NO_NUMBER = True
 

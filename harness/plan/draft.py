@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..applicability import applicability, make_perturbations
-from ..cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
 from ..core.registry import file_digest
 from ..data.types import TaskShape
-from ..subjects import model_identity
 from ..suite.instances import make_analysis, make_detector
 from ..suite.resolved import ModelPart, PerturbationPart, Suite
 from ..tracing.traces import Need, capped
+from .applicability import applicability, make_perturbations
+from .cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
+from .models import model_identity
 from .plan import Subject
 from .sets import Sets
 
@@ -118,7 +118,7 @@ class Draft:
             seed=seed if self.weights[part.label] is None else None,
             taps=part.tap_modules,
             bits_per_tap=part.bits_per_tap,
-            code=code_digest("harness.subjects"),
+            code=code_digest("harness.plan.models"),
             versions=versions("torch", "torchvision"),
             device=self.device,
         )

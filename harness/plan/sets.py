@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cells import SetName
 from ..core.errors import UsageError
 from ..core.seeds import derive_seed
 from ..data.types import Dataset
 from ..suite.resolved import Suite
+from .cells import SetName
 
 DECIDES_NO_NUMBER = True
 

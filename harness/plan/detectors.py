@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ..cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
 from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import DETECTORS
 from ..core.seeds import derive_seed
 from ..suite.resolved import DetectorPart
 from ..tracing.traces import Need
+from .cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
 from .draft import TRACING, Draft, all_keys, cut, image_count
 from .plan import Subject
 

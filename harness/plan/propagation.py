@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..cells import EncodersJob, PropagationJob
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
 from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
 from ..tracing.traces import Need
+from .cells import EncodersJob, PropagationJob
 from .draft import Draft, all_keys, cut
 from .plan import Subject
 

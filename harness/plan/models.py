@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.code_digests import part_digest
-from .core.content_keys import sources_digest
-from .core.errors import AftershockError, UsageError
-from .core.process_state import noted
-from .core.registry import PACKAGE, Entry, file_digest
-from .data.types import Dataset
-from .models.classifier import (
+from ..core.code_digests import part_digest
+from ..core.content_keys import sources_digest
+from ..core.errors import AftershockError, UsageError
+from ..core.process_state import noted
+from ..core.registry import PACKAGE, Entry, file_digest
+from ..data.types import Dataset
+from ..models.classifier import (
     Classifier,
     ModelSpec,
     Normalise,
@@ -28,12 +28,12 @@ from .models.classifier import (
     is_near_chance,
     obtain,
 )
-from .models.probe import probe, probe_images
-from .models.training import estimate_seconds
-from .models.weights import network_digest, state_digest
-from .rankability import NEAR_CHANCE, NO_WEIGHTS
-from .suite.resolved import ModelPart, Suite
-from .tracing.recorder import Survey, survey
+from ..models.probe import probe, probe_images
+from ..models.training import estimate_seconds
+from ..models.weights import network_digest, state_digest
+from ..rankability import NEAR_CHANCE, NO_WEIGHTS
+from ..suite.resolved import ModelPart, Suite
+from ..tracing.recorder import Survey, survey
 
 
 def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:

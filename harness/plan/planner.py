@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ..cells import Images
 from ..core.code_digests import part_digest
 from ..core.content_keys import content_key
 from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..results import HOSTILE
-from ..subjects import model_identity, ready_state
 from ..suite.resolved import ModelPart, Suite
 from ..tracing.traced_model import NeedsCodes
 from .analyses import plan_analyses
+from .cells import Images
 from .detectors import DetectorPlanner
 from .draft import Draft
+from .models import model_identity, ready_state
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import Plan, Subject
 from .propagation import plan_propagation, propagation_needs

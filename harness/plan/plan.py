@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..applicability import Applicability
-from ..cells import Cell, Rounding, SetName, TraceKeys
 from ..suite.resolved import ModelPart, Suite
+from .applicability import Applicability
+from .cells import Cell, Rounding, SetName, TraceKeys
 from .sets import Sets
 
 DECIDES_NO_NUMBER = True
