@@ -7,7 +7,7 @@ from typing import Any
 
 from .plan import Plan
 from .runner import Summary, name_parts
-from .store import Store
+from .store.run_directory import Store
 
 MIB = 2**20
 

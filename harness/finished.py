@@ -22,7 +22,7 @@ from .core.files import MIB, digest_of, parse_json, read_file
 from .core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
 from .core.local_sources import local_sources
 from .core.registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
-from .ledger import SUFFIX, is_whole, read_record
+from .store.ledger import SUFFIX, is_whole, read_record
 
 ROOMS = ("harness", "attacks", "detectors", "reports")
 # Files of the package that decide what a run shows.

@@ -33,8 +33,8 @@ from .core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 from .core.parameters import bind
 from .core.registry import DETECTORS, did_you_mean, file_digest
 from .finished import KEYS, read_keys
-from .ledger import SUFFIX, Record, is_whole, read_record
-from .reading import tap_infos
+from .store.ledger import SUFFIX, Record, is_whole, read_record
+from .store.stored_traces import tap_infos
 from .tracing.traces import TapInfo
 
 if TYPE_CHECKING:

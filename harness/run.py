@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .problems import Problems
     from .runner import Event, Summary
-    from .store import Store
+    from .store.run_directory import Store
     from .suite.resolved import Suite
 
 TABLES = (
@@ -261,7 +261,7 @@ class _Session:
         from .problems import Problems
         from .rankability import unranked_suite
         from .runner import Runner, choose
-        from .store import Store, unwritable
+        from .store.run_directory import Store, unwritable
         from .workers.pool import POOL
         from .workers.process import Allowance
 

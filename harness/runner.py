@@ -17,7 +17,7 @@ from .core.interrupts import Interrupt
 from .core.registry import did_you_mean
 from .engines import Engine, Outcome, Task
 from .plan.cells import Cell
-from .store import Store
+from .store.run_directory import Store
 
 # Seconds per image before anything was measured, by kind: only for the first guess of the time left.
 GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003, "propagation": 0.001}

@@ -22,7 +22,6 @@ from ..harness.problems import Problems
 from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
 from ..harness.rankability import INCOMPLETE, READS_FILES, UNCHECKED, reaches_threat
 from ..harness.ranking import Protocol, leaderboard_rows
-from ..harness.reading import cat_column, tap_infos
 from ..harness.results import (
     MIN_IMAGES,
     DetectorResult,
@@ -34,7 +33,8 @@ from ..harness.results import (
 )
 from ..harness.runner import Summary, name_parts
 from ..harness.sanity import adaptive_flags, perturbation_flags
-from ..harness.store import Store
+from ..harness.store.run_directory import Store
+from ..harness.store.stored_traces import cat_column, tap_infos
 from ..harness.suite.resolved import DetectorPart, PerturbationPart
 from ..harness.workers import OPENED
 from .leaderboard import COLUMNS, write_csv, write_csv_gz

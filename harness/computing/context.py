@@ -10,7 +10,7 @@ import torch
 
 from ..core.registry import DATASETS
 from ..plan import Sets
-from ..reading import StoredCells
+from ..store.stored_traces import StoredCells
 from ..suite.resolved import ModelPart, Suite
 from .workbench import Workbench
 

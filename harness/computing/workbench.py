@@ -18,7 +18,7 @@ from ..models.classifier import Classifier
 from ..plan import Sets, stored_need
 from ..plan.cells import Images, ModelJob, SetName, TraceKeys
 from ..plan.models import load_classifier, make_classifier
-from ..reading import Reader, open_traces, tap_infos
+from ..store.stored_traces import Reader, open_traces, tap_infos
 from ..suite.instances import make_detector
 from ..suite.resolved import DetectorPart, ModelPart, Suite
 from ..tracing.traced_model import Instruments

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.harness.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.ledger import SUFFIX
-from aftershock.harness.store import Store
+from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
+from aftershock.harness.store.ledger import SUFFIX
+from aftershock.harness.store.run_directory import Store
 
 KEYS = ["a" * 64, "b" * 64, "c" * 64]
 DAY = 86400

@@ -12,7 +12,7 @@ from aftershock.harness.core import content_keys as keys
 from aftershock.harness.core.code_digests import code_digest, part_digest
 from aftershock.harness.core.content_keys import FileDigests, canonical, content_key, versions
 from aftershock.harness.core.registry import DETECTORS, Entry, Origin, load_plugin_file
-from aftershock.harness.ledger import checked_key
+from aftershock.harness.store.ledger import checked_key
 from hypothesis import given
 from hypothesis import strategies as st
 

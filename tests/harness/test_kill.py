@@ -83,7 +83,7 @@ def steps(place: Path, run_killed: Callable) -> dict[str, int]:
 def no_leftovers(run: Path) -> None:
     """A finished run directory holds no half-written file, and every entry of its ledger has its artifact."""
     from aftershock.harness.core.files import digest_of
-    from aftershock.harness.ledger import SUFFIX, read_record
+    from aftershock.harness.store.ledger import SUFFIX, read_record
 
     assert not list(run.rglob("*.tmp"))
     for path in (run / "cells").iterdir():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from aftershock.detectors import Guard
 from aftershock.detectors.guard import export_guard
-from aftershock.harness.reading import tap_infos
 from aftershock.harness.run import run
+from aftershock.harness.store.stored_traces import tap_infos
 from aftershock.harness.tracing.traces import TapInfo
 from torch import nn
 

@@ -16,8 +16,8 @@ import torch
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.files import write_atomic
 from aftershock.harness.core.formats import seal
-from aftershock.harness.ledger import SCHEMA, SUFFIX, Record, is_whole, read_record
-from aftershock.harness.store import Store
+from aftershock.harness.store.ledger import SCHEMA, SUFFIX, Record, is_whole, read_record
+from aftershock.harness.store.run_directory import Store
 
 KEY, OTHER = "a" * 64, "b" * 64
 
@@ -215,7 +215,7 @@ def test_a_key_cannot_leave_the_directory(key: str, tmp_path: Path, run: Path, c
 SECOND = """
 import sys
 from pathlib import Path
-from aftershock.harness.store import Store
+from aftershock.harness.store.run_directory import Store
 from aftershock.harness.core.errors import UsageError
 try:
     Store(Path(sys.argv[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...plan import Plan
 from ...runner import Summary, name_parts
-from ...store import Store
+from ...store.run_directory import Store
 from .guard import CHANGED, CHANGED_FLAG
 
 

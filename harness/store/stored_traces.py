@@ -11,11 +11,11 @@ import safetensors
 import torch
 from torch import Tensor
 
-from .core.errors import AftershockError
+from ..core.errors import AftershockError
+from ..plan.cells import TraceKeys
+from ..tracing.rows import ChunkedRows, Rows
+from ..tracing.traces import Need, TapInfo, Traces
 from .ledger import SUFFIX, Record, checked_key, read_record
-from .plan.cells import TraceKeys
-from .tracing.rows import ChunkedRows, Rows
-from .tracing.traces import Need, TapInfo, Traces
 
 
 class Reader(Protocol):

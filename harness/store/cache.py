@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core.errors import UsageError
-from .core.files import MIB, is_regular, read_file
+from ..core.errors import UsageError
+from ..core.files import MIB, is_regular, read_file
 from .ledger import SUFFIX
 
 # A folder that backup programs leave out, by https://bford.info/cachedir/.

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .core.errors import UsageError
-from .core.files import MIB, digest_of, read_file
-from .core.formats import check_schema, is_sealed, package_version, seal
+from ..core.errors import UsageError
+from ..core.files import MIB, digest_of, read_file
+from ..core.formats import check_schema, is_sealed, package_version, seal
 
 DECIDES_NO_NUMBER = True
 

@@ -21,10 +21,10 @@ import safetensors.torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
+from ..core.errors import AftershockError, UsageError
+from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
+from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .cache import CACHE_SIGNATURE, CACHE_TAG
-from .core.errors import AftershockError, UsageError
-from .core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
-from .core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
 
 DECIDES_NO_NUMBER = True
