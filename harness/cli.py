@@ -169,8 +169,8 @@ def validate(
     counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
     typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
     from .data.builtin import task_shape
+    from .evaluation.rankability import unranked_suite
     from .plan.applicability import applicability, make_perturbations
-    from .rankability import unranked_suite
 
     attacks = make_perturbations(found)
     unranked = unranked_suite(found, attacks, found.data.calibrate, found.data.evaluate)

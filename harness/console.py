@@ -84,7 +84,7 @@ def duration(seconds: float) -> str:
 
 def show_leaderboard(run: Run) -> None:
     """The end of a run: the leaderboard, what failed, and where the report is."""
-    from ..reports.leaderboard import leaderboard_text, verdicts
+    from .evaluation.csv_files import leaderboard_text, verdicts
 
     console = _console()
     try:

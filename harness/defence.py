@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..attacks.base.target import Guides, Look
 from ..detectors.base.detector import Detector
-from .consistency import EVALUATIONS
 from .core.process_state import guarded_part
-from .results import ALPHAS
+from .evaluation.consistency import EVALUATIONS
+from .evaluation.results import ALPHAS
 from .statistics.detection import threshold, threshold_rank
 from .tracing.recorder import encode
 from .tracing.taps import SIGN_FROM_INPUT

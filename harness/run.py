@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
 
     from .data.types import Dataset
+    from .evaluation.problems import Problems
     from .plan import Plan
-    from .problems import Problems
     from .runner import Event, Summary
     from .store.run_directory import Store
     from .suite.resolved import Suite
@@ -246,20 +246,20 @@ class _Session:
 
     def run(self, stamp: str | None) -> Run:
         from ..reports.site import write_site
-        from ..reports.tables import Tables
         from .computing import Workbench, compute
         from .computing.context import Context
         from .core.code_digests import code_digest, part_digest
         from .core.process_state.notes import changed_state
         from .core.registry import DATASETS, file_digest
-        from .costs import detector_costs
         from .data.duplicates import duplicate_notes
         from .engines import engine_of
+        from .evaluation.collect import Tables
+        from .evaluation.costs import detector_costs
+        from .evaluation.problems import Problems
+        from .evaluation.rankability import unranked_suite
         from .plan import lost_perturbations, make_plan
         from .plan.applicability import make_perturbations
         from .plan.models import find_weights
-        from .problems import Problems
-        from .rankability import unranked_suite
         from .runner import Runner, choose
         from .store.run_directory import Store, unwritable
         from .workers.pool import POOL
@@ -394,7 +394,7 @@ class _Session:
         seconds: float,
     ) -> dict[str, Any]:  # fmt: skip
         """What ``run.json`` records."""
-        from .rankability import FLOOR, FLOOR_IMAGES
+        from .evaluation.rankability import FLOOR, FLOOR_IMAGES
 
         models, texts = [], {"notes": dict[str, None](), "warnings": dict[str, None]()}
         for subject in plan.subjects:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..harness.core.errors import UsageError
 from ..harness.core.files import MIB, digest_of, is_regular, open_tensors, read_file
 from ..harness.core.formats import check_schema, package_version
-from .leaderboard import write_csv
+from ..harness.evaluation.csv_files import write_csv
 from .reading import check_published, mapping, words
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from ..harness.rankability import floor_text
+from ..harness.evaluation.rankability import floor_text
 from .reading import Row
 
 NO_NUMBER = "Why there is no number."

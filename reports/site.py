@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..harness.core.errors import AftershockError, UsageError, described
 from ..harness.core.files import refuse_links_on_the_way, write_atomic, write_problem
+from ..harness.evaluation.verdict import Standing, sentence, verdict
 from .analysis_pages import Study, analysis_page, cards, outdated, studies
 from .attack_views import ROUNDED, rounding, winners
 from .budget_views import curve_data, ends, ends_table
@@ -28,7 +29,6 @@ from .joined_ranks import common_ranks
 from .reading import TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
 from .run_views import labels, run_page
 from .shares import Conditions
-from .verdict import Standing, sentence, verdict
 from .views import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..harness.rankability import floor_text
+from ..harness.evaluation.rankability import floor_text
 from .figures import DASH, grouped, mean
 from .flags import Flag, flags
 from .reading import Row

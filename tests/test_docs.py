@@ -16,8 +16,8 @@ import typer
 from aftershock.detectors import check_detector
 from aftershock.harness import cli
 from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
+from aftershock.harness.evaluation.csv_files import COLUMNS
 from aftershock.harness.suite.resolve import load_suite
-from aftershock.reports.leaderboard import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...harness.core.errors import UsageError
 from ...harness.core.seeds import Draws
-from ...harness.results import Effort
+from ...harness.evaluation.results import Effort
 from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, project, random_in_ball
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...harness.core.seeds import Draws
-from ...harness.results import Effort
+from ...harness.evaluation.results import Effort
 from ..base import parameters as checks
 from ..base.perturbation import CountingModel, PerturbationInfo
 from ..native.pgd import margin

@@ -246,7 +246,7 @@ def _recorded(name: str) -> list[dict[str, str]]:
 
 def leaderboard(run: str) -> str:
     """The leaderboard of a recorded run as the console shows it, without the model and without empty columns."""
-    from aftershock.reports.leaderboard import leaderboard_text, verdicts
+    from aftershock.harness.evaluation.csv_files import leaderboard_text, verdicts
 
     rows = _recorded(f"{run}-leaderboard")
     lines: list[str] = []

@@ -1,6 +1,6 @@
 """Scores asked for again, in the ways in which a detector could tell who asks, in what order and in which company.
 
-An honest score is a function of the image. What is compared here is judged by :mod:`aftershock.harness.consistency`,
+An honest score is a function of the image. What is compared here is judged by :mod:`aftershock.harness.evaluation.consistency`,
 which knows thresholds; nothing is decided here.
 """
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ...detectors.base.detector import Detector
-from ..consistency import EVALUATIONS, SAMPLE, moved
 from ..core.errors import AftershockError, UnavailableError
 from ..core.process_state import guarded_part
 from ..core.seeds import derive_seed, forked_rng, generator
+from ..evaluation.consistency import EVALUATIONS, SAMPLE, moved
 from ..plan.cells import ScoreJob
 from ..tracing.traces import Traces
 from .workbench import Workbench

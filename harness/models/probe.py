@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from ..core.errors import UsageError
 from ..core.model_state import device_of, untouched
 from ..core.seeds import forked_rng, generator
-from ..rankability import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
+from ..evaluation.rankability import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
 from ..tracing.logits import find_logits, is_single
 from ..tracing.taps import refuse_hidden_calls
 from .weights import other_state

@@ -17,6 +17,7 @@ from ..core.errors import AftershockError, UsageError
 from ..core.process_state import noted
 from ..core.registry import PACKAGE, Entry, file_digest
 from ..data.types import Dataset
+from ..evaluation.rankability import NEAR_CHANCE, NO_WEIGHTS
 from ..models.classifier import (
     Classifier,
     ModelSpec,
@@ -31,7 +32,6 @@ from ..models.classifier import (
 from ..models.probe import probe, probe_images
 from ..models.training import estimate_seconds
 from ..models.weights import network_digest, state_digest
-from ..rankability import NEAR_CHANCE, NO_WEIGHTS
 from ..suite.resolved import ModelPart, Suite
 from ..tracing.recorder import Survey, survey
 

@@ -9,7 +9,7 @@ from ..core.code_digests import part_digest
 from ..core.content_keys import content_key
 from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
-from ..results import HOSTILE
+from ..evaluation.results import HOSTILE
 from ..suite.resolved import ModelPart, Suite
 from ..tracing.traced_model import NeedsCodes
 from .analyses import plan_analyses

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UsageError
 from ..core.registry import ANALYSES, DETECTORS, PERTURBATIONS
-from ..results import Effort
+from ..evaluation.results import Effort
 from ..tracing.traces import Need
 from .resolved import Part
 

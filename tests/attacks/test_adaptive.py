@@ -14,8 +14,8 @@ from aftershock.attacks.base.perturbation import CountingModel
 from aftershock.attacks.base.target import Guides, Look
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.rankability import FLOOR
-from aftershock.harness.results import Effort
+from aftershock.harness.evaluation.rankability import FLOOR
+from aftershock.harness.evaluation.results import Effort
 from torch import Tensor, nn
 
 

@@ -14,9 +14,9 @@ import pytest
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data.builtin import SIZES, TASKS, task_shape
 from aftershock.harness.data.types import Dataset, TaskShape
+from aftershock.harness.evaluation.results import PerturbationResult
 from aftershock.harness.plan import Plan, make_plan
 from aftershock.harness.plan.applicability import applicability, make_perturbations
-from aftershock.harness.results import PerturbationResult
 from aftershock.harness.suite.resolve import load_suite
 from PIL import Image
 

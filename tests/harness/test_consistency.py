@@ -8,10 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.harness.consistency import EVALUATIONS, consistency_flags, majority_scores, moved
-from aftershock.harness.protocol import leaderboard_rows, score_rows
-from aftershock.harness.ranking import Protocol
-from aftershock.harness.results import DetectorResult, Effort, PerturbationResult, Rescored, SeedResult, Sources, Threat
+from aftershock.harness.evaluation.consistency import EVALUATIONS, consistency_flags, majority_scores, moved
+from aftershock.harness.evaluation.leaderboard import Protocol
+from aftershock.harness.evaluation.results import (
+    DetectorResult,
+    Effort,
+    PerturbationResult,
+    Rescored,
+    SeedResult,
+    Sources,
+    Threat,
+)
+from aftershock.harness.evaluation.tables import leaderboard_rows, score_rows
 
 N, M = 100, 200
 ROWS = np.arange(64)

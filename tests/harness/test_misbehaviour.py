@@ -20,8 +20,8 @@ from aftershock.analyses.findings import Findings
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.attacks.base.perturbation import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, register
+from aftershock.harness.evaluation.collect import Tables
 from aftershock.harness.tracing.traces import Traces
-from aftershock.reports.tables import Tables
 from torch import Tensor
 
 ENTERED: list[object] = []
@@ -277,8 +277,8 @@ def test_a_table_that_cannot_be_made_is_named_and_none_of_an_earlier_run_stays(
     def broken(*_: object) -> Any:
         raise ZeroDivisionError("nobody expected it")
 
-    monkeypatch.setattr("aftershock.reports.tables.leaderboard_rows", broken)
-    monkeypatch.setattr("aftershock.reports.tables.score_rows", broken)
+    monkeypatch.setattr("aftershock.harness.evaluation.collect.leaderboard_rows", broken)
+    monkeypatch.setattr("aftershock.harness.evaluation.collect.score_rows", broken)
     (tmp_path / "run" / "tables").mkdir(parents=True)
     (tmp_path / "run" / "tables" / "scores.csv.gz").write_bytes(b"old")
     found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache")

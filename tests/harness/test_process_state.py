@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import aftershock.harness.results
+import aftershock.harness.evaluation.results
 import aftershock.harness.statistics.detection
 import numpy as np
 import pytest
@@ -110,8 +110,8 @@ FUNCTIONS = {
     "builtins.sorted": (builtins, "sorted", list),
     "aftershock.harness.statistics.detection.auroc": (aftershock.harness.statistics.detection, "auroc", lambda *_: 1.0),
     "aftershock.harness.statistics.detection.len": (aftershock.harness.statistics.detection, "len", lambda _: 0),
-    "aftershock.harness.results.DetectorResult.failure": (
-        aftershock.harness.results.DetectorResult, "failure", lambda self: "",
+    "aftershock.harness.evaluation.results.DetectorResult.failure": (
+        aftershock.harness.evaluation.results.DetectorResult, "failure", lambda self: "",
     ),
 }  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_replaced_functions_are_put_back_and_named(name: str) -> None:
 
 def test_a_deleted_function_and_a_changed_table_are_put_back() -> None:
     from aftershock.harness.core.registry import DETECTORS
-    from aftershock.harness.results import ALPHAS
+    from aftershock.harness.evaluation.results import ALPHAS
 
     held, entry = dict(ALPHAS), DETECTORS.entry("msp")
     with guarded() as changes:

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.harness.protocol import (
+from aftershock.harness.evaluation.csv_files import COLUMNS
+from aftershock.harness.evaluation.leaderboard import Protocol
+from aftershock.harness.evaluation.results import Effort, RoundedResult
+from aftershock.harness.evaluation.tables import (
     Cell,
     DetectorResult,
     PerturbationResult,
@@ -21,10 +24,7 @@ from aftershock.harness.protocol import (
     perturbation_rows,
     score_rows,
 )
-from aftershock.harness.ranking import Protocol
-from aftershock.harness.results import Effort, RoundedResult
 from aftershock.harness.statistics.detection import auroc, threshold
-from aftershock.reports.leaderboard import COLUMNS
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 EPS = 0.03

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from aftershock.attacks.adaptive.pgd import SurrogateAttack
 from aftershock.attacks.adaptive.worst_case import WorstCase
-from aftershock.harness.plan.applicability import make_perturbations
-from aftershock.harness.protocol import leaderboard_rows
-from aftershock.harness.rankability import (
+from aftershock.harness.evaluation.leaderboard import Protocol, place
+from aftershock.harness.evaluation.rankability import (
     BATCH_DEPENDENT,
     FLOOR,
     FLOOR_IMAGES,
@@ -28,8 +27,7 @@ from aftershock.harness.rankability import (
     reasons,
     unranked_suite,
 )
-from aftershock.harness.ranking import Protocol, place
-from aftershock.harness.results import (
+from aftershock.harness.evaluation.results import (
     Cell,
     DetectorResult,
     Effort,
@@ -39,6 +37,8 @@ from aftershock.harness.results import (
     Sources,
     Threat,
 )
+from aftershock.harness.evaluation.tables import leaderboard_rows
+from aftershock.harness.plan.applicability import make_perturbations
 from aftershock.harness.suite.resolve import load_suite
 
 EPS = 0.1

@@ -21,7 +21,7 @@ import torch
 from aftershock.attacks import register as perturbation
 from aftershock.attacks.adaptive.pgd import MarginAttack
 from aftershock.detectors import Detector, DetectorInfo, register
-from aftershock.harness.results import Effort
+from aftershock.harness.evaluation.results import Effort
 
 fitted = False
 

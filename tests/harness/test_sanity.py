@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from aftershock.harness.results import DetectorResult, PerturbationResult, Threat
-from aftershock.harness.sanity import Got, adaptive_flags, beats, fooled_within, perturbation_flags
+from aftershock.harness.evaluation.results import DetectorResult, PerturbationResult, Threat
+from aftershock.harness.evaluation.sanity import Got, adaptive_flags, beats, fooled_within, perturbation_flags
 
 N = 200
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.sanity import adaptive_flags, perturbation_flags
+from aftershock.harness.evaluation.sanity import adaptive_flags, perturbation_flags
 from aftershock.reports.flags import FLAGS, flags
 from aftershock.reports.shares import wilson
 from aftershock.reports.site import build_site

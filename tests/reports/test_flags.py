@@ -8,7 +8,7 @@ import re
 from types import ModuleType
 
 import pytest
-from aftershock.harness import consistency, rankability, sanity
+from aftershock.harness.evaluation import consistency, rankability, sanity
 from aftershock.reports.flags import FLAGS, flags
 
 # Names of constants that hold no flag.

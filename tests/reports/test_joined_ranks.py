@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.protocol import (
+from aftershock.harness.evaluation.csv_files import COLUMNS, write_csv, write_csv_gz
+from aftershock.harness.evaluation.leaderboard import Protocol
+from aftershock.harness.evaluation.results import Effort, RoundedResult
+from aftershock.harness.evaluation.tables import (
     DetectorResult,
     PerturbationResult,
     SeedResult,
@@ -25,11 +28,8 @@ from aftershock.harness.protocol import (
     perturbation_rows,
     score_rows,
 )
-from aftershock.harness.ranking import Protocol
-from aftershock.harness.results import Effort, RoundedResult
 from aftershock.reports import joined_ranks
 from aftershock.reports.joined_ranks import NO_SCORES, OTHER_ACCURACY, OTHER_IMAGES, common_ranks, sample_of
-from aftershock.reports.leaderboard import COLUMNS, write_csv, write_csv_gz
 from aftershock.reports.reading import Row, read_run
 from aftershock.reports.site import build_site
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from aftershock.harness.console import show_leaderboard
-from aftershock.reports.leaderboard import COLUMNS, leaderboard_text, verdicts, write_csv, write_csv_gz
-from aftershock.reports.verdict import Verdict, sentence
+from aftershock.harness.evaluation.csv_files import COLUMNS, leaderboard_text, verdicts, write_csv, write_csv_gz
+from aftershock.harness.evaluation.verdict import Verdict, sentence
 from rich.console import Console
 
 NAMES = ("name", "value")

@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 from aftershock.harness.core.errors import AftershockError, UsageError
-from aftershock.harness.ranking import place
-from aftershock.harness.results import Cell
+from aftershock.harness.evaluation.csv_files import COLUMNS, leaderboard_text, write_csv
+from aftershock.harness.evaluation.leaderboard import place
+from aftershock.harness.evaluation.results import Cell
+from aftershock.harness.evaluation.verdict import Standing, sentence, verdict
 from aftershock.reports.figures import json_block
 from aftershock.reports.flags import FLAGS, flags
 from aftershock.reports.joined_ranks import NO_SCORES
-from aftershock.reports.leaderboard import COLUMNS, leaderboard_text, write_csv
 from aftershock.reports.site import build_site
-from aftershock.reports.verdict import Standing, sentence, verdict
 from aftershock.reports.views import BOARD, budget
 from rich.console import Console
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from aftershock.reports.verdict import Standing, sentence, verdict
+from aftershock.harness.evaluation.verdict import Standing, sentence, verdict
 
 
 def rows(**ranks: float | None) -> list[Standing]:

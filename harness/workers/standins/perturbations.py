@@ -15,7 +15,7 @@ from ....attacks.base.perturbation import CountingModel, Norm, Perturbation, Per
 from ....attacks.base.target import Defence
 from ...core.errors import AftershockError, UsageError
 from ...core.seeds import Draws
-from ...results import Effort
+from ...evaluation.results import Effort
 from ..channel import Message
 from ..process import raised
 from .part import LONG, SETTLING, Instance, PluginPart

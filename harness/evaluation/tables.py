@@ -14,8 +14,9 @@ from itertools import repeat
 
 import numpy as np
 
+from ..statistics.detection import auroc, auroc_interval, average_precision, threshold, threshold_reason
 from .consistency import majority_scores
-from .ranking import leaderboard_rows
+from .leaderboard import leaderboard_rows
 from .results import (
     ALPHAS,
     HOSTILE,
@@ -33,7 +34,6 @@ from .results import (
     check,
     shortage,
 )
-from .statistics.detection import auroc, auroc_interval, average_precision, threshold, threshold_reason
 
 __all__ = [
     "ALPHAS",

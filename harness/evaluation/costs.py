@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from .plan import Plan
-from .runner import Summary, name_parts
-from .store.run_directory import Store
+from ..plan import Plan
+from ..runner import Summary, name_parts
+from ..store.run_directory import Store
 
 MIB = 2**20
 

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..statistics.detection import auroc, threshold, threshold_reason
+from ..statistics.proportions import wilson
+from ..statistics.ranks import RowSample, ranks
+from ..statistics.samples import WorstCase, row_interval, row_sample
 from .consistency import consistency_flags, majority_scores
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
 from .results import (
@@ -28,10 +32,6 @@ from .results import (
     ThreatModel,
     within,
 )
-from .statistics.detection import auroc, threshold, threshold_reason
-from .statistics.proportions import wilson
-from .statistics.ranks import RowSample, ranks
-from .statistics.samples import WorstCase, row_interval, row_sample
 
 _ALPHA = ALPHAS["5"]
 # A share of the control, or of harmless images, whose lower bound lies above this is a flag.

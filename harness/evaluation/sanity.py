@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..statistics.detection import threshold, threshold_reason
 from .results import (
     ALPHAS,
     HOSTILE,
@@ -23,7 +24,6 @@ from .results import (
     ThreatModel,
     within,
 )
-from .statistics.detection import threshold, threshold_reason
 
 _LEVEL = 0.05
 # Images that were turned only in the last quarter of an attack's passes: more than this share and number of the

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..harness.rankability import BELOW_FLOOR, floor_text
+from .rankability import BELOW_FLOOR, floor_text
 
 ABLATION = "none"
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..statistics.detection import threshold, threshold_reason
 from .results import ALPHAS, HOSTILE, BoolArray, Cell, DetectorResult, FloatArray, PerturbationResult, Sources
-from .statistics.detection import threshold, threshold_reason
 
 
 def attack_rows(

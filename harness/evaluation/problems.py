@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from .core.errors import described
-from .core.interrupts import contained
-from .core.process_state import guarded
+from ..core.errors import described
+from ..core.interrupts import contained
+from ..core.process_state import guarded
 
 T = TypeVar("T")
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..statistics.detection import threshold_reason
 from .consistency import DEPENDS, RANDOMISED, UNCHECKED_PROCESS
 from .results import ALPHAS, DetectorResult, Effort, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
-from .statistics.detection import threshold_reason
 
 if TYPE_CHECKING:
-    from ..attacks.base.perturbation import Perturbation
-    from .suite.resolved import Suite
+    from ...attacks.base.perturbation import Perturbation
+    from ..suite.resolved import Suite
 
 DECIDES_NO_NUMBER = True
 

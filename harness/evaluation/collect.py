@@ -12,32 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..harness.conditions import attack_rows
-from ..harness.core.process_state import CHANGED, CHANGED_FLAG
-from ..harness.core.registry import ANALYSES, DETECTORS, PERTURBATIONS
-from ..harness.data.types import Dataset
-from ..harness.plan import Plan, Subject
-from ..harness.plan.cells import ROUNDINGS, Rounding, SetName
-from ..harness.problems import Problems
-from ..harness.protocol import metrics_rows, perturbation_rows, score_rows
-from ..harness.rankability import INCOMPLETE, READS_FILES, UNCHECKED, reaches_threat
-from ..harness.ranking import Protocol, leaderboard_rows
-from ..harness.results import (
-    MIN_IMAGES,
-    DetectorResult,
-    PerturbationResult,
-    Rescored,
-    RoundedResult,
-    SeedResult,
-    Sources,
-)
-from ..harness.runner import Summary, name_parts
-from ..harness.sanity import adaptive_flags, perturbation_flags
-from ..harness.store.run_directory import Store
-from ..harness.store.stored_traces import cat_column, tap_infos
-from ..harness.suite.resolved import DetectorPart, PerturbationPart
-from ..harness.workers import OPENED
-from .leaderboard import COLUMNS, write_csv, write_csv_gz
+from ..core.process_state import CHANGED, CHANGED_FLAG
+from ..core.registry import ANALYSES, DETECTORS, PERTURBATIONS
+from ..data.types import Dataset
+from ..plan import Plan, Subject
+from ..plan.cells import ROUNDINGS, Rounding, SetName
+from ..runner import Summary, name_parts
+from ..store.run_directory import Store
+from ..store.stored_traces import cat_column, tap_infos
+from ..suite.resolved import DetectorPart, PerturbationPart
+from ..workers import OPENED
+from .attack_table import attack_rows
+from .csv_files import COLUMNS, write_csv, write_csv_gz
+from .leaderboard import Protocol, leaderboard_rows
+from .problems import Problems
+from .rankability import INCOMPLETE, READS_FILES, UNCHECKED, reaches_threat
+from .results import MIN_IMAGES, DetectorResult, PerturbationResult, Rescored, RoundedResult, SeedResult, Sources
+from .sanity import adaptive_flags, perturbation_flags
+from .tables import metrics_rows, perturbation_rows, score_rows
 
 Row = dict[str, Any]
 NORMS = ("l0", "l1", "l2", "linf")
