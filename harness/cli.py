@@ -103,7 +103,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Where the site goes.")],
 ) -> None:
     """Make the site of one or more runs."""
-    from ..reports.site import build_site
+    from ..reports.site.build import build_site
 
     typer.echo(f"Report: {build_site(runs, out)}")
 

@@ -245,7 +245,7 @@ class _Session:
     data_notes: tuple[str, ...] = ()
 
     def run(self, stamp: str | None) -> Run:
-        from ..reports.site import write_site
+        from ..reports.site.build import write_site
         from .computing import Workbench, compute
         from .computing.context import Context
         from .core.code_digests import code_digest, part_digest
@@ -364,7 +364,7 @@ class _Session:
     ) -> list[Path]:
         """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
         from ..analyses.findings import Findings
-        from ..reports.analysis_files import findings_folder, remove_others, write_findings
+        from ..reports.findings.files import findings_folder, remove_others, write_findings
         from .core.registry import ANALYSES
 
         kept = []

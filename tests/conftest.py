@@ -55,7 +55,7 @@ for line in sys.stdin:
 """
 IMPORTED = (
     "aftershock.harness.run", "aftershock.harness.runner", "aftershock.harness.computing", "aftershock.harness.evaluation.collect",
-    "aftershock.reports.site", "aftershock.analyses.propagation.measures", "aftershock.harness.console",
+    "aftershock.reports.site.build", "aftershock.analyses.propagation.measures", "aftershock.harness.console",
     "aftershock.harness.data.builtin", "aftershock.harness.models.architectures", "aftershock.harness.models.training",
     "aftershock.attacks.benign.noise", "aftershock.attacks.native.pgd", "aftershock.attacks.benign.equal_norm_control",
     "aftershock.attacks.base.perturb_batch", "aftershock.attacks.from_file", "aftershock.detectors.logits.baselines",

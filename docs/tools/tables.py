@@ -211,7 +211,7 @@ def perturbation(name: str) -> str:
 
 def columns() -> str:
     """The leaderboard's columns as the report explains them."""
-    from aftershock.reports.views import BOARD
+    from aftershock.reports.site.leaderboard import BOARD
 
     rows = [(f"{c.title}{f' ({c.note})' if c.note else ''}", f"`{c.key}`", c.help) for c in BOARD]
     return table(("report", "leaderboard.csv", "meaning"), rows)
@@ -219,14 +219,14 @@ def columns() -> str:
 
 def flags() -> str:
     """Every sanity flag as the report explains it."""
-    from aftershock.reports.flags import FLAGS
+    from aftershock.reports.site.flags import FLAGS
 
     return table(("flag", "meaning"), [(f"`{key}`", meaning) for key, (_, meaning) in FLAGS.items()])
 
 
 def kinds() -> str:
     """The kinds of surrogates as the report explains them."""
-    from aftershock.reports.views import SURROGATES
+    from aftershock.reports.site.leaderboard import SURROGATES
 
     return table(("surrogate", "what an adaptive attack does"), [(k, SURROGATES[k]) for k in _SURROGATES])
 

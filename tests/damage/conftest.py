@@ -221,7 +221,7 @@ def differences(tables: Callable) -> Callable[[Path, Path], list[str]]:
     """Tells in what one run directory differs from another one of the same suite; empty if it may pass for it."""
 
     def compare(run: Path, other: Path) -> list[str]:
-        from aftershock.reports.site import build_site
+        from aftershock.reports.site.build import build_site
 
         left, right = (shown(folder, tables(folder)) for folder in (run, other))
         found = [name for name in left if left[name] != right[name]]

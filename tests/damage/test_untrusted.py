@@ -24,7 +24,7 @@ from aftershock.harness.core.formats import seal
 from aftershock.harness.fitted import load_detector, load_model
 from aftershock.harness.models.weights import state_digest
 from aftershock.harness.store.ledger import Record, dump_record, read_record
-from aftershock.reports.site import build_site
+from aftershock.reports.site.build import build_site
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

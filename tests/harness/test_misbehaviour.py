@@ -248,7 +248,7 @@ def test_a_table_or_page_that_fails_for_one_part_names_it_and_the_others_are_the
 
     monkeypatch.setattr(Tables, "write", later)
     with monkeypatch.context() as patch:
-        patch.setattr("aftershock.reports.site.analysis_page", broken)
+        patch.setattr("aftershock.reports.site.build.analysis_page", broken)
         found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache")
     told = dict(found.failed)
     assert any("no-effort" in name and "sys.exit(0)" in reason for name, reason in told.items())

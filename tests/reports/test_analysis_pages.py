@@ -20,10 +20,11 @@ import pytest
 import torch
 from aftershock.analyses.findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
 from aftershock.harness.core.errors import UsageError
-from aftershock.reports import analysis_figures, analysis_files
-from aftershock.reports.analysis_figures import colour_range, drawn
-from aftershock.reports.analysis_files import Result, findings_folder, read_findings, remove_others, write_findings
-from aftershock.reports.site import build_site
+from aftershock.reports.findings import figures as analysis_figures
+from aftershock.reports.findings import files as analysis_files
+from aftershock.reports.findings.figures import colour_range, drawn
+from aftershock.reports.findings.files import Result, findings_folder, read_findings, remove_others, write_findings
+from aftershock.reports.site.build import build_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.evaluation.sanity import adaptive_flags, perturbation_flags
-from aftershock.reports.flags import FLAGS, flags
-from aftershock.reports.shares import wilson
-from aftershock.reports.site import build_site
+from aftershock.reports.site.build import build_site
+from aftershock.reports.site.flags import FLAGS, flags
+from aftershock.reports.site.shares import wilson
 
 COLUMNS = {
     "leaderboard": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"

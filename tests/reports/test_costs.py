@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from aftershock.reports.cost_views import cost_tables
-from aftershock.reports.reading import Run
+from aftershock.reports.read.run_directory import Run
+from aftershock.reports.site.costs import cost_tables
 
 
 def run(facts, name="a"):

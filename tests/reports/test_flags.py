@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 from aftershock.harness.evaluation import consistency, rankability, sanity
-from aftershock.reports.flags import FLAGS, flags
+from aftershock.reports.site.flags import FLAGS, flags
 
 # Names of constants that hold no flag.
 NO_FLAGS = {"ABLATION"}

@@ -28,10 +28,10 @@ from aftershock.harness.evaluation.tables import (
     perturbation_rows,
     score_rows,
 )
-from aftershock.reports import joined_ranks
-from aftershock.reports.joined_ranks import NO_SCORES, OTHER_ACCURACY, OTHER_IMAGES, common_ranks, sample_of
-from aftershock.reports.reading import Row, read_run
-from aftershock.reports.site import build_site
+from aftershock.reports.read.run_directory import Row, read_run
+from aftershock.reports.site import joined_ranks
+from aftershock.reports.site.build import build_site
+from aftershock.reports.site.joined_ranks import NO_SCORES, OTHER_ACCURACY, OTHER_IMAGES, common_ranks, sample_of
 
 EPS = 8 / 255
 THREAT = Threat("linf", EPS)

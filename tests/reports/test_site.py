@@ -23,11 +23,11 @@ from aftershock.harness.evaluation.csv_files import COLUMNS, leaderboard_text, w
 from aftershock.harness.evaluation.leaderboard import place
 from aftershock.harness.evaluation.results import Cell
 from aftershock.harness.evaluation.verdict import Standing, sentence, verdict
-from aftershock.reports.figures import json_block
-from aftershock.reports.flags import FLAGS, flags
-from aftershock.reports.joined_ranks import NO_SCORES
-from aftershock.reports.site import build_site
-from aftershock.reports.views import BOARD, budget
+from aftershock.reports.site.build import build_site
+from aftershock.reports.site.flags import FLAGS, flags
+from aftershock.reports.site.joined_ranks import NO_SCORES
+from aftershock.reports.site.leaderboard import BOARD, budget
+from aftershock.reports.site.matrices_and_curves import json_block
 from rich.console import Console
 
 HEADERS = {
@@ -622,7 +622,7 @@ def test_pipes_and_oversized_files_are_refused(run: Path, tmp_path: Path, monkey
     with pytest.raises(UsageError, match="not a regular file"):
         build_site([run], tmp_path / "site")
     (run / "run.json").unlink()
-    monkeypatch.setattr("aftershock.reports.reading.TABLE_LIMIT", 100)
+    monkeypatch.setattr("aftershock.reports.read.run_directory.TABLE_LIMIT", 100)
     with pytest.raises(UsageError, match="is larger than"):
         build_site([run], tmp_path / "site")
 

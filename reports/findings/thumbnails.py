@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .analysis_figures import colour_range, data_address, drawn, picture
-from .reading import quantity
+from ..read.run_directory import quantity
+from .figures import colour_range, data_address, drawn, picture
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from torch import Tensor
 
-    from ..analyses.findings import Findings, HeatMaps, Lines, Pictures, Points
+    from ...analyses.findings import Findings, HeatMaps, Lines, Pictures, Points
 
 WIDTH, HEIGHT = 240, 112
 _EDGE = 6
@@ -26,7 +26,7 @@ def thumbnail(findings: Findings) -> Markup | None:
     """A picture of the first figure that has something to show; ``None`` without one."""
     from markupsafe import Markup
 
-    from ..analyses.findings import HeatMaps, Lines, Points
+    from ...analyses.findings import HeatMaps, Lines, Points
 
     for figure in findings.figures[:8]:
         if isinstance(figure, Lines):

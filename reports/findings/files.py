@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..harness.core.errors import UsageError
-from ..harness.core.files import MIB, digest_of, is_regular, open_tensors, read_file
-from ..harness.core.formats import check_schema, package_version
-from ..harness.evaluation.csv_files import write_csv
-from .reading import check_published, mapping, words
+from ...harness.core.errors import UsageError
+from ...harness.core.files import MIB, digest_of, is_regular, open_tensors, read_file
+from ...harness.core.formats import check_schema, package_version
+from ...harness.evaluation.csv_files import write_csv
+from ..read.run_directory import check_published, mapping, words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..analyses.findings import Figure, Findings, Table
+    from ...analyses.findings import Figure, Findings, Table
 
 FOLDER = "analyses"
 SCHEMA = 1
@@ -109,7 +109,7 @@ def table_files(tables: Sequence[Table]) -> list[str]:
 
 def picture_files(figures: Sequence[Figure]) -> dict[int, str]:
     """The PNG file of each figure of pictures, by the figure's position."""
-    from ..analyses.findings import Pictures
+    from ...analyses.findings import Pictures
 
     positions = [i for i, f in enumerate(figures) if isinstance(f, Pictures)]
     names = file_names([figures[i].title.lower() for i in positions], ".png")
@@ -131,7 +131,7 @@ def write_findings(folder: Path, head: Mapping[str, object], findings: Findings)
     """
     from safetensors.torch import save
 
-    from .analysis_figures import sheet
+    from .figures import sheet
 
     folder = Path(folder)
     if folder.name != _folder_name(head):
@@ -201,8 +201,8 @@ def _remove(path: Path) -> None:
 
 def _sound(findings: Findings) -> Findings:
     """The findings as plain numbers that can be read back, whatever an analysis computed."""
-    from ..analyses.findings import HeatMaps, Lines
-    from .analysis_figures import colour_range
+    from ...analyses.findings import HeatMaps, Lines
+    from .figures import colour_range
 
     figures: list[Figure] = []
     for figure in findings.figures:
@@ -287,7 +287,7 @@ def _check_files(folder: Path, facts: Mapping[str, object]) -> None:
 
 
 def _read_result(folder: Path, arrays: bool) -> Result:
-    from ..analyses.findings import Findings
+    from ...analyses.findings import Findings
 
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError("it is not a folder")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .reading import Row
+from ..read.run_directory import Row
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .figures import grouped
+from ..read.run_directory import Row
 from .flags import Flag
-from .reading import Row
+from .leaderboard import ABLATION, NORMS, SPACE, Cell, Column, Table
+from .matrices_and_curves import grouped
 from .shares import Conditions, Share, by_budget, group_of, images, share, written
-from .views import ABLATION, NORMS, SPACE, Cell, Column, Table
 
 CURVE_HELP = (
     ("undetected", "Undetected success", "share of attacked images",

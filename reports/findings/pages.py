@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..harness.core.files import MIB, is_regular, open_file
-from .analysis_figures import Drawn, drawn
-from .analysis_files import FILE_LIMIT, FOLDER, Result, picture_files, read_findings, table_files
-from .analysis_thumbnails import thumbnail
-from .figures import json_block
-from .reading import Run, mapping, words
+from ...harness.core.files import MIB, is_regular, open_file
+from ..read.run_directory import Run, mapping, words
+from ..site.matrices_and_curves import json_block
+from .figures import Drawn, drawn
+from .files import FILE_LIMIT, FOLDER, Result, picture_files, read_findings, table_files
+from .thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from ..analyses.findings import Findings, Table
+    from ...analyses.findings import Findings, Table
 
 # Every page carries this, and by it a later report knows a page of an analysis that is no more.
 GENERATOR = '<meta name="generator" content="Aftershock analysis page">'

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .figures import grouped
+from ..read.run_directory import Row
 from .flags import Flag
-from .reading import Row
+from .leaderboard import ABLATION, budget
+from .matrices_and_curves import grouped
 from .shares import Conditions, Share, group_of, share, written
-from .views import ABLATION, budget
 
 # The parts of a worst-case attack as attacks.csv calls them; unknown names stay as they are.
 PARTS = {

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..harness.statistics.proportions import wilson
-from .figures import mean
+from ...harness.statistics.proportions import wilson
+from ..read.run_directory import Row
 from .flags import BEYOND, Flag
-from .reading import Row
-from .views import ABLATION, SPACE, budget, percent
+from .leaderboard import ABLATION, SPACE, budget, percent
+from .matrices_and_curves import mean
 
 MEASURES = {
     "undetected": "undetected_success_at_fpr_5",

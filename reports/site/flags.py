@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from ..harness.evaluation.rankability import floor_text
-from .reading import Row
+from ...harness.evaluation.rankability import floor_text
+from ..read.run_directory import Row
 
 NO_NUMBER = "Why there is no number."
 BEYOND = "beyond-threat"

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .reading import quantity, words
+from ..read.run_directory import quantity, words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..analyses.findings import Figure, HeatMaps, Lines, Pictures, Points
+    from ...analyses.findings import Figure, HeatMaps, Lines, Pictures, Points
 
 PANELS = 64
 SIDE = 256  # rows and columns of a drawn matrix: more than a panel has pixels
@@ -61,7 +61,7 @@ class Drawn:
 
 def drawn(figure: Figure) -> Drawn:
     """A figure as the page needs it."""
-    from ..analyses.findings import HeatMaps, Lines, Points
+    from ...analyses.findings import HeatMaps, Lines, Points
 
     if isinstance(figure, Lines):
         return _lines(figure)
@@ -272,7 +272,7 @@ def sheet(figure: Figure) -> bytes | None:
     """
     from PIL import Image
 
-    from ..analyses.findings import Pictures
+    from ...analyses.findings import Pictures
 
     if not isinstance(figure, Pictures) or not figure.images.numel():
         return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .figures import mean
-from .reading import Run, objects, quantity, words
-from .views import SPACE, Cell, Column, Table
+from ..read.run_directory import Run, objects, quantity, words
+from .leaderboard import SPACE, Cell, Column, Table
+from .matrices_and_curves import mean
 
 COSTS = (
     Column("detector", "Detector", "The detector's label in the suite.", kind="text", first="asc"),

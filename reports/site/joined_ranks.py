@@ -19,15 +19,15 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from ..harness.core.errors import UsageError
-from ..harness.core.files import open_file
-from ..harness.evaluation.results import ALPHAS
-from ..harness.statistics.detection import threshold_reason
-from ..harness.statistics.ranks import RowSample, ranks
-from ..harness.statistics.samples import WorstCase, row_sample
-from .figures import grouped
-from .reading import Row
-from .views import ABLATION, NORMS
+from ...harness.core.errors import UsageError
+from ...harness.core.files import open_file
+from ...harness.evaluation.results import ALPHAS
+from ...harness.statistics.detection import threshold_reason
+from ...harness.statistics.ranks import RowSample, ranks
+from ...harness.statistics.samples import WorstCase, row_sample
+from ..read.run_directory import Row
+from .leaderboard import ABLATION, NORMS
+from .matrices_and_curves import grouped
 
 if TYPE_CHECKING:
     import pandas

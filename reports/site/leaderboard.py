@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..harness.evaluation.rankability import floor_text
-from .figures import DASH, grouped, mean
+from ...harness.evaluation.rankability import floor_text
+from ..read.run_directory import Row
 from .flags import Flag, flags
-from .reading import Row
+from .matrices_and_curves import DASH, grouped, mean
 
 SPACE = "\u202f"  # a narrow space that does not break: 61.2 %
 ABLATION = "none"

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Mapping
 from datetime import datetime
 
-from .reading import Run, listed, mapping, objects, quantity, words
-from .views import budget, percent
+from ..read.run_directory import Run, listed, mapping, objects, quantity, words
+from .leaderboard import budget, percent
 
 STATUS = {
     "done": ("Complete", "good"),

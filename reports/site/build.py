@@ -16,20 +16,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..harness.core.errors import AftershockError, UsageError, described
-from ..harness.core.files import refuse_links_on_the_way, write_atomic, write_problem
-from ..harness.evaluation.verdict import Standing, sentence, verdict
-from .analysis_pages import Study, analysis_page, cards, outdated, studies
-from .attack_views import ROUNDED, rounding, winners
-from .budget_views import curve_data, ends, ends_table
-from .cost_views import COSTS, cost_tables
-from .figures import MEASURES, grouped, json_block, matrices, propagation
+from ...harness.core.errors import AftershockError, UsageError, described
+from ...harness.core.files import refuse_links_on_the_way, write_atomic, write_problem
+from ...harness.evaluation.verdict import Standing, sentence, verdict
+from ..findings.pages import Study, analysis_page, cards, outdated, studies
+from ..read.run_directory import TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
+from .attacks import ROUNDED, rounding, winners
+from .budgets import curve_data, ends, ends_table
+from .costs import COSTS, cost_tables
 from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
 from .joined_ranks import common_ranks
-from .reading import TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
-from .run_views import labels, run_page
+from .leaderboard import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
+from .matrices_and_curves import MEASURES, grouped, json_block, matrices, propagation
+from .run_facts import labels, run_page
 from .shares import Conditions
-from .views import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
 
 if TYPE_CHECKING:
     from jinja2 import Environment
