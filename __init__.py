@@ -10,19 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .harness.fitted import load_detector, load_model
-    from .harness.run import Run, run
+    from .harness.run.api import Run, run
+    from .harness.run.load import load_detector, load_model
     from .harness.suite.resolve import load_suite
     from .harness.suite.resolved import Suite
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "run": "aftershock.harness.run",
-    "Run": "aftershock.harness.run",
+    "run": "aftershock.harness.run.api",
+    "Run": "aftershock.harness.run.api",
     "Suite": "aftershock.harness.suite.resolved",
-    "load_detector": "aftershock.harness.fitted",
-    "load_model": "aftershock.harness.fitted",
+    "load_detector": "aftershock.harness.run.load",
+    "load_model": "aftershock.harness.run.load",
     "load_suite": "aftershock.harness.suite.resolve",
 }
 

@@ -7,8 +7,8 @@ from ..harness.tracing.traces import LiveTrace, Need, Traces
 from .base.detector import Detector, DetectorInfo, InputGradient, View, register
 
 if TYPE_CHECKING:
+    from ..harness.run.guard import Guard
     from .conformance import check_detector, parametrize_with_detector_checks
-    from .guard import Guard
 
 _LATER = {
     "Guard": "guard",

@@ -85,7 +85,7 @@ def run(
     debug = debug or bool(context.obj)
     context.obj = debug
     from .console import Console, show_leaderboard
-    from .run import run as run_suite
+    from .run.api import run as run_suite
 
     with Console(sys.stderr) as console:
         found = run_suite(
@@ -116,7 +116,7 @@ def list_parts(
 ) -> None:
     """List what can be named in a suite, installed plugins included."""
     from .catalogue import describe
-    from .workers.plugins import open_plugin_file
+    from .run.workers.plugins import open_plugin_file
 
     for path in plugin:
         open_plugin_file(path)
@@ -152,8 +152,8 @@ def validate(
     found = load_suite(suite, tuple(plugin))
     sentences: tuple[str, ...] = ()
     if not no_models:
-        from .model_check import check_models
-        from .run import data_root
+        from .run.api import data_root
+        from .run.model_check import check_models
 
         checked = check_models(found, data_root(data))
         if checked.problems:
@@ -245,7 +245,7 @@ def guard_export(
 
     for path in plugin:
         load_plugin_file(path)
-    from ..detectors.guard import export_guard
+    from .run.guard import export_guard
 
     typer.echo(f"Guard: {export_guard(run, detector, out or Path(f'{detector}.safetensors'), model, seed)}")
 

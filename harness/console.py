@@ -16,8 +16,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..detectors.conformance import Finding
-    from .run import Run
-    from .runner import Event
+    from .run.api import Run
+    from .run.runner import Event
 
 
 class Console:
@@ -68,7 +68,7 @@ class Console:
 
 def _what(event: Event) -> str:
     """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``; of a long cell the share that is done."""
-    from .runner import name_parts
+    from .run.runner import name_parts
 
     parts = name_parts(event.cell.name)
     done = f" {event.share:.0%}" if event.kind == "share" else ""

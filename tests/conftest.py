@@ -54,7 +54,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 IMPORTED = (
-    "aftershock.harness.run", "aftershock.harness.runner", "aftershock.harness.computing", "aftershock.harness.evaluation.collect",
+    "aftershock.harness.run.api", "aftershock.harness.run.runner", "aftershock.harness.run.tasks", "aftershock.harness.evaluation.collect",
     "aftershock.reports.site.build", "aftershock.analyses.propagation.measures", "aftershock.harness.console",
     "aftershock.harness.data.builtin", "aftershock.harness.models.architectures", "aftershock.harness.models.training",
     "aftershock.attacks.benign.noise", "aftershock.attacks.native.pgd", "aftershock.attacks.benign.equal_norm_control",

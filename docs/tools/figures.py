@@ -26,7 +26,7 @@ from typing import Any
 import aftershock
 import torch
 from aftershock.detectors import Guard
-from aftershock.detectors.guard import export_guard
+from aftershock.harness.run.guard import export_guard
 from aftershock.harness.scaffold import new_detector
 from sklearn.datasets import load_digits
 

@@ -3,7 +3,7 @@
 A registry holds lazy targets for built-ins, so nothing heavy is imported until somebody asks for it; entry points
 are read when a name is not found or when everything is listed. A broken plugin is one warning, the rest goes on.
 
-The code of plugins runs in processes of its own (:mod:`aftershock.harness.workers`): what is registered here for their
+The code of plugins runs in processes of its own (:mod:`aftershock.harness.run.workers`): what is registered here for their
 parts are stand-ins. Only models are imported into this process, since a user's own network is trusted anyway; and in
 the process of a plugin, or after :func:`load_plugins_here`, everything is.
 """
@@ -238,7 +238,7 @@ class Registry:
                     if point.name not in self._entries:
                         self.add(point.name, part, origin)
                 else:
-                    from ..workers.plugins import open_distribution
+                    from ..run.workers.plugins import open_distribution
 
                     open_distribution(origin, self.kind, point.name)
             except (Exception, SystemExit) as error:

@@ -17,11 +17,11 @@ from ..core.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..data.types import Dataset
 from ..plan import Plan, Subject
 from ..plan.cells import ROUNDINGS, Rounding, SetName
-from ..runner import Summary, name_parts
+from ..run.runner import Summary, name_parts
+from ..run.workers import OPENED
 from ..store.run_directory import Store
 from ..store.stored_traces import cat_column, tap_infos
 from ..suite.resolved import DetectorPart, PerturbationPart
-from ..workers import OPENED
 from .attack_table import attack_rows
 from .csv_files import COLUMNS, write_csv, write_csv_gz
 from .leaderboard import Protocol, leaderboard_rows

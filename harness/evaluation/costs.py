@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from ..plan import Plan
-from ..runner import Summary, name_parts
+from ..run.runner import Summary, name_parts
 from ..store.run_directory import Store
 
 MIB = 2**20

@@ -38,7 +38,7 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         seed = derive_seed(subject.seed, "analysis", canonical(identity[:2]))
         key = content_key(
             "analysis", identity=identity, inputs=inputs, seed=seed,
-            code=code_digest("harness.computing.analyses"),
+            code=code_digest("harness.run.tasks.analyses"),
             versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
         job = AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed)

@@ -18,9 +18,9 @@ from .plan import Subject
 DECIDES_NO_NUMBER = True
 
 _CONTRACT = "detectors.base.detector"
-_DETECTING = "harness.computing.detectors"
+_DETECTING = "harness.run.tasks.detectors"
 # Scores are asked for again in a process that knows nothing of the run.
-_RESCORING = "harness.workers.answering.detectors"
+_RESCORING = "harness.run.workers.answering.detectors"
 
 
 class DetectorPlanner:

@@ -31,7 +31,7 @@ DECIDES_NO_NUMBER = True
 CHUNK = 256
 
 # The modules that compute each kind of cell; what they import counts too.
-TRACING = "harness.computing.traces"
+TRACING = "harness.run.tasks.traces"
 
 
 class Draft:

@@ -18,8 +18,8 @@ DECIDES_NO_NUMBER = True
 # Images on which an adaptive attack shows, at its large budget, that it is not broken: the model gets some of them
 # wrong, and no flag is set from fewer than 30.
 CHECK_IMAGES = 48
-_PERTURBING = "harness.computing.perturbations"
-_ATTACKING = "harness.computing.adaptive"
+_PERTURBING = "harness.run.tasks.perturbations"
+_ATTACKING = "harness.run.tasks.adaptive"
 
 
 def plan_perturbation(draft: Draft, subject: Subject, part: PerturbationPart, name: SetName) -> None:

@@ -23,7 +23,7 @@ def propagation_needs() -> tuple[Need, ...]:
 def plan_propagation(draft: Draft, subject: Subject) -> None:
     """Plan the report for one model, all of whose perturbations are planned."""
     needs = draft.stored_needs(subject.part, propagation_needs())
-    code = code_digest("harness.computing.propagation", ANALYSES.entry("propagation").module)
+    code = code_digest("harness.run.tasks.propagation", ANALYSES.entry("propagation").module)
     fit, clean = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
     encoders = draft.add(
         content_key("encoders", inputs=all_keys(fit), code=code, versions=versions("torch")),

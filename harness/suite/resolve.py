@@ -139,9 +139,9 @@ def _load_plugins(
     own: Sequence[str | None], more: Sequence[Path], limits: LimitsPart | None, checker: Checker, folder: Path
 ) -> None:
     """Open the plugin files of the suite and of the command line, within the suite's limits where these are whole."""
-    from ..workers.plugins import open_plugin_file
-    from ..workers.pool import POOL
-    from ..workers.process import Allowance
+    from ..run.workers.plugins import open_plugin_file
+    from ..run.workers.pool import POOL
+    from ..run.workers.process import Allowance
 
     if limits is not None:
         POOL.allow(Allowance.of(limits))

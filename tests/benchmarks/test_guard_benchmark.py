@@ -50,7 +50,7 @@ def test_overhead_over_the_bare_model(benchmark, name: str, size: int) -> None:
 
 def _about():
     """A guard's description: only the shape of its images matters here."""
-    from aftershock.detectors.guard import Description, ModelDescription
+    from aftershock.harness.run.guard import Description, ModelDescription
 
     model = ModelDescription(
         label="resnet20", dataset="noise", digest="", shape=(3, 32, 32), classes=10, normalise=None, taps=[],

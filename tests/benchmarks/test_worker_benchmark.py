@@ -17,12 +17,12 @@ import torch
 from aftershock.attacks.adaptive.pgd import SurrogateAttack
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.harness.core.registry import DETECTORS
-from aftershock.harness.defence import DetectorDefence
 from aftershock.harness.models.architectures import cnn, resnet20
+from aftershock.harness.run.fitted_target import DetectorDefence
+from aftershock.harness.run.workers.plugins import open_plugin_file
+from aftershock.harness.run.workers.pool import POOL
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments, fit_traces
-from aftershock.harness.workers.plugins import open_plugin_file
-from aftershock.harness.workers.pool import POOL
 
 PLUGIN = """
 from aftershock.detectors import register
@@ -109,7 +109,7 @@ def test_a_detector_of_a_plugin_beside_a_built_in_one(
 
 def test_what_a_start_costs(benchmark: Any, tmp_path: Path) -> None:
     """Seconds until the process of a plugin answers; paid once for each plugin and role of a run."""
-    from aftershock.harness.workers.process import Source, Worker
+    from aftershock.harness.run.workers.process import Source, Worker
 
     path = tmp_path / "own.py"
     path.write_text(PLUGIN)

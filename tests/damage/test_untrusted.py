@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 from aftershock.detectors import Guard
-from aftershock.detectors.guard import export_guard
 from aftershock.harness.core.errors import AftershockError
 from aftershock.harness.core.files import digest_of
 from aftershock.harness.core.formats import seal
-from aftershock.harness.fitted import load_detector, load_model
 from aftershock.harness.models.weights import state_digest
+from aftershock.harness.run.guard import export_guard
+from aftershock.harness.run.load import load_detector, load_model
 from aftershock.harness.store.ledger import Record, dump_record, read_record
 from aftershock.reports.site.build import build_site
 from safetensors import safe_open
@@ -260,7 +260,7 @@ GUARDS: Mapping[str, Callable[[dict], None]] = {
 def test_guards_of_somebody_are_checked(name: str, uses: Uses, everything: bool) -> None:
     if not everything and name not in ("bits", "classes", "shape", "taps", "future"):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every guard")
-    from aftershock.detectors.guard import _checksum
+    from aftershock.harness.run.guard import _checksum
 
     run = uses.fresh()
     path = export_guard(run, "mahalanobis", uses.folder / "g.safetensors")

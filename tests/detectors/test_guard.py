@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from aftershock.detectors import Guard
-from aftershock.detectors.guard import export_guard
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.fitted import RunFolder, load_detector, load_model
 from aftershock.harness.models.classifier import Classifier, Normalise
+from aftershock.harness.run.guard import export_guard
+from aftershock.harness.run.load import RunFolder, load_detector, load_model
 from aftershock.harness.suite.resolve import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

@@ -72,7 +72,7 @@ def without_comments(text: str) -> str:
 def all_modules() -> list[str]:
     """Every module behind a built-in part or a kind of cell."""
     entries = [e for r in (DETECTORS, PERTURBATIONS, ANALYSES) for e in r._entries.values() if e.module]
-    return sorted(code_behind(*{e.module for e in entries}, "harness.computing.dispatch"))
+    return sorted(code_behind(*{e.module for e in entries}, "harness.run.tasks.dispatch"))
 
 
 def test_a_docstring_a_comment_or_the_layout_changes_no_digest(edit: Edit) -> None:
@@ -132,12 +132,12 @@ def test_a_module_that_decides_no_number_is_in_no_digest(edit: Edit) -> None:
 
 
 def test_what_only_type_checkers_import_is_not_followed() -> None:
-    assert "harness.computing.context" not in code_behind("harness.computing.workbench")
+    assert "harness.run.tasks.context" not in code_behind("harness.run.tasks.workbench")
 
 
 def test_imports_of_every_form_are_followed() -> None:
-    assert {"harness.core.seeds", "detectors.base.detector", "harness.defence"} <= code_behind(
-        "harness.computing.adaptive"
+    assert {"harness.core.seeds", "detectors.base.detector", "harness.run.fitted_target"} <= code_behind(
+        "harness.run.tasks.adaptive"
     )
     # Of a package: what it passes on is imported there.
     assert "detectors.base.detector" in code_behind("detectors")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from aftershock.harness.defence import DetectorDefence
+from aftershock.harness.run.fitted_target import DetectorDefence
 
 
 @pytest.mark.parametrize(("images", "expected"), [(1000, 950.0), (19, 18.0), (10, 9.0)])

@@ -13,9 +13,9 @@ import torch
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.detectors.base.detector import Detector, DetectorInfo, InputGradient, View
-from aftershock.harness.computing.detectors import checked_scores
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry
+from aftershock.harness.run.tasks.detectors import checked_scores
 from aftershock.harness.suite.instances import make_analysis, make_detector, make_perturbation
 from aftershock.harness.suite.problems import SuiteError
 from aftershock.harness.suite.resolve import load_suite

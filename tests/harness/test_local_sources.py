@@ -13,8 +13,8 @@ import pytest
 import torch
 from aftershock.harness.core.content_keys import FileDigests, sources_digest
 from aftershock.harness.core.local_sources import local_sources
-from aftershock.harness.finished import fingerprint
 from aftershock.harness.models.weights import network_digest
+from aftershock.harness.run.up_to_date import fingerprint
 from torch import nn
 
 # What the root file says, and which of the files below decide what it does.

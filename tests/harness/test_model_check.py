@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.harness.model_check import ModelCheck, check_models
 from aftershock.harness.models import classifier as models
+from aftershock.harness.run.model_check import ModelCheck, check_models
 from aftershock.harness.suite.resolve import load_suite
 from torch import nn
 

@@ -10,8 +10,8 @@ import pandas
 import pytest
 import torch
 from aftershock.detectors import Guard
-from aftershock.detectors.guard import export_guard
-from aftershock.harness.run import run
+from aftershock.harness.run.api import run
+from aftershock.harness.run.guard import export_guard
 from aftershock.harness.store.stored_traces import tap_infos
 from aftershock.harness.tracing.traces import TapInfo
 from torch import nn

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aftershock import run
 from aftershock.harness.plan.cells import Cell
-from aftershock.harness.runner import Event, TimeLeft
+from aftershock.harness.run.runner import Event, TimeLeft
 
 
 def cell(key: str, kind: str, images: int) -> Cell:

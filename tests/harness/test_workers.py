@@ -22,17 +22,17 @@ from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
 from aftershock.harness.core.seeds import forked_rng
 from aftershock.harness.models.architectures import mlp
+from aftershock.harness.run.workers.answering import analyses
+from aftershock.harness.run.workers.channel import Channel, ChannelError, Message
+from aftershock.harness.run.workers.files import FileWatch
+from aftershock.harness.run.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
+from aftershock.harness.run.workers.plugins import open_plugin_file
+from aftershock.harness.run.workers.pool import POOL
+from aftershock.harness.run.workers.process import Allowance, PartError, Source, Worker, WorkerEndedError
+from aftershock.harness.run.workers.witness import witness_scores
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments, fit_traces
 from aftershock.harness.tracing.traces import Need, TapInfo, Traces
-from aftershock.harness.workers.answering import analyses
-from aftershock.harness.workers.channel import Channel, ChannelError, Message
-from aftershock.harness.workers.files import FileWatch
-from aftershock.harness.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
-from aftershock.harness.workers.plugins import open_plugin_file
-from aftershock.harness.workers.pool import POOL
-from aftershock.harness.workers.process import Allowance, PartError, Source, Worker, WorkerEndedError
-from aftershock.harness.workers.witness import witness_scores
 from torch import Tensor
 
 PLUGIN = """
@@ -449,7 +449,7 @@ def test_a_part_that_ends_or_blocks_its_process_costs_one_question(
     expected = other.score(traces)
     worker = POOL.worker(DETECTORS.get("answers-as-told").source, "detectors")
     monkeypatch.setattr(worker, "allowance", replace(worker.allowance, idle=1.0))
-    monkeypatch.setattr("aftershock.harness.workers.standins.detectors.SETTLING", 1.0)
+    monkeypatch.setattr("aftershock.harness.run.workers.standins.detectors.SETTLING", 1.0)
     detector.score_seconds = 0.0
     began = time.monotonic()
     with pytest.raises(WorkerEndedError, match=ENDS[what]):
@@ -580,7 +580,7 @@ def test_a_process_knows_neither_cache_nor_data_and_ends_with_its_owner(
     # Of an owner that is killed nothing is left after a moment, even while a part computes.
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from aftershock.harness.workers.process import Source, Worker\n"
+        "from aftershock.harness.run.workers.process import Source, Worker\n"
         f"w = Worker(Source(path=Path({str(plugin)!r}))); w.greeting(); print(w._process.pid, flush=True)\n"
         "time.sleep(99)"
     )

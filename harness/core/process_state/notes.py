@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...plan import Plan
-from ...runner import Summary, name_parts
+from ...run.runner import Summary, name_parts
 from ...store.run_directory import Store
 from .guard import CHANGED, CHANGED_FLAG
 

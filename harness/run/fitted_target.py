@@ -1,0 +1,133 @@
+"""A fitted detector as attacks that know it see it: one pass gives its surrogate, its true score and features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ...attacks.base.target import Guides, Look
+from ...detectors.base.detector import Detector
+from ..core.process_state import guarded_part
+from ..evaluation.consistency import EVALUATIONS
+from ..evaluation.results import ALPHAS
+from ..statistics.detection import threshold, threshold_rank
+from ..tracing.recorder import encode
+from ..tracing.taps import SIGN_FROM_INPUT
+from ..tracing.traced_model import Instruments
+from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
+from .workers.standins.detectors import PluginDetector
+
+
+@dataclass(eq=False)
+class DetectorDefence:
+    """A fitted detector with its threshold, for one model (see :class:`aftershock.attacks.base.target.Defence`).
+
+    Args:
+        detector: fitted.
+        instruments: the model that it was fitted for.
+        calibrate: its scores of all calibrate images, float64.
+        clean: images that the model gets right, of another source set, and
+        labels: their classes; those that the detector flags are left out.
+    """
+
+    detector: Detector
+    instruments: Instruments
+    calibrate: Tensor
+    clean: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        scores = self.calibrate.double()
+        # A trial with a handful of images has no threshold and no ranking; its attacks aim below the largest score.
+        known = threshold_rank(len(scores), ALPHAS["5"]) > 0
+        self.threshold: float = threshold(scores.numpy(), ALPHAS["5"]) if known else float(scores.max())
+        self.goal: float = min(float(scores.quantile(0.5)), self.threshold)
+        # A detector whose scores hardly vary still needs a unit.
+        spread = self.threshold - self.goal or float(scores.std(correction=0)) or 1.0
+        self.scale: float = spread
+        self.has_surrogate: bool = self.detector.surrogate_kind != "none"
+        self._guides: Guides | None = None
+        # State of the process that the detector left changed, by name.
+        self.changed: list[str] = []
+
+    def look(
+        self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+        surrogate: bool = True,
+    ) -> Look:  # fmt: skip
+        """See the protocol; detectors with views or input gradients are scored by further passes."""
+        i, needs = replace(self.instruments, model=model), self.instruments.needs(self.detector)
+        live = i.live(self.detector, images)
+        live = replace(live, temperature=temperature, straight_through=straight_through)
+        suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
+        if score is None:
+            score = self.judge(model, images.detach())[1]
+        read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
+        features = {name: live.activations[name] for name in read} or {"logits": live.logits}
+        return Look(live.logits, suspicion, score.to(images.device), features)
+
+    def _seen(self, live: LiveTrace, needs: Sequence[Need], surrogate: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The surrogate, if asked for, and the score, unless it takes passes of its own."""
+        traces = hard_traces(live, needs) if self._plain else None
+        if traces is not None and surrogate and isinstance(self.detector, PluginDetector):
+            suspicion, score = self.detector.look(live, traces)
+            return suspicion, score.detach().double().cpu()
+        with self._guarded():
+            suspected = self.detector.surrogate(live) if surrogate else None
+        return suspected, None if traces is None else self._score(traces)
+
+    def judge(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
+        """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
+        # ``model`` counts the passes of the one that the detector was fitted for.
+        with self._guarded():
+            logits, score = replace(self.instruments, model=model).score(self.detector, images, draw)
+        return logits.to(images.device), score.to(images.device)
+
+    def guides(self) -> Guides:
+        """See the protocol; found on first use."""
+        if self._guides is None:
+            passing = torch.ones(len(self.clean), dtype=torch.bool)
+            if len(self.clean):
+                passing = (self.judge(self.instruments.model, self.clean)[1] <= self.threshold).cpu()
+            self._guides = Guides(self.clean[passing], self.labels[passing])
+        return self._guides
+
+    @property
+    def evaluations(self) -> int:
+        """How often a final image is scored: several times where the detector declares that its score is drawn."""
+        return EVALUATIONS if self.detector.randomised else 1
+
+    @property
+    def _plain(self) -> bool:
+        return not self.detector.views and not self.detector.gradients
+
+    def _score(self, traces: Traces) -> Tensor:
+        with torch.no_grad(), self._guarded():
+            found = self.detector.score(traces)
+        return found.detach().double().cpu()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Keep what the detector does to the process's state from the attack."""
+        with guarded_part(self.detector) as changes:
+            yield
+        self.changed += changes.all
+
+
+def hard_traces(live: LiveTrace, needs: Sequence[Need]) -> Traces:
+    """The codes that a recording of the same pass would hold, as :class:`Traces`, on the CPU."""
+    codes: dict[str, dict[str, Tensor]] = {}
+    for need in needs:
+        for tap in need.select(live.taps):
+            codes.setdefault(need.code, {})[tap.name] = _encode(live, need, tap).cpu()
+    return Traces(live.logits.detach().float().cpu(), live.taps, codes, tuple(needs))
+
+
+def _encode(live: LiveTrace, need: Need, tap: TapInfo) -> Tensor:
+    activation = live.activations[tap.name].detach()
+    signs = need.representation == "bits" and (tap.kind in SIGN_FROM_INPUT or tap.kind == "module")
+    source = live.preactivations[tap.name].detach() if signs else activation
+    return encode(need, activation, source, sampled_units(tap, need.units))

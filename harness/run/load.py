@@ -1,0 +1,357 @@
+"""What a finished run holds, loaded again without its suite: fitted detectors and the models they were fitted for.
+
+A run directory may come from a stranger: nothing in it is executed. Parts are looked up in the registries by name, so
+a plugin that the run used has to be installed (or loaded) by whoever reads the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from ..core.bounded import (
+    BitsPerTap,
+    KnownModel,
+    Modules,
+    TooLargeError,
+    bounded_parameters,
+    bytes_of,
+    check_parameters,
+    reason_of,
+    without_memory,
+)
+from ..core.errors import UsageError
+from ..core.files import GIB, digest_of, parse_json, read_file, read_tensors
+from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
+from ..core.parameters import bind
+from ..core.registry import DETECTORS, did_you_mean, file_digest
+from ..store.ledger import SUFFIX, Record, is_whole, read_record
+from ..store.stored_traces import tap_infos
+from ..tracing.traces import TapInfo
+from .up_to_date import KEYS, read_keys
+
+if TYPE_CHECKING:
+    from ...detectors.base.detector import Detector
+    from ..models.classifier import Classifier, ModelSpec
+
+
+# All entries of a ledger together; those of 200,000 cells have some 200 MiB.
+LEDGER_LIMIT = GIB
+
+
+class _Named(BaseModel):
+    name: str
+
+
+class _Detector(_Named):
+    label: str
+    params: dict[str, Any]
+
+
+class _Model(_Detector):
+    factory: str | None = None
+    weights: str | None = None
+    tap_modules: Modules = []
+    bits_per_tap: BitsPerTap = None
+
+
+_Part = TypeVar("_Part", bound=_Detector)
+
+
+class _Resolved(BaseModel):
+    data: _Named
+    seeds: list[int] = Field(min_length=1)
+    models: list[_Model] = Field(min_length=1)
+    detectors: list[_Detector]
+
+
+class _Digests(BaseModel):
+    """Sha256 of the weights files, by model label."""
+
+    weights: dict[str, str] = {}
+
+
+class _Facts(BaseModel):
+    """What ``run.json`` must say."""
+
+    resolved: _Resolved
+    digests: _Digests = Field(default_factory=_Digests)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted detector of a run.
+
+    Attributes:
+        detector: fitted; the constructor's parameters are those of the suite.
+        name: its registry name.
+        label: its label in the suite.
+        params: its parameters, as JSON values.
+        dataset: the data set's name.
+        model: the label of the model that it was fitted for.
+        seed: the run's seed.
+        calibrate: its scores of the calibrate images, float64 (m,).
+        taps: the model's taps.
+        modules: the named modules among them.
+        bits_per_tap: how many bits of a tap are kept; ``None`` for all.
+        about: what the run knows of the model: ``digest`` of its weights, ``normalise``, ``shape``, ``classes``.
+    """
+
+    detector: Detector
+    name: str
+    label: str
+    params: Mapping[str, Any]
+    dataset: str
+    model: str
+    seed: int
+    calibrate: Tensor
+    taps: tuple[TapInfo, ...]
+    modules: tuple[str, ...]
+    bits_per_tap: int | None
+    about: Mapping[str, Any]
+
+
+class RunFolder:
+    """A run directory, read only.
+
+    Args:
+        folder: as given to ``aftershock run --out``.
+
+    Raises:
+        UsageError: if it holds no run.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "run.json"
+        if not os.path.lexists(path):
+            raise UsageError(f"{folder} is no run directory: it has no run.json.")
+        facts = self._facts(path)
+        self._models, self._detectors = facts.resolved.models, facts.resolved.detectors
+        self._weights = facts.digests.weights
+        self.dataset, self.seeds = facts.resolved.data.name, facts.resolved.seeds
+        self._records = {r.name: r for r in self._read_ledger()}
+
+    def _facts(self, path: Path) -> _Facts:
+        try:
+            content = read_file(path, RUN_JSON_LIMIT, within=self.folder)
+            value = parse_json(content, path)
+            if not isinstance(value, dict):
+                raise ValueError("it holds no JSON object")
+            writer = value.get("versions")
+            check_schema(
+                path, value.get("schema", 1), RUN_SCHEMA,
+                writer.get("aftershock") if isinstance(writer, dict) else None, oldest=RUN_SCHEMA,
+            )  # fmt: skip
+            if not is_sealed(content):
+                raise ValueError("it was changed after the run wrote it")
+            listed = value.get("files")
+            self._listed: dict[str, Any] = listed if isinstance(listed, dict) else {}
+            return _Facts.model_validate(value)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{path} is damaged or of another version: {reason_of(error)}") from error
+
+    def _read_ledger(self) -> Iterator[Record]:
+        cells = self.folder / "cells"
+        for part in (cells, self.folder / "artifacts"):
+            # Asked once: entries and artifacts themselves are never read through a link.
+            if not Path(os.path.realpath(part)).is_relative_to(os.path.realpath(self.folder)):
+                raise UsageError(f"{part} leads out of its run directory: replace the link by the folder itself.")
+        try:
+            keys = read_keys(self.folder)
+            digest = digest_of(self.folder / KEYS, within=self.folder)
+        except OSError as error:
+            raise UsageError(f"{self.folder} holds no finished run ({error}): run its suite again.") from error
+        if digest != self._listed.get(KEYS):
+            raise UsageError(f"{self.folder / KEYS} was changed after the run wrote it: run the suite again.")
+        left = LEDGER_LIMIT
+        for key in keys:
+            path = cells / f"{key}.json"
+            try:
+                left -= path.lstat().st_size
+            except OSError:
+                continue
+            if left < 0:
+                raise UsageError(f"The entries in {cells} have more than {LEDGER_LIMIT:,} bytes together.")
+            record = read_record(path)
+            if record is not None:
+                yield record
+
+    def detector(self, label: str, model: str | None = None, seed: int | None = None) -> Fitted:
+        """A fitted detector.
+
+        Args:
+            label: as in the suite and the tables.
+            model: the model's label; may be left out where the run has one model.
+            seed: may be left out where the run has one seed.
+
+        Raises:
+            UsageError: if the run has no such detector, it could not be fitted, or a plugin is missing.
+        """
+        from ...detectors.base.detector import join_state
+
+        part = _named(self._detectors, label, "detector", self.folder)
+        entry = self._model_entry(model)
+        seed = self._seed(seed)
+        at = f"{self.dataset}/{entry.label}/{seed}"
+        fit, scores = self._done(f"{at}/fit/{label}"), self._done(f"{at}/score/{label}/calibrate")
+        known = self._done(f"{at}/model")
+        detector = named_detector(part.name, part.params, f"{label!r} of {self.folder}")
+        try:
+            tensors = self._tensors(fit)
+            with bounded_parameters(f"The detector {label!r}", bytes_of(tensors)):
+                detector.load_state(join_state(tensors, fit.values["state"]))
+            calibrate = self._tensors(scores)["score"]
+            about = KnownModel.model_validate(known.values).model_dump(exclude={"taps"})
+            taps = tap_infos(known.values)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UsageError(f"The cells of {label!r} in {self.folder} are damaged ({reason_of(error)}).") from error
+        return Fitted(
+            detector, part.name, label, dict(part.params), self.dataset, entry.label, seed,
+            calibrate, taps, tuple(entry.tap_modules), entry.bits_per_tap, about,
+        )  # fmt: skip
+
+    def model(self, label: str | None = None, seed: int | None = None, weights: Path | str | None = None) -> Classifier:
+        """A model of the run, in eval mode on the CPU: images in [0, 1] to logits.
+
+        Args:
+            label: may be left out where the run has one model.
+            seed: may be left out where the run has one seed.
+            weights: the checkpoint, where the run used one that does not come with a built-in suite: it is not
+                copied into runs.
+
+        Raises:
+            UsageError: if the run has no such model, its weights are elsewhere, or they are not those of the run.
+        """
+        from ..models.classifier import ModelSpec, build, load_weights
+        from ..models.weights import state_digest
+
+        entry = self._model_entry(label)
+        record = self._done(f"{self.dataset}/{entry.label}/{self._seed(seed)}/model")
+        if entry.factory:
+            raise UsageError(f"The model {entry.label!r} was made by {entry.factory!r}: make it in the same way.")
+        spec = ModelSpec.from_entry(entry.name, None, entry.params)
+        values, state = record.values, self._tensors(record)
+        if not state and weights is None:
+            weights = _builtin_weights(self._weights.get(entry.label))
+        if not state and weights is None:
+            raise UsageError(
+                f"The weights of {entry.label!r} came from a file, {entry.weights!r}, which is not in the run: "
+                "give its path as `weights`."
+            )
+        try:
+            known = KnownModel.model_validate(values)
+            held = bytes_of(state) if state else Path(weights or "").stat().st_size
+            mean, std = (known.normalise.mean, known.normalise.std) if known.normalise else ([0.0], [1.0])
+            what = f"The model {entry.label!r} of {self.folder}"
+            with bounded_parameters(what, held):
+                _draft(spec, known)
+            with bounded_parameters(what, held):
+                classifier = build(spec, known.shape, known.classes, mean, std)
+            if state:
+                classifier.load_state_dict(state)
+        except FileNotFoundError as error:
+            raise UsageError(f"There are no weights at {weights}.") from error
+        except TooLargeError:
+            raise
+        except (UsageError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+            raise UsageError(f"The model {entry.label!r} of {self.folder} is damaged: {reason_of(error)}") from error
+        if not state and weights is not None:
+            load_weights(classifier.network, Path(weights))
+        if state_digest(classifier.network) != known.digest:
+            raise UsageError(f"The weights of {entry.label!r} are not those that {self.folder} was made with.")
+        return classifier.eval()
+
+    def _model_entry(self, label: str | None) -> _Model:
+        if label is None and len(self._models) != 1:
+            names = ", ".join(m.label for m in self._models)
+            raise UsageError(f"{self.folder} has several models, {names}: say which one (model, or --model).")
+        return _named(self._models, label or self._models[0].label, "model", self.folder)
+
+    def _seed(self, seed: int | None) -> int:
+        if seed is None and len(self.seeds) != 1:
+            raise UsageError(f"{self.folder} has several seeds, {self.seeds}: say which one, with `seed`.")
+        wanted = self.seeds[0] if seed is None else seed
+        if wanted not in self.seeds:
+            raise UsageError(f"{self.folder} has no seed {wanted}; it has {self.seeds}.")
+        return int(wanted)
+
+    def _done(self, name: str) -> Record:
+        record = self._records.get(name)
+        if record is None:
+            raise UsageError(f"{self.folder} holds no result of {name}: run its suite again, without --only.")
+        if record.status != "done":
+            raise UsageError(f"In {self.folder}, {name} has no result: {record.reason}")
+        return record
+
+    def _tensors(self, record: Record) -> dict[str, Tensor]:
+        if not record.digest:
+            return {}
+        path = self.folder / "artifacts" / f"{record.key}{SUFFIX}"
+        try:
+            if not is_whole(path, record):
+                raise UsageError(f"{path} is missing or was changed after it was written: run the suite again.")
+            return read_tensors(path, follow=False)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error}).") from error
+
+
+def _draft(spec: ModelSpec, known: KnownModel) -> None:
+    """Make the network without its memory, so that one that is too large is refused before it takes any."""
+    factory = spec.find()
+    try:
+        with without_memory():
+            factory.network(known.shape, known.classes, bind(factory.make, spec.params, factory.given)[0])
+    except TooLargeError:
+        raise
+    except Exception:  # noqa: S110 - some compute with numbers while they are made; what is wrong is said when they are
+        pass
+
+
+def _builtin_weights(digest: str | None) -> Path | None:
+    """Return the weights file of a built-in suite with this sha256, or ``None``."""
+    folder = Path(str(files("aftershock.harness.suite.builtin.weights")))
+    return next((path for path in sorted(folder.glob("*.safetensors")) if file_digest(path) == digest), None)
+
+
+def _named(entries: Sequence[_Part], label: str, what: str, folder: Path) -> _Part:
+    labels = [e.label for e in entries]
+    if label not in labels:
+        raise UsageError(
+            f"{folder} has no {what} {label!r}{did_you_mean(label, labels)}; it has {', '.join(labels) or 'none'}."
+        )
+    return entries[labels.index(label)]
+
+
+def named_detector(name: str, params: Mapping[str, Any], where: str) -> Detector:
+    """An unfitted detector as a file describes it, looked up by its registry name.
+
+    Raises:
+        UsageError: for an unknown name or a wrong parameter; ``where`` says whose.
+    """
+    check_parameters(params, f"the detector {where}")
+    factory = DETECTORS.get(name)
+    bound, problems = bind(factory, params)
+    if problems:
+        raise UsageError(f"The detector {where} is wrong: {'; '.join(problems.values())}.")
+    made: Detector = factory(**bound)
+    return made
+
+
+def load_detector(run: Path | str, label: str, model: str | None = None, seed: int | None = None) -> Detector:
+    """A detector as a run fitted it, ready to score; see :meth:`RunFolder.detector`."""
+    return RunFolder(run).detector(label, model, seed).detector
+
+
+def load_model(
+    run: Path | str, label: str | None = None, seed: int | None = None, weights: Path | str | None = None
+) -> Classifier:
+    """A model of a run, in eval mode: images in [0, 1] to logits; see :meth:`RunFolder.model`."""
+    return RunFolder(run).model(label, seed, weights)

@@ -1,0 +1,320 @@
+"""Working through a plan: what is stored is kept, what is missing is computed, what fails is noted and left."""
+
+from __future__ import annotations
+
+import heapq
+import re
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Literal
+
+from ..core.errors import AftershockError, UnavailableError, UsageError, described
+from ..core.interrupts import Interrupt
+from ..core.registry import did_you_mean
+from ..plan.cells import Cell
+from ..store.run_directory import Store
+from .engines import Engine, Outcome, Task
+
+# Seconds per image before anything was measured, by kind: only for the first guess of the time left.
+GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003, "propagation": 0.001}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: a cell starts, a share of it is done (long ones tell), or it is over."""
+
+    kind: Literal["start", "share", "done", "kept", "failed", "skipped"]
+    cell: Cell
+    finished: int
+    total: int
+    seconds_left: float
+    reason: str = ""
+    share: float = 0.0
+
+
+@dataclass
+class Summary:
+    """What a run came to, by cell key."""
+
+    done: set[str] = field(default_factory=set)
+    computed: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> dict[str, str]:
+        """Reasons of all cells that were not finished."""
+        return self.failed | self.skipped
+
+    def then(self, later: Summary, cells: Iterable[str]) -> Summary:
+        """What this and a later pass over other cells came to, of the cells of a plan that replaced this one's."""
+        planned = set(cells)
+        return Summary(
+            (self.done | later.done) & planned,
+            (self.computed | later.computed) & planned,
+            {k: v for k, v in (self.failed | later.failed).items() if k in planned},
+            {k: v for k, v in (self.skipped | later.skipped).items() if k in planned},
+        )
+
+
+class TimeLeft:
+    """How long the rest takes: seconds per image measured on finished cells of the same kind and part."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._waiting: dict[tuple[str, str], int] = defaultdict(int)
+        self._shared: dict[str, tuple[Cell, float]] = {}
+
+    def expect(self, cell: Cell) -> None:
+        """A cell that has to be computed."""
+        self._waiting[_like(cell), cell.kind] += max(1, cell.images)
+
+    def settle(self, cell: Cell) -> None:
+        """A cell that is over, whatever became of it."""
+        self._waiting[_like(cell), cell.kind] -= max(1, cell.images)
+        self._shared.pop(cell.key, None)
+
+    def share(self, cell: Cell, share: float, spent: float) -> None:
+        """A cell that took ``spent`` seconds for a share of its work; it stays counted until it is settled."""
+        if share > 0:
+            self._shared[cell.key] = (cell, spent * (1 - share) / share)
+
+    def learn(self, cell: Cell, seconds: float) -> None:
+        """Take what a cell took into account."""
+        for group in (_like(cell), cell.kind):
+            self._spent[group][0] += seconds
+            self._spent[group][1] += max(1, cell.images)
+
+    def seconds(self) -> float:
+        """The expected seconds of all that waits."""
+        waiting = dict(self._waiting)
+        for cell, _ in self._shared.values():
+            waiting[_like(cell), cell.kind] -= max(1, cell.images)
+        known = sum(left for _, left in self._shared.values())
+        return known + sum(self._rate(like, kind) * images for (like, kind), images in waiting.items() if images > 0)
+
+    def _rate(self, like: str, kind: str) -> float:
+        for group in (like, kind):
+            seconds, images = self._spent.get(group, (0.0, 0.0))
+            if images:
+                return seconds / images
+        return GUESS.get(kind, 0.0005)
+
+
+def _like(cell: Cell) -> str:
+    """Cells of the same kind and part: ``digits/cnn/0/perturb/pgd/evaluate/0`` counts as ``cnn/perturb/pgd``."""
+    parts = name_parts(cell.name)
+    return "/".join([parts[1], *parts[3:5]])
+
+
+def name_parts(name: str) -> list[str]:
+    """The parts of a cell's readable path; a slash in brackets (``pgd[eps=8/255]``) divides nothing."""
+    return re.split(r"/(?![^\[\]]*\])", name)
+
+
+def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
+    """The cells that a pattern names, with everything that they need; all without a pattern.
+
+    Raises:
+        UsageError: if nothing matches.
+    """
+    if pattern is None:
+        return dict(cells)
+    # As plain text too: the brackets of `pgd[eps=8/255]` mean something else in a pattern.
+    wanted = [c.key for c in cells.values() if pattern in c.name or fnmatch(c.name, f"*{pattern}*")]
+    if not wanted:
+        places = {c.name for c in cells.values()}
+        raise UsageError(f"--only {pattern!r} matches no cell{did_you_mean(pattern, places)}.")
+    keep: set[str] = set()
+    while wanted:
+        key = wanted.pop()
+        if key not in keep:
+            keep.add(key)
+            wanted.extend(cells[key].inputs)
+    return {key: cell for key, cell in cells.items() if key in keep}
+
+
+class Runner:
+    """Runs cells through an engine and stores what comes back; the only writer.
+
+    Args:
+        cells: in an order in which inputs come first.
+        store: the run directory.
+        engine: where they are computed.
+        tell: called with every event.
+        debug: let the first error of a cell through instead of noting it.
+        interrupt: knows of a Ctrl-C, which a part may have caught.
+    """
+
+    def __init__(
+        self,
+        cells: Mapping[str, Cell],
+        store: Store,
+        engine: Engine,
+        tell: Callable[[Event], None],
+        debug: bool = False,
+        interrupt: Interrupt | None = None,
+    ) -> None:
+        self.cells, self.store, self.engine = cells, store, engine
+        self.tell, self.debug, self.interrupt = tell, debug, interrupt or Interrupt()
+        self.summary = Summary()
+        self.time = TimeLeft()
+        self._order = {key: i for i, key in enumerate(cells)}
+        self._running: dict[int, tuple[list[Cell], AbstractContextManager[object]]] = {}
+        # Outcomes for which nothing has to be computed: inputs that failed, cells that somebody else computed.
+        self._known: deque[Outcome] = deque()
+        # By number of a task: the cell that is shown for it, and when it was submitted.
+        self._begun: dict[int, tuple[Cell, float]] = {}
+
+    def run(self) -> Summary:
+        """Work until nothing is left that can be done.
+
+        Raises:
+            AftershockError: if the run directory cannot be written; what was there stays.
+        """
+        pending = self._keep_stored()
+        for cell in pending.values():
+            self.time.expect(cell)
+        waiting = {key: {i for i in cell.inputs if i in pending} for key, cell in pending.items()}
+        dependents: dict[str, list[str]] = defaultdict(list)
+        for key, inputs in waiting.items():
+            for needed in inputs:
+                dependents[needed].append(key)
+        ready = [(self._order[key], key) for key, inputs in waiting.items() if not inputs]
+        heapq.heapify(ready)
+        taken: set[str] = set()
+        try:
+            self._submit_next(ready, waiting, taken)
+            while self._running:
+                outcome = self._known.popleft() if self._known else self.engine.next(self._share)
+                self.interrupt.check()
+                for key in self._take(outcome):
+                    for dependent in dependents[key]:
+                        waiting[dependent].discard(key)
+                        if not waiting[dependent]:
+                            heapq.heappush(ready, (self._order[dependent], dependent))
+                self._submit_next(ready, waiting, taken)
+        finally:
+            for _, lock in self._running.values():
+                lock.__exit__(None, None, None)
+            self._running.clear()
+        return self.summary
+
+    def _keep_stored(self) -> dict[str, Cell]:
+        pending: dict[str, Cell] = {}
+        for key, cell in self.cells.items():
+            record = self.store.find(key)
+            if record is None:
+                pending[key] = cell
+                continue
+            self.summary.done.add(key)
+            self.time.learn(cell, record.seconds)
+            self._say("kept", cell)
+        return pending
+
+    def _submit_next(self, ready: list[tuple[int, str]], waiting: Mapping[str, set[str]], taken: set[str]) -> None:
+        """Give the engine the next group in the plan's order, so that one model's work stays together.
+
+        Cells whose inputs failed are settled on the way: nothing has to be computed to know that.
+        """
+        while ready and len(self._running) < self.engine.slots:
+            order, key = heapq.heappop(ready)
+            if key in taken:
+                continue
+            group = self.cells[key].group
+            same = [k for o, k in ready if self.cells[k].group == group and k not in taken]
+            cells = sorted((self.cells[k] for k in {key, *same}), key=lambda c: self._order[c.key])
+            taken.update(c.key for c in cells)
+            # A unit that another process computed meanwhile is only linked.
+            lock = self.store.computing(group)
+            lock.__enter__()
+            self._running[order] = (cells, lock)
+            self._submit(order, cells)
+
+    def _submit(self, number: int, cells: Sequence[Cell]) -> None:
+        blocked = self._blocked(cells[0])
+        missing = tuple(cell for cell in cells if self.store.find(cell.key) is None)
+        if blocked or not missing:
+            self._known.append(Outcome(number, error=UnavailableError(blocked) if blocked else None))
+            return
+        self._say("start", missing[0])
+        self._begun[number] = (missing[0], time.monotonic())
+        self.engine.submit(Task(number, missing))
+
+    def _share(self, number: int, share: float) -> None:
+        cell, began = self._begun[number]
+        self.time.share(cell, share, time.monotonic() - began)
+        self._say("share", cell, share=share)
+
+    def _blocked(self, cell: Cell) -> str:
+        for key in cell.inputs:
+            reason = self.summary.failed.get(key) or self.summary.skipped.get(key)
+            if reason:
+                name = self.cells[key].name
+                # The first cause, not the chain that led here.
+                return reason if reason.startswith("needs ") else f"needs {name}: {reason}"
+        return ""
+
+    def _take(self, outcome: Outcome) -> list[str]:
+        """Store what a task gave; returns the keys that are settled."""
+        cells, lock = self._running.pop(outcome.task)
+        try:
+            if outcome.error is not None:
+                if len(cells) > 1 and not isinstance(outcome.error, UnavailableError):
+                    # One part's fault must not take down what only shares a forward pass with it.
+                    return self._one_by_one(cells, lock)
+                self._note_failure(cells, outcome.error)
+                return [cell.key for cell in cells]
+            outputs = {output.key: output for output in outcome.outputs}
+            for cell in cells:
+                output = outputs.get(cell.key)
+                if output is not None:
+                    try:
+                        self.store.put(cell.key, cell.name, cell.kind, output.tensors, output.values, output.seconds)
+                    except AftershockError:
+                        raise
+                    except Exception as error:
+                        # What a part gave has no form on disk: its own failure, not the run's.
+                        self._note_failure([cell], error)
+                        continue
+                self.time.settle(cell)
+                if output is not None:
+                    self.time.learn(cell, output.seconds)
+                    self.summary.computed.add(cell.key)
+                self.summary.done.add(cell.key)
+                self._say("done" if output is not None else "kept", cell)
+            return [cell.key for cell in cells]
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _one_by_one(self, cells: Sequence[Cell], lock: AbstractContextManager[object]) -> list[str]:
+        """Submit the cells of a group that failed again, each alone; nothing is settled yet."""
+        lock.__exit__(None, None, None)
+        for cell in cells:
+            own = self.store.computing(cell.key)
+            task = self._order[cell.key]
+            self._running[task] = ([cell], own)
+            self._submit(task, [cell])
+        return []
+
+    def _note_failure(self, cells: Iterable[Cell], error: BaseException) -> None:
+        skipped = isinstance(error, UnavailableError)
+        if self.debug and not skipped:
+            raise error
+        reason = described(error)
+        for cell in cells:
+            self.time.settle(cell)
+            (self.summary.skipped if skipped else self.summary.failed)[cell.key] = reason
+            self.store.put_failure(cell.key, cell.name, cell.kind, "skipped" if skipped else "failed", reason)
+            self._say("skipped" if skipped else "failed", cell, reason)
+
+    def _say(
+        self, kind: Literal["start", "share", "done", "kept", "failed", "skipped"], cell: Cell, reason: str = "",
+        share: float = 0.0,
+    ) -> None:  # fmt: skip
+        finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
+        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason, share))

@@ -1,0 +1,108 @@
+"""Analyses: what each is given, and what is kept of what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ....analyses.base import ImageSet, Material, PerturbedSet
+from ....analyses.findings import Findings
+from ...core.errors import AftershockError
+from ...core.process_state import guarded_part, noted
+from ...core.registry import ANALYSES
+from ...core.seeds import derive_seed
+from ...plan.cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
+from ...plan.models import untrained_classifier
+from ...tracing.rows import ChunkedRows
+from ...tracing.traced_model import Instruments
+from ...tracing.traces import Need
+from ..engines import Output
+from ..workers.standins.analyses import PluginAnalysis
+from .lent import lent_instruments
+from .workbench import Workbench
+
+
+def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
+    """Run one analysis."""
+    analysis = ANALYSES.get(job.part.name)(**job.part.params)
+    if isinstance(analysis, PluginAnalysis):
+        return analysis.compute(bench.context, key, job, bench.tell)
+    needs: Sequence[Need] = analysis.needs
+    instruments = lent_instruments(bench.open(job.model), analysis)
+    material = Material(
+        instruments=instruments,
+        untrained=lambda draw=0: _untrained(bench, job.model, instruments, job.seed, draw),
+        classes=tuple(bench.dataset.classes),
+        fit=_clean(bench, job, job.fit, "fit", needs),
+        evaluate=_clean(bench, job, job.evaluate, "evaluate", needs),
+        perturbed={p.label: _perturbed(bench, job, p, needs) for p in job.perturbed},
+        seed=job.seed,
+        progress=bench.tell,
+    )
+    with guarded_part(analysis) as changes:
+        found = analysis.study(material)
+    if not isinstance(found, Findings):
+        raise AftershockError(f"study() returned {type(found).__name__} instead of Findings")
+    tensors, value = found.stored()
+    # What cannot be read again is said now, not when somebody opens the report.
+    Findings.read(tensors, value)
+    return Output(key, tensors, noted({"findings": value}, changes))
+
+
+def _clean(
+    bench: Workbench, job: AnalysisJob, chunks: Sequence[TraceKeys], name: SetName, needs: Sequence[Need]
+) -> ImageSet:
+    positions, split = bench.sets.of(name), bench.source(name)
+    labels = split.labels(positions.tolist())
+
+    def read(rows: slice) -> Tensor:
+        return split.images(positions[rows].tolist())
+
+    return _set(bench, job.model, chunks, needs, labels, read)
+
+
+def _set(
+    bench: Workbench, model: str, chunks: Sequence[TraceKeys], needs: Sequence[Need], labels: Tensor,
+    read: Callable[[slice], Tensor],
+) -> ImageSet:  # fmt: skip
+    traces = bench.traces(model, chunks, needs)
+    if not len(labels):
+        traces = traces[:0]
+    return ImageSet(replace(traces, label_rows=labels), read)
+
+
+def _perturbed(bench: Workbench, job: AnalysisJob, keys: PerturbedKeys, needs: Sequence[Need]) -> PerturbedSet:
+    def column(chunks: Sequence[TraceKeys], name: str) -> Tensor:
+        return torch.cat([bench.reader.tensor(t.images.source, name) for t in chunks])
+
+    def images(chunks: Sequence[TraceKeys]) -> Callable[[slice], Tensor]:
+        sources = [t.images.source for t in chunks]
+        lengths = [int(bench.reader.values(s)["rows"]) for s in sources]
+
+        def chunk(source: str) -> Callable[[], Tensor]:
+            return lambda: bench.reader.tensor(source, "images")
+
+        rows = ChunkedRows([chunk(s) for s in sources], lengths, bench.dataset.shape)
+        return rows.__getitem__
+
+    labels = bench.dataset.test.labels(bench.sets.evaluate.tolist())
+    rows, control_rows = column(keys.traces, "row").long(), column(keys.control, "row").long()
+    return PerturbedSet(
+        label=keys.label,
+        kind=keys.kind,
+        images=_set(bench, job.model, keys.traces, needs, labels[rows], images(keys.traces)),
+        rows=rows,
+        success=column(keys.traces, "success").bool(),
+        control=_set(bench, job.model, keys.control, needs, labels[control_rows], images(keys.control)),
+        control_rows=control_rows,
+    )
+
+
+def _untrained(bench: Workbench, model: str, trained: Instruments, seed: int, draw: int) -> Instruments:
+    part = bench.part(model)
+    seed = derive_seed(seed, "untrained", draw) if draw else seed
+    classifier = untrained_classifier(part, bench.suite.folder, bench.dataset, seed).to(bench.device)
+    return replace(trained, model=classifier, root=classifier.network)

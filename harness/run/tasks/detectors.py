@@ -1,0 +1,153 @@
+"""Fits and scores of detectors; what a plugin's detector returns is checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from ....detectors.base.detector import Detector
+from ...core.clock import Stopwatch
+from ...core.errors import AftershockError
+from ...core.memory import peak_memory
+from ...core.process_state import CHANGED, Changes, guarded_part, noted
+from ...core.seeds import derive_seed, forked_rng, generator
+from ...plan.cells import FitJob, ScoreJob, TraceKeys
+from ...tracing.traces import Traces
+from ..engines import Output
+from ..workers import OPENED
+from ..workers.standins.detectors import PluginDetector
+from .rescoring import rescore
+from .workbench import Workbench
+
+# Rows that a detector scores at once: few at first, so that a slow one is noticed early.
+SCORE_BATCHES = (1, 8, 64, 512)
+
+
+def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
+    """Fit a detector; its state is what is kept."""
+    from ....detectors.base.detector import split_state
+
+    detector = bench.make_detector(job.part)
+    bench.expect_fresh_scores(job.part)
+    sources = _sources(bench, (*job.clean, *job.negatives))
+    clean = replace(
+        bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),
+        label_rows=bench.dataset.train.labels(sources.tolist()),
+        source_rows=sources,
+        random=generator(job.seed, "fit"),
+    )
+    perturbed = None
+    if job.perturbed:
+        made = bench.traces(job.model, job.perturbed, detector.needs)
+        perturbed = replace(made, source_rows=_sources(bench, job.perturbed))
+    _import_first()
+    with guarded_part(detector) as changes, peak_memory() as peak:
+        clock = Stopwatch()
+        fitted = detector.fit(clean, perturbed)
+        seconds, _ = spent_by(detector) or (clock.seconds, False)
+    if seconds > bench.suite.limits.fit_seconds:
+        # What ended is not undone: a limit on a fit is enforced where the process can be ended, which is not here.
+        bench.say(f"fit() of {job.part.label} took {seconds:.0f} CPU seconds, more than fit_seconds under [limits].")
+    if fitted is not detector:
+        raise AftershockError("fit() must return the detector itself (`return self`)")
+    tensors, state = split_state(detector.state())
+    rise = detector.peak_bytes if isinstance(detector, PluginDetector) else peak.rise
+    values = {"state": state, "peak_bytes": rise, "fit_seconds": seconds, **notes_of(detector)}
+    return Output(key, tensors, noted(values, changes))
+
+
+@cache
+def _import_first() -> None:
+    """What most detectors import when they are fitted, so that it is not put down to the first of them."""
+    for name in ("scipy.stats", "sklearn.linear_model", "sklearn.covariance"):
+        import_module(name)
+
+
+def _sources(bench: Workbench, chunks: Sequence[TraceKeys]) -> Tensor:
+    """Which image of the train split each row of fit traces was made from, int64 (n,)."""
+    found = []
+    for images in (chunk.images for chunk in chunks):
+        if not images.source:
+            found.append(bench.sets.fit[images.start : images.stop])
+            continue
+        success = bench.reader.tensor(images.source, "success")
+        kept = {"success": success, "failed": ~success, "all": torch.ones_like(success)}[images.which]
+        found.append(bench.sets.fit[bench.reader.tensor(images.source, "row")[kept]])
+    return torch.cat(found)
+
+
+def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
+    """Score traces with a fitted detector, float64 (n,)."""
+    detector = bench.detector(job.fit, job.part)
+    traces = bench.traces(job.model, job.traces, detector.needs)
+    spent = 0.0
+    scores, start, limit = [torch.empty(0, dtype=torch.float64)], 0, bench.suite.limits.score_seconds
+    # One that was fast enough before need not be watched so closely again; what is drawn depends on the batches.
+    sizes = SCORE_BATCHES[-1:] if job.fit in bench.timely and not detector.randomised else SCORE_BATCHES
+    changes = []
+    while start < len(traces):
+        batch = traces[start : start + sizes[min(len(scores), len(sizes)) - 1]].alone()
+        seed = derive_seed(0, "score", key, start)
+        given, taken, imported, changed = _score(detector, batch, seed)
+        if imported or taken > limit * len(batch):
+            # Only the first call pays for imports and compilation, and a disturbance is over.
+            taken = _score(detector, batch, seed)[1]
+        if taken > limit * len(batch):
+            raise AftershockError(
+                f"score() took {taken / len(batch):.2g} CPU seconds per image, twice: make it faster, or raise "
+                f"score_seconds = {limit:g} under [limits] in the suite"
+            )
+        scores.append(given)
+        changes.append(changed)
+        spent += taken
+        start += len(batch)
+    bench.timely.add(job.fit)
+    found = torch.cat(scores)
+    again, reasons = rescore(bench, job, traces, found) if job.recheck != "none" and len(traces) else ({}, {})
+    values = {"score_seconds": spent, "rows": len(traces), "recheck": reasons, **notes_of(detector)}
+    return Output(key, {"score": found, **again}, noted(values, *changes))
+
+
+def _score(detector: Detector, batch: Traces, seed: int) -> tuple[Tensor, float, bool, Changes]:
+    """Return scores, the seconds to hold against the limit, whether the call imported modules, and what it changed."""
+    # As an attack asks: without gradients. A score that is drawn is the same in every run, whatever came before.
+    with torch.no_grad(), forked_rng(seed), guarded_part(detector) as changes:
+        clock = Stopwatch()
+        found = detector.score(batch)
+        # What a plugin's process measured of itself, where that is another.
+        taken, imported = spent_by(detector) or (clock.seconds, clock.imported)
+    return checked_scores(found, len(batch)), taken, imported, changes
+
+
+def spent_by(detector: Detector) -> tuple[float, bool] | None:
+    """What the last answer of a plugin's detector took in its own process, as :class:`Stopwatch` counts."""
+    return detector.spent if isinstance(detector, PluginDetector) else None
+
+
+def notes_of(detector: Detector) -> dict[str, list[str]]:
+    """What is known of a plugin's code in its own process: which files it opened, and what state it left changed."""
+    if not isinstance(detector, PluginDetector):
+        return {}
+    return {OPENED: detector.files, CHANGED: detector.changed}
+
+
+def checked_scores(found: object, images: int) -> Tensor:
+    """What ``score`` returned, as float64 on the CPU.
+
+    Raises:
+        AftershockError: unless it is one finite real number for each image; integers are numbers, truth values are not.
+    """
+    if not isinstance(found, Tensor) or tuple(found.shape) != (images,):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise AftershockError(f"score() gave {shape} for {images} images instead of shape ({images},)")
+    if found.is_complex() or found.dtype == torch.bool or found.layout != torch.strided:
+        kind = str(found.dtype if found.layout == torch.strided else found.layout).removeprefix("torch.")
+        raise AftershockError(f"score() gave {kind} values: return a real number for each image, such as float32")
+    if not bool(torch.isfinite(found).all()):
+        raise AftershockError(f"score() gave {int((~torch.isfinite(found)).sum())} values that are not finite")
+    return found.detach().double().cpu()

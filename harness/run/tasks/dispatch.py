@@ -1,0 +1,85 @@
+"""Which function computes which kind of cell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ...core.errors import AftershockError
+from ...core.model_state import one_thread
+from ...core.process_state import guarded, noted
+from ...core.seeds import derive_seed, forked_rng
+from ...plan.cells import (
+    AnalysisJob,
+    ControlJob,
+    DerivedJob,
+    EncodersJob,
+    ExtraJob,
+    FitJob,
+    ModelJob,
+    PerturbJob,
+    PropagationJob,
+    ScoreJob,
+    TraceJob,
+)
+from ..engines import Output, Task
+from .adaptive import compute_adaptive
+from .analyses import compute_analysis
+from .detectors import compute_fit, compute_scores
+from .perturbations import compute_control, compute_derived, compute_perturbed
+from .propagation import compute_encoders, compute_propagation
+from .traces import compute_extra, compute_traces
+from .workbench import Workbench
+
+# Values of an image below which one thread is faster than several (the digits have 64, MNIST 784).
+SMALL_IMAGE = 512
+
+_COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
+    ModelJob: lambda bench, key, job: bench.make_model(key, job),
+    PerturbJob: lambda bench, key, job: _perturb(bench, key, job),
+    DerivedJob: compute_derived,
+    ControlJob: compute_control,
+    ExtraJob: compute_extra,
+    FitJob: compute_fit,
+    ScoreJob: compute_scores,
+    EncodersJob: compute_encoders,
+    PropagationJob: compute_propagation,
+    AnalysisJob: compute_analysis,
+}
+
+
+def _perturb(bench: Workbench, key: str, job: PerturbJob) -> Output:
+    if job.opponent is None:
+        return compute_perturbed(bench, key, job)
+    return compute_adaptive(bench, key, job, job.opponent)
+
+
+def compute(bench: Workbench, task: Task, tell: Callable[[float], None]) -> list[Output]:
+    """Compute the cells of a task; several at once only for traces of the same images.
+
+    ``tell`` is called now and then with the share that is done, by cells that take long. Whatever a cell does to the
+    process's state is undone at its end, and each begins with random numbers of its own.
+
+    Raises:
+        AftershockError: if state that numbers depend on was left changed outside the calls of a part, each of which is
+            guarded itself: what the harness computed after that cannot be trusted.
+    """
+    bench.tell, cells = tell, task.cells
+    start = time.perf_counter()
+    together = isinstance(cells[0].job, TraceJob)
+    small = math.prod(bench.dataset.shape) < SMALL_IMAGE
+    with guarded() as left, forked_rng(derive_seed(0, "cell", cells[0].group)), one_thread(small):
+        if together:
+            outputs = compute_traces(bench, cells)
+        else:
+            outputs = [_COMPUTE[type(cell.job)](bench, cell.key, cell.job) for cell in cells]
+    if left.numbers:
+        raise AftershockError(
+            f"the process's {', '.join(left.all)} changed while this was computed, so its numbers cannot be trusted: "
+            "code that needs another state has to put the old one back (a `with` block does)"
+        )
+    seconds = (time.perf_counter() - start) / len(cells)
+    return [replace(output, seconds=output.seconds or seconds, values=noted(output.values, left)) for output in outputs]

@@ -1,0 +1,31 @@
+"""Models and detectors for code of others: what it changes there (weights, hooks, methods) reaches nobody else."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TypeVar
+
+from ...core.process_state import own_code
+from ...tracing.traced_model import Instruments
+
+T = TypeVar("T")
+
+
+def lent(held: T, part: object) -> T:
+    """Return a copy of something for a part; parts of this package get the thing itself, which they leave as it is.
+
+    What cannot be copied is lent as it is.
+    """
+    if own_code(part):
+        return held
+    try:
+        return copy.deepcopy(held)
+    except Exception:
+        return held
+
+
+def lent_instruments(held: Instruments, part: object) -> Instruments:
+    """Return instruments with a model of their own, as :func:`lent`."""
+    model, root = lent((held.model, held.root), part)
+    return replace(held, model=model, root=root)

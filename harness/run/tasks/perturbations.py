@@ -1,0 +1,142 @@
+"""Perturbed images: made, derived from others, or noise of the same size."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ....attacks.base.perturb_batch import DerivedBatch, Limits, PerturbedBatch, limited, perturb_batch, rounded
+from ....attacks.benign.equal_norm_control import equal_norm_control
+from ...core.errors import AftershockError, UnavailableError
+from ...core.process_state import CHANGED_FLAG
+from ...core.seeds import Draws, derive_seed
+from ...plan.cells import ControlJob, DerivedJob, PerturbJob
+from ...suite.instances import make_perturbation
+from ...tracing.traced_model import Instruments
+from ..engines import Output
+from ..workers.standins.detectors import PluginDetector
+from ..workers.standins.perturbations import PluginPerturbation
+from .lent import lent_instruments
+from .workbench import Workbench
+
+if TYPE_CHECKING:
+    from ....attacks.base.perturbation import Perturbation
+    from ....attacks.base.target import Defence
+    from ....detectors.base.detector import Detector
+
+
+NO_GRADIENT = (
+    "the model gives no gradient with respect to its input, so an attack that follows it cannot work: attacks that "
+    "only ask for predictions, such as square, can"
+)
+
+
+def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
+    """Perturb the rows that the model gets right and the perturbation covers."""
+    perturbation = make_perturbation(job.part)
+    model = bench.open(job.model)
+    made, rows = perturbed(bench, job, perturbation, lent_instruments(model, perturbation), model)
+    return Output(key, tensors_of(made, rows), values_of(made, perturbation))
+
+
+def perturbed(
+    bench: Workbench, job: PerturbJob, perturbation: Perturbation, attacked: Instruments, model: Instruments,
+    defence: Defence | None = None,
+) -> tuple[PerturbedBatch, Tensor]:  # fmt: skip
+    """What a perturbation makes of a job's images, and their rows of the set.
+
+    Args:
+        bench: of the run.
+        job: which images.
+        perturbation: made from the job's part.
+        attacked: the model as the perturbation may have it, and
+        model: as it is judged by.
+        defence: what an adaptive attack knows of its detector.
+    """
+    white = perturbation.info.kind == "attack" and perturbation.info.gradients
+    if white and not bench.reader.values(job.model)["gradient"]:
+        raise UnavailableError(NO_GRADIENT)
+    images, labels, positions = bench.clean(job.set, job.start, job.stop)
+    logits = bench.reader.tensor(job.logits, "logits")[: len(labels)]
+    right = (logits.argmax(1) == labels).nonzero().squeeze(1)
+    covered = perturbation.covers(positions[right].tolist())
+    right = right[torch.tensor(covered, dtype=torch.bool)]
+    limits = bench.suite.limits
+    try:
+        made = perturb_batch(
+            perturbation, attacked.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
+            defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds), judge=model.model,
+        )  # fmt: skip
+    except UnavailableError as error:
+        # What is not defined for the task has no cell: whatever an attack raises is a failure, for which no number
+        # stands.
+        raise AftershockError(str(error)) from error
+    return made, right + job.start
+
+
+def values_of(made: PerturbedBatch, perturbation: Perturbation) -> dict[str, Any]:
+    """What a cell of perturbed images says of how they were made."""
+    return {
+        "rows": len(made.images),
+        "forwards": made.forwards,
+        "backwards": made.backwards,
+        "seconds": made.seconds,
+        "flags": [*made.flags, *changes_elsewhere(perturbation)],
+        "late": made.late,
+    }
+
+
+def changes_elsewhere(part: Perturbation | Detector) -> list[str]:
+    """Flags for the state that a plugin's part left changed in its own process."""
+    changed = part.changed if isinstance(part, PluginPerturbation | PluginDetector) else []
+    return [f"{CHANGED_FLAG}:{name}" for name in changed]
+
+
+def compute_derived(bench: Workbench, key: str, job: DerivedJob) -> Output:
+    """Perturbed images projected into a budget or rounded to 8 bits, measured again."""
+    perturbation = make_perturbation(job.part)
+    rows = bench.reader.tensor(job.source, "row")
+    clean, labels = _at(bench, job, rows)
+    found = bench.reader.tensor(job.source, "images")
+    classifier = bench.open(job.model).model
+    if job.how == "budget":
+        made = limited(classifier, clean, found, labels, perturbation.eps, perturbation.norm)
+    else:
+        made = rounded(classifier, clean, found, labels, job.levels, perturbation.eps, perturbation.norm)
+    return Output(key, tensors_of(made, rows), dict(bench.reader.values(job.source)))
+
+
+def compute_control(bench: Workbench, key: str, job: ControlJob) -> Output:
+    """Noise of the same size as each success."""
+    success = bench.reader.tensor(job.perturbed, "success")
+    rows = bench.reader.tensor(job.perturbed, "row")[success]
+    perturbed = bench.reader.tensor(job.perturbed, "images")[success]
+    positions = bench.sets.of(job.set)[rows]
+    clean, _ = _at(bench, job, rows)
+    predictions = bench.reader.tensor(job.logits, "logits").argmax(1)[rows - job.start]
+    draws = Draws(derive_seed(job.seed, "control"), positions.tolist())
+    control = equal_norm_control(bench.open(job.model).model, clean, perturbed, predictions, draws)
+    ratios = {"kept_share": control.kept_share, "linf_ratio": control.linf_ratio, "l2_ratio": control.l2_ratio}
+    values = {name: value if math.isfinite(value) else None for name, value in ratios.items()}
+    tensors = {"images": control.images, "row": rows[control.positions]}
+    return Output(key, tensors, {"rows": len(control.positions), **values})
+
+
+def _at(bench: Workbench, job: DerivedJob | ControlJob, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Clean images and labels of some rows of a set."""
+    split, positions = bench.source(job.set), bench.sets.of(job.set)[rows].tolist()
+    return split.images(positions), split.labels(positions)
+
+
+def tensors_of(made: PerturbedBatch | DerivedBatch, rows: Tensor) -> dict[str, Tensor]:
+    """What a cell of perturbed images holds, whatever made them."""
+    return {
+        "images": made.images,
+        "row": rows,
+        "prediction": made.predictions,
+        "success": made.success,
+        **{f"norm:{name}": value for name, value in made.norms.items()},
+    }

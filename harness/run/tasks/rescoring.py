@@ -1,0 +1,140 @@
+"""Scores asked for again, in the ways in which a detector could tell who asks, in what order and in which company.
+
+An honest score is a function of the image. What is compared here is judged by :mod:`aftershock.harness.evaluation.consistency`,
+which knows thresholds; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....detectors.base.detector import Detector
+from ...core.errors import AftershockError, UnavailableError
+from ...core.process_state import guarded_part
+from ...core.seeds import derive_seed, forked_rng, generator
+from ...evaluation.consistency import EVALUATIONS, SAMPLE, moved
+from ...plan.cells import ScoreJob
+from ...tracing.traces import Traces
+from .workbench import Workbench
+
+# Other batches: more single rows than may differ by chance, then batches whose size divides none of ours.
+_SINGLES, _SINGLE_SHARE, _ODD = 5, 0.03, 31
+
+
+def rescore(
+    bench: Workbench, job: ScoreJob, traces: Traces, scores: Tensor
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Score some rows of a set again.
+
+    One evaluation in another order, in other batches and with gradient mode on tells whether any of these matters, or
+    chance; only where it differs each is tried alone, so that an honest detector pays for three evaluations.
+
+    Args:
+        bench: opens detector, model and images.
+        job: the cell's job; ``job.recheck`` says which rows.
+        traces: the stored traces of all n rows.
+        scores: as stored, float64 (n,).
+
+    Returns:
+        ``recheck:rows``, int64 (r,): positions among the rows; and by context, float64 (evaluations, r):
+        ``recheck:process``, ``recheck:attack`` (from the images themselves, as an attack asks), and where something
+        matters ``recheck:same`` (at least two, the same question again), ``recheck:order``, ``recheck:batch`` and
+        ``recheck:gradients``. A context in which the detector gives no scores is left out, and why is in the second
+        value; its reason is empty where no other process has the detector.
+    """
+    detector = bench.detector(job.fit, job.part)
+    rows = _rows(bench, job, len(traces), detector)
+    picked, count = traces.pick(rows).alone(), EVALUATIONS if detector.randomised else 1
+    order = torch.randperm(len(rows), generator=generator(0, "recheck", "order"))
+    reordered, back = picked.pick(order).alone(), order.argsort()
+    found: dict[str, Tensor] = {"recheck:rows": rows}
+    reasons: dict[str, str] = {}
+
+    def evaluate(context: str, ask: Callable[[int], Tensor], times: int = count, gradients: bool = False) -> bool:
+        try:
+            given = []
+            for number in range(times):
+                # A detector that draws from global generators draws anew each time, and the same in every run.
+                seed = derive_seed(0, "recheck", context, number)
+                with forked_rng(seed), torch.set_grad_enabled(gradients), guarded_part(detector):
+                    answer = ask(number)
+                given.append(answer.detach().double().cpu())
+            found[f"recheck:{context}"] = torch.stack(given)
+        except Exception as error:
+            reasons[context] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return context not in reasons
+
+    def in_batches(part: Traces) -> Tensor:
+        return torch.cat([detector.score(batch) for batch in _cut(part)])
+
+    whole = evaluate("all", lambda number: in_batches(reordered)[back], 1, gradients=True)
+    together = found.pop("recheck:all", None)
+    reasons.pop("all", None)
+    matters = not whole or together is None or _differs(scores[rows], together[0])
+    if matters or detector.randomised:
+        evaluate("same", lambda number: detector.score(picked), max(2, count))
+        evaluate("order", lambda number: detector.score(reordered)[back])
+        evaluate("batch", lambda number: in_batches(picked))
+        evaluate("gradients", lambda number: detector.score(picked), gradients=True)
+    images, model = _images(bench, job, rows), bench.open(job.model)
+    evaluate("attack", lambda number: model.score(detector, images.to(bench.device), seed=number)[1])
+    try:
+        found["recheck:process"] = bench.fresh_scores(job.fit, job.part, picked, count)
+    except UnavailableError:
+        reasons["process"] = ""
+    except AftershockError as error:
+        reasons["process"] = str(error)
+    return found, reasons
+
+
+def _differs(stored: Tensor, found: Tensor) -> bool:
+    """Whether any score differs: by its size, or by its place among the others, whatever their scale."""
+    if not torch.allclose(found, stored, rtol=1e-5, atol=1e-6):
+        return True
+    one, other = stored.numpy(), found.numpy()
+    return bool(np.isfinite(one).all() and (moved(one, one, other) > 1 / len(one)).any())
+
+
+def _rows(bench: Workbench, job: ScoreJob, count: int, detector: Detector) -> Tensor:
+    """Which rows are scored again: all, or a sample in which successful perturbations come first."""
+    if job.recheck == "all" or detector.randomised or count <= SAMPLE:
+        return torch.arange(count)
+    drawn = torch.randperm(count, generator=generator(0, "recheck", "rows"))
+    sources = [chunk.images.source for chunk in job.traces if chunk.images.source]
+    names = {"success"} if sources and all(_has(bench, s, "success") for s in sources) else set()
+    if names:
+        success = torch.cat([bench.reader.tensor(s, "success") for s in sources]).bool()
+        # Half of the sample are positives, as far as there are so many.
+        positive, rest = drawn[success[drawn]][: SAMPLE // 2], drawn
+        chosen = torch.cat([positive, rest[~torch.isin(rest, positive)]])
+        return chosen[:SAMPLE].sort().values
+    return drawn[:SAMPLE].sort().values
+
+
+def _has(bench: Workbench, key: str, name: str) -> bool:
+    return name in bench.reader.load(key)
+
+
+def _cut(traces: Traces) -> Sequence[Traces]:
+    """The same rows in other batches."""
+    singles = min(max(_SINGLES, math.ceil(_SINGLE_SHARE * len(traces))), len(traces))
+    edges = [*range(singles), *range(singles, len(traces), _ODD), len(traces)]
+    return [traces[a:b].alone() for a, b in pairwise(edges) if a < b]
+
+
+def _images(bench: Workbench, job: ScoreJob, rows: Tensor) -> Tensor:
+    """The images of some rows of a set, read chunk by chunk."""
+    parts, start = [], 0
+    for chunk in job.traces:
+        length = int(bench.reader.values(chunk.logits)["rows"])
+        here = rows[(rows >= start) & (rows < start + length)] - start
+        if len(here):
+            parts.append(bench.images(chunk.images)[here])
+        start += length
+    return torch.cat(parts)

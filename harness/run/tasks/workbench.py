@@ -1,0 +1,201 @@
+"""What computing cells share: the data set, stored traces, and the last models and detectors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...core.errors import UnavailableError
+from ...core.registry import DETECTORS
+from ...data.types import Dataset, ImageSplit
+from ...models.classifier import Classifier
+from ...plan import Sets, stored_need
+from ...plan.cells import Images, ModelJob, SetName, TraceKeys
+from ...plan.models import load_classifier, make_classifier
+from ...store.stored_traces import Reader, open_traces, tap_infos
+from ...suite.instances import make_detector
+from ...suite.resolved import DetectorPart, ModelPart, Suite
+from ...tracing.traced_model import Instruments
+from ...tracing.traces import Need, Traces
+from ..engines import Output
+from ..workers.pool import POOL
+from ..workers.process import WorkerEndedError
+from ..workers.standins.detectors import PluginDetector
+from ..workers.witness import witness_of, witness_scores
+
+if TYPE_CHECKING:
+    from ....detectors.base.detector import Detector
+    from .context import Context
+
+T = TypeVar("T")
+
+
+class _Recent(OrderedDict[str, T]):
+    """The few things used last, by key."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def get_or_make(self, key: str, make: Callable[[], T]) -> T:
+        if key in self:
+            self.move_to_end(key)
+        else:
+            self[key] = make()
+            while len(self) > self._size:
+                self.popitem(last=False)
+        return self[key]
+
+
+class Workbench:
+    """Opens what the cells of one run need.
+
+    Args:
+        suite: as resolved.
+        dataset: loaded.
+        sets: which images belong to which set.
+        reader: where finished cells are read.
+        device: where models run.
+        parts: the suite's entry of each model, by the key of its cell (a cell may come from a suite that called the
+            same model otherwise).
+        weights: file of each model label, ``None`` where it is trained.
+        say: told a sentence that a person should see (how long training takes, a suspicious accuracy).
+        context: the same for another process; ``None`` where nothing is computed elsewhere.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        dataset: Dataset,
+        sets: Sets,
+        reader: Reader,
+        device: torch.device,
+        parts: Mapping[str, ModelPart],
+        weights: Mapping[str, Path | None],
+        say: Callable[[str], None],
+        context: Context | None = None,
+    ) -> None:
+        self.suite, self.dataset, self.sets, self.reader = suite, dataset, sets, reader
+        self.device, self.weights, self.say = device, weights, say
+        self._models: _Recent[Classifier] = _Recent(2)
+        self._detectors: _Recent[Detector] = _Recent(4)
+        self._parts = parts
+        self._said: set[str] = set()
+        # Told the share of the present cell that is done.
+        self.tell: Callable[[float], None] = lambda share: None
+        # Fits whose scores came in time.
+        self.timely: set[str] = set()
+        self.context = context
+        # Fits whose detector ended the other process: every further question would cost another start.
+        self._ended: dict[str, str] = {}
+
+    def close(self) -> None:
+        """End what was started."""
+        POOL.close()
+
+    def expect_fresh_scores(self, part: DetectorPart) -> None:
+        """Start the process that scores are asked for in: it takes seconds to get ready."""
+        if DETECTORS.entry(part.name).origin.package != "session":
+            witness_of(DETECTORS.get(part.name)).start()
+
+    def fresh_scores(self, fit: str, part: DetectorPart, traces: Traces, evaluations: int) -> Tensor:
+        """Return the scores that a fitted detector gives in a process that has done nothing else, (evaluations, n).
+
+        Raises:
+            UnavailableError: for a detector that was registered in this session: no other process has it.
+            AftershockError: if it gives none there.
+        """
+        if DETECTORS.entry(part.name).origin.package == "session":
+            raise UnavailableError(f"{part.name} was registered in this session")
+        if fit in self._ended:
+            raise WorkerEndedError(self._ended[fit])
+        cpu = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
+        tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
+        try:
+            return witness_scores(part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins)
+        except WorkerEndedError as error:
+            self._ended[fit] = str(error)
+            raise
+
+    def make_detector(self, part: DetectorPart) -> Detector:
+        """A detector as a suite's entry describes it, not fitted; one of a plugin under the suite's limits."""
+        detector = make_detector(part)
+        if isinstance(detector, PluginDetector):
+            detector.fit_seconds, detector.score_seconds = (
+                self.suite.limits.fit_seconds,
+                self.suite.limits.score_seconds,
+            )
+        return detector
+
+    def make_model(self, key: str, job: ModelJob) -> Output:
+        """Train a model, or read its weights; measure it. What is said of every seed's is said once."""
+
+        def say(text: str) -> None:
+            if text not in self._said:
+                self._said.add(text)
+                self.say(text)
+
+        state, values = make_classifier(
+            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device, say
+        )
+        return Output(key, state, values)
+
+    def open(self, model: str) -> Instruments:
+        """The model of a finished ``model`` cell, in eval mode on the device."""
+        part = self._parts[model]
+
+        def load() -> Classifier:
+            weights = self.weights[part.label]
+            state, made = self.reader.load(model), self.reader.values(model)
+            loaded = load_classifier(part, self.suite.folder, self.dataset, weights, state, made)
+            return loaded.to(self.device)
+
+        classifier = self._models.get_or_make(model, load)
+        taps = tap_infos(self.reader.values(model))
+        return Instruments(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
+
+    def part(self, model: str) -> ModelPart:
+        """The suite's entry of a model's cell."""
+        return self._parts[model]
+
+    def source(self, name: SetName) -> ImageSplit:
+        """The split that a set's images come from."""
+        return self.dataset.train if name == "fit" else self.dataset.test
+
+    def clean(self, name: SetName, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and positions of some rows of a set."""
+        positions = self.sets.of(name)[start:stop]
+        split = self.source(name)
+        rows = positions.tolist()
+        return split.images(rows), split.labels(rows), positions
+
+    def images(self, wanted: Images) -> Tensor:
+        """The images that a trace sees."""
+        if not wanted.source:
+            return self.clean(wanted.set, wanted.start, wanted.stop)[0]
+        images = self.reader.tensor(wanted.source, "images")
+        if wanted.which == "all":
+            return images
+        success = self.reader.tensor(wanted.source, "success")
+        return images[success if wanted.which == "success" else ~success]
+
+    def traces(self, model: str, chunks: Sequence[TraceKeys], needs: Sequence[Need]) -> Traces:
+        """Stored traces of consecutive chunks."""
+        part, taps = self._parts[model], tap_infos(self.reader.values(model))
+        return open_traces(self.reader, chunks, taps, needs, lambda need: stored_need(need, part.bits_per_tap))
+
+    def detector(self, fit: str, part: DetectorPart) -> Detector:
+        """A fitted detector, its state read from the run."""
+        from ....detectors.base.detector import join_state
+
+        def load() -> Detector:
+            detector = self.make_detector(part)
+            detector.load_state(join_state(self.reader.load(fit), self.reader.values(fit)["state"]))
+            return detector
+
+        return self._detectors.get_or_make(fit, load)

@@ -1,0 +1,58 @@
+"""Answers about analyses: a whole cell, computed from the run directory."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .....analyses.base import Analysis
+from ....core.errors import UsageError
+from ....core.registry import DATASETS, MODELS
+from ..channel import Message
+from ..plugins import open_plugin_file
+
+if TYPE_CHECKING:
+    from ....suite.resolved import Suite
+    from .router import Answers
+
+
+def facts(analysis: Analysis) -> dict[str, Any]:
+    """What an instance says about itself."""
+    return {"needs": [asdict(need) for need in analysis.needs]}
+
+
+def _open_others(suite: Suite) -> None:
+    """Open the other plugins of a suite, each in a process of its own, where its data set or a model is theirs."""
+    wanted = [(DATASETS, suite.data.name), *((MODELS, part.name) for part in suite.models if part.name)]
+    if all(name in registry.names() for registry, name in wanted):
+        return
+    for path in suite.plugins:
+        # What is missing still is said when it is looked for.
+        with suppress(UsageError):
+            open_plugin_file(path)
+
+
+def _study(answers: Answers, asked: Message) -> Message:
+    from ...tasks.analyses import compute_analysis
+    from ...tasks.context import open_bench
+
+    # From this process's owner, who started it.
+    context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301
+    _open_others(context.suite)
+    bench = open_bench(context, lambda text: None)
+
+    def tell(share: float) -> None:
+        answers.call("tell", {"share": share}, {})
+
+    bench.tell = tell
+    try:
+        found = compute_analysis(bench, asked.values["values"]["key"], job)
+    finally:
+        bench.close()
+    return Message({"output": dict(found.values)}, dict(found.tensors))
+
+
+ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"study": _study}

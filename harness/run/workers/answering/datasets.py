@@ -1,0 +1,50 @@
+"""Answers about data sets: where they lie, what they hold, and their images by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ....core.content_keys import canonical
+from ....core.errors import AftershockError
+from ....data.types import Dataset, DataSource
+from ..channel import Message
+
+if TYPE_CHECKING:
+    from .router import Answers
+
+
+def facts(source: DataSource) -> dict[str, Any]:
+    """What the plan needs of a data set that is found but not loaded."""
+    if not isinstance(source, DataSource):
+        raise AftershockError(f"it gave {type(source).__name__} instead of a DataSource")
+    return {
+        "name": source.name, "files": [str(file) for file in source.files],
+        "fingerprint": json.loads(canonical(dict(source.fingerprint))),
+    }  # fmt: skip
+
+
+def _load(answers: Answers, asked: Message) -> Message:
+    number = asked.values["values"]["id"]
+    dataset = answers.made[number].load()
+    if not isinstance(dataset, Dataset):
+        raise AftershockError(f"load() gave {type(dataset).__name__} instead of a Dataset")
+    answers.made[number] = dataset
+    about = {
+        "name": dataset.name, "classes": list(dataset.classes), "shape": list(dataset.shape),
+        "mean": list(dataset.mean), "std": list(dataset.std),
+    }  # fmt: skip
+    return Message({"dataset": about}, {"train": dataset.train.labels(), "test": dataset.test.labels()})
+
+
+def _images(answers: Answers, asked: Message) -> Message:
+    dataset: Dataset = answers.part(asked)
+    split = dataset.train if asked.values["values"]["split"] == "train" else dataset.test
+    images = split.images(asked.tensor("rows").tolist())
+    return Message({}, {"images": images.to(torch.float32)})
+
+
+ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"load dataset": _load, "images": _images}

@@ -1,0 +1,173 @@
+"""Answers about perturbations: the attack runs here, and asks its owner for every pass through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .....attacks.base.perturbation import CountingModel, Perturbation
+from .....attacks.base.target import Guides, Look
+from ....core.seeds import Draws, derive_seed, forked_rng
+from ..channel import Message, told
+
+if TYPE_CHECKING:
+    from .router import Answers
+
+# What the harness reads of an instance only where it has it.
+_OPTIONAL = ("large_eps", "is_checked")
+
+
+def facts(perturbation: Perturbation) -> dict[str, Any]:
+    """What an instance says about itself."""
+    effort = perturbation.effort
+    return {
+        "eps": perturbation.eps,
+        "norm": perturbation.norm,
+        "images": perturbation.images,
+        "family": perturbation.family,
+        "effort": None if effort is None else [effort.steps, effort.restarts, effort.queries],
+        "learnable": perturbation.learnable,
+        "source_files": [str(file) for file in perturbation.source_files()],
+        "optional": {name: getattr(perturbation, name) for name in _OPTIONAL if hasattr(perturbation, name)},
+    }
+
+
+class _Asked(torch.autograd.Function):
+    """What the owner computes from images; its graph is there too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, answers: Answers, call: str, values: Mapping[str, Any], names: list[str], images: Tensor
+    ) -> tuple[Tensor, ...]:
+        wanted = bool(ctx.needs_input_grad[4])
+        found = answers.call(call, {**values, "differentiate": wanted}, {"images": images.detach()})
+        names[:] = list(found.values["names"])
+        ctx.answers, ctx.graph = answers, found.values["graph"]
+        outputs = tuple(found.tensor(name) for name in names)
+        ctx.mark_non_differentiable(*[o for name, o in zip(names, outputs, strict=True) if name == "score"])
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = {f"weight/{n}": w for n, w in enumerate(weights) if w is not None}
+        found = ctx.answers.call("backward", {"graph": ctx.graph}, given)
+        return None, None, None, None, found.tensor("gradient")
+
+
+def _ask(answers: Answers, call: str, values: Mapping[str, Any], images: Tensor) -> dict[str, Tensor]:
+    names: list[str] = []
+    outputs = _Asked.apply(answers, call, values, names, images)
+    return dict(zip(names, outputs, strict=True))
+
+
+class _Network(nn.Module):
+    """Images to logits, by asking the owner."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self.answers = answers
+        self.rows: Tensor | None = None
+        # Libraries look for the device of the first parameter.
+        self.device = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = None if self.rows is None else self.rows.tolist()
+        return _ask(self.answers, "model", {"rows": rows}, images)["logits"]
+
+
+class AskingModel(CountingModel):
+    """The model as an attack sees it; the passes are made, counted and limited where it is."""
+
+    def __init__(self, answers: Answers, defence: AskingDefence | None) -> None:
+        network = _Network(answers)
+        super().__init__(network, defence)
+        self._network = network
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self._network.rows = self._rows
+        return super().forward(images)
+
+
+class AskingDefence:
+    """The detector that an attack is made against, by asking the owner (see ``attacks.defence.Defence``)."""
+
+    def __init__(self, answers: Answers, described: Mapping[str, Any]) -> None:
+        self._answers = answers
+        self.threshold, self.goal, self.scale = described["threshold"], described["goal"], described["scale"]
+        self.has_surrogate, self.evaluations = described["has_surrogate"], described["evaluations"]
+
+    def look(
+        self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+        surrogate: bool = True,
+    ) -> Look:  # fmt: skip
+        """See the protocol."""
+        rows = _rows_of(model)
+        how = {"temperature": temperature, "straight_through": straight_through, "surrogate": surrogate}
+        found = _ask(self._answers, "look", {"rows": rows, **how}, images)
+        features = {n.removeprefix("feature:"): t for n, t in found.items() if n.startswith("feature:")}
+        return Look(found["logits"], found.get("suspicion"), found["score"], features)
+
+    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the protocol."""
+        rows = _rows_of(model)
+        found = self._answers.call("judge", {"rows": rows}, {"images": images.detach()})
+        return found.tensor("logits"), found.tensor("score")
+
+    def guides(self) -> Guides:
+        """See the protocol."""
+        found = self._answers.call("guides", {}, {})
+        return Guides(found.tensor("images"), found.tensor("labels"))
+
+
+def _rows_of(model: nn.Module) -> list[int] | None:
+    rows = model._rows if isinstance(model, CountingModel) else None
+    return None if rows is None else rows.tolist()
+
+
+def _perturb(answers: Answers, asked: Message) -> Message:
+    perturbation: Perturbation = answers.part(asked)
+    about = asked.values["values"]
+    defence = None if about["defence"] is None else AskingDefence(answers, about["defence"])
+    model = AskingModel(answers, defence)
+    values: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    try:
+        with torch.enable_grad(), forked_rng(derive_seed(about["seed"], "batch", about["indices"][0])):
+            draws = Draws(about["seed"], about["indices"])
+            made = perturbation.perturb(model, asked.tensor("images"), asked.tensor("labels"), draws)
+        # What is no tensor is told as none, which the owner flags.
+        if isinstance(made, Tensor):
+            values["attached"] = made.requires_grad
+            tensors["images"] = made.detach()
+    except (Exception, SystemExit) as error:
+        # What an attack leaves behind when a limit ends it is kept.
+        text, types = told(error)
+        values["raised"] = {"error": text, "types": types}
+    values |= {"credits": [str(part) for part in model.credits], "late": int(model.late)}
+    left = {"told": model.told, "asked_score": model.asked_score, "partial": model.partial, "asked": model.asked}
+    tensors |= {name: value.detach() for name, value in left.items() if isinstance(value, Tensor)}
+    return Message(values, tensors)
+
+
+def _covers(answers: Answers, asked: Message) -> Message:
+    positions: Sequence[int] = asked.values["values"]["positions"]
+    return Message({"covers": [bool(c) for c in answers.part(asked).covers(positions)]})
+
+
+def _task(answers: Answers, asked: Message) -> Message:
+    """What the shape of a task leaves of a perturbation."""
+    about = asked.values["values"]
+    shape = (about["shape"][0], about["shape"][1], about["shape"][2])
+    perturbation: Perturbation = answers.part(asked)
+    found = {name: getattr(perturbation, name)(shape, about["classes"]) for name in ("inapplicable", "reduced")}
+    return Message({name: None if text is None else str(text) for name, text in found.items()})
+
+
+ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"perturb": _perturb, "covers": _covers, "task": _task}
