@@ -7,8 +7,8 @@ from ..harness.tracing.traces import LiveTrace, Need, Traces
 from .base.detector import Detector, DetectorInfo, InputGradient, View, register
 
 if TYPE_CHECKING:
+    from ..harness.conformance import check_detector, parametrize_with_detector_checks
     from ..harness.run.guard import Guard
-    from .conformance import check_detector, parametrize_with_detector_checks
 
 _LATER = {
     "Guard": "guard",

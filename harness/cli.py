@@ -201,7 +201,7 @@ def check(
     DETECTORS.entry(detector)  # a wrong name is said before anything heavy is made
     from dataclasses import asdict
 
-    from ..detectors.conformance import check_detector
+    from .conformance import check_detector
     from .console import examining, show_findings
 
     with examining(detector) as tell:

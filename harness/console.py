@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..detectors.conformance import Finding
+    from .conformance import Finding
     from .run.api import Run
     from .run.runner import Event
 

@@ -233,7 +233,7 @@ def kinds() -> str:
 
 def checks() -> str:
     """The rules of the conformance kit."""
-    from aftershock.detectors.conformance import CHECKS
+    from aftershock.harness.conformance import CHECKS
 
     rows = [(f"`{c.name}`", markdown(c.rule), markdown(c.mend)) for c in CHECKS.values()]
     return table(("check", "rule", "how to mend it"), rows)

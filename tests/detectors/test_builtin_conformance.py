@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from aftershock.detectors.conformance import check_detector
+from aftershock.harness.conformance import check_detector
 from aftershock.harness.core.registry import DETECTORS
 
 # What makes some of them quick; their defaults are for real data.

@@ -12,7 +12,7 @@ import torch
 from aftershock.detectors import Detector, DetectorInfo, Need, check_detector, parametrize_with_detector_checks
 from aftershock.detectors.activations.mahalanobis import Mahalanobis
 from aftershock.detectors.bits.bitvector import BitVector
-from aftershock.detectors.conformance import CHECKS, make_world
+from aftershock.harness.conformance import CHECKS, make_world
 from aftershock.harness.core.errors import UsageError
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...harness.core.errors import UsageError
-from ...harness.core.parameters import bind
-from ...harness.core.registry import DETECTORS
-from ..base.detector import Detector
+from ...detectors.base.detector import Detector
+from ..core.errors import UsageError
+from ..core.parameters import bind
+from ..core.registry import DETECTORS
 from .checks import CHECKS, Broken, Check, NotApplicable, Patient
 from .world import World, make_world
 

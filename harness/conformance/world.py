@@ -12,14 +12,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ...harness.core.registry import DATASETS
-from ...harness.core.seeds import generator
-from ...harness.data.types import Dataset
-from ...harness.models.classifier import Classifier, ModelSpec, obtain
-from ...harness.tracing.recorder import discover
-from ...harness.tracing.traced_model import Instruments, fit_traces
-from ...harness.tracing.traces import LiveTrace, Traces
-from ..base.detector import Detector
+from ...detectors.base.detector import Detector
+from ..core.registry import DATASETS
+from ..core.seeds import generator
+from ..data.types import Dataset
+from ..models.classifier import Classifier, ModelSpec, obtain
+from ..tracing.recorder import discover
+from ..tracing.traced_model import Instruments, fit_traces
+from ..tracing.traces import LiveTrace, Traces
 
 FIT_IMAGES = 400
 TEST_IMAGES = 120

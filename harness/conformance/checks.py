@@ -14,10 +14,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ...harness.core.errors import UsageError
-from ...harness.statistics.detection import auroc
-from ...harness.tracing.traces import Need, Traces
-from ..base.detector import Detector, Surrogate, join_state, split_state
+from ...detectors.base.detector import Detector, Surrogate, join_state, split_state
+from ..core.errors import UsageError
+from ..statistics.detection import auroc
+from ..tracing.traces import Need, Traces
 from .world import World
 
 # Scores of the same image in other batches may differ by the rounding of float32 sums.
