@@ -38,7 +38,7 @@ for line in sys.stdin:
         status = 70
         try:
             exec(job["before"], {})
-            from aftershock.harness.cli import main
+            from aftershock.harness.cli.main import main
             main()
             status = 0
         except SystemExit as end:
@@ -55,7 +55,7 @@ for line in sys.stdin:
 """
 IMPORTED = (
     "aftershock.harness.run.api", "aftershock.harness.run.runner", "aftershock.harness.run.tasks", "aftershock.harness.evaluation.collect",
-    "aftershock.reports.site.build", "aftershock.analyses.propagation.measures", "aftershock.harness.console",
+    "aftershock.reports.site.build", "aftershock.analyses.propagation.measures", "aftershock.harness.cli.console",
     "aftershock.harness.data.builtin", "aftershock.harness.models.architectures", "aftershock.harness.models.training",
     "aftershock.attacks.benign.noise", "aftershock.attacks.native.pgd", "aftershock.attacks.benign.equal_norm_control",
     "aftershock.attacks.base.perturb_batch", "aftershock.attacks.from_file", "aftershock.detectors.logits.baselines",
@@ -88,10 +88,10 @@ def quiet_environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def shell() -> Callable[..., Result]:
-    """Runs ``python -m aftershock.harness.cli`` with arguments, as a person would."""
+    """Runs ``python -m aftershock.harness.cli.main`` with arguments, as a person would."""
 
     def run(*arguments: object, cwd: Path, **environment: str) -> Result:
-        command = [sys.executable, "-m", "aftershock.harness.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "aftershock.harness.cli.main", *map(str, arguments)]
         done = subprocess.run(
             command, cwd=cwd, env=quiet_environment(**environment), capture_output=True, text=True, timeout=120
         )

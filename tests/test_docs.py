@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 from aftershock.detectors import check_detector
-from aftershock.harness import cli
+from aftershock.harness.cli import main as cli
 from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
 from aftershock.harness.evaluation.csv_files import COLUMNS
 from aftershock.harness.suite.resolve import load_suite

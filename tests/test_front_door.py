@@ -25,7 +25,7 @@ def python(code: str, cwd: Path, *arguments: str, status: int = 0) -> str:
 
 COMMAND = f"""
 import sys
-from aftershock.harness.cli import main
+from aftershock.harness.cli.main import main
 try:
     main(sys.argv[1:])
 finally:
@@ -92,7 +92,7 @@ for name in aftershock.__all__:
 
 LISTS = """
 import contextlib, io, json
-from aftershock.harness.cli import app
+from aftershock.harness.cli.main import app
 from typer.testing import CliRunner
 found = {}
 for kind in ("perturbations", "detectors", "models", "datasets", "analyses", "suites"):

@@ -127,13 +127,13 @@ def with_package(package: Path, command: Sequence[str], cwd: Path) -> subprocess
 
 
 def test_the_new_package_is_listed_with_its_origin(package: Path) -> None:
-    done = with_package(package, ["aftershock.harness.cli", "list", "detectors", "--json"], package)
+    done = with_package(package, ["aftershock.harness.cli.main", "list", "detectors", "--json"], package)
     (found,) = [item for item in json.loads(done.stdout) if item["name"] == "my-own-detector"]
     assert found["origin"] == "my-own-detector 0.1.0" and found["available"] and found["surrogate"] == "exact"
 
 
 def test_the_new_package_keeps_the_contract_and_its_own_test_passes(package: Path) -> None:
-    done = with_package(package, ["aftershock.harness.cli", "check", "my-own-detector", "--json"], package)
+    done = with_package(package, ["aftershock.harness.cli.main", "check", "my-own-detector", "--json"], package)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {f["status"] for f in json.loads(done.stdout)} <= {"passed", "skipped"}
     tested = with_package(package, ["pytest", "-q", "-p", "no:cacheprovider", "my-own-detector"], package)
@@ -142,7 +142,7 @@ def test_the_new_package_keeps_the_contract_and_its_own_test_passes(package: Pat
 
 def test_a_suite_can_name_the_new_detector(package: Path) -> None:
     (package / "suite.toml").write_text(SUITE)
-    done = with_package(package, ["aftershock.harness.cli", "run", "suite.toml", "--out", "run"], package)
+    done = with_package(package, ["aftershock.harness.cli.main", "run", "suite.toml", "--out", "run"], package)
     assert done.returncode == 0, done.stdout + done.stderr
     with (package / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
         rows = {r["detector"]: r for r in csv.DictReader(stream)}

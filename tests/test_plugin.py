@@ -89,7 +89,7 @@ def aftershock(arguments: Sequence[str], folders: Sequence[Path], cwd: Path) -> 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AFTERSHOCK_")}
     paths = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "AFTERSHOCK_CACHE": str(cwd / "cache")}
-    command = [sys.executable, "-m", "aftershock.harness.cli", *arguments]
+    command = [sys.executable, "-m", "aftershock.harness.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 

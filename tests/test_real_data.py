@@ -68,7 +68,7 @@ def test_cifar10_resnet20_by_name_and_by_a_users_factory(real_data: Path, tmp_pa
     (tmp_path / "mine.py").write_text(FACTORY)
     (tmp_path / "real.toml").write_text(SUITE.format(weights=WEIGHTS))
     done = subprocess.run(
-        [sys.executable, "-m", "aftershock.harness.cli", "run", "real.toml", "--out", "run"],
+        [sys.executable, "-m", "aftershock.harness.cli.main", "run", "real.toml", "--out", "run"],
         cwd=tmp_path, env={**os.environ, "AFTERSHOCK_CACHE": str(tmp_path / "cache")}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -26,8 +26,8 @@ from typing import Any
 import aftershock
 import torch
 from aftershock.detectors import Guard
+from aftershock.harness.cli.scaffold import new_detector
 from aftershock.harness.run.guard import export_guard
-from aftershock.harness.scaffold import new_detector
 from sklearn.datasets import load_digits
 
 MODEL = "cnn"

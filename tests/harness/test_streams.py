@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /d
 def command(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tuple[int, str]]:
     """Runs a shell line in which $A is the command; gives its status and what was said on standard error."""
     program = tmp_path / "a"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m aftershock.harness.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m aftershock.harness.cli.main "$@"\n')
     program.chmod(0o755)
 
     def run(line: str) -> tuple[int, str]:

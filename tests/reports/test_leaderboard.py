@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from aftershock.harness.console import show_leaderboard
+from aftershock.harness.cli.console import show_leaderboard
 from aftershock.harness.evaluation.csv_files import COLUMNS, leaderboard_text, verdicts, write_csv, write_csv_gz
 from aftershock.harness.evaluation.verdict import Verdict, sentence
 from rich.console import Console

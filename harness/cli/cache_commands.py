@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .core.errors import UsageError
+from ..core.errors import UsageError
 
 if TYPE_CHECKING:
-    from .store.cache import Removed
+    from ..store.cache import Removed
 
 app = typer.Typer(help="The shared cache: its size, and removing what is not needed.", no_args_is_help=True)
 
@@ -21,8 +21,8 @@ Cache = Annotated[Path | None, typer.Option("--cache", help="The shared cache [e
 @app.command()
 def size(cache: Cache = None) -> None:
     """Show how many cells the cache holds, and how large it is."""
-    from .run.api import cache_root
-    from .store.cache import entries, size_text
+    from ..run.api import cache_root
+    from ..store.cache import entries, size_text
 
     root = cache_root(cache)
     found = entries(root)
@@ -41,9 +41,9 @@ def prune(
     cache: Cache = None,
 ) -> None:
     """Remove cells that were not used for some time, or until the cache is small enough."""
-    from .run.api import cache_root
-    from .store.cache import parse_age, parse_size
-    from .store.cache import prune as remove
+    from ..run.api import cache_root
+    from ..store.cache import parse_age, parse_size
+    from ..store.cache import prune as remove
 
     if older_than is None and max_size is None:
         raise UsageError("Say what to remove: --older-than 30d, --max-size 10GB, or both.")
@@ -58,9 +58,9 @@ def clear(
     cache: Cache = None, yes: Annotated[bool, typer.Option("--yes", help="Remove them without asking.")] = False
 ) -> None:
     """Remove all cells of the cache; run directories stay whole."""
-    from .run.api import cache_root
-    from .store.cache import clear as remove
-    from .store.cache import entries, size_text
+    from ..run.api import cache_root
+    from ..store.cache import clear as remove
+    from ..store.cache import entries, size_text
 
     root = cache_root(cache)
     found = entries(root)
@@ -75,7 +75,7 @@ def clear(
 
 
 def _tell(root: Path, removed: Removed) -> None:
-    from .store.cache import size_text
+    from ..store.cache import size_text
 
     typer.echo(f"Removed {_count(removed.entries)}, {size_text(removed.size)}{_shared(removed.shared)}, from {root}.")
 
@@ -86,6 +86,6 @@ def _count(number: int) -> str:
 
 def _shared(count: int) -> str:
     """What removing does not free, in words."""
-    from .store.cache import size_text
+    from ..store.cache import size_text
 
     return f" (run directories hold {size_text(count)} of it)" if count else ""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from .core.errors import AftershockError
+from ..core.errors import AftershockError
 
 
 class _Stream:

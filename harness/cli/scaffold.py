@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from .core.errors import UsageError
-from .core.registry import DETECTORS, PACKAGE
+from ..core.errors import UsageError
+from ..core.registry import DETECTORS, PACKAGE
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # Where each file of the skeleton goes; MODULE becomes the module's name.
@@ -57,7 +57,7 @@ def new_detector(name: str, out: Path | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in _FILES.items():
-            text = files("aftershock.harness.skeletons").joinpath(source).read_text(encoding="utf-8")
+            text = files("aftershock.harness.cli.skeletons").joinpath(source).read_text(encoding="utf-8")
             (folder / target.replace("MODULE", module)).write_text(Template(text).substitute(values), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): choose another place, --out.") from error

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .conformance import Finding
-    from .run.api import Run
-    from .run.runner import Event
+    from ..conformance import Finding
+    from ..run.api import Run
+    from ..run.runner import Event
 
 
 class Console:
@@ -68,7 +68,7 @@ class Console:
 
 def _what(event: Event) -> str:
     """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``; of a long cell the share that is done."""
-    from .run.runner import name_parts
+    from ..run.runner import name_parts
 
     parts = name_parts(event.cell.name)
     done = f" {event.share:.0%}" if event.kind == "share" else ""
@@ -84,7 +84,7 @@ def duration(seconds: float) -> str:
 
 def show_leaderboard(run: Run) -> None:
     """The end of a run: the leaderboard, what failed, and where the report is."""
-    from .evaluation.csv_files import leaderboard_text, verdicts
+    from ..evaluation.csv_files import leaderboard_text, verdicts
 
     console = _console()
     try:

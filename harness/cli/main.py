@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from ..core.errors import AftershockError, UsageError
+from ..core.interrupts import contained, listening
 from .cache_commands import app as cache_app
-from .core.errors import AftershockError, UsageError
-from .core.interrupts import contained, listening
 from .streams import checked_output, lenient_errors
 
 
@@ -84,8 +84,8 @@ def run(
     """Run a suite. The same command again continues where it stopped."""
     debug = debug or bool(context.obj)
     context.obj = debug
+    from ..run.api import run as run_suite
     from .console import Console, show_leaderboard
-    from .run.api import run as run_suite
 
     with Console(sys.stderr) as console:
         found = run_suite(
@@ -103,7 +103,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Where the site goes.")],
 ) -> None:
     """Make the site of one or more runs."""
-    from ..reports.site.build import build_site
+    from ...reports.site.build import build_site
 
     typer.echo(f"Report: {build_site(runs, out)}")
 
@@ -115,8 +115,8 @@ def list_parts(
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
     """List what can be named in a suite, installed plugins included."""
+    from ..run.workers.plugins import open_plugin_file
     from .catalogue import describe
-    from .run.workers.plugins import open_plugin_file
 
     for path in plugin:
         open_plugin_file(path)
@@ -140,9 +140,9 @@ def validate(
     ] = False,
 ) -> None:
     """Say everything that is wrong with a suite, with file and line, then what one batch through its models shows."""
-    from .suite.problems import SuiteError
-    from .suite.resolve import load_suite
-    from .suite.schema import SuiteFile
+    from ..suite.problems import SuiteError
+    from ..suite.resolve import load_suite
+    from ..suite.schema import SuiteFile
 
     if schema:
         typer.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))
@@ -152,8 +152,8 @@ def validate(
     found = load_suite(suite, tuple(plugin))
     sentences: tuple[str, ...] = ()
     if not no_models:
-        from .run.api import data_root
-        from .run.model_check import check_models
+        from ..run.api import data_root
+        from ..run.model_check import check_models
 
         checked = check_models(found, data_root(data))
         if checked.problems:
@@ -168,9 +168,9 @@ def validate(
     )
     counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
     typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
-    from .data.builtin import task_shape
-    from .evaluation.rankability import unranked_suite
-    from .plan.applicability import applicability, make_perturbations
+    from ..data.builtin import task_shape
+    from ..evaluation.rankability import unranked_suite
+    from ..plan.applicability import applicability, make_perturbations
 
     attacks = make_perturbations(found)
     unranked = unranked_suite(found, attacks, found.data.calibrate, found.data.evaluate)
@@ -192,7 +192,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
     """Examine a detector: whether it keeps the contract, rule by rule, and how to mend what it breaks."""
-    from .core.registry import DETECTORS, load_plugin_file, load_plugins_here
+    from ..core.registry import DETECTORS, load_plugin_file, load_plugins_here
 
     # Whoever wrote it examines it: its code, not what stands in for it.
     load_plugins_here()
@@ -201,7 +201,7 @@ def check(
     DETECTORS.entry(detector)  # a wrong name is said before anything heavy is made
     from dataclasses import asdict
 
-    from .conformance import check_detector
+    from ..conformance import check_detector
     from .console import examining, show_findings
 
     with examining(detector) as tell:
@@ -241,11 +241,11 @@ def guard_export(
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
     """Write a fitted detector with its threshold as one file, for aftershock.detectors.Guard."""
-    from .core.registry import load_plugin_file
+    from ..core.registry import load_plugin_file
 
     for path in plugin:
         load_plugin_file(path)
-    from .run.guard import export_guard
+    from ..run.guard import export_guard
 
     typer.echo(f"Guard: {export_guard(run, detector, out or Path(f'{detector}.safetensors'), model, seed)}")
 

@@ -7,8 +7,8 @@ import tomllib
 import warnings
 from typing import Any
 
-from .core.registry import REGISTRIES, Entry
-from .suite.resolve import builtin_suites
+from ..core.registry import REGISTRIES, Entry
+from ..suite.resolve import builtin_suites
 
 
 def describe(kind: str) -> list[dict[str, Any]]:
