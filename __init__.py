@@ -31,6 +31,8 @@ __all__ = ["Run", "Suite", "__version__", "load_detector", "load_model", "load_s
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
+        # Whoever looks up a part may have to open plugins.
+        import_module("aftershock.harness.run")
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'aftershock' has no attribute {name!r}")
 

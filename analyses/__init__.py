@@ -1,11 +1,16 @@
-"""Studies of a model's codes that end in tables and pictures, one module per system.
+"""Studies of a model's codes that end in tables and pictures, one package per system.
 
 Write your own: derive it from :class:`Analysis` and register it with :func:`register`.
 """
 
-from .base import Analysis, AnalysisInfo, ImageSet, Material, PerturbedSet, register
-from .findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from .base import Analysis, AnalysisInfo, ImageSet, Material, PerturbedSet, register
+    from .findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
+
+_CONTRACT = ("Analysis", "AnalysisInfo", "ImageSet", "Material", "PerturbedSet", "register")
 __all__ = [
     "Analysis",
     "AnalysisInfo",
@@ -22,3 +27,10 @@ __all__ = [
     "Table",
     "register",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: nothing here may import torch for those who only want to know the names of analyses.
+    if name in __all__:
+        return getattr(import_module(".base" if name in _CONTRACT else ".findings", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The names of the built-in perturbations and where each lies: nothing is imported until a name is looked up."""
+"""The built-in perturbations: the name of each, and where it lies."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ DECIDES_NO_NUMBER = True
 
 # By module of `attacks`: registered name to class.
 _OWN: Mapping[str, Mapping[str, str]] = {
-    "noise": {
+    "benign.noise": {
         "gaussian": "Gaussian", "uniform": "Uniform", "noise.random-sign": "RandomSign",
         "noise.salt-and-pepper": "SaltAndPepper", "noise.shot": "Shot", "noise.speckle": "Speckle",
     },
-    "corruptions": {
+    "benign.corruptions": {
         "corruption.gaussian-noise": "GaussianNoise", "corruption.shot-noise": "ShotNoise",
         "corruption.impulse-noise": "ImpulseNoise", "corruption.speckle-noise": "SpeckleNoise",
         "corruption.brightness": "Brightness", "corruption.contrast": "Contrast", "corruption.saturate": "Saturate",
         "corruption.elastic": "Elastic", "corruption.pixelate": "Pixelate", "corruption.jpeg": "JPEG",
     },
-    "blurs": {
+    "benign.blurs": {
         "corruption.gaussian-blur": "GaussianBlur", "corruption.defocus-blur": "DefocusBlur",
         "corruption.glass-blur": "GlassBlur", "corruption.motion-blur": "MotionBlur",
         "corruption.zoom-blur": "ZoomBlur",
     },
-    "weather": {
+    "benign.weather": {
         "corruption.fog": "Fog", "corruption.frost": "Frost", "corruption.snow": "Snow",
         "corruption.spatter": "Spatter",
     },
-    "spatial": {"spatial.rotate": "Rotate", "spatial.translate": "Translate"},
-    "gradient": {"fgsm": "FGSM", "pgd": "PGD"},
-    "autopgd": {"autopgd": "AutoPGD"},
-    "square": {"square": "Square"},
-    "ensemble": {"autoattack": "AutoAttack"},
-    "file": {"file": "FromFile"},
-    "adaptive": {"adaptive-pgd": "SurrogateAttack", "feature-matching": "FeatureMatching"},
-    "adaptive_worst": {"adaptive": "WorstCase", "adaptive-square": "ScoreSquare"},
+    "benign.spatial": {"spatial.rotate": "Rotate", "spatial.translate": "Translate"},
+    "native.pgd": {"fgsm": "FGSM", "pgd": "PGD"},
+    "native.autopgd": {"autopgd": "AutoPGD"},
+    "native.square": {"square": "Square"},
+    "native.autoattack": {"autoattack": "AutoAttack"},
+    "from_file": {"file": "FromFile"},
+    "adaptive.pgd": {"adaptive-pgd": "SurrogateAttack", "feature-matching": "FeatureMatching"},
+    "adaptive.worst_case": {"adaptive": "WorstCase", "adaptive-square": "ScoreSquare"},
 }  # fmt: skip
 
 # Library attacks bear the names that their classes have in the library.
 _BORROWED: Mapping[tuple[str, str], str] = {
-    ("torchattacks_adapter", "torchattacks"): "CW",
-    ("torchattacks_attacks", "torchattacks"): """
+    ("torchattacks.adapter", "torchattacks"): "CW",
+    ("torchattacks.gradient", "torchattacks"): """
         GN FGSM FFGSM BIM RFGSM PGD PGDL2 EOTPGD TPGD UPGD Jitter PGDRS PGDRSL2 MIFGSM NIFGSM SINIFGSM VMIFGSM VNIFGSM
         DIFGSM TIFGSM PIFGSM PIFGSMPP""",
-    ("torchattacks_search", "torchattacks"): """
+    ("torchattacks.other", "torchattacks"): """
         APGD APGDL2 APGDT APGDTL2 FAB FABL2 Square SquareL2 AutoAttack AutoAttackL2 DeepFool SparseFool EADL1 EADEN JSMA
         OnePixel SPSA Pixle""",
-    ("foolbox_attacks", "foolbox"): """
+    ("foolbox.gradient", "foolbox"): """
         L2DeepFoolAttack LinfDeepFoolAttack L1FastGradientAttack L2FastGradientAttack LinfFastGradientAttack
         L1ProjectedGradientDescentAttack L2ProjectedGradientDescentAttack LinfProjectedGradientDescentAttack
         L1AdamProjectedGradientDescentAttack L2AdamProjectedGradientDescentAttack
@@ -56,7 +56,7 @@ _BORROWED: Mapping[tuple[str, str], str] = {
         LinfMomentumIterativeFastGradientMethod SparseL1DescentAttack VirtualAdversarialAttack L2CarliniWagnerAttack
         EADAttack DDNAttack NewtonFoolAttack L1FMNAttack L2FMNAttack LInfFMNAttack L0BrendelBethgeAttack
         L1BrendelBethgeAttack L2BrendelBethgeAttack LinfinityBrendelBethgeAttack""",
-    ("foolbox_black_box", "foolbox"): """
+    ("foolbox.black_box", "foolbox"): """
         L2AdditiveGaussianNoiseAttack L2AdditiveUniformNoiseAttack LinfAdditiveUniformNoiseAttack
         L2ClippingAwareAdditiveGaussianNoiseAttack L2ClippingAwareAdditiveUniformNoiseAttack
         L2RepeatedAdditiveGaussianNoiseAttack L2RepeatedAdditiveUniformNoiseAttack
@@ -67,14 +67,14 @@ _BORROWED: Mapping[tuple[str, str], str] = {
         BinarizationRefinementAttack""",
 }
 
-PERTURBATION_TARGETS: Mapping[str, str] = {
+BUILTIN: Mapping[str, str] = {
     **{
         name: f"aftershock.attacks.{module}:{target}"
         for module, names in _OWN.items()
         for name, target in names.items()
     },
     **{
-        f"{library}.{name}": f"aftershock.attacks.{module}:{name}"
+        f"{library}.{name}": f"aftershock.attacks.libraries.{module}:{name}"
         for (module, library), names in _BORROWED.items()
         for name in names.split()
     },

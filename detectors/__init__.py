@@ -3,35 +3,21 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..harness.tracing.traces import LiveTrace, Need, Traces
-from .base.detector import Detector, DetectorInfo, InputGradient, View, register
-
 if TYPE_CHECKING:
-    from ..harness.conformance import check_detector, parametrize_with_detector_checks
-    from ..harness.run.guard import Guard
+    from ..harness.tracing.extra_passes import InputGradient, View
+    from ..harness.tracing.traces import LiveTrace, Need, Traces
+    from .base.detector import Detector, DetectorInfo, register
 
-_LATER = {
-    "Guard": "guard",
-    "check_detector": "conformance",
-    "parametrize_with_detector_checks": "conformance",
+__all__ = ["Detector", "DetectorInfo", "InputGradient", "LiveTrace", "Need", "Traces", "View", "register"]
+
+_HOMES = {
+    **dict.fromkeys(("LiveTrace", "Need", "Traces"), "..harness.tracing.traces"),
+    **dict.fromkeys(("InputGradient", "View"), "..harness.tracing.extra_passes"),
 }
-
-__all__ = [
-    "Detector",
-    "DetectorInfo",
-    "Guard",
-    "InputGradient",
-    "LiveTrace",
-    "Need",
-    "Traces",
-    "View",
-    "check_detector",
-    "parametrize_with_detector_checks",
-    "register",
-]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    # On first use: nothing here may import torch for those who only want to know the names of detectors.
+    if name in __all__:
+        return getattr(import_module(_HOMES.get(name, ".base.detector"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aftershock.harness.run  # noqa: F401 (opens plugins for tests that look up their parts)
 import pytest
 
 # Lines of JSON in, one per run; a process with everything imported forks a child for each and tells what became of it.
@@ -54,13 +55,28 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 IMPORTED = (
-    "aftershock.harness.run.api", "aftershock.harness.run.runner", "aftershock.harness.run.tasks", "aftershock.harness.evaluation.collect",
-    "aftershock.reports.site.build", "aftershock.analyses.propagation.measures", "aftershock.harness.cli.console",
-    "aftershock.harness.data.builtin", "aftershock.harness.models.architectures", "aftershock.harness.models.training",
-    "aftershock.attacks.benign.noise", "aftershock.attacks.native.pgd", "aftershock.attacks.benign.equal_norm_control",
-    "aftershock.attacks.base.perturb_batch", "aftershock.attacks.from_file", "aftershock.detectors.logits.baselines",
-    "pytorch_ood.detector", "sklearn.datasets", "plotly.offline", "jinja2", "rich.progress",
-)  # fmt: skip
+    "aftershock.harness.run.api",
+    "aftershock.harness.run.runner",
+    "aftershock.harness.run.tasks",
+    "aftershock.harness.evaluation.collect",
+    "aftershock.reports.site.build",
+    "aftershock.analyses.propagation.measures",
+    "aftershock.harness.cli.console",
+    "aftershock.harness.data.sets",
+    "aftershock.harness.models.architectures",
+    "aftershock.harness.models.training",
+    "aftershock.attacks.benign.noise",
+    "aftershock.attacks.native.pgd",
+    "aftershock.attacks.benign.equal_norm_control",
+    "aftershock.attacks.base.perturb_batch",
+    "aftershock.attacks.from_file",
+    "aftershock.detectors.logits.baselines",
+    "pytorch_ood.detector",
+    "sklearn.datasets",
+    "plotly.offline",
+    "jinja2",
+    "rich.progress",
+)
 
 
 @pytest.fixture(scope="session")

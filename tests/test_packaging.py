@@ -157,7 +157,7 @@ def test_the_wheel_works_outside_the_repository(installed: Path, tmp_path: Path)
     assert {"bitvector", "codeshift", "latent"} <= {d["name"] for d in detectors if d["available"]}
     assert {d["origin"] for d in detectors if d["name"] == "bitvector"} == {f"aftershock {aftershock.__version__}"}
 
-    suites = {p.stem for p in (ROOT / "harness" / "suites").glob("*.toml")}
+    suites = {p.stem for p in (ROOT / "harness" / "suite" / "builtin").glob("*.toml")}
     listed = json.loads(run([sys.executable, script, "list", "suites", "--json"], tmp_path, **seen))
     assert {s["name"] for s in listed} == suites
     assert "is valid" in run([sys.executable, script, "validate", "quick"], tmp_path, **seen)

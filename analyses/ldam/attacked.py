@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...harness.results import MIN_IMAGES
-from ...harness.statistics.detection import auroc, auroc_interval
+from ...harness.statistics.detection import MIN_IMAGES, auroc, auroc_interval
 from .. import ImageSet, Material
 from .discriminator import Taught, logits_of
 from .judge import Judge

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...harness.core.errors import UsageError
 from ...harness.core.seeds import Draws
-from ...harness.evaluation.results import Effort
 from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, project, random_in_ball
+from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
 from ..base.target import Defence, Look
 from ..native.pgd import margin

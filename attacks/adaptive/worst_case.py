@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...harness.core.seeds import Draws
-from ...harness.evaluation.results import Effort
 from ..base import parameters as checks
+from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, PerturbationInfo
 from ..native.pgd import margin
 from ..native.square import search

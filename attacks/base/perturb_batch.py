@@ -120,9 +120,9 @@ class WatchedModel(CountingModel):
     """A counting model that also notices gradients that tell an attack nothing.
 
     Looked at are the passes with gradients of the whole batch and of the parts that an attack names
-    (:meth:`~aftershock.attacks.base.perturbation.CountingModel.of`); whose images are in another pass is not known. Of them only
-    images that are still predicted right count: a hinge loss has a zero gradient once an image is fooled, and that is
-    no fault.
+    (:meth:`~aftershock.attacks.base.perturbation.CountingModel.of`); whose images are in another pass is not known.
+    Of them only images that are still predicted right count: a hinge loss has a zero gradient once an image is fooled,
+    and that is no fault.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...harness.core.registry import PERTURBATIONS
 from ...harness.core.seeds import Draws
-from ...harness.evaluation.results import Effort
+from .kinds import Effort
 
 if TYPE_CHECKING:
     from .target import Defence

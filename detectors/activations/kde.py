@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ...harness.tracing.extra_passes import View
 from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from ..base.classes import class_groups
-from ..base.detector import Detector, DetectorInfo, Surrogate, View
+from ..base.detector import Detector, DetectorInfo, Surrogate
 from ..base.parameters import (
     check_choice,
     check_count,

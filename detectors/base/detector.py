@@ -8,46 +8,18 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
 from ...harness.core.registry import DETECTORS
+from ...harness.tracing.extra_passes import InputGradient, View
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 
 Surrogate = Literal["exact", "relaxed", "straight-through", "none"]
-
-
-@dataclass(frozen=True)
-class View:
-    """An extra forward pass of a changed input, which the harness traces.
-
-    Attributes:
-        name: how ``traces.view(name)`` finds it.
-        transform: (images in [0, 1], seeded generator) to images of the same shape.
-        dropout: run the model's dropout layers in train mode for this forward.
-    """
-
-    name: str
-    transform: Callable[[Tensor, torch.Generator], Tensor] = lambda images, generator: images
-    dropout: bool = False
-
-
-@dataclass(frozen=True)
-class InputGradient:
-    """A gradient with respect to the input, which the harness computes.
-
-    Attributes:
-        name: how ``traces.gradient(name)`` finds it.
-        objective: logits (n, classes) to one number per image (n,); its gradient is taken.
-    """
-
-    name: str
-    objective: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

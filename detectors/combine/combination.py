@@ -12,9 +12,10 @@ from torch import Tensor
 from ...harness.core.errors import UsageError
 from ...harness.core.parameters import bind
 from ...harness.core.registry import DETECTORS
+from ...harness.tracing.extra_passes import InputGradient, View
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
-from ..base.detector import Detector, DetectorInfo, InputGradient, Surrogate, View
+from ..base.detector import Detector, DetectorInfo, Surrogate
 from ..base.parameters import check_choice, check_fitted, check_images, check_perturbed, check_share
 from ..base.splits import split_rows, strangers
 from .columns import fit_columns, join_columns

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...harness.core.errors import UsageError
+from ...harness.tracing.extra_passes import View
 from ...harness.tracing.traces import Traces
-from ..base.detector import Detector, DetectorInfo, View
+from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import check_count, check_positive
 
 Squeezer = Literal["bit-depth", "median", "non-local-means"]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.tracing.extra_passes import InputGradient
 from ...harness.tracing.traces import LiveTrace, Traces
-from ..base.detector import Detector, DetectorInfo, InputGradient
+from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import check_positive
 
 _GRADIENT = "odin"

@@ -15,7 +15,7 @@ import torch
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
-from aftershock.harness.data.builtin import cifar10
+from aftershock.harness.data.sets import cifar10
 from aftershock.harness.models.classifier import ModelSpec, obtain
 from torch import Tensor, nn
 

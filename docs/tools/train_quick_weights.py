@@ -18,7 +18,7 @@ from aftershock.harness.models.weights import save_weights
 from aftershock.harness.suite.resolve import load_suite
 
 SEED = 0
-WEIGHTS = Path(__file__).parents[2] / "harness" / "suites" / "weights"
+WEIGHTS = Path(__file__).parents[2] / "harness" / "suite" / "builtin" / "weights"
 
 
 def train_all(folder: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from .. import run as _run  # noqa: F401 (opens plugins for whoever looks up a part)
 from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
+from ..core.registry import plugin_host
 from .cache_commands import app as cache_app
 from .streams import checked_output, lenient_errors
 
@@ -115,11 +117,10 @@ def list_parts(
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
     """List what can be named in a suite, installed plugins included."""
-    from ..run.workers.plugins import open_plugin_file
     from .catalogue import describe
 
     for path in plugin:
-        open_plugin_file(path)
+        plugin_host().open_file(path)
     found = describe(kind)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
@@ -168,7 +169,7 @@ def validate(
     )
     counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
     typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
-    from ..data.builtin import task_shape
+    from ..data.sets import task_shape
     from ..evaluation.rankability import unranked_suite
     from ..plan.applicability import applicability, make_perturbations
 
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
         with lenient_errors():
             _answer(arguments, debug)
     finally:
-        pool = sys.modules.get(f"{__package__}.workers.pool")
+        pool = sys.modules.get("aftershock.harness.run.workers.pool")
         if pool is not None:
             # However the command ended: nothing that it started goes on.
             pool.POOL.close()

@@ -18,6 +18,8 @@ from .files import MIB
 DECIDES_NO_NUMBER = True
 
 RUN_SCHEMA = 2
+# The keys of all cells of a run, a line each; a million of them take 62 MiB.
+KEYS = "keys.txt"
 # A run.json of 200,000 cells takes some 100 KiB; what fails or is skipped has a line each.
 RUN_JSON_LIMIT = 32 * MIB
 

@@ -3,7 +3,7 @@
 A registry holds lazy targets for built-ins, so nothing heavy is imported until somebody asks for it; entry points
 are read when a name is not found or when everything is listed. A broken plugin is one warning, the rest goes on.
 
-The code of plugins runs in processes of its own (:mod:`aftershock.harness.run.workers`): what is registered here for their
+The code of plugins runs in processes of its own, opened by a :class:`PluginHost`: what is registered here for their
 parts are stand-ins. Only models are imported into this process, since a user's own network is trusted anyway; and in
 the process of a plugin, or after :func:`load_plugins_here`, everything is.
 """
@@ -18,13 +18,13 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from ...attacks.builtin import PERTURBATION_TARGETS
 from .errors import UsageError
 
 DECIDES_NO_NUMBER = True
@@ -98,22 +98,31 @@ class Registry:
 
     Args:
         kind: the plural word of the command line: ``detectors``, ``perturbations``, ...
-        builtins: name to ``module:attribute``.
+        manifest: the module of the package whose ``BUILTIN`` names the built-in parts of this kind (name to
+            ``module:attribute``); read when a name is looked up.
         here: plugins are imported into this process.
     """
 
     kind: str
-    builtins: Mapping[str, str]
+    manifest: str
     here: bool = False
-    _entries: dict[str, Entry] = field(default_factory=dict)
     _broken: dict[str, str] = field(default_factory=dict)
     _loading: _Loading | None = None
     _deaf: bool = False
 
-    def __post_init__(self) -> None:
-        for name, target in self.builtins.items():
-            module = target.partition(":")[0].removeprefix(f"{PACKAGE}.")
-            self._entries[name] = Entry(name, target, Origin(PACKAGE, version(PACKAGE)), module)
+    @cached_property
+    def builtins(self) -> Mapping[str, str]:
+        """The built-in parts: name to ``module:attribute``."""
+        found: Mapping[str, str] = import_module(f"{PACKAGE}.{self.manifest}").BUILTIN
+        return found
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        own, origin = f"{PACKAGE}.", Origin(PACKAGE, version(PACKAGE))
+        return {
+            name: Entry(name, target, origin, target.partition(":")[0].removeprefix(own))
+            for name, target in self.builtins.items()
+        }
 
     @property
     def word(self) -> str:
@@ -238,9 +247,7 @@ class Registry:
                     if point.name not in self._entries:
                         self.add(point.name, part, origin)
                 else:
-                    from ..run.workers.plugins import open_distribution
-
-                    open_distribution(origin, self.kind, point.name)
+                    plugin_host().open_distribution(origin, self.kind, point.name)
             except (Exception, SystemExit) as error:
                 what = f"the plugin {origin} could not be loaded ({type(error).__name__}: {error})"
                 self._warn(point.name, what)
@@ -301,69 +308,45 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(repr(n) for n in near[:3])}?)" if near else ""
 
 
-DETECTORS = Registry(
-    "detectors",
-    {
-        "bitvector": "aftershock.detectors.bits.bitvector:BitVector",
-        "codeshift": "aftershock.detectors.activations.codeshift:CodeShift",
-        "latent": "aftershock.detectors.activations.latent:Latent",
-        "layerwise": "aftershock.detectors.activations.layer_autoencoders:LayerAutoencoders",
-        "nap": "aftershock.detectors.bits.nap:ActivationPatterns",
-        "safetynet": "aftershock.detectors.activations.safetynet:SafetyNet",
-        "mahalanobis": "aftershock.detectors.activations.mahalanobis:Mahalanobis",
-        "knn": "aftershock.detectors.activations.knn:Neighbours",
-        "lid": "aftershock.detectors.activations.lid:Lid",
-        "dknn": "aftershock.detectors.activations.dknn:DeepNeighbours",
-        "kde": "aftershock.detectors.activations.kde:KernelDensity",
-        "vim": "aftershock.detectors.logits.vim_gradnorm:Vim",
-        "gradnorm": "aftershock.detectors.logits.vim_gradnorm:GradNorm",
-        "odin": "aftershock.detectors.logits.odin:Odin",
-        "feature-squeezing": "aftershock.detectors.logits.feature_squeezing:FeatureSqueezing",
-        "msp": "aftershock.detectors.logits.baselines:MaxSoftmax",
-        "energy": "aftershock.detectors.logits.baselines:Energy",
-        "max-logit": "aftershock.detectors.logits.baselines:MaxLogit",
-        "entropy": "aftershock.detectors.logits.baselines:Entropy",
-        "margin": "aftershock.detectors.logits.baselines:Margin",
-        "kl-matching": "aftershock.detectors.logits.baselines:KLMatching",
-        "combination": "aftershock.detectors.combine.combination:CombinedScore",
-    },
-)
-PERTURBATIONS = Registry("perturbations", PERTURBATION_TARGETS)
-MODELS = Registry(
-    "models",
-    {
-        "mlp": "aftershock.harness.models.architectures:mlp",
-        "cnn": "aftershock.harness.models.architectures:cnn",
-        **{f"resnet{n}": f"aftershock.harness.models.architectures:resnet{n}" for n in (20, 32, 44, 56)},
-    },
-)
-DATASETS = Registry(
-    "datasets",
-    {
-        "digits": "aftershock.harness.data.builtin:digits",
-        "mnist": "aftershock.harness.data.builtin:mnist",
-        "fashion-mnist": "aftershock.harness.data.builtin:fashion_mnist",
-        "cifar10": "aftershock.harness.data.builtin:cifar10",
-        "cifar100": "aftershock.harness.data.builtin:cifar100",
-        "svhn": "aftershock.harness.data.builtin:svhn",
-        "image-folder": "aftershock.harness.data.builtin:image_folder",
-        "npz": "aftershock.harness.data.builtin:npz",
-    },
-)
-ANALYSES = Registry(
-    "analyses",
-    {
-        "propagation": "aftershock.analyses.propagation.measures",
-        "rdm": "aftershock.analyses.rdm.analysis:Rdm",
-        "functional_codes": "aftershock.analyses.functional_codes.analysis:FunctionalCodes",
-        "self_introspection": "aftershock.analyses.self_introspection.analysis:SelfIntrospection",
-        "cladec": "aftershock.analyses.cladec.analysis:ClaDec",
-        "ldam": "aftershock.analyses.ldam.analysis:Ldam",
-        "departure": "aftershock.analyses.departure.analysis:Departure",
-    },
-)
+DETECTORS = Registry("detectors", "detectors.builtin")
+PERTURBATIONS = Registry("perturbations", "attacks.builtin")
+MODELS = Registry("models", "harness.models.builtin")
+DATASETS = Registry("datasets", "harness.data.builtin")
+ANALYSES = Registry("analyses", "analyses.builtin")
 
 REGISTRIES = {r.kind: r for r in (DETECTORS, PERTURBATIONS, MODELS, DATASETS, ANALYSES)}
+
+
+class PluginHost(Protocol):
+    """Opens plugins without importing them into this process, and registers what stands in for their parts."""
+
+    def open_file(self, path: Path) -> Origin:
+        """Open a local file; raises :class:`UsageError` if it is missing, is not Python, or raises."""
+
+    def open_distribution(self, origin: Origin, kind: str, name: str) -> None:
+        """Open an installed distribution; raises :class:`UsageError` if it has no part of that kind and name."""
+
+    def allow(self, limits: Any) -> None:
+        """Let every plugin use what the limits of a suite say."""
+
+
+_HOSTS: list[PluginHost] = []
+
+
+def host_plugins(host: PluginHost) -> None:
+    """Open plugins by ``host`` from now on."""
+    _HOSTS[:] = [host]
+
+
+def plugin_host() -> PluginHost:
+    """Whoever opens plugins.
+
+    Raises:
+        UsageError: if nobody does: plugins are opened by runs and by the command line.
+    """
+    if not _HOSTS:
+        raise UsageError("Plugins cannot be opened here: import aftershock.harness.run first.")
+    return _HOSTS[0]
 
 
 def load_plugins_here() -> None:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..statistics.detection import threshold, threshold_reason
-from .results import ALPHAS, HOSTILE, BoolArray, Cell, DetectorResult, FloatArray, PerturbationResult, Sources
+from ...attacks.base.kinds import HOSTILE
+from ..statistics.detection import ALPHAS, threshold, threshold_reason
+from .results import BoolArray, Cell, DetectorResult, FloatArray, PerturbationResult, Sources
 
 
 def attack_rows(

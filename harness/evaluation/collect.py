@@ -17,8 +17,9 @@ from ..core.registry import ANALYSES, DETECTORS, PERTURBATIONS
 from ..data.types import Dataset
 from ..plan import Plan, Subject
 from ..plan.cells import ROUNDINGS, Rounding, SetName
-from ..run.runner import Summary, name_parts
-from ..run.workers import OPENED
+from ..plan.summary import Summary
+from ..run.runner import name_parts
+from ..statistics.detection import MIN_IMAGES
 from ..store.run_directory import Store
 from ..store.stored_traces import cat_column, tap_infos
 from ..suite.resolved import DetectorPart, PerturbationPart
@@ -26,8 +27,8 @@ from .attack_table import attack_rows
 from .csv_files import COLUMNS, write_csv, write_csv_gz
 from .leaderboard import Protocol, leaderboard_rows
 from .problems import Problems
-from .rankability import INCOMPLETE, READS_FILES, UNCHECKED, reaches_threat
-from .results import MIN_IMAGES, DetectorResult, PerturbationResult, Rescored, RoundedResult, SeedResult, Sources
+from .rankability import INCOMPLETE, OPENED, READS_FILES, UNCHECKED, reaches_threat
+from .results import DetectorResult, PerturbationResult, Rescored, RoundedResult, SeedResult, Sources
 from .sanity import adaptive_flags, perturbation_flags
 from .tables import metrics_rows, perturbation_rows, score_rows
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import chdtrc
 
-from ..statistics.detection import threshold, threshold_reason
+from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reason
 from ..statistics.multiple_testing import holm
-from .results import ALPHAS, MIN_IMAGES, DetectorResult, FloatArray, PerturbationResult
+from .results import DetectorResult, FloatArray, PerturbationResult
 
 # Rows of a set that are scored again; sets of an adaptive attack are scored again whole.
 SAMPLE = 64

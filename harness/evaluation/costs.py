@@ -6,7 +6,8 @@ from collections import defaultdict
 from typing import Any
 
 from ..plan import Plan
-from ..run.runner import Summary, name_parts
+from ..plan.summary import Summary
+from ..run.runner import name_parts
 from ..store.run_directory import Store
 
 MIB = 2**20

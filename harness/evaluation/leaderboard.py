@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics.detection import auroc, threshold, threshold_reason
+from ..statistics.detection import ALPHAS, MIN_IMAGES, auroc, threshold, threshold_reason
 from ..statistics.proportions import wilson
 from ..statistics.ranks import RowSample, ranks
 from ..statistics.samples import WorstCase, row_interval, row_sample
 from .consistency import consistency_flags, majority_scores
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
 from .results import (
-    ALPHAS,
-    MIN_IMAGES,
     BoolArray,
     Cell,
     DetectorResult,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..statistics.detection import threshold_reason
+from ...attacks.base.kinds import Effort
+from ..models.flags import NEAR_CHANCE, NO_WEIGHTS, RANDOMISED_MODEL
+from ..statistics.detection import ALPHAS, threshold_reason
 from .consistency import DEPENDS, RANDOMISED, UNCHECKED_PROCESS
-from .results import ALPHAS, DetectorResult, Effort, PerturbationResult, SeedResult, ThreatModel
+from .results import DetectorResult, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
 
 if TYPE_CHECKING:
@@ -31,17 +33,12 @@ UNCHECKED = "adaptive-unchecked"
 BELOW_FLOOR = "below-floor"
 BLACK_BOX_ONLY = "black-box-only"
 WEAKER = "weaker-than-adaptive"
-RANDOMISED_MODEL = "randomised-model"
-# Of a model, found before anything is measured.
-PROBABILITIES = "probabilities-for-logits"
-LOG_PROBABILITIES = "log-probabilities-for-logits"
-BATCH_DEPENDENT = "batch-dependent"
-NEAR_CHANCE = "near-chance"
-NO_WEIGHTS = "no-weights"
 CONTROL_FLAGGED = "control-flagged"
 BENIGN_FLAGGED = "benign-flagged"
 TIES = "ties-at-threshold"
 READS_FILES = "reads-files"
+# Of a cell's values: the files that the code of a plugin opened beyond its own.
+OPENED = "opened"
 BLIND = ("zero-gradient", "non-finite-gradient")
 UNCONVERGED = ("unconverged", "limit")
 # Where one of these is said of a counting attack, there is no robust accuracy.

@@ -9,17 +9,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...attacks.base.kinds import Effort
+from ..statistics.detection import MIN_IMAGES
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 Cell = str | int | float | None
-
-ALPHAS = {"1": 0.01, "5": 0.05, "10": 0.10}
-# Fewer positives or negatives than this give no number, only a reason.
-MIN_IMAGES = 30
-# Kinds whose success counts against a detector; noise and corruptions are benign.
-HOSTILE = ("attack", "adaptive")
 
 
 def _whole() -> IntArray:
@@ -79,31 +76,6 @@ class Sources:
     def evaluate_correct(self) -> BoolArray:
         """(e,), whether the model gets the evaluate image right."""
         return np.asarray(self.evaluate_label == self.evaluate_prediction)
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What an adaptive attack invests per image; the protocol's floor is one of these.
-
-    Attributes:
-        steps: gradient steps of one run.
-        restarts: runs from different starts.
-        queries: evaluations of the true score by an attack without gradients.
-    """
-
-    steps: int = 0
-    restarts: int = 0
-    queries: int = 0
-
-    def __or__(self, other: Effort) -> Effort:
-        """Return the larger of the two, number by number: attacks on one image add up to the worst case."""
-        return Effort(
-            max(self.steps, other.steps), max(self.restarts, other.restarts), max(self.queries, other.queries)
-        )
-
-    def __ge__(self, floor: Effort) -> bool:
-        """Return whether every number reaches that of ``floor``."""
-        return self | floor == self
 
 
 @dataclass(frozen=True, eq=False)

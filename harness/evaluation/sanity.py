@@ -12,18 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics.detection import threshold, threshold_reason
-from .results import (
-    ALPHAS,
-    HOSTILE,
-    MIN_IMAGES,
-    BoolArray,
-    DetectorResult,
-    IntArray,
-    PerturbationResult,
-    ThreatModel,
-    within,
-)
+from ...attacks.base.kinds import HOSTILE
+from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reason
+from .results import BoolArray, DetectorResult, IntArray, PerturbationResult, ThreatModel, within
 
 _LEVEL = 0.05
 # Images that were turned only in the last quarter of an attack's passes: more than this share and number of the

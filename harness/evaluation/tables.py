@@ -14,13 +14,19 @@ from itertools import repeat
 
 import numpy as np
 
-from ..statistics.detection import auroc, auroc_interval, average_precision, threshold, threshold_reason
+from ...attacks.base.kinds import HOSTILE
+from ..statistics.detection import (
+    ALPHAS,
+    MIN_IMAGES,
+    auroc,
+    auroc_interval,
+    average_precision,
+    threshold,
+    threshold_reason,
+)
 from .consistency import majority_scores
 from .leaderboard import leaderboard_rows
 from .results import (
-    ALPHAS,
-    HOSTILE,
-    MIN_IMAGES,
     Cell,
     DetectorResult,
     FloatArray,

@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from ..core.errors import UsageError
 from ..core.model_state import device_of, untouched
 from ..core.seeds import forked_rng, generator
-from ..evaluation.rankability import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
 from ..tracing.logits import find_logits, is_single
 from ..tracing.taps import refuse_hidden_calls
+from .flags import BATCH_DEPENDENT, LOG_PROBABILITIES, PROBABILITIES, RANDOMISED_MODEL
 from .weights import other_state
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from ..core.errors import AftershockError, UsageError
 from ..core.process_state import noted
 from ..core.registry import PACKAGE, Entry, file_digest
 from ..data.types import Dataset
-from ..evaluation.rankability import NEAR_CHANCE, NO_WEIGHTS
 from ..models.classifier import (
     Classifier,
     ModelSpec,
@@ -29,6 +28,7 @@ from ..models.classifier import (
     is_near_chance,
     obtain,
 )
+from ..models.flags import NEAR_CHANCE, NO_WEIGHTS
 from ..models.probe import probe, probe_images
 from ..models.training import estimate_seconds
 from ..models.weights import network_digest, state_digest

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from ...attacks.base.kinds import HOSTILE
 from ..core.code_digests import part_digest
 from ..core.content_keys import content_key
 from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
-from ..evaluation.results import HOSTILE
 from ..suite.resolved import ModelPart, Suite
 from ..tracing.traced_model import NeedsCodes
 from .analyses import plan_analyses

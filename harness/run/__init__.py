@@ -1,0 +1,6 @@
+"""Runs: from a suite to a run directory. Whoever imports it can open plugins, each in a process of its own."""
+
+from ..core.registry import host_plugins
+from .workers.host import Host
+
+host_plugins(Host())

@@ -20,9 +20,9 @@ import platformdirs
 from ..core.content_keys import PROTOCOL_VERSION, FileDigests, content_key, versions
 from ..core.errors import UsageError, described
 from ..core.files import is_file, write_atomic
-from ..core.formats import RUN_SCHEMA, seal
+from ..core.formats import KEYS, RUN_SCHEMA, seal
 from ..core.interrupts import Interrupt, PartEndedError, contained, listening
-from .up_to_date import KEYS, fingerprint, is_finished, published
+from .up_to_date import fingerprint, is_finished, published
 
 if TYPE_CHECKING:
     import pandas
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from ..data.types import Dataset
     from ..evaluation.problems import Problems
     from ..plan import Plan
+    from ..plan.summary import Summary
     from ..store.run_directory import Store
     from ..suite.resolved import Suite
-    from .runner import Event, Summary
+    from .runner import Event
 
+_DATA = "harness.data.types"
 TABLES = (
     "leaderboard.csv",
     "metrics.csv",
@@ -247,7 +249,6 @@ class _Session:
     def run(self, stamp: str | None) -> Run:
         from ...reports.site.build import write_site
         from ..core.code_digests import code_digest, part_digest
-        from ..core.process_state.notes import changed_state
         from ..core.registry import DATASETS, file_digest
         from ..data.duplicates import duplicate_notes
         from ..evaluation.collect import Tables
@@ -258,6 +259,7 @@ class _Session:
         from ..plan.applicability import make_perturbations
         from ..plan.models import find_weights
         from ..store.run_directory import Store, unwritable
+        from .changed_state import changed_state
         from .engines import engine_of
         from .runner import Runner, choose
         from .tasks import Workbench, compute
@@ -279,7 +281,7 @@ class _Session:
             self.say(f"Warning: {text}")
         data_digest = self.data_digest = content_key(
             "data", fingerprint=source.fingerprint, files=self.digests.of(source.files),
-            code=code_digest("harness.data.types"), part=part_digest(DATASETS.entry(self.suite.data.name), "harness.data.types"),
+            code=code_digest(_DATA), part=part_digest(DATASETS.entry(self.suite.data.name), _DATA),
         )  # fmt: skip
         self.weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
         with self._sentence("The suite could not be planned"):

@@ -13,8 +13,7 @@ from ...attacks.base.target import Guides, Look
 from ...detectors.base.detector import Detector
 from ..core.process_state import guarded_part
 from ..evaluation.consistency import EVALUATIONS
-from ..evaluation.results import ALPHAS
-from ..statistics.detection import threshold, threshold_rank
+from ..statistics.detection import ALPHAS, threshold, threshold_rank
 from ..tracing.recorder import encode
 from ..tracing.taps import SIGN_FROM_INPUT
 from ..tracing.traced_model import Instruments

@@ -29,13 +29,13 @@ from ..core.bounded import (
 )
 from ..core.errors import UsageError
 from ..core.files import GIB, digest_of, parse_json, read_file, read_tensors
-from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
+from ..core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 from ..core.parameters import bind
 from ..core.registry import DETECTORS, did_you_mean, file_digest
 from ..store.ledger import SUFFIX, Record, is_whole, read_record
 from ..store.stored_traces import tap_infos
 from ..tracing.traces import TapInfo
-from .up_to_date import KEYS, read_keys
+from .up_to_date import read_keys
 
 if TYPE_CHECKING:
     from ...detectors.base.detector import Detector

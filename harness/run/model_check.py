@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ..core.errors import described
 from ..core.registry import DATASETS
-from ..data.builtin import task_shape
+from ..data.sets import task_shape
 from ..data.types import Dataset, TaskShape
 from ..models.classifier import Classifier, Source, accuracy, accuracy_warning, build
 from ..models.probe import probe, probe_images

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
@@ -16,6 +16,7 @@ from ..core.errors import AftershockError, UnavailableError, UsageError, describ
 from ..core.interrupts import Interrupt
 from ..core.registry import did_you_mean
 from ..plan.cells import Cell
+from ..plan.summary import Summary
 from ..store.run_directory import Store
 from .engines import Engine, Outcome, Task
 
@@ -34,31 +35,6 @@ class Event:
     seconds_left: float
     reason: str = ""
     share: float = 0.0
-
-
-@dataclass
-class Summary:
-    """What a run came to, by cell key."""
-
-    done: set[str] = field(default_factory=set)
-    computed: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def ended(self) -> dict[str, str]:
-        """Reasons of all cells that were not finished."""
-        return self.failed | self.skipped
-
-    def then(self, later: Summary, cells: Iterable[str]) -> Summary:
-        """What this and a later pass over other cells came to, of the cells of a plan that replaced this one's."""
-        planned = set(cells)
-        return Summary(
-            (self.done | later.done) & planned,
-            (self.computed | later.computed) & planned,
-            {k: v for k, v in (self.failed | later.failed).items() if k in planned},
-            {k: v for k, v in (self.skipped | later.skipped).items() if k in planned},
-        )
 
 
 class TimeLeft:

@@ -19,7 +19,7 @@ from typing import Any
 from ..core.content_keys import FileDigests, canonical, distribution_digest
 from ..core.errors import UsageError
 from ..core.files import MIB, digest_of, parse_json, read_file
-from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
+from ..core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
 from ..core.local_sources import local_sources
 from ..core.registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
 from ..store.ledger import SUFFIX, is_whole, read_record
@@ -27,8 +27,6 @@ from ..store.ledger import SUFFIX, is_whole, read_record
 ROOMS = ("harness", "attacks", "detectors", "reports")
 # Files of the package that decide what a run shows.
 _SHOWN = frozenset((".py", ".html", ".css", ".js", ".toml"))
-# The keys of all cells of a run, a line each; a million of them take 62 MiB.
-KEYS = "keys.txt"
 KEYS_LIMIT = 64 * MIB
 # The largest file that a run shows: its scores, as far as a report reads them.
 SHOWN_LIMIT = 1024 * MIB

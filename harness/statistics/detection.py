@@ -19,6 +19,10 @@ FloatArray = NDArray[np.float64]
 Weights = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
+# False positive rates at which thresholds are set, by what they are called in tables.
+ALPHAS = {"1": 0.01, "5": 0.05, "10": 0.10}
+# Fewer positives or negatives than this give no number, only a reason.
+MIN_IMAGES = 30
 RESAMPLES = 1000
 _ROWS = 64
 # Seeds of the two resamples: constants, so a row depends on nothing but its own numbers.

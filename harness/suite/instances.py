@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...attacks.base.kinds import Effort
 from ..core.errors import UsageError
 from ..core.registry import ANALYSES, DETECTORS, PERTURBATIONS
-from ..evaluation.results import Effort
 from ..tracing.traces import Need
 from .resolved import Part
 
@@ -73,7 +73,8 @@ def make_detector(part: Part) -> Detector:
         UsageError: for an attribute that is not as :class:`~..detectors.base.Detector` describes it.
         Exception: whatever its constructor and its properties raise.
     """
-    from ...detectors.base.detector import Detector, DetectorInfo, InputGradient, View
+    from ...detectors.base.detector import Detector, DetectorInfo
+    from ..tracing.extra_passes import InputGradient, View
 
     made = DETECTORS.get(part.name)(**part.params)
     if not isinstance(made, Detector):

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from ..core.errors import UsageError
 from ..core.files import is_file
 from ..core.interrupts import contained
-from ..core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean
-from ..data.builtin import SIZES
+from ..core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, plugin_host
+from ..data.sets import SIZES
 from .instances import make_analysis, make_detector, make_perturbation
 from .problems import Checker, Problem, SuiteError, told
 from .resolved import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
@@ -139,16 +139,12 @@ def _load_plugins(
     own: Sequence[str | None], more: Sequence[Path], limits: LimitsPart | None, checker: Checker, folder: Path
 ) -> None:
     """Open the plugin files of the suite and of the command line, within the suite's limits where these are whole."""
-    from ..run.workers.plugins import open_plugin_file
-    from ..run.workers.pool import POOL
-    from ..run.workers.process import Allowance
-
     if limits is not None:
-        POOL.allow(Allowance.of(limits))
+        plugin_host().allow(limits)
     named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
     for location, path in [*named, *(((), path) for path in more)]:
         try:
-            open_plugin_file(path)
+            plugin_host().open_file(path)
         except (UsageError, ValueError) as error:
             # A path with a null byte is a ValueError.
             checker.add(location, str(error))

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ...detectors.base.detector import Detector, View
 from ..core.seeds import derive_seed, generator
+from .extra_passes import InputGradient, View
 from .recorder import input_gradient, live_trace, record
 from .traces import LiveTrace, Need, TapInfo, Traces, capped
 
@@ -19,6 +19,18 @@ class NeedsCodes(Protocol):
 
     @property
     def needs(self) -> tuple[Need, ...]: ...
+
+
+class Scores(NeedsCodes, Protocol):
+    """A fitted detector, as far as it matters here."""
+
+    @property
+    def views(self) -> tuple[View, ...]: ...
+
+    @property
+    def gradients(self) -> tuple[InputGradient, ...]: ...
+
+    def score(self, traces: Traces) -> Tensor: ...
 
 
 def view_seed(view: View) -> int:
@@ -58,7 +70,7 @@ class Instruments:
         """A trace that can be differentiated with respect to ``images``, which lie on the model's device."""
         return live_trace(self.model, images, self.taps, self.needs(reader), self.modules, self.root)
 
-    def traces(self, detector: Detector, images: Tensor, seed: int = 0) -> Traces:
+    def traces(self, detector: Scores, images: Tensor, seed: int = 0) -> Traces:
         """Traces as :meth:`Detector.score` gets them: with the views and input gradients that it declares.
 
         Args:
@@ -78,7 +90,7 @@ class Instruments:
         gradients = {g.name: input_gradient(self.model, images, g.objective) for g in detector.gradients}
         return replace(self.codes(detector, images), view_traces=views, gradient_rows=gradients)
 
-    def score(self, detector: Detector, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def score(self, detector: Scores, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and scores (n,), float64, on the CPU."""
         traces = self.traces(detector, images, seed)
         with torch.no_grad():

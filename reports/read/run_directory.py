@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from ...harness.core.errors import UsageError
 from ...harness.core.files import MIB, RefusedFileError, digest_of, parse_json, read_if_there
-from ...harness.core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
-from ...harness.run.up_to_date import KEYS
+from ...harness.core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 
 if TYPE_CHECKING:
     import pandas as pd

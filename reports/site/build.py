@@ -34,6 +34,7 @@ from .shares import Conditions
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+TEMPLATES = "aftershock.reports.templates"
 ASSETS = ("style.css", "site.js", "budgets.js", "analyses.js")
 
 
@@ -147,7 +148,7 @@ def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
     for folder in (assets, analyses):
         if folder.is_symlink():
             raise UsageError(f"{folder} is a link: remove it, or choose another folder for the report.")
-    texts = {assets / name: (files(f"{__package__}.templates") / name).read_text("utf-8") for name in ASSETS}
+    texts = {assets / name: (files(TEMPLATES) / name).read_text("utf-8") for name in ASSETS}
     texts[assets / "plotly.min.js"] = _plotly()
     texts |= {analyses / name: text for name, text in more.items()}
     texts[out / "index.html"] = page
@@ -184,7 +185,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader(__package__ or "", "templates"),
+        loader=PackageLoader("aftershock.reports", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

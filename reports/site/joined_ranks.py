@@ -21,8 +21,7 @@ import numpy as np
 
 from ...harness.core.errors import UsageError
 from ...harness.core.files import open_file
-from ...harness.evaluation.results import ALPHAS
-from ...harness.statistics.detection import threshold_reason
+from ...harness.statistics.detection import ALPHAS, threshold_reason
 from ...harness.statistics.ranks import RowSample, ranks
 from ...harness.statistics.samples import WorstCase, row_sample
 from ..read.run_directory import Row

@@ -9,13 +9,13 @@ import torch
 from aftershock.attacks.adaptive.best_found import Best
 from aftershock.attacks.adaptive.pgd import Adaptive, FeatureMatching, SurrogateAttack, _without
 from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
+from aftershock.attacks.base.kinds import Effort
 from aftershock.attacks.base.perturb_batch import LimitError, Limits, limited, perturb_batch, rounded
 from aftershock.attacks.base.perturbation import CountingModel
 from aftershock.attacks.base.target import Guides, Look
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.evaluation.rankability import FLOOR
-from aftershock.harness.evaluation.results import Effort
 from torch import Tensor, nn
 
 

@@ -193,7 +193,8 @@ def test_what_an_attack_cannot_do_without_is_a_reason() -> None:
 
 def test_adapters_import_their_libraries_only_when_they_run() -> None:
     code = (
-        "import sys; import aftershock.attacks.libraries.torchattacks.adapter as t, aftershock.attacks.libraries.foolbox.adapter as f;"
+        "import sys; import aftershock.attacks.libraries.torchattacks.adapter as t;"
+        "import aftershock.attacks.libraries.foolbox.adapter as f;"
         "t.CW().inapplicable((1, 8, 8), 10); f.L2DeepFool().inapplicable((1, 8, 8), 10);"
         "print(sorted({'torchattacks', 'foolbox', 'torchvision'} & set(sys.modules)))"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.data.builtin import SIZES, TASKS, task_shape
+from aftershock.harness.data.sets import SIZES, TASKS, task_shape
 from aftershock.harness.data.types import Dataset, TaskShape
 from aftershock.harness.evaluation.results import PerturbationResult
 from aftershock.harness.plan import Plan, make_plan

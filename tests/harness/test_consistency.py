@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aftershock.attacks.base.kinds import Effort
 from aftershock.harness.evaluation.consistency import EVALUATIONS, consistency_flags, majority_scores, moved
 from aftershock.harness.evaluation.leaderboard import Protocol
 from aftershock.harness.evaluation.results import (
     DetectorResult,
-    Effort,
     PerturbationResult,
     Rescored,
     SeedResult,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
-from aftershock.detectors.base.detector import Detector, DetectorInfo, InputGradient, View
+from aftershock.detectors.base.detector import Detector, DetectorInfo
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry
 from aftershock.harness.run.tasks.detectors import checked_scores
@@ -20,6 +20,7 @@ from aftershock.harness.suite.instances import make_analysis, make_detector, mak
 from aftershock.harness.suite.problems import SuiteError
 from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.resolved import Part
+from aftershock.harness.tracing.extra_passes import InputGradient, View
 from aftershock.harness.tracing.traces import Need
 
 MAKE: dict[str, tuple[Registry, Callable[[Part], Any], type, object]] = {

@@ -68,7 +68,7 @@ name = "mahalanobis"
 
 def train(folder: Path) -> None:
     """Write the weights of the network after a few steps on the digits."""
-    from aftershock.harness.data.builtin import digits
+    from aftershock.harness.data.sets import digits
 
     scope: dict[str, Callable[[], nn.Module]] = {"__file__": str(folder / "mine.py")}  # type: ignore[dict-item]
     exec(MODELS, scope)

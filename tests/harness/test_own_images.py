@@ -11,8 +11,8 @@ import pytest
 import torch
 from aftershock.harness.core.content_keys import FileDigests
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.data.builtin import image_folder, npz, task_shape
 from aftershock.harness.data.duplicates import duplicate_notes
+from aftershock.harness.data.sets import image_folder, npz, task_shape
 from aftershock.harness.data.types import Dataset, ImageSplit
 from PIL import Image
 

@@ -145,7 +145,7 @@ def test_replaced_functions_are_put_back_and_named(name: str) -> None:
 
 def test_a_deleted_function_and_a_changed_table_are_put_back() -> None:
     from aftershock.harness.core.registry import DETECTORS
-    from aftershock.harness.evaluation.results import ALPHAS
+    from aftershock.harness.statistics.detection import ALPHAS
 
     held, entry = dict(ALPHAS), DETECTORS.entry("msp")
     with guarded() as changes:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aftershock.attacks.base.kinds import Effort
 from aftershock.harness.evaluation.csv_files import COLUMNS
 from aftershock.harness.evaluation.leaderboard import Protocol
-from aftershock.harness.evaluation.results import Effort, RoundedResult
+from aftershock.harness.evaluation.results import RoundedResult
 from aftershock.harness.evaluation.tables import (
     Cell,
     DetectorResult,

@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 from aftershock.attacks.adaptive.pgd import SurrogateAttack
 from aftershock.attacks.adaptive.worst_case import WorstCase
+from aftershock.attacks.base.kinds import Effort
 from aftershock.harness.evaluation.leaderboard import Protocol, place
 from aftershock.harness.evaluation.rankability import (
-    BATCH_DEPENDENT,
     FLOOR,
     FLOOR_IMAGES,
-    LOG_PROBABILITIES,
-    NEAR_CHANCE,
-    NO_WEIGHTS,
-    PROBABILITIES,
-    RANDOMISED_MODEL,
     attack_flags,
     floor_text,
     is_upper_bound,
@@ -30,7 +25,6 @@ from aftershock.harness.evaluation.rankability import (
 from aftershock.harness.evaluation.results import (
     Cell,
     DetectorResult,
-    Effort,
     PerturbationResult,
     RoundedResult,
     SeedResult,
@@ -38,6 +32,14 @@ from aftershock.harness.evaluation.results import (
     Threat,
 )
 from aftershock.harness.evaluation.tables import leaderboard_rows
+from aftershock.harness.models.flags import (
+    BATCH_DEPENDENT,
+    LOG_PROBABILITIES,
+    NEAR_CHANCE,
+    NO_WEIGHTS,
+    PROBABILITIES,
+    RANDOMISED_MODEL,
+)
 from aftershock.harness.plan.applicability import make_perturbations
 from aftershock.harness.suite.resolve import load_suite
 

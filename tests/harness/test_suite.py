@@ -12,7 +12,7 @@ import pytest
 from aftershock.attacks.libraries import declare as library
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.data.builtin import SIZES
+from aftershock.harness.data.sets import SIZES
 from aftershock.harness.suite.problems import SuiteError
 from aftershock.harness.suite.resolve import builtin_suites, load_suite
 from aftershock.harness.suite.resolved import Suite

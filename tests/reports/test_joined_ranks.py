@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aftershock.attacks.base.kinds import Effort
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.evaluation.csv_files import COLUMNS, write_csv, write_csv_gz
 from aftershock.harness.evaluation.leaderboard import Protocol
-from aftershock.harness.evaluation.results import Effort, RoundedResult
+from aftershock.harness.evaluation.results import RoundedResult
 from aftershock.harness.evaluation.tables import (
     DetectorResult,
     PerturbationResult,

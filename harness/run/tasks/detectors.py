@@ -16,10 +16,10 @@ from ...core.errors import AftershockError
 from ...core.memory import peak_memory
 from ...core.process_state import CHANGED, Changes, guarded_part, noted
 from ...core.seeds import derive_seed, forked_rng, generator
+from ...evaluation.rankability import OPENED
 from ...plan.cells import FitJob, ScoreJob, TraceKeys
 from ...tracing.traces import Traces
 from ..engines import Output
-from ..workers import OPENED
 from ..workers.standins.detectors import PluginDetector
 from .rescoring import rescore
 from .workbench import Workbench

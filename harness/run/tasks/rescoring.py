@@ -1,7 +1,7 @@
 """Scores asked for again, in the ways in which a detector could tell who asks, in what order and in which company.
 
-An honest score is a function of the image. What is compared here is judged by :mod:`aftershock.harness.evaluation.consistency`,
-which knows thresholds; nothing is decided here.
+An honest score is a function of the image. What is compared here is judged by
+:mod:`aftershock.harness.evaluation.consistency`, which knows thresholds; nothing is decided here.
 """
 
 from __future__ import annotations

@@ -3,8 +3,3 @@
 The owner of a run asks by :mod:`.pool`; :mod:`.standins` look like parts and ask; :mod:`.answering` is what runs in the
 other process. Messages hold JSON and tensors (:mod:`.channel`): nothing that comes back is unpickled.
 """
-
-from __future__ import annotations
-
-# Of a cell's values: files that the code of a plugin opened beyond its own.
-OPENED = "opened"

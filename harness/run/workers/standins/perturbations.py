@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .....attacks.base.kinds import Effort
 from .....attacks.base.perturb_batch import LimitError, WatchedModel
 from .....attacks.base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
 from .....attacks.base.target import Defence
 from ....core.errors import AftershockError, UsageError
 from ....core.seeds import Draws
-from ....evaluation.results import Effort
 from ..channel import Message
 from ..process import raised
 from .part import LONG, SETTLING, Instance, PluginPart

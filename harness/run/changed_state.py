@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ...plan import Plan
-from ...run.runner import Summary, name_parts
-from ...store.run_directory import Store
-from .guard import CHANGED, CHANGED_FLAG
+from ..core.process_state.guard import CHANGED, CHANGED_FLAG
+from ..plan import Plan
+from ..plan.summary import Summary
+from ..store.run_directory import Store
+from .runner import name_parts
 
 
 def changed_state(plan: Plan, store: Store, summary: Summary) -> list[str]:
