@@ -10,7 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .harness.conformance import check_detector, parametrize_with_detector_checks
     from .harness.run.api import Run, run
+    from .harness.run.guard import Guard
     from .harness.run.load import load_detector, load_model
     from .harness.suite.resolve import load_suite
     from .harness.suite.resolved import Suite
@@ -24,9 +26,23 @@ _PUBLIC = {
     "load_detector": "aftershock.harness.run.load",
     "load_model": "aftershock.harness.run.load",
     "load_suite": "aftershock.harness.suite.resolve",
+    "Guard": "aftershock.harness.run.guard",
+    "check_detector": "aftershock.harness.conformance",
+    "parametrize_with_detector_checks": "aftershock.harness.conformance",
 }
 
-__all__ = ["Run", "Suite", "__version__", "load_detector", "load_model", "load_suite", "run"]
+__all__ = [
+    "Guard",
+    "Run",
+    "Suite",
+    "__version__",
+    "check_detector",
+    "load_detector",
+    "load_model",
+    "load_suite",
+    "parametrize_with_detector_checks",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import typer
-from aftershock.detectors import check_detector
+from aftershock import check_detector
 from aftershock.harness.cli import main as cli
 from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
 from aftershock.harness.evaluation.csv_files import COLUMNS

@@ -18,7 +18,7 @@ import aftershock
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("attacks", "detectors", "harness", "reports")
+ROOMS = ("analyses", "attacks", "detectors", "harness", "reports")
 BESIDE = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "tox.ini")
 # What a working checkout has lying about; planted before building.
 JUNK = (

@@ -25,7 +25,7 @@ from typing import Any
 
 import aftershock
 import torch
-from aftershock.detectors import Guard
+from aftershock import Guard
 from aftershock.harness.cli.scaffold import new_detector
 from aftershock.harness.run.guard import export_guard
 from sklearn.datasets import load_digits

@@ -99,12 +99,12 @@ class Registry:
     Args:
         kind: the plural word of the command line: ``detectors``, ``perturbations``, ...
         manifest: the module of the package whose ``BUILTIN`` names the built-in parts of this kind (name to
-            ``module:attribute``); read when a name is looked up.
+            ``module:attribute``), read when a name is looked up; or that mapping itself.
         here: plugins are imported into this process.
     """
 
     kind: str
-    manifest: str
+    manifest: str | Mapping[str, str]
     here: bool = False
     _broken: dict[str, str] = field(default_factory=dict)
     _loading: _Loading | None = None
@@ -113,6 +113,8 @@ class Registry:
     @cached_property
     def builtins(self) -> Mapping[str, str]:
         """The built-in parts: name to ``module:attribute``."""
+        if isinstance(self.manifest, Mapping):
+            return self.manifest
         found: Mapping[str, str] = import_module(f"{PACKAGE}.{self.manifest}").BUILTIN
         return found
 

@@ -24,7 +24,7 @@ from ..core.local_sources import local_sources
 from ..core.registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
 from ..store.ledger import SUFFIX, is_whole, read_record
 
-ROOMS = ("harness", "attacks", "detectors", "reports")
+ROOMS = ("harness", "attacks", "detectors", "analyses", "reports")
 # Files of the package that decide what a run shows.
 _SHOWN = frozenset((".py", ".html", ".css", ".js", ".toml"))
 KEYS_LIMIT = 64 * MIB

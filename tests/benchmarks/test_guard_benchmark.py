@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from aftershock.detectors import Guard
+from aftershock import Guard
 from aftershock.detectors.base.detector import Detector
 from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.models.architectures import resnet20

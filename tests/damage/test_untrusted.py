@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.detectors import Guard
+from aftershock import Guard
 from aftershock.harness.core.errors import AftershockError
 from aftershock.harness.core.files import digest_of
 from aftershock.harness.core.formats import seal

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors import Detector, DetectorInfo, Need, check_detector, parametrize_with_detector_checks
+from aftershock import check_detector, parametrize_with_detector_checks
+from aftershock.detectors import Detector, DetectorInfo, Need
 from aftershock.detectors.activations.mahalanobis import Mahalanobis
 from aftershock.detectors.bits.bitvector import BitVector
 from aftershock.harness.conformance import CHECKS, make_world

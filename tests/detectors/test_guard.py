@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from aftershock.detectors import Guard
+from aftershock import Guard
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.models.classifier import Classifier, Normalise

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-from aftershock.detectors import Guard
+from aftershock import Guard
 from aftershock.harness.run.api import run
 from aftershock.harness.run.guard import export_guard
 from aftershock.harness.store.stored_traces import tap_infos
