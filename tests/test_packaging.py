@@ -130,8 +130,8 @@ def test_the_wheel_is_the_package_and_nothing_else(built: Built) -> None:
     assert names - about == expected
     assert {
         "aftershock/py.typed",
-        "aftershock/harness/suites/quick.toml",
-        "aftershock/harness/suites/weights/digits-cnn.safetensors",
+        "aftershock/harness/suite/builtin/quick.toml",
+        "aftershock/harness/suite/builtin/weights/digits-cnn.safetensors",
         "aftershock/reports/templates/index.html",
     } <= (names)
     assert any(name.endswith("/licenses/LICENSE") for name in about)
@@ -170,7 +170,7 @@ def test_the_wheel_works_outside_the_repository(installed: Path, tmp_path: Path)
     )
     weights = run([sys.executable, "-c", code], tmp_path, **seen).splitlines()
     assert [Path(path).relative_to(installed.resolve()).as_posix() for path in weights] == [
-        f"aftershock/harness/suites/weights/digits-{name}.safetensors" for name in ("cnn", "mlp")
+        f"aftershock/harness/suite/builtin/weights/digits-{name}.safetensors" for name in ("cnn", "mlp")
     ]
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..core.errors import UsageError
 from ..core.files import is_file
 from ..core.interrupts import contained
-from ..core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, did_you_mean, plugin_host
+from ..core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, allow_plugins, did_you_mean, plugin_host
 from ..data.sets import SIZES
 from .instances import make_analysis, make_detector, make_perturbation
 from .problems import Checker, Problem, SuiteError, told
@@ -140,7 +140,7 @@ def _load_plugins(
 ) -> None:
     """Open the plugin files of the suite and of the command line, within the suite's limits where these are whole."""
     if limits is not None:
-        plugin_host().allow(limits)
+        allow_plugins(limits)
     named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
     for location, path in [*named, *(((), path) for path in more)]:
         try:

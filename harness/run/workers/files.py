@@ -39,7 +39,7 @@ class FileWatch:
         # The import system lists the folders that it looks into.
         self._listed = {f"{folder}{os.sep}" for folder in (*own, *map(os.path.realpath, sys.path))}
         known = [*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages(),
-                 sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), str(Path.cwd()),
+                 sys.prefix, sys.base_prefix, str(Path(__file__).parents[3]), str(Path.cwd()),
                  # Named by its number once links are followed.
                  f"/proc/{os.getpid()}"]  # fmt: skip
         places = {os.path.realpath(place) for place in known if place} | {place for place in known if place}
