@@ -32,6 +32,7 @@ class Console:
         self._bar = self._progress.add_task("Reading", total=None, left="")
         self._live = self._console.is_terminal
         self._said = 0.0
+        self._failures: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._live:
@@ -46,11 +47,14 @@ class Console:
 
     def say(self, text: str) -> None:
         """A sentence that stays on the screen."""
-        self._console.print(escape(text), highlight=False)
+        # A file is searched for sentences: only a terminal breaks them into lines.
+        self._console.print(escape(text), highlight=False, soft_wrap=not self._live)
 
     def tell(self, event: Event) -> None:
         """Progress of a run."""
-        if event.kind == "failed":
+        if event.kind == "failed" and event.reason not in self._failures:
+            # One detector that cannot be fitted fails with every set that it was to score.
+            self._failures.add(event.reason)
             self.say(f"Failed: {event.cell.name}: {event.reason}")
         left = f"about {duration(event.seconds_left)} left" if event.seconds_left > 1 else ""
         if self._live:

@@ -157,7 +157,9 @@ def _converted(name: str, value: object, annotation: Any) -> Any:
         found = TypeAdapter(annotation, config=loose).validate_json(text, strict=True)
         canonical(found)
     except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"]) from error
+        item = error.errors()[0]
+        instead = wanted(item)
+        raise ValueError(str(item["msg"]) if instead is None else f"give {instead}") from error
     except PydanticUserError:
         return value
     except (TypeError, ValueError, RecursionError) as error:
@@ -189,3 +191,33 @@ def _means_number(annotation: Any, value: object) -> bool:
 
 def _is_model(annotation: Any) -> bool:
     return hasattr(annotation, "model_validate")
+
+
+# What is wanted where something else was given, by pydantic's name for the error.
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "too_short": "a list with at least {min_length} of them",
+    "finite_number": "a finite number",
+    "literal_error": "{expected}",
+}
+
+
+def wanted(item: Any) -> str | None:
+    """What to give in place of a value that pydantic refused; ``None`` where only its own message says it.
+
+    Args:
+        item: of ``ValidationError.errors()``.
+    """
+    words = _WANTED.get(item["type"])
+    return None if words is None else words.format(**item.get("ctx", {}))

@@ -60,10 +60,9 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             known = (folder / ".lock").exists() or (folder / "run.json").exists()
-            if fresh and not known and any(folder.iterdir()):
+            if not known and any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise UsageError(
-                    f"{folder} holds other things than a run, and --fresh would delete some: choose another "
-                    "directory, --out."
+                    f"{folder} holds other things than a run: choose a directory of its own for the run, with --out."
                 )
             self._lock = FileLock(folder / ".lock")
             self._lock.acquire(timeout=0)

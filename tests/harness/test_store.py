@@ -376,12 +376,27 @@ def test_fresh_ignores_run_and_cache(run: Path, cache: Path, held: Store) -> Non
         assert torch.equal(store.tensor(KEY, "x"), torch.arange(1000.0) * 2)
 
 
-def test_fresh_deletes_nothing_but_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_with_other_things_is_no_place_for_a_run(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "thesis.csv").write_text("years of work")
-    with pytest.raises(UsageError, match="--fresh"):
-        Store(tmp_path, fresh=True)
+    with pytest.raises(UsageError, match="--out"):
+        Store(tmp_path, fresh=fresh)
+    assert {path.name for path in tmp_path.iterdir()} == {"tables"}
     assert (tmp_path / "tables" / "thesis.csv").read_text() == "years of work"
+
+
+def test_a_folder_that_is_empty_but_for_hidden_files_will_do(tmp_path: Path) -> None:
+    (tmp_path / ".gitkeep").write_text("")
+    with Store(tmp_path) as store:
+        put(store)
+
+
+def test_a_cache_is_no_place_for_a_run(run: Path, cache: Path) -> None:
+    with Store(run, cache) as store:
+        put(store)
+    with pytest.raises(UsageError, match="--out"):
+        Store(cache, cache)
 
 
 def test_a_cache_that_is_a_file_is_done_without(run: Path, tmp_path: Path) -> None:
