@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Positive
 from ...harness.tracing.traces import LiveTrace, Traces
 from ..base.detector import Detector, DetectorInfo
-from ..base.parameters import check_choice, check_fitted, check_images, check_positive
+from ..base.parameters import check_fitted, check_images
 
 
 class LogitDetector(Detector):
@@ -56,8 +57,7 @@ class MaxSoftmax(LogitDetector):
         summary="How unsure the softmax is; high-confidence attacks look safer than clean images to it.",
     )
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        check_positive("temperature", temperature)
+    def __init__(self, temperature: Positive = 1.0) -> None:
         self.temperature = temperature
 
     def from_logits(self, logits: Tensor) -> Tensor:
@@ -87,8 +87,7 @@ class Energy(LogitDetector):
         summary="The free energy of the logits: small logits are suspicious.",
     )
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        check_positive("temperature", temperature)
+    def __init__(self, temperature: Positive = 1.0) -> None:
         self.temperature = temperature
 
     def from_logits(self, logits: Tensor) -> Tensor:
@@ -139,8 +138,7 @@ class Entropy(LogitDetector):
         summary="The entropy of the predicted distribution.",
     )
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        check_positive("temperature", temperature)
+    def __init__(self, temperature: Positive = 1.0) -> None:
         self.temperature = temperature
 
     def from_logits(self, logits: Tensor) -> Tensor:
@@ -169,7 +167,6 @@ class Margin(LogitDetector):
     )
 
     def __init__(self, of: Literal["logits", "probabilities"] = "logits") -> None:
-        check_choice("of", of, Literal["logits", "probabilities"])
         self.of: Literal["logits", "probabilities"] = of
 
     def from_logits(self, logits: Tensor) -> Tensor:
