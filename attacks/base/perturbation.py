@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ...harness.core.ranges import Ranged
 from ...harness.core.registry import PERTURBATIONS
 from ...harness.core.seeds import Draws
 from .kinds import Effort
@@ -159,7 +160,7 @@ def late_comers(first: Tensor, passes: Tensor) -> int:
     return int((first > most * 3 // 4).sum())
 
 
-class Perturbation(ABC):
+class Perturbation(Ranged, ABC):
     """Base of every perturbation; the constructor's parameters are what a suite may set.
 
     ``eps``, where a subclass has it, is the budget in ``norm``; the harness checks it after the attack. ``images``

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import ranges
 from .content_keys import canonical
 from .registry import did_you_mean
 
@@ -158,7 +159,7 @@ def _converted(name: str, value: object, annotation: Any) -> Any:
         canonical(found)
     except ValidationError as error:
         item = error.errors()[0]
-        instead = wanted(item)
+        instead = ranges.wanted(annotation) if ranges.says_more(annotation) else wanted(item)
         raise ValueError(str(item["msg"]) if instead is None else f"give {instead}") from error
     except PydanticUserError:
         return value
@@ -179,7 +180,7 @@ def _alternatives(annotation: Any) -> set[Any]:
     if typing.get_origin(annotation) is typing.Annotated:
         return _alternatives(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return {a for a in typing.get_args(annotation) if isinstance(a, type)}
+        return set().union(*(_alternatives(a) for a in typing.get_args(annotation)))
     return {annotation} if isinstance(annotation, type) else set()
 
 

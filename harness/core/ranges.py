@@ -27,6 +27,8 @@ NotNegative = Annotated[float, Ge(0)]
 # Between 0 and 1, both excluded, and from 0 to 1.
 Share = Annotated[float, Gt(0), Lt(1)]
 Portion = Annotated[float, Ge(0), Le(1)]
+# Above 0, at most 1.
+Fraction = Annotated[float, Gt(0), Le(1)]
 
 _UNIONS = (typing.Union, types.UnionType)
 
@@ -66,7 +68,7 @@ def ranged(function: Callable[..., None]) -> Callable[..., None]:
             return
         for name, value in bound.arguments.items():
             if name in annotations:
-                bound.arguments[name] = _fitting(name, value, annotations[name])
+                bound.arguments[name] = fitting(name, value, annotations[name])
         function(*bound.args, **bound.kwargs)
 
     return checked
@@ -103,9 +105,13 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
 
 
-def _fitting(name: str, value: Any, annotation: Any) -> Any:
-    alternatives = _alternatives(annotation)
-    for alternative in alternatives:
+def fitting(name: str, value: Any, annotation: Any) -> Any:
+    """Return a value as an annotation asks for it.
+
+    Raises:
+        UsageError: if it is nothing that the annotation allows.
+    """
+    for alternative in _alternatives(annotation):
         fits, found = _fits(value, alternative)
         if fits:
             return found
@@ -192,6 +198,6 @@ def _limit(limit: BaseMetadata) -> str:
     return ""
 
 
-def has_range(annotation: Any) -> bool:
+def says_more(annotation: Any) -> bool:
     """Whether an annotation says more than a type."""
-    return any(typing.get_origin(a) is Annotated for a in _alternatives(annotation))
+    return any(map(_says, _alternatives(annotation)))
