@@ -167,7 +167,7 @@ def _words(annotation: Any) -> str:
         return f"a list, of each {wanted(item).removeprefix('a ')}"
     origin = typing.get_origin(annotation)
     if origin is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(annotation)))
+        return " or ".join(map(str, typing.get_args(annotation)))
     if origin is not Annotated:
         return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
             annotation, getattr(annotation, "__name__", str(annotation))

@@ -227,7 +227,7 @@ def test_every_usable_attack_class_of_a_library_is_registered(library_name: str,
     prefix = f"{library_name}."
     # Every reason is of a class that exists, so that none stays when the library changes.
     assert set(unusable) <= classes and all(unusable.values())
-    registered = [n for n in builtin_perturbations.PERTURBATION_TARGETS if n.startswith(prefix)]
+    registered = [n for n in builtin_perturbations.BUILTIN if n.startswith(prefix)]
     parts = {name.removeprefix(prefix): PERTURBATIONS.get(name) for name in registered}
     assert {part.attack for part in parts.values()} == classes - set(unusable)
     assert len(parts) == count and all(part.info.library == library_name for part in parts.values())

@@ -116,7 +116,7 @@ def test_values_are_converted() -> None:
         ("plain", dt.date(2020, 1, 1), "finite numbers"),
         ("plain", object(), "finite numbers"),
         ("both", math.inf, "not a finite number"),
-        ("norm", "l3", "one of linf, l2"),
+        ("norm", "l3", "linf or l2"),
         ("name", 3, "text"),
         ("flag", "perhaps", "true or false"),
         ("epss", 1, "did you mean 'eps'"),

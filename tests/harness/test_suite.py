@@ -152,7 +152,7 @@ MISTAKES = {
     "steps-text": ("steps = 3", 'steps = "many"', 'steps = "many"', "whole number"),
     "steps-none": ("steps = 3", "steps = 0", "steps = 0", "at least 1"),
     "unknown-detector": ('name = "msp"', 'name = "mps"', 'name = "mps"', "did you mean 'msp'"),
-    "unknown-method": ('method = "logistic"', 'method = "logistik"', 'method = "logistik"', "one of logistic"),
+    "unknown-method": ('method = "logistic"', 'method = "logistik"', 'method = "logistik"', "give logistic or"),
     "fit-on-unknown": ('fit_on = ["pgd"]', 'fit_on = ["pdg"]', 'fit_on = ["pdg"]', "did you mean 'pgd"),
     "fit-on-of-unsupervised": ('name = "msp"', 'name = "msp"\nfit_on = ["pgd"]', 'fit_on = ["pgd"]', "unsupervised"),
     "supervised-without": ('fit_on = ["pgd"]\n', "", "[[detectors]]", "fit_on = [...]"),
