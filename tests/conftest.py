@@ -71,7 +71,6 @@ IMPORTED = (
     "aftershock.attacks.base.perturb_batch",
     "aftershock.attacks.from_file",
     "aftershock.detectors.logits.baselines",
-    "pytorch_ood.detector",
     "sklearn.datasets",
     "plotly.offline",
     "jinja2",
