@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import subprocess
@@ -76,6 +77,12 @@ IMPORTED = (
     "jinja2",
     "rich.progress",
 )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs an extra that is not installed."""
+    if item.get_closest_marker("torchattacks") and importlib.util.find_spec("torchattacks") is None:
+        pytest.skip("torchattacks is not installed: pip install '.[torchattacks]'")
 
 
 @pytest.fixture(scope="session")

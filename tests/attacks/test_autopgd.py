@@ -122,6 +122,7 @@ def test_more_restarts_and_targets_never_fool_fewer(digits, loss) -> None:
         assert torch.equal(often.images[once.success], once.images[once.success])
 
 
+@pytest.mark.torchattacks
 @pytest.mark.parametrize(
     ("norm", "eps", "loss"),
     [("linf", 0.06, "ce"), ("linf", 0.06, "dlr"), ("l2", 0.4, "ce"), ("l2", 0.4, "dlr")],
