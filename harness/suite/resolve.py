@@ -1,6 +1,6 @@
 """Reads and checks a suite: every name looked up, every parameter bound, every mistake reported at once with its line.
 
-:mod:`.suite_file` knows the shape of the file; names and parameters are checked here, against the registries and the
+:mod:`.schema` knows the shape of the file; names and parameters are checked here, against the registries and the
 signatures of the parts.
 """
 
