@@ -80,7 +80,7 @@ class Untrained(Protocol):
     """Makes the untrained network: other draws of its weights by other numbers."""
 
     def __call__(self, draw: int = 0) -> Instruments:
-        """The network of one draw; raises :class:`UsageError` for a model whose architecture nobody knows."""
+        """The network of one draw; raises :class:`~..harness.core.errors.UsageError` if its architecture is unknown."""
 
 
 @dataclass(frozen=True, eq=False)

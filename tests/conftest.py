@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import subprocess
@@ -71,12 +72,17 @@ IMPORTED = (
     "aftershock.attacks.base.perturb_batch",
     "aftershock.attacks.from_file",
     "aftershock.detectors.logits.baselines",
-    "pytorch_ood.detector",
     "sklearn.datasets",
     "plotly.offline",
     "jinja2",
     "rich.progress",
 )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs an extra that is not installed."""
+    if item.get_closest_marker("torchattacks") and importlib.util.find_spec("torchattacks") is None:
+        pytest.skip("torchattacks is not installed: pip install '.[torchattacks]'")
 
 
 @pytest.fixture(scope="session")

@@ -229,3 +229,21 @@ def test_formulas_and_pages_need_nothing_from_elsewhere() -> None:
     for name, text in TEXTS.items():
         assert not re.search(r"<(?:script|img|iframe|link)\b|!\[[^\]]*\]\(https?:", without_blocks(text)), name
     assert re.search(r"^  font: false$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_files_that_the_architecture_names_exist() -> None:
+    text = TEXTS["architecture.md"]
+    named = set(re.findall(r"`((?:harness|attacks|detectors|analyses|reports)/[\w/.]+)`", text))
+    assert len(named) > 40
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_the_architecture_has_the_layers_that_are_enforced() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = [c["layers"] for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    enforced = [
+        {name.strip().removeprefix("aftershock.").replace(".", "/") for name in row.split("|")} for row in layers
+    ]
+    table = TEXTS["architecture.md"].partition("| layer |")[2].partition("\n\n")[0]
+    shown = [set(re.findall(r"`([\w/]+)`", row.split("|")[1])) for row in table.splitlines()[2:]]
+    assert shown == enforced

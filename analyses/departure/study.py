@@ -1,4 +1,4 @@
-"""Who is followed through the taps by :mod:`.departure`, and what was read of them."""
+"""Who is followed through the taps by :mod:`~aftershock.analyses.departure`, and what was read of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What :mod:`.rdm` computes, before it is put in words, tables and figures."""
+"""What :mod:`~aftershock.analyses.rdm` computes, before it is put in words, tables and figures."""
 
 from __future__ import annotations
 

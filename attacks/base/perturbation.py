@@ -203,7 +203,7 @@ class Perturbation(Ranged, ABC):
         """Return why this perturbation is not defined for a task, or ``None``.
 
         The shape of the task alone decides: a run leaves an inapplicable perturbation out, and its results are those
-        of the suite without it. A missing package is another matter, see :meth:`missing`.
+        of the suite without it. So it does where :meth:`missing` names a package.
 
         Args:
             shape: (channels, height, width) of the images.

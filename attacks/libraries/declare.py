@@ -25,6 +25,9 @@ from ..base.perturbation import CountingModel, Perturbation, PerturbationInfo
 
 Value = float | int | str | bool | None
 
+# What to do where a package's own requirements are in the way.
+_WAYS_OUT = {"torchattacks": " (with --no-deps to keep a requests newer than 2.25)"}
+
 
 class LibraryAttack(Perturbation):
     """An attack whose code is another distribution's (``info.library``), imported only when it runs.
@@ -75,7 +78,8 @@ def not_installed(title: str, package: str) -> str | None:
     try:
         version(package)
     except PackageNotFoundError:
-        return f"{title} needs the package {package}, which is not installed: run 'pip install {package}'."
+        way_out = _WAYS_OUT.get(package, "")
+        return f"{title} needs the package {package}, which is not installed: run 'pip install {package}'{way_out}."
     return None
 
 

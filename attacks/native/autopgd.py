@@ -99,7 +99,7 @@ class AutoPGD(Perturbation):
     In L1 there is no momentum. A step moves the coordinates of the largest derivatives, in number two thirds of those
     that the best point so far has changed; every 4 % of the steps, where the best point has become sparser (by 5 %) an
     image goes on from there with steps of ``eps``, elsewhere its steps shrink by 1.5 down to a tenth of that. The
-    projection is the exact one onto ball and range together, see :func:`~.geometry.project_l1_in_range`.
+    projection is the exact one onto ball and range together, see :func:`~..base.geometry.project_l1_in_range`.
 
     Every iterate is looked at: an image keeps the first that fools the model (predicted as any other class) and
     leaves the batch, also for the restarts and targets to come; an image that nothing fools keeps the best point of

@@ -151,7 +151,7 @@ class Latent(Detector):
         return self.classes["points"], self.classes["point_classes"]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Put back what ``state`` gave."""
         self._ready = None
         super().load_state(state)
 

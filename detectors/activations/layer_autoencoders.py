@@ -181,7 +181,7 @@ class LayerAutoencoders(Detector):
         return IsolationTrees(**judge).relaxed_anomaly(features, temperature, live.straight_through)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Put back what ``state`` gave."""
         self._ready = None
         super().load_state(state)
 

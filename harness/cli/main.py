@@ -174,14 +174,12 @@ def validate(
     from ..plan.applicability import applicability, make_perturbations
 
     attacks = make_perturbations(found)
+    applies = applicability(found, attacks, task_shape(found.data.name, found.data.params))
+    attacks = {label: attack for label, attack in attacks.items() if label not in applies.inapplicable}
     unranked = unranked_suite(found, attacks, found.data.calibrate, found.data.evaluate)
     if unranked and found.detectors:
         typer.echo(f"No detector will have a rank: {unranked}.")
-
-    task = task_shape(found.data.name, found.data.params)
-    if task is not None:
-        sentences = (*applicability(found, attacks, task).sentences, *sentences)
-    for text in sentences:
+    for text in (*applies.sentences, *sentences):
         typer.echo(text)
 
 

@@ -1,4 +1,4 @@
-"""Content keys: what a result depends on, hashed; never a class name alone, never a pickle (DESIGN, section 6).
+"""Content keys: what a result depends on, hashed; never a class name alone, never a pickle (docs/architecture.md).
 
 A key covers the keys of the inputs, the bytes of data and weights, parameters, the source of the code that runs, and
 the versions of the libraries that it uses.

@@ -161,7 +161,7 @@ def open_tensors(
     """Open a safetensors file; its header is measured before it is read.
 
     Yields:
-        the open file, as of :func:`safetensors.safe_open` for torch.
+        the open file, as of ``safetensors.safe_open`` for torch.
 
     Raises:
         FileNotFoundError: where there is nothing.

@@ -47,7 +47,7 @@ class ModelFactory:
         """A function with every parameter that a suite may set: the factory's own, the normalisation, the recipe."""
 
         def entry(**params: Any) -> None:
-            """Never called; :func:`~.params.bind` reads its signature."""
+            """Never called; :func:`~..core.parameters.bind` reads its signature."""
 
         own = list(self._own().values())
         taken = {p.name for p in own}

@@ -26,7 +26,7 @@ def load_weights(module: nn.Module, path: Path) -> str:
     over; everything else must fit exactly.
 
     Args:
-        module: the network (:attr:`Classifier.network`).
+        module: the network (:attr:`~.classifier.Classifier.network`).
 
     Returns:
         a sentence that names the prefix and what was passed over; empty where nothing was.

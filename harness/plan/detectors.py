@@ -52,7 +52,7 @@ class DetectorPlanner:
             "fit", identity=self._identity, seed=self._seed,
             inputs=[[t.keys() for t in group] for group in groups],
             code=code_digest(_DETECTING),
-            versions=versions("torch", "numpy", "scipy", "scikit-learn", "pytorch-ood"),
+            versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
         job = FitJob(subject.key, part, clean, perturbed, negatives, self._seed)
         name = f"{self.draft.at(subject)}/fit/{part.label}"

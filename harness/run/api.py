@@ -47,7 +47,7 @@ TABLES = (
     "timings.csv",
 )
 PACKAGES = (
-    "aftershock", "torch", "torchvision", "torchattacks", "foolbox", "pytorch-ood", "numpy", "scipy", "scikit-learn",
+    "aftershock", "torch", "torchvision", "torchattacks", "foolbox", "numpy", "scipy", "scikit-learn",
     "pandas", "safetensors", "plotly",
 )  # fmt: skip
 

@@ -33,7 +33,7 @@ def make_perturbation(part: Part) -> Perturbation:
     """Return a perturbation as a suite's entry describes it, checked.
 
     Raises:
-        UsageError: for an attribute that is not as :class:`~..attacks.base.Perturbation` describes it.
+        UsageError: for an attribute that is not as :class:`~...attacks.base.perturbation.Perturbation` describes it.
         Exception: whatever its constructor and its properties raise.
     """
     from ...attacks.base.perturbation import NORMS, Perturbation, PerturbationInfo
@@ -70,7 +70,7 @@ def make_detector(part: Part) -> Detector:
     """Return a detector as a suite's entry describes it, not fitted, checked.
 
     Raises:
-        UsageError: for an attribute that is not as :class:`~..detectors.base.Detector` describes it.
+        UsageError: for an attribute that is not as :class:`~...detectors.base.detector.Detector` describes it.
         Exception: whatever its constructor and its properties raise.
     """
     from ...detectors.base.detector import Detector, DetectorInfo
@@ -105,7 +105,7 @@ def make_analysis(part: Part) -> Analysis:
     """Return an analysis as a suite's entry describes it, checked.
 
     Raises:
-        UsageError: for an attribute that is not as :class:`~.analysis.Analysis` describes it.
+        UsageError: for an attribute that is not as :class:`~...analyses.base.Analysis` describes it.
         Exception: whatever its constructor and its properties raise.
     """
     from ...analyses.base import Analysis, AnalysisInfo

@@ -1,6 +1,6 @@
 """Reads and checks a suite: every name looked up, every parameter bound, every mistake reported at once with its line.
 
-:mod:`.suite_file` knows the shape of the file; names and parameters are checked here, against the registries and the
+:mod:`.schema` knows the shape of the file; names and parameters are checked here, against the registries and the
 signatures of the parts.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -36,9 +36,6 @@ from .schema import (
     only_misspelt,
     salvage,
 )
-
-if TYPE_CHECKING:
-    from ...attacks.base.perturbation import Perturbation
 
 DECIDES_NO_NUMBER = True
 
@@ -242,21 +239,9 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: Checker, folder
         params = checker.bound(factory, one, f"perturbation {label!r}", location, entry)
         if params is not None:
             part = replace(part, params=params)
-            made = checker.made(make_perturbation, part, f"perturbation {label!r}", location)
-            if made is not None:
-                _missing(made, f"perturbation {label!r}", location, checker)
+            checker.made(make_perturbation, part, f"perturbation {label!r}", location)
         parts.append(part)
     return parts
-
-
-def _missing(made: Perturbation, where: str, location: tuple[str | int, ...], checker: Checker) -> None:
-    try:
-        with contained():
-            missing = made.missing()
-    except Exception as error:
-        missing = told(error)
-    if missing:
-        checker.add(location, f"{where}: {missing}")
 
 
 def _against_each(part: PerturbationPart, detectors: Sequence[DetectorPart]) -> list[PerturbationPart]:

@@ -97,7 +97,7 @@ class LimitsPart:
         seconds: seconds of an attack per image, and
         score_seconds: of a detector's score per image, and
         fit_seconds: of its fit, and
-        analysis_seconds: of a plugin's analysis: CPU seconds, see :attr:`~.clock.Stopwatch.seconds`.
+        analysis_seconds: of a plugin's analysis: CPU seconds, see :attr:`~..core.clock.Stopwatch.seconds`.
         idle_seconds: seconds in which a plugin's part may compute nothing before it is taken to hang.
         memory: GiB that the process of a plugin's parts may hold.
     """

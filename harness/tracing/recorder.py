@@ -122,7 +122,7 @@ def encode(need: Need, activation: Tensor, signs: Tensor, kept: Tensor | None) -
         need: which code.
         activation: post-activation, (n, ...), arranged.
         signs: of its shape: a unit's bit is 1 where this is positive, or true.
-        kept: positions of the units that are kept (:func:`~.trace.sampled_units`); ``None`` for all.
+        kept: positions of the units that are kept (:func:`~.traces.sampled_units`); ``None`` for all.
     """
     if need.representation == "pooled":
         return pool(activation, need.statistic)

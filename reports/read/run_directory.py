@@ -38,7 +38,7 @@ def _columns(text: str, number: str) -> dict[str, str]:
     return {**dict.fromkeys(text.split(), _TEXT), **dict.fromkeys(number.split(), _NUMBER)}
 
 
-# The columns of DESIGN section 5 that the report reads; a table may have more.
+# The columns that the report reads (docs/architecture.md); a table may have more.
 TABLES: Mapping[str, Mapping[str, str]] = {
     "leaderboard": _columns(
         "dataset model detector norm eps worst_perturbation surrogate flags seeds protocol_digest",

@@ -39,6 +39,8 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.torchattacks
+
 PARTS: dict[str, type[LibraryAttack]] = {
     name: part
     for module in (torchattacks_attacks, torchattacks_search)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
-from aftershock.attacks.libraries import declare as library
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data.sets import SIZES
@@ -563,25 +561,3 @@ def test_published_sizes_are_those_of_the_data() -> None:
     found = DATASETS.get("digits")(Path()).load()
     assert SIZES["digits"] == (len(found.train), len(found.test))
     assert SIZES.keys() == set(DATASETS.names()) - {"image-folder", "npz"}
-
-
-@pytest.mark.parametrize(
-    ("entry", "package"),
-    [
-        ('name = "autoattack"\neps = [0.1, 0.2]', "torchattacks"),
-        ('name = "torchattacks.CW"', "torchattacks"),
-        ('name = "foolbox.DDNAttack"', "foolbox"),
-    ],
-)
-def test_a_missing_package_is_a_mistake_before_any_work(
-    entry: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    text = edited('name = "gaussian"\nstd = 0.1\n', f'name = "gaussian"\nstd = 0.1\n\n[[perturbations]]\n{entry}\n')
-    assert len(check(tmp_path, text).perturbations) > 4
-    monkeypatch.setattr(library, "version", missing)
-    [(line, said)] = problems(tmp_path, text)
-    assert line == "[[perturbations]]"
-    assert f"run 'pip install {package}'" in said

@@ -1,4 +1,4 @@
-"""Words and tables of :mod:`.ldam`."""
+"""Words and tables of :mod:`~aftershock.analyses.ldam`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What :mod:`.rdm` found, in figures and tables."""
+"""What :mod:`~aftershock.analyses.rdm` found, in figures and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What :mod:`.rdm` found, in sentences."""
+"""What :mod:`~aftershock.analyses.rdm` found, in sentences."""
 
 from __future__ import annotations
 

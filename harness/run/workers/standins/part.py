@@ -117,7 +117,7 @@ class Instance:
         tensors: Mapping[str, Tensor | Rows] | None = None, cpu: float = ABOUT,
         calls: Mapping[str, Callback] | None = None,
     ) -> Message:  # fmt: skip
-        """Ask about this instance; see :meth:`Worker.ask`."""
+        """Ask about this instance; see :meth:`~..process.Worker.ask`."""
         with self._ends_counted(question):
             worker = POOL.worker(self.part.source, self.role)
             if worker.generation != self._generation or not worker.running:
