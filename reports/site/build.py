@@ -7,7 +7,6 @@ loading anything from elsewhere.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +27,7 @@ from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
 from .joined_ranks import common_ranks
 from .leaderboard import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
 from .matrices_and_curves import MEASURES, grouped, json_block, matrices, propagation
+from .reasons import missing_reasons
 from .run_facts import labels, run_page
 from .shares import Conditions
 
@@ -259,7 +259,7 @@ def _curve_title(group: Group, groups: Sequence[Group]) -> str:
 
 def _group_page(group: Group) -> dict[str, object]:
     board, metrics = group.ranked, group.rows("metrics")
-    reasons, doubts = _reasons(group), _doubts(group)
+    reasons, doubts = missing_reasons(group.runs, group.model, group.rows("metrics")), _doubts(group)
     attacks = _conditions(group)
     last = ends(attacks)
     order = [r.text("detector") for r in sorted(board, key=place)]
@@ -347,24 +347,6 @@ def _headline(rows: Sequence[Row]) -> dict[str, str]:
         "leader": leader.text("detector") if leader is not None else "",
         "leader_auroc": f"{leader.number('mean_auroc_unseen'):.2f}" if leader is not None else "",
     }
-
-
-def _reasons(group: Group) -> dict[str, str]:
-    """Why something of a detector is missing: its failed cells, or what its metrics say if none has a number."""
-    names = {r.text("detector") for t in ("leaderboard", "metrics") for r in group.rows(t)}
-    names |= {d for run in group.runs for d in labels(run, "detectors")}
-    reasons: dict[str, str] = {}
-    for run in group.runs:
-        for failure in objects(run.facts.get("failures")):
-            parts = set(re.split(r"[^A-Za-z0-9._-]+", words(failure.get("cell"))))
-            if group.model not in parts and parts & set(labels(run, "models")):
-                continue  # another model's cell
-            for part in parts & names:
-                reasons.setdefault(part, f"failed: {words(failure.get('reason')) or 'no reason was recorded'}")
-    for (detector,), rows in grouped(group.rows("metrics"), "detector").items():
-        if all(r.number("auroc") is None for r in rows):
-            reasons.setdefault(detector, next((r.text("reason") for r in rows if r.text("reason")), "not computed"))
-    return reasons
 
 
 def _failures(run: Run) -> list[tuple[str, str, str, str]]:
