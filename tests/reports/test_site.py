@@ -27,7 +27,7 @@ from aftershock.reports.site.build import build_site
 from aftershock.reports.site.flags import FLAGS, flags
 from aftershock.reports.site.joined_ranks import NO_SCORES
 from aftershock.reports.site.leaderboard import BOARD, budget
-from aftershock.reports.site.matrices_and_curves import json_block
+from aftershock.reports.templates.rendering import json_block
 from rich.console import Console
 
 HEADERS = {
