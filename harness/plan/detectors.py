@@ -20,7 +20,7 @@ DECIDES_NO_NUMBER = True
 _CONTRACT = "detectors.base.detector"
 _DETECTING = "harness.run.tasks.detectors"
 # Scores are asked for again in a process that knows nothing of the run.
-_RESCORING = "harness.run.workers.answering.detectors"
+_RESCORING = "harness.run.answering.detectors"
 
 
 class DetectorPlanner:

@@ -260,10 +260,10 @@ class _Session:
         from ..plan.models import find_weights
         from ..store.run_directory import Store, unwritable
         from .changed_state import changed_state
+        from .context import Context
         from .engines import engine_of
         from .runner import Runner, choose
         from .tasks import Workbench, compute
-        from .tasks.context import Context
         from .workers.pool import POOL
         from .workers.process import Allowance
 

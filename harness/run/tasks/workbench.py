@@ -30,7 +30,7 @@ from ..workers.witness import witness_of, witness_scores
 
 if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
-    from .context import Context
+    from ..context import Context
 
 T = TypeVar("T")
 

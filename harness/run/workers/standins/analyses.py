@@ -19,8 +19,8 @@ from .part import Instance, PluginPart
 
 if TYPE_CHECKING:
     from ....plan.cells import AnalysisJob
+    from ...context import Context
     from ...engines import Output
-    from ...tasks.context import Context
 
 
 class PluginAnalysis(Analysis):

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .....detectors.base.detector import Detector, join_state, split_state
-from ....core.errors import AftershockError, UsageError
-from ....core.memory import peak_memory
-from ....core.parameters import bind
-from ....core.registry import DETECTORS
-from ....core.seeds import derive_seed, forked_rng
-from ....tracing.traces import LiveTrace
-from ..channel import Message
-from ..packing import unpack_live, unpack_traces
-from ..plugins import open_plugin_file
+from ....detectors.base.detector import Detector, join_state, split_state
+from ...core.errors import AftershockError, UsageError
+from ...core.memory import peak_memory
+from ...core.parameters import bind
+from ...core.registry import DETECTORS
+from ...core.seeds import derive_seed, forked_rng
+from ...tracing.traces import LiveTrace
+from ..workers.channel import Message
+from ..workers.packing import unpack_live, unpack_traces
+from ..workers.plugins import open_plugin_file
 
 if TYPE_CHECKING:
     from .router import Answers

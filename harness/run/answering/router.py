@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ....core.content_keys import canonical
-from ....core.errors import AftershockError, UsageError, text_of
-from ....core.parameters import bind, parameters
-from ....core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
-from ....suite.instances import make_analysis, make_detector, make_perturbation
-from ....suite.resolved import Part
-from ..channel import Channel, Message
+from ...core.content_keys import canonical
+from ...core.errors import AftershockError, UsageError, text_of
+from ...core.parameters import bind, parameters
+from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
+from ...suite.instances import make_analysis, make_detector, make_perturbation
+from ...suite.resolved import Part
+from ..workers.channel import Channel, Message
 
 T = TypeVar("T")
 

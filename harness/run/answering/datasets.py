@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ....core.content_keys import canonical
-from ....core.errors import AftershockError
-from ....data.types import Dataset, DataSource
-from ..channel import Message
+from ...core.content_keys import canonical
+from ...core.errors import AftershockError
+from ...data.types import Dataset, DataSource
+from ..workers.channel import Message
 
 if TYPE_CHECKING:
     from .router import Answers

@@ -8,14 +8,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .....analyses.base import Analysis
-from ....core.errors import UsageError
-from ....core.registry import DATASETS, MODELS
-from ..channel import Message
-from ..plugins import open_plugin_file
+from ....analyses.base import Analysis
+from ...core.errors import UsageError
+from ...core.registry import DATASETS, MODELS
+from ..workers.channel import Message
+from ..workers.plugins import open_plugin_file
 
 if TYPE_CHECKING:
-    from ....suite.resolved import Suite
+    from ...suite.resolved import Suite
     from .router import Answers
 
 
@@ -36,8 +36,8 @@ def _open_others(suite: Suite) -> None:
 
 
 def _study(answers: Answers, asked: Message) -> Message:
-    from ...tasks.analyses import compute_analysis
-    from ...tasks.context import open_bench
+    from ..context import open_bench
+    from ..tasks.analyses import compute_analysis
 
     # From this process's owner, who started it.
     context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .....attacks.base.perturbation import CountingModel, Perturbation
-from .....attacks.base.target import Guides, Look
-from ....core.seeds import Draws, derive_seed, forked_rng
-from ..channel import Message, told
+from ....attacks.base.perturbation import CountingModel, Perturbation
+from ....attacks.base.target import Guides, Look
+from ...core.seeds import Draws, derive_seed, forked_rng
+from ..workers.channel import Message, told
 
 if TYPE_CHECKING:
     from .router import Answers

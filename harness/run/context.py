@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from ...core.registry import DATASETS
-from ...plan import Sets
-from ...store.stored_traces import StoredCells
-from ...suite.resolved import ModelPart, Suite
-from .workbench import Workbench
+from ..core.registry import DATASETS
+from ..plan import Sets
+from ..store.stored_traces import StoredCells
+from ..suite.resolved import ModelPart, Suite
+from .tasks.workbench import Workbench
 
 
 @dataclass(frozen=True, eq=False)
