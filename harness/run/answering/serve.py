@@ -34,10 +34,11 @@ def main() -> None:
     sys.argv = ["aftershock"]
     opening = channel.receive().values
     source = opening["source"]
+    from .kinds import KINDS
     from .router import Answers
 
     watch = FileWatch(source["path"], source["distribution"])
-    answers = Answers(channel, source)
+    answers = Answers(channel, source, KINDS)
     _limit_memory(float(opening["memory"]))
     watch.begin()
     _answer(channel, watch, lambda: Message({"parts": answers.load()}))
