@@ -17,7 +17,8 @@ from .attacked import Reading, class_means, follow, read_turned
 from .causal import causes
 from .measures import Judges, judged, logits_of, squared_error
 from .networks import chosen_taps
-from .report.tables import Study, report
+from .report.tables import report
+from .study import Study
 from .training import RANDOM, REFERENCE, Budget, Key, Trained, cladec, train_decoders
 
 Target = Literal["label", "prediction"]

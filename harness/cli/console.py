@@ -71,12 +71,10 @@ class Console:
 
 
 def _what(event: Event) -> str:
-    """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``; of a long cell the share that is done."""
-    from ..run.runner import name_parts
-
-    parts = name_parts(event.cell.name)
+    """``cnn: perturb pgd``; of a long cell the share that is done."""
+    name = event.cell.name
     done = f" {event.share:.0%}" if event.kind == "share" else ""
-    return f"{parts[1]}: {' '.join(parts[3:5])}{done}"
+    return f"{name.model}: {name.kind} {name.part}".rstrip() + done
 
 
 def duration(seconds: float) -> str:

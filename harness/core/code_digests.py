@@ -27,7 +27,7 @@ _MARK = "DECIDES_NO_NUMBER"
 # Of a syntax tree: what says how it was written, or for whom.
 _UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 # Runs whatever a plugin's part computes.
-_ELSEWHERE = "harness.run.workers.answering.router"
+_ELSEWHERE = "harness.run.answering.kinds"
 
 
 def code_digest(*modules: str) -> str:

@@ -18,7 +18,6 @@ from ..data.types import Dataset
 from ..plan import Plan, Subject
 from ..plan.cells import ROUNDINGS, Rounding, SetName
 from ..plan.summary import Summary
-from ..run.runner import name_parts
 from ..statistics.detection import MIN_IMAGES
 from ..store.run_directory import Store
 from ..store.stored_traces import cat_column, tap_infos
@@ -425,13 +424,14 @@ class Tables:
 
     def timing_rows(self) -> list[Row]:
         """What the cells of this run cost, by what and name; the one table that differs between runs."""
-        spent: dict[tuple[str, ...], list[float]] = {}
+        spent: dict[tuple[str, str, str, str, str], list[float]] = {}
         for cell in self.plan.cells.values():
             if cell.key not in self.summary.done:
                 continue
-            dataset, model, seed, what, *rest = name_parts(cell.name)
-            name = rest[0] if rest else model
-            total = spent.setdefault((dataset, model, seed, what, name), [0.0, 0.0])
+            name = cell.name
+            # Seeds are sorted as the text that the table holds.
+            row = (name.dataset, name.model, str(name.seed), name.kind, name.part or name.model)
+            total = spent.setdefault(row, [0.0, 0.0])
             total[0] += self.store.record(cell.key).seconds
             total[1] += self.store.values(cell.key).get("rows", cell.images)
         return [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from ..plan import Plan
 from ..plan.summary import Summary
-from ..run.runner import name_parts
 from ..store.run_directory import Store
 
 MIB = 2**20
@@ -21,13 +19,6 @@ def detector_costs(plan: Plan, store: Store, summary: Summary) -> list[dict[str,
     gradients count in neither. ``state_mib`` is the size of what is kept. All were measured where the cell was
     computed, which for a cell from a shared cache may have been another machine.
     """
-    scored: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for cell in plan.cells.values():
-        if cell.kind == "score" and cell.key in summary.done:
-            _, model, seed, _, detector, *_ = name_parts(cell.name)
-            total = scored[model, seed, detector]
-            total[0] += store.values(cell.key).get("score_seconds", 0.0)
-            total[1] += store.values(cell.key).get("rows", cell.images)
     rows = []
     for subject in plan.subjects:
         for part in plan.suite.detectors:
@@ -36,7 +27,9 @@ def detector_costs(plan: Plan, store: Store, summary: Summary) -> list[dict[str,
                 continue
             record = store.record(key)
             peak = record.values.get("peak_bytes")
-            seconds, images = scored[subject.part.label, str(subject.seed), part.label]
+            scores = [k for (label, _), k in subject.scores.items() if label == part.label and k in summary.done]
+            seconds = sum(store.values(k).get("score_seconds", 0.0) for k in scores)
+            images = sum(store.values(k).get("rows", plan.cells[k].images) for k in scores)
             rows.append(
                 {
                     "dataset": plan.suite.data.name,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..data.types import Dataset
     from ..evaluation.problems import Problems
-    from ..plan import Plan
+    from ..plan import Plan, Subject
     from ..plan.summary import Summary
     from ..store.run_directory import Store
     from ..suite.resolved import Suite
@@ -260,10 +260,10 @@ class _Session:
         from ..plan.models import find_weights
         from ..store.run_directory import Store, unwritable
         from .changed_state import changed_state
+        from .context import Context
         from .engines import engine_of
         from .runner import Runner, choose
         from .tasks import Workbench, compute
-        from .tasks.context import Context
         from .workers.pool import POOL
         from .workers.process import Allowance
 
@@ -314,8 +314,8 @@ class _Session:
                 summary = summary.then(later, plan.cells)
             # What --only left out but an earlier call in this directory finished belongs to the tables.
             held = {record.key for record in store.records() if record.status == "done"}
-            left_out = (key for key in plan.cells if key not in cells and key in held)
-            summary.done.update(key for key in left_out if store.find(key) is not None)
+            left_out = (cell for cell in plan.cells.values() if cell.key not in cells and cell.key in held)
+            summary.done.update(cell.key for cell in left_out if store.find(cell.key, cell.name) is not None)
             for text in changed_state(plan, store, summary):
                 self.notes.append(text)
                 self.say(text)
@@ -340,8 +340,8 @@ class _Session:
                 raise unwritable(self.out, error) from error
         return Run(
             self.out,
-            {plan.cells[k].name: reason for k, reason in summary.failed.items()} | problems.found,
-            {plan.cells[k].name: reason for k, reason in summary.skipped.items()},
+            {str(plan.cells[k].name): reason for k, reason in summary.failed.items()} | problems.found,
+            {str(plan.cells[k].name): reason for k, reason in summary.skipped.items()},
             len(summary.computed),
             renewed=True,
         )
@@ -434,15 +434,28 @@ class _Session:
             "status": "failed" if summary.failed else ("incomplete" if self.only else "done"),
             "cells": {"done": len(summary.done), "failed": len(summary.failed), "skipped": len(summary.skipped)},
             "failures": [
-                {"cell": plan.cells[key].name, "status": status, "reason": reason}
+                {"cell": str(name), "status": status, "reason": reason, **name.as_json()}
                 for status, found in (("failed", summary.failed), ("skipped", summary.skipped))
-                for key, reason in sorted(found.items(), key=lambda item: plan.cells[item[0]].name)
+                for name, reason in sorted(((plan.cells[k].name, r) for k, r in found.items()), key=lambda f: str(f[0]))
             ],
+            "results": [_result(subject) for subject in plan.subjects],
             "models": models,
             "warnings": [*self.data_notes, *texts["warnings"]],
             "notes": [*self.notes, *texts["notes"]],
             "classes": list(dataset.classes),
         }
+
+
+def _result(subject: Subject) -> dict[str, Any]:
+    """Which cells hold a model and its detectors: cells with one content are one cell, with the name of the first."""
+    return {
+        "model": subject.part.label,
+        "seed": subject.seed,
+        "key": subject.key,
+        "detectors": {
+            label: {"fit": key, "calibrate": subject.scores[label, "calibrate"]} for label, key in subject.fits.items()
+        },
+    }
 
 
 def _with_problems(facts: dict[str, Any], problems: Problems) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from ..core.process_state.guard import CHANGED, CHANGED_FLAG
 from ..plan import Plan
 from ..plan.summary import Summary
 from ..store.run_directory import Store
-from .runner import name_parts
 
 
 def changed_state(plan: Plan, store: Store, summary: Summary) -> list[str]:
@@ -19,6 +18,5 @@ def changed_state(plan: Plan, store: Store, summary: Summary) -> list[str]:
         flags = (f.removeprefix(f"{CHANGED_FLAG}:") for f in values.get("flags", ()) if f.startswith(CHANGED_FLAG))
         names = dict.fromkeys([*values.get(CHANGED, ()), *flags])
         if names:
-            _, model, _, *rest = name_parts(cell.name)
-            found.setdefault(rest[1] if len(rest) > 1 else f"The model {model}", {}).update(names)
+            found.setdefault(cell.name.part or f"The model {cell.name.model}", {}).update(names)
     return [f"{part} changed the process ({', '.join(names)}): undone each time." for part, names in found.items()]

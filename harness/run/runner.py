@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,14 +81,8 @@ class TimeLeft:
 
 
 def _like(cell: Cell) -> str:
-    """Cells of the same kind and part: ``digits/cnn/0/perturb/pgd/evaluate/0`` counts as ``cnn/perturb/pgd``."""
-    parts = name_parts(cell.name)
-    return "/".join([parts[1], *parts[3:5]])
-
-
-def name_parts(name: str) -> list[str]:
-    """The parts of a cell's readable path; a slash in brackets (``pgd[eps=8/255]``) divides nothing."""
-    return re.split(r"/(?![^\[\]]*\])", name)
+    """Cells of one model, kind and part take about the same time: ``cnn/perturb/pgd``."""
+    return "/".join([cell.name.model, cell.kind, cell.name.part])
 
 
 def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
@@ -101,10 +94,10 @@ def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
     if pattern is None:
         return dict(cells)
     # As plain text too: the brackets of `pgd[eps=8/255]` mean something else in a pattern.
-    wanted = [c.key for c in cells.values() if pattern in c.name or fnmatch(c.name, f"*{pattern}*")]
+    names = {cell.key: str(cell.name) for cell in cells.values()}
+    wanted = [key for key, name in names.items() if pattern in name or fnmatch(name, f"*{pattern}*")]
     if not wanted:
-        places = {c.name for c in cells.values()}
-        raise UsageError(f"--only {pattern!r} matches no cell{did_you_mean(pattern, places)}.")
+        raise UsageError(f"--only {pattern!r} matches no cell{did_you_mean(pattern, set(names.values()))}.")
     keep: set[str] = set()
     while wanted:
         key = wanted.pop()
@@ -183,7 +176,7 @@ class Runner:
     def _keep_stored(self) -> dict[str, Cell]:
         pending: dict[str, Cell] = {}
         for key, cell in self.cells.items():
-            record = self.store.find(key)
+            record = self.store.find(key, cell.name)
             if record is None:
                 pending[key] = cell
                 continue
@@ -213,7 +206,7 @@ class Runner:
 
     def _submit(self, number: int, cells: Sequence[Cell]) -> None:
         blocked = self._blocked(cells[0])
-        missing = tuple(cell for cell in cells if self.store.find(cell.key) is None)
+        missing = tuple(cell for cell in cells if self.store.find(cell.key, cell.name) is None)
         if blocked or not missing:
             self._known.append(Outcome(number, error=UnavailableError(blocked) if blocked else None))
             return
@@ -250,7 +243,7 @@ class Runner:
                 output = outputs.get(cell.key)
                 if output is not None:
                     try:
-                        self.store.put(cell.key, cell.name, cell.kind, output.tensors, output.values, output.seconds)
+                        self.store.put(cell.key, cell.name, output.tensors, output.values, output.seconds)
                     except AftershockError:
                         raise
                     except Exception as error:
@@ -285,7 +278,7 @@ class Runner:
         for cell in cells:
             self.time.settle(cell)
             (self.summary.skipped if skipped else self.summary.failed)[cell.key] = reason
-            self.store.put_failure(cell.key, cell.name, cell.kind, "skipped" if skipped else "failed", reason)
+            self.store.put_failure(cell.key, cell.name, "skipped" if skipped else "failed", reason)
             self._say("skipped" if skipped else "failed", cell, reason)
 
     def _say(

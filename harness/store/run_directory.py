@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ import safetensors.torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
+from ..core.cell_names import CellName
 from ..core.errors import AftershockError, UsageError
 from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
@@ -116,14 +118,37 @@ class Store:
         """Give the directory back."""
         self._lock.release()
 
-    def find(self, key: str) -> Record | None:
-        """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``."""
+    def find(self, key: str, name: CellName | None = None) -> Record | None:
+        """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``.
+
+        Args:
+            key: the content key.
+            name: what this run calls it. Content knows no labels: whoever computed it may have called it otherwise.
+
+        Raises:
+            AftershockError: if its entry cannot be written.
+        """
         record = self._records.get(key)
         if record is not None and record.status == "done":
             if self._is_whole(key, record):
-                return record
+                return self._called(record, name)
             self._forget(key)
-        return None if self._fresh else self._adopt(key)
+        return None if self._fresh else self._adopt(key, name)
+
+    def _called(self, record: Record, name: CellName | None) -> Record:
+        """An entry of the run directory under the name that this run has for it."""
+        if name is None or record.name == name:
+            return record
+        return self._enter(replace(record, name=name))
+
+    def _enter(self, record: Record) -> Record:
+        """Write an entry of the ledger."""
+        try:
+            write_atomic(self._entry(record.key), dump_record(record))
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+        self._records[record.key] = record
+        return record
 
     def _is_whole(self, key: str, record: Record) -> bool:
         """Whether a cell's artifact is as it was written; hashed once in the life of this store, and when touched."""
@@ -148,10 +173,10 @@ class Store:
 
     def records(self) -> list[Record]:
         """Every entry of the ledger, by name."""
-        return sorted(self._records.values(), key=lambda r: (r.name, r.key))
+        return sorted(self._records.values(), key=lambda r: (str(r.name), r.key))
 
     def put(
-        self, key: str, name: str, kind: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], seconds: float
+        self, key: str, name: CellName, tensors: Mapping[str, Tensor], values: Mapping[str, Any], seconds: float
     ) -> Record:
         """Store a finished cell.
 
@@ -166,24 +191,18 @@ class Store:
             if data:
                 write_atomic(self._artifact(key), data)
                 modified = self._artifact(key).stat().st_mtime_ns
-            record = Record(key, name, kind, "done", "", round(seconds, 6), dict(values), digest, len(data), modified)
-            write_atomic(self._entry(key), dump_record(record))
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._records[key] = record
+        record = self._enter(
+            Record(key, name, "done", "", round(seconds, 6), dict(values), digest, len(data), modified)
+        )
         self._hashed[key] = self._stamp(key)
         self._publish(key, record)
         return record
 
-    def put_failure(self, key: str, name: str, kind: str, status: Status, reason: str) -> Record:
+    def put_failure(self, key: str, name: CellName, status: Status, reason: str) -> Record:
         """Note why a cell has no result; such an entry is tried again by the next run and never cached."""
-        record = Record(key, name, kind, status, reason)
-        try:
-            write_atomic(self._entry(key), dump_record(record))
-        except OSError as error:
-            raise unwritable(self.folder, error) from error
-        self._records[key] = record
-        return record
+        return self._enter(Record(key, name, status, reason))
 
     def load(self, key: str) -> dict[str, Tensor]:
         """The tensors of a finished cell, memory-mapped."""
@@ -258,7 +277,7 @@ class Store:
         except OSError:
             return
 
-    def _adopt(self, key: str) -> Record | None:
+    def _adopt(self, key: str, name: CellName | None) -> Record | None:
         cached = self._cached(key)
         if cached is None:
             return None
@@ -277,7 +296,7 @@ class Store:
         try:
             if record.digest:
                 _link(cached[0], self._artifact(key))
-            write_atomic(self._entry(key), dump_record(record))
+            self._enter(record if name is None else replace(record, name=name))
             with suppress(OSError):
                 # Its last use, by which the cache is pruned.
                 os.utime(cached[1])
@@ -286,9 +305,8 @@ class Store:
             return None
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._records[key] = record
         self._hashed[key] = self._stamp(key)
-        return record
+        return self._records[key]
 
 
 class _Held(AbstractContextManager[object]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...harness.core.files import MIB, is_regular, open_file
 from ..read.run_directory import Run, mapping, words
-from ..site.matrices_and_curves import json_block
+from ..templates.rendering import json_block
 from .figures import Drawn, drawn
 from .files import FILE_LIMIT, FOLDER, Result, picture_files, read_findings, table_files
 from .thumbnails import thumbnail

@@ -80,7 +80,7 @@ def target(run: Path, file: str) -> Path:
     if not colon:
         return next(run.glob(file))
     found = (r for p in sorted((run / "cells").glob("*.json")) if (r := read_record(p)) is not None)
-    key = next(r.key for r in found if r.name.startswith(f"digits/mlp/0/{name}"))
+    key = next(r.key for r in found if str(r.name).startswith(f"digits/mlp/0/{name}"))
     return run / part / f"{key}.{'json' if part == 'cells' else 'safetensors'}"
 
 

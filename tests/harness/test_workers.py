@@ -22,7 +22,7 @@ from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
 from aftershock.harness.core.seeds import forked_rng
 from aftershock.harness.models.architectures import mlp
-from aftershock.harness.run.workers.answering import analyses
+from aftershock.harness.run.answering import analyses
 from aftershock.harness.run.workers.channel import Channel, ChannelError, Message
 from aftershock.harness.run.workers.files import FileWatch
 from aftershock.harness.run.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ...findings import Pictures
 from ..attacked import Reading
-
-if TYPE_CHECKING:
-    from .tables import Study
+from ..study import Study
 
 
 def gallery(study: Study, tap: str) -> Pictures:

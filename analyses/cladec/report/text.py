@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ..attacked import IMAGE, Reading
 from ..measures import Estimate
-
-if TYPE_CHECKING:
-    from ..training import Source
-    from .tables import Study
+from ..study import Study
+from ..training import Source
 
 
 def sentences(study: Study) -> list[str]:

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UnavailableError
-from ...core.registry import DETECTORS
+from ...core.registry import DATASETS, DETECTORS
 from ...data.types import Dataset, ImageSplit
 from ...models.classifier import Classifier
 from ...plan import Sets, stored_need
 from ...plan.cells import Images, ModelJob, SetName, TraceKeys
 from ...plan.models import load_classifier, make_classifier
-from ...store.stored_traces import Reader, open_traces, tap_infos
+from ...store.stored_traces import Reader, StoredCells, open_traces, tap_infos
 from ...suite.instances import make_detector
 from ...suite.resolved import DetectorPart, ModelPart, Suite
 from ...tracing.traced_model import Instruments
 from ...tracing.traces import Need, Traces
+from ..context import Context
 from ..engines import Output
 from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
@@ -30,7 +31,6 @@ from ..workers.witness import witness_of, witness_scores
 
 if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
-    from .context import Context
 
 T = TypeVar("T")
 
@@ -199,3 +199,11 @@ class Workbench:
             return detector
 
         return self._detectors.get_or_make(fit, load)
+
+
+def open_bench(context: Context, say: Callable[[str], None]) -> Workbench:
+    """Open what the cells of a run need, reading finished ones from its directory."""
+    suite = context.suite
+    dataset = DATASETS.get(suite.data.name)(context.root, **suite.data.params).load()
+    reader, device = StoredCells(context.folder), torch.device(context.device)
+    return Workbench(suite, dataset, context.sets, reader, device, context.parts, context.weights, say, context)

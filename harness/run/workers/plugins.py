@@ -9,7 +9,8 @@ from ...core.errors import AftershockError, UsageError
 from ...core.registry import MODELS, REGISTRIES, Entry, LaterPart, Origin, later_model, plugin_origin
 from .pool import POOL
 from .process import Source
-from .standins import PluginPart
+from .standins.kinds import KINDS
+from .standins.part import PluginPart
 
 DECIDES_NO_NUMBER = True
 
@@ -57,7 +58,7 @@ def _register(source: Source, origin: Origin) -> None:
             if not _is_held(registry.of(origin), name, origin) and origin.path is not None:
                 registry.add(name, later_model(Path(origin.path), name), origin)
             continue
-        registry.add(name, PluginPart(source, described), origin)
+        registry.add(name, PluginPart(source, described, KINDS[registry.kind]), origin)
 
 
 def _is_held(entries: list[Entry], name: str, origin: Origin) -> bool:

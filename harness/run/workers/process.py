@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DECIDES_NO_NUMBER = True
 
-_COMMAND = (sys.executable, "-c", "from aftershock.harness.run.workers.serve import main; main()")
+_COMMAND = (sys.executable, "-c", "from aftershock.harness.run.answering.serve import main; main()")
 # Starting imports torch, on a busy machine too.
 _START = 120.0
 _GIB = 2**30

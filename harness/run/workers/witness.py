@@ -20,7 +20,7 @@ from ...tracing.traces import Traces
 from .packing import pack_traces
 from .pool import POOL
 from .process import Source, Worker
-from .standins import PluginPart
+from .standins.part import PluginPart
 
 DECIDES_NO_NUMBER = True
 

@@ -444,7 +444,7 @@ def test_a_suite_runs_it(forks: Any, tiny: Callable[..., Path], tmp_path: Path) 
     suite.write_text(f"{suite.read_text(encoding='utf-8')}\n{text}\n", encoding="utf-8")
     ended = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert ended.status == 0, ended.output
-    cells = [p for p in (tmp_path / "run" / "cells").glob("*.json") if "/analysis/" in p.read_text(encoding="utf-8")]
+    cells = [p for p in (tmp_path / "run" / "cells").glob("*.json") if '"kind": "analysis"' in p.read_text("utf-8")]
     (cell,) = cells
     value = json.loads(cell.read_text(encoding="utf-8"))["values"]["findings"]
     found = Findings.read(load_file(tmp_path / "run" / "artifacts" / f"{cell.stem}.safetensors"), value)

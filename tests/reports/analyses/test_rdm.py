@@ -438,7 +438,7 @@ def test_a_run_on_digits(tmp_path: Path, forks: Callable[..., Any], tiny: Callab
     assert done.status == 0, done.output
     for path in (tmp_path / "run" / "cells").glob("*.json"):
         cell = json.loads(path.read_text())
-        if cell["name"].endswith("analysis/rdm"):
+        if (cell["name"]["kind"], cell["name"]["part"]) == ("analysis", "rdm"):
             tensors = load_file(tmp_path / "run" / "artifacts" / f"{path.stem}.safetensors")
             found = Findings.read(tensors, cell["values"]["findings"])
             break

@@ -13,14 +13,14 @@ from .....analyses.base import Analysis, AnalysisInfo, Material
 from .....analyses.findings import Findings
 from ....core.errors import AftershockError
 from ....tracing.traces import Need
+from ...engines import Output
 from ..channel import Message
 from ..packing import unpack_needs
 from .part import Instance, PluginPart
 
 if TYPE_CHECKING:
     from ....plan.cells import AnalysisJob
-    from ...engines import Output
-    from ...tasks.context import Context
+    from ...context import Context
 
 
 class PluginAnalysis(Analysis):
@@ -54,8 +54,6 @@ class PluginAnalysis(Analysis):
 
     def compute(self, context: Context | None, key: str, job: AnalysisJob, tell: Callable[[float], None]) -> Output:
         """The output of its cell."""
-        from ...engines import Output
-
         if context is None:
             raise AftershockError("a plugin's analysis needs a run directory")
 

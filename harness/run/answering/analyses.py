@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .....analyses.base import Analysis
-from ....core.errors import UsageError
-from ....core.registry import DATASETS, MODELS
-from ..channel import Message
-from ..plugins import open_plugin_file
+from ....analyses.base import Analysis
+from ...core.errors import UsageError
+from ...core.registry import DATASETS, MODELS
+from ...suite.instances import make_analysis
+from ..tasks.analyses import compute_analysis
+from ..tasks.workbench import open_bench
+from ..workers.channel import Message
+from ..workers.plugins import open_plugin_file
+from .router import Answers, Kind
 
 if TYPE_CHECKING:
-    from ....suite.resolved import Suite
-    from .router import Answers
+    from ...suite.resolved import Suite
 
 
 def facts(analysis: Analysis) -> dict[str, Any]:
@@ -36,9 +38,6 @@ def _open_others(suite: Suite) -> None:
 
 
 def _study(answers: Answers, asked: Message) -> Message:
-    from ...tasks.analyses import compute_analysis
-    from ...tasks.context import open_bench
-
     # From this process's owner, who started it.
     context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301
     _open_others(context.suite)
@@ -55,4 +54,4 @@ def _study(answers: Answers, asked: Message) -> Message:
     return Message({"output": dict(found.values)}, dict(found.tensors))
 
 
-ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"study": _study}
+KIND = Kind(lambda part, about: make_analysis(part), facts, {"study": _study})

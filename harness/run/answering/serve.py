@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import AftershockError
-from .channel import Channel, ChannelError, Message, told
-from .files import FileWatch
-from .usage import SIGN, end_all
+from ..workers.channel import Channel, ChannelError, Message, told
+from ..workers.files import FileWatch
+from ..workers.usage import SIGN, end_all
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -34,10 +34,11 @@ def main() -> None:
     sys.argv = ["aftershock"]
     opening = channel.receive().values
     source = opening["source"]
-    from .answering import Answers
+    from .kinds import KINDS
+    from .router import Answers
 
     watch = FileWatch(source["path"], source["distribution"])
-    answers = Answers(channel, source)
+    answers = Answers(channel, source, KINDS)
     _limit_memory(float(opening["memory"]))
     watch.begin()
     _answer(channel, watch, lambda: Message({"parts": answers.load()}))
