@@ -11,8 +11,8 @@ from ...detectors.base.detector import Detector
 from ..core.errors import UsageError
 from ..core.parameters import bind
 from ..core.registry import DETECTORS
-from .checks import CHECKS, Broken, Check, NotApplicable, Patient
-from .world import World, make_world
+from .detectors import CHECKS, Broken, Check, NotApplicable, Patient
+from .fixture import World, make_world
 
 # Examined whatever the ones before them found.
 FIRST = ("info", "needs", "fits")

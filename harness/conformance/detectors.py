@@ -18,7 +18,7 @@ from ...detectors.base.detector import Detector, Surrogate, join_state, split_st
 from ..core.errors import UsageError
 from ..statistics.detection import auroc
 from ..tracing.traces import Need, Traces
-from .world import World
+from .fixture import World
 
 # Scores of the same image in other batches may differ by the rounding of float32 sums.
 SAME = 1e-4
