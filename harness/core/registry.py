@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import sys
 import types
 import warnings
@@ -23,7 +24,7 @@ from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from .errors import UsageError
 
@@ -32,6 +33,8 @@ DECIDES_NO_NUMBER = True
 T = TypeVar("T")
 
 PACKAGE = "aftershock"
+# Kinds of parts in the singular, as authors and the command line name them.
+PartKind = Literal["detector", "perturbation", "analysis", "model", "dataset"]
 # Where the module of a plugin file keeps what it registered.
 _ADDED = "__aftershock_parts__"
 
@@ -52,6 +55,11 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.package} {self.version}".strip()
+
+    @property
+    def library(self) -> str:
+        """What tables call the place: the distribution, the name of the local file, or ``session``."""
+        return Path(self.path).name if self.path else self.package
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +295,8 @@ def _wrong_part(kind: str, part: Any) -> str:
     """What is wrong with something that was registered; empty for a class, or a function where one will do."""
     if isinstance(part, StandIn | LaterPart):
         return ""
+    if kind == "perturbations" and inspect.isroutine(part):
+        return f"{part!r:.60}, a plain function: decorate it with @aftershock.register_perturbation"
     if kind in ("detectors", "perturbations", "analyses"):
         return "" if isinstance(part, type) else f"{part!r:.60}, which is not a class: register the class itself"
     return "" if callable(part) else f"{part!r:.60}, which cannot be called: register a function or a class"
@@ -315,6 +325,11 @@ PERTURBATIONS = Registry("perturbations", "attacks.builtin")
 MODELS = Registry("models", "harness.models.builtin")
 DATASETS = Registry("datasets", "harness.data.builtin")
 ANALYSES = Registry("analyses", "analyses.builtin")
+
+register_detector = DETECTORS.register
+register_model = MODELS.register
+register_dataset = DATASETS.register
+register_analysis = ANALYSES.register
 
 REGISTRIES = {r.kind: r for r in (DETECTORS, PERTURBATIONS, MODELS, DATASETS, ANALYSES)}
 
