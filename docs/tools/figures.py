@@ -26,7 +26,6 @@ from typing import Any
 import aftershock
 import torch
 from aftershock import Guard
-from aftershock.harness.cli.scaffold import new_detector
 from aftershock.harness.run.guard import export_guard
 from sklearn.datasets import load_digits
 
