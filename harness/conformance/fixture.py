@@ -42,6 +42,7 @@ class Fixture:
         fit_planted: PGD on the fit images, for supervised detectors.
         right_images: clean images that the model gets right, with
         right_labels: their classes.
+        classes: the names of the classes.
     """
 
     instruments: Instruments
@@ -52,6 +53,7 @@ class Fixture:
     fit_planted: Tensor
     right_images: Tensor
     right_labels: Tensor
+    classes: tuple[str, ...]
 
     def fit(self, detector: Detector, images: int | None = None, seed: int = 0) -> Detector:
         """Fit on the first ``images`` fit images, as a run does, and return what ``fit`` returned."""
@@ -100,7 +102,7 @@ def make_fixture() -> Fixture:
         right = model(test).argmax(1) == truth
     return Fixture(
         instruments, fit, labels, test[:TEST_IMAGES], planted, _successful(model, fit, labels), test[right],
-        truth[right],
+        truth[right], dataset.classes,
     )  # fmt: skip
 
 

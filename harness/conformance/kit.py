@@ -17,7 +17,6 @@ from ..core.parameters import bind
 from ..core.registry import Registry
 
 C = TypeVar("C")
-T = TypeVar("T")
 
 Level = Literal["rule", "recommendation"]
 Status = Literal["passed", "failed", "warning", "skipped"]
@@ -197,8 +196,8 @@ def unchanged_process(more: Callable[[], Mapping[str, Any]] = dict) -> Iterator[
 
 
 def factory_of(
-    registry: Registry, part: Any, params: Mapping[str, Any], base: type[T], imported: str
-) -> Callable[[], T]:
+    registry: Registry, part: Any, params: Mapping[str, Any], base: type[Any], imported: str
+) -> Callable[[], Any]:
     """Return what makes instances of a part that is a class, or the registered name of one.
 
     Raises:

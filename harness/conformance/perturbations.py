@@ -101,7 +101,8 @@ def _perturbs(context: PerturbationContext) -> str:
     if missing:
         raise NotApplicable(missing)
     channels, height, width = context.images.shape[1:]
-    reason = perturbation.inapplicable((channels, height, width), context.fixture.instruments.model.classes)
+    classes = len(context.fixture.classes)
+    reason = perturbation.inapplicable((channels, height, width), classes)
     if reason:
         raise NotApplicable(f"not on digits of 8 x 8: {reason}")
     try:
