@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .harness.core.seeds import Draws
     from .harness.data.types import Dataset, DataSource, ImageSplit, channel_statistics
     from .harness.run.api import Run, run
+    from .harness.run.evaluate import evaluate
     from .harness.run.guard import Guard
     from .harness.run.load import load_detector, load_model
     from .harness.suite.resolve import load_suite
@@ -88,6 +89,7 @@ _HOMES = {
         "Run",
         "run",
     ),
+    "harness.run.evaluate": ("evaluate",),
     "harness.run.guard": ("Guard",),
     "harness.run.load": (
         "load_detector",
@@ -141,6 +143,7 @@ __all__ = [
     "channel_statistics",
     "check_detector",
     "check_part",
+    "evaluate",
     "load_detector",
     "load_model",
     "load_suite",

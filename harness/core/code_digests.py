@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .content_keys import distribution_digest, distribution_files, sources_digest
 from .local_sources import local_sources
-from .registry import PACKAGE, Entry
+from .registry import PACKAGE, Entry, origin_of
 
 DECIDES_NO_NUMBER = True
 _MARK = "DECIDES_NO_NUMBER"
@@ -65,6 +65,14 @@ def part_digest(entry: Entry, contract: str) -> str:
     foreign, sources = _foreign(entry)
     ours = code_digest(contract, *_imported_by(tuple(sources)), *([_ELSEWHERE] if sources else []))
     return hashlib.sha256((foreign + ours).encode()).hexdigest()
+
+
+def foreign_digest(part: type) -> str:
+    """Digest of the code of a class that no registry holds: its distribution and version, or the code of a session."""
+    origin = origin_of(part.__module__)
+    if origin.package != "session":
+        return str(origin)
+    return _foreign(Entry(part.__qualname__, part, origin))[0]
 
 
 def _foreign(entry: Entry) -> tuple[str, list[Path]]:

@@ -17,7 +17,8 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -220,6 +221,35 @@ class Registry:
                 continue
             whole.append(entry)
         return whole
+
+    @contextmanager
+    def lending(self, name: str, part: Any) -> Iterator[None]:
+        """Make a part known under ``name`` inside the block, as one of this session.
+
+        Raises:
+            UsageError: like :meth:`add`.
+        """
+        held = self._entries.get(name)
+        self.add(name, part, Origin("session"))
+        try:
+            yield
+        finally:
+            if held is None:
+                self._entries.pop(name, None)
+            else:
+                self._entries[name] = held
+
+    def name_of(self, part: Any) -> str | None:
+        """Return the name under which a class, or the function behind one, is registered; ``None`` for no name."""
+        for name, entry in self._entries.items():
+            if entry.target is part or getattr(entry.target, "__wrapped__", None) is part:
+                return name
+        return None
+
+    def is_of_session(self, name: object) -> bool:
+        """Return whether a name is that of a part that this session registered."""
+        entry = self._entries.get(name) if isinstance(name, str) else None
+        return entry is not None and entry.origin.package == "session"
 
     def of(self, origin: Origin) -> list[Entry]:
         """The entries of one origin: a distribution, or a local file."""
