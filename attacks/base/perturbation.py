@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ...harness.core.ranges import Ranged
-from ...harness.core.registry import PERTURBATIONS
 from ...harness.core.seeds import Draws
 from .kinds import Effort
 
@@ -41,7 +40,7 @@ class PerturbationInfo:
         kind: noise, corruption, attack or adaptive.
         family: perturbations of one family count as seen once a detector learned from one of them (PGD of any library).
         norm: the norm that ``eps`` limits or that the attack minimises; an instance may say otherwise.
-        library: the package whose code runs.
+        library: the package whose code runs; empty for where the perturbation itself comes from.
         paper: authors, year, and an identifier.
         gradients: it reads the model's gradients (a white-box attack).
         stochastic: it draws random numbers.
@@ -57,7 +56,7 @@ class PerturbationInfo:
     kind: Kind
     family: str
     norm: Norm | None = None
-    library: str = "aftershock"
+    library: str = ""
     paper: str = ""
     gradients: bool = True
     stochastic: bool = False
@@ -248,6 +247,3 @@ def norms(delta: Tensor) -> dict[Norm, Tensor]:
         "l1": flat.abs().sum(1),
         "l0": changed.flatten(1).sum(1).float(),
     }
-
-
-register = PERTURBATIONS.register

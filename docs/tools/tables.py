@@ -238,12 +238,15 @@ def kinds() -> str:
     return table(("surrogate", "what an adaptive attack does"), [(k, SURROGATES[k]) for k in _SURROGATES])
 
 
-def checks() -> str:
-    """The rules of the conformance kit."""
-    from aftershock.harness.conformance import CHECKS
+def checks(kind: str) -> str:
+    """The rules and recommendations of a conformance kit."""
+    from aftershock.harness.conformance import KITS
 
-    rows = [(f"`{c.name}`", markdown(c.rule), markdown(c.mend)) for c in CHECKS.values()]
-    return table(("check", "rule", "how to mend it"), rows)
+    rows = [
+        (f"`{c.name}`", "must" if c.level == "rule" else "should", markdown(c.rule), markdown(c.fix))
+        for c in KITS[kind].checks.values()
+    ]
+    return table(("check", "", "what holds", "what to do"), rows)
 
 
 def _recorded(name: str) -> list[dict[str, str]]:

@@ -141,27 +141,34 @@ def _detail(value: object) -> str:
 
 
 @contextmanager
-def examining(detector: str) -> Iterator[Callable[[str], None]]:
-    """Says on a terminal which check runs now; what the block is given tells it."""
-    with RichConsole(stderr=True).status(f"{escape(detector)}: making a small model") as status:
-        yield lambda check: status.update(f"{escape(detector)}: {escape(check)}")
+def examining(part: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal which check runs now; the block is given a function that takes its name."""
+    with RichConsole(stderr=True).status(f"{escape(part)}: making a small model") as status:
+        yield lambda check: status.update(f"{escape(part)}: {escape(check)}")
 
 
-def show_findings(detector: str, findings: Sequence[Finding]) -> None:
-    """What an examination found: a line for each rule, and what is broken in full."""
+_STYLES = {"passed": "green", "failed": "bold red", "warning": "bold yellow", "skipped": "yellow"}
+
+
+def show_findings(part: str, findings: Sequence[Finding]) -> None:
+    """Show what an examination found: a line for each check, then what is broken and what to do."""
     console = _console()
     table = Table(box=None, pad_edge=False, show_header=False)
     for column in ("check", "status", "rule"):
         table.add_column(column, no_wrap=column != "rule", overflow="fold")
     for f in findings:
-        style = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[f.status]
-        table.add_row(
-            f.name, f"[{style}]{f.status}[/]", escape(f.rule + (f" ({f.detail})" if f.status == "skipped" else ""))
-        )
+        more = f" ({f.detail})" if f.status == "skipped" else ""
+        table.add_row(f.name, f"[{_STYLES[f.status]}]{f.status}[/]", escape(f.rule + more))
     console.print(table)
     broken = [f for f in findings if f.status == "failed"]
-    for f in broken:
-        console.print(f"\n[bold red]{f.name}[/]: {escape(f.detail)}.\n  {escape(f.mend)}", highlight=False)
-    passed = sum(f.status == "passed" for f in findings)
-    end = f"{len(broken)} of {len(findings)} rules are broken" if broken else f"all {passed} rules that apply are kept"
-    console.print(f"\n{escape(detector)}: {end}.", highlight=False)
+    ignored = [f for f in findings if f.status == "warning"]
+    for f in (*broken, *ignored):
+        console.print(
+            f"\n[{_STYLES[f.status]}]{f.name}[/]: {escape(f.detail.rstrip('.'))}.\n  {escape(f.fix)}", highlight=False
+        )
+    rules = [f for f in findings if f.level == "rule"]
+    kept = sum(f.status == "passed" for f in rules)
+    end = f"{len(broken)} of {len(rules)} rules are broken" if broken else f"all {kept} rules that apply are kept"
+    if ignored:
+        end += f"; {len(ignored)} recommendation{'s are' if len(ignored) > 1 else ' is'} not followed"
+    console.print(f"\n{escape(part)}: {end}.", highlight=False)

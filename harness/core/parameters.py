@@ -56,12 +56,13 @@ def parameters(factory: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[
     """The parameters that a suite may set on a class or function, by name (``skip``: those the harness gives)."""
     return {
         name: p
-        for name, p in _signature(factory).parameters.items()
+        for name, p in signature_of(factory).parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in skip and name != "self"
     }
 
 
-def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+def signature_of(factory: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a class or function, with annotations evaluated as far as their names are known."""
     try:
         return inspect.signature(factory, eval_str=True)
     except NameError:
@@ -97,7 +98,7 @@ def bind(
     if isinstance(factory, SelfBinding):
         return factory.bind(values, skip)
     known = parameters(factory, skip)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in _signature(factory).parameters.values())
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature_of(factory).parameters.values())
     bound: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name, value in values.items():

@@ -203,7 +203,7 @@ class Tables:
             "label": part.label,
             "kind": info.kind,
             "family": str(made.family),
-            "library": str(info.library),
+            "library": str(info.library) or PERTURBATIONS.entry(part.name).origin.library,
             "norm": made.norm or "",
             "eps": None if made.eps is None else float(made.eps),
             "against": part.against or None,

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core.errors import UsageError, described
 from ..core.interrupts import PartEndedError, contained
+from ..core.parameters import signature_of
 from ..core.process_state import Changes, guarded
 from ..core.registry import MODELS, PACKAGE, Origin, did_you_mean, file_digest, import_file, origin_of
 from .training import Recipe
@@ -99,8 +100,8 @@ class ModelFactory:
 
     def _own(self) -> Mapping[str, inspect.Parameter]:
         try:
-            return inspect.signature(self.make, eval_str=True).parameters
-        except (TypeError, ValueError, NameError) as error:
+            return signature_of(self.make).parameters
+        except (TypeError, ValueError) as error:
             raise UsageError(f"The parameters of the model {self.name} cannot be read: {error}.") from error
 
 

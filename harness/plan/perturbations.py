@@ -107,7 +107,7 @@ def _chunk(
         against=[*against, code_digest(_ATTACKING)] if against else [], code=code_digest(_PERTURBING),
         # Time is not in it: what it ends is not kept.
         limits=[draft.suite.limits.forwards, draft.suite.limits.backwards],
-        versions=versions("torch", *({info.library} - {"aftershock"})),
+        versions=versions("torch", *({info.library} - {""})),
     )  # fmt: skip
     job = PerturbJob(subject.key, part, name, start, stop, logits, seed, opponent)
     of_chunk = draft.name(subject, kind, part.label, source=name, start=start)

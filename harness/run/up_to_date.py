@@ -58,6 +58,9 @@ def fingerprint(
         if any(_comes_ready(entry, plugins or raw.get("plugins")) for entry in raw["models"]):
             # What a factory gives is known only once it was called.
             return None
+        if any(REGISTRIES[kind].is_of_session(name) for kind, name in _named(raw)):
+            # Code that lies in no file is known to content keys alone.
+            return None
         source = DATASETS.get(data["name"])(root, **params)
         sources = [local_sources(f) for f in {*_files(raw, folder), *_files(raw, root), *plugins}]
         if any(found.unknown for found in sources):
@@ -80,6 +83,13 @@ def fingerprint(
     except Exception:
         # Whatever is wrong with the suite or the data, the long way says it better.
         return None
+
+
+def _named(raw: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """The parts that a suite names, by kind."""
+    yield "datasets", raw["data"]["name"]
+    for kind in ("models", "perturbations", "detectors", "analyses"):
+        yield from ((kind, entry.get("name")) for entry in raw.get(kind, ()))
 
 
 def _package_digest() -> str:

@@ -5,6 +5,8 @@ Bit ``i`` of byte ``j`` belongs to unit ``8 j + i`` (little-endian); the padding
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -32,7 +32,7 @@ AIMED = {"name": "autopgd", "label": "aimed", "eps": 0.1, "loss": "dlr-targeted"
 SATURATE = {"name": "corruption.saturate"}
 
 PLUGIN = """
-from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo, register
+from aftershock.attacks import Perturbation, PerturbationInfo, register
 from aftershock.harness.core.errors import UnavailableError
 
 

@@ -41,7 +41,7 @@ import sys
 import torch
 
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
-from aftershock.attacks.base.perturbation import register as perturbation
+from aftershock.attacks import register as perturbation
 from aftershock.detectors.base.detector import Detector, DetectorInfo, InputGradient, View, register
 from aftershock.harness.tracing.traces import Need
 

@@ -37,6 +37,7 @@ def _load(answers: Answers, asked: Message) -> Message:
     about = {
         "name": dataset.name, "classes": list(dataset.classes), "shape": list(dataset.shape),
         "mean": list(dataset.mean), "std": list(dataset.std),
+        "calibrate_from": None if dataset.calibrate_from is None else int(dataset.calibrate_from),
     }  # fmt: skip
     return Message({"dataset": about}, {"train": dataset.train.labels(), "test": dataset.test.labels()})
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....detectors.base.detector import Detector
+from ....detectors.base.scores import checked_scores
 from ...core.clock import Stopwatch
 from ...core.errors import AftershockError
 from ...core.memory import peak_memory
@@ -134,20 +135,3 @@ def notes_of(detector: Detector) -> dict[str, list[str]]:
     if not isinstance(detector, PluginDetector):
         return {}
     return {OPENED: detector.files, CHANGED: detector.changed}
-
-
-def checked_scores(found: object, images: int) -> Tensor:
-    """What ``score`` returned, as float64 on the CPU.
-
-    Raises:
-        AftershockError: unless it is one finite real number for each image; integers are numbers, truth values are not.
-    """
-    if not isinstance(found, Tensor) or tuple(found.shape) != (images,):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise AftershockError(f"score() gave {shape} for {images} images instead of shape ({images},)")
-    if found.is_complex() or found.dtype == torch.bool or found.layout != torch.strided:
-        kind = str(found.dtype if found.layout == torch.strided else found.layout).removeprefix("torch.")
-        raise AftershockError(f"score() gave {kind} values: return a real number for each image, such as float32")
-    if not bool(torch.isfinite(found).all()):
-        raise AftershockError(f"score() gave {int((~torch.isfinite(found)).sum())} values that are not finite")
-    return found.detach().double().cpu()
