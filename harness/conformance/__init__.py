@@ -10,7 +10,7 @@ from typing import Any
 from ...detectors.base.detector import Detector
 from ..core.errors import UsageError
 from ..core.registry import PartKind
-from . import datasets, detectors, models, perturbations
+from . import analyses, datasets, detectors, models, perturbations
 from .kit import Finding, Kit, name_of
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 KITS: Mapping[str, Kit[Any]] = {
-    kit.kind: kit for kit in (detectors.KIT, perturbations.KIT, models.KIT, datasets.KIT)
+    kit.kind: kit for kit in (detectors.KIT, perturbations.KIT, analyses.KIT, models.KIT, datasets.KIT)
 }  # fmt: skip
 
 

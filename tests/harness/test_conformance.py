@@ -92,7 +92,7 @@ PERTURBATIONS: Mapping[str, tuple[Any, str]] = {
     "in-range": (noise(lambda r, x, m: r + 1), r"outside \[0, 1\]"),
     "budget": (noise(lambda r, x, m: (x + 0.3).clamp(0, 1)), r"linf 0\.3, and its budget is 0\.2"),
     "seeded": (noise(_drifts), "the same images and seed"),
-    "batches": (noise(lambda r, x, m: (r + 0.1 * r.mean()).clamp(0, 1)), "in batches of 7, 2"),
+    "batches": (noise(lambda r, x, m: (r + 0.1 * r.mean()).clamp(0, 1)), "in batches of 7, 1"),
     "one-image": (noise(lambda r, x, m: r.squeeze()if len(r) == 1 else r), "one image came back in another shape"),
     "inputs": (noise(lambda r, x, m: x.mul_(0.9)), "writes into the images"),
     "model": (noise(_trains), "the model's mode"),
@@ -101,7 +101,9 @@ PERTURBATIONS: Mapping[str, tuple[Any, str]] = {
     "float32": (noise(lambda r, x, m: r.double()), "another type"),
     "effect": (noise(lambda r, x, m: x.clone()), "changes none"),
     "gradients": (
-        noise(lambda r, x, m: torch.autograd.grad((0 * m(r.requires_grad_())).sum(), r)[0] + x, gradients=True, **ATTACK),
+        noise(
+            lambda r, x, m: torch.autograd.grad((0 * m(r.requires_grad_())).sum(), r)[0] + x, gradients=True, **ATTACK
+        ),
         "zero-gradient",
     ),
     "declared-box": (noise(lambda r, x, m: r, gradients=True, **ATTACK), "takes no gradient"),
@@ -241,7 +243,7 @@ DATASETS: Mapping[str, tuple[Any, str]] = {
     "global-state": (changed(std=_seeds), "torch's global generator"),
     "normalisation": (changed(mean=(0.2,)), r"mean and std are \(0.2,\)"),
     "classes": (changed(classes=("a", "b", "c")), "1 of 3 classes have no train image"),
-    "duplicates": (changed(test=lambda: ImageSplit(images_of(400, 0), torch.arange(400) % 2)), "also in the train split"),
+    "duplicates": (changed(test=lambda: ImageSplit(images_of(400, 0), torch.arange(400) % 2)), "also in the train"),
     "enough": (changed(test=lambda: ImageSplit(images_of(90, 1), torch.arange(90) % 2)), "has 90 images"),
 }  # fmt: skip
 
