@@ -172,9 +172,11 @@ def validate(
     from ..data.sets import task_shape
     from ..evaluation.rankability import unranked_suite
     from ..plan.applicability import applicability, make_perturbations
+    from ..plan.facts import perturbation_facts
 
     attacks = make_perturbations(found)
-    unranked = unranked_suite(found, attacks, found.data.calibrate, found.data.evaluate)
+    facts = {label: perturbation_facts(made) for label, made in attacks.items()}
+    unranked = unranked_suite(found, facts, found.data.calibrate, found.data.evaluate)
     if unranked and found.detectors:
         typer.echo(f"No detector will have a rank: {unranked}.")
 

@@ -59,6 +59,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Row = Mapping[str, object] | Sequence[object]
 
 
+def table_file(name: str) -> str:
+    """Return the file name of a table."""
+    return f"{name}.csv.gz" if name == "scores" else f"{name}.csv"
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> None:
     """Write a table; the same rows give the same bytes, and the file is whole or not there.
 

@@ -18,6 +18,7 @@ from ..suite.resolved import ModelPart, PerturbationPart, Suite
 from ..tracing.traces import Need, capped
 from .applicability import applicability, make_perturbations
 from .cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
+from .facts import Facts, analysis_facts, detector_facts, perturbation_facts
 from .models import model_identity
 from .plan import Subject
 from .sets import Sets
@@ -82,6 +83,11 @@ class Draft:
         self.planned = tuple(p for p in self.applicable if p.against not in self.applicability.unfitted)
         self.detectors: dict[str, Detector] = {d.label: make_detector(d) for d in suite.detectors}
         self.analyses: dict[str, Analysis] = {a.label: make_analysis(a) for a in suite.analyses}
+        self.facts = Facts(
+            {label: perturbation_facts(made) for label, made in self.perturbations.items()},
+            {label: detector_facts(made) for label, made in self.detectors.items()},
+            {label: analysis_facts(made) for label, made in self.analyses.items()},
+        )
 
     @property
     def applicable(self) -> tuple[PerturbationPart, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions, entry_points
 from importlib.resources import files
 from importlib.util import find_spec
@@ -137,17 +137,8 @@ def _plugin_digests() -> Iterator[str]:
                 yield distribution_digest(Origin(point.dist.name, point.dist.version))
 
 
-def published(run: Path, tables: Sequence[str], pages: Sequence[Path], findings: Sequence[Path]) -> dict[str, str]:
-    """Return the sha256 of every file that a run directory shows, by its path in it.
-
-    Args:
-        run: the run directory, with its keys written.
-        tables: names of tables; those that could not be written are left out.
-        pages: the files of the site.
-        findings: the folders of the analyses.
-    """
-    shown = [run / KEYS, *(run / "tables" / name for name in tables), *pages]
-    shown += [file for folder in findings for file in sorted(folder.iterdir())]
+def published(run: Path, shown: Iterable[Path]) -> dict[str, str]:
+    """Return the sha256 of files that a run directory shows, by their path in it; what is not there is left out."""
     return {file.relative_to(run).as_posix(): digest_of(file) for file in shown if file.exists()}
 
 
