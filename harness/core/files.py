@@ -140,7 +140,7 @@ def parse_json(content: bytes, path: Path) -> Any:
         raise RefusedFileError(f"{path} is not valid JSON ({str(error)[:200]}).") from error
 
 
-def digest_of(path: Path, limit: int = 64 * GIB, within: Path | None = None) -> str:
+def file_digest(path: Path, limit: int = 64 * GIB, within: Path | None = None) -> str:
     """Return the sha256 of a file's bytes, in hex; errors are those of :func:`open_file`."""
     with open_file(path, limit, within) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

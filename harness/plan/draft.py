@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..core.cell_names import CellName
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
-from ..core.registry import file_digest
+from ..core.files import file_digest
 from ..data.types import TaskShape
 from ..suite.instances import make_analysis, make_detector
 from ..suite.resolved import ModelPart, PerturbationPart, Suite

@@ -13,8 +13,9 @@ import torch
 from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import FileDigests, content_key
 from ..core.errors import UsageError, described
+from ..core.files import file_digest
 from ..core.interrupts import PartEndedError, contained
-from ..core.registry import DATASETS, file_digest
+from ..core.registry import DATASETS
 from ..data.duplicates import duplicate_notes
 from ..data.types import Dataset
 from ..evaluation.rankability import unranked_suite

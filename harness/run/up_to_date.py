@@ -18,7 +18,7 @@ from typing import Any
 
 from ..core.content_keys import FileDigests, canonical, distribution_digest
 from ..core.errors import UsageError
-from ..core.files import MIB, digest_of, parse_json, read_file
+from ..core.files import MIB, file_digest, parse_json, read_file
 from ..core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
 from ..core.local_sources import local_sources
 from ..core.registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
@@ -139,7 +139,7 @@ def _plugin_digests() -> Iterator[str]:
 
 def published(run: Path, shown: Iterable[Path]) -> dict[str, str]:
     """Return the sha256 of files that a run directory shows, by their path in it; what is not there is left out."""
-    return {file.relative_to(run).as_posix(): digest_of(file) for file in shown if file.exists()}
+    return {file.relative_to(run).as_posix(): file_digest(file) for file in shown if file.exists()}
 
 
 def read_keys(run: Path) -> list[str]:
@@ -167,7 +167,7 @@ def is_finished(run: Path, wanted: str) -> bool:
             return False
         if KEYS not in facts["files"]:
             return False
-        if any(digest_of(run / name, SHOWN_LIMIT) != digest for name, digest in facts["files"].items()):
+        if any(file_digest(run / name, SHOWN_LIMIT) != digest for name, digest in facts["files"].items()):
             return False
         for key in read_keys(run):
             record = read_record(Path(f"{run}/cells/{key}.json"))
