@@ -173,11 +173,12 @@ def validate(
     from ..data.sets import task_shape
     from ..evaluation.rankability import unranked_suite
     from ..plan.applicability import applicability, make_perturbations
+    from ..plan.facts import perturbation_facts
 
     attacks = make_perturbations(found)
     applies = applicability(found, attacks, task_shape(found.data.name, found.data.params))
-    attacks = {label: attack for label, attack in attacks.items() if label not in applies.inapplicable}
-    unranked = unranked_suite(found, attacks, found.data.calibrate, found.data.evaluate)
+    facts = {p: perturbation_facts(made) for p, made in attacks.items() if p not in applies.inapplicable}
+    unranked = unranked_suite(found, facts, found.data.calibrate, found.data.evaluate)
     if unranked and found.detectors:
         typer.echo(f"No detector will have a rank: {unranked}.")
     for text in (*applies.sentences, *sentences):

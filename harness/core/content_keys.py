@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .files import MIB, parse_json, read_file, write_atomic
+from .files import MIB, file_digest, parse_json, read_file, write_atomic
 from .formats import is_sealed, seal
 from .local_sources import local_sources
-from .registry import PACKAGE, Origin, file_digest
+from .registry import PACKAGE, Origin
 
 DECIDES_NO_NUMBER = True
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from .errors import UsageError
+from .files import file_digest
 
 DECIDES_NO_NUMBER = True
 
@@ -489,9 +490,3 @@ class _FromSource(SourceFileLoader):
 
     def get_code(self, fullname: str) -> types.CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from ..core.cell_names import CellName
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
-from ..core.registry import file_digest
+from ..core.files import file_digest
+from ..core.registry import PERTURBATIONS
 from ..data.types import TaskShape
 from ..suite.instances import make_analysis, make_detector
 from ..suite.resolved import ModelPart, PerturbationPart, Suite
 from ..tracing.traces import Need, capped
 from .applicability import applicability, make_perturbations
 from .cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
+from .facts import Facts, analysis_facts, detector_facts, perturbation_facts
 from .models import model_identity
 from .plan import Subject
 from .sets import Sets
@@ -82,6 +84,14 @@ class Draft:
         self.planned = tuple(p for p in self.applicable if p.against not in self.applicability.unfitted)
         self.detectors: dict[str, Detector] = {d.label: make_detector(d) for d in suite.detectors}
         self.analyses: dict[str, Analysis] = {a.label: make_analysis(a) for a in suite.analyses}
+        self.facts = Facts(
+            {
+                p.label: perturbation_facts(self.perturbations[p.label], PERTURBATIONS.entry(p.name).origin)
+                for p in suite.perturbations
+            },
+            {label: detector_facts(made) for label, made in self.detectors.items()},
+            {label: analysis_facts(made) for label, made in self.analyses.items()},
+        )
 
     @property
     def applicable(self) -> tuple[PerturbationPart, ...]:

@@ -60,7 +60,7 @@ def make_plan(
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
     return Plan(
-        suite, draft.sets, draft.cells, subjects, protocols, series, draft.applicability, _ranked(draft)
+        suite, draft.sets, draft.cells, subjects, protocols, series, draft.applicability, _ranked(draft), draft.facts
     )  # fmt: skip
 
 

@@ -28,10 +28,10 @@ from ..core.bounded import (
     without_memory,
 )
 from ..core.errors import UsageError
-from ..core.files import parse_json, read_file, read_tensors
+from ..core.files import file_digest, parse_json, read_file, read_tensors
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 from ..core.parameters import bind
-from ..core.registry import DETECTORS, did_you_mean, file_digest
+from ..core.registry import DETECTORS, did_you_mean
 from ..store.ledger import KEY, SUFFIX, Record, is_whole, read_record
 from ..store.stored_traces import tap_infos
 from ..tracing.traces import TapInfo

@@ -6,7 +6,7 @@ import heapq
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -133,7 +133,7 @@ class Runner:
         self.summary = Summary()
         self.time = TimeLeft()
         self._order = {key: i for i, key in enumerate(cells)}
-        self._running: dict[int, tuple[list[Cell], AbstractContextManager[object]]] = {}
+        self._running: dict[int, tuple[list[Cell], ExitStack]] = {}
         # Outcomes for which nothing has to be computed: inputs that failed, cells that somebody else computed.
         self._known: deque[Outcome] = deque()
         # By number of a task: the cell that is shown for it, and when it was submitted.
@@ -169,7 +169,7 @@ class Runner:
                 self._submit_next(ready, waiting, taken)
         finally:
             for _, lock in self._running.values():
-                lock.__exit__(None, None, None)
+                lock.close()
             self._running.clear()
         return self.summary
 
@@ -199,9 +199,7 @@ class Runner:
             cells = sorted((self.cells[k] for k in {key, *same}), key=lambda c: self._order[c.key])
             taken.update(c.key for c in cells)
             # A unit that another process computed meanwhile is only linked.
-            lock = self.store.computing(group)
-            lock.__enter__()
-            self._running[order] = (cells, lock)
+            self._running[order] = (cells, self.store.computing(group))
             self._submit(order, cells)
 
     def _submit(self, number: int, cells: Sequence[Cell]) -> None:
@@ -258,15 +256,14 @@ class Runner:
                 self._say("done" if output is not None else "kept", cell)
             return [cell.key for cell in cells]
         finally:
-            lock.__exit__(None, None, None)
+            lock.close()
 
-    def _one_by_one(self, cells: Sequence[Cell], lock: AbstractContextManager[object]) -> list[str]:
+    def _one_by_one(self, cells: Sequence[Cell], lock: ExitStack) -> list[str]:
         """Submit the cells of a group that failed again, each alone; nothing is settled yet."""
-        lock.__exit__(None, None, None)
+        lock.close()
         for cell in cells:
-            own = self.store.computing(cell.key)
             task = self._order[cell.key]
-            self._running[task] = ([cell], own)
+            self._running[task] = ([cell], self.store.computing(cell.key))
             self._submit(task, [cell])
         return []
 

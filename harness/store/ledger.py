@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from ..core.cell_names import CellName
 from ..core.errors import UsageError
-from ..core.files import MIB, digest_of, read_file
+from ..core.files import MIB, file_digest, read_file
 from ..core.formats import check_schema, is_sealed, package_version, seal
 
 DECIDES_NO_NUMBER = True
@@ -127,6 +127,6 @@ def is_whole(path: Path, record: Record, hashed: bool = True) -> bool:
         state = path.lstat()
         if not stat.S_ISREG(state.st_mode) or state.st_size != record.size:
             return False
-        return (not hashed and state.st_mtime_ns == record.modified) or digest_of(path, record.size) == record.digest
+        return (not hashed and state.st_mtime_ns == record.modified) or file_digest(path, record.size) == record.digest
     except (OSError, UsageError):
         return False

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..core.cell_names import CellName
 from ..core.errors import AftershockError, UsageError
-from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
+from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, replacing, why, write_atomic
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .cache import CACHE_SIGNATURE, CACHE_TAG
 from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
@@ -94,8 +94,6 @@ class Store:
         # What a killed process was writing; nobody else writes while the lock is held.
         for written in ("", "cells", "artifacts", "tables", "site", "site/assets", "site/analyses"):
             remove_leftovers(self.folder / written)
-        for leftover in (self.folder / "tables").glob(".*.part"):
-            leftover.unlink(missing_ok=True)
         for path in self.cells.glob("*.json"):
             record = read_record(path)
             if record is not None:
@@ -226,21 +224,23 @@ class Store:
         """What the ledger says of a finished cell."""
         return self._records[key]
 
-    def computing(self, key: str) -> AbstractContextManager[object]:
-        """Held from this call to the exit while a key is computed: two runs that share a cache do not do work twice.
+    def computing(self, key: str) -> ExitStack:
+        """Lock a key from this call until what is returned is closed: two runs that share a cache do not do work twice.
 
         Locking is best effort: without it, work may be done twice.
         """
+        held = ExitStack()
         if self.cache is None:
-            return nullcontext()
+            return held
         place = self.cache / "locks"
         try:
             place.mkdir(parents=True, exist_ok=True)
             lock = FileLock(place / f"{checked_key(key)}.lock")
-            lock.acquire()
+            held.enter_context(lock.acquire())
+            held.callback(_remove_lock, lock)
         except OSError:
-            return nullcontext()
-        return _Held(lock)
+            pass
+        return held
 
     def _artifact(self, key: str) -> Path:
         return self.artifacts / f"{checked_key(key)}{SUFFIX}"
@@ -309,40 +309,23 @@ class Store:
         return self._records[key]
 
 
-class _Held(AbstractContextManager[object]):
-    """A lock that is held already; at the exit its file is removed, then it is released.
-
-    In this order, so that a process that waited for the removed file finds it gone and asks for a new one, as
-    ``filelock`` does on POSIX systems; on Windows it removes the file itself.
-    """
-
-    def __init__(self, lock: BaseFileLock) -> None:
-        self._lock = lock
-
-    def __exit__(self, *error: object) -> None:
-        if self._lock.is_locked and os.name == "posix":
-            with suppress(OSError):
-                Path(self._lock.lock_file).unlink()
-        self._lock.release()
+def _remove_lock(lock: BaseFileLock) -> None:
+    """Remove the file of a lock that is still held, so that a process that waited for it finds it gone and asks for a
+    new one, as ``filelock`` does on POSIX systems; on Windows it removes the file itself."""
+    if lock.is_locked and os.name == "posix":
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
 
 
 def _link(source: Path, target: Path) -> None:
     """Hard-link, or copy where links are impossible; atomic and never through an existing file."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
+    with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise
             shutil.copyfile(source, temporary)
-        temporary.replace(target)
-        # Renaming one name of a file onto another name of the same file does nothing and leaves both.
-        temporary.unlink(missing_ok=True)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _refuse_newer(path: Path) -> None:

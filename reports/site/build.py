@@ -14,9 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...harness.core.errors import AftershockError, UsageError, described
-from ...harness.core.files import refuse_links_on_the_way, write_atomic, write_problem
+from ...harness.core.files import is_regular, refuse_links_on_the_way, write_atomic, write_problem
 from ...harness.evaluation.verdict import Standing, sentence, verdict
-from ..findings.pages import Study, analysis_page, cards, outdated, studies
+from ..findings.files import FOLDER
+from ..findings.pages import Study, analysis_page, cards, made_pages, studies
 from ..read.run_directory import TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
 from ..templates.rendering import asset, environment, json_block
 from .attacks import ROUNDED, rounding, winners
@@ -30,6 +31,7 @@ from .reasons import missing_reasons
 from .run_facts import labels, run_page
 from .shares import Conditions
 
+INDEX, PLOTLY = "index.html", "plotly.min.js"
 ASSETS = ("style.css", "site.js", "budgets.js", "analyses.js")
 
 
@@ -103,23 +105,14 @@ def _result(row: Row) -> tuple[object, ...]:
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
-    """Write the site of some runs; see :func:`write_site`.
-
-    Returns:
-        ``out/index.html``, with ``out/assets`` beside it, and ``out/analyses`` where the runs have analyses.
-    """
-    return write_site(runs, out)[-1]
-
-
-def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Write the site of some runs.
+    """Write the site of some runs, from what is in their directories.
 
     Args:
         runs: run directories; rows of the same data set, model and protocol digest share a leaderboard.
         out: the folder of the site, made if need be. It may be a link, but not one that lies in one of the runs.
 
     Returns:
-        every file of the site, ``index.html`` last.
+        ``out/index.html``, with ``out/assets`` beside it, and ``out/analyses`` where the runs have analyses.
 
     Raises:
         UsageError: if there is no run, a run cannot be read, or ``out`` cannot be written.
@@ -137,29 +130,36 @@ def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
     more, failed = _analysis_pages(found, out)
     shown = [s for s in found if f"{s.slug}.html" in more]
     page = render(read, shown, [*problems, *failed])
-    assets, analyses = out / "assets", out / "analyses"
+    assets, analyses = out / "assets", out / FOLDER
     # A run directory may come from anybody, and a report could be written through a link in it.
     refuse_links_on_the_way(out, runs)
     for folder in (assets, analyses):
         if folder.is_symlink():
             raise UsageError(f"{folder} is a link: remove it, or choose another folder for the report.")
     texts = {assets / name: asset(name) for name in ASSETS}
-    texts[assets / "plotly.min.js"] = _plotly()
+    texts[assets / PLOTLY] = _plotly()
     texts |= {analyses / name: text for name, text in more.items()}
-    texts[out / "index.html"] = page
+    texts[out / INDEX] = page
     try:
         assets.mkdir(parents=True, exist_ok=True)
         if more:
             analyses.mkdir(exist_ok=True)
         for file, text in texts.items():
             write_atomic(file, text.encode("utf-8"))
-        for old in outdated(analyses, list(more)):
-            old.unlink()
+        for old in made_pages(analyses):
+            if old.name not in more:
+                old.unlink()
     except OSError as error:
         raise write_problem(out, error, "choose another folder for the report") from error
     if failed:
         raise AftershockError(" ".join(failed))
-    return list(texts)
+    return out / INDEX
+
+
+def site_files(out: Path) -> list[Path]:
+    """The files of a site that :func:`build_site` wrote; files of others in its folders are not among them."""
+    own = [*(out / "assets" / name for name in (*ASSETS, PLOTLY)), out / INDEX]
+    return [*(file for file in own if is_regular(file)), *made_pages(out / FOLDER)]
 
 
 def _analysis_pages(found: Sequence[Study], out: Path) -> tuple[dict[str, str], list[str]]:

@@ -323,7 +323,7 @@ def test_leftovers_of_a_killed_run_are_cleared(run: Path, held: Store) -> None:
     held.close()
     (run / "tables").mkdir()
     leftovers = [run / "run.json.77.tmp", run / "cells" / "x.json.77.tmp", run / "artifacts" / "x.77.tmp",
-                 run / "tables" / ".metrics.csv.77.part"]  # fmt: skip
+                 run / "tables" / "metrics.csv.77.tmp"]  # fmt: skip
     for path in leftovers:
         path.write_text("half")
     with Store(run):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from ...core.content_keys import canonical
 from ...core.errors import AftershockError, UsageError, text_of
 from ...core.parameters import bind, parameters
+from ...core.recent import Recent
 from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
 from ...suite.resolved import Part
 from ..workers.channel import Channel, Message
@@ -27,15 +27,13 @@ class Graphs:
     """Results that can still be differentiated, by number; only the last few are kept."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = OrderedDict()
+        self._kept: Recent[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = Recent(_GRAPHS)
         self._count = 0
 
     def keep(self, outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> int:
         """Keep the graph from some leaves to some outputs."""
         self._count += 1
         self._kept[self._count] = (outputs, leaves)
-        while len(self._kept) > _GRAPHS:
-            self._kept.popitem(last=False)
         return self._count
 
     def gradients(self, number: int, weights: Sequence[Tensor | None]) -> list[Tensor | None]:

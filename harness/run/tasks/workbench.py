@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...core.errors import UnavailableError
+from ...core.recent import Recent
 from ...core.registry import DATASETS, DETECTORS
 from ...data.types import Dataset, ImageSplit
 from ...models.classifier import Classifier
@@ -31,25 +31,6 @@ from ..workers.witness import witness_of, witness_scores
 
 if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
-
-T = TypeVar("T")
-
-
-class _Recent(OrderedDict[str, T]):
-    """The few things used last, by key."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._size = size
-
-    def get_or_make(self, key: str, make: Callable[[], T]) -> T:
-        if key in self:
-            self.move_to_end(key)
-        else:
-            self[key] = make()
-            while len(self) > self._size:
-                self.popitem(last=False)
-        return self[key]
 
 
 class Workbench:
@@ -82,8 +63,8 @@ class Workbench:
     ) -> None:
         self.suite, self.dataset, self.sets, self.reader = suite, dataset, sets, reader
         self.device, self.weights, self.say = device, weights, say
-        self._models: _Recent[Classifier] = _Recent(2)
-        self._detectors: _Recent[Detector] = _Recent(4)
+        self._models: Recent[str, Classifier] = Recent(2)
+        self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
         self._said: set[str] = set()
         # Told the share of the present cell that is done.
