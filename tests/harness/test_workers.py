@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +25,10 @@ from aftershock.harness.models.architectures import mlp
 from aftershock.harness.run.workers.answering import analyses
 from aftershock.harness.run.workers.channel import Channel, ChannelError, Message
 from aftershock.harness.run.workers.files import FileWatch
+from aftershock.harness.run.workers.folder import WorkFolder
 from aftershock.harness.run.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
 from aftershock.harness.run.workers.plugins import open_plugin_file
-from aftershock.harness.run.workers.pool import POOL
+from aftershock.harness.run.workers.pool import POOL, WorkerPool
 from aftershock.harness.run.workers.process import Allowance, PartError, Source, Worker, WorkerEndedError
 from aftershock.harness.run.workers.witness import witness_scores
 from aftershock.harness.tracing.recorder import discover
@@ -37,7 +38,9 @@ from torch import Tensor
 
 PLUGIN = """
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -101,6 +104,21 @@ def fork(detector, traces):
             time.sleep(0.01)
 
 
+def escape(detector, traces):
+    "In another session, without a variable of this environment."
+    code = "import time; time.sleep(1000)" if detector.what == "escapes" else "while True: pass"
+    child = subprocess.Popen([sys.executable, "-S", "-c", code], env={}, start_new_session=True)
+    with open(detector.path, "w") as stream:
+        stream.write(str(child.pid))
+    if detector.what != "escapes":
+        time.sleep(1000)
+
+
+def spin_in_many(detector, traces):
+    while True:
+        subprocess.run([sys.executable, "-S", "-c", "for i in range(10**6): pass"], env={}, start_new_session=True)
+
+
 def leave(detector, traces):
     pid = os.fork()
     if pid == 0:
@@ -137,6 +155,12 @@ DEEDS = {
     "spins": spin,
     "forks": fork,
     "leaves its session": leave,
+    "escapes": escape,
+    "spins elsewhere": escape,
+    "spins in many": spin_in_many,
+    "ends the one above": lambda d, t: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(1000)),
+    "signals its group": lambda d, t: os.killpg(0, signal.SIGTERM),
+    "matches": lambda d, t: re.match(r"(a+)+$", "a" * 60 + "b"),
     "answers twice": lambda d, t: os.fork(),
     "has no text": raise_mute,
     "has odd text": raise_odd_text,
@@ -437,14 +461,18 @@ ENDS = {
     "closes": "says nothing|ended its process",
     "hangs": "it hangs",
     "spins": "it took more than 1 s of computing",
+    "spins elsewhere": "it took more than 1 s of computing",
+    "spins in many": "it took more than 1 s of computing",
+    "ends the one above": "ended its process .SIGKILL.",
+    "signals its group": "ended its process .SIGTERM.",
 }
 
 
 @pytest.mark.parametrize("what", ENDS)
 def test_a_part_that_ends_or_blocks_its_process_costs_one_question(
-    opened: Path, instruments: Instruments, what: str, monkeypatch: pytest.MonkeyPatch
+    opened: Path, instruments: Instruments, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    detector, other = fitted(instruments, what=what), fitted(instruments)
+    detector, other = fitted(instruments, what=what, path=str(tmp_path / "pid")), fitted(instruments)
     traces = instruments.traces(other, images(3))
     expected = other.score(traces)
     worker = POOL.worker(DETECTORS.get("answers-as-told").source, "detectors")
@@ -501,16 +529,30 @@ def test_what_ends_its_process_each_time_is_asked_twice(opened: Path, instrument
     assert POOL.worker(worker.source, "detectors").generation > numbers[3]
 
 
-def test_what_left_its_session_ends_with_the_process(opened: Path, instruments: Instruments, tmp_path: Path) -> None:
-    detector = fitted(instruments, what="leaves its session", path=str(tmp_path / "pid"))
-    detector.score(instruments.traces(detector, images(3)))
-    left = Path("/proc") / (tmp_path / "pid").read_text()
-    assert left.exists()
-    POOL.close()
-    deadline = time.monotonic() + 10
-    while left.exists() and (left / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+def has_ended(process: str | int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("what", ["leaves its session", "escapes"])
+def test_what_left_its_session_ends_with_the_process(
+    opened: Path, instruments: Instruments, tmp_path: Path, what: str
+) -> None:
+    detector = fitted(instruments, what=what, path=str(tmp_path / "pid"))
+    detector.score(instruments.traces(detector, images(3)))
+    left = (tmp_path / "pid").read_text()
+    assert not has_ended(left)
+    POOL.close()
+    wait_until(lambda: has_ended(left), 10)
 
 
 def test_what_a_part_does_there_changes_no_answer(opened: Path, instruments: Instruments) -> None:
@@ -564,35 +606,92 @@ def test_folders_that_imports_look_into_are_not_recorded(tmp_path: Path, monkeyp
     assert watch.opened() == [str((tmp_path / "data").resolve())]
 
 
-def test_a_process_knows_neither_cache_nor_data_and_ends_with_its_owner(
-    plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def children(process: int) -> list[int]:
+    """Processes that have this one as their parent."""
+    stats = {int(p.parent.name): read_stat(p) for p in Path("/proc").glob("[0-9]*/stat")}
+    return [number for number, fields in stats.items() if fields and int(fields[1]) == process]
+
+
+def read_stat(path: Path) -> list[str]:
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def test_a_process_knows_neither_cache_nor_data(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERSHOCK_DATA", "/data")
     worker = Worker(Source(path=plugin))
     worker.greeting()
     running, folder = worker._process, worker._folder
     assert running is not None and folder is not None
-    environment = Path(f"/proc/{running.pid}/environ").read_bytes()
-    assert b"AFTERSHOCK_DATA" not in environment and b"PWD=" not in environment
-    assert Path(f"/proc/{running.pid}/cwd").resolve() == Path(folder.name).resolve()
+    (inner,) = children(running.pid)
+    for process in (running.pid, inner):
+        environment = Path(f"/proc/{process}/environ").read_bytes()
+        assert b"AFTERSHOCK_DATA" not in environment and b"PWD=" not in environment
+        assert Path(f"/proc/{process}/cwd").resolve() == folder.place.resolve()
     worker.close()
-    assert running.poll() is not None and not Path(folder.name).exists()
-    # Of an owner that is killed nothing is left after a moment, even while a part computes.
+    assert running.poll() is not None and has_ended(inner) and not folder.path.exists()
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from aftershock.harness.run.workers.process import Source, Worker
+from aftershock.harness.run.workers.packing import pack_traces
+from aftershock.harness.tracing.traces import Traces
+import torch
+
+worker = Worker(Source(path=Path(sys.argv[1])))
+worker.start()
+if sys.argv[2] != "started":
+    worker.greeting()
+    made = worker.ask("make", {"kind": "detectors", "name": "answers-as-told", "params": {"what": sys.argv[2]}})
+print(worker._process.pid, worker._folder.path, flush=True)
+if sys.argv[2] != "started":
+    tensors, described = pack_traces(Traces(torch.rand(2, 10), (), {}, ()))
+    worker.ask("score", {"id": made.values["id"], "traces": described, "seed": 0}, tensors, cpu=1e6)
+time.sleep(99)
+"""
+
+
+@pytest.mark.parametrize(("what", "later"), [("started", 0.0), ("started", 0.3), ("matches", 1.5), ("spins", 1.5)])
+def test_of_an_owner_that_is_killed_nothing_is_left(plugin: Path, what: str, later: float) -> None:
+    # Whether the process has just begun, computes in Python, or holds the lock of its interpreter.
+    command = [sys.executable, "-c", OWNER, str(plugin), what]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        number, folder = owner.stdout.readline().split()
+        time.sleep(later)
+        inner = children(int(number))
+        owner.kill()
+    wait_until(lambda: all(has_ended(process) for process in (number, *inner)))
+    assert not Path(folder).exists()
+
+
+def test_folders_of_owners_that_are_gone_are_removed(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = (
-        "import sys, time; from pathlib import Path\n"
-        "from aftershock.harness.run.workers.process import Source, Worker\n"
-        f"w = Worker(Source(path=Path({str(plugin)!r}))); w.greeting(); print(w._process.pid, flush=True)\n"
-        "time.sleep(99)"
+        "import os, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from aftershock.harness.run.workers.folder import WorkFolder\n"
+        "folder = WorkFolder(); (folder.place / 'kept').write_text('x'); os._exit(0)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    orphan = int(owner.stdout.readline())
-    owner.kill()
-    owner.wait()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{orphan}/statm").exists() and Path(f"/proc/{orphan}/statm").read_text() != "0 0 0 0 0 0 0\n":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    (abandoned,) = tmp_path.glob("worker-*")
+    # Another one is in use, and what has no lock is somebody else's.
+    used = WorkFolder()
+    (tmp_path / "worker-of-mine" / "lock").mkdir(parents=True)
+    (tmp_path / "worker-list").write_text("x")
+    (tmp_path / "worker-link").symlink_to(abandoned)
+    pool = WorkerPool(2)
+    pool.worker(Source(path=plugin), "detectors")
+    assert not abandoned.exists()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {used.path.name, "worker-of-mine", "worker-list", "worker-link"}
+    used.remove()
+    assert not used.path.exists()
 
 
 @pytest.mark.parametrize(

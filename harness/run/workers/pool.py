@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from typing import Literal
 
+from .folder import remove_abandoned
 from .process import Allowance, Source, Worker, WorkerEndedError
 
 DECIDES_NO_NUMBER = True
@@ -54,6 +55,8 @@ class WorkerPool:
         key = (source, role)
         worker = self._workers.get(key)
         if worker is None:
+            if not self._workers:
+                remove_abandoned()
             worker = self._workers[key] = Worker(source, self._allowance)
         self._workers.move_to_end(key)
         running = [w for w in self._workers.values() if w is not worker and w.running]

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,7 +28,8 @@ from torch import Tensor
 from ...core.errors import AftershockError, UnavailableError, UsageError
 from ...tracing.rows import Rows
 from .channel import Channel, ChannelError, Message
-from .usage import SIGN, end_all
+from .folder import WorkFolder
+from .usage import ENDING, SIGN, end_all
 from .watch import LOOK, Watch
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DECIDES_NO_NUMBER = True
 
-_COMMAND = (sys.executable, "-c", "from aftershock.harness.run.workers.serve import main; main()")
+_COMMAND = (sys.executable, "-c", "from aftershock.harness.run.workers.supervisor import main; main()")
 # Starting imports torch, on a busy machine too.
 _START = 120.0
 _GIB = 2**30
@@ -116,7 +116,7 @@ class Worker:
         self._environment = {**_environment(), SIGN: self._sign}
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: WorkFolder | None = None
         self._greeting: Message | None = None
         self._forgotten: list[int] = []
 
@@ -128,7 +128,11 @@ class Worker:
     def close(self) -> None:
         """End the process with all that it started, and remove its folder."""
         if self._process is not None:
-            # It leads a group of its own; one that is gone already may have left others there, or elsewhere.
+            # The supervisor ends all, unless somebody has ended or stopped it.
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(2 * ENDING)
+            self._process.kill()
             end_all(self._process.pid, self._sign)
             self._process.wait()
             self._process = None
@@ -136,7 +140,7 @@ class Worker:
             self._channel.close()
             self._channel = None
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
             self._folder = None
         self._greeting = None
 
@@ -147,14 +151,14 @@ class Worker:
         self.close()
         self.generation = next(_GENERATIONS)
         self._forgotten.clear()
-        # Not /tmp/aftershock-<run>: a name that tells nothing.
-        self._folder = tempfile.TemporaryDirectory(prefix="worker-", ignore_cleanup_errors=True)
+        self._folder = WorkFolder()
         ours, theirs = socket.socketpair()
         output = None if self.allowance.output else subprocess.DEVNULL
+        about = (str(os.getpid()), str(theirs.fileno()), str(self._folder.path))
         try:
             self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-                [*_COMMAND, str(theirs.fileno())], stdin=subprocess.DEVNULL, stdout=2 if output is None else output,
-                stderr=output, cwd=self._folder.name, env=self._environment, pass_fds=(theirs.fileno(),),
+                [*_COMMAND, *about], stdin=subprocess.DEVNULL, stdout=2 if output is None else output, stderr=output,
+                cwd=self._folder.place, env=self._environment, pass_fds=(theirs.fileno(),),
                 # Ctrl-C is for the owner, who ends what it started.
                 start_new_session=True,
             )  # fmt: skip
