@@ -58,6 +58,7 @@ class AnswersAsTold(Detector):
     "Does what its parameter says."
 
     info = DetectorInfo(title="as told", needs=(Need("pooled", taps="last:1"),), surrogate="exact")
+    everyone = []
 
     def __init__(self, what: str = "energy", size: float = 1.0, path=None):
         self.what, self.size, self.path = what, size, path
@@ -80,6 +81,11 @@ class AnswersAsTold(Detector):
         if self.what == "calls":
             self._calls = getattr(self, "_calls", 0) + 1
             return torch.full((len(traces),), float(self._calls))
+        if self.what == "calls of all":
+            self.everyone.append(1)
+            return torch.full((len(traces),), float(len(self.everyone)))
+        if self.what == "places":
+            return torch.arange(len(traces))
         if self.what == "environment":
             return torch.full((len(traces),), float(len(os.environ.get("AFTERSHOCK_TEST_LEFT", ""))))
         if self.what == "complex":
@@ -727,9 +733,37 @@ def test_a_witness_has_one_detector_for_each_question(opened: Path, instruments:
 
     for _ in range(2):
         assert ask("calls", 3)[:, 0].tolist() == [1, 2, 3]
+        # Nothing is left of an earlier question, either.
+        assert ask("calls of all", 3)[:, 0].tolist() == [1, 2, 3]
+    # The rows come in an order that tells nothing.
+    places = ask("places", 1)[0].tolist()
+    assert places != [0, 1, 2, 3] and sorted(places) == [0, 1, 2, 3]
     # What is drawn is drawn anew for each repeat, and the same whenever it is asked for.
     drawn = [ask("draws", 2) for _ in range(2)]
     assert torch.equal(*drawn) and not torch.equal(*drawn[0])
+
+
+def test_other_processes_stand_still_while_a_witness_runs(plugin: Path) -> None:
+    pool, source = WorkerPool(4), Source(path=plugin)
+
+    def states(worker: Worker) -> set[str]:
+        assert worker._process is not None
+        return {read_stat(Path(f"/proc/{child}/stat"))[0] for child in children(worker._process.pid)}
+
+    try:
+        other = pool.worker(source, "detectors")
+        other.greeting()
+        first = pool.worker(source, "witness")
+        for _ in range(2):
+            with pool.fresh(source) as witness:
+                assert witness is first and states(other) == {"T"}
+                witness.greeting()
+                assert states(witness).isdisjoint("T")
+                ended = witness._process and children(witness._process.pid)
+            assert states(other).isdisjoint("T") and all(has_ended(process) for process in ended or ())
+        assert len(other.ask("bind", {"kind": "detectors", "name": "with-extras", "params": {}, "skip": []}).values)
+    finally:
+        pool.close()
 
 
 def test_live_traces_go_round_whole(instruments: Instruments) -> None:

@@ -33,7 +33,7 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     from ....detectors.base.detector import split_state
 
     detector = bench.make_detector(job.part)
-    bench.expect_fresh_scores(job.part)
+    bench.expect_fresh_scores(job.part, detector)
     sources = _sources(bench, (*job.clean, *job.negatives))
     clean = replace(
         bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),

@@ -1,4 +1,4 @@
-"""The small process between an owner and the process of a plugin, in which no code of the plugin ever runs.
+"""The process between an owner and the process of a plugin, in which no code of the plugin ever runs.
 
 Whatever the plugin's process does (it holds the lock of its interpreter, leaves its session, ends), this one notices
 when the owner is gone, ends everything that was started below it, and removes the folder.
@@ -11,10 +11,12 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from .usage import SIGN, end_all
 
@@ -27,34 +29,74 @@ _LOOK = 0.5
 
 
 def main() -> None:
-    """Start the plugin's process, and end as it ends, or when the owner is gone or says so (SIGTERM).
+    """Start a plugin's process whenever the owner sends a connection for one, which ends the one before.
 
-    The arguments are the owner's process, the descriptor of the connection to it, and the folder that is removed at
-    the end; the working directory lies in it.
+    This process ends when a plugin's does, with the same status, or when the owner is gone or says so (SIGTERM). The
+    arguments are the owner's process, the descriptor of the socket on which it sends connections, and the folder that
+    is removed at the end; the working directory lies in it.
     """
-    owner, connection, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    owner, control, folder = int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])), sys.argv[3]
     status = 0
     try:
         # Orphans become children of this process, not of the system's first one: whatever they did to leave.
         _control(_CHILD_SUBREAPER, 1)
-        events = _Events((signal.SIGCHLD, signal.SIGTERM))
+        events = _Events((signal.SIGCHLD, signal.SIGTERM), control)
+        # Imported once, here: a fork of this process is ready at once. It has no threads yet.
+        from .serve import serve
+
         # An owner that is gone already is not this process's parent.
         if os.getppid() == owner:
-            worker = os.fork()
-            if worker == 0:
-                _become_worker(events, connection)
-            os.close(connection)
-            status = _wait(worker, owner, events)
+            status = _supervise(owner, control, events, serve)
     finally:
         end_all(os.getpid(), os.environ.get(SIGN, ""))
         shutil.rmtree(folder, ignore_errors=True)
     _end_as(status)
 
 
-class _Events:
-    """Signals that wake this process up."""
+def _supervise(owner: int, control: socket.socket, events: _Events, serve: Callable[[int], None]) -> int:
+    """Return the status of a plugin's process that ended, as ``os.waitpid`` gives it; 0 where the owner ended it."""
+    worker = 0
+    while not events.told_to_end and os.getppid() == owner:
+        if events.wait():
+            _, (connection, *_), *_ = socket.recv_fds(control, 1, 1)
+            worker = _renew(connection, control, events, serve)
+        with suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                if found[0] == worker:
+                    return found[1]
+    return 0
 
-    def __init__(self, signals: Iterable[int]) -> None:
+
+def _renew(connection: int, control: socket.socket, events: _Events, serve: Callable[[int], None]) -> int:
+    """End everything below this process, empty the working directory, and return a new process's number."""
+    end_all(os.getpid(), os.environ.get(SIGN, ""))
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    for path in Path().iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    worker = os.fork()
+    if worker == 0:
+        control.close()
+        _become_worker(connection, events, serve)
+    os.close(connection)
+    control.send(b"1")
+    return worker
+
+
+class _Events:
+    """What wakes this process up: signals, and the owner.
+
+    Args:
+        signals: by number.
+        control: what the owner says is read there.
+    """
+
+    def __init__(self, signals: Iterable[int], control: socket.socket) -> None:
+        self._control = control
         self.told_to_end = False
         self._readable, self._writable = os.pipe()
         os.set_blocking(self._readable, False)
@@ -62,11 +104,15 @@ class _Events:
         signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._note) for number in signals}
 
-    def wait(self) -> None:
-        """Wait for a signal, but not for long."""
-        select.select([self._readable], [], [], _LOOK)
+    def wait(self) -> bool:
+        """Wait for a signal or the owner, but not for long; return whether the owner has sent a connection."""
+        ready = select.select([self._readable, self._control], [], [], _LOOK)[0]
         with suppress(BlockingIOError):
             os.read(self._readable, 4096)
+        if self._control not in ready:
+            return False
+        self.told_to_end = self.told_to_end or not self._control.recv(1, socket.MSG_PEEK)
+        return not self.told_to_end
 
     def restore(self) -> None:
         """Put signals back as they were."""
@@ -80,7 +126,7 @@ class _Events:
         self.told_to_end = self.told_to_end or number == signal.SIGTERM
 
 
-def _become_worker(events: _Events, connection: int) -> None:
+def _become_worker(connection: int, events: _Events, serve: Callable[[int], None]) -> None:
     """Be the plugin's process; does not return."""
     try:
         supervisor = os.getppid()
@@ -89,25 +135,12 @@ def _become_worker(events: _Events, connection: int) -> None:
         os.setsid()
         _control(_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() == supervisor:
-            from .serve import serve
-
             serve(connection)
         os._exit(0)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(1)
-
-
-def _wait(worker: int, owner: int, events: _Events) -> int:
-    """Return the status of the plugin's process, as ``os.waitpid`` gives it; 0 where it was not waited for."""
-    while not events.told_to_end and os.getppid() == owner:
-        events.wait()
-        with suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                if found[0] == worker:
-                    return found[1]
-    return 0
 
 
 def _end_as(status: int) -> None:

@@ -71,6 +71,8 @@ def exact_memory(supervisor: int, sign: str) -> int:
     """
     memory = 0
     for process in _members(supervisor, sign):
+        if process.number == supervisor:
+            continue
         try:
             lines = (process.place / "smaps_rollup").read_text(encoding="ascii").splitlines()
             sizes = dict(line.split()[:2] for line in lines[1:])
