@@ -27,7 +27,7 @@ from .attack_table import attack_rows
 from .csv_files import COLUMNS, write_csv, write_csv_gz
 from .leaderboard import Protocol, leaderboard_rows
 from .problems import Problems
-from .rankability import INCOMPLETE, OPENED, READS_FILES, UNCHECKED, reaches_threat
+from .rankability import INCOMPLETE, OPENED, READS_FILES, STARTED, STARTS_PROCESSES, UNCHECKED, reaches_threat
 from .results import DetectorResult, PerturbationResult, Rescored, RoundedResult, SeedResult, Sources
 from .sanity import adaptive_flags, perturbation_flags
 from .tables import metrics_rows, perturbation_rows, score_rows
@@ -342,16 +342,18 @@ class Tables:
         )
 
     def _opened(self, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
-        """A flag for a detector whose code opened files that are not its own, with the first of them."""
+        """Flags for a detector whose code opened what is not its own, or started programs, with the first of each."""
         keys = [subject.fits.get(part.label), *(k for (label, _), k in subject.scores.items() if label == part.label)]
         done = [key for key in keys if key is not None and key in self.summary.done]
-        found = sorted({str(name) for key in done for name in self.store.values(key).get(OPENED, ())})
-        if not found:
-            return ()
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        # Not the whole path: tables are published.
-        name = re.sub(r"[^\w.-]+", "_", Path(found[0]).name)
-        return (f"{READS_FILES}: {name}{more}",)
+        flags = []
+        for flag, noted in ((READS_FILES, OPENED), (STARTS_PROCESSES, STARTED)):
+            found = sorted({str(name) for key in done for name in self.store.values(key).get(noted, ())})
+            if found:
+                more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+                # Not the whole path: tables are published.
+                name = re.sub(r"[^\w.-]+", "_", Path(found[0]).name)
+                flags.append(f"{flag}: {name}{more}")
+        return tuple(flags)
 
     def _rescored(self, subject: Subject, part: DetectorPart) -> dict[str, Rescored]:
         """The scores that a detector gave when it was asked again, by source."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import socket
 import subprocess
@@ -601,6 +603,108 @@ def test_files_that_are_not_a_plugins_own_are_recorded(opened: Path, instruments
     for detector in (honest, reader):
         detector.score(traces)
     assert honest.files == [] and reader.files == [str(secret.resolve())]
+
+
+WATCHED = """
+import ctypes, multiprocessing, os, platform, socket, subprocess, sys, threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+SECRET = Path(__file__).parents[1] / "secret.txt"
+
+
+class Rows(Dataset):
+    def __init__(self, reads=False):
+        self.reads = reads
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        return torch.full((300, 300), float(SECRET.read_text() if self.reads else row))
+
+
+def exec_in_fork():
+    if os.fork() == 0:
+        os.execv("/bin/true", ["true"])
+    os.wait()
+
+
+def connect():
+    server, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    server.bind("\\0of-a-test")
+    server.listen()
+    client.connect("\\0of-a-test")
+
+
+def in_a_thread():
+    thread = threading.Thread(target=os.system, args=("cat /dev/null",))
+    thread.start()
+    thread.join()
+
+
+def pool():
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        workers.map(abs, [1])
+
+
+DEEDS = {
+    "loads data": lambda: list(DataLoader(Rows(), num_workers=2)),
+    "asks for the machine": lambda: (platform.platform(), platform.processor(), os.cpu_count()),
+    "computes": lambda: np.linalg.svd(torch.rand(50, 50) @ torch.rand(50, 50)),
+    "runs": lambda: subprocess.run(["/bin/cat", "/dev/null"]),
+    "runs a shell": lambda: os.system("true"),
+    "runs in a thread": in_a_thread,
+    "spawns": lambda: os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0),
+    "forks": exec_in_fork,
+    "has a pool": pool,
+    "connects": connect,
+    "calls the system": lambda: ctypes.CDLL(None).getpid(),
+    "loads data from a file": lambda: list(DataLoader(Rows(True), num_workers=1)),
+    "shares memory": lambda: open("/dev/shm/of-a-test", "ab").close() or os.unlink("/dev/shm/of-a-test"),
+}
+"""
+WATCHING = """
+import importlib, json, sys
+import torch, torch.utils.data
+from aftershock.harness.run.workers.files import FileWatch
+
+watch = FileWatch(sys.argv[1], "")
+watch.begin()
+sys.path.insert(0, sys.argv[2])
+deeds = importlib.import_module("parts").DEEDS
+found = {"begin": [watch.opened(), watch.started()]}
+for name, do in deeds.items():
+    do()
+    found[name] = [watch.opened(), watch.started()]
+print(json.dumps(found))
+"""
+
+
+def test_what_opens_files_unseen_is_recorded_and_what_libraries_do_is_not(tmp_path: Path) -> None:
+    place = tmp_path / "plugin" / "parts.py"
+    place.parent.mkdir()
+    place.write_text(WATCHED)
+    secret = tmp_path.resolve() / "secret.txt"
+    secret.write_text("1")
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHING, str(place), str(place.parent)],
+        capture_output=True, text=True, check=True, cwd=place.parent, env={**os.environ, "TMPDIR": "."},
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("begin", "loads data", "asks for the machine", "computes"):
+        assert found[name] == [[], []], name
+    starts = {"runs": "/bin/cat", "runs a shell": "true", "runs in a thread": "cat /dev/null", "spawns": "/bin/true",
+              "forks": "fork", "has a pool": "fork"}  # fmt: skip
+    for name, program in starts.items():
+        assert program in found[name][1], name
+    assert len(found["forks"][1]) == 2
+    assert found["connects"][0] and found["calls the system"][0] == ["library None"]
+    assert found["loads data from a file"] == [[str(secret)], []]
+    assert found["shares memory"][0] == ["/dev/shm/of-a-test"]
 
 
 def test_folders_that_imports_look_into_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

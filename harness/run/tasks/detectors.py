@@ -16,7 +16,7 @@ from ...core.errors import AftershockError
 from ...core.memory import peak_memory
 from ...core.process_state import CHANGED, Changes, guarded_part, noted
 from ...core.seeds import derive_seed, forked_rng, generator
-from ...evaluation.rankability import OPENED
+from ...evaluation.rankability import OPENED, STARTED
 from ...plan.cells import FitJob, ScoreJob, TraceKeys
 from ...tracing.traces import Traces
 from ..engines import Output
@@ -130,10 +130,11 @@ def spent_by(detector: Detector) -> tuple[float, bool] | None:
 
 
 def notes_of(detector: Detector) -> dict[str, list[str]]:
-    """What is known of a plugin's code in its own process: which files it opened, and what state it left changed."""
+    """What is known of a plugin's code in its own process: what it opened and started, and what state it left
+    changed."""
     if not isinstance(detector, PluginDetector):
         return {}
-    return {OPENED: detector.files, CHANGED: detector.changed}
+    return {OPENED: detector.files, STARTED: detector.programs, CHANGED: detector.changed}
 
 
 def checked_scores(found: object, images: int) -> Tensor:

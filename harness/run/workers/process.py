@@ -361,7 +361,7 @@ def raised(values: Mapping[str, Any]) -> AftershockError:
 
 def _is_answer(values: Mapping[str, Any]) -> bool:
     """Whether an answer has what every answer has; code of a plugin could have written to the connection."""
-    spent, lists = values.get("spent"), (values.get("files"), values.get("changed"))
+    spent, lists = values.get("spent"), [values.get(name) for name in ("files", "programs", "changed")]
     numbers = isinstance(spent, list) and len(spent) == 2 and all(isinstance(n, int | float) for n in spent)
     return numbers and all(isinstance(names, list) for names in lists)
 

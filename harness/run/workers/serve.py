@@ -57,6 +57,7 @@ def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> 
             **message.values,
             "spent": [clock.seconds, clock.imported],
             "files": watch.opened(),
+            "programs": watch.started(),
             "changed": changes.all,
         }
         channel.send(Message(values, message.tensors))

@@ -106,10 +106,10 @@ class _Events:
 
     def wait(self) -> bool:
         """Wait for a signal or the owner, but not for long; return whether the owner has sent a connection."""
-        ready = select.select([self._readable, self._control], [], [], _LOOK)[0]
+        ready = select.select([self._readable, self._control.fileno()], [], [], _LOOK)[0]
         with suppress(BlockingIOError):
             os.read(self._readable, 4096)
-        if self._control not in ready:
+        if self._control.fileno() not in ready:
             return False
         self.told_to_end = self.told_to_end or not self._control.recv(1, socket.MSG_PEEK)
         return not self.told_to_end
