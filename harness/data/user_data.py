@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # More classes than this, and than ten for each that occurs, and labels are identifiers rather than numbers of classes.
 _MANY_CLASSES, _CLASSES_PER_LABEL = 100, 10
+# Numbers of channels of grey and colour images, with alpha or without.
+_CHANNELS = (1, 2, 3, 4)
 # Brightest pixels below this, in [0, 1], look like images that were scaled twice, or of 0 and 1 kept as bytes.
 _DARK = 1 / 64
 
@@ -149,9 +151,11 @@ def array_split(images: Any, labels: Any, classes: int | None, x: str, y: str) -
     )
     if images.ndim not in (3, 4):
         raise UsageError(f"{x} has the shape {images.shape}: give (n, channels, height, width) or (n, height, width).")
-    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+    if images.ndim == 4 and images.shape[1] not in _CHANNELS and images.shape[3] in _CHANNELS:
+        alpha = " and leave out alpha, if it is the last" if images.shape[3] in (2, 4) else ""
         raise UsageError(
-            f"{x} has the shape {images.shape}, with channels last: transpose it to (n, channels, height, width)."
+            f"{x} has the shape {images.shape}, with channels last: transpose it to (n, channels, height, width)"
+            f"{alpha}."
         )
     if 0 in images.shape:
         raise UsageError(f"{x} has the shape {images.shape}: it holds no image.")

@@ -14,7 +14,7 @@ from ..plan import Subject
 from ..statistics.detection import MIN_IMAGES
 from ..suite.resolved import DetectorPart
 from .finished import Finished
-from .rankability import INCOMPLETE, OPENED, READS_FILES, UNCHECKED, reaches_threat
+from .rankability import INCOMPLETE, OPENED, READS_FILES, STARTED, STARTS_PROCESSES, UNCHECKED, reaches_threat
 from .results import DetectorResult, PerturbationResult, Rescored
 
 
@@ -77,16 +77,18 @@ def detector_result(
 
 
 def _opened(found: Finished, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
-    """A flag for a detector whose code opened files that are not its own, with the first of them."""
+    """Flags for a detector whose code opened what is not its own, or started programs, with the first of each."""
     keys = [subject.fits.get(part.label), *(k for (label, _), k in subject.scores.items() if label == part.label)]
     done = [key for key in keys if key is not None and key in found.summary.done]
-    names = sorted({str(name) for key in done for name in found.store.values(key).get(OPENED, ())})
-    if not names:
-        return ()
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    # Not the whole path: tables are published.
-    name = re.sub(r"[^\w.-]+", "_", Path(names[0]).name)
-    return (f"{READS_FILES}: {name}{more}",)
+    flags = []
+    for flag, noted in ((READS_FILES, OPENED), (STARTS_PROCESSES, STARTED)):
+        names = sorted({str(name) for key in done for name in found.store.values(key).get(noted, ())})
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            # Not the whole path: tables are published.
+            name = re.sub(r"[^\w.-]+", "_", Path(names[0]).name)
+            flags.append(f"{flag}: {name}{more}")
+    return tuple(flags)
 
 
 def _rescored(found: Finished, subject: Subject, part: DetectorPart) -> dict[str, Rescored]:

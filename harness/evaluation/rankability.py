@@ -37,8 +37,9 @@ CONTROL_FLAGGED = "control-flagged"
 BENIGN_FLAGGED = "benign-flagged"
 TIES = "ties-at-threshold"
 READS_FILES = "reads-files"
-# Of a cell's values: the files that the code of a plugin opened beyond its own.
-OPENED = "opened"
+STARTS_PROCESSES = "starts-processes"
+# Of a cell's values: what the code of a plugin opened beyond its own, and the programs that it started.
+OPENED, STARTED = "opened", "started"
 BLIND = ("zero-gradient", "non-finite-gradient")
 UNCONVERGED = ("unconverged", "limit")
 # Where one of these is said of a counting attack, there is no robust accuracy.

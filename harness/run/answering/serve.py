@@ -1,4 +1,4 @@
-"""The other process's main function: it imports one plugin and answers questions about its parts.
+"""The process of a plugin: it imports the plugin and answers questions about its parts.
 
 Whatever a part prints, changes or breaks stays here. A question is answered with what it asked for, or with the
 exception that stopped it.
@@ -7,11 +7,8 @@ exception that stopped it.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,23 +17,21 @@ from typing import Any
 from ...core.errors import AftershockError
 from ..workers.channel import Channel, ChannelError, Message, told
 from ..workers.files import FileWatch
-from ..workers.usage import SIGN, end_all
+from .kinds import KINDS
+from .router import Answers
 
-_SECONDS_BETWEEN_LOOKS = 1.0
 
+def serve(connection: int) -> None:
+    """Answer until the owner is gone.
 
-def main() -> None:
-    """Answer until the owner is gone; then nothing is left of this process, what it started, and its folder."""
-    folder, sign = Path.cwd(), os.environ.get(SIGN, "")
-    threading.Thread(target=_end_with, args=(os.getppid(), folder, sign), daemon=True).start()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])), folder=str(folder))
+    Args:
+        connection: descriptor of the socket on which it asks.
+    """
+    channel = Channel(socket.socket(fileno=connection), folder=str(Path.cwd()))
     # Not among what a part may read as the arguments of its program.
     sys.argv = ["aftershock"]
     opening = channel.receive().values
     source = opening["source"]
-    from .kinds import KINDS
-    from .router import Answers
-
     watch = FileWatch(source["path"], source["distribution"])
     answers = Answers(channel, source, KINDS)
     _limit_memory(float(opening["memory"]))
@@ -46,9 +41,8 @@ def main() -> None:
         try:
             asked = channel.receive()
         except ChannelError:
-            break
+            return
         _answer(channel, watch, lambda asked=asked: answers.answer(asked))  # type: ignore[misc]  # bound now, not later
-    _end(folder, sign)
 
 
 def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
@@ -64,6 +58,7 @@ def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> 
             **message.values,
             "spent": [clock.seconds, clock.imported],
             "files": watch.opened(),
+            "programs": watch.started(),
             "changed": changes.all,
         }
         channel.send(Message(values, message.tensors))
@@ -84,19 +79,6 @@ def _error(error: BaseException) -> dict[str, Any]:
         # Its texts, causes or groups cannot be written.
         trace = "".join(traceback.format_tb(error.__traceback__))[-8000:]
     return {"error": text, "types": types, "notes": [f"In the process of the plugin:\n{trace}"]}
-
-
-def _end_with(owner: int, folder: Path, sign: str) -> None:
-    """End this process when its owner is gone, whatever a part is doing here."""
-    while os.getppid() == owner:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    _end(folder, sign)
-
-
-def _end(folder: Path, sign: str) -> None:
-    end_all(os.getpid(), sign)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
 
 
 def _limit_memory(size: float) -> None:
@@ -120,7 +102,3 @@ def _limit_memory(size: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (addresses + rest, hard))
     except (ValueError, OSError) as error:
         raise AftershockError(f"memory = {size / 2**30:g} GiB cannot be had here ({error})") from error
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from ...core.errors import AftershockError
 from ...core.memory import peak_memory
 from ...core.process_state import CHANGED, Changes, guarded_part, noted
 from ...core.seeds import derive_seed, forked_rng, generator
-from ...evaluation.rankability import OPENED
+from ...evaluation.rankability import OPENED, STARTED
 from ...plan.cells import FitJob, ScoreJob, TraceKeys
 from ...tracing.traces import Traces
 from ..engines import Output
@@ -34,7 +34,7 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     from ....detectors.base.detector import split_state
 
     detector = bench.make_detector(job.part)
-    bench.expect_fresh_scores(job.part)
+    bench.expect_fresh_scores(job.part, detector)
     sources = _sources(bench, (*job.clean, *job.negatives))
     clean = replace(
         bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),
@@ -131,7 +131,8 @@ def spent_by(detector: Detector) -> tuple[float, bool] | None:
 
 
 def notes_of(detector: Detector) -> dict[str, list[str]]:
-    """What is known of a plugin's code in its own process: which files it opened, and what state it left changed."""
+    """What is known of a plugin's code in its own process: what it opened and started, and what state it left
+    changed."""
     if not isinstance(detector, PluginDetector):
         return {}
-    return {OPENED: detector.files, CHANGED: detector.changed}
+    return {OPENED: detector.files, STARTED: detector.programs, CHANGED: detector.changed}

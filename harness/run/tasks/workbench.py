@@ -27,7 +27,7 @@ from ..engines import Output
 from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
 from ..workers.standins.detectors import PluginDetector
-from ..workers.witness import witness_of, witness_scores
+from ..workers.witness import expect_questions, witness_scores
 
 if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
@@ -79,10 +79,10 @@ class Workbench:
         """End what was started."""
         POOL.close()
 
-    def expect_fresh_scores(self, part: DetectorPart) -> None:
+    def expect_fresh_scores(self, part: DetectorPart, detector: Detector) -> None:
         """Start the process that scores are asked for in: it takes seconds to get ready."""
         if DETECTORS.entry(part.name).origin.package != "session":
-            witness_of(DETECTORS.get(part.name)).start()
+            expect_questions(part.name, detector.made_of)
 
     def fresh_scores(self, fit: str, part: DetectorPart, traces: Traces, evaluations: int) -> Tensor:
         """Return the scores that a fitted detector gives in a process that has done nothing else, (evaluations, n).
@@ -98,7 +98,10 @@ class Workbench:
         cpu = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
         tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
         try:
-            return witness_scores(part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins)
+            return witness_scores(
+                part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins,
+                self.detector(fit, part).made_of,
+            )  # fmt: skip
         except WorkerEndedError as error:
             self._ended[fit] = str(error)
             raise

@@ -50,7 +50,8 @@ def _register(source: Source, origin: Origin) -> None:
         # It ended its process, or raised what no import catches.
         raise UsageError(f"{source} could not be loaded: {error}") from error
     try:
-        found = [(REGISTRIES[d["kind"]], str(d["name"]), {**d, "files": greeting["files"]}) for d in greeting["parts"]]
+        seen = {name: greeting[name] for name in ("files", "programs")}
+        found = [(REGISTRIES[d["kind"]], str(d["name"]), {**d, **seen}) for d in greeting["parts"]]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{source} could not be loaded: its process told nothing that can be read") from error
     for registry, name, described in found:

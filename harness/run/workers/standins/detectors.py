@@ -54,6 +54,11 @@ class PluginDetector(Detector):
         return list(dict.fromkeys((*self._part.files, *self._instance.files)))
 
     @property
+    def programs(self) -> list[str]:
+        """Programs that the plugin started; ``fork`` for copies of its process."""
+        return list(dict.fromkeys((*self._part.programs, *self._instance.programs)))
+
+    @property
     def changed(self) -> list[str]:
         """What state of its process the plugin left changed; it was put back."""
         return list(self._instance.changed)

@@ -58,8 +58,9 @@ class PluginPart(SelfBinding, StandIn):
         self.__doc__ = str(described.get("doc", ""))
         self.reads_perturbed = bool(described.get("reads_perturbed", False))
         self._info, self._missing = described.get("info"), str(described.get("missing", ""))
-        # What the plugin opened when it was imported.
+        # What the plugin opened and started when it was imported.
         self.files = tuple(str(name) for name in described.get("files", ()))
+        self.programs = tuple(str(name) for name in described.get("programs", ()))
 
     def __call__(self, *given: Any, **params: Any) -> Any:
         if self.problem:
@@ -111,8 +112,10 @@ class Instance:
         self._about = {"kind": part.kind, "name": part.name, "params": json_values(dict(params)), **(given or {})}
         self._restore = restore
         self._number, self._generation = 0, -1
-        # Over all questions: what it opened, and what state of its process it left changed (each put back there).
+        # Over all questions: what it opened and started, and what state of its process it left changed (each put back
+        # there).
         self.files: dict[str, None] = {}
+        self.programs: dict[str, None] = {}
         self.changed: dict[str, None] = {}
         # Seconds that the last answer took there, and whether modules were imported for it.
         self.spent = (0.0, False)
@@ -141,6 +144,7 @@ class Instance:
         seconds, imported = found.values["spent"]
         self.spent = (float(seconds), bool(imported))
         self.files |= dict.fromkeys(str(name) for name in found.values.get("files", ()))
+        self.programs |= dict.fromkeys(str(name) for name in found.values.get("programs", ()))
         self.changed |= dict.fromkeys(str(name) for name in found.values.get("changed", ()))
 
     @contextmanager
