@@ -13,7 +13,7 @@ from ...harness.core.errors import UsageError
 from ...harness.statistics.intervals import proportion
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces, select_taps
-from .. import Analysis, AnalysisInfo, Findings, ImageSet, Material, PerturbedSet
+from .. import Analysis, AnalysisInfo, AnalysisInput, Findings, ImageSet, PerturbedSet
 from .events import Interval
 from .examples import examples
 from .probes import Kind, TapReader, fit_reader, pooled, spread
@@ -99,7 +99,7 @@ class Departure(Analysis):
         """Pooled means of the chosen taps."""
         return (Need("pooled", selection(self.layers)),)
 
-    def study(self, material: Material) -> Findings:
+    def study(self, material: AnalysisInput) -> Findings:
         """Fit readers, read every image at every tap, and tell when each left.
 
         Raises:
@@ -142,7 +142,7 @@ class Departure(Analysis):
         words = list(sentences(study, shown, self.indices or []))
         return Findings(words, figures(study, shown), tables(study, shown), arrays(study))  # fmt: skip
 
-    def _chosen(self, material: Material) -> list[PerturbedSet]:
+    def _chosen(self, material: AnalysisInput) -> list[PerturbedSet]:
         there = material.perturbed
         wanted = list(there) if self.perturbations is None else self.perturbations
         unknown = [label for label in wanted if label not in there]
@@ -162,7 +162,7 @@ class Departure(Analysis):
             )
 
     def _follow(
-        self, material: Material, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor, images: int,
+        self, material: AnalysisInput, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor, images: int,
         found: Mapping[tuple[str, str], Crowd],
     ) -> list[Interval]:  # fmt: skip
         """Read every crowd at every tap; the accuracy of the readers on held-out images."""
@@ -185,7 +185,13 @@ class Departure(Analysis):
         return accuracy
 
     def _untrained(
-        self, material: Material, twin: Instruments, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor
+        self,
+        material: AnalysisInput,
+        twin: Instruments,
+        taps: Sequence[str],
+        fit: Tensor,
+        labels: Tensor,
+        checked: Tensor,
     ) -> list[Interval]:
         """The accuracy of readers that are fitted on the same images' codes in an untrained network."""
         truth = material.evaluate.traces.labels[checked]
@@ -246,7 +252,7 @@ def _codes(
         stop = min(start + _BATCH, len(images))
         inside = rows[(rows >= start) & (rows < stop)] - start
         if len(inside):
-            traces = twin.codes(reading, images.read(slice(start, stop))[inside])
+            traces = twin.codes(reading.needs, images.read(slice(start, stop))[inside])
             for tap in taps:
                 parts[tap].append(traces.pooled(tap, "mean"))
     return {tap: torch.cat(found) for tap, found in parts.items()}

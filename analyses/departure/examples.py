@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import Lines, Material, Pictures, Series, Table
+from .. import AnalysisInput, Lines, Pictures, Series, Table
 from ..findings import Figure
 from .events import UNREADABLE
 from .study import CONTROL, FAILED, SUCCESS, Crowd, Study
@@ -51,7 +51,7 @@ class Example:
         return f"{self.name}: image {self.row} ({moved})"
 
 
-def examples(study: Study, material: Material, count: int, indices: Sequence[int] | None) -> list[Example]:
+def examples(study: Study, material: AnalysisInput, count: int, indices: Sequence[int] | None) -> list[Example]:
     """The examples of every perturbation; chosen images that it was not applied to are left out."""
     found = []
     for label in study.perturbations:
@@ -88,7 +88,9 @@ def _picked(crowd: Crowd, count: int) -> list[tuple[str, int]]:
     return [(names.get(r, f"{r / (len(order) - 1):.0%}"), int(order[r])) for r in ranks]
 
 
-def _images(material: Material, crowd: Crowd, index: int, control: tuple[Crowd, int] | None) -> tuple[Tensor, float]:
+def _images(
+    material: AnalysisInput, crowd: Crowd, index: int, control: tuple[Crowd, int] | None
+) -> tuple[Tensor, float]:
     def one(source: Crowd, i: int) -> Tensor:
         at = int(source.where[i])
         return source.images.read(slice(at, at + 1))[0]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import ImageSet, Material, PerturbedSet
+from .. import AnalysisInput, ImageSet, PerturbedSet
 from .events import BoolArray, IntArray, Interval, departed, first_change, readable, settled
 
 SUCCESS, FAILED, CONTROL, TARGET = "success", "failed", "control", "target-class"
@@ -145,7 +145,7 @@ class Study:
         return self.depths[position] if position < len(self.depths) else self.total + 1
 
 
-def crowds(material: Material, perturbed: Sequence[PerturbedSet], images: int) -> dict[tuple[str, str], Crowd]:
+def crowds(material: AnalysisInput, perturbed: Sequence[PerturbedSet], images: int) -> dict[tuple[str, str], Crowd]:
     """The populations of some perturbations of the first ``images`` evaluate images."""
     evaluate = material.evaluate
     labels = evaluate.traces.labels

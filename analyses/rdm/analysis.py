@@ -16,7 +16,7 @@ from ...detectors.base.parameters import check_choice, check_count, check_layers
 from ...harness.core.errors import UsageError
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces
-from .. import Analysis, AnalysisInfo, Findings, ImageSet, Material
+from .. import Analysis, AnalysisInfo, AnalysisInput, Findings, ImageSet
 from .attacked import Placement, place, populations
 from .graph import Array, Partition, agreement, cosine, fiedler, matching, overlap, permuted, truth_of
 from .report.tables import findings
@@ -123,7 +123,7 @@ class Rdm(Analysis):
         """Bits of the chosen taps."""
         return (Need("bits", selection(self.layers), units=self.units),)
 
-    def study(self, material: Material) -> Findings:
+    def study(self, material: AnalysisInput) -> Findings:
         """Compare, split, average and place.
 
         Raises:
@@ -197,7 +197,7 @@ class Rdm(Analysis):
         return found
 
     def _permutations(
-        self, material: Material, sample: _Sample, pairs: Sequence[tuple[int, int]]
+        self, material: AnalysisInput, sample: _Sample, pairs: Sequence[tuple[int, int]]
     ) -> list[NDArray[np.int8]]:
         """The same permuted labels at every tap and for every graph, so that their nulls can be compared."""
         draws = material.draws("permutations")
@@ -267,13 +267,13 @@ class Rdm(Analysis):
         reader = _Reader((Need(representation, tuple(taps), units=limit),))
 
         def read(part: slice, inside: Tensor) -> Mapping[str, Tensor]:
-            found = instruments.codes(reader, images.read(part)[inside])
+            found = instruments.codes(reader.needs, images.read(part)[inside])
             return {tap: found.bits(tap) if representation == "bits" else found.full(tap) for tap in taps}
 
         return _gather(len(images), rows, read)
 
 
-def _sample(material: Material, images: int, classes: int) -> _Sample:
+def _sample(material: AnalysisInput, images: int, classes: int) -> _Sample:
     """Choose classes, and the first correctly classified evaluate images of each: the set is a random one already."""
     traces = material.evaluate.traces
     labels = traces.labels
@@ -300,7 +300,7 @@ def _graph(sample: _Sample, pair: tuple[int, int]) -> NDArray[np.int64]:
     return np.concatenate([first[:count], second[:count]])
 
 
-def _twin(material: Material) -> tuple[Instruments | None, str]:
+def _twin(material: AnalysisInput) -> tuple[Instruments | None, str]:
     try:
         return material.untrained(), ""
     except UsageError as error:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import ImageSet, Material, PerturbedSet
+from .. import AnalysisInput, ImageSet, PerturbedSet
 from .graph import Array, Partition, extend, orientation, truth_of
 
 ATTACKED, NOISE, CLEAN = "attacked", "noise of the same size", "before the attack"
@@ -40,7 +40,7 @@ class Placement:
 
 
 def populations(
-    material: Material, classes: Sequence[int], attacks: int, images: int, draws: torch.Generator
+    material: AnalysisInput, classes: Sequence[int], attacks: int, images: int, draws: torch.Generator
 ) -> list[Placement]:
     """The successes of some attacks between chosen classes, with their controls.
 

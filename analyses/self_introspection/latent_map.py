@@ -84,7 +84,7 @@ def activations(traces: Traces) -> Tensor:
 
 def retrace(analysis: Analysis, instruments: Instruments, images: ImageSet, count: int) -> Traces:
     """Traces of the first ``count`` images in another model, in memory, with their labels."""
-    found = [instruments.codes(analysis, part) for part in read_batches(images, count)]
+    found = [instruments.codes(analysis.needs, part) for part in read_batches(images, count)]
     codes = {
         code: {tap: torch.cat([part.codes[code][tap][:] for part in found]) for tap in taps}
         for code, taps in found[0].codes.items()
@@ -194,7 +194,7 @@ def trace_tracks(
     for x, y in zip(clean.split(size), other.split(size), strict=True):
         between = x.unsqueeze(1) + weights * (y - x).unsqueeze(1)
         between[:, -1] = y
-        traces = instruments.codes(analysis, between.flatten(0, 1))
+        traces = instruments.codes(analysis.needs, between.flatten(0, 1))
         raw = activations(traces)
         for name, code in codes.items():
             found[name].append(code.encode(raw).unflatten(0, (len(x), steps)))

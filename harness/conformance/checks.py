@@ -14,8 +14,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ...detectors.base.detector import Detector, Surrogate, join_state, split_state
+from ...detectors.base.detector import Detector, Surrogate
 from ..core.errors import UsageError
+from ..core.state import join_state, split_state
 from ..statistics.detection import auroc
 from ..tracing.traces import Need, Traces
 from .world import World

@@ -247,6 +247,7 @@ class _Session:
     data_notes: tuple[str, ...] = ()
 
     def run(self, stamp: str | None) -> Run:
+        from ...reports.findings.files import remove_others
         from ...reports.site.build import write_site
         from ..core.code_digests import code_digest, part_digest
         from ..core.registry import DATASETS, file_digest
@@ -261,6 +262,7 @@ class _Session:
         from ..store.run_directory import Store, unwritable
         from .changed_state import changed_state
         from .engines import engine_of
+        from .findings import write_all_findings
         from .runner import Runner, choose
         from .tasks import Workbench, compute
         from .tasks.context import Context
@@ -326,7 +328,10 @@ class _Session:
                 facts["costs"] = detector_costs(plan, store, summary)
                 _write_json(self.out / "run.json", facts)
                 Tables(plan, store, summary, dataset, problems).write(self.out / "tables")
-                findings = self._write_findings(plan, store, summary, lost, problems)
+                findings = write_all_findings(self.suite, plan, store, summary, lost, problems, self.out)
+                # Those of an earlier suite in this directory go.
+                if not self.only:
+                    remove_others(self.out, findings)
                 _write_json(self.out / "run.json", _with_problems(facts, problems))
                 pages: list[Path] = []
                 with problems.of("site"):
@@ -360,36 +365,6 @@ class _Session:
             if self.debug:
                 raise
             raise UsageError(f"{what}: {described(error)} (--debug shows where).") from error
-
-    def _write_findings(
-        self, plan: Plan, store: Store, summary: Summary, lost: Mapping[str, Sequence[str]], problems: Problems
-    ) -> list[Path]:
-        """What the analyses found, as files that people open; those of an earlier suite in this directory go."""
-        from ...analyses.findings import Findings
-        from ...reports.findings.files import findings_folder, remove_others, write_findings
-        from ..core.registry import ANALYSES
-
-        kept = []
-        for subject in plan.subjects:
-            for part in self.suite.analyses:
-                key = subject.analyses[part.label]
-                if key not in summary.done:
-                    continue
-                with problems.of(f"findings of {plan.cells[key].name}", writes=True):
-                    info = ANALYSES.get(part.name).info
-                    head = {
-                        "dataset": self.suite.data.name, "model": subject.part.label, "seed": subject.seed,
-                        "label": part.label, "name": part.name, "title": str(info.title), "paper": str(info.paper),
-                        "parameters": dict(part.params),
-                    }  # fmt: skip
-                    if ANALYSES.get(part.name)(**part.params).reads_perturbed and lost.get(subject.key):
-                        head["without"] = list(lost[subject.key])
-                    folder = findings_folder(self.out, head)
-                    write_findings(folder, head, Findings.read(store.load(key), store.values(key)["findings"]))
-                    kept.append(folder)
-        if not self.only:
-            remove_others(self.out, kept)
-        return kept
 
     def _facts(
         self, plan: Plan, store: Store, summary: Summary, dataset: Dataset, device: torch.device, started: datetime,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.departure.analysis import Departure
 from aftershock.analyses.departure.events import (
     beyond,
@@ -277,7 +277,7 @@ SWAP, FLICKER, OUTPUT, THIRD, BLIND = (
 )  # fmt: skip
 
 
-def planted(deaf: Sequence[int] = (), each: int = 12) -> Material:
+def planted(deaf: Sequence[int] = (), each: int = 12) -> AnalysisInput:
     """Evaluate images of class 0 that go these ways, as many of each; then images of classes 1 and 2."""
     fit_labels = torch.arange(90) % 3
     fit = image_set(fit_labels[:, None].expand(-1, 5), fit_labels, fit_labels, 1, deaf)
@@ -310,7 +310,7 @@ def planted(deaf: Sequence[int] = (), each: int = 12) -> Material:
         raise UsageError("This model is a file of weights and code.")
 
     own_instruments = Instruments(torch.nn.Identity(), INFO)
-    return Material(own_instruments, untrained, ("cat", "dog", "owl"), fit, evaluate, made, seed=0)
+    return AnalysisInput(own_instruments, untrained, ("cat", "dog", "owl"), fit, evaluate, made, seed=0)
 
 
 def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.findings import Findings, HeatMaps, Lines, Table
 from aftershock.analyses.rdm.analysis import Rdm
 from aftershock.analyses.rdm.graph import (
@@ -277,10 +277,10 @@ def bright(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 def as_set(instruments: Instruments, reader: Rdm, images: torch.Tensor, labels: torch.Tensor) -> ImageSet:
-    return ImageSet(replace(instruments.codes(reader, images), label_rows=labels), lambda rows: images[rows])
+    return ImageSet(replace(instruments.codes(reader.needs, images), label_rows=labels), lambda rows: images[rows])
 
 
-def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> Material:
+def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> AnalysisInput:
     labels = torch.arange(4).repeat(per_class)
     images = bright(labels)
 
@@ -309,7 +309,7 @@ def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> Material:
             label, "attack", as_set(own, reader, changed, labels[rows]), rows,
             torch.full((len(rows),), success), as_set(own, reader, noisy, labels[rows]), rows,
         )  # fmt: skip
-    return Material(own, untrained, ("a", "b", "c", "d"), evaluate, evaluate, perturbed, seed=0)
+    return AnalysisInput(own, untrained, ("a", "b", "c", "d"), evaluate, evaluate, perturbed, seed=0)
 
 
 def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Answers about analyses: a whole cell, computed from the run directory."""
+"""Answers about analyses: a whole cell, computed from the run directory, and the report on one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _open_others(suite: Suite) -> None:
             open_plugin_file(path)
 
 
-def _study(answers: Answers, asked: Message) -> Message:
+def _measure(answers: Answers, asked: Message) -> Message:
     from ...tasks.analyses import compute_analysis
     from ...tasks.context import open_bench
 
@@ -55,4 +55,12 @@ def _study(answers: Answers, asked: Message) -> Message:
     return Message({"output": dict(found.values)}, dict(found.tensors))
 
 
-ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"study": _study}
+def _report(answers: Answers, asked: Message) -> Message:
+    from ...findings import reported
+
+    held = {name: asked.tensor(name) for name in asked.tensors}
+    tensors, value = reported(answers.part(asked), held, asked.values["values"]["value"]).stored()
+    return Message({"findings": value}, tensors)
+
+
+ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"measure": _measure, "report": _report}
