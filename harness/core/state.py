@@ -80,6 +80,7 @@ def encode(record: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _plain(value: Any, path: str) -> Any:
+    plain: Any
     if isinstance(value, type) or value is None or isinstance(value, bool | str | Tensor):
         plain = value
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -89,7 +90,7 @@ def _plain(value: Any, path: str) -> Any:
         # JSON has no form for these.
         plain = number if math.isfinite(number) else {_NUMBER: str(number)}
     elif is_dataclass(value):
-        if not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        if not vars(type(value))["__dataclass_params__"].frozen:
             raise UsageError(f"{path} is a {type(value).__name__}, which is not frozen: declare it frozen=True.")
         plain = {f.name: _plain(getattr(value, f.name), f"{path}.{f.name}") for f in fields(value)}
     elif isinstance(value, Mapping):

@@ -101,7 +101,7 @@ def make_detector(part: Part) -> Detector:
     return made
 
 
-def make_analysis(part: Part) -> Analysis:
+def make_analysis(part: Part) -> Analysis[Any]:
     """Return an analysis as a suite's entry describes it, checked.
 
     Raises:

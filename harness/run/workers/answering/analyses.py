@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .router import Answers
 
 
-def facts(analysis: Analysis) -> dict[str, Any]:
+def facts(analysis: Analysis[Any]) -> dict[str, Any]:
     """What an instance says about itself."""
     return {"needs": [asdict(need) for need in analysis.needs]}
 

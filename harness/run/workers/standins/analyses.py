@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ...tasks.context import Context
 
 
-class PluginAnalysis(Analysis):
+class PluginAnalysis(Analysis[Any]):
     """Asks a plugin's process for an analysis.
 
     Args:
