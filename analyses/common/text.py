@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from ..findings import Claim, Series
+from ..findings import Claim, Series, Value
 
 DECIDES_NO_NUMBER = True
 
@@ -52,3 +52,14 @@ def no_untrained(reason: str) -> list[Claim]:
     """That there is no untrained network to compare with, where there is a reason why."""
     text = f"There is no untrained network to compare with: {reason}"
     return [Claim("no-untrained-network", verdict=reason, sentence=text)] if reason else []
+
+
+def span(counts: Sequence[int]) -> str:
+    """A number of images, or from what to what."""
+    fewest, most = min(counts), max(counts)
+    return str(fewest) if fewest == most else f"{fewest} to {most}"
+
+
+def number(value: Value) -> float:
+    """A number in a table's row; NaN for a text or nothing."""
+    return float(value) if isinstance(value, int | float) else math.nan
