@@ -7,18 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import Analysis, AnalysisInfo, ImageSet, Material, PerturbedSet, register
-    from .findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
+    from .base import Analysis, AnalysisInfo, AnalysisInput, ImageSet, PerturbedSet, register
+    from .findings import Claim, Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
 
-_CONTRACT = ("Analysis", "AnalysisInfo", "ImageSet", "Material", "PerturbedSet", "register")
+_CONTRACT = ("Analysis", "AnalysisInfo", "AnalysisInput", "ImageSet", "PerturbedSet", "register")
 __all__ = [
     "Analysis",
     "AnalysisInfo",
+    "AnalysisInput",
+    "Claim",
     "Findings",
     "HeatMaps",
     "ImageSet",
     "Lines",
-    "Material",
     "Panel",
     "PerturbedSet",
     "Pictures",

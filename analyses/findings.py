@@ -1,4 +1,4 @@
-"""What an analysis found: sentences, tables, figures and arrays, as plain values that can be stored and drawn.
+"""What an analysis found: claims, tables, figures and arrays, as plain values that can be stored and drawn.
 
 The vocabulary of figures is fixed, so that a page about a stranger's run executes nothing of theirs: numbers are
 checked when they are read, and every word is escaped when it is drawn.
@@ -6,17 +6,21 @@ checked when they are read, and every word is escaped when it is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..detectors.base.detector import join_state, split_state
 from ..harness.core.errors import UsageError
+from ..harness.core.state import join_state, split_state
+
+DECIDES_NO_NUMBER = True
 
 Value = str | int | float | None
+# A number, alone or with the ends of its interval.
+Estimate = int | float | None | tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -121,27 +125,60 @@ Figure = Lines | HeatMaps | Points | Pictures
 KINDS: Mapping[str, type] = {"lines": Lines, "heatmaps": HeatMaps, "points": Points, "pictures": Pictures}
 
 
+@dataclass(frozen=True)
+class Claim:
+    """One thing that was found, as a value; its sentence says the same to a reader.
+
+    Attributes:
+        kind: what is claimed, by a name of the analysis' own (``left-for-good``).
+        subject: what it is about: a perturbation, a tap, a network; empty for all.
+        estimates: the numbers that it rests on, by name; with the ends of their intervals where they have one.
+        verdict: what follows from them (``later``, ``no difference``); empty where nothing does.
+        sentence: for people.
+    """
+
+    kind: str
+    subject: str = ""
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    verdict: str = ""
+    sentence: str = ""
+
+
+def in_words(sentences: Iterable[str]) -> list[Claim]:
+    """Claims of which nothing but their sentences is known."""
+    return [Claim("", sentence=sentence) for sentence in sentences]
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """What an analysis found for one model and seed.
 
     Attributes:
-        sentences: what a reader should take away, with the numbers; the most important first.
+        claims: what a reader should take away; the most important first.
         figures: in the order in which they are shown.
         tables: every number that a figure shows is in one of them.
         arrays: what others may want to compute with (maps, codes, decoders' outputs), by name.
     """
 
-    sentences: Sequence[str] = ()
+    claims: Sequence[Claim] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", [c if isinstance(c, Claim) else in_words([c])[0] for c in self.claims])
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the claims say to a reader."""
+        return [claim.sentence for claim in self.claims if claim.sentence]
 
     def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by path, and a JSON value that says where they belong."""
         kinds = {kind: name for name, kind in KINDS.items()}
         value = {
-            "sentences": list(self.sentences),
+            "sentences": self.sentences,
+            "claims": [asdict(c) for c in self.claims],
             "figures": [{"kind": kinds[type(f)], **asdict(f)} for f in self.figures],
             "tables": [asdict(t) for t in self.tables],
             "arrays": dict(self.arrays),
@@ -158,7 +195,7 @@ class Findings:
         try:
             whole = join_state(tensors, value)
             found = cls(
-                [_word(s) for s in whole["sentences"]],
+                _claims(whole),
                 [_figure(dict(f)) for f in whole["figures"]],
                 [_table(t) for t in whole["tables"]],
                 {str(k): _tensor(v) for k, v in dict(whole["arrays"]).items()},
@@ -166,6 +203,25 @@ class Findings:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UsageError(f"these findings were not written by this version ({error!r})") from error
         return found
+
+
+def _claims(whole: Mapping[str, Any]) -> list[Claim]:
+    """The claims of stored findings; older ones have sentences alone."""
+    if "claims" not in whole:
+        return [Claim("", sentence=_word(s)) for s in whole["sentences"]]
+    return [_claim(dict(c)) for c in whole["claims"]]
+
+
+def _claim(value: dict[str, Any]) -> Claim:
+    estimates = {_word(k): _estimate(v) for k, v in dict(value.pop("estimates")).items()}
+    return Claim(estimates=estimates, **{k: _word(v) for k, v in value.items()})
+
+
+def _estimate(value: object) -> Estimate:
+    if isinstance(value, list | tuple):
+        middle, low, high = (None if v is None else _number(v) for v in value)
+        return middle, low, high
+    return None if value is None else _number(value)
 
 
 def _figure(value: dict[str, Any]) -> Figure:

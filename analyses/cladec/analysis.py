@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ...harness.core.errors import UsageError
 from ...harness.core.model_state import untouched
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need
-from .. import Analysis, AnalysisInfo, Findings, ImageSet, Material
+from .. import Analysis, AnalysisInfo, AnalysisInput, Findings, ImageSet
 from .attacked import Reading, class_means, follow, read_turned
 from .causal import causes
 from .measures import Judges, judged, logits_of, squared_error
@@ -28,7 +28,7 @@ _CAUSAL_IMAGES = 128
 _DECODING = 0.6
 
 
-class ClaDec(Analysis):
+class ClaDec(Analysis[Any]):
     """Decodes the input from the activations at some taps and asks what a reader of the pictures could tell.
 
     For each tap, decoders of one architecture, budget and initialisation turn activations back into images. The sources
@@ -127,7 +127,7 @@ class ClaDec(Analysis):
         """None: whole activations are read while they are hot, and never stored."""
         return ()
 
-    def study(self, material: Material) -> Findings:
+    def study(self, material: AnalysisInput) -> Findings:
         """Train, decode, judge.
 
         Raises:
@@ -201,7 +201,7 @@ class ClaDec(Analysis):
         material.progress(1.0)
         return report(study)
 
-    def _causes(self, study: Study, trained: Trained, images: Tensor, material: Material) -> None:
+    def _causes(self, study: Study, trained: Trained, images: Tensor, material: AnalysisInput) -> None:
         plain = [s for s in study.sources if s.alpha == self.alphas[0] and s.encoder != "reference"]
         for tap in study.taps if self.units else ():
             for source in plain:
@@ -234,7 +234,7 @@ def _read(found: ImageSet, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     return found.read(rows), traces.labels, traces.predictions
 
 
-def _untrained(material: Material) -> Instruments | None:
+def _untrained(material: AnalysisInput) -> Instruments | None:
     try:
         return material.untrained()
     except UsageError:

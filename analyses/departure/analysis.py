@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,21 +13,21 @@ from ...harness.core.errors import UsageError
 from ...harness.statistics.intervals import proportion
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces, select_taps
-from .. import Analysis, AnalysisInfo, Findings, ImageSet, Material, PerturbedSet
+from ..base import Analysis, AnalysisInfo
+from ..common.inputs import AnalysisInput, PerturbedSet
+from ..common.populations import FAILED, Population, chosen_perturbations, controls, perturbed, target_class
+from ..common.recording import pooled_rows, tap_groups
+from ..findings import Findings
 from .events import Interval
-from .examples import examples
-from .probes import Kind, TapReader, fit_reader, pooled, spread
+from .examples import Key, examples
+from .measured import Departed, Followed, Reading
+from .probes import Kind, fit_reader, spread
 from .report.figures import figures
 from .report.tables import arrays, tables
-from .report.text import sentences
-from .study import Crowd, Study, crowds
-
-# Bytes of the untrained network's codes that are held at once.
-_MEMORY = 1 << 28
-_BATCH = 256
+from .report.text import claims
 
 
-class Departure(Analysis):
+class Departure(Analysis[Departed]):
     """At which depth does a perturbed image leave its class, at which does it arrive at the other one?
 
     At each tap a reader, fitted on pooled means of clean images that the model gets right, says which class a code
@@ -43,7 +43,7 @@ class Departure(Analysis):
     architecture untrained.
 
     Cost: O(taps (fit + perturbed images) maps classes) for centroids, a forward pass of the fit and evaluate images
-    through the untrained twin; memory: the pooled means of one tap, and 256 MiB.
+    through the untrained network; memory: the pooled means of one tap, and 256 MiB.
 
     Args:
         reader: ``centroid`` (nearest class centroid of standardised pooled means), ``neighbours`` (majority of the
@@ -99,59 +99,49 @@ class Departure(Analysis):
         """Pooled means of the chosen taps."""
         return (Need("pooled", selection(self.layers)),)
 
-    def study(self, material: Material) -> Findings:
-        """Fit readers, read every image at every tap, and tell when each left.
+    def measure(self, given: AnalysisInput) -> Departed:
+        """Fit readers, read every image at every tap, and find when each left.
 
         Raises:
             UsageError: without perturbations, without two classes among the fit images that the model gets right,
                 for a label that is not there, and for ``indices`` beyond the evaluate images.
         """
-        chosen = self._chosen(material)
-        images = min(self.images, len(material.evaluate))
+        chosen = chosen_perturbations(given, self.perturbations, "departure")
+        images = min(self.images, len(given.evaluate))
         self._check_indices(images)
-        fit = _right(material.fit.traces)[: self.fit]
-        checked = _right(material.evaluate.traces[:images])
-        labels = material.fit.traces.labels[fit]
+        fit = _right(given.fit.traces)[: self.fit]
+        checked = _right(given.evaluate.traces[:images])
+        labels = given.fit.traces.labels[fit]
         if len(torch.unique(labels)) < 2 or not len(checked):
             raise UsageError(
                 "departure reads classes from codes, and the model gets fit images of fewer than two classes or no "
                 "evaluate image right: raise data.fit and data.evaluate, or train the model for longer."
             )
-        traces = material.evaluate.traces
+        traces = given.evaluate.traces
         every = [t.name for t in traces.taps]
         offered = traces.tap_names()
         taps = [offered[i] for i in spread(offered, self.taps)]
         truth = traces.labels[checked]
         chance = proportion(int(truth.bincount().max()), len(truth))[0]
-        found = crowds(material, chosen, images)
-        accuracy = {"trained": self._follow(material, taps, fit, labels, checked, images, found)}
-        usable = np.array([low > chance for _, low, _ in accuracy["trained"]], dtype=np.bool_)
-        for crowd in found.values():
-            crowd.usable = usable
-        reason = ""
-        try:
-            accuracy["untrained"] = self._untrained(material, material.untrained(), taps, fit, labels, checked)
-        except UsageError as error:
-            reason = str(error)
-        study = Study(
-            taps, [every.index(t) + 1 for t in taps], len(every), material.classes, self.reader, len(fit),
-            len(checked), chance, accuracy, usable, found, {one.label: one.kind for one in chosen}, reason,
+        populations = _populations(given, chosen, images)
+        accuracy, read = self._read(given, taps, fit, labels, checked, images, populations)
+        usable = np.array([low > chance for _, low, _ in accuracy], dtype=np.bool_)
+        followed = {key: Followed(*key, p.rows, p.own, p.reached, read[key], usable) for key, p in populations.items()}
+        untrained, reason = given.untrained_or_reason()
+        accuracies = {"trained": accuracy}
+        if untrained is not None:
+            accuracies["untrained"] = self._untrained(given, untrained, taps, fit, labels, checked)
+        shown = examples(given, populations, followed, self.examples, self.indices)
+        given.progress(1.0)
+        return Departed(
+            taps, [every.index(t) + 1 for t in taps], len(every), given.classes, self.reader, len(fit), len(checked),
+            chance, accuracies, usable, followed, {one.label: one.kind for one in chosen}, reason, shown,
+            self.indices or [],
         )  # fmt: skip
-        shown = examples(study, material, self.examples, self.indices)
-        material.progress(1.0)
-        words = list(sentences(study, shown, self.indices or []))
-        return Findings(words, figures(study, shown), tables(study, shown), arrays(study))  # fmt: skip
 
-    def _chosen(self, material: Material) -> list[PerturbedSet]:
-        there = material.perturbed
-        wanted = list(there) if self.perturbations is None else self.perturbations
-        unknown = [label for label in wanted if label not in there]
-        if unknown or not wanted:
-            raise UsageError(
-                f"departure has no perturbation {', '.join(map(repr, unknown)) or 'to study'}; there are "
-                f"{', '.join(there) or 'none: add [[perturbations]] to the suite'}."
-            )
-        return [there[label] for label in dict.fromkeys(wanted)]
+    def report(self, measured: Departed) -> Findings:
+        """Depths, their distributions, and the way of single images."""
+        return Findings(claims(measured), figures(measured), tables(measured), arrays(measured))
 
     def _check_indices(self, images: int) -> None:
         beyond = [i for i in self.indices or [] if i >= images]
@@ -161,92 +151,66 @@ class Departure(Analysis):
                 "them, counted from 0 (images and data.evaluate raise that)."
             )
 
-    def _follow(
-        self, material: Material, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor, images: int,
-        found: Mapping[tuple[str, str], Crowd],
-    ) -> list[Interval]:  # fmt: skip
-        """Read every crowd at every tap; the accuracy of the readers on held-out images."""
+    def _read(
+        self, given: AnalysisInput, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor, images: int,
+        populations: Mapping[Key, Population],
+    ) -> tuple[list[Interval], dict[Key, Reading]]:  # fmt: skip
+        """Accuracy of the readers on held-out images, and what they say of every population at every tap."""
         everyone = torch.arange(images)
-        truth = material.evaluate.traces.labels[checked]
-        for crowd in found.values():
-            shape = (len(crowd), len(taps))
-            crowd.read, crowd.clean = np.empty(shape, np.int64), np.empty(shape, np.int64)
-            crowd.margins, crowd.clean_margins = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        truth = given.evaluate.traces.labels[checked]
+        read = {key: Reading.of(len(p), len(taps)) for key, p in populations.items()}
         accuracy = []
         for t, tap in enumerate(taps):
-            reader = fit_reader(self.reader, pooled(material.fit.traces, tap, fit), labels, self.neighbours)
-            codes = pooled(material.evaluate.traces, tap, everyone)
+            reader = fit_reader(self.reader, pooled_rows(given.fit.traces, tap, fit), labels, self.neighbours)
+            codes = pooled_rows(given.evaluate.traces, tap, everyone)
             verdict = reader.read(codes)
             accuracy.append(proportion(int((verdict[checked] == truth).sum()), len(checked)))
-            for crowd in found.values():
-                if len(crowd):
-                    _read(reader, crowd, t, tap, codes[crowd.rows], verdict[crowd.rows])
-            material.progress(0.8 * (t + 1) / len(taps))
-        return accuracy
+            for key, p in populations.items():
+                if len(p):
+                    moved, one = pooled_rows(p.images.traces, tap, p.where), read[key]
+                    one.read[:, t] = reader.read(moved).numpy()
+                    one.clean[:, t] = verdict[p.rows].numpy()
+                    one.margins[:, t] = reader.margin(moved, p.own, p.reached).numpy()
+                    one.clean_margins[:, t] = reader.margin(codes[p.rows], p.own, p.reached).numpy()
+            given.progress(0.8 * (t + 1) / len(taps))
+        return accuracy, read
 
     def _untrained(
-        self, material: Material, twin: Instruments, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor
-    ) -> list[Interval]:
+        self, given: AnalysisInput, untrained: Instruments, taps: Sequence[str], fit: Tensor, labels: Tensor,
+        checked: Tensor,
+    ) -> list[Interval]:  # fmt: skip
         """The accuracy of readers that are fitted on the same images' codes in an untrained network."""
-        truth = material.evaluate.traces.labels[checked]
+        truth = given.evaluate.traces.labels[checked]
         found = []
-        for names in _groups(material.evaluate.traces, taps, len(fit) + len(checked)):
-            reading = _Reading((Need("pooled", tuple(names)),))
-            seen = [
-                _codes(twin, reading, names, images, rows)
-                for images, rows in ((material.fit, fit), (material.evaluate, checked))
-            ]
+        infos = select_taps(list(taps), given.evaluate.traces.taps)
+        for names in tap_groups(infos, self.needs, len(fit) + len(checked)):
+            need = (Need("pooled", names),)
+            learned = given.codes(untrained, given.fit, fit, need)
+            held = given.codes(untrained, given.evaluate, checked, need)
             for tap in names:
-                reader = fit_reader(self.reader, seen[0][tap], labels, self.neighbours)
-                found.append(proportion(int((reader.read(seen[1][tap]) == truth).sum()), len(checked)))
+                reader = fit_reader(self.reader, learned.pooled(tap), labels, self.neighbours)
+                found.append(proportion(int((reader.read(held.pooled(tap)) == truth).sum()), len(checked)))
         return found
-
-
-class _Reading:
-    """Asks :meth:`Instruments.codes` for codes."""
-
-    def __init__(self, needs: tuple[Need, ...]) -> None:
-        self.needs = needs
 
 
 def _right(traces: Traces) -> Tensor:
     return (traces.predictions == traces.labels).nonzero().squeeze(1)
 
 
-def _read(reader: TapReader, crowd: Crowd, t: int, tap: str, clean: Tensor, verdict: Tensor) -> None:
-    codes = pooled(crowd.images.traces, tap, crowd.where)
-    crowd.read[:, t] = reader.read(codes).numpy()
-    crowd.clean[:, t] = verdict.numpy()
-    crowd.margins[:, t] = reader.margin(codes, crowd.own, crowd.reached).numpy()
-    crowd.clean_margins[:, t] = reader.margin(clean, crowd.own, crowd.reached).numpy()
-
-
-def _groups(traces: Traces, taps: Sequence[str], images: int) -> Iterator[list[str]]:
-    """Taps whose pooled means are held at the same time."""
-    group: list[str] = []
-    held = 0
-    for info in select_taps(list(taps), traces.taps):
-        # As pooling does: (tokens, features) keeps features, anything else its first axis.
-        maps = info.shape[-1] if len(info.shape) == 2 else info.shape[0] if info.shape else 1
-        size = 4 * images * maps
-        if group and held + size > _MEMORY:
-            yield group
-            group, held = [], 0
-        group.append(info.name)
-        held += size
-    yield group
-
-
-def _codes(
-    twin: Instruments, reading: _Reading, taps: Sequence[str], images: ImageSet, rows: Tensor
-) -> dict[str, Tensor]:
-    """Pooled means of some images (ascending positions) by tap, from a forward pass."""
-    parts: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-    for start in range(0, len(images), _BATCH):
-        stop = min(start + _BATCH, len(images))
-        inside = rows[(rows >= start) & (rows < stop)] - start
-        if len(inside):
-            traces = twin.codes(reading, images.read(slice(start, stop))[inside])
-            for tap in taps:
-                parts[tap].append(traces.pooled(tap, "mean"))
-    return {tap: torch.cat(found) for tap, found in parts.items()}
+def _populations(given: AnalysisInput, chosen: Sequence[PerturbedSet], images: int) -> dict[Key, Population]:
+    """All populations of some perturbations of the first ``images`` evaluate images."""
+    right = _right(given.evaluate.traces[:images])
+    labels = given.evaluate.traces.labels[right]
+    pools = {c: right[labels == c] for c in range(len(given.classes))}
+    found = {}
+    for one in chosen:
+        kept = one.rows < images
+        success = perturbed(one, (kept & one.success).nonzero().squeeze(1))
+        for population in (
+            success,
+            perturbed(one, (kept & ~one.success).nonzero().squeeze(1), FAILED),
+            controls(one, success),
+            target_class(given, success, pools, given.draws("target", one.label)),
+        ):
+            found[one.label, population.name] = population
+    return found

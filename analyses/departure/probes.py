@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ...detectors.codes.latent import Standardiser, fit_standardiser
-from ...harness.tracing.traces import Traces
 
 Kind = Literal["centroid", "neighbours", "linear"]
 
@@ -112,24 +111,6 @@ def _estimator(kind: Kind, neighbours: int) -> object:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=_STEPS)
-
-
-def pooled(traces: Traces, tap: str, where: Tensor) -> Tensor:
-    """Pooled means of some images, float32 (n, maps), in the order of ``where`` (int64 positions)."""
-    parts: list[Tensor] = []
-    order = where.argsort(stable=True)
-    wanted, start = where[order], 0
-    for part in traces.batches():
-        inside = wanted[(wanted >= start) & (wanted < start + len(part))] - start
-        if len(inside):
-            parts.append(part.pooled(tap, "mean")[inside])
-        start += len(part)
-    if not parts:
-        return torch.empty(0, 0)
-    found = torch.cat(parts)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order))
-    return found[back]
 
 
 def spread(taps: Sequence[str], most: int) -> list[int]:

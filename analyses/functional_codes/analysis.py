@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from ...detectors.base.parameters import check_choice, check_count, check_layers
 from ...harness.core.errors import UsageError
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Statistic
-from ..base import Analysis, AnalysisInfo, ImageSet, Material
-from ..findings import Figure, Findings, Table
+from ..base import Analysis, AnalysisInfo, AnalysisInput, ImageSet
+from ..findings import Figure, Findings, Table, in_words
 from .attacked import LANDING_COLUMNS, Landing, groups_of, land
 from .layers import (
     LAYER_COLUMNS,
@@ -38,7 +39,7 @@ _LEAST = 5
 Row = list[str | float | None]
 
 
-class FunctionalCodes(Analysis):
+class FunctionalCodes(Analysis[Any]):
     """Whether a layer's activations fall into few patterns, what those say about the class, and where attacks land.
 
     At every tap the pooled activations of fit images are standardised and mapped to a self-organising map; an image's
@@ -122,7 +123,7 @@ class FunctionalCodes(Analysis):
         """Pooled maps at ``layers``."""
         return (Need("pooled", selection(self.layers), self.statistic),)
 
-    def study(self, material: Material) -> Findings:
+    def study(self, material: AnalysisInput) -> Findings:
         """Code every layer, measure the codes, and follow perturbed images through them.
 
         Raises:
@@ -149,7 +150,7 @@ class FunctionalCodes(Analysis):
         rows = [layer.row() for layer in layers]
         figures, tables = self._report(material, classes, layers, landings, pictured, telescope, draws)
         return Findings(
-            [*telling(rows, telescope, landings, len(held), draws), *missing], figures, tables,
+            in_words([*telling(rows, telescope, landings, len(held), draws), *missing]), figures, tables,
             {
                 "evaluate_units": torch.stack([layer.held_units for layer in maps], 1),
                 "majority_classes": torch.stack([layer.majority for layer in maps]),
@@ -157,7 +158,7 @@ class FunctionalCodes(Analysis):
             },
         )  # fmt: skip
 
-    def _trained(self, material: Material, classes: Classes) -> tuple[list[Layer], list[Row]]:
+    def _trained(self, material: AnalysisInput, classes: Classes) -> tuple[list[Layer], list[Row]]:
         fit, held = material.fit.traces[: self.images], material.evaluate.traces[: self.images]
         taps = held.tap_names()
         layers, rows = [], []
@@ -172,7 +173,7 @@ class FunctionalCodes(Analysis):
             material.progress(0.4 * depth / len(taps))
         return layers, rows
 
-    def _untrained(self, material: Material, classes: Classes) -> tuple[list[Layer], list[Row], list[str]]:
+    def _untrained(self, material: AnalysisInput, classes: Classes) -> tuple[list[Layer], list[Row], list[str]]:
         """The maps of the untrained network, and a sentence where there is none."""
         try:
             instruments = material.untrained()
@@ -189,7 +190,7 @@ class FunctionalCodes(Analysis):
             material.progress(0.5 + 0.2 * depth / len(fit))
         return layers, rows, []
 
-    def _other_draws(self, material: Material, classes: Classes) -> list[Row]:
+    def _other_draws(self, material: AnalysisInput, classes: Classes) -> list[Row]:
         """What the units of further draws of the untrained network say about the label, by draw and tap."""
         rows: list[Row] = []
         for draw in range(1, self.untrained_draws):
@@ -202,12 +203,14 @@ class FunctionalCodes(Analysis):
         return rows
 
     def _codes(
-        self, instruments: Instruments, images: ImageSet, count: int, material: Material
+        self, instruments: Instruments, images: ImageSet, count: int, material: AnalysisInput
     ) -> Mapping[str, Tensor]:
         """Pooled activations of the first ``count`` images by tap."""
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, count, _BATCH):
-            seen = instruments.codes(self, images.read(slice(start, min(start + _BATCH, count))).to(material.device))
+            seen = instruments.codes(
+                self.needs, images.read(slice(start, min(start + _BATCH, count))).to(material.device)
+            )
             for tap in seen.tap_names():
                 parts.setdefault(tap, []).append(seen.pooled(tap))
         return {tap: torch.cat(found) for tap, found in parts.items()}
@@ -221,7 +224,7 @@ class FunctionalCodes(Analysis):
             parts.append(torch.nn.functional.adaptive_avg_pool2d(here, size).flatten(1))
         return torch.cat(parts)
 
-    def _landings(self, material: Material, maps: Sequence[Layer]) -> dict[str, list[Landing]]:
+    def _landings(self, material: AnalysisInput, maps: Sequence[Layer]) -> dict[str, list[Landing]]:
         """By perturbation that turned enough predictions, at every tap."""
         found = {}
         for label, perturbed in material.perturbed.items():
@@ -237,7 +240,7 @@ class FunctionalCodes(Analysis):
         return [maps[round(i * (len(maps) - 1) / (count - 1))] for i in range(count)]
 
     def _report(
-        self, material: Material, classes: Classes, layers: Sequence[Layer], landings: Mapping[str, list[Landing]],
+        self, material: AnalysisInput, classes: Classes, layers: Sequence[Layer], landings: Mapping[str, list[Landing]],
         pictured: Sequence[Layer], telescope: list[Row], draws: list[Row],
     ) -> tuple[list[Figure], list[Table]]:  # fmt: skip
         accuracy = float((classes.held_predictions == classes.held_labels).double().mean())

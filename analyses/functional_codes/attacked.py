@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import ImageSet, Material, PerturbedSet
+from ..base import AnalysisInput, ImageSet, PerturbedSet
 from .layers import Layer, present
 from .measures import divergence, proportion
 
@@ -77,7 +77,7 @@ class Landing:
         return (counts / counts.sum().clamp(min=1)).reshape(som.rows, som.columns)
 
 
-def groups_of(material: Material, perturbed: PerturbedSet, limit: int) -> list[Group]:
+def groups_of(material: AnalysisInput, perturbed: PerturbedSet, limit: int) -> list[Group]:
     """The first ``limit`` successes of a perturbation, the noise controls of them, and the same images clean."""
     won = perturbed.success.nonzero().squeeze(1)[:limit]
     rows = perturbed.rows[won]

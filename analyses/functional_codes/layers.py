@@ -13,7 +13,7 @@ from ...detectors.codes.codebook import Codebook, quantisation_error
 from ...detectors.codes.kmeans import fit_kmeans
 from ...detectors.codes.latent import Standardiser, fit_standardiser
 from ...detectors.codes.som import SOM, fit_som, topographic_error
-from ..base import Material
+from ..base import AnalysisInput
 from .measures import (
     class_counts,
     class_distances,
@@ -146,7 +146,7 @@ def present(value: str | float | None) -> str | float | None:
 
 
 def code_layer(
-    material: Material,
+    material: AnalysisInput,
     place: tuple[str, int, Network],
     pooled: tuple[Tensor, Tensor],
     classes: Classes,
@@ -189,7 +189,7 @@ def code_layer(
     return layers, [present(v) for v in _telescope(layers[0], place, pooled[0])]
 
 
-def label_information(material: Material, pooled: tuple[Tensor, Tensor], classes: Classes, sizes: Sizes) -> float:
+def label_information(material: AnalysisInput, pooled: tuple[Tensor, Tensor], classes: Classes, sizes: Sizes) -> float:
     """Adjusted mutual information of the held-out images' units with their labels, for a map fitted like a layer's."""
     standardiser = fit_standardiser([pooled[0]])
     fit, held = (standardiser.apply(x).to(material.device) for x in pooled)

@@ -79,7 +79,7 @@ def receptive_crops(
     device = next((p.device for p in instruments.model.parameters()), torch.device("cpu"))
     with torch.enable_grad():
         inputs = images.detach().clone().to(device).requires_grad_()
-        live = instruments.live(reader, inputs)
+        live = instruments.live(reader.needs, inputs)
         if live.activations[tap].ndim != 4:
             return None
         # Before the activation: a place at rest has a gradient there too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ...detectors.base.parameters import check_choice, check_count, check_positi
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import one_thread, untouched
 from ...harness.tracing.traces import Need, TapInfo
-from .. import Analysis, AnalysisInfo, Findings, Material
+from .. import Analysis, AnalysisInfo, AnalysisInput, Findings
 from .attacked import readings
 from .averaging import case_study
 from .diagnostics import refuse_nonsense
@@ -31,7 +31,7 @@ _JITTER = 1
 _POWER, _OFFSET = 0.55, 100.0
 
 
-class Ldam(Analysis):
+class Ldam(Analysis[Any]):
     """What excites a unit? Samples of images by Langevin dynamics, from noise-like to natural by one dial.
 
     Chains sample p(w) ∝ exp(−E(x(w)) / T), a density in their coordinates w (off T = 1, other coordinates would make it
@@ -174,7 +174,7 @@ class Ldam(Analysis):
         """None: what chains visit was never recorded."""
         return ()
 
-    def study(self, material: Material) -> Findings:
+    def study(self, material: AnalysisInput) -> Findings:
         """Teach the discriminator, sample, measure, and ask the two questions.
 
         Raises:
@@ -188,7 +188,7 @@ class Ldam(Analysis):
         with one_thread(shape[2] * shape[3] <= _SMALL), cudnn, untouched(model):
             return report(self._study(material), self.gallery)
 
-    def _study(self, material: Material) -> Study:
+    def _study(self, material: AnalysisInput) -> Study:
         own, device, draws = material.instruments, material.device, material.draws
         rows = slice(0, min(self.images, len(material.fit)))
         images, labels = material.fit.read(rows), material.fit.traces[rows].labels
@@ -269,7 +269,7 @@ class Ldam(Analysis):
         material.progress(1.0)
         return study
 
-    def _targets(self, material: Material, images: Tensor) -> tuple[Target, ...]:
+    def _targets(self, material: AnalysisInput, images: Tensor) -> tuple[Target, ...]:
         taps, classes = material.instruments.taps, material.classes
         if self.targets is not None:
             return tuple(parse(text, taps, classes) for text in self.targets)
@@ -301,12 +301,7 @@ class Ldam(Analysis):
         return held_out[mine[torch.randperm(len(mine), generator=draws)[: max(self.chains, 32)]]][:, None]
 
 
-def _most_varied(material: Material, tap: TapInfo, images: Tensor) -> int:
+def _most_varied(material: AnalysisInput, tap: TapInfo, images: Tensor) -> int:
     """The channel of a tap whose mean varies most between images: a silent one would be no target."""
-    codes = material.instruments.codes(_Pooled(tap.name), images)
+    codes = material.instruments.codes((Need("pooled", (tap.name,)),), images)
     return int(codes.pooled(tap.name).std(0, correction=0).argmax())
-
-
-class _Pooled:
-    def __init__(self, tap: str) -> None:
-        self.needs = (Need("pooled", (tap,)),)

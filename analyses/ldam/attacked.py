@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...harness.statistics.detection import MIN_IMAGES, auroc, auroc_interval
-from .. import ImageSet, Material
+from .. import AnalysisInput, ImageSet
 from .discriminator import Taught, logits_of
 from .judge import Judge
 from .measures import Estimate
@@ -22,7 +22,7 @@ DISCRIMINATOR, JUDGE = "discriminator", "judge"
 
 
 def readings(
-    material: Material, taught: Taught | None, judge: Judge, space: Space, held_out: int, limit: int
+    material: AnalysisInput, taught: Taught | None, judge: Judge, space: Space, held_out: int, limit: int
 ) -> list[Reading]:
     """AUROCs of both scores for every perturbation, against clean images that the model gets right and its noise.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...harness.core.errors import UsageError
 from ...harness.tracing.traced_model import Instruments
-from ...harness.tracing.traces import Need, TapInfo
+from ...harness.tracing.traces import TapInfo
 from .space import Space
 
 # Images per forward pass: activations of more would not stay in the caches.
@@ -72,11 +72,6 @@ def _maps(tap: TapInfo) -> int:
     return tap.shape[-1] if len(tap.shape) == 2 else tap.shape[0]
 
 
-@dataclass(frozen=True)
-class _Nothing:
-    needs: tuple[Need, ...] = ()
-
-
 @dataclass(frozen=True, eq=False)
 class Activations:
     """The activations of some targets in one network, as a function of images."""
@@ -89,7 +84,7 @@ class Activations:
         if all(t.kind == "logit" for t in self.targets):
             logits = self.instruments.model(images)
             return torch.stack([logits[:, t.index] for t in self.targets], 1)
-        live = self.instruments.live(_Nothing(), images)
+        live = self.instruments.live((), images)
         columns = []
         for target in self.targets:
             if target.kind == "logit":

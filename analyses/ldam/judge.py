@@ -21,11 +21,6 @@ _NEIGHBOURS = 5
 _WIDTH, _HIDDEN = 12, 48
 
 
-@dataclass(frozen=True)
-class _Reader:
-    needs: tuple[Need, ...] = (Need("pooled"),)
-
-
 @dataclass(frozen=True, eq=False)
 class Judge:
     """Distances to held-out images in the features of an independent classifier, calibrated by other held-out images.
@@ -65,7 +60,7 @@ class Judge:
 
     def reads(self, images: Tensor) -> Tensor:
         """The class that the independent classifier sees, int64 (n,)."""
-        return self.classifier.codes(_Reader(()), images).predictions
+        return self.classifier.codes((), images).predictions
 
 
 def appoint(
@@ -80,7 +75,7 @@ def appoint(
     train(model, ImageSplit(images, labels), Recipe(epochs=epochs, batch_size=min(64, len(images))), seed, device)
     model.to(device).eval().requires_grad_(False)
     own = Instruments(model, discover(model, held_out[:2].to(device)), (), model)
-    right = (own.codes(_Reader(()), held_out).predictions == truth).double().mean()
+    right = (own.codes((), held_out).predictions == truth).double().mean()
     features = _features(own, held_out)
     reference, other = features[::2], features[1::2]
     centre, spread = reference.mean(0), reference.std(0, correction=0)
@@ -94,11 +89,11 @@ def appoint(
 
 
 def _features(own: Instruments, images: Tensor) -> Tensor:
-    traces = own.codes(_Reader(), images)
+    traces = own.codes((Need("pooled"),), images)
     return torch.cat([traces.pooled(tap.name).double() for tap in own.taps], 1)
 
 
 def _layer_sizes(own: Instruments, images: Tensor) -> Tensor:
-    traces = own.codes(_Reader(), images[:1])
+    traces = own.codes((Need("pooled"),), images[:1])
     sizes = [traces.pooled(tap.name).shape[1] for tap in own.taps]
     return torch.cat([torch.full((size,), float(size), dtype=torch.float64) for size in sizes])

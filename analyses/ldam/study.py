@@ -183,14 +183,7 @@ class Features:
         """Images (n, ...) to (n, maps), on the CPU."""
         own = self.activations.instruments
         tap = own.taps[-1].name
-        return own.codes(_Last(), images).pooled(tap)
-
-
-@dataclass(frozen=True)
-class _Last:
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return (Need("pooled", "last:1"),)
+        return own.codes((Need("pooled", "last:1"),), images).pooled(tap)
 
 
 @dataclass(eq=False)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...detectors.base.detector import join_state, split_state
 from ...detectors.codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
 from ...detectors.codes.som import SOM, fit_som
 from ...harness.core.errors import UsageError
+from ...harness.core.state import join_state, split_state
 from ...harness.tracing.bits import flips
 from ...harness.tracing.traces import Need, Traces
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Literal
@@ -14,26 +14,20 @@ from torch import Tensor
 
 from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
 from ...harness.core.errors import UsageError
-from ...harness.tracing.traced_model import Instruments
-from ...harness.tracing.traces import Need, Traces
-from .. import Analysis, AnalysisInfo, Findings, ImageSet, Material
-from .attacked import Placement, place, populations
-from .graph import Array, Partition, agreement, cosine, fiedler, matching, overlap, permuted, truth_of
-from .report.tables import findings
-from .study import Study, Variant
+from ...harness.tracing.traces import Need, Traces, select_taps
+from ..base import Analysis, AnalysisInfo
+from ..common.inputs import AnalysisInput
+from ..common.populations import Population
+from ..common.recording import gather, tap_groups
+from ..findings import Findings
+from .attacked import NAMES, place, populations
+from .graph import Array, Partition, Signs, agreement, cosine, fiedler, matching, overlap, permuted, truth_of
+from .measured import Placed, Separation, Split, Variant
+from .report.figures import figures
+from .report.tables import tables
+from .report.text import claims
 
 Laplacian = Literal["normalised", "raw", "both"]
-
-# Bytes of codes that are held at once, beside those of one tap.
-_MEMORY = 1 << 28
-_BATCH = 256
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Asks :meth:`Instruments.codes` for codes."""
-
-    needs: tuple[Need, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +45,7 @@ class _Sample:
     members: tuple[NDArray[np.int64], ...]
 
 
-class Rdm(Analysis):
+class Rdm(Analysis[Separation]):
     """Do the on/off patterns of a layer's units tell classes apart, from what depth on, and how clearly?
 
     At each tap the packed bits of images of two classes are compared (share of agreeing units: matching, or Hamming,
@@ -63,7 +57,7 @@ class Rdm(Analysis):
     attacks and noise of their size are placed on the clean images' partition, between the true and the reached class.
 
     Cost: O(taps (n^2 units + pairs images^3)) with n = classes x images, one forward pass of n images through the
-    model and one through its untrained twin; memory O(n^2) and 256 MiB of codes.
+    model and one through the untrained network; memory O(n^2) and 256 MiB of codes.
 
     Args:
         images: correctly classified evaluate images per class, at most; a pair uses as many of either class.
@@ -123,64 +117,67 @@ class Rdm(Analysis):
         """Bits of the chosen taps."""
         return (Need("bits", selection(self.layers), units=self.units),)
 
-    def study(self, material: Material) -> Findings:
+    def measure(self, given: AnalysisInput) -> Separation:
         """Compare, split, average and place.
 
         Raises:
             UsageError: where fewer than two classes have two correctly classified evaluate images.
         """
-        evaluate = material.evaluate
+        evaluate = given.evaluate
         taps = evaluate.traces.tap_names()
-        sample = _sample(material, self.images, self.classes)
+        sample = _sample(given, self.images, self.classes)
         pairs = list(combinations(range(len(sample.classes)), 2))
-        untrained, reason = _twin(material)
-        study = Study(
-            taps=taps,
-            depth={t.name: i for i, t in enumerate(evaluate.traces.taps, 1)},
-            classes=[material.classes[c] for c in sample.classes],
-            counts=[len(m) for m in sample.members],
-            asked=self.images,
-            pairs=pairs,
-            left_out=len(material.classes) - len(sample.classes),
-            no_twin=reason,
-        )
-        nulls = self._permutations(material, sample, pairs)
+        untrained, reason = given.untrained_or_reason()
+        nulls = self._permutations(given, sample, pairs)
         shown = {taps[round(i)] for i in np.linspace(len(taps) - 1, 0, min(self.maps, len(taps)))}
-        sets = populations(material, sample.classes, self.attacks, self.attacked, material.draws("attacked"))
+        sets = populations(given, sample.classes, self.attacks, self.attacked, given.draws("attacked"))
         variants = self._variants(untrained is not None)
+        splits: dict[tuple[str, str], Split] = {}
+        dissimilarity: dict[tuple[str, str], Array] = {}
+        maps: dict[str, Tensor] = {}
+        placed: list[Placed] = []
         # Other accelerators may lack float64.
-        device = material.device if material.device.type == "cuda" else torch.device("cpu")
-        for names in self._groups(evaluate.traces, taps, len(sample.rows)):
-            other = self._codes(untrained, "bits", names, evaluate, sample.rows) if untrained else {}
-            activations = (
-                self._codes(material.instruments, "full", names, evaluate, sample.rows) if self.activation_units else {}
-            )
+        device = given.device if given.device.type == "cuda" else torch.device("cpu")
+        infos = select_taps(taps, evaluate.traces.taps)
+        held = [*self.needs, Need("full", units=self.activation_units)]
+        for names in tap_groups(infos, held, len(sample.rows)):
+            bits, full = Need("bits", names, units=self.units), Need("full", names, units=self.activation_units)
+            other = given.codes(untrained, evaluate, sample.rows, (bits,)) if untrained else None
+            active = given.codes(given.instruments, evaluate, sample.rows, (full,)) if self.activation_units else None
             for tap in names:
                 units = evaluate.traces.units(tap)
                 packed = _stored(evaluate.traces, tap, sample.rows).to(device)
                 alike = {"hamming": matching(packed, packed, units), "jaccard": overlap(packed, units)}
-                if other:
-                    twin = other[tap].to(device)
-                    alike["untrained"] = matching(twin, twin, units)
-                if activations:
-                    alike["cosine"] = cosine(activations[tap].to(device))
+                if other is not None:
+                    theirs = other.bits(tap).to(device)
+                    alike["untrained"] = matching(theirs, theirs, units)
+                if active is not None:
+                    alike["cosine"] = cosine(active.full(tap).to(device))
                 partitions: dict[tuple[int, int], Partition] = {}
                 for variant in variants:
-                    found = self._split(study, variant, tap, alike[variant.graph], sample, nulls)
-                    if variant is variants[0]:
-                        partitions = found
+                    found, splits[variant.name, tap] = _split(variant, alike[variant.graph], sample, pairs, nulls)
+                    partitions = partitions or found
                 for network in ("hamming", "untrained"):
                     if network in alike:
-                        study.dissimilarity[network, tap] = _by_class(1 - alike[network], sample.members)
+                        dissimilarity[network, tap] = _by_class(1 - alike[network], sample.members)
                 if tap in shown:
-                    study.maps[tap] = torch.from_numpy(self._map(alike["hamming"], sample)).float()
-                    study.map_classes = [min(self.map_images, len(m)) for m in sample.members]
+                    maps[tap] = torch.from_numpy(self._map(alike["hamming"], sample)).float()
                 del alike
-                self._place(study, sets, tap, packed, units, sample, partitions)
-                material.progress((taps.index(tap) + 1) / len(taps))
-        return findings(study, variants)
+                placed += _place(sets, tap, packed, units, sample, partitions)
+                given.progress((taps.index(tap) + 1) / len(taps))
+        depth = {t.name: i for i, t in enumerate(evaluate.traces.taps, 1)}
+        return Separation(
+            taps, depth, [given.classes[c] for c in sample.classes], [len(m) for m in sample.members],
+            self.images, pairs, len(given.classes) - len(sample.classes), reason,
+            variants, splits, dissimilarity, maps, [min(self.map_images, len(m)) for m in sample.members], placed,
+        )  # fmt: skip
 
-    def _variants(self, twin: bool) -> list[Variant]:
+    def report(self, measured: Separation) -> Findings:
+        """Accuracy by depth, maps, and where attacks lie."""
+        arrays = {"dissimilarity": torch.stack([measured.maps[t] for t in measured.taps if t in measured.maps])}
+        return Findings(claims(measured), figures(measured), tables(measured), arrays)
+
+    def _variants(self, untrained: bool) -> list[Variant]:
         """The graphs that are split; the first is the one that the others are compared with."""
         normalised = self.laplacian != "raw"
         kind = "" if normalised else ", raw Laplacian"
@@ -190,95 +187,64 @@ class Rdm(Analysis):
             found.append(Variant(f"activations, cosine{kind}", "trained", "cosine", normalised, "dashed"))
         if self.laplacian == "both":
             found.append(Variant("bits, Hamming, raw Laplacian", "trained", "hamming", False, "dashed"))
-        if twin:
+        if untrained:
             found.append(
                 Variant(f"untrained network, bits, Hamming{kind}", "untrained", "untrained", normalised, "dotted")
             )
         return found
 
-    def _permutations(
-        self, material: Material, sample: _Sample, pairs: Sequence[tuple[int, int]]
-    ) -> list[NDArray[np.int8]]:
+    def _permutations(self, given: AnalysisInput, sample: _Sample, pairs: Sequence[tuple[int, int]]) -> list[Signs]:
         """The same permuted labels at every tap and for every graph, so that their nulls can be compared."""
-        draws = material.draws("permutations")
+        draws = given.draws("permutations")
         return [
             permuted(min(len(sample.members[a]), len(sample.members[b])), self.permutations, draws) for a, b in pairs
         ]
-
-    def _split(
-        self, study: Study, variant: Variant, tap: str, alike: Array, sample: _Sample,
-        nulls: Sequence[NDArray[np.int8]],
-    ) -> dict[tuple[int, int], Partition]:  # fmt: skip
-        """Partition every pair of classes at one tap."""
-        partitions = {}
-        accuracy, smaller, unique = [], [], []
-        null = np.zeros(self.permutations)
-        for pair, permutations in zip(study.pairs, nulls, strict=True):
-            index = _graph(sample, pair)
-            part = fiedler(alike[np.ix_(index, index)], variant.normalised)
-            accuracy.append(float(agreement(part, truth_of(len(index) // 2))))
-            smaller.append(part.smaller)
-            unique.append(part.unique)
-            null += agreement(part, permutations) / len(nulls)
-            partitions[pair] = part
-        study.accuracy[variant.name, tap] = np.array(accuracy)
-        study.smaller[variant.name, tap] = np.array(smaller)
-        study.unique[variant.name, tap] = np.array(unique)
-        study.null[variant.name, tap] = null
-        return partitions
-
-    def _place(
-        self, study: Study, sets: Sequence[Placement], tap: str, packed: Tensor, units: int, sample: _Sample,
-        partitions: Mapping[tuple[int, int], Partition],
-    ) -> None:  # fmt: skip
-        """Find on which side of the clean images' partition other images fall."""
-        for one in sets:
-            codes = _stored(one.images.traces, tap, one.rows).to(packed.device)
-            alike = matching(codes, packed, units)
-            # An image does not vote on where its own changed copy belongs.
-            alike[one.sources.numpy()[:, None] == sample.rows.numpy()] = np.nan
-            graphs = {pair: _graph(sample, pair) for pair in study.pairs}
-            study.placed.append((one.attack, one.population, tap, place(one, alike, graphs, partitions)))
 
     def _map(self, alike: Array, sample: _Sample) -> Array:
         index = np.concatenate([m[: self.map_images] for m in sample.members])
         apart: Array = 1 - alike[np.ix_(index, index)]
         return apart
 
-    def _groups(self, traces: Traces, taps: Sequence[str], images: int) -> Iterator[list[str]]:
-        """Taps whose codes are held at the same time."""
-        group: list[str] = []
-        held = 0
-        for tap in taps:
-            size = images * (traces.units(tap) // 8 + 4 * self.activation_units)
-            if group and held + size > _MEMORY:
-                yield group
-                group, held = [], 0
-            group.append(tap)
-            held += size
-        yield group
 
-    def _codes(
-        self, instruments: Instruments, representation: Literal["bits", "full"], taps: Sequence[str],
-        images: ImageSet, rows: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Codes of some evaluate images, by tap, from a forward pass."""
-        limit = self.units if representation == "bits" else self.activation_units
-        reader = _Reader((Need(representation, tuple(taps), units=limit),))
-
-        def read(part: slice, inside: Tensor) -> Mapping[str, Tensor]:
-            found = instruments.codes(reader, images.read(part)[inside])
-            return {tap: found.bits(tap) if representation == "bits" else found.full(tap) for tap in taps}
-
-        return _gather(len(images), rows, read)
+def _split(
+    variant: Variant, alike: Array, sample: _Sample, pairs: Sequence[tuple[int, int]], nulls: Sequence[Signs]
+) -> tuple[dict[tuple[int, int], Partition], Split]:
+    """Partition every pair of classes at one tap."""
+    partitions = {}
+    accuracy, smaller, unique = [], [], []
+    null = np.zeros(nulls[0].shape[1])
+    for pair, permutations in zip(pairs, nulls, strict=True):
+        index = _graph(sample, pair)
+        part = fiedler(alike[np.ix_(index, index)], variant.normalised)
+        accuracy.append(float(agreement(part, truth_of(len(index) // 2))))
+        smaller.append(part.smaller)
+        unique.append(part.unique)
+        null += agreement(part, permutations) / len(nulls)
+        partitions[pair] = part
+    return partitions, Split(np.array(accuracy), np.array(smaller), np.array(unique), null)
 
 
-def _sample(material: Material, images: int, classes: int) -> _Sample:
+def _place(
+    sets: Sequence[Population], tap: str, packed: Tensor, units: int, sample: _Sample,
+    partitions: Mapping[tuple[int, int], Partition],
+) -> Iterator[Placed]:  # fmt: skip
+    """Find on which side of the clean images' partition other images fall."""
+    graphs = {pair: _graph(sample, pair) for pair in partitions}
+    for one in sets:
+        codes = _stored(one.images.traces, tap, one.where).to(packed.device)
+        alike = matching(codes, packed, units)
+        # An image does not vote on where its own changed copy belongs.
+        alike[one.rows.numpy()[:, None] == sample.rows.numpy()] = np.nan
+        shares = place(one, sample.classes, alike, graphs, partitions)
+        yield Placed(one.perturbation, NAMES[one.name], tap, shares)
+
+
+def _sample(given: AnalysisInput, images: int, classes: int) -> _Sample:
     """Choose classes, and the first correctly classified evaluate images of each: the set is a random one already."""
-    traces = material.evaluate.traces
+    traces = given.evaluate.traces
     labels = traces.labels
     right = labels == traces.predictions
-    found = {c: ((labels == c) & right).nonzero().squeeze(1)[:images] for c in range(len(material.classes))}
+    found = {c: ((labels == c) & right).nonzero().squeeze(1)[:images] for c in range(len(given.classes))}
     usable = [c for c, rows in found.items() if len(rows) >= 2]
     if len(usable) < 2:
         raise UsageError(
@@ -286,7 +252,7 @@ def _sample(material: Material, images: int, classes: int) -> _Sample:
             "raise data.evaluate."
         )
     if len(usable) > classes:
-        drawn = torch.randperm(len(usable), generator=material.draws("classes"))[:classes].sort().values
+        drawn = torch.randperm(len(usable), generator=given.draws("classes"))[:classes].sort().values
         usable = [usable[i] for i in drawn.tolist()]
     counts = np.cumsum([0, *(len(found[c]) for c in usable)])
     members = tuple(np.arange(a, b) for a, b in pairwise(counts))
@@ -300,30 +266,9 @@ def _graph(sample: _Sample, pair: tuple[int, int]) -> NDArray[np.int64]:
     return np.concatenate([first[:count], second[:count]])
 
 
-def _twin(material: Material) -> tuple[Instruments | None, str]:
-    try:
-        return material.untrained(), ""
-    except UsageError as error:
-        return None, str(error)
-
-
-def _gather(length: int, rows: Tensor, read: Callable[[slice, Tensor], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Some rows of something that is read in batches, in the order of ``rows`` (int64, (n,))."""
-    order = rows.argsort()
-    wanted = rows[order]
-    parts: dict[str, list[Tensor]] = {}
-    for start in range(0, length, _BATCH):
-        inside = wanted[(wanted >= start) & (wanted < start + _BATCH)] - start
-        if len(inside):
-            for name, values in read(slice(start, min(start + _BATCH, length)), inside).items():
-                parts.setdefault(name, []).append(values)
-    back = order.argsort()
-    return {name: torch.cat(values)[back] for name, values in parts.items()}
-
-
 def _stored(traces: Traces, tap: str, rows: Tensor) -> Tensor:
     """Stored bits of some images at a tap, uint8 (n, bytes)."""
-    return _gather(len(traces), rows, lambda part, inside: {tap: traces[part].bits(tap)[inside]})[tap]
+    return gather(len(traces), rows, lambda part, inside: {tap: traces[part].bits(tap)[inside]})[tap]
 
 
 def _by_class(apart: Array, members: Sequence[NDArray[np.int64]]) -> Array:

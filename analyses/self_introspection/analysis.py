@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from ...harness.core.errors import UsageError
 from ...harness.core.seeds import derive_seed
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces
-from .. import Analysis, AnalysisInfo, Findings, Material
+from .. import Analysis, AnalysisInfo, AnalysisInput, Findings
+from ..findings import in_words
 from .fringe import error_scores, merits
 from .latent_map import Code, EncoderName, activations, fit_code, read_batches, retrace
 from .relevance import Evidence, Orders, attribute, compare_orders
@@ -42,7 +44,7 @@ class Network:
     maps: dict[str, Code]
 
 
-class SelfIntrospection(Analysis):
+class SelfIntrospection(Analysis[Any]):
     """Encodes all hidden activations together and reads the code as a map (Pardo et al. 2019).
 
     The paper shows such a code of a network's "possible hidden activations", finds errors in its "fringe areas",
@@ -123,7 +125,7 @@ class SelfIntrospection(Analysis):
         """At most ``units`` activations of each of ``layers``, and the pooled last tap as a control for the map."""
         return (Need("full", selection(self.layers), units=self.units), Need("pooled", "last:1"))
 
-    def study(self, material: Material) -> Findings:
+    def study(self, material: AnalysisInput) -> Findings:
         """Fit the codes, then measure map, tracks, fringe and relevance.
 
         Raises:
@@ -153,27 +155,27 @@ class SelfIntrospection(Analysis):
         pages.append(self._relevance(material, trained, untrained, done))
         sentences = [sentence for page in pages for sentence in page.sentences]
         return Findings(
-            [*sentences, *([f"There is no untrained network to compare with: {reason}"] if reason else [])],
+            in_words([*sentences, *([f"There is no untrained network to compare with: {reason}"] if reason else [])]),
             [figure for page in pages for figure in page.figures],
             [table for page in pages for table in page.tables],
             {name: value for page in pages for name, value in page.arrays.items()},
         )
 
-    def _fit(self, material: Material, fit: Traces, encoder: EncoderName, size: int, purpose: str) -> Code:
+    def _fit(self, material: AnalysisInput, fit: Traces, encoder: EncoderName, size: int, purpose: str) -> Code:
         detector = Latent(
             encoder, self.layers, size, self.units, self.hidden, self.epochs, self.neighbours, component="fringe"
         )
         return fit_code(detector, fit, material.draws(purpose, encoder))
 
     def _network(
-        self, material: Material, instruments: Instruments, fit: Traces, evaluate: Traces, name: str,
+        self, material: AnalysisInput, instruments: Instruments, fit: Traces, evaluate: Traces, name: str,
         done: Callable[[], None],
     ) -> Network:  # fmt: skip
         maps: dict[str, Code] = {encoder: self._fit(material, fit, encoder, MAP_SIZE, name) for encoder in ENCODERS}
         done()
         return Network(instruments, evaluate, activations(evaluate), maps)
 
-    def _untrained(self, material: Material, done: Callable[[], None]) -> tuple[Network | None, str]:
+    def _untrained(self, material: AnalysisInput, done: Callable[[], None]) -> tuple[Network | None, str]:
         try:
             instruments = material.untrained()
         except UsageError as error:
@@ -183,14 +185,14 @@ class SelfIntrospection(Analysis):
         evaluate = retrace(self, instruments, material.evaluate, min(self.images, len(material.evaluate)))
         return self._network(material, instruments, fit, evaluate, "untrained", done), ""
 
-    def _fringe(self, material: Material, trained: Network, scoring: dict[str, Code]) -> Page:
+    def _fringe(self, material: AnalysisInput, trained: Network, scoring: dict[str, Code]) -> Page:
         wrong = trained.traces.predictions != trained.traces.labels
         scores = error_scores(trained.traces, trained.raw, scoring, self.neighbours)
         found = merits(scores, wrong, "max-softmax", derive_seed(material.seed, "fringe"))
         return fringe_page(found, scores, wrong)
 
     def _map(
-        self, material: Material, trained: Network, scoring: dict[str, Code], untrained: Network | None,
+        self, material: AnalysisInput, trained: Network, scoring: dict[str, Code], untrained: Network | None,
         paths: Sequence[Paths],
     ) -> Page:  # fmt: skip
         labels = trained.traces.labels
@@ -209,11 +211,11 @@ class SelfIntrospection(Analysis):
         found = purities(spaces, labels, self.neighbours, derive_seed(material.seed, "purity"))
         return map_page(maps, trained.traces, material.classes, found, paths, self.shown, self.drawn)
 
-    def _reconstruction(self, material: Material, trained: Network, scoring: dict[str, Code]) -> Page:
+    def _reconstruction(self, material: AnalysisInput, trained: Network, scoring: dict[str, Code]) -> Page:
         return reconstruction_page(material.perturbed, trained.traces, trained.raw, scoring, self.shown)
 
     def _relevance(
-        self, material: Material, trained: Network, untrained: Network | None, done: Callable[[], None]
+        self, material: AnalysisInput, trained: Network, untrained: Network | None, done: Callable[[], None]
     ) -> Page:
         networks = {"trained": trained} if untrained is None else {"trained": trained, "untrained": untrained}
         orders: dict[str, tuple[Evidence, Orders]] = {}
@@ -224,7 +226,7 @@ class SelfIntrospection(Analysis):
         names = trained.traces.tap_names()
         return relevance_page(names, trained.traces.labels, material.classes, orders, self.pictured)
 
-    def _evidence(self, material: Material, network: Network) -> Evidence:
+    def _evidence(self, material: AnalysisInput, network: Network) -> Evidence:
         traces = network.traces
         chosen = [tap for tap in traces.taps if tap.name in traces.tap_names()]
         parts = [

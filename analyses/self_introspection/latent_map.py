@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -82,9 +82,9 @@ def activations(traces: Traces) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, sum(traces.units(tap, "full") for tap in taps))
 
 
-def retrace(analysis: Analysis, instruments: Instruments, images: ImageSet, count: int) -> Traces:
+def retrace(analysis: Analysis[Any], instruments: Instruments, images: ImageSet, count: int) -> Traces:
     """Traces of the first ``count`` images in another model, in memory, with their labels."""
-    found = [instruments.codes(analysis, part) for part in read_batches(images, count)]
+    found = [instruments.codes(analysis.needs, part) for part in read_batches(images, count)]
     codes = {
         code: {tap: torch.cat([part.codes[code][tap][:] for part in found]) for tap in taps}
         for code, taps in found[0].codes.items()
@@ -169,7 +169,7 @@ def first_crossing(share: Tensor, values: Tensor) -> Tensor:
 
 
 def trace_tracks(
-    analysis: Analysis,
+    analysis: Analysis[Any],
     instruments: Instruments,
     codes: Mapping[str, Code],
     clean: Tensor,
@@ -194,7 +194,7 @@ def trace_tracks(
     for x, y in zip(clean.split(size), other.split(size), strict=True):
         between = x.unsqueeze(1) + weights * (y - x).unsqueeze(1)
         between[:, -1] = y
-        traces = instruments.codes(analysis, between.flatten(0, 1))
+        traces = instruments.codes(analysis.needs, between.flatten(0, 1))
         raw = activations(traces)
         for name, code in codes.items():
             found[name].append(code.encode(raw).unflatten(0, (len(x), steps)))

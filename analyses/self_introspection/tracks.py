@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...harness.statistics.intervals import mean_interval
-from ..base import Analysis, Material, PerturbedSet
+from ..base import Analysis, AnalysisInput, PerturbedSet
 from .latent_map import Code, Tracks, chance_purity, pairs, purity, read_rows, trace_tracks
 
 
@@ -67,7 +68,7 @@ def pick(perturbed: Mapping[str, PerturbedSet], below: int, count: int) -> list[
 
 
 def follow(
-    analysis: Analysis, material: Material, codes: Mapping[str, Code], chosen: list[Chosen], steps: int
+    analysis: Analysis[Any], material: AnalysisInput, codes: Mapping[str, Code], chosen: list[Chosen], steps: int
 ) -> list[Paths]:
     """Trace the way to every chosen image and to its noise."""
     found = []

@@ -135,44 +135,4 @@ class Detector(Ranged, ABC):
             setattr(self, name, value)
 
 
-def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Separate a nested state into tensors by path and a JSON value in which ``{"$tensor": path}`` marks their places.
-
-    Raises:
-        UsageError: for a value that is neither a tensor nor JSON, with its path and what to do.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def walk(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            # A clone: tensors that share memory cannot be stored.
-            tensors[path] = value.detach().cpu().clone().contiguous()
-            return {"$tensor": path}
-        if isinstance(value, Mapping):
-            if not all(isinstance(k, str) for k in value):
-                raise UsageError(f"The detector's state {path!r} has keys that are not strings.")
-            return {k: walk(v, f"{path}/{k}" if path else k) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [walk(v, f"{path}/{i}") for i, v in enumerate(value)]
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise UsageError(
-            f"The detector's state {path!r} is a {type(value).__name__}, which cannot be stored: keep tensors, "
-            "numbers, strings, lists and dicts, or override state() and load_state()."
-        )
-
-    return tensors, walk(state, "")
-
-
-def join_state(tensors: Mapping[str, Tensor], value: Any) -> Any:
-    """The inverse of :func:`split_state`."""
-    if isinstance(value, dict):
-        if set(value) == {"$tensor"}:
-            return tensors[value["$tensor"]]
-        return {k: join_state(tensors, v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [join_state(tensors, v) for v in value]
-    return value
-
-
 register = DETECTORS.register

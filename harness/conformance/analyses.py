@@ -40,7 +40,7 @@ class AnalysisContext:
     _kept: ExitStack = field(default_factory=ExitStack, init=False)
 
     @cached_property
-    def instance(self) -> Analysis:
+    def instance(self) -> Analysis[Any]:
         """One instance, which only says what it is."""
         return checked_analysis(self.factory(**self.params))
 

@@ -13,10 +13,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ...detectors.base.detector import Detector, join_state, split_state
+from ...detectors.base.detector import Detector
 from ...detectors.base.scores import checked_scores
 from ..core.errors import AftershockError, UsageError
 from ..core.registry import DETECTORS
+from ..core.state import join_state, split_state
 from ..statistics.detection import auroc
 from ..suite.instances import checked_detector
 from ..tracing.traces import Traces

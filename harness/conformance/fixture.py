@@ -73,7 +73,7 @@ class Fixture:
     def live(self, detector: Detector, images: Tensor, device: str = "cpu") -> LiveTrace:
         """A live trace; its ``images`` is the leaf to differentiate with respect to."""
         self.instruments.model.to(device)
-        return self.instruments.live(detector, images.to(device).clone().requires_grad_())
+        return self.instruments.live(detector.needs, images.to(device).clone().requires_grad_())
 
 
 @cache

@@ -4,7 +4,8 @@ The code behind a module is its own and that of the modules of this package that
 docstrings, layout and the texts of errors count for nothing, so that an edit of a sentence computes nothing again.
 
 A module that decides no number (where files lie, what a mistake is called) says so itself with
-``DECIDES_NO_NUMBER = True``; neither it nor what it imports counts.
+``DECIDES_NO_NUMBER = True``; neither it nor what it imports counts. So does every module of a package called
+``report``, by its place: it puts into words, tables and figures what others computed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .registry import PACKAGE, Entry, origin_of
 
 DECIDES_NO_NUMBER = True
 _MARK = "DECIDES_NO_NUMBER"
+_REPORT = "report"
 # Of a syntax tree: what says how it was written, or for whom.
 _UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 # Runs whatever a plugin's part computes.
@@ -188,7 +190,7 @@ class _Code:
         tree = ast.parse(_source(path))
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         self.imports = tuple(sorted(set(_imports(tree, package))))
-        self.silent = any(
+        self.silent = _REPORT in package.split(".") or any(
             isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == _MARK for t in node.targets)
             for node in tree.body
         )

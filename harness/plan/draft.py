@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.cell_names import CellName
 from ..core.code_digests import code_digest
@@ -83,7 +83,7 @@ class Draft:
         self.applicability = applicability(suite, self.perturbations, task)
         self.planned = tuple(p for p in self.applicable if p.against not in self.applicability.unfitted)
         self.detectors: dict[str, Detector] = {d.label: make_detector(d) for d in suite.detectors}
-        self.analyses: dict[str, Analysis] = {a.label: make_analysis(a) for a in suite.analyses}
+        self.analyses: dict[str, Analysis[Any]] = {a.label: make_analysis(a) for a in suite.analyses}
         self.facts = Facts(
             {
                 p.label: perturbation_facts(self.perturbations[p.label], PERTURBATIONS.entry(p.name).origin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...attacks.base.kinds import Effort
 
@@ -97,6 +97,6 @@ def detector_facts(made: Detector) -> DetectorFacts:
     return DetectorFacts(str(made.surrogate_kind), bool(made.randomised))
 
 
-def analysis_facts(made: Analysis) -> AnalysisFacts:
+def analysis_facts(made: Analysis[Any]) -> AnalysisFacts:
     """Return what an analysis says of itself."""
     return AnalysisFacts(str(made.info.title), str(made.info.paper), bool(made.reads_perturbed))

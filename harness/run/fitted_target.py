@@ -58,8 +58,8 @@ class DetectorDefence:
         surrogate: bool = True,
     ) -> Look:  # fmt: skip
         """See the protocol; detectors with views or input gradients are scored by further passes."""
-        i, needs = replace(self.instruments, model=model), self.instruments.needs(self.detector)
-        live = i.live(self.detector, images)
+        i, needs = replace(self.instruments, model=model), self.instruments.capped(self.detector.needs)
+        live = i.live(self.detector.needs, images)
         live = replace(live, temperature=temperature, straight_through=straight_through)
         suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
         if score is None:

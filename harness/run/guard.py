@@ -17,12 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ...detectors.base.detector import Detector, join_state, split_state
+from ...detectors.base.detector import Detector
 from ..core.bounded import BitsPerTap, KnownModel, Modules, Tap, bounded_parameters, bytes_of, reason_of
 from ..core.content_keys import versions
 from ..core.errors import UsageError
 from ..core.files import open_tensors, parse_json, refuse_links_on_the_way, write_atomic, write_problem
 from ..core.formats import check_schema
+from ..core.state import join_state, split_state
 from ..models.classifier import Classifier, Normalise
 from ..models.weights import state_digest
 from ..plan.models import normalise_values

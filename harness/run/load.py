@@ -186,7 +186,7 @@ class RunFolder:
         Raises:
             UsageError: if the run has no such detector, it could not be fitted, or a plugin is missing.
         """
-        from ...detectors.base.detector import join_state
+        from ..core.state import join_state
 
         part = _named(self._detectors, label, "detector", self.folder)
         entry = self._model_entry(model)

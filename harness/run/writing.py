@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...analyses.findings import Findings
 from ...reports.findings.files import findings_folder, remove_others, write_findings
@@ -15,8 +15,15 @@ from ..evaluation.collect import Tables
 from ..evaluation.csv_files import COLUMNS, table_file
 from ..evaluation.problems import Problems
 from ..store.run_directory import unwritable
+from ..suite.instances import make_analysis
 from .computing import Computed
+from .findings import reported
 from .up_to_date import published
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..suite.resolved import Part
 
 
 def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: str | None, problems: Problems) -> None:
@@ -77,11 +84,18 @@ def _write_findings(out: Path, computed: Computed, partial: bool, problems: Prob
                 if known.reads_perturbed and computed.lost.get(subject.key):
                     head["without"] = list(computed.lost[subject.key])
                 folder = findings_folder(out, head)
-                write_findings(folder, head, Findings.read(found.store.load(key), found.store.values(key)["findings"]))
+                write_findings(folder, head, _findings(part, found.store.load(key), found.store.values(key)))
                 kept.append(folder)
     if not partial:
         remove_others(out, kept)
     return kept
+
+
+def _findings(part: Part, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Findings:
+    """What an analysis found, by what its cell holds: what it measured, from which its report is made now."""
+    if "findings" in values:
+        return Findings.read(tensors, values["findings"])
+    return reported(make_analysis(part), tensors, values["measured"])
 
 
 def _write_facts(out: Path, facts: Mapping[str, Any], problems: Problems) -> None:

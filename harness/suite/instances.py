@@ -119,7 +119,7 @@ def checked_detector(made: object) -> Detector:
     return made
 
 
-def make_analysis(part: Part) -> Analysis:
+def make_analysis(part: Part) -> Analysis[Any]:
     """Return an analysis as a suite's entry describes it, checked.
 
     Raises:
@@ -129,7 +129,7 @@ def make_analysis(part: Part) -> Analysis:
     return checked_analysis(ANALYSES.get(part.name)(**part.params))
 
 
-def checked_analysis(made: object) -> Analysis:
+def checked_analysis(made: object) -> Analysis[Any]:
     """Return an instance whose attributes are what the harness reads.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -56,19 +57,19 @@ class Instruments:
     root: nn.Module | None = None
     bits_per_tap: int | None = None
 
-    def needs(self, reader: NeedsCodes) -> tuple[Need, ...]:
-        """What a detector or an analysis reads of this model, capped as it is stored."""
-        return tuple(capped(need, self.bits_per_tap) for need in reader.needs)
+    def capped(self, needs: Sequence[Need]) -> tuple[Need, ...]:
+        """Needs as codes of this model are stored."""
+        return tuple(capped(need, self.bits_per_tap) for need in needs)
 
-    def codes(self, reader: NeedsCodes, images: Tensor) -> Traces:
+    def codes(self, needs: Sequence[Need], images: Tensor) -> Traces:
         """Logits and codes of images (n, channels, height, width) in [0, 1], on the CPU, from one forward pass."""
-        needs = self.needs(reader)
+        needs = self.capped(needs)
         found = record(self.model, images, self.taps, needs, self.modules, self.root)
         return Traces(found.logits, self.taps, found.codes, needs)
 
-    def live(self, reader: NeedsCodes, images: Tensor) -> LiveTrace:
+    def live(self, needs: Sequence[Need], images: Tensor) -> LiveTrace:
         """A trace that can be differentiated with respect to ``images``, which lie on the model's device."""
-        return live_trace(self.model, images, self.taps, self.needs(reader), self.modules, self.root)
+        return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root)
 
     def traces(self, detector: Scores, images: Tensor, seed: int = 0) -> Traces:
         """Traces as a detector's ``score`` gets them: with the views and input gradients that it declares.
@@ -78,7 +79,7 @@ class Instruments:
             images: on any device.
             seed: what the transforms of views draw from.
         """
-        needs = self.needs(detector)
+        needs = self.capped(detector.needs)
         views = {}
         for view in detector.views:
             changed = view.transform(images.cpu().clone(), generator(seed, "view", view.name))
@@ -88,7 +89,7 @@ class Instruments:
             )  # fmt: skip
             views[view.name] = Traces(seen.logits, self.taps, seen.codes, needs)
         gradients = {g.name: input_gradient(self.model, images, g.objective) for g in detector.gradients}
-        return replace(self.codes(detector, images), view_traces=views, gradient_rows=gradients)
+        return replace(self.codes(detector.needs, images), view_traces=views, gradient_rows=gradients)
 
     def score(self, detector: Scores, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and scores (n,), float64, on the CPU."""

@@ -18,7 +18,7 @@ from aftershock.detectors.activations.layer_autoencoders import LayerAutoencoder
 from aftershock.detectors.activations.lid import Lid
 from aftershock.detectors.activations.mahalanobis import Mahalanobis
 from aftershock.detectors.activations.safetynet import SafetyNet
-from aftershock.detectors.base.detector import Detector, join_state, split_state
+from aftershock.detectors.base.detector import Detector
 from aftershock.detectors.bits.bitvector import BitVector
 from aftershock.detectors.bits.nap import ActivationPatterns
 from aftershock.detectors.combine.combination import CombinedScore
@@ -27,6 +27,7 @@ from aftershock.detectors.logits.vim_gradnorm import GradNorm, Vim
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DETECTORS
+from aftershock.harness.core.state import join_state, split_state
 from aftershock.harness.tracing.traces import Traces
 from safetensors.torch import load, save
 from scipy.stats import spearmanr

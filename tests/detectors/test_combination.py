@@ -10,13 +10,14 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.base.detector import Detector, DetectorInfo, join_state, split_state
+from aftershock.detectors.base.detector import Detector, DetectorInfo
 from aftershock.detectors.combine.columns import fit_columns, join_columns
 from aftershock.detectors.combine.combination import CombinedScore
 from aftershock.detectors.combine.p_values import fit_tail, surprise
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DETECTORS, Entry, Origin
+from aftershock.harness.core.state import join_state, split_state
 from aftershock.harness.tracing.extra_passes import InputGradient, View
 from aftershock.harness.tracing.traces import LiveTrace, Need, Traces
 from hypothesis import given, settings

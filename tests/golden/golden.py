@@ -1,7 +1,7 @@
 """Whether a change of the code left every number as it was: one set of suites, computed by two trees, compared.
 
-    python tests/golden/golden.py compute TREE FOLDER     # TREE: a checkout; FOLDER: gets runs and a cache
-    python tests/golden/golden.py compare FOLDER FOLDER
+    python tests/golden/golden.py compute TREE FOLDER [SUITE...]   # TREE: a checkout; FOLDER: gets runs and a cache
+    python tests/golden/golden.py compare FOLDER FOLDER [SUITE...]
 
 Every table and every value of the findings is compared exactly, sentences and captions are not: both trees must be
 computed on one machine, with one number of threads.
@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ LEFT_OUT = ("protocol_digest", "series_digest", "seconds", "fit_seconds", "score
 TIMES = ("timings.csv",)
 
 
-def compute(tree: Path, folder: Path) -> None:
+def compute(tree: Path, folder: Path, suites: Sequence[str] = SUITES) -> None:
     """Run the suites with the package that lies in ``tree``."""
     package = folder / "package"
     package.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def compute(tree: Path, folder: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(tree.resolve())
     environment = {**os.environ, "PYTHONPATH": str(package.resolve()), "OMP_NUM_THREADS": "1"}
-    for name in SUITES:
+    for name in suites:
         suite = folder / f"{name}.toml"
         text = (HERE / f"{name}.toml").read_text(encoding="utf-8")
         suite.write_text(text.replace("WEIGHTS", str((tree / "harness" / weights_of(tree)).resolve())))
@@ -56,10 +56,10 @@ def weights_of(tree: Path) -> str:
     return next(str(p.parent.relative_to(tree / "harness")) for p in (tree / "harness").rglob("digits-cnn.safetensors"))
 
 
-def compare(one: Path, two: Path) -> int:
+def compare(one: Path, two: Path, suites: Sequence[str] = SUITES) -> int:
     """Print what differs and return how many files do."""
     different = 0
-    for name in SUITES:
+    for name in suites:
         left, right = dict(facts(one / name)), dict(facts(two / name))
         for key in sorted({*left, *right}):
             if key not in left or key not in right:
@@ -117,6 +117,6 @@ def differences(one: Any, two: Any, at: str = "") -> Iterator[str]:
 if __name__ == "__main__":
     what, first, second = sys.argv[1], Path(sys.argv[2]).resolve(), Path(sys.argv[3]).resolve()
     if what == "compute":
-        compute(first, second)
+        compute(first, second, sys.argv[4:] or SUITES)
     else:
-        sys.exit(compare(first, second))
+        sys.exit(compare(first, second, sys.argv[4:] or SUITES))

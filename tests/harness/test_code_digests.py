@@ -116,6 +116,20 @@ def test_one_detector_leaves_the_others_alone(edit: Edit) -> None:
     assert changed(before) == {"detectors/lid"}
 
 
+def test_what_puts_numbers_into_words_and_figures_changes_no_digest(edit: Edit) -> None:
+    before = digests()
+    edit("analyses.departure.report.figures", lambda text: f"{text}\nMORE = 1\n")
+    edit("analyses.findings", lambda text: f"{text}\nMORE = 1\n")
+    assert changed(before) == set()
+    assert not {m for m in all_modules() if ".report" in m or m.startswith("reports.")}
+
+
+def test_one_science_module_changes_its_analysis_alone(edit: Edit) -> None:
+    before = digests()
+    edit("analyses.departure.events", lambda text: f"{text}\nMORE = 1\n")
+    assert changed(before) == {"analyses/departure"}
+
+
 def test_one_attack_leaves_the_rest_alone(edit: Edit) -> None:
     before = digests()
     edit("attacks.benign.weather", lambda text: f"{text}\nMORE = 2\n")

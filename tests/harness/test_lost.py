@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import aftershock
 import torch
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.analyses.base import register as analysis
-from aftershock.analyses.findings import Findings
-from aftershock.attacks import Perturbation, PerturbationInfo, register
+from aftershock.analyses.findings import Claim, Findings
+from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo, register
 from torch import Tensor
 
 
@@ -26,6 +27,13 @@ class BreaksDown(Perturbation):
         raise RuntimeError("broken")
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The labels of the perturbations that an analysis is given."""
+
+    labels: tuple[str, ...]
+
+
 @analysis("sees")
 class Sees(Analysis):
     """Names what it is given."""
@@ -34,8 +42,11 @@ class Sees(Analysis):
     reads_perturbed = True
     needs = ()
 
-    def study(self, material: Any) -> Findings:
-        return Findings(sentences=tuple(sorted(material.perturbed)))
+    def measure(self, given: Any) -> Seen:
+        return Seen(tuple(sorted(given.perturbed)))
+
+    def report(self, measured: Seen) -> Findings:
+        return Findings([Claim("seen", label, sentence=label) for label in measured.labels])
 
 
 @analysis("needs-attack")
@@ -44,10 +55,10 @@ class NeedsAttack(Sees):
 
     info = AnalysisInfo(title="Needs attack", paper="none")
 
-    def study(self, material: Any) -> Findings:
-        if "fgsm" not in material.perturbed:
+    def measure(self, given: Any) -> Seen:
+        if "fgsm" not in given.perturbed:
             raise RuntimeError("no attack")
-        return super().study(material)
+        return super().measure(given)
 
 
 @analysis("blind")

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.analyses.base import register as analysis
-from aftershock.analyses.findings import Findings
+from aftershock.analyses.findings import Claim, Findings
 from aftershock.attacks import register as perturbation
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.detectors import Detector, DetectorInfo, register
@@ -154,13 +155,21 @@ class Forgotten:
         return AnalysisInfo(title="Untitled")
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """Measured by an analysis that measures nothing."""
+
+
 @analysis("untitled")
 class Untitled(Analysis):
     info: ClassVar[AnalysisInfo] = Forgotten()  # type: ignore[assignment]
     needs = ()
 
-    def study(self, material: Any) -> Findings:
-        return Findings(["One sentence."])
+    def measure(self, given: Any) -> Nothing:
+        return Nothing()
+
+    def report(self, measured: Nothing) -> Findings:
+        return Findings([Claim("", sentence="One sentence.")])
 
 
 @analysis("titled")

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 from aftershock.attacks.base.perturb_batch import Limits, perturb_batch
-from aftershock.detectors.base.detector import split_state
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
 from aftershock.harness.core.seeds import forked_rng
+from aftershock.harness.core.state import split_state
 from aftershock.harness.models.architectures import mlp
 from aftershock.harness.run.answering import analyses
 from aftershock.harness.run.workers.channel import Channel, ChannelError, Message
@@ -404,14 +404,14 @@ def test_a_surrogate_has_the_gradients_of_the_part_itself(
     found = []
     for detector in (there, own):
         x = images(6, seed=3).requires_grad_()
-        live = instruments.live(detector, x)
+        live = instruments.live(detector.needs, x)
         values = detector.surrogate(live)
         # Twice through one graph, and together with another loss, as attacks do.
         first = torch.autograd.grad((values * weights).sum(), x, retain_graph=True)[0]
         second = torch.autograd.grad(values.square().sum() + live.logits.sum(), x)[0]
         found.append((values.detach(), first, second))
         with torch.no_grad():
-            assert not detector.surrogate(instruments.live(detector, x.detach())).requires_grad
+            assert not detector.surrogate(instruments.live(detector.needs, x.detach())).requires_grad
     for one, other in zip(*found, strict=True):
         assert one.abs().sum() > 0 and torch.allclose(one, other, rtol=1e-6, atol=1e-8)
 
@@ -873,7 +873,7 @@ def test_other_processes_stand_still_while_a_witness_runs(plugin: Path) -> None:
 def test_live_traces_go_round_whole(instruments: Instruments) -> None:
     detector = DETECTORS.get("bitvector")()
     x = images(3).requires_grad_()
-    live = replace(instruments.live(detector, x), temperature=0.5, straight_through=True)
+    live = replace(instruments.live(detector.needs, x), temperature=0.5, straight_through=True)
     found = unpack_live(*pack_live(live))
     assert (found.taps, found.needs, found.temperature, found.straight_through) == (
         live.taps, live.needs, 0.5, True,

@@ -44,7 +44,7 @@ HEAD = '''
 import os
 
 import torch
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from aftershock.attacks import Perturbation, PerturbationInfo
@@ -53,7 +53,7 @@ from aftershock.detectors import Detector, DetectorInfo, Need, View, register
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.analyses.base import register as analysis
 from aftershock.harness.data.types import DataSource
-from aftershock.analyses.findings import Findings
+from aftershock.analyses.findings import Claim, Findings
 from aftershock.harness.core.registry import DATASETS
 
 LABEL, PLACE, MARKS = @LABEL@, @PLACE@, @MARKS@
@@ -135,6 +135,11 @@ class Planted(Perturbation):
         return act("perturb", noise, self=self, model=model, images=images, labels=labels, draws=draws)
 """,
     "analysis": """
+@dataclass(frozen=True)
+class Sentence:
+    text: str
+
+
 @analysis(LABEL)
 class Planted(Analysis):
     info = AnalysisInfo(title="planted")
@@ -143,8 +148,11 @@ class Planted(Analysis):
     def __init__(self):
         act("constructor", lambda: None, self=self)
 
-    def study(self, material):
-        return act("study", lambda: Findings(["One sentence."]), self=self, material=material)
+    def measure(self, given) -> Sentence:
+        return act("measure", lambda: Sentence("One sentence."), self=self, given=given)
+
+    def report(self, measured):
+        return act("report", lambda: Findings([Claim("", sentence=measured.text)]), self=self, measured=measured)
 """,
     "dataset": """
 @DATASETS.register("copied")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...findings import Figure, Findings, Lines, Series, Table, Value
+from ...findings import Figure, Findings, Lines, Series, Table, Value, in_words
 from ..attacked import Reading
 from ..measures import Estimate
 from ..study import Study
@@ -46,7 +46,7 @@ def report(study: Study) -> Findings:
         tables.append(_attacks(study))
     if study.causes:
         tables += [_causes(study), _units(study)]
-    return Findings(sentences(study), figures, tables)
+    return Findings(in_words(sentences(study)), figures, tables)
 
 
 def alpha_sum(alpha: float, pixels: int) -> float:

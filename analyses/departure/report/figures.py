@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ... import HeatMaps, Lines, Panel, Series
-from ...findings import Figure
+from ...common.populations import CONTROL, FAILED, SUCCESS, TARGET
+from ...common.text import Style, known, series
+from ...findings import Figure, HeatMaps, Lines, Panel, Pictures, Series
 from ..events import FEWEST, UNREADABLE, IntArray, Interval, beyond, cumulative, share, student
-from ..examples import Example, example_figures
-from ..study import CONTROL, FAILED, SUCCESS, TARGET, Crowd, Study
+from ..measured import Departed, Example, Followed
 
-Style = Literal["solid", "dashed", "dotted"]
 Margins = NDArray[np.float32]
 
 NOISE = "noise of the same size"
 _ROWS = 200
+# Columns of an example's pictures.
+_COLUMNS = ("clean", "perturbed", "difference", "noise of the same size")
 _X = "tap, in order of execution"
 _GOOD = (
     "An image has left for good at the first tap from which on no tap reads it as its true class; only taps count "
@@ -28,38 +28,32 @@ _GOOD = (
 )
 
 
-def figures(study: Study, shown: Sequence[Example]) -> list[Figure]:
+def figures(measured: Departed) -> list[Figure]:
     """In the order in which they are shown."""
-    drawn = [p for p in study.perturbations if study.enough(p, SUCCESS, FEWEST)]
+    drawn = measured.drawn()
     found: list[Figure] = []
     if drawn:
-        found += [_left(study, drawn), _changed(study, drawn), _lost(study, drawn)]
-    found.append(_readers(study))
-    for label in study.perturbations:
-        found += _depths(study, label)
+        found += [_left(measured, drawn), _changed(measured, drawn), _lost(measured, drawn)]
+    found.append(_readers(measured))
+    for label in measured.perturbations:
+        found += _depths(measured, label)
     if drawn:
-        found.append(_maps(study, drawn))
-    for label in study.perturbations:
+        found.append(_maps(measured, drawn))
+    for label in measured.perturbations:
         if label in drawn:
-            found += [_by_tap(study, label), _margins(study, label)]
-        found += example_figures(study, shown, label)
+            found += [_by_tap(measured, label), _margins(measured, label)]
+        found += _examples(measured, label)
     return found
 
 
-def series(name: str, values: Sequence[Interval], style: Style = "solid", band: bool = True) -> Series:
-    """A curve, with its intervals or without."""
-    y, low, high = ([None if np.isnan(v) else float(v) for v in column] for column in zip(*values, strict=True))
-    return Series(name, y, low if band else (), high if band else (), style)
-
-
-def _left(study: Study, drawn: Sequence[str]) -> Lines:
-    taps = len(study.taps)
-    curves = [series(p, cumulative(study.crowd(p, SUCCESS).good, taps)) for p in drawn]
-    pool = pooled_control(study, drawn)
+def _left(measured: Departed, drawn: Sequence[str]) -> Lines:
+    taps = len(measured.taps)
+    curves = [series(p, cumulative(measured.of(p, SUCCESS).good, taps)) for p in drawn]
+    pool = pooled_control(measured, drawn)
     if len(pool):
         curves.append(series(f"{NOISE}, all of these", cumulative(pool, taps), "dashed", band=False))
     return _lines(
-        study,
+        measured,
         "Left for good, by depth",
         f"The share of successes that have left their class for good at a tap or before it. {_GOOD} Dashed: {NOISE} on "
         "the same images, which left the prediction as it was; an image counts once for each perturbation, so that "
@@ -70,71 +64,71 @@ def _left(study: Study, drawn: Sequence[str]) -> Lines:
     )
 
 
-def pooled_control(study: Study, drawn: Sequence[str]) -> IntArray:
+def pooled_control(measured: Departed, drawn: Sequence[str]) -> IntArray:
     """Departures for good of the controls of several perturbations together."""
-    return np.concatenate([study.crowd(p, CONTROL).good for p in drawn])
+    return np.concatenate([measured.of(p, CONTROL).good for p in drawn])
 
 
-def _changed(study: Study, drawn: Sequence[str]) -> Lines:
+def _changed(measured: Departed, drawn: Sequence[str]) -> Lines:
     return _lines(
-        study,
+        measured,
         "Read as another class, beyond noise of the same size",
         "Of the successes whose clean code a tap reads as the true class, the share whose perturbed code it does not, "
         f"less the share for {NOISE} on the same images: 0 is what noise does. No order of taps plays a part. Taps "
         f"whose reader is no better than chance, or with fewer than {FEWEST} images, have no value. Bands: 95 % "
         "intervals of the difference of paired shares (Bonett and Price).",
         "difference of shares",
-        [series(p, changed_beyond(study, p)) for p in drawn if len(study.crowd(p, CONTROL))],
+        [series(p, changed_beyond(measured, p)) for p in drawn if len(measured.of(p, CONTROL))],
         None,
     )
 
 
-def changed_beyond(study: Study, label: str) -> list[Interval]:
+def changed_beyond(measured: Departed, label: str) -> list[Interval]:
     """By tap, how much more often successes are read as another class than their controls; NaN for few images."""
-    success, where, control = study.pair(label)
+    success, where, control = measured.pair(label)
     return _enough(beyond(success.changed[where], control.changed, control.judged))
 
 
-def changed(crowd: Crowd) -> list[Interval]:
+def changed(followed: Followed) -> list[Interval]:
     """By tap, the share of readable images that are not read as their class; NaN for fewer than :data:`FEWEST`."""
-    return _enough(share(crowd.changed, crowd.judged))
+    return _enough(share(followed.changed, followed.judged))
 
 
 def _enough(found: Sequence[tuple[int, Interval]]) -> list[Interval]:
     return [v if n >= FEWEST else (np.nan, np.nan, np.nan) for n, v in found]
 
 
-def _lost(study: Study, drawn: Sequence[str]) -> Lines:
+def _lost(measured: Departed, drawn: Sequence[str]) -> Lines:
     return _lines(
-        study,
+        measured,
         "Pushed towards the reached class, beyond noise of the same size",
         f"How much less margin a success has than {NOISE} on the same image, mean over images. The margin of a code is "
         "its distance to the reached class's centroid less that to its own class's, divided by the distance of the "
         "two (standardised pooled means): the whole way from the one centroid to the other is 2. Bands: 95 % intervals "
         "of the mean (Student).",
         "margin lost beyond noise",
-        [series(p, lost(study, p)) for p in drawn if len(study.crowd(p, CONTROL))],
+        [series(p, lost(measured, p)) for p in drawn if len(measured.of(p, CONTROL))],
         None,
     )
 
 
-def lost(study: Study, label: str) -> list[Interval]:
+def lost(measured: Departed, label: str) -> list[Interval]:
     """By tap, the control's margin less the success's, mean over images that have both, with its 95 % interval."""
-    success, where, control = study.pair(label)
+    success, where, control = measured.pair(label)
     return student(control.margins - success.margins[where])
 
 
-def _by_tap(study: Study, label: str) -> Lines:
+def _by_tap(measured: Departed, label: str) -> Lines:
     drawn: list[tuple[str, str, Style]] = [
         (SUCCESS, "success", "solid"), (CONTROL, NOISE, "dashed"), (FAILED, "failed", "dotted"),
     ]  # fmt: skip
     curves = [
-        series(words, changed(study.crowd(label, population)), style)
+        series(words, changed(measured.of(label, population)), style)
         for population, words, style in drawn
-        if study.enough(label, population, FEWEST)
+        if measured.enough(label, population)
     ]
     return _lines(
-        study,
+        measured,
         f"Read as another class, tap by tap: {label}",
         "Of the images whose clean code a tap reads as the true class, the share whose changed code it does not. "
         f"Bands: Wilson 95 % intervals; taps with fewer than {FEWEST} such images have no value.",
@@ -144,24 +138,24 @@ def _by_tap(study: Study, label: str) -> Lines:
     )
 
 
-def _readers(study: Study) -> Lines:
+def _readers(measured: Departed) -> Lines:
     styles: dict[str, Style] = {"trained": "solid", "untrained": "dashed"}
-    curves = [series(f"{name} network", values, styles[name]) for name, values in study.accuracy.items()]
-    curves.append(Series("most frequent class", [study.chance] * len(study.taps), style="dotted"))
+    curves = [series(f"{name} network", values, styles[name]) for name, values in measured.accuracy.items()]
+    curves.append(Series("most frequent class", [measured.chance] * len(measured.taps), style="dotted"))
     return _lines(
-        study,
+        measured,
         "What the taps' readers know",
-        f"Accuracy of the {study.reader} reader of each tap, fitted on {study.fitted} clean fit images, on "
-        f"{study.checked} clean evaluate images that the model gets right. Bands: Wilson 95 % intervals. A tap whose "
-        "interval reaches the most frequent class's share is left out of everything else.",
+        f"Accuracy of the {measured.reader} reader of each tap, fitted on {measured.fitted} clean fit images, on "
+        f"{measured.checked} clean evaluate images that the model gets right. Bands: Wilson 95 % intervals. A tap "
+        "whose interval reaches the most frequent class's share is left out of everything else.",
         "share read as the true class",
         curves,
         (0.0, 1.0),
     )
 
 
-def _depths(study: Study, label: str) -> list[Lines]:
-    taps = len(study.taps)
+def _depths(measured: Departed, label: str) -> list[Lines]:
+    taps = len(measured.taps)
     curves = []
     drawn: list[tuple[str, str, Style]] = [
         (SUCCESS, "success: left for good", "solid"),
@@ -169,13 +163,13 @@ def _depths(study: Study, label: str) -> list[Lines]:
         (FAILED, "failed: left for good", "dashed"),
     ]
     for population, words, style in drawn:
-        if study.enough(label, population, FEWEST):
-            good = cumulative(study.crowd(label, population).good, taps)
+        if measured.enough(label, population):
+            good = cumulative(measured.of(label, population).good, taps)
             curves.append(series(words, good, style))
     if not curves:
         return []
-    if study.enough(label, SUCCESS, FEWEST):
-        success, target = study.crowd(label, SUCCESS), study.crowd(label, TARGET)
+    if measured.enough(label, SUCCESS):
+        success, target = measured.of(label, SUCCESS), measured.of(label, TARGET)
         curves.append(series("success: first change", cumulative(success.first, taps), "dotted", band=False))
         curves.append(series("success: arrived", cumulative(success.arrival, taps), band=False))
         if len(target) >= FEWEST:
@@ -183,7 +177,7 @@ def _depths(study: Study, label: str) -> list[Lines]:
             curves.append(series("clean images of the reached class: recognised", clean, "dotted", band=False))
     return [
         _lines(
-            study,
+            measured,
             f"Depth of departure: {label}",
             f"Cumulative shares of images. {_GOOD} First change: the first such tap that reads it as another class. "
             "Arrived: from there on every tap reads it as the class that the network predicts. Recognised: from there "
@@ -197,8 +191,8 @@ def _depths(study: Study, label: str) -> list[Lines]:
     ]
 
 
-def _margins(study: Study, label: str) -> Lines:
-    success, control, target = (study.crowd(label, p) for p in (SUCCESS, CONTROL, TARGET))
+def _margins(measured: Departed, label: str) -> Lines:
+    success, control, target = (measured.of(label, p) for p in (SUCCESS, CONTROL, TARGET))
     curves = [spread(f"{label}, success", success.margins)]
     if len(control) >= FEWEST:
         curves.append(spread(NOISE, control.margins, "dashed"))
@@ -206,7 +200,7 @@ def _margins(study: Study, label: str) -> Lines:
     if len(target) >= FEWEST:
         curves.append(spread("clean images of the reached class", target.margins, "dotted", band=False))
     return _lines(
-        study,
+        measured,
         f"Between the own and the reached class: {label}",
         "Margin of a code: its distance to the reached class's centroid less that to its own class's, divided by the "
         "distance of the two centroids (standardised pooled means): 1 at the own class's centroid, 0 half-way, -1 at "
@@ -233,10 +227,10 @@ def spread(name: str, margins: Margins, style: Style = "solid", band: bool = Tru
     return series(name, [(mean, low, high) for mean, low, _, high in quantiles(margins)], style, band)
 
 
-def _maps(study: Study, drawn: Sequence[str]) -> HeatMaps:
+def _maps(measured: Departed, drawn: Sequence[str]) -> HeatMaps:
     panels = []
     for label in drawn:
-        success, control = study.crowd(label, SUCCESS), study.crowd(label, CONTROL)
+        success, control = measured.of(label, SUCCESS), measured.of(label, CONTROL)
         order = sorted_rows(success)
         panels.append(Panel(f"{label}: success", _classes(success, order)))
         if len(control):
@@ -256,25 +250,73 @@ def _maps(study: Study, drawn: Sequence[str]) -> HeatMaps:
     )
 
 
-def sorted_rows(crowd: Crowd) -> list[int]:
+def sorted_rows(followed: Followed) -> list[int]:
     """Positions in order of departure, then of first change and arrival; images that no tap can judge come last."""
-    last = len(crowd.usable) + 1
-    keys = [np.where(e == UNREADABLE, last, e) for e in (crowd.arrival, crowd.first, crowd.good)]
-    order = np.lexsort((crowd.rows.numpy(), *keys))
+    last = len(followed.usable) + 1
+    keys = [np.where(e == UNREADABLE, last, e) for e in (followed.arrival, followed.first, followed.good)]
+    order = np.lexsort((followed.rows.numpy(), *keys))
     if len(order) > _ROWS:
         order = order[np.linspace(0, len(order) - 1, _ROWS).round().astype(int)]
     return [int(i) for i in order]
 
 
-def _classes(crowd: Crowd, order: Sequence[int]) -> Tensor:
-    read, own, reached = (torch.as_tensor(v) for v in (crowd.read, crowd.own[:, None], crowd.reached[:, None]))
+def _classes(followed: Followed, order: Sequence[int]) -> Tensor:
+    read, own, reached = (torch.as_tensor(v) for v in (followed.read, followed.own[:, None], followed.reached[:, None]))
     found = torch.where(read == own, 0.0, torch.where(read == reached, 1.0, 0.5))
-    found[~torch.from_numpy(crowd.judged)] = torch.nan
+    found[~torch.from_numpy(followed.judged)] = torch.nan
     gap = torch.full((1, found.shape[1]), torch.nan)
     return torch.cat([found, gap])[torch.tensor(list(order))]
 
 
 def _lines(
-    study: Study, title: str, caption: str, y_title: str, curves: Sequence[Series], y_range: tuple[float, float] | None
-) -> Lines:
-    return Lines(title, caption, list(study.taps), _X, y_title, curves, y_range)
+    measured: Departed, title: str, caption: str, y_title: str, curves: Sequence[Series],
+    y_range: tuple[float, float] | None,
+) -> Lines:  # fmt: skip
+    return Lines(title, caption, list(measured.taps), _X, y_title, curves, y_range)
+
+
+def _examples(measured: Departed, label: str) -> list[Figure]:
+    """The way of a perturbation's examples, and what they look like."""
+    own = [e for e in measured.examples if e.perturbation == label]
+    if not own:
+        return []
+    curves = []
+    for e in own:
+        title, (followed, noise) = _title(measured, e), measured.example(e)
+        curves.append(Series(title, _curve(followed.margins[e.index])))
+        if e.control is not None:
+            curves.append(Series(f"{title}, noise", _curve(noise.margins[e.control]), style="dashed"))
+        curves.append(Series(f"{title}, clean", _curve(followed.clean_margins[e.index]), style="dotted"))
+    lines = Lines(
+        f"Single images: {label}",
+        "Margin of a code between the centroids of its true class and of the class that it was moved to (of a failed "
+        "image: the runner-up): 1 at its own class's centroid, 0 half-way, -1 at the other's. Solid: perturbed; "
+        "dashed: noise of the same size; dotted: clean.",
+        list(measured.taps),
+        "tap, in order of execution",
+        "margin of the own class",
+        curves,
+    )
+    grid = torch.stack([e.images for e in own])
+    if grid.shape[2] not in (1, 3):
+        return [lines]
+    labels = [f"{_title(measured, e)}; difference × {e.gain:.3g} around grey" for e in own]
+    pictures = Pictures(
+        f"Pictures of the single images: {label}",
+        "Clean, perturbed, their difference (scaled so that its largest value is black or white; the factor stands "
+        "at the row) and noise of the same size, which left the prediction as it was.",
+        grid,
+        labels,
+        list(_COLUMNS),
+    )
+    return [lines, pictures]
+
+
+def _curve(values: Margins) -> list[float | None]:
+    return [known(v) for v in values]
+
+
+def _title(measured: Departed, one: Example) -> str:
+    own, reached = measured.between(one)
+    moved = f"{own} → {reached}" if one.population == SUCCESS else f"{own}, failed"
+    return f"{one.name}: image {measured.row(one)} ({moved})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -10,48 +10,48 @@ import torch
 from torch import Tensor
 
 from ....harness.statistics.multiple_testing import holm
-from ... import Table
-from ...findings import Value
-from ..events import FEWEST, Comparison, IntArray, Interval, beyond, compare, cumulative, half, share
-from ..examples import Example, example_table
-from ..study import CONTROL, FAILED, SUCCESS, TARGET, Crowd, Study
+from ...common.populations import CONTROL, FAILED, SUCCESS, TARGET
+from ...common.text import ends, known
+from ...findings import Table, Value
+from ..events import Comparison, IntArray, beyond, compare, cumulative, half, share
+from ..measured import Departed, Followed
 from .figures import lost, pooled_control, quantiles
 
 FIRST, GOOD, ARRIVAL = "first change", "left for good", "arrived"
 
 
-def events(crowd: Crowd) -> dict[str, IntArray]:
+def events(followed: Followed) -> dict[str, IntArray]:
     """What can happen to a population, by name."""
-    if crowd.population == TARGET:
-        return {ARRIVAL: crowd.arrival}
-    found = {FIRST: crowd.first, GOOD: crowd.good}
-    if crowd.population == SUCCESS:
-        found[ARRIVAL] = crowd.arrival
+    if followed.population == TARGET:
+        return {ARRIVAL: followed.arrival}
+    found = {FIRST: followed.first, GOOD: followed.good}
+    if followed.population == SUCCESS:
+        found[ARRIVAL] = followed.arrival
     return found
 
 
-def tables(study: Study, shown: Sequence[Example]) -> list[Table]:
+def tables(measured: Departed) -> list[Table]:
     """In the order in which they are shown."""
     found = [
-        _depths(study),
-        _shares(study),
-        _verdicts(study),
-        _margins(study),
-        _beyond(study),
-        _readers(study),
-        _order(study),
+        _depths(measured),
+        _shares(measured),
+        _verdicts(measured),
+        _margins(measured),
+        _beyond(measured),
+        _readers(measured),
+        _order(measured),
     ]
-    if shown:
-        found.append(example_table(study, shown))
-    found.append(_images(study))
+    if measured.examples:
+        found.append(_examples(measured))
+    found.append(_images(measured))
     return found
 
 
-def comparisons(study: Study) -> list[Comparison]:
+def comparisons(measured: Departed) -> list[Comparison]:
     """Each pair of perturbations, on the images that both move, by their departure for good."""
     found = []
-    for first, second in combinations(study.perturbations, 2):
-        sides = [study.crowd(p, SUCCESS) for p in (first, second)]
+    for first, second in combinations(measured.perturbations, 2):
+        sides = [measured.of(p, SUCCESS) for p in (first, second)]
         by_row = [{r: int(g) for r, g in zip(c.rows.tolist(), c.good, strict=True) if g >= 0} for c in sides]
         both = sorted(by_row[0].keys() & by_row[1].keys())
         a, b = (np.array([side[r] for r in both], dtype=np.int64) for side in by_row)
@@ -60,27 +60,23 @@ def comparisons(study: Study) -> list[Comparison]:
     return [Comparison(**{**vars(c), "holm": p}) for c, p in zip(found, corrected, strict=True)]
 
 
-def _of(interval: Interval) -> tuple[float | None, ...]:
-    return tuple(None if np.isnan(v) else float(v) for v in interval)
+def _all(measured: Departed) -> Iterator[tuple[str, str, Followed]]:
+    for (label, population), followed in measured.populations.items():
+        yield label, population, followed
 
 
-def _all(study: Study) -> Iterator[tuple[str, str, Crowd]]:
-    for (label, population), crowd in study.crowds.items():
-        yield label, population, crowd
-
-
-def _depths(study: Study) -> Table:
+def _depths(measured: Departed) -> Table:
     rows: list[tuple[Value, ...]] = []
-    for label, population, crowd in _all(study):
-        for event, found in events(crowd).items():
+    for label, population, followed in _all(measured):
+        for event, found in events(followed).items():
             middle = half(found)
-            never = int((found == len(study.taps)).sum())
+            never = int((found == len(measured.taps)).sum())
             tap = None
             if middle.median is not None:
-                tap = study.taps[middle.median] if middle.median < len(study.taps) else "none"
+                tap = measured.taps[middle.median] if middle.median < len(measured.taps) else "none"
             rows.append((
-                label, population, event, len(crowd), middle.images, len(crowd) - middle.images, tap,
-                *(study.depth(v) for v in (middle.median, middle.low, middle.high)), never,
+                label, population, event, len(followed), middle.images, len(followed) - middle.images, tap,
+                *(measured.depth(v) for v in (middle.median, middle.low, middle.high)), never,
                 never / middle.images if middle.images else None,
             ))  # fmt: skip
     return Table(
@@ -97,23 +93,23 @@ def _depths(study: Study) -> Table:
     )  # fmt: skip
 
 
-def _shares(study: Study) -> Table:
+def _shares(measured: Departed) -> Table:
     rows: list[tuple[Value, ...]] = []
-    for label, population, crowd in _all(study):
-        for event, found in events(crowd).items():
+    for label, population, followed in _all(measured):
+        for event, found in events(followed).items():
             n = int((found >= 0).sum())
             if n:
                 rows += [
-                    (tap, study.depths[t], label, population, event, n, int((found == t).sum()), *_of(v))
-                    for t, (tap, v) in enumerate(zip(study.taps, cumulative(found, len(study.taps)), strict=True))
+                    (tap, measured.depths[t], label, population, event, n, int((found == t).sum()), *ends(v))
+                    for t, (tap, v) in enumerate(zip(measured.taps, cumulative(found, len(measured.taps)), strict=True))
                 ]
-    drawn = [p for p in study.perturbations if study.enough(p, SUCCESS, FEWEST)]
-    pool = pooled_control(study, drawn) if drawn else np.empty(0, dtype=np.int64)
+    drawn = measured.drawn()
+    pool = pooled_control(measured, drawn) if drawn else np.empty(0, dtype=np.int64)
     n = int((pool >= 0).sum())
     if n:
         rows += [
-            (tap, study.depths[t], "all of these", CONTROL, GOOD, n, int((pool == t).sum()), float(v[0]), None, None)
-            for t, (tap, v) in enumerate(zip(study.taps, cumulative(pool, len(study.taps)), strict=True))
+            (tap, measured.depths[t], "all of these", CONTROL, GOOD, n, int((pool == t).sum()), float(v[0]), None, None)
+            for t, (tap, v) in enumerate(zip(measured.taps, cumulative(pool, len(measured.taps)), strict=True))
         ]
     return Table(
         "departure-shares",
@@ -124,15 +120,16 @@ def _shares(study: Study) -> Table:
     )
 
 
-def _verdicts(study: Study) -> Table:
+def _verdicts(measured: Departed) -> Table:
     rows: list[tuple[Value, ...]] = []
-    for label, population, crowd in _all(study):
-        if not len(crowd) or population == TARGET:
+    for label, population, followed in _all(measured):
+        if not len(followed) or population == TARGET:
             continue
-        reached = (crowd.read == crowd.reached.numpy()[:, None]) & crowd.judged
-        for t, (n, interval) in enumerate(share(crowd.changed, crowd.judged)):
+        reached = (followed.read == followed.reached.numpy()[:, None]) & followed.judged
+        for t, (n, interval) in enumerate(share(followed.changed, followed.judged)):
             to = float(reached[:, t].sum()) / n if n else None
-            rows.append((study.taps[t], study.depths[t], label, population, len(crowd), n, *_of(interval), to))
+            where = (measured.taps[t], measured.depths[t], label, population)
+            rows.append((*where, len(followed), n, *ends(interval), to))
     return Table(
         "departure-verdicts",
         "Of the images whose clean code a tap reads as the true class (judged), the share whose perturbed code is read "
@@ -143,19 +140,19 @@ def _verdicts(study: Study) -> Table:
     )
 
 
-def _margins(study: Study) -> Table:
+def _margins(measured: Departed) -> Table:
     rows: list[tuple[Value, ...]] = []
-    for label, population, crowd in _all(study):
-        sides = {population: crowd.margins}
+    for label, population, followed in _all(measured):
+        sides = {population: followed.margins}
         if population == SUCCESS:
-            sides["clean"] = crowd.clean_margins
+            sides["clean"] = followed.clean_margins
         for name, margins in sides.items():
             if not len(margins):
                 continue
             for t, found in enumerate(quantiles(margins)):
                 known = int(np.isfinite(margins[:, t]).sum())
                 values = (None if np.isnan(v) else v for v in found)
-                rows.append((study.taps[t], study.depths[t], label, name, known, *values))
+                rows.append((measured.taps[t], measured.depths[t], label, name, known, *values))
     return Table(
         "departure-margins",
         "Margin between the centroids of the own and of the reached class (of failed images: the runner-up), in "
@@ -165,14 +162,14 @@ def _margins(study: Study) -> Table:
     )
 
 
-def _beyond(study: Study) -> Table:
+def _beyond(measured: Departed) -> Table:
     rows: list[tuple[Value, ...]] = []
-    for label in study.perturbations:
-        success, where, control = study.pair(label)
+    for label in measured.perturbations:
+        success, where, control = measured.pair(label)
         if len(where):
             shares = beyond(success.changed[where], control.changed, control.judged)
-            for t, ((n, found), margin) in enumerate(zip(shares, lost(study, label), strict=True)):
-                rows.append((study.taps[t], study.depths[t], label, len(where), n, *_of(found), *_of(margin)))
+            for t, ((n, found), margin) in enumerate(zip(shares, lost(measured, label), strict=True)):
+                rows.append((measured.taps[t], measured.depths[t], label, len(where), n, *ends(found), *ends(margin)))
     return Table(
         "departure-beyond-noise",
         "Successes against noise of the same size on the same images: the difference of the shares read as another "
@@ -186,12 +183,14 @@ def _beyond(study: Study) -> Table:
     )  # fmt: skip
 
 
-def _readers(study: Study) -> Table:
+def _readers(measured: Departed) -> Table:
     rows = [
-        (tap, study.depths[t], network, study.reader, study.fitted, study.checked, *values[t], study.chance,
-         int(study.usable[t]))
-        for network, values in study.accuracy.items()
-        for t, tap in enumerate(study.taps)
+        (
+            tap, measured.depths[t], network, measured.reader, measured.fitted, measured.checked, *values[t],
+            measured.chance, int(measured.usable[t]),
+        )
+        for network, values in measured.accuracy.items()
+        for t, tap in enumerate(measured.taps)
     ]  # fmt: skip
     return Table(
         "departure-readers",
@@ -202,7 +201,7 @@ def _readers(study: Study) -> Table:
     )
 
 
-def _order(study: Study) -> Table:
+def _order(measured: Departed) -> Table:
     return Table(
         "departure-order",
         "Depth of departure for good under two perturbations, on the images that both move: how many leave earlier or "
@@ -212,20 +211,47 @@ def _order(study: Study) -> Table:
         [
             (c.first, c.second, c.images, c.earlier, c.later, c.images - c.earlier - c.later, c.difference, c.p_value,
              c.holm)
-            for c in comparisons(study)
+            for c in comparisons(measured)
         ],
     )  # fmt: skip
 
 
-def _images(study: Study) -> Table:
+def _examples(measured: Departed) -> Table:
+    """Every number of these figures."""
     rows: list[tuple[Value, ...]] = []
-    for label, population, crowd in _all(study):
+    for e in measured.examples:
+        (own, reached), (followed, control) = measured.between(e), measured.example(e)
+        noise = [None] * len(measured.taps) if e.control is None else [known(v) for v in control.margins[e.control]]
+        clean, moved = ([known(v) for v in m[e.index]] for m in (followed.clean_margins, followed.margins))
+        rows += [
+            (
+                tap, measured.depths[t], e.perturbation, e.name, measured.row(e), e.population, own, reached, clean[t],
+                moved[t], noise[t], measured.classes[int(followed.clean[e.index, t])],
+                measured.classes[int(followed.read[e.index, t])],
+            )
+            for t, tap in enumerate(measured.taps)
+        ]  # fmt: skip
+    return Table(
+        "departure-examples",
+        "Single images tap by tap: the margin of their code between the centroids of the true class and of the other "
+        "one, clean, perturbed and with noise of the same size; and what their code is read as.",
+        (
+            "tap", "depth", "perturbation", "example", "image", "population", "true_class", "reached_class",
+            "clean_margin", "margin", "noise_margin", "clean_read_as", "read_as",
+        ),
+        rows,
+    )  # fmt: skip
+
+
+def _images(measured: Departed) -> Table:
+    rows: list[tuple[Value, ...]] = []
+    for label, population, followed in _all(measured):
         if population == TARGET:
             continue
-        found = events(crowd)
-        for i, row in enumerate(crowd.rows.tolist()):
-            own, reached = (study.classes[int(c[i])] for c in (crowd.own, crowd.reached))
-            depths = [study.depth(int(found[e][i])) if e in found else None for e in (FIRST, GOOD, ARRIVAL)]
+        found = events(followed)
+        for i, row in enumerate(followed.rows.tolist()):
+            own, reached = (measured.classes[int(c[i])] for c in (followed.own, followed.reached))
+            depths = [measured.depth(int(found[e][i])) if e in found else None for e in (FIRST, GOOD, ARRIVAL)]
             rows.append((label, population, row, own, reached, *depths))
     return Table(
         "departure-images",
@@ -236,13 +262,13 @@ def _images(study: Study) -> Table:
     )
 
 
-def arrays(study: Study) -> dict[str, Tensor]:
+def arrays(measured: Departed) -> dict[str, Tensor]:
     """What the codes of each population are read as, their margins, and which images they are."""
     found = {}
-    for label, population, crowd in _all(study):
-        if population in (SUCCESS, FAILED, CONTROL) and len(crowd):
+    for label, population, followed in _all(measured):
+        if population in (SUCCESS, FAILED, CONTROL) and len(followed):
             head = f"{label}.{population}"
-            found[f"{head}.image"] = crowd.rows.clone()
-            found[f"{head}.read"] = torch.from_numpy(crowd.read).to(torch.int16)
-            found[f"{head}.margin"] = torch.from_numpy(crowd.margins).clone()
+            found[f"{head}.image"] = followed.rows.clone()
+            found[f"{head}.read"] = torch.from_numpy(followed.read).to(torch.int16)
+            found[f"{head}.margin"] = torch.from_numpy(followed.margins).clone()
     return found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ... import Findings, Table
+from ...findings import in_words
 from ..attacked import CLEAN, DISCRIMINATOR, NOISE
 from ..averaging import AVERAGE, BEFORE, COMPARED, LAST, TESTED, share
 from ..measures import MIXED, UNMIXED, Estimate
@@ -30,7 +31,7 @@ def report(study: Study, columns: int) -> Findings:
     if study.averaging is not None:
         for (network, name, weight), group in study.averaging.groups.items():
             arrays[f"averaging/{network} weights/{name}/{langevin_name(weight)}"] = group.images
-    return Findings(_sentences(study), figures(study, columns), _tables(study), arrays)
+    return Findings(in_words(_sentences(study)), figures(study, columns), _tables(study), arrays)
 
 
 def _sentences(study: Study) -> list[str]:

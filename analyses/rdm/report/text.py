@@ -1,121 +1,158 @@
-"""What :mod:`~aftershock.analyses.rdm` found, in sentences."""
+"""What a reader should take away from :mod:`.rdm`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
+from ...common.text import Interval, ends, no_untrained, number, side, span, with_interval
+from ...findings import Claim, Estimate
 from ..attacked import ATTACKED
 from ..graph import class_interval
-from ..study import Study, Value, Variant, count_of, number
+from ..measured import Separation, Variant
+from .tables import placed_rows
 
 HIGH = 0.95
 
 
-def sentences(study: Study, variants: Sequence[Variant], placed: Sequence[Sequence[Value]]) -> Iterator[str]:
-    """The most important first; ``placed`` are rows of the table of attacked images."""
-    main, last, first = variants[0], study.taps[-1], study.taps[0]
-    here, there = study.mean(main, last), study.mean(main, first)
-    null = study.null[main.name, last]
-    fewest = min(study.counts)
-    yield (
-        f"At the last tap ({last}) the Fiedler partition of the Hamming similarities ({main.laplacian} Laplacian, no "
-        f"labels used) puts {_share(here)} of the images on their class's side, on average over {len(study.pairs)} "
-        f"pairs of classes with {count_of(study.counts)} images a class; at the first tap ({first}) {_share(there)}. "
-        f"Permuted labels give {null.mean():.3f}."
-    )
-    means = [study.mean(main, tap)[0] for tap in study.taps]
-    if len(study.taps) > 2 and len(set(means)) > 1:
-        from scipy.stats import spearmanr
+def claims(measured: Separation) -> list[Claim]:
+    """The most important first."""
+    others = measured.variants[1:]
+    found = [_separation(measured), *_course(measured)]
+    found += [_untrained(measured, v) for v in others if v.network == "untrained"]
+    found += no_untrained(measured.no_untrained)
+    found += [_raw(measured, v) for v in others if v.graph == "hamming"]
+    return [*found, *_similarities(measured), *_attacked(measured), *_undecided(measured), *_few(measured)]
 
-        correlation = float(spearmanr(range(len(means)), means).statistic)
-        steady = [i for i in range(len(means)) if min(means[i:]) >= HIGH]
-        reach = (
-            f"from {study.taps[steady[0]]} (tap {study.depth[study.taps[steady[0]]]} of {len(study.depth)}) on it "
-            f"stays at {HIGH:.0%} or above"
-            if steady
-            else f"it does not reach {HIGH:.0%} at the last tap"
-        )
-        course = "rises" if correlation > 0.5 else "falls" if correlation < -0.5 else "does not change steadily"
-        pairs = study.accuracy[main.name, last]
-        hardest = int(pairs.argmin())
-        yield (
-            f"The accuracy {course} with depth (Spearman {correlation:.2f} with the tap's number); {reach}. The "
-            f"hardest pair at the last tap is {study.pair(hardest)} ({pairs[hardest]:.3f})."
-        )
-    for other in variants[1:]:
-        if other.network == "untrained":
-            untrained = study.mean(other, last)
-            gap, start = _gap(study, main, other, last), _gap(study, main, other, first)
-            verdict = "the training makes the difference" if _above(gap) else "no clear difference from the trained one"
-            yield (
-                f"The untrained network of the same architecture reaches {_share(untrained)} at the last tap: "
-                f"{verdict} (trained minus untrained {_difference(gap)}; at the first tap {_difference(start)})."
-            )
-    if study.no_twin:
-        yield f"There is no untrained network to compare with: {study.no_twin}"
-    for other in variants[1:]:
-        if other.graph == "hamming":
-            raw, loose = study.mean(other, last), _unstable(study, other)
-            consequence = ": it follows outliers there" if loose > _unstable(study, main) else ""
-            yield (
-                f"The raw Laplacian separates {_share(raw)} at the last tap; at {loose} of the {len(study.taps)} taps "
-                "it cuts fewer than one image in ten off in at least half of the pairs (normalised: at "
-                f"{_unstable(study, main)}){consequence}."
-            )
-    compared = [v for v in variants[1:] if v.graph in ("jaccard", "cosine")]
-    if compared:
+
+def _separation(measured: Separation) -> Claim:
+    main, last, first = measured.variants[0], measured.taps[-1], measured.taps[0]
+    here, there = measured.mean(main, last), measured.mean(main, first)
+    null = float(measured.split(main, last).null.mean())
+    text = (
+        f"At the last tap ({last}) the Fiedler partition of the Hamming similarities ({main.laplacian} Laplacian, no "
+        f"labels used) puts {_share(here)} of the images on their class's side, on average over {len(measured.pairs)} "
+        f"pairs of classes with {span(measured.counts)} images a class; at the first tap ({first}) {_share(there)}. "
+        f"Permuted labels give {null:.3f}."
+    )
+    return Claim("separation", last, {"last tap": ends(here), "first tap": ends(there), "null": null}, sentence=text)
+
+
+def _course(measured: Separation) -> Iterator[Claim]:
+    main, last = measured.variants[0], measured.taps[-1]
+    means = [measured.mean(main, tap)[0] for tap in measured.taps]
+    if len(means) <= 2 or len(set(means)) <= 1:
+        return
+    from scipy.stats import spearmanr
+
+    correlation = float(spearmanr(range(len(means)), means).statistic)
+    steady = [t for i, t in enumerate(measured.taps) if min(means[i:]) >= HIGH]
+    reach = f"it does not reach {HIGH:.0%} at the last tap"
+    if steady:
+        depth = f"tap {measured.depth[steady[0]]} of {len(measured.depth)}"
+        reach = f"from {steady[0]} ({depth}) on it stays at {HIGH:.0%} or above"
+    course = "rises" if correlation > 0.5 else "falls" if correlation < -0.5 else "does not change steadily"
+    pairs = measured.split(main, last).accuracy
+    hardest = int(pairs.argmin())
+    text = (
+        f"The accuracy {course} with depth (Spearman {correlation:.2f} with the tap's number); {reach}. The "
+        f"hardest pair at the last tap is {measured.pair(hardest)} ({pairs[hardest]:.3f})."
+    )
+    estimates: dict[str, Estimate] = {"spearman": correlation, measured.pair(hardest): float(pairs[hardest])}
+    yield Claim("course", steady[0] if steady else "", estimates, course, text)
+
+
+def _untrained(measured: Separation, other: Variant) -> Claim:
+    main, last, first = measured.variants[0], measured.taps[-1], measured.taps[0]
+    untrained, gap = measured.mean(other, last), _gap(measured, main, other, last)
+    start = _gap(measured, main, other, first)
+    better = side(gap) == "above"
+    verdict = "the training makes the difference" if better else "no clear difference from the trained one"
+    text = (
+        f"The untrained network of the same architecture reaches {_share(untrained)} at the last tap: "
+        f"{verdict} (trained minus untrained {_difference(gap)}; at the first tap {_difference(start)})."
+    )
+    estimates = {"untrained": ends(untrained), "difference": ends(gap), "difference at the first tap": ends(start)}
+    return Claim("untrained-network", last, estimates, verdict, text)
+
+
+def _raw(measured: Separation, other: Variant) -> Claim:
+    main, last = measured.variants[0], measured.taps[-1]
+    raw, loose, tight = measured.mean(other, last), _unstable(measured, other), _unstable(measured, main)
+    text = (
+        f"The raw Laplacian separates {_share(raw)} at the last tap; at {loose} of the {len(measured.taps)} taps "
+        "it cuts fewer than one image in ten off in at least half of the pairs (normalised: at "
+        f"{tight}){': it follows outliers there' if loose > tight else ''}."
+    )
+    estimates: dict[str, Estimate] = {"accuracy": ends(raw), "uneven taps": loose, "uneven taps, normalised": tight}
+    return Claim("raw-laplacian", last, estimates, "follows outliers" if loose > tight else "", text)
+
+
+def _similarities(measured: Separation) -> Iterator[Claim]:
+    main, last = measured.variants[0], measured.taps[-1]
+    found = {
+        v.name: (measured.mean(v, last), _gap(measured, main, v))
+        for v in measured.variants[1:]
+        if v.graph in ("jaccard", "cosine")
+    }
+    if found:
         parts = "; ".join(
-            f"{v.name}: {_share(study.mean(v, last))}, and over all taps bits by Hamming minus this "
-            f"{_difference(_gap(study, main, v))}"
-            for v in compared
+            f"{name}: {_share(here)}, and over all taps bits by Hamming minus this {_difference(gap)}"
+            for name, (here, gap) in found.items()
         )
-        yield f"Other similarities at the last tap: {parts}."
-    at_last = [row for row in placed if row[0] == last]
-    attacked = [row for row in at_last if row[3] == ATTACKED and row[2] != "all"]
+        estimates = {name: ends(gap) for name, (_, gap) in found.items()}
+        yield Claim("other-similarities", last, estimates, sentence=f"Other similarities at the last tap: {parts}.")
+
+
+def _attacked(measured: Separation) -> Iterator[Claim]:
+    last = measured.taps[-1]
+    rows = [row for row in placed_rows(measured) if row[0] == last]
+    attacked = [row for row in rows if row[3] == ATTACKED and row[2] != "all"]
     if attacked:
-        told = "; ".join(f"{row[2]} {_percent(row)} of {row[4]}" for row in attacked)
-        rest = ", ".join(f"{row[3]} {_percent(row)}" for row in at_last if row[2] == "all" and row[3] != ATTACKED)
-        yield f"At the last tap successful attacks lie on the reached class's side of clean images: {told} ({rest})."
-    tied = sum(int((~found).sum()) for found in study.unique.values())
+        others = [row for row in rows if row[2] == "all" and row[3] != ATTACKED]
+        told = "; ".join(f"{row[2]} {number(row[5]):.1%} of {row[4]}" for row in attacked)
+        rest = ", ".join(f"{row[3]} {number(row[5]):.1%}" for row in others)
+        text = f"At the last tap successful attacks lie on the reached class's side of clean images: {told} ({rest})."
+        names = [str(row[2]) for row in attacked] + [str(row[3]) for row in others]
+        intervals = [(number(r[5]), number(r[6]), number(r[7])) for r in (*attacked, *others)]
+        yield Claim("attacked-side", last, dict(zip(names, intervals, strict=True)), sentence=text)
+
+
+def _undecided(measured: Separation) -> Iterator[Claim]:
+    tied = sum(int((~split.unique).sum()) for split in measured.splits.values())
     if tied:
-        total = sum(len(found) for found in study.unique.values())
-        yield f"{tied} of {total} graphs have no Fiedler vector of their own; all their images count as half right."
-    if fewest < study.asked or study.left_out:
-        left = f"; {study.left_out} of the model's classes are not studied" if study.left_out else ""
-        yield (
-            f"There are {fewest} correctly classified images of the rarest class, where {study.asked} were asked "
+        total = sum(len(split.unique) for split in measured.splits.values())
+        text = f"{tied} of {total} graphs have no Fiedler vector of their own; all their images count as half right."
+        yield Claim("undecided-graphs", "", {"undecided": tied, "graphs": total}, sentence=text)
+
+
+def _few(measured: Separation) -> Iterator[Claim]:
+    fewest = min(measured.counts)
+    if fewest < measured.asked or measured.left_out:
+        left = f"; {measured.left_out} of the model's classes are not studied" if measured.left_out else ""
+        text = (
+            f"There are {fewest} correctly classified images of the rarest class, where {measured.asked} were asked "
             f"for{left}."
         )
+        yield Claim("few-images", "", {"images": fewest, "classes left out": measured.left_out}, sentence=text)
 
 
-def _gap(
-    study: Study, variant: Variant, other: Variant, tap: str | None = None
-) -> tuple[float, float | None, float | None]:
+def _gap(measured: Separation, variant: Variant, other: Variant, tap: str | None = None) -> Interval:
     """Differences in accuracy, pair by pair, at one tap or on average over all, with their interval."""
-    taps = study.taps if tap is None else [tap]
-    gaps = np.mean([study.accuracy[variant.name, t] - study.accuracy[other.name, t] for t in taps], axis=0)
-    return class_interval(gaps, study.pairs, bounds=(-1.0, 1.0))
+    taps = measured.taps if tap is None else [tap]
+    gaps = np.mean([measured.split(variant, t).accuracy - measured.split(other, t).accuracy for t in taps], axis=0)
+    return class_interval(gaps, measured.pairs, bounds=(-1.0, 1.0))
 
 
-def _unstable(study: Study, variant: Variant) -> int:
-    return sum(float(np.median(study.smaller[variant.name, tap])) < 0.1 for tap in study.taps)
+def _unstable(measured: Separation, variant: Variant) -> int:
+    return sum(float(np.median(measured.split(variant, tap).smaller)) < 0.1 for tap in measured.taps)
 
 
-def _above(gap: tuple[float, float | None, float | None]) -> bool:
-    return gap[1] is not None and gap[1] > 0
+def _share(found: Interval) -> str:
+    return with_interval(found, 3)
 
 
-def _share(found: tuple[float, float | None, float | None]) -> str:
+def _difference(found: Interval) -> str:
     mean, low, high = found
-    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} (95 % interval {low:.3f} to {high:.3f})"
-
-
-def _difference(found: tuple[float, float | None, float | None]) -> str:
-    mean, low, high = found
-    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def _percent(row: Sequence[Value]) -> str:
-    return f"{number(row[5]):.1%}"
+    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,4 +1,4 @@
-"""Answers about analyses: a whole cell, computed from the run directory."""
+"""Answers about analyses: a whole cell, computed from the run directory, and the report on one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ....analyses.base import Analysis
 from ...core.errors import UsageError
 from ...core.registry import DATASETS, MODELS
 from ...suite.instances import make_analysis
+from ..findings import reported
 from ..tasks.analyses import compute_analysis
 from ..tasks.workbench import open_bench
 from ..workers.channel import Message
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ...suite.resolved import Suite
 
 
-def facts(analysis: Analysis) -> dict[str, Any]:
+def facts(analysis: Analysis[Any]) -> dict[str, Any]:
     """What an instance says about itself."""
     return {"needs": [asdict(need) for need in analysis.needs]}
 
@@ -37,7 +38,7 @@ def _open_others(suite: Suite) -> None:
             open_plugin_file(path)
 
 
-def _study(answers: Answers, asked: Message) -> Message:
+def _measure(answers: Answers, asked: Message) -> Message:
     # From this process's owner, who started it.
     context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301
     _open_others(context.suite)
@@ -54,4 +55,10 @@ def _study(answers: Answers, asked: Message) -> Message:
     return Message({"output": dict(found.values)}, dict(found.tensors))
 
 
-KIND = Kind(lambda part, about: make_analysis(part), facts, {"study": _study})
+def _report(answers: Answers, asked: Message) -> Message:
+    held = {name: asked.tensor(name) for name in asked.tensors}
+    tensors, value = reported(answers.part(asked), held, asked.values["values"]["value"]).stored()
+    return Message({"findings": value}, tensors)
+
+
+KIND = Kind(lambda part, about: make_analysis(part), facts, {"measure": _measure, "report": _report})

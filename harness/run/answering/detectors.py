@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....detectors.base.detector import Detector, join_state, split_state
+from ....detectors.base.detector import Detector
 from ...core.errors import AftershockError, UsageError
 from ...core.memory import peak_memory
 from ...core.parameters import bind
 from ...core.registry import DETECTORS
 from ...core.seeds import derive_seed, forked_rng
+from ...core.state import join_state, split_state
 from ...suite.instances import make_detector
 from ...tracing.traces import LiveTrace
 from ..workers.channel import Message

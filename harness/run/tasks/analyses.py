@@ -1,4 +1,4 @@
-"""Analyses: what each is given, and what is kept of what it finds."""
+"""Analyses: what each is given, and what is kept of what it measures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ....analyses.base import ImageSet, Material, PerturbedSet
+from ....analyses.base import Analysis, AnalysisInput, ImageSet, PerturbedSet, measured_class
 from ....analyses.findings import Findings
 from ...core.errors import AftershockError
 from ...core.process_state import guarded_part, noted
 from ...core.registry import ANALYSES
 from ...core.seeds import derive_seed
+from ...core.state import decode, encode
 from ...plan.cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
 from ...plan.models import untrained_classifier
 from ...tracing.rows import ChunkedRows
@@ -32,7 +33,7 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
         return analysis.compute(bench.context, key, job, bench.tell)
     needs: Sequence[Need] = analysis.needs
     instruments = lent_instruments(bench.open(job.model), analysis)
-    material = Material(
+    given = AnalysisInput(
         instruments=instruments,
         untrained=lambda draw=0: _untrained(bench, job.model, instruments, job.seed, draw),
         classes=tuple(bench.dataset.classes),
@@ -42,14 +43,21 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
         seed=job.seed,
         progress=bench.tell,
     )
+    if type(analysis).measure is Analysis.measure:
+        with guarded_part(analysis) as changes:
+            found = analysis.study(given)
+        tensors, value = found.stored()
+        Findings.read(tensors, value)
+        return Output(key, tensors, noted({"findings": value}, changes))
+    kind = measured_class(analysis)
     with guarded_part(analysis) as changes:
-        found = analysis.study(material)
-    if not isinstance(found, Findings):
-        raise AftershockError(f"study() returned {type(found).__name__} instead of Findings")
-    tensors, value = found.stored()
-    # What cannot be read again is said now, not when somebody opens the report.
-    Findings.read(tensors, value)
-    return Output(key, tensors, noted({"findings": value}, changes))
+        measured = analysis.measure(given)
+    if not isinstance(measured, kind):
+        raise AftershockError(f"measure() returned {type(measured).__name__} instead of {kind.__name__}")
+    tensors, value = encode(measured)
+    # What cannot be read again is said now, not when tables are written.
+    decode(kind, tensors, value)
+    return Output(key, tensors, noted({"measured": value}, changes))
 
 
 def _clean(

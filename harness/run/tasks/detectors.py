@@ -31,7 +31,7 @@ SCORE_BATCHES = (1, 8, 64, 512)
 
 def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     """Fit a detector; its state is what is kept."""
-    from ....detectors.base.detector import split_state
+    from ...core.state import split_state
 
     detector = bench.make_detector(job.part)
     bench.expect_fresh_scores(job.part, detector)

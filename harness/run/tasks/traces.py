@@ -52,7 +52,7 @@ def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
     if changed.shape != images.shape:
         raise AftershockError(f"the view {view.name!r} changes the images' shape to {tuple(changed.shape)}")
     recording = record(
-        model.model, changed, model.taps, model.needs(detector), model.modules, model.root, dropout=view.dropout,
+        model.model, changed, model.taps, model.capped(detector.needs), model.modules, model.root, dropout=view.dropout,
         seed=view_seed(view),
     )  # fmt: skip
     position = {t.name: i for i, t in enumerate(model.taps)}

@@ -175,7 +175,7 @@ class Workbench:
 
     def detector(self, fit: str, part: DetectorPart) -> Detector:
         """A fitted detector, its state read from the run."""
-        from ....detectors.base.detector import join_state
+        from ...core.state import join_state
 
         def load() -> Detector:
             detector = self.make_detector(part)

@@ -52,7 +52,7 @@ def witness_scores(
         name: the detector's registry name.
         params: its parameters.
         tensors: of its fitted state, and
-        state: the rest of it (:func:`aftershock.detectors.base.detector.split_state`).
+        state: the rest of it (:func:`aftershock.harness.core.state.split_state`).
         traces: of n images, with views and input gradients.
         repeats: evaluations, of one detector that is made anew for them.
         cpu: seconds that all of them may take.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.cladec.analysis import ClaDec
 from aftershock.analyses.cladec.causal import Causes, causes
 from aftershock.analyses.cladec.measures import difference, estimate
@@ -94,7 +94,7 @@ def image_set(own: Instruments, images: Tensor, labels: Tensor) -> ImageSet:
 def material(
     own: Instruments, untrained: Instruments | None, fit: tuple[Tensor, Tensor], evaluate: tuple[Tensor, Tensor],
     perturbed: Callable[[], PerturbedSet] | None = None, seed: int = 0, told: list[float] | None = None,
-) -> Material:  # fmt: skip
+) -> AnalysisInput:  # fmt: skip
     def twin() -> Instruments:
         if untrained is None:
             raise UsageError("there is no untrained one")
@@ -103,7 +103,7 @@ def material(
     found = {} if perturbed is None else {"moved": perturbed()}
     names = tuple("abcdefghij"[:CLASSES])
     progress = (lambda share: None) if told is None else told.append
-    return Material(
+    return AnalysisInput(
         own, twin, names, image_set(own, *fit), image_set(own, *evaluate), found, seed, progress
     )  # fmt: skip
 
@@ -292,7 +292,7 @@ def test_encode_gives_the_live_activations_and_stops() -> None:
     net = InPlace()
     own = instruments(net)
     images = torch.rand(5, 1, 8, 8)
-    live = own.live(ClaDec(), images)
+    live = own.live((), images)
     names = [tap.name for tap in own.taps]
     calls = net.behind
     (first,) = encode(own, images, names[:1]).values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
+from aftershock.analyses.common.recording import pooled_rows
 from aftershock.analyses.departure.analysis import Departure
 from aftershock.analyses.departure.events import (
     beyond,
@@ -24,15 +24,14 @@ from aftershock.analyses.departure.events import (
     settled,
     student,
 )
-from aftershock.analyses.departure.probes import fit_reader, pooled, spread
-from aftershock.analyses.findings import Findings, HeatMaps, Lines, Pictures, Table
+from aftershock.analyses.departure.probes import fit_reader, spread
+from aftershock.analyses.findings import Claim, Findings, HeatMaps, Lines, Pictures, Table
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from scipy.stats import ttest_1samp, wilcoxon
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
@@ -239,8 +238,8 @@ def test_codes_are_read_in_any_order() -> None:
     rows = torch.arange(1000).float().unsqueeze(1).expand(-1, 4).contiguous()
     traces = Traces(torch.zeros(1000, 3), INFO, {"pooled:mean": {"a": rows}}, NEED)
     where = torch.tensor([999, 3, 3, 500, 256, 255, 0])
-    assert pooled(traces, "a", where)[:, 0].tolist() == where.tolist()
-    assert len(pooled(traces, "a", where[:0])) == 0
+    assert pooled_rows(traces, "a", where)[:, 0].tolist() == where.tolist()
+    assert len(pooled_rows(traces, "a", where[:0])) == 0
 
 
 def test_thinned_taps_keep_both_ends() -> None:
@@ -277,7 +276,7 @@ SWAP, FLICKER, OUTPUT, THIRD, BLIND = (
 )  # fmt: skip
 
 
-def planted(deaf: Sequence[int] = (), each: int = 12) -> Material:
+def planted(deaf: Sequence[int] = (), each: int = 12) -> AnalysisInput:
     """Evaluate images of class 0 that go these ways, as many of each; then images of classes 1 and 2."""
     fit_labels = torch.arange(90) % 3
     fit = image_set(fit_labels[:, None].expand(-1, 5), fit_labels, fit_labels, 1, deaf)
@@ -310,7 +309,7 @@ def planted(deaf: Sequence[int] = (), each: int = 12) -> Material:
         raise UsageError("This model is a file of weights and code.")
 
     own_instruments = Instruments(torch.nn.Identity(), INFO)
-    return Material(own_instruments, untrained, ("cat", "dog", "owl"), fit, evaluate, made, seed=0)
+    return AnalysisInput(own_instruments, untrained, ("cat", "dog", "owl"), fit, evaluate, made, seed=0)
 
 
 def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
@@ -318,13 +317,17 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
+def claim(findings: Findings, kind: str) -> Claim:
+    return next(c for c in findings.claims if c.kind == kind)
+
+
 def figure(findings: Findings, title: str) -> Any:
     return next(f for f in findings.figures if f.title == title)
 
 
 @pytest.fixture(scope="module", params=["centroid", "neighbours", "linear"])
-def found(request: pytest.FixtureRequest) -> Findings:
-    return Departure(reader=request.param).study(planted())
+def found(request: pytest.FixtureRequest, study: Callable[..., Findings]) -> Findings:
+    return study(Departure(reader=request.param), planted())
 
 
 def test_every_planted_image_has_its_depths(found: Findings) -> None:
@@ -367,7 +370,9 @@ def test_the_distribution_and_its_middle(found: Findings) -> None:
     # From a margin of about 0.8 to -0.8, but for a fifth that is read as the third class when it is clean.
     pushed = figure(found, "Pushed towards the reached class, beyond noise of the same size")
     assert all(1.2 < y < 1.5 for y in pushed.series[1].y)
-    assert any("planted[eps=1] a (1 of 5), 25% against 0%" in s for s in found.sentences)
+    assert claim(found, "beyond-noise").estimates == {"planted[eps=1]": 1, "early": 1}
+    assert claim(found, "half-left").estimates == {"early": 1, "planted[eps=1]": 3}
+    assert claim(found, "left-for-good").estimates["planted[eps=1]"][0] == 3
 
 
 def test_the_pair_is_compared_on_the_same_images(found: Findings) -> None:
@@ -377,11 +382,13 @@ def test_the_pair_is_compared_on_the_same_images(found: Findings) -> None:
     assert row["mean_difference"] == pytest.approx((2 + 4 + 5 + 1) / 4)
     assert row["p_holm"] < 1e-6
     assert rows["early", "weak"]["p_value"] is None
-    assert any("early before planted[eps=1]" in s for s in found.sentences)
+    order = claim(found, "order")
+    assert order.verdict == "different"
+    assert order.estimates == {"early before planted[eps=1]": pytest.approx(3)}
 
 
 def test_few_images_are_said_and_not_drawn(found: Findings) -> None:
-    assert any("weak (0 successes)" in s for s in found.sentences)
+    assert claim(found, "few-images").estimates == {"weak": 0}
     weak = figure(found, "Depth of departure: weak")
     assert [s.name for s in weak.series] == ["failed: left for good"]
     assert not any(f.title == "Between the own and the reached class: weak" for f in found.figures)
@@ -431,7 +438,7 @@ def test_examples_run_from_the_earliest_to_the_latest(found: Findings) -> None:
 
 def test_what_is_found_can_be_stored(found: Findings) -> None:
     again = Findings.read(*found.stored())
-    assert list(again.sentences) == list(found.sentences)
+    assert again.claims == found.claims and all(c.sentence for c in again.claims)
     read = again.arrays["planted[eps=1].success.read"]
     assert read.tolist()[:12] == [list(SWAP)] * 12
     for table in again.tables:
@@ -439,8 +446,8 @@ def test_what_is_found_can_be_stored(found: Findings) -> None:
         assert len(set(table.columns)) == len(table.columns)
 
 
-def test_a_tap_that_knows_nothing_says_nothing() -> None:
-    found = Departure().study(planted(deaf=(0, 2)))
+def test_a_tap_that_knows_nothing_says_nothing(study: Callable[..., Findings]) -> None:
+    found = study(Departure(), planted(deaf=(0, 2)))
     readers = {r["tap"]: r for r in rows_of(found, "departure-readers")}
     assert [readers[t]["used"] for t in TAPS] == [0, 1, 0, 1, 1]
     rows = {
@@ -453,18 +460,17 @@ def test_a_tap_that_knows_nothing_says_nothing() -> None:
     maps: HeatMaps = next(f for f in found.figures if isinstance(f, HeatMaps))
     assert maps.panels[0].values[:, [0, 2]].isnan().all()
     assert not maps.panels[0].values[:48, [1, 3, 4]].isnan().any()
-    assert any("2 taps are no better than chance" in s for s in found.sentences)
+    assert claim(found, "readers").estimates["left out"] == 2
 
 
-def test_deaf_everywhere_is_one_sentence() -> None:
-    found = Departure().study(planted(deaf=range(5)))
-    assert len(found.sentences) == 1
-    assert "nothing can be said" in found.sentences[0]
+def test_deaf_everywhere_is_one_claim(study: Callable[..., Findings]) -> None:
+    found = study(Departure(), planted(deaf=range(5)))
+    assert [(c.kind, c.verdict) for c in found.claims] == [("readers", "none better than chance")]
     Findings.read(*found.stored())
 
 
-def test_bounds_are_kept() -> None:
-    found = Departure(images=20, taps=2, examples=0, perturbations=["early"]).study(planted())
+def test_bounds_are_kept(study: Callable[..., Findings]) -> None:
+    found = study(Departure(images=20, taps=2, examples=0, perturbations=["early"]), planted())
     rows = rows_of(found, "departure-images")
     assert {r["image"] for r in rows} == set(range(20))
     assert {r["perturbation"] for r in rows} == {"early"}
@@ -473,45 +479,45 @@ def test_bounds_are_kept() -> None:
     assert not any(isinstance(f, Pictures) for f in found.figures)
 
 
-def test_two_successes_are_the_earliest_and_the_latest() -> None:
+def test_two_successes_are_the_earliest_and_the_latest(study: Callable[..., Findings]) -> None:
     given = planted()
     one = given.perturbed["planted[eps=1]"]
     success = torch.zeros_like(one.success)
     success[[13, 30]] = True
     few = replace(one, success=success)
-    found = Departure().study(replace(given, perturbed={"few": replace(few, label="few")}))
+    found = study(Departure(), replace(given, perturbed={"few": replace(few, label="few")}))
     picked = {(r["example"], r["image"], r["population"]) for r in rows_of(found, "departure-examples")}
     assert picked == {("earliest", 13, "success"), ("latest", 30, "success")}
-    assert any("few (2 successes)" in s for s in found.sentences)
+    assert claim(found, "few-images").estimates == {"few": 2}
     assert not any(f.title == "Left for good, by depth" for f in found.figures)
 
 
-def test_chosen_images_are_shown_and_others_are_told() -> None:
+def test_chosen_images_are_shown_and_others_are_told(study: Callable[..., Findings]) -> None:
     given = planted()
-    found = Departure(indices=[3, 62]).study(given)
+    found = study(Departure(indices=[3, 62]), given)
     rows = rows_of(found, "departure-examples")
     assert {(r["perturbation"], r["image"]) for r in rows} == {(p, 3) for p in given.perturbed}
     weak = [r for r in rows if r["perturbation"] == "weak"]
     assert {r["population"] for r in weak} == {"failed"}
     assert all(r["noise_margin"] is None for r in weak)
-    assert any("62 cannot be shown" in s for s in found.sentences)
+    assert claim(found, "not-shown").subject == "62"
 
 
-def test_images_that_are_not_there_are_told() -> None:
+def test_images_that_are_not_there_are_told(study: Callable[..., Findings]) -> None:
     with pytest.raises(UsageError, match="no evaluate image 100"):
-        Departure(indices=[3, 100]).study(planted())
+        study(Departure(indices=[3, 100]), planted())
     with pytest.raises(UsageError, match="'typo'"):
-        Departure(perturbations=["typo"]).study(planted())
+        study(Departure(perturbations=["typo"]), planted())
     with pytest.raises(UsageError, match="perturbations"):
-        Departure().study(replace(planted(), perturbed={}))
+        study(Departure(), replace(planted(), perturbed={}))
     given = planted()
     wrong = replace(given.fit.traces, label_rows=(given.fit.traces.labels + 1) % 3)
     with pytest.raises(UsageError, match=r"data\.fit"):
-        Departure().study(replace(given, fit=replace(given.fit, traces=wrong)))
+        study(Departure(), replace(given, fit=replace(given.fit, traces=wrong)))
 
 
-def test_draws_depend_on_the_seed_alone() -> None:
-    one, two = (Departure().study(planted()) for _ in range(2))
+def test_draws_depend_on_the_seed_alone(study: Callable[..., Findings]) -> None:
+    one, two = (study(Departure(), planted()) for _ in range(2))
     assert one.stored()[1] == two.stored()[1]
 
 
@@ -527,7 +533,7 @@ def test_wrong_parameters_are_told(wrong: dict[str, Any]) -> None:
         Departure(**wrong)
 
 
-def test_the_untrained_network_is_read_on_the_same_images() -> None:
+def test_the_untrained_network_is_read_on_the_same_images(study: Callable[..., Findings]) -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 3))
     given = planted()
@@ -543,7 +549,7 @@ def test_the_untrained_network_is_read_on_the_same_images() -> None:
     given = replace(
         given, fit=cut(given.fit), evaluate=cut(given.evaluate), perturbed=perturbed, untrained=lambda: twin
     )
-    found = Departure(fit=50).study(given)
+    found = study(Departure(fit=50), given)
     rows = {r["network"]: r for r in rows_of(found, "departure-readers")}
     sets = [net[:2](s.read(slice(0, n))).mean((2, 3)).detach() for s, n in ((given.fit, 50), (given.evaluate, 100))]
     reader = fit_reader("centroid", sets[0], given.fit.traces.labels[:50], 1)
@@ -554,17 +560,14 @@ def test_the_untrained_network_is_read_on_the_same_images() -> None:
     assert rows["trained"]["accuracy"] == pytest.approx(0.88)
 
 
-def test_a_run_on_digits(tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path]) -> None:
+def test_a_run_on_digits(
+    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
+) -> None:
     suite = tiny(tmp_path / "suite.toml", model={"epochs": 8}, detectors=[{"name": "msp"}])
     suite.write_text(suite.read_text() + '\n[[analyses]]\nname = "departure"\nimages = 40\n')
     done = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
-    for path in (tmp_path / "run" / "cells").glob("*.json"):
-        cell = json.loads(path.read_text())
-        if (cell["name"]["kind"], cell["name"]["part"]) == ("analysis", "departure"):
-            tensors = load_file(tmp_path / "run" / "artifacts" / f"{path.stem}.safetensors")
-            found = Findings.read(tensors, cell["values"]["findings"])
-            break
+    found = of_run(tmp_path / "run", Departure(), "departure")
     readers = rows_of(found, "departure-readers")
     assert {r["network"] for r in readers} == {"trained", "untrained"}
     trained = [r["accuracy"] for r in readers if r["network"] == "trained"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.findings import Findings, HeatMaps, Lines, Pictures, Table
 from aftershock.analyses.functional_codes import measures
 from aftershock.analyses.functional_codes.analysis import FunctionalCodes
@@ -78,7 +78,7 @@ def images_of(classes: Tensor, seed: int) -> Callable[[slice], Tensor]:
     return lambda rows: noisy[rows]
 
 
-def planted(analysis: FunctionalCodes, twin: bool = True, n: int = 90, turned: bool = True) -> Material:
+def planted(analysis: FunctionalCodes, twin: bool = True, n: int = 90, turned: bool = True) -> AnalysisInput:
     """Three classes; a perturbation that moves every second evaluate image into the next class's cluster."""
     labels = torch.arange(n) % 3
 
@@ -106,7 +106,7 @@ def planted(analysis: FunctionalCodes, twin: bool = True, n: int = 90, turned: b
             raise UsageError("The model comes ready from its factory.")
         return instruments
 
-    return Material(
+    return AnalysisInput(
         instruments, untrained, ("a", "b", "c"), clean(1), clean(2), {"shift": perturbed}, seed=3
     )  # fmt: skip
 

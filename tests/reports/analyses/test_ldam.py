@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.findings import Findings, Lines, Pictures
 from aftershock.analyses.ldam.analysis import Ldam
 from aftershock.analyses.ldam.averaging import fine_tune
@@ -93,14 +93,14 @@ def trained() -> Instruments:
 
 def material(
     own: Instruments, seed: int = 0, attacked: bool = False, told: list[float] | None = None, count: int = 40
-) -> Material:
+) -> AnalysisInput:
     def twin() -> Instruments:
         raise UsageError("none")
 
     fit, evaluate = pictures(60, 1), pictures(count, 2)
     found = {"clouds": attack(own, *evaluate)} if attacked else {}
     progress = (lambda share: None) if told is None else told.append
-    return Material(
+    return AnalysisInput(
         own, twin, CLASSES, image_set(own, *fit), image_set(own, *evaluate), found, seed, progress
     )  # fmt: skip
 

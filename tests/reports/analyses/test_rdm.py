@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.findings import Findings, HeatMaps, Lines, Table
 from aftershock.analyses.rdm.analysis import Rdm
 from aftershock.analyses.rdm.graph import (
@@ -30,7 +29,6 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.bits import pack
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
-from safetensors.torch import load_file
 from scipy.stats import hypergeom, percentileofscore, sem, t
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics.pairwise import cosine_similarity
@@ -277,10 +275,10 @@ def bright(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 def as_set(instruments: Instruments, reader: Rdm, images: torch.Tensor, labels: torch.Tensor) -> ImageSet:
-    return ImageSet(replace(instruments.codes(reader, images), label_rows=labels), lambda rows: images[rows])
+    return ImageSet(replace(instruments.codes(reader.needs, images), label_rows=labels), lambda rows: images[rows])
 
 
-def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> Material:
+def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> AnalysisInput:
     labels = torch.arange(4).repeat(per_class)
     images = bright(labels)
 
@@ -309,7 +307,7 @@ def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> Material:
             label, "attack", as_set(own, reader, changed, labels[rows]), rows,
             torch.full((len(rows),), success), as_set(own, reader, noisy, labels[rows]), rows,
         )  # fmt: skip
-    return Material(own, untrained, ("a", "b", "c", "d"), evaluate, evaluate, perturbed, seed=0)
+    return AnalysisInput(own, untrained, ("a", "b", "c", "d"), evaluate, evaluate, perturbed, seed=0)
 
 
 def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
@@ -317,10 +315,16 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
+def claim(findings: Findings, kind: str, missing: bool = False) -> Any:
+    found = [c for c in findings.claims if c.kind == kind]
+    assert len(found) == 1 - missing
+    return found[0] if found else None
+
+
 @pytest.fixture(scope="module")
-def found() -> Findings:
+def found(study: Callable[..., Findings]) -> Findings:
     reader = Rdm(images=10, map_images=3, maps=2)
-    return reader.study(material(reader))
+    return study(reader, material(reader))
 
 
 def test_a_layer_that_knows_the_classes_separates_them_and_one_that_does_not_does_not(found: Findings) -> None:
@@ -378,45 +382,49 @@ def test_the_map_is_ordered_by_class(found: Findings) -> None:
 
 def test_findings_are_stored_and_told(found: Findings) -> None:
     again = Findings.read(*found.stored())
-    assert again.sentences == list(found.sentences)
-    assert "1.000" in found.sentences[0]
-    assert 3 <= len(found.sentences) <= 7
+    assert again.claims == found.claims and all(c.sentence for c in again.claims)
+    assert claim(found, "separation").estimates["last tap"][0] == 1
+    untrained = claim(found, "untrained-network")
+    assert untrained.estimates["difference"][0] == pytest.approx(1 - untrained.estimates["untrained"][0])
+    assert claim(found, "attacked-side").estimates["swap[eps=1]"][0] == 1
+    assert claim(found, "few-images", missing=True) is None
 
 
-def test_without_a_twin_it_says_so() -> None:
+def test_without_a_twin_it_says_so(study: Callable[..., Findings]) -> None:
     reader = Rdm(images=6, activation_units=0, attacks=0, laplacian="raw", classes=3, permutations=20)
-    found = reader.study(material(reader, twin=False))
-    assert any("There is no untrained network" in s for s in found.sentences)
+    found = study(reader, material(reader, twin=False))
+    assert claim(found, "no-untrained-network").verdict == "This model is a file of weights and code."
     rows = rows_of(found, "rdm-accuracy")
     assert {r["similarity"] for r in rows} == {"bits, Hamming, raw Laplacian", "bits, Jaccard, raw Laplacian"}
     assert {r["pairs"] for r in rows} == {3}
     assert not any(t.name == "rdm-attacked" for t in found.tables)
 
 
-def test_it_is_the_same_twice() -> None:
+def test_it_is_the_same_twice(study: Callable[..., Findings]) -> None:
     reader = Rdm(images=6, classes=3, permutations=20)
-    first, second = (reader.study(material(reader)) for _ in range(2))
+    first, second = (study(reader, material(reader)) for _ in range(2))
     assert [t.rows for t in first.tables] == [t.rows for t in second.tables]
 
 
-def test_identical_patterns_are_at_chance() -> None:
+def test_identical_patterns_are_at_chance(study: Callable[..., Findings]) -> None:
     reader = Rdm(images=6, layers=["relu1"], activation_units=0, attacks=0)
     given = material(reader, twin=False)
     rows = {"relu1": torch.full((len(given.evaluate), 4), 255, dtype=torch.uint8)}
     flat = replace(given.evaluate.traces, codes={"bits": rows})
-    found = reader.study(replace(given, evaluate=replace(given.evaluate, traces=flat)))
+    found = study(reader, replace(given, evaluate=replace(given.evaluate, traces=flat)))
     assert {r["accuracy"] for r in rows_of(found, "rdm-accuracy")} == {0.5}
     assert {r["undecided_graphs"] for r in rows_of(found, "rdm-accuracy")} == {6}
-    assert any("have no Fiedler vector" in s for s in found.sentences)
+    graphs = claim(found, "undecided-graphs").estimates
+    assert graphs["undecided"] == graphs["graphs"] == 18
     Findings.read(*found.stored())
 
 
-def test_nothing_to_compare_is_an_error() -> None:
+def test_nothing_to_compare_is_an_error(study: Callable[..., Findings]) -> None:
     reader = Rdm()
     given = material(reader)
     one = replace(given.evaluate.traces, label_rows=torch.zeros(len(given.evaluate), dtype=torch.int64))
     with pytest.raises(UsageError, match=r"raise data\.evaluate"):
-        reader.study(replace(given, evaluate=replace(given.evaluate, traces=one)))
+        study(reader, replace(given, evaluate=replace(given.evaluate, traces=one)))
 
 
 @pytest.mark.parametrize(
@@ -431,17 +439,14 @@ def test_wrong_parameters_are_told(wrong: dict[str, Any]) -> None:
         Rdm(**wrong)
 
 
-def test_a_run_on_digits(tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path]) -> None:
+def test_a_run_on_digits(
+    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
+) -> None:
     suite = tiny(tmp_path / "suite.toml", model={"epochs": 8}, detectors=[{"name": "msp"}])
     suite.write_text(suite.read_text() + '\n[[analyses]]\nname = "rdm"\nimages = 5\nclasses = 4\npermutations = 20\n')
     done = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
-    for path in (tmp_path / "run" / "cells").glob("*.json"):
-        cell = json.loads(path.read_text())
-        if (cell["name"]["kind"], cell["name"]["part"]) == ("analysis", "rdm"):
-            tensors = load_file(tmp_path / "run" / "artifacts" / f"{path.stem}.safetensors")
-            found = Findings.read(tensors, cell["values"]["findings"])
-            break
+    found = of_run(tmp_path / "run", Rdm(), "rdm")
     rows = rows_of(found, "rdm-accuracy")
     assert len({r["tap"] for r in rows}) == len({r["depth"] for r in rows}) >= 1
     assert all(0.5 <= r["accuracy"] <= 1 for r in rows)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.base import ImageSet, Material, PerturbedSet
+from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.findings import Findings, HeatMaps, Points
 from aftershock.analyses.self_introspection.analysis import SelfIntrospection
 from aftershock.analyses.self_introspection.fringe import error_scores, merits, risk_by_coverage, unexplained
@@ -109,7 +109,7 @@ class TestRelevance:
         device = instruments(Planted(torch.cat([weights[:1], weights[1:] - 10])))
         design = torch.from_numpy(hadamard(32)[:, 1:17]).float()
         images = (0.5 + 0.4 * design).view(-1, 1, 4, 4)
-        codes = device.codes(SelfIntrospection(units=16), images)
+        codes = device.codes(SelfIntrospection(units=16).needs, images)
         raw = codes.full("relu")
         attributions = attribute(device, device.taps, 16, images)
         evidence = Evidence(raw, codes.logits, attributions, [16], [16])
@@ -146,7 +146,7 @@ class TestRelevance:
         whole = [(first * at_first).abs(), (second * at_second).abs()]
         need = Need("full", units=8)
         reader = SelfIntrospection(units=8)
-        codes = device.codes(reader, images)
+        codes = device.codes(reader.needs, images)
         for name, activation, expected, part in zip(
             codes.tap_names(), (first, second), whole, found.split(8, 1), strict=True
         ):
@@ -214,12 +214,12 @@ class TestMap:
         device = instruments(Deep(16, 0))
         reader = SelfIntrospection(units=8)
         fit_images, clean, other = rand(80, 1, 4, 4), rand(30, 1, 4, 4, seed=1), rand(30, 1, 4, 4, seed=2)
-        fit = device.codes(reader, fit_images)
+        fit = device.codes(reader.needs, fit_images)
         fit = replace(fit, label_rows=fit.predictions)
         code = fit_code(Latent(encoder, latent=3, units=8, hidden=(8,), epochs=2), fit, torch.Generator())
         tracks = trace_tracks(reader, device, {"map": code}, clean, other, steps=7)
         for step, images in ((0, clean), (-1, other), (3, (clean + other) / 2)):
-            traces = device.codes(reader, images)
+            traces = device.codes(reader.needs, images)
             torch.testing.assert_close(tracks.codes["map"][:, step], code.encode(activations(traces)))
             torch.testing.assert_close(tracks.logits[:, step], traces.logits)
         assert tracks.share.tolist() == pytest.approx([i / 6 for i in range(7)])
@@ -358,14 +358,14 @@ class TestIntervals:
         assert 0.2 < proportion(0, 10)[2] < 0.35
 
 
-def material(untrained: bool = True, wrong: bool = True) -> Material:
+def material(untrained: bool = True, wrong: bool = True) -> AnalysisInput:
     """A small network on made-up images whose labels are its own predictions, some of them changed."""
     device = instruments(Deep(16, 0))
     reader = small()
 
     def images(n: int, seed: int) -> ImageSet:
         pixels = rand(n, 1, 4, 4, seed=seed)
-        traces = device.codes(reader, pixels)
+        traces = device.codes(reader.needs, pixels)
         labels = traces.predictions.clone()
         if wrong:
             labels[::5] = (labels[::5] + 1) % CLASSES
@@ -377,7 +377,7 @@ def material(untrained: bool = True, wrong: bool = True) -> Material:
     ends = {"far": rand(20, 1, 4, 4, seed=9), "near": (start + 0.01 * rand(20, 1, 4, 4, seed=10)).clamp(0, 1)}
 
     def made(pixels: Tensor, rows: Tensor) -> ImageSet:
-        traces = device.codes(reader, pixels)
+        traces = device.codes(reader.needs, pixels)
         return ImageSet(replace(traces, label_rows=evaluate.traces.labels[rows]), lambda part: pixels[part])
 
     turned = made(ends["far"], right)
@@ -390,7 +390,7 @@ def material(untrained: bool = True, wrong: bool = True) -> Material:
             raise UsageError("the model is a closed box")
         return replace(device, model=Deep(16, 77).eval())
 
-    return Material(device, fresh, ("a", "b", "c"), images(120, 1), evaluate, {"far": perturbed}, seed=5)
+    return AnalysisInput(device, fresh, ("a", "b", "c"), images(120, 1), evaluate, {"far": perturbed}, seed=5)
 
 
 def small(**more: Any) -> SelfIntrospection:

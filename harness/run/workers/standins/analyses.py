@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from .....analyses.base import Analysis, AnalysisInfo, Material
+from .....analyses.base import Analysis, AnalysisInfo, AnalysisInput
 from .....analyses.findings import Findings
 from ....core.errors import AftershockError
 from ....tracing.traces import Need
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ...context import Context
 
 
-class PluginAnalysis(Analysis):
+class PluginAnalysis(Analysis[Any]):
     """Asks a plugin's process for an analysis.
 
     Args:
@@ -48,9 +48,18 @@ class PluginAnalysis(Analysis):
     def needs(self) -> tuple[Need, ...]:
         return unpack_needs(self._instance.facts["needs"])
 
-    def study(self, material: Material) -> Findings:
-        """Never called: what an analysis works with cannot be sent, so :meth:`compute` does the whole cell."""
+    def measure(self, given: AnalysisInput) -> Any:
+        """Never called: what an analysis is given cannot be sent, so :meth:`compute` does the whole cell."""
         raise AftershockError("a plugin's analysis is computed in its own process")
+
+    def report(self, measured: Any) -> Findings:
+        """Never called: only the plugin's process knows the class; see :meth:`report_stored`."""
+        raise AftershockError("a plugin's analysis is reported in its own process")
+
+    def report_stored(self, tensors: Mapping[str, torch.Tensor], value: Any) -> Findings:
+        """What the plugin says of what a cell holds."""
+        found = self._instance.ask("report", {"value": value}, dict(tensors))
+        return Findings.read({name: found.tensor(name) for name in found.tensors}, found.values["findings"])
 
     def compute(self, context: Context | None, key: str, job: AnalysisJob, tell: Callable[[float], None]) -> Output:
         """The output of its cell."""
@@ -64,5 +73,5 @@ class PluginAnalysis(Analysis):
         # From the owner to the process only: what comes back is read, never unpickled.
         limit = context.suite.limits.analysis_seconds
         task = torch.from_numpy(np.frombuffer(pickle.dumps((context, job)), dtype=np.uint8).copy())
-        found = self._instance.ask("study", {"key": key}, {"task": task}, cpu=limit, calls={"tell": told})
+        found = self._instance.ask("measure", {"key": key}, {"task": task}, cpu=limit, calls={"tell": told})
         return Output(key, {name: found.tensor(name) for name in found.tensors}, found.values["output"])

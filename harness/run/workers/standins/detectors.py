@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .....detectors.base.detector import Detector, DetectorInfo, Surrogate, join_state, split_state
+from .....detectors.base.detector import Detector, DetectorInfo, Surrogate
 from ....core.errors import AftershockError
+from ....core.state import join_state, split_state
 from ....tracing.extra_passes import InputGradient, View
 from ....tracing.rows import Rows
 from ....tracing.traces import LiveTrace, Need, Traces
