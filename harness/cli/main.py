@@ -181,7 +181,7 @@ def validate(
     task = task_shape(found.data.name, found.data.params)
     if task is not None:
         sentences = (*applicability(found, attacks, task).sentences, *sentences)
-    for text in sentences:
+    for text in (*found.notes, *sentences):
         typer.echo(text)
 
 

@@ -88,7 +88,8 @@ def _depth(image: PillowImage) -> str:
     if image.mode.startswith("F"):
         return "32"
     # Colour of 16 bits is told by the decoder alone.
-    raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)
+    raw = str(tiles[0][3]) if tiles else ""
     return "16" if image.mode.startswith("I") or ";16" in raw else "8"
 
 
