@@ -109,6 +109,8 @@ def show_leaderboard(run: Run) -> None:
             console.print(f"  {escape(names[0])}{more}: {escape(reason)}", highlight=False)
         if len(same) > 10:
             console.print(f"  and {len(same) - 10} more reasons: see the report", highlight=False)
+        if what == "failed" and found:
+            console.print("  --debug stops at the first error and shows where it was raised.", highlight=False)
     if not run.computed and not run.failed:
         text = "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
         console.print(text, highlight=False)

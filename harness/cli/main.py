@@ -181,7 +181,7 @@ def validate(
     unranked = unranked_suite(found, facts, found.data.calibrate, found.data.evaluate)
     if unranked and found.detectors:
         typer.echo(f"No detector will have a rank: {unranked}.")
-    for text in (*applies.sentences, *sentences):
+    for text in (*found.notes, *applies.sentences, *sentences):
         typer.echo(text)
 
 

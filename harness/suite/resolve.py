@@ -19,7 +19,16 @@ from pydantic import ValidationError
 from ..core.errors import UsageError
 from ..core.files import is_file
 from ..core.interrupts import contained
-from ..core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, allow_plugins, did_you_mean, plugin_host
+from ..core.registry import (
+    ANALYSES,
+    DATASETS,
+    DETECTORS,
+    PERTURBATIONS,
+    REGISTRIES,
+    allow_plugins,
+    did_you_mean,
+    plugin_host,
+)
 from ..data.sets import SIZES
 from .instances import make_analysis, make_detector, make_perturbation
 from .problems import Checker, Problem, SuiteError, told
@@ -114,6 +123,9 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
     _unique("analyses", list(enumerate(analyses)), checker)
     if checker.problems or data is None:
         raise SuiteError(where, checker.problems)
+    again = sorted({str(seed) for seed in parsed.seeds if parsed.seeds.count(seed) > 1})
+    if again:
+        checker.notes.append(f"seeds names {', '.join(again)} more than once: each seed is run once.")
     return Suite(
         name=parsed.name,
         seeds=tuple(dict.fromkeys(parsed.seeds)),
@@ -141,7 +153,11 @@ def _load_plugins(
     named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
     for location, path in [*named, *(((), path) for path in more)]:
         try:
-            plugin_host().open_file(path)
+            origin = plugin_host().open_file(path)
+            if not any(registry.of(origin) for registry in REGISTRIES.values()):
+                checker.notes.append(
+                    f"The plugin file {path} registers nothing: is a decorator such as @register('mine') missing?"
+                )
         except (UsageError, ValueError) as error:
             # A path with a null byte is a ValueError.
             checker.add(location, str(error))

@@ -121,7 +121,7 @@ class Suite:
         folder: where relative paths of the suite start, absolute: beside the file, or the working directory in which
             the suite was made.
         raw: the mapping as written, for the run's record.
-        notes: what its parts did to the process when they were imported and made.
+        notes: what is odd in it, and what its parts did to the process when they were imported and made.
     """
 
     name: str

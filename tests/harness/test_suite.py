@@ -561,3 +561,13 @@ def test_published_sizes_are_those_of_the_data() -> None:
     found = DATASETS.get("digits")(Path()).load()
     assert SIZES["digits"] == (len(found.train), len(found.test))
     assert SIZES.keys() == set(DATASETS.names()) - {"image-folder", "npz"}
+
+
+def test_what_is_odd_but_no_mistake_is_said(tmp_path: Path) -> None:
+    (tmp_path / "nothing.py").write_text("class Detector:\n    pass\n")
+    text = 'plugins = ["nothing.py"]\n' + GOOD.replace("seeds = [0, 1]", "seeds = [0, 1, 0]")
+    (tmp_path / "suite.toml").write_text(text)
+    found = load_suite(tmp_path / "suite.toml")
+    assert found.seeds == (0, 1)
+    assert ["nothing.py registers nothing" in note for note in found.notes] == [True, False]
+    assert found.notes[1].startswith("seeds names 0 more than once")

@@ -468,7 +468,7 @@ ENDS = {
     "is killed": r"ended its process \(SIGSEGV\)",
     "closes": "says nothing|ended its process",
     "hangs": "it hangs",
-    "spins": "it took more than 1 s of computing",
+    "spins": r"it took more than 1 s of computing \(score_seconds = 0 .*\): .* under \[limits\]",
     "spins elsewhere": "it took more than 1 s of computing",
     "spins in many": "it took more than 1 s of computing",
     "ends the one above": "ended its process .SIGKILL.",
@@ -581,7 +581,10 @@ def test_what_a_part_does_there_changes_no_answer(opened: Path, instruments: Ins
 
 
 def test_memory_has_a_limit(plugin: Path, instruments: Instruments) -> None:
-    for memory, words in ((2**29, "memory|alloc"), (2**20, "held more than")):
+    for memory, words in (
+        (2**29, r"memory = 0\.5 under \[limits\]"),
+        (2**20, r"held more than|memory = 0\.0009"),
+    ):
         worker = Worker(Source(path=plugin), Allowance(memory=memory))
         try:
             about = {"kind": "detectors", "name": "answers-as-told", "params": {"what": "needs memory"}}

@@ -20,6 +20,9 @@ from ..workers.files import FileWatch
 from .kinds import KINDS
 from .router import Answers
 
+# How torch says that there is no more.
+_NO_MEMORY = "can't allocate memory"
+
 
 def serve(connection: int) -> None:
     """Answer until the owner is gone.
@@ -34,18 +37,19 @@ def serve(connection: int) -> None:
     source = opening["source"]
     watch = FileWatch(source["path"], source["distribution"])
     answers = Answers(channel, source, KINDS)
-    _limit_memory(float(opening["memory"]))
+    memory = float(opening["memory"])
+    _limit_memory(memory)
     watch.begin()
-    _answer(channel, watch, lambda: Message({"parts": answers.load()}))
+    _answer(channel, watch, lambda: Message({"parts": answers.load()}), memory)
     while True:
         try:
             asked = channel.receive()
         except ChannelError:
             return
-        _answer(channel, watch, lambda asked=asked: answers.answer(asked))  # type: ignore[misc]  # bound now, not later
+        _answer(channel, watch, lambda asked=asked: answers.answer(asked), memory)  # type: ignore[misc]  # bound now, not later
 
 
-def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
+def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message], memory: float) -> None:
     from ...core.clock import Stopwatch
     from ...core.process_state import ARITHMETIC, guarded
 
@@ -65,20 +69,36 @@ def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> 
     except ChannelError:
         raise
     except BaseException as error:
-        channel.send(Message(_error(error)))
+        # Whatever stopped the part, there is memory to say so.
+        _allow_memory()
+        channel.send(Message(_error(error, memory)))
+        _limit_memory(memory)
 
 
-def _error(error: BaseException) -> dict[str, Any]:
+def _error(error: BaseException, memory: float) -> dict[str, Any]:
     if isinstance(error, SystemExit):
         text, types = f"it tried to end the program (sys.exit({error.code!r}))", ["UsageError"]
     else:
         text, types = told(error)
+        if isinstance(error, MemoryError) or _NO_MEMORY in text:
+            text = f"{text} (memory = {memory / 2**30:g} under [limits] in the suite, in GiB)".strip()
     try:
         trace = "".join(traceback.format_exception(error))[-8000:]
     except Exception:
         # Its texts, causes or groups cannot be written.
         trace = "".join(traceback.format_tb(error.__traceback__))[-8000:]
     return {"error": text, "types": types, "notes": [f"In the process of the plugin:\n{trace}"]}
+
+
+def _allow_memory() -> None:
+    """Take the limit of memory back."""
+    try:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    except (ImportError, ValueError, OSError):
+        return
 
 
 def _limit_memory(size: float) -> None:

@@ -27,6 +27,7 @@ from ..engines import Output
 from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
 from ..workers.standins.detectors import PluginDetector
+from ..workers.standins.part import SETTLING
 from ..workers.witness import expect_questions, witness_scores
 
 if TYPE_CHECKING:
@@ -95,12 +96,14 @@ class Workbench:
             raise UnavailableError(f"{part.name} was registered in this session")
         if fit in self._ended:
             raise WorkerEndedError(self._ended[fit])
-        cpu = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
+        each = self.suite.limits.score_seconds
+        cpu = SETTLING + each * len(traces) * evaluations
+        limit = f"score_seconds = {each:g} for each image, and {SETTLING:g} s for what is done once"
         tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
         try:
             return witness_scores(
                 part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins,
-                self.detector(fit, part).made_of,
+                self.detector(fit, part).made_of, limit,
             )  # fmt: skip
         except WorkerEndedError as error:
             self._ended[fit] = str(error)

@@ -245,7 +245,7 @@ class Worker:
 
     def ask(
         self, question: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor | Rows] | None = None, *,
-        cpu: float = 60.0, calls: Mapping[str, Callback] | None = None,
+        cpu: float = 60.0, limit: str = "", calls: Mapping[str, Callback] | None = None,
     ) -> Message:  # fmt: skip
         """Return the answer to a question.
 
@@ -254,6 +254,7 @@ class Worker:
             values: JSON values that go with it, and
             tensors: what it is about.
             cpu: seconds that all its processors may take together.
+            limit: what of a suite sets them, for a person.
             calls: what it may ask back, by name.
 
         Raises:
@@ -267,7 +268,7 @@ class Worker:
         here = {"drop": forgotten, "threads": torch.get_num_threads(), "gradients": torch.is_grad_enabled()}
         try:
             self._open().send(Message({"question": question, "values": values, **here}, tensors or {}))
-            watch = self._watch(cpu)
+            watch = self._watch(cpu, limit)
             while True:
                 self._wait(watch)
                 answer = self._open().receive()
@@ -305,10 +306,10 @@ class Worker:
         except Exception as error:
             return Message({"error": " ".join(str(error).split()), "types": [type(error).__name__]})
 
-    def _watch(self, cpu: float) -> Watch:
+    def _watch(self, cpu: float, limit: str = "") -> Watch:
         if self._process is None:
             raise ChannelError("there is no process")
-        return Watch(self._process.pid, self._sign, cpu, self.allowance.memory, self.allowance.idle)
+        return Watch(self._process.pid, self._sign, cpu, self.allowance.memory, self.allowance.idle, limit)
 
     def _wait(self, watch: Watch) -> None:
         """Wait until it says something.

@@ -26,9 +26,11 @@ class Watch:
         cpu: CPU seconds of all its processes together.
         memory: bytes that they may hold, beyond what is shared.
         idle: seconds in which it may compute nothing, when it should, before it is taken to hang.
+        limit: what of a suite sets ``cpu``, for a person; empty where nothing does.
     """
 
-    def __init__(self, supervisor: int, sign: str, cpu: float, memory: float, idle: float) -> None:
+    def __init__(self, supervisor: int, sign: str, cpu: float, memory: float, idle: float, limit: str = "") -> None:
+        self._limit = limit
         self._supervisor, self._sign, self._cpu, self._memory, self._idle = supervisor, sign, cpu, memory, idle
         self._began = self._progress = self._looked = time.monotonic()
         self._first: Usage | None = None
@@ -57,7 +59,10 @@ class Watch:
             held = f"it held more than {self._memory / _GIB:g} GiB"
             return f"{held}: let it need less, or raise memory under [limits] in the suite"
         if used.cpu - self._first.cpu > self._cpu:
-            return f"it took more than {self._cpu:g} s of computing"
+            taken = f"it took more than {self._cpu:g} s of computing"
+            if not self._limit:
+                return taken
+            return f"{taken} ({self._limit}): let it need less, or raise that under [limits] in the suite"
         if abs(used.cpu - self._last) > _NOTHING:
             self._progress, self._last = now, used.cpu
         if now - self._progress > self._idle:

@@ -44,7 +44,7 @@ def expect_questions(name: str, made_of: Sequence[str] = ()) -> None:
 
 def witness_scores(
     name: str, params: Mapping[str, Any], tensors: Mapping[str, Tensor], state: Any, traces: Traces, repeats: int = 1,
-    cpu: float = 60.0, plugins: Sequence[Path] = (), made_of: Sequence[str] = (),
+    cpu: float = 60.0, plugins: Sequence[Path] = (), made_of: Sequence[str] = (), limit: str = "",
 ) -> Tensor:  # fmt: skip
     """Return the scores that a fitted detector gives there, float64 (repeats, n).
 
@@ -58,6 +58,7 @@ def witness_scores(
         cpu: seconds that all of them may take.
         plugins: files whose detectors a built-in one may be made of.
         made_of: names of other detectors that it asks.
+        limit: what of a suite sets ``cpu``, for a person.
 
     Raises:
         AftershockError: if it gives no scores there, with the reason.
@@ -75,7 +76,7 @@ def witness_scores(
     }  # fmt: skip
     sent: dict[str, Tensor | Rows] = {**rows, **{f"state/{n}": value for n, value in tensors.items()}}
     with POOL.fresh(_source(name)) if foreign else nullcontext(POOL.worker(_source(name), "witness")) as worker:
-        found = worker.ask("rescore", question, sent, cpu=cpu)
+        found = worker.ask("rescore", question, sent, cpu=cpu, limit=limit)
     return found.tensor("scores").double().reshape(repeats, len(traces))[:, order.argsort()]
 
 

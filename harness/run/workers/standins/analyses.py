@@ -73,5 +73,7 @@ class PluginAnalysis(Analysis[Any]):
         # From the owner to the process only: what comes back is read, never unpickled.
         limit = context.suite.limits.analysis_seconds
         task = torch.from_numpy(np.frombuffer(pickle.dumps((context, job)), dtype=np.uint8).copy())
-        found = self._instance.ask("measure", {"key": key}, {"task": task}, cpu=limit, calls={"tell": told})
+        found = self._instance.ask(
+            "measure", {"key": key}, {"task": task}, cpu=limit, limit="analysis_seconds", calls={"tell": told}
+        )
         return Output(key, {name: found.tensor(name) for name in found.tensors}, found.values["output"])

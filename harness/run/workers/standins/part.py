@@ -123,7 +123,7 @@ class Instance:
 
     def ask(
         self, question: str, values: Mapping[str, Any] | None = None,
-        tensors: Mapping[str, Tensor | Rows] | None = None, cpu: float = ABOUT,
+        tensors: Mapping[str, Tensor | Rows] | None = None, cpu: float = ABOUT, limit: str = "",
         calls: Mapping[str, Callback] | None = None,
     ) -> Message:  # fmt: skip
         """Ask about this instance; see :meth:`~..process.Worker.ask`."""
@@ -132,7 +132,9 @@ class Instance:
             if worker.generation != self._generation or not worker.running:
                 self._make()
                 self._restore()
-            found = worker.ask(question, {**(values or {}), "id": self._number}, tensors, cpu=cpu, calls=calls)
+            found = worker.ask(
+                question, {**(values or {}), "id": self._number}, tensors, cpu=cpu, limit=limit, calls=calls
+            )
         self._note(found)
         return found
 

@@ -103,7 +103,9 @@ class PluginPerturbation(Perturbation):
         }  # fmt: skip
         given: dict[str, Any] = {"images": images, "labels": labels}
         try:
-            found = self._instance.ask("perturb", about, given, cpu=_allowed(model, len(images)), calls=calls)
+            limit = f"seconds for each image, and {SETTLING:g} s for what is done once"
+            allowed = _allowed(model, len(images))
+            found = self._instance.ask("perturb", about, given, cpu=allowed, limit=limit, calls=calls)
         finally:
             # What stopped it here (a limit) says more than how the attack took it.
             stopped = passes.stopped
