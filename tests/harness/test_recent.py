@@ -13,7 +13,11 @@ def test_what_was_not_used_longest_goes_first() -> None:
     made: list[str] = []
 
     def make(key: str) -> str:
-        return recent.get_or_make(key, lambda: made.append(key) or key.upper())
+        def upper() -> str:
+            made.append(key)
+            return key.upper()
+
+        return recent.get_or_make(key, upper)
 
     recent: Recent[str, str] = Recent(2)
     assert [make(key) for key in "abacab"] == list("ABACAB")
