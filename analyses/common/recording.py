@@ -65,8 +65,8 @@ def read_images(read: Callable[[slice], Tensor], length: int, rows: Tensor) -> T
 
 
 def pooled_rows(traces: Traces, tap: str, rows: Tensor) -> Tensor:
-    """Stored pooled means of some images, float32 (n, maps), in the order of ``rows``; (0, 0) without any."""
-    found = gather(len(traces), rows, lambda part, inside: {"": traces[part].pooled(tap, "mean")[inside]})
+    """Stored pooled codes of some images, float32 (n, maps), in the order of ``rows``; (0, 0) without any."""
+    found = gather(len(traces), rows, lambda part, inside: {"": traces[part].pooled(tap)[inside]})
     return found.get("", torch.empty(0, 0))
 
 
@@ -97,3 +97,11 @@ def _bytes(info: TapInfo, need: Need) -> int:
         # As pooling does: (tokens, features) keeps features, anything else its first axis.
         return 4 * (info.shape[-1] if len(info.shape) == 2 else info.shape[0] if info.shape else 1)
     return units // 8 + 1 if need.representation == "bits" else 4 * units
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of so many positions, evenly spread from the first to the last; the last alone for one."""
+    if most == 1:
+        return [count - 1]
+    shown = min(most, count)
+    return [round(i * (count - 1) / max(1, shown - 1)) for i in range(shown)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,35 +10,27 @@ from torch import Tensor
 from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.tracing.traced_model import Instruments
-from ...harness.tracing.traces import Need, Statistic
-from ..base import Analysis, AnalysisInfo, AnalysisInput, ImageSet
-from ..findings import Figure, Findings, Table, in_words
-from .attacked import LANDING_COLUMNS, Landing, groups_of, land
-from .layers import (
-    LAYER_COLUMNS,
-    TELESCOPE_COLUMNS,
-    Classes,
-    Layer,
-    Network,
-    Sizes,
-    add_pixel_share,
-    code_layer,
-    label_information,
-)
-from .receptive_fields import field_pictures
-from .report.figures import landing_figures, landing_maps, layer_figures, map_figures, unit_pictures
-from .report.text import telling
+from ...harness.tracing.traces import Need, Statistic, Traces
+from ..base import Analysis, AnalysisInfo
+from ..common.inputs import AnalysisInput, ImageSet
+from ..common.recording import BATCH, spread
+from ..findings import Findings
+from .attacked import groups_of, land
+from .layers import Classes, Layer, Network, Sizes, add_pixel_share, code_layer, label_information
+from .measured import PERTURBED, Codes, Landing, PicturedMap, Telescope
+from .measures import neighbour_distances
+from .pictures import unit_fields, unit_images
+from .report.figures import figures
+from .report.tables import tables
+from .report.text import claims
 
-_BATCH = 256
 # Pixels beyond which images are averaged before their variance is taken.
 _SIDE = 32
-# Fewer turned predictions say nothing about shares.
+# Fewer successes say nothing about shares.
 _LEAST = 5
 
-Row = list[str | float | None]
 
-
-class FunctionalCodes(Analysis[Any]):
+class FunctionalCodes(Analysis[Codes]):
     """Whether a layer's activations fall into few patterns, what those say about the class, and where attacks land.
 
     At every tap the pooled activations of fit images are standardised and mapped to a self-organising map; an image's
@@ -63,7 +54,7 @@ class FunctionalCodes(Analysis[Any]):
         columns: columns of each map.
         epochs: passes of the map's batch update over the fit images.
         images: fit images and held-out images that are read at most, each.
-        perturbed_images: turned predictions that are read at most of each perturbation.
+        perturbed_images: successes that are read at most of each perturbation.
         permutations: shuffles of the labels.
         untrained_draws: draws of the untrained network's weights; the first is measured like the trained one, of the
             others what their units say about the class.
@@ -123,159 +114,112 @@ class FunctionalCodes(Analysis[Any]):
         """Pooled maps at ``layers``."""
         return (Need("pooled", selection(self.layers), self.statistic),)
 
-    def study(self, material: AnalysisInput) -> Findings:
+    def measure(self, given: AnalysisInput) -> Codes:
         """Code every layer, measure the codes, and follow perturbed images through them.
 
         Raises:
             UsageError: with fewer than 20 fit or held-out images.
         """
-        fit, held = material.fit.traces[: self.images], material.evaluate.traces[: self.images]
+        fit, held = given.fit.traces[: self.images], given.evaluate.traces[: self.images]
         if min(len(fit), len(held)) < 20:
             raise UsageError(
                 f"functional_codes was given {len(fit)} fit and {len(held)} evaluate images and needs at least 20 of "
                 "each: raise data.fit or data.evaluate."
             )
-        classes = Classes(len(material.classes), fit.labels.long(), held.labels.long(), held.predictions)
-        layers, telescope = self._trained(material, classes)
-        fresh, fresh_telescope, missing = self._untrained(material, classes)
-        layers, telescope = layers + fresh, telescope + fresh_telescope
-        draws: list[Row] = [[0, x.tap, x.depth, x.numbers["ami_label"]] for x in fresh if x.coder == "som"]
-        draws += self._other_draws(material, classes) if fresh else []
-        add_pixel_share(layers, self._pixels(material.fit, len(fit)))
-        maps = [layer for layer in layers if layer.network == "trained" and layer.coder == "som"]
-        material.progress(0.8)
-        landings = self._landings(material, maps)
-        material.progress(0.9)
-        pictured = self._pictured(maps)
-        rows = [layer.row() for layer in layers]
-        figures, tables = self._report(material, classes, layers, landings, pictured, telescope, draws)
-        return Findings(
-            in_words([*telling(rows, telescope, landings, len(held), draws), *missing]), figures, tables,
-            {
-                "evaluate_units": torch.stack([layer.held_units for layer in maps], 1),
-                "majority_classes": torch.stack([layer.majority for layer in maps]),
-                **{f"prototypes/{layer.tap}": layer.book.prototypes.cpu() for layer in pictured},
-            },
-        )  # fmt: skip
+        classes = Classes(len(given.classes), fit.labels.long(), held.labels.long(), held.predictions)
+        layers, telescope = self._coded(given, (fit, held), classes, "trained", 0.0)
+        untrained, reason = given.untrained_or_reason()
+        fresh: list[Layer] = []
+        draws: list[tuple[int, str, int, float]] = []
+        if untrained is not None:
+            traces = self._traces(given, untrained, classes)
+            fresh, more = self._coded(given, traces, classes, "untrained", 0.5)
+            telescope += more
+            draws = [(0, x.tap, x.depth, x.numbers["ami_label"]) for x in fresh if x.coder == "som"]
+            draws += self._other_draws(given, classes)
+        pixels = self._pixels(given.fit, len(fit))
+        add_pixel_share([*layers, *fresh], pixels)
+        maps = [layer for layer in layers if layer.coder == "som"]
+        given.progress(0.8)
+        landings = self._landings(given, maps)
+        given.progress(0.9)
+        shown = [maps[i] for i in spread(len(maps), self.pictured_taps)]
+        drawn = [*shown, *(layer for layer in fresh if layer.tap == shown[-1].tap)]
+        fields = [
+            unit_fields(layer, self.needs, given.instruments, given.fit, self.pictured_units, self.nearest)
+            for layer in shown
+        ]
+        return Codes(
+            given.classes,
+            len(held),
+            float((held.predictions == classes.held_labels).double().mean()),
+            float(torch.bincount(classes.held_labels).max()) / len(held),
+            [layer.record() for layer in (*layers, *fresh)],
+            telescope,
+            draws,
+            reason,
+            landings,
+            [PicturedMap(x.tap, x.book.prototypes.cpu(), neighbour_distances(x.som)) for x in shown],
+            [unit_images(layer, given.fit, self.pictured_units, self.nearest) for layer in drawn],
+            [found for found in fields if found is not None],
+        )
 
-    def _trained(self, material: AnalysisInput, classes: Classes) -> tuple[list[Layer], list[Row]]:
-        fit, held = material.fit.traces[: self.images], material.evaluate.traces[: self.images]
-        taps = held.tap_names()
-        layers, rows = [], []
+    def report(self, measured: Codes) -> Findings:
+        """What units say, how finite and how wide codes are, and where attacks land."""
+        maps = measured.of("trained")
+        arrays = {
+            "evaluate_units": torch.stack([layer.held_units for layer in maps], 1),
+            "majority_classes": torch.stack([layer.majority for layer in maps]),
+            **{f"prototypes/{one.tap}": one.prototypes for one in measured.maps},
+        }
+        return Findings(claims(measured), figures(measured), tables(measured), arrays)
+
+    def _coded(
+        self, given: AnalysisInput, traces: tuple[Traces, Traces], classes: Classes, network: Network, start: float
+    ) -> tuple[list[Layer], list[Telescope]]:
+        """The layers of a network, from its traces of fit and held-out images."""
+        layers, widths = [], []
+        taps = traces[0].tap_names()
         for depth, tap in enumerate(taps, 1):
-            pooled = (
-                torch.cat([b.pooled(tap) for b in fit.batches(_BATCH)]),
-                torch.cat([b.pooled(tap) for b in held.batches(_BATCH)]),
-            )
-            found, row = code_layer(material, (tap, depth, "trained"), pooled, classes, self.sizes)
+            pooled = [torch.cat([b.pooled(tap) for b in part.batches(BATCH)]) for part in traces]
+            found, width = code_layer(given, (tap, depth, network), (pooled[0], pooled[1]), classes, self.sizes)
             layers += found
-            rows.append(row)
-            material.progress(0.4 * depth / len(taps))
-        return layers, rows
+            widths.append(width)
+            given.progress(start + (0.4 if network == "trained" else 0.2) * depth / len(taps))
+        return layers, widths
 
-    def _untrained(self, material: AnalysisInput, classes: Classes) -> tuple[list[Layer], list[Row], list[str]]:
-        """The maps of the untrained network, and a sentence where there is none."""
-        try:
-            instruments = material.untrained()
-        except UsageError as error:
-            return [], [], [f"There is no untrained network to compare with ({str(error).rstrip('.')})."]
-        fit = self._codes(instruments, material.fit, len(classes.fit_labels), material)
-        held = self._codes(instruments, material.evaluate, len(classes.held_labels), material)
-        network: Network = "untrained"
-        layers, rows = [], []
-        for depth, tap in enumerate(fit, 1):
-            found, row = code_layer(material, (tap, depth, network), (fit[tap], held[tap]), classes, self.sizes)
-            layers += found
-            rows.append(row)
-            material.progress(0.5 + 0.2 * depth / len(fit))
-        return layers, rows, []
-
-    def _other_draws(self, material: AnalysisInput, classes: Classes) -> list[Row]:
+    def _other_draws(self, given: AnalysisInput, classes: Classes) -> list[tuple[int, str, int, float]]:
         """What the units of further draws of the untrained network say about the label, by draw and tap."""
-        rows: list[Row] = []
+        rows = []
         for draw in range(1, self.untrained_draws):
-            instruments = material.untrained(draw)
-            fit = self._codes(instruments, material.fit, len(classes.fit_labels), material)
-            held = self._codes(instruments, material.evaluate, len(classes.held_labels), material)
-            for depth, tap in enumerate(fit, 1):
-                rows.append([draw, tap, depth, label_information(material, (fit[tap], held[tap]), classes, self.sizes)])
-            material.progress(0.7 + 0.1 * draw / self.untrained_draws)
+            fit, held = self._traces(given, given.untrained(draw), classes)
+            for depth, tap in enumerate(fit.tap_names(), 1):
+                told = label_information(given, (fit.pooled(tap), held.pooled(tap)), classes, self.sizes)
+                rows.append((draw, tap, depth, told))
+            given.progress(0.7 + 0.1 * draw / self.untrained_draws)
         return rows
 
-    def _codes(
-        self, instruments: Instruments, images: ImageSet, count: int, material: AnalysisInput
-    ) -> Mapping[str, Tensor]:
-        """Pooled activations of the first ``count`` images by tap."""
-        parts: dict[str, list[Tensor]] = {}
-        for start in range(0, count, _BATCH):
-            seen = instruments.codes(
-                self.needs, images.read(slice(start, min(start + _BATCH, count))).to(material.device)
-            )
-            for tap in seen.tap_names():
-                parts.setdefault(tap, []).append(seen.pooled(tap))
-        return {tap: torch.cat(found) for tap, found in parts.items()}
+    def _traces(self, given: AnalysisInput, network: Instruments, classes: Classes) -> tuple[Traces, Traces]:
+        """What another network makes of the fit and held-out images."""
+        fit, held = torch.arange(len(classes.fit_labels)), torch.arange(len(classes.held_labels))
+        return (
+            given.codes(network, given.fit, fit, self.needs), given.codes(network, given.evaluate, held, self.needs)
+        )  # fmt: skip
 
     def _pixels(self, images: ImageSet, count: int) -> Tensor:
         """The first ``count`` images as rows, averaged to at most 32 by 32 pixels."""
         parts = []
-        for start in range(0, count, _BATCH):
-            here = images.read(slice(start, min(start + _BATCH, count)))
+        for start in range(0, count, BATCH):
+            here = images.read(slice(start, min(start + BATCH, count)))
             size = (min(_SIDE, here.shape[2]), min(_SIDE, here.shape[3]))
             parts.append(torch.nn.functional.adaptive_avg_pool2d(here, size).flatten(1))
         return torch.cat(parts)
 
-    def _landings(self, material: AnalysisInput, maps: Sequence[Layer]) -> dict[str, list[Landing]]:
-        """By perturbation that turned enough predictions, at every tap."""
+    def _landings(self, given: AnalysisInput, maps: Sequence[Layer]) -> dict[str, list[Landing]]:
+        """By perturbation that fools the model on enough images, at every tap."""
         found = {}
-        for label, perturbed in material.perturbed.items():
-            groups = groups_of(material, perturbed, self.perturbed_images)
-            if len(groups[0]) >= _LEAST:
-                found[label] = [land(label, layer, groups) for layer in maps]
+        for label, one in given.perturbed.items():
+            groups = groups_of(given, one, self.perturbed_images)
+            if len(groups[PERTURBED]) >= _LEAST:
+                found[label] = [land(layer, groups) for layer in maps]
         return found
-
-    def _pictured(self, maps: Sequence[Layer]) -> list[Layer]:
-        count = min(self.pictured_taps, len(maps))
-        if count == 1:
-            return [maps[-1]]
-        return [maps[round(i * (len(maps) - 1) / (count - 1))] for i in range(count)]
-
-    def _report(
-        self, material: AnalysisInput, classes: Classes, layers: Sequence[Layer], landings: Mapping[str, list[Landing]],
-        pictured: Sequence[Layer], telescope: list[Row], draws: list[Row],
-    ) -> tuple[list[Figure], list[Table]]:  # fmt: skip
-        accuracy = float((classes.held_predictions == classes.held_labels).double().mean())
-        common = float(torch.bincount(classes.held_labels).max()) / len(classes.held_labels)
-        rows = [layer.row() for layer in layers]
-        figures = layer_figures(rows, telescope, draws, accuracy, common)
-        maps, tables = map_figures(pictured, material.classes)
-        names = {layer.tap for layer in pictured}
-        units: list[Row] = []
-        for found in landings.values():
-            figures += landing_figures(found)
-            drawn, shares = landing_maps([landing for landing in found if landing.layer.tap in names])
-            figures.append(drawn)
-            units += shares
-        figures += maps
-        fresh = [layer for layer in layers if layer.network == "untrained" and layer.tap == pictured[-1].tap]
-        for layer in (*pictured, *fresh):
-            shown = (self.pictured_units, self.nearest, material.classes)
-            figures.append(unit_pictures(layer, material.fit, *shown))
-            if layer.network == "trained":
-                fields = field_pictures(layer, self, material.instruments, material.fit, *shown)
-                figures += [fields] if fields is not None else []
-        tables = [
-            Table("functional-codes", "A coded layer of the trained or untrained network.", LAYER_COLUMNS, rows),
-            Table("functional-codes-telescope", "A layer's cloud of activations.", TELESCOPE_COLUMNS, telescope),
-            *tables,
-        ]
-        if draws:
-            caption = "A layer of one draw of the untrained network's weights: what its units say about the label."
-            tables.append(Table("functional-codes-untrained", caption, ("draw", "tap", "depth", "ami_label"), draws))
-        if landings:
-            landed = [row for found in landings.values() for landing in found for row in landing.rows()]
-            columns = ("perturbation", "tap", "unit", "clean_share", "perturbed_share", "noise_share")
-            tables += [
-                Table("functional-codes-landing", "Images of a perturbation at a tap.", LANDING_COLUMNS, landed),
-                Table("functional-codes-landing-units", "A unit and the images that land on it.", columns, units),
-            ]
-        return figures, tables

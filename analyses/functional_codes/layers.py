@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,8 @@ from ...detectors.codes.codebook import Codebook, quantisation_error
 from ...detectors.codes.kmeans import fit_kmeans
 from ...detectors.codes.latent import Standardiser, fit_standardiser
 from ...detectors.codes.som import SOM, fit_som, topographic_error
-from ..base import AnalysisInput
+from ..common.inputs import AnalysisInput
+from .measured import CodedLayer, Telescope
 from .measures import (
     class_counts,
     class_distances,
@@ -33,23 +34,6 @@ from .measures import (
 
 Network = Literal["trained", "untrained"]
 Coder = Literal["som", "kmeans"]
-
-LAYER_COLUMNS = (
-    "tap", "depth", "network", "coder", "units",
-    "quantisation_error_fit", "quantisation_error",
-    "relative_error_fit", "relative_error", "relative_error_gaussian",
-    "topographic_error_fit", "topographic_error",
-    "occupied_fit", "occupied", "entropy_bits", "effective_codes",
-    "accuracy", "accuracy_low", "accuracy_high",
-    "ami_label", "ami_label_low", "ami_label_high", "ami_label_highest_possible",
-    "ami_prediction", "ami_prediction_low", "ami_prediction_high",
-    "ami_shuffled", "ami_shuffled_highest", "ami_above_kmeans", "ami_above_kmeans_low", "ami_above_kmeans_high",
-    "same_class_steps", "other_class_steps", "pixel_share",
-)  # fmt: skip
-TELESCOPE_COLUMNS = (
-    "tap", "depth", "network", "width", "participation_ratio", "participation_ratio_low", "participation_ratio_high",
-    "components_for_90_percent", "prototype_cosine",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,45 +115,39 @@ class Layer:
         units, errors = self.book.match(self.standardiser.apply(pooled).to(device))
         return units.cpu(), errors.cpu()
 
-    def row(self) -> list[str | float | None]:
-        """The layer's row of the table of :data:`LAYER_COLUMNS`."""
-        own: Mapping[str, str | float] = {
-            "tap": self.tap, "depth": self.depth, "network": self.network, "coder": self.coder,
-            "units": self.book.units, **self.numbers,
-        }  # fmt: skip
-        return [present(own.get(name)) for name in LAYER_COLUMNS]
-
-
-def present(value: str | float | None) -> str | float | None:
-    """A table's value: nothing for NaN."""
-    return None if isinstance(value, float) and value != value else value
+    def record(self) -> CodedLayer:
+        """What is kept of it."""
+        return CodedLayer(
+            self.tap, self.depth, self.network, self.coder, self.book.units, self.held_units, self.counts,
+            self.majority, self.numbers,
+        )  # fmt: skip
 
 
 def code_layer(
-    material: AnalysisInput,
+    given: AnalysisInput,
     place: tuple[str, int, Network],
     pooled: tuple[Tensor, Tensor],
     classes: Classes,
     sizes: Sizes,
-) -> tuple[list[Layer], list[str | float | None]]:
+) -> tuple[list[Layer], Telescope]:
     """Fit the map of one layer, and as many centroids where the network is trained, and measure them.
 
     Args:
-        material: whose device fits the map and whose seed draws.
+        given: whose device fits the map and whose seed draws.
         place: tap, depth and network.
         pooled: activations of fit and held-out images, float32 (n, maps) and (m, maps).
         classes: of those images.
         sizes: of the map.
 
     Returns:
-        the layers, the map first, and the row of :data:`TELESCOPE_COLUMNS`.
+        the layers, the map first, and how wide their cloud is.
     """
     tap, depth, network = place
     standardiser = fit_standardiser([pooled[0]])
-    fit, held = (standardiser.apply(x).to(material.device) for x in pooled)
+    fit, held = (standardiser.apply(x).to(given.device) for x in pooled)
     books: list[tuple[Coder, Codebook]] = [("som", fit_som(fit, sizes.rows, sizes.columns, sizes.epochs))]
     if network == "trained":
-        draws = material.draws("kmeans", tap)
+        draws = given.draws("kmeans", tap)
         books.append(("kmeans", fit_kmeans(fit, sizes.rows * sizes.columns, draws)))
     layers = []
     for coder, book in books:
@@ -181,18 +159,18 @@ def code_layer(
             majority_classes(counts, book.prototypes),
         )  # fmt: skip
         layer.numbers.update(_errors(layer, fit, held), **_codes(layer), **_meaning(layer, classes))
-        layer.numbers.update(_shuffled(layer, classes, material.draws("shuffle", tap, network, coder), sizes))
+        layer.numbers.update(_shuffled(layer, classes, given.draws("shuffle", tap, network, coder), sizes))
         layers.append(layer)
     if len(layers) > 1:
         layers[0].numbers.update(_paired(layers[0], layers[1], classes))
-    layers[0].numbers["relative_error_gaussian"] = _gaussian(fit, len(held), material.draws("gaussian", *place), sizes)
-    return layers, [present(v) for v in _telescope(layers[0], place, pooled[0])]
+    layers[0].numbers["relative_error_gaussian"] = _gaussian(fit, len(held), given.draws("gaussian", *place), sizes)
+    return layers, _telescope(layers[0], pooled[0])
 
 
-def label_information(material: AnalysisInput, pooled: tuple[Tensor, Tensor], classes: Classes, sizes: Sizes) -> float:
+def label_information(given: AnalysisInput, pooled: tuple[Tensor, Tensor], classes: Classes, sizes: Sizes) -> float:
     """Adjusted mutual information of the held-out images' units with their labels, for a map fitted like a layer's."""
     standardiser = fit_standardiser([pooled[0]])
-    fit, held = (standardiser.apply(x).to(material.device) for x in pooled)
+    fit, held = (standardiser.apply(x).to(given.device) for x in pooled)
     units = fit_som(fit, sizes.rows, sizes.columns, sizes.epochs).match(held)[0].cpu()
     return mutual_information(units, classes.held_labels)
 
@@ -268,13 +246,19 @@ def _shuffled(layer: Layer, classes: Classes, draws: torch.Generator, sizes: Siz
     return {"ami_shuffled": sum(found) / len(found), "ami_shuffled_highest": max(found)}
 
 
-def _telescope(layer: Layer, place: tuple[str, int, Network], pooled: Tensor) -> list[str | float]:
+def _telescope(layer: Layer, pooled: Tensor) -> Telescope:
     """How wide the layer's cloud is, in its own units: standardising would make every map count the same."""
     ratio = jackknife(lambda kept: participation_ratio(pooled[kept]), len(pooled))
     scale = layer.standardiser.scale
     spread = torch.where(scale > 0, 1 / scale.clamp(min=1e-30), 0.0)
     prototypes = layer.book.prototypes.cpu()[layer.counts.sum(0) > 0] * spread + layer.standardiser.mean
-    return [*place[:2], place[2], pooled.shape[1], *ratio, components_for(pooled, 0.9), mean_cosine(prototypes)]
+    numbers = {
+        "width": pooled.shape[1],
+        **dict(zip(("participation_ratio", "participation_ratio_low", "participation_ratio_high"), ratio, strict=True)),
+        "components_for_90_percent": components_for(pooled, 0.9),
+        "prototype_cosine": mean_cosine(prototypes),
+    }
+    return Telescope(layer.tap, layer.depth, layer.network, numbers)
 
 
 def add_pixel_share(layers: list[Layer], pixels: Tensor) -> None:

@@ -1,81 +1,57 @@
-"""Tables and figures of coded layers."""
+"""Figures of coded layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
-import torch
-from torch import Tensor
+from ...common.text import Style, series
+from ...findings import Figure, HeatMaps, Lines, Panel, Pictures, Series
+from ..measured import CLEAN, NOISE, PERTURBED, CodedLayer, Codes, Landing, Telescope, UnitFields, UnitImages
+from ..pictures import KEPT
+from .tables import unit_numbers
 
-from ...base import ImageSet
-from ...findings import Figure, HeatMaps, Lines, Panel, Pictures, Series, Table
-from ..attacked import LANDING_COLUMNS, Landing
-from ..layers import LAYER_COLUMNS, TELESCOPE_COLUMNS, Layer, present
-from ..measures import neighbour_distances
-
-Style = Literal["solid", "dashed", "dotted"]
-Rows = list[list[str | float | None]]
 _DEPTH = "Tap, from input to output"
 
 
-def curve(
-    name: str, rows: Sequence[Sequence[str | float | None]], columns: Sequence[str], column: str, style: Style = "solid"
-) -> Series:
-    """A column of a table's rows as a curve, with its band where the table has ``column_low`` and ``column_high``."""
-
-    def values(wanted: str) -> list[float | None]:
-        place = list(columns).index(wanted)
-        return [v if isinstance(v, int | float) else None for v in (row[place] for row in rows)]
-
-    prefix = column.removesuffix("_share")
-    bands = [(f"{p}_low", f"{p}_high") for p in (column, prefix) if f"{p}_low" in columns]
-    low, high = ([values(end) for end in bands[0]]) if bands else ((), ())
-    return Series(name, values(column), low, high, style)
-
-
-def draws_by_tap(draws: Sequence[Sequence[str | float | None]]) -> dict[str, list[float]]:
-    """The values of all draws of the untrained network, by tap in order of depth."""
-    found: dict[str, list[float]] = {}
-    for _, tap, _, value in draws:
-        if isinstance(value, int | float):
-            found.setdefault(str(tap), []).append(float(value))
+def figures(measured: Codes) -> list[Figure]:
+    """In the order in which they are shown."""
+    found = [*_layers(measured), *_telescope(measured), _pixels(measured)]
+    for landings in measured.landings.values():
+        found += [*_landings(landings), _landing_maps(measured, landings)]
+    found += _maps(measured)
+    for images in measured.features:
+        found.append(_features(measured, images))
+        found += [_fields(measured, f) for f in measured.fields if (f.tap, "trained") == (images.tap, images.network)]
     return found
 
 
-def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, common: float) -> list[Figure]:
-    """Curves over depth of the table of layers and that of the telescope.
+def _curve(name: str, measured: Sequence[CodedLayer | Telescope], column: str, style: Style = "solid") -> list[Series]:
+    """A column of the table as a curve by depth, with its band where there is one; none without layers."""
+    return _numbers(name, [x.numbers for x in measured], column, style) if measured else []
 
-    Args:
-        rows: of :data:`LAYER_COLUMNS`.
-        telescope: of :data:`TELESCOPE_COLUMNS`.
-        draws: number, tap, depth and information of each draw of the untrained network.
-        accuracy: of the network on the held-out images.
-        common: the share of the most frequent class among them.
-    """
 
-    def picked(network: str, coder: str) -> Rows:
-        return [row for row in rows if row[2] == network and row[3] == coder]
+def _numbers(name: str, rows: Sequence[Mapping[str, float]], column: str, style: Style) -> list[Series]:
+    prefix = next((p for p in (column, column.removesuffix("_share")) if f"{p}_low" in rows[0]), "")
+    low, high = (f"{prefix}_low", f"{prefix}_high") if prefix else (column, column)
+    values = [(row.get(column, math.nan), row.get(low, math.nan), row.get(high, math.nan)) for row in rows]
+    return [series(name, values, style, bool(prefix))]
 
-    som, centroids, fresh = picked("trained", "som"), picked("trained", "kmeans"), picked("untrained", "som")
-    taps = [str(row[0]) for row in som]
 
-    def of(name: str, which: Rows, column: str, style: Style = "solid") -> list[Series]:
-        return [curve(name, which, LAYER_COLUMNS, column, style)] if which else []
+def _layers(measured: Codes) -> list[Figure]:
+    """Curves over depth of the table of layers."""
+    som, centroids, fresh = measured.of("trained"), measured.of("trained", "kmeans"), measured.of("untrained")
+    taps = [layer.tap for layer in som]
 
     def level(name: str, value: float) -> list[Series]:
         return [Series(name, [value] * len(taps), style="dotted")]
 
-    by_tap = draws_by_tap(draws)
+    by_tap = measured.by_tap()
     spread = [by_tap.get(tap, []) for tap in taps]
     drawn = max(map(len, spread), default=0)
-    untrained = [
-        Series(
-            "untrained network, with label", [sum(v) / len(v) if v else None for v in spread],
-            [min(v, default=None) for v in spread], [max(v, default=None) for v in spread], "dashed",
-        )
-    ] if drawn else []  # fmt: skip
-    found: list[Figure] = [
+    ranges = [(sum(v) / len(v), min(v), max(v)) if v else (math.nan,) * 3 for v in spread]
+    untrained = [series("untrained network, with label", ranges, "dashed")] if drawn else []
+    return [
         Lines(
             "What a unit says about the class",
             "Adjusted mutual information of the best-matching unit with the label or the prediction of held-out "
@@ -84,11 +60,11 @@ def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, com
             f"untrained network the mean and the range over draws of its weights ({drawn}).",
             taps, _DEPTH, "Adjusted mutual information",
             [
-                *of("map, with label", som, "ami_label"), *of("map, with prediction", som, "ami_prediction"),
-                *of("k-means, with label", centroids, "ami_label", "dashed"),
+                *_curve("map, with label", som, "ami_label"), *_curve("map, with prediction", som, "ami_prediction"),
+                *_curve("k-means, with label", centroids, "ami_label", "dashed"),
                 *untrained,
-                *of("map, labels shuffled", som, "ami_shuffled", "dotted"),
-                *of("map, highest possible", som, "ami_label_highest_possible", "dotted"),
+                *_curve("map, labels shuffled", som, "ami_shuffled", "dotted"),
+                *_curve("map, highest possible", som, "ami_label_highest_possible", "dotted"),
             ],
         ),
         Lines(
@@ -97,9 +73,10 @@ def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, com
             "Wilson's 95 % intervals.",
             taps, _DEPTH, "Accuracy",
             [
-                *of("map", som, "accuracy"), *of("k-means", centroids, "accuracy", "dashed"),
-                *of("untrained network", fresh, "accuracy", "dashed"), *level("the network itself", accuracy),
-                *level("the most frequent class", common),
+                *_curve("map", som, "accuracy"), *_curve("k-means", centroids, "accuracy", "dashed"),
+                *_curve("untrained network", fresh, "accuracy", "dashed"),
+                *level("the network itself", measured.accuracy),
+                *level("the most frequent class", measured.common),
             ],
             (0.0, 1.0),
         ),
@@ -110,11 +87,11 @@ def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, com
             "without any patterns to find.",
             taps, _DEPTH, "Relative quantisation error",
             [
-                *of("map, held-out", som, "relative_error"),
-                *of("map, fit images", som, "relative_error_fit", "dotted"),
-                *of("k-means, held-out", centroids, "relative_error", "dashed"),
-                *of("untrained network, held-out", fresh, "relative_error", "dashed"),
-                *of("map of a normal cloud, held-out", som, "relative_error_gaussian", "dotted"),
+                *_curve("map, held-out", som, "relative_error"),
+                *_curve("map, fit images", som, "relative_error_fit", "dotted"),
+                *_curve("k-means, held-out", centroids, "relative_error", "dashed"),
+                *_curve("untrained network, held-out", fresh, "relative_error", "dashed"),
+                *_curve("map of a normal cloud, held-out", som, "relative_error_gaussian", "dotted"),
             ],
         ),
         Lines(
@@ -123,8 +100,9 @@ def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, com
             "around a unit count as neighbours).",
             taps, _DEPTH, "Topographic error",
             [
-                *of("held-out", som, "topographic_error"), *of("fit images", som, "topographic_error_fit", "dotted"),
-                *of("untrained network, held-out", fresh, "topographic_error", "dashed"),
+                *_curve("held-out", som, "topographic_error"),
+                *_curve("fit images", som, "topographic_error_fit", "dotted"),
+                *_curve("untrained network, held-out", fresh, "topographic_error", "dashed"),
             ],
             (0.0, 1.0),
         ),
@@ -133,9 +111,9 @@ def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, com
             "Mean distance on the map between the units of two held-out images of one class, and of two classes.",
             taps, _DEPTH, "Grid steps",
             [
-                *of("one class", som, "same_class_steps"), *of("two classes", som, "other_class_steps"),
-                *of("untrained network, one class", fresh, "same_class_steps", "dashed"),
-                *of("untrained network, two classes", fresh, "other_class_steps", "dashed"),
+                *_curve("one class", som, "same_class_steps"), *_curve("two classes", som, "other_class_steps"),
+                *_curve("untrained network, one class", fresh, "same_class_steps", "dashed"),
+                *_curve("untrained network, two classes", fresh, "other_class_steps", "dashed"),
             ],
         ),
         Lines(
@@ -143,13 +121,16 @@ def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, com
             "Two to the entropy of the fit images' units: the number of equally frequent codes with the same entropy.",
             taps, _DEPTH, "Effective number of codes",
             [
-                *of("map", som, "effective_codes"), *of("k-means", centroids, "effective_codes", "dashed"),
-                *of("untrained network", fresh, "effective_codes", "dashed"),
-                *level("units", float(str(som[0][4]))),
+                *_curve("map", som, "effective_codes"), *_curve("k-means", centroids, "effective_codes", "dashed"),
+                *_curve("untrained network", fresh, "effective_codes", "dashed"),
+                *level("units", float(som[0].units)),
             ],
         ),
     ]  # fmt: skip
-    widths = [row for row in telescope if row[2] == "trained"], [row for row in telescope if row[2] == "untrained"]
+
+
+def _telescope(measured: Codes) -> Iterator[Lines]:
+    trained, untrained = ([x for x in measured.telescope if x.network == n] for n in ("trained", "untrained"))
     for title, caption, column in (
         (
             "The telescope: in how many directions activations vary",
@@ -164,42 +145,47 @@ def layer_figures(rows: Rows, telescope: Rows, draws: Rows, accuracy: float, com
             "prototype_cosine",
         ),
     ):
-        series = [curve("trained network", widths[0], TELESCOPE_COLUMNS, column)]
-        if widths[1]:
-            series.append(curve("untrained network", widths[1], TELESCOPE_COLUMNS, column, "dashed"))
-        found.append(Lines(title, caption, taps, _DEPTH, column.replace("_", " ").capitalize(), series))
-    pixels = [*of("map", som, "pixel_share"), *of("k-means", centroids, "pixel_share", "dashed")]
-    found.append(
-        Lines(
-            "How alike the images of a unit look",
-            "Share of the variance of the fit images' pixels that lies between units, corrected for their number: 0 "
-            "where images of a unit are no more alike than any.",
-            taps, _DEPTH, "Share of pixel variance",
-            [*pixels, *of("untrained network", fresh, "pixel_share", "dashed")],
-        )
+        curves = [
+            *_curve("trained network", trained, column),
+            *_curve("untrained network", untrained, column, "dashed"),
+        ]
+        y_title = column.replace("_", " ").capitalize()
+        yield Lines(title, caption, [x.tap for x in trained], _DEPTH, y_title, curves)
+
+
+def _pixels(measured: Codes) -> Lines:
+    return Lines(
+        "How alike the images of a unit look",
+        "Share of the variance of the fit images' pixels that lies between units, corrected for their number: 0 "
+        "where images of a unit are no more alike than any.",
+        [layer.tap for layer in measured.of("trained")], _DEPTH, "Share of pixel variance",
+        [
+            *_curve("map", measured.of("trained"), "pixel_share"),
+            *_curve("k-means", measured.of("trained", "kmeans"), "pixel_share", "dashed"),
+            *_curve("untrained network", measured.of("untrained"), "pixel_share", "dashed"),
+        ],
     )  # fmt: skip
-    return found
 
 
-def landing_figures(landings: Sequence[Landing]) -> list[Figure]:
+def _landings(landings: Sequence[Landing]) -> list[Lines]:
     """Curves over depth for one perturbation: on whose units its images land."""
-    label, count = landings[0].label, landings[0].numbers["perturbed"]["n"]
-    noise = landings[0].numbers["noise"]["n"]
-    taps = [landing.layer.tap for landing in landings]
-    table = [row for landing in landings for row in landing.rows()]
-    rows = {name: [row for row in table if row[3] == name] for name in landings[0].numbers}
+    label, first = landings[0].perturbation, landings[0].numbers
+    taps = [landing.tap for landing in landings]
     about = (
-        f"{count} images whose prediction {label} turned (solid); noise of the same size that left it as it was, on "
-        f"{noise} of them (dashed); the same images clean (dotted)."
+        f"{first[PERTURBED]['n']} images whose prediction {label} turned (solid); noise of the same size that left it "
+        f"as it was, on {first[NOISE]['n']} of them (dashed); the same images clean (dotted)."
     )
+    styles: dict[str, tuple[str, Style]] = {
+        PERTURBED: (label, "solid"), NOISE: ("noise", "dashed"), CLEAN: ("clean", "dotted")
+    }  # fmt: skip
 
-    def series(columns: Sequence[tuple[str, str]], shown: Sequence[str]) -> list[Series]:
-        styles: dict[str, Style] = {"perturbed": "solid", "noise": "dashed", "clean": "dotted"}
-        names = {"perturbed": label, "noise": "noise", "clean": "clean"}
+    def curves(columns: Sequence[tuple[str, str]], *shown: str) -> list[Series]:
         return [
-            curve(f"{names[name]}: {said}", rows[name], LANDING_COLUMNS, column, styles[name])
-            for name in shown if rows[name] and landings[0].numbers[name]["n"]
-            for column, said in columns
+            curve
+            for name in shown if first[name]["n"]
+            for column, what in columns
+            for curve in _numbers(f"{styles[name][0]}: {what}", [x.numbers[name] for x in landings], column,
+                                  styles[name][1])
         ]  # fmt: skip
 
     shares = [("true_share", "true class"), ("reached_share", "reached class"), ("other_share", "another class")]
@@ -209,9 +195,7 @@ def landing_figures(landings: Sequence[Landing]) -> list[Figure]:
             f"Share of images on units whose majority class is the true one, the one that {label} reached, or another. "
             f"{about} Bands: Wilson's 95 % intervals.",
             taps, _DEPTH, "Share of images",
-            [
-                *series(shares, ("perturbed",)), *series(shares[:2], ("noise",)), *series(shares[:2], ("clean",)),
-            ],
+            [*curves(shares, PERTURBED), *curves(shares[:2], NOISE), *curves(shares[:2], CLEAN)],
             (0.0, 1.0),
         ),
         Lines(
@@ -219,57 +203,37 @@ def landing_figures(landings: Sequence[Landing]) -> list[Figure]:
             "Jensen-Shannon distance (base 2) of the units to those of clean fit images of the true or of the reached "
             f"class, averaged over classes. {about} Few images raise it: only the curves of as many compare.",
             taps, _DEPTH, "Jensen-Shannon distance",
-            series([("distance_to_true", "true class"), ("distance_to_reached", "reached class")],
-                   ("perturbed", "noise", "clean")),
+            curves([("distance_to_true", "true class"), ("distance_to_reached", "reached class")],
+                   PERTURBED, NOISE, CLEAN),
             (0.0, 1.0),
         ),
         Lines(
             f"How many images change their unit after {label}",
             f"Share of images that lie on another unit than clean. {about} Bands: Wilson's 95 % intervals.",
-            taps, _DEPTH, "Share of images", series([("changed_share", "another unit")], ("perturbed", "noise")),
+            taps, _DEPTH, "Share of images", curves([("changed_share", "another unit")], PERTURBED, NOISE),
             (0.0, 1.0),
         ),
         Lines(
             f"How far images move on the map after {label}",
             f"Mean distance between an image's unit and its unit clean. {about} Bands: 95 % intervals.",
-            taps, _DEPTH, "Grid steps", series([("map_steps", "distance")], ("perturbed", "noise")),
+            taps, _DEPTH, "Grid steps", curves([("map_steps", "distance")], PERTURBED, NOISE),
         ),
     ]  # fmt: skip
 
 
-def map_figures(layers: Sequence[Layer], classes: Sequence[str]) -> tuple[list[Figure], list[Table]]:
-    """The maps of a few taps as heat maps, and the table of their units."""
+def _maps(measured: Codes) -> list[Figure]:
+    """The maps of a few taps as heat maps."""
     panels: dict[str, list[Panel]] = {"class": [], "purity": [], "share": [], "steps": []}
-    rows: Rows = []
-    for layer in layers:
-        som, counts = layer.som, layer.counts.double()
-        sizes = counts.sum(0)
-        distances = neighbour_distances(som)
-        # Relative to the map's mean, so that wide layers and narrow ones share a scale.
-        steps = distances / distances.mean().clamp(min=1e-12)
-        empty = torch.tensor(float("nan"), dtype=torch.float64)
-        held = {
-            "class": torch.where(sizes > 0, layer.majority.double(), empty),
-            "purity": torch.where(sizes > 0, counts.max(0).values / sizes, empty),
-            "share": sizes / sizes.sum(),
-            "steps": steps.flatten().double(),
-        }
-        for name, values in held.items():
-            panels[name].append(Panel(layer.tap, values.float().reshape(som.rows, som.columns)))
-        for unit in range(som.units):
-            rows.append(
-                [
-                    layer.tap, layer.depth, unit, unit // som.columns, unit % som.columns, int(sizes[unit]),
-                    classes[int(layer.majority[unit])], *(present(float(held[n][unit])) for n in held),
-                ]
-            )  # fmt: skip
-    names = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
-    figures: list[Figure] = [
+    for one in measured.maps:
+        for name, values in unit_numbers(measured, one).items():
+            panels[name].append(Panel(one.tap, values.float().reshape(one.steps.shape)))
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(measured.classes))
+    return [
         HeatMaps(
             "Majority class of each unit",
             f"The map of each tap, one cell per unit; the most frequent class of its fit images, by number: {names}. "
             "Neighbouring units of one class: the map has found the class. Empty cells have no fit images.",
-            panels["class"], 0.0, float(max(1, len(classes) - 1)),
+            panels["class"], 0.0, float(max(1, len(measured.classes) - 1)),
         ),
         HeatMaps(
             "Purity of each unit",
@@ -288,85 +252,50 @@ def map_figures(layers: Sequence[Layer], classes: Sequence[str]) -> tuple[list[F
             panels["steps"], 0.0, max(float(p.values.nan_to_num().max()) for p in panels["steps"]),
         ),
     ]  # fmt: skip
-    columns = (
-        "tap", "depth", "unit", "row", "column", "fit_images", "majority_class", "majority_class_number", "purity",
-        "share", "relative_distance",
-    )  # fmt: skip
-    return figures, [Table("functional-codes-units", "A unit of a pictured map.", columns, rows)]
 
 
-def landing_maps(landings: Sequence[Landing]) -> tuple[HeatMaps, Rows]:
-    """Where on a few maps images of one perturbation lie clean, perturbed and under noise; and the table's rows."""
-    panels, rows = [], []
-    label = landings[0].label
-    for landing in landings:
-        shares = {name: landing.shares(name) for name in ("clean", "perturbed", "noise")}
-        panels += [Panel(f"{landing.layer.tap}: {label if n == 'perturbed' else n}", v) for n, v in shares.items()]
-        flat = {name: values.flatten().tolist() for name, values in shares.items()}
-        for unit in range(landing.layer.som.units):
-            rows.append([label, landing.layer.tap, unit, *(flat[name][unit] for name in flat)])
-    figure = HeatMaps(
+def _landing_maps(measured: Codes, landings: Sequence[Landing]) -> HeatMaps:
+    """Where on a few maps images of one perturbation lie clean, perturbed and under noise."""
+    label, shown = landings[0].perturbation, {one.tap for one in measured.maps}
+    panels = [
+        Panel(f"{landing.tap}: {label if name == PERTURBED else name}", landing.shares[name])
+        for landing in landings if landing.tap in shown
+        for name in (CLEAN, PERTURBED, NOISE)
+    ]  # fmt: skip
+    return HeatMaps(
         f"Units that images land on after {label}",
         f"Share of the images whose prediction {label} turned on each unit: clean, perturbed, and under noise of the "
         "same size.",
         panels, 0.0, max(float(p.values.max()) for p in panels),
     )  # fmt: skip
-    return figure, rows
 
 
-def largest_units(layer: Layer, count: int, nearest: int) -> list[tuple[int, list[int]]]:
-    """The units with the most fit images, each with the rows of the fit images nearest to its prototype."""
-    sizes = layer.counts.sum(0)
-    occupied = int((sizes > 0).sum())
-    found = []
-    # A stable order: of units as large, the first.
-    for unit in torch.sort(sizes, descending=True, stable=True).indices[: min(count, occupied)].tolist():
-        members = (layer.fit_units == unit).nonzero().squeeze(1)
-        order = torch.sort(layer.fit_errors[members], stable=True).indices[:nearest]
-        found.append((unit, members[order].tolist()))
-    return found
-
-
-def unit_pictures(layer: Layer, fit: ImageSet, count: int, nearest: int, classes: Sequence[str]) -> Pictures:
-    """The mean image of the most occupied units, and the images nearest to their prototypes.
-
-    Args:
-        layer: a coded layer.
-        fit: the images that it was fitted on, or more.
-        count: how many units.
-        nearest: how many images of each.
-        classes: their names.
-    """
-    found = largest_units(layer, count, nearest)
-    sizes = layer.counts.sum(0)
-    means = _mean_images(layer, fit, torch.tensor([unit for unit, _ in found]))
-    rows, labels = [], []
-    for (unit, members), mean in zip(found, means, strict=True):
-        pictures = [mean, *(fit.read(slice(i, i + 1))[0] for i in members)]
-        pictures += [torch.full_like(mean, float("nan"))] * (nearest + 1 - len(pictures))
-        rows.append(torch.stack(pictures))
-        share = float(layer.counts[:, unit].max() / sizes[unit])
-        labels.append(f"unit {unit}: {classes[int(layer.majority[unit])]} {share:.0%} of {int(sizes[unit])}")
-    whose = "" if layer.network == "trained" else ", untrained network"
+def _features(measured: Codes, shown: UnitImages) -> Pictures:
+    layer = measured.map_of(shown.tap, shown.network)
+    labels = []
+    for unit in shown.units:
+        size = int(layer.sizes[unit])
+        share = float(layer.counts[:, unit].max() / layer.sizes[unit])
+        labels.append(f"unit {unit}: {measured.classes[int(layer.majority[unit])]} {share:.0%} of {size}")
+    whose = "" if shown.network == "trained" else ", untrained network"
     return Pictures(
-        f"Input features of units at {layer.tap}{whose}",
+        f"Input features of units at {shown.tap}{whose}",
         "Rows: the units with the most fit images, with their majority class and its share. Columns: the mean of "
         "their images, and the images nearest to the unit's prototype.",
-        torch.stack(rows), labels, ["mean", *(f"nearest {i + 1}" for i in range(nearest))],
+        shown.images, labels, ["mean", *(f"nearest {i + 1}" for i in range(shown.images.shape[1] - 1))],
     )  # fmt: skip
 
 
-def _mean_images(layer: Layer, fit: ImageSet, units: Tensor) -> list[Tensor]:
-    sums: list[Tensor | None] = [None] * len(units)
-    for start in range(0, len(layer.fit_units), 256):
-        stop = min(start + 256, len(layer.fit_units))
-        images, here = fit.read(slice(start, stop)), layer.fit_units[start:stop]
-        for i, unit in enumerate(units.tolist()):
-            part = images[here == unit].double().sum(0)
-            previous = sums[i]
-            sums[i] = part if previous is None else previous + part
-    sizes = layer.counts.sum(0)
-    return [
-        (total / float(sizes[unit])).float().clamp(0, 1)
-        for unit, total in zip(units.tolist(), sums, strict=True) if total is not None
-    ]  # fmt: skip
+def _fields(measured: Codes, shown: UnitFields) -> Pictures:
+    layer = measured.map_of(shown.tap)
+    labels = [
+        f"unit {unit}: {measured.classes[int(layer.majority[unit])]}, map {strongest} (+{height:.1f} σ)"
+        for unit, strongest, height in zip(shown.units, shown.maps, shown.heights, strict=True)
+    ]
+    return Pictures(
+        f"What units at {shown.tap} see",
+        "The images nearest to each unit's prototype, cropped around the place where the unit's strongest map is most "
+        f"active, to the middle {KEPT:.0%} of this place's gradient along each axis, and stretched to the images' "
+        "size. The map is the one in which the prototype lies highest, in standard deviations of fit images.",
+        shown.images, labels, [f"nearest {i + 1}" for i in range(shown.images.shape[1])],
+    )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
-from aftershock.analyses.findings import Findings, HeatMaps, Lines, Pictures, Table
+from aftershock.analyses.findings import Claim, Findings, HeatMaps, Lines, Pictures, Table
 from aftershock.analyses.functional_codes import measures
 from aftershock.analyses.functional_codes.analysis import FunctionalCodes
 from aftershock.analyses.functional_codes.layers import Classes, Layer, Sizes, code_layer
@@ -127,10 +127,14 @@ def row_of(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
     return found
 
 
+def claim(found: Findings, kind: str) -> Claim:
+    return next(c for c in found.claims if c.kind == kind)
+
+
 @pytest.fixture(scope="module")
-def found() -> Findings:
+def found(study: Callable[..., Findings]) -> Findings:
     analysis = small()
-    return analysis.study(planted(analysis))
+    return study(analysis, planted(analysis))
 
 
 # Statistics
@@ -355,8 +359,10 @@ def test_perturbed_images_land_on_the_reached_class_and_noise_does_not(found: Fi
         assert (row["n"], row["reached_share"], row["true_share"], row["changed_share"]) == (count, 0, 1, 0)
         assert (row["distance_to_reached"], row["distance_to_true"]) == pytest.approx((1, 0), abs=1e-6)
         assert row["map_steps"] == 0
-    assert "100% land at the last tap on units of the reached class" in found.sentences[1]
-    assert "from classes on the reached class surely outweighs the true one" in found.sentences[1]
+    told = claim(found, "landing")
+    assert told is found.claims[1] and told.subject == "shift"
+    assert told.estimates["images"] == 45 and told.estimates["reached"][0] == 1 and told.estimates["true"][0] == 0
+    assert told.verdict == "reached class outweighs from classes on"
 
 
 def test_units_hold_the_images_of_one_class(found: Findings) -> None:
@@ -384,18 +390,20 @@ def test_every_number_that_is_drawn_is_in_a_table(found: Findings) -> None:
         assert max(min(abs(v - k) for k in known) for v in drawn) < 2e-6
 
 
-def test_findings_survive_storage_and_a_second_study_is_the_same(found: Findings) -> None:
+def test_findings_survive_storage_and_a_second_study_is_the_same(
+    found: Findings, study: Callable[..., Findings]
+) -> None:
     tensors, value = found.stored()
     back = Findings.read(tensors, json.loads(json.dumps(value, allow_nan=False)))
-    assert back.sentences == list(found.sentences)
+    assert back.claims == found.claims
     assert [t.rows for t in back.tables] == [[list(r) for r in t.rows] for t in found.tables]
     analysis = small()
-    again = analysis.study(planted(analysis))
-    assert list(again.sentences) == list(found.sentences)
+    again = study(analysis, planted(analysis))
+    assert again.claims == found.claims and all(c.sentence for c in again.claims)
     assert [t.rows for t in again.tables] == [t.rows for t in found.tables]
 
 
-def test_other_draws_of_the_untrained_network_are_measured() -> None:
+def test_other_draws_of_the_untrained_network_are_measured(study: Callable[..., Findings]) -> None:
     analysis = small(untrained_draws=3)
     material = planted(analysis)
     asked: list[int] = []
@@ -405,29 +413,29 @@ def test_other_draws_of_the_untrained_network_are_measured() -> None:
         asked.append(draw)
         return given()
 
-    found = analysis.study(replace(material, untrained=untrained))
+    found = study(analysis, replace(material, untrained=untrained))
     assert asked == [0, 1, 2]
     rows = table(found, "functional-codes-untrained")
     assert [row["draw"] for row in rows] == [0, 0, 1, 1, 2, 2] and len({row["tap"] for row in rows}) == 2
     # The same weights in every draw here, so the same numbers; and they are those of the layer's own row.
     own = row_of(table(found, "functional-codes"), tap="classes", network="untrained", coder="som")
     assert {row["ami_label"] for row in rows if row["tap"] == "classes"} == {own["ami_label"]}
-    assert "in 3 draws of its weights" in found.sentences[0]
+    assert claim(found, "label-information").estimates["draws"] == 3
 
 
-def test_no_untrained_network_and_no_success_are_said() -> None:
+def test_no_untrained_network_and_no_success_are_said(study: Callable[..., Findings]) -> None:
     analysis = small()
-    found = analysis.study(planted(analysis, twin=False, turned=False))
-    assert any("no untrained network" in s for s in found.sentences)
-    assert any("No perturbation turned enough" in s for s in found.sentences)
+    found = study(analysis, planted(analysis, twin=False, turned=False))
+    assert claim(found, "no-untrained-network").verdict == "The model comes ready from its factory."
+    assert claim(found, "landing").verdict == "too few images"
     assert {row["network"] for row in table(found, "functional-codes")} == {"trained"}
     assert "functional-codes-landing" not in {t.name for t in found.tables}
 
 
-def test_noise_labels_are_called_no_better_than_untrained() -> None:
+def test_noise_labels_are_called_no_better_than_untrained(study: Callable[..., Findings]) -> None:
     analysis = small(layers=["noise"])
-    found = analysis.study(planted(analysis))
-    assert "At no tap are the trained network's codes surely better" in found.sentences[0]
+    found = study(analysis, planted(analysis))
+    assert claim(found, "label-information").verdict == "no better than untrained"
 
 
 @pytest.mark.parametrize(
@@ -439,26 +447,26 @@ def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
         FunctionalCodes(**wrong)
 
 
-def test_too_few_images_are_refused() -> None:
+def test_too_few_images_are_refused(study: Callable[..., Findings]) -> None:
     analysis = small()
     with pytest.raises(UsageError, match="at least 20"):
-        analysis.study(planted(analysis, n=12))
+        study(analysis, planted(analysis, n=12))
 
 
 # A whole run
 
 
-def test_in_a_run(tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path]) -> None:
+def test_in_a_run(
+    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
+) -> None:
     suite = tiny(tmp_path / "suite.toml", detectors=[{"name": "msp"}])
     lines = '[[analyses]]\nname = "functional_codes"\nrows = 3\ncolumns = 3\nepochs = 5\npictured_taps = 1\n'
     suite.write_text(suite.read_text() + "\n" + lines)
     ended = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert ended.status == 0, ended.output
-    cells = [json.loads(p.read_text()) for p in (tmp_path / "run" / "cells").glob("*.json")]
-    (value,) = [c["values"]["findings"] for c in cells if "findings" in (c.get("values") or {})]
-    layers = next(t for t in value["tables"] if t["name"] == "functional-codes")
-    first = dict(zip(layers["columns"], layers["rows"][0], strict=True))
+    layers = table(of_run(tmp_path / "run", FunctionalCodes(), "functional_codes"), "functional-codes")
+    first = layers[0]
     assert first["network"] == "trained"
     # Digits are far from noise even for a hardly trained network.
     assert first["ami_label_low"] > first["ami_shuffled_highest"]
-    assert "untrained" in {row[2] for row in layers["rows"]}
+    assert "untrained" in {row["network"] for row in layers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from aftershock.analyses.functional_codes.analysis import FunctionalCodes
-from aftershock.analyses.functional_codes.receptive_fields import receptive_crops
+from aftershock.analyses.functional_codes.pictures import receptive_crops
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from torch import nn
@@ -44,10 +44,10 @@ def test_the_crop_is_the_field_of_the_most_active_place() -> None:
     images = torch.stack([image_with_a_square(3, 7), image_with_a_square(8, 2)])
     made = instruments()
     (tap, _) = (t.name for t in made.taps)
-    small = receptive_crops(made, FunctionalCodes(), tap, 0, images)
+    small = receptive_crops(made, FunctionalCodes().needs, tap, 0, images)
     # The 3 x 3 field is the square itself.
     assert small is not None and small.shape == images.shape and bool((small == 1).all())
-    wide = receptive_crops(made, FunctionalCodes(), tap, 1, images[:1])
+    wide = receptive_crops(made, FunctionalCodes().needs, tap, 1, images[:1])
     assert wide is not None
     # The 5 x 5 field covers the square: 9 of its 25 pixels, whichever place around it is the most active.
     assert 0.25 < float((wide == 1).float().mean()) < 0.5
@@ -55,20 +55,20 @@ def test_the_crop_is_the_field_of_the_most_active_place() -> None:
 
 def test_a_place_at_rest_still_has_a_field() -> None:
     dark = torch.zeros(1, 1, 12, 12)
-    crops = receptive_crops(instruments(), FunctionalCodes(), instruments().taps[0].name, 0, dark)
+    crops = receptive_crops(instruments(), FunctionalCodes().needs, instruments().taps[0].name, 0, dark)
     assert crops is not None and bool((crops == 0).all())
 
 
 def test_a_dense_layer_has_no_places() -> None:
     made = instruments()
-    assert receptive_crops(made, FunctionalCodes(), made.taps[1].name, 0, torch.rand(2, 1, 12, 12)) is None
+    assert receptive_crops(made, FunctionalCodes().needs, made.taps[1].name, 0, torch.rand(2, 1, 12, 12)) is None
 
 
 def test_nothing_of_the_model_changes() -> None:
     made = instruments()
     before = {k: v.clone() for k, v in made.model.state_dict().items()}
     images = torch.rand(2, 1, 12, 12)
-    crops = receptive_crops(made, FunctionalCodes(), made.taps[0].name, 0, images)
+    crops = receptive_crops(made, FunctionalCodes().needs, made.taps[0].name, 0, images)
     # What is stored must not hang on a graph, nor may the caller's images.
     assert crops is not None and not crops.requires_grad and not images.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in made.model.state_dict().items())
