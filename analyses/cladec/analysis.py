@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +14,18 @@ from ...harness.core.errors import UsageError
 from ...harness.core.model_state import untouched
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need
-from .. import Analysis, AnalysisInfo, AnalysisInput, Findings, ImageSet
-from .attacked import Reading, class_means, follow, read_turned
-from .causal import causes
+from ..base import Analysis, AnalysisInfo
+from ..common.inputs import AnalysisInput, ImageSet
+from ..findings import Findings
+from .attacked import class_means, follow, read_fooling
+from .causal import Causes, causes
+from .measured import Decoded
 from .measures import Judges, judged, logits_of, squared_error
 from .networks import chosen_taps
-from .report.tables import report
-from .study import Study
-from .training import RANDOM, REFERENCE, Budget, Key, Trained, cladec, train_decoders
+from .report.figures import figures
+from .report.tables import tables
+from .report.text import claims
+from .training import RANDOM, REFERENCE, Budget, Key, Source, Trained, cladec, train_decoders
 
 Target = Literal["label", "prediction"]
 # Images in the causal check: enough for means, few enough for a pass per unit.
@@ -28,7 +34,7 @@ _CAUSAL_IMAGES = 128
 _DECODING = 0.6
 
 
-class ClaDec(Analysis[Any]):
+class ClaDec(Analysis[Decoded]):
     """Decodes the input from the activations at some taps and asks what a reader of the pictures could tell.
 
     For each tap, decoders of one architecture, budget and initialisation turn activations back into images. The sources
@@ -127,44 +133,38 @@ class ClaDec(Analysis[Any]):
         """None: whole activations are read while they are hot, and never stored."""
         return ()
 
-    def study(self, material: AnalysisInput) -> Findings:
+    def measure(self, given: AnalysisInput) -> Decoded:
         """Train, decode, judge.
 
         Raises:
             UsageError: without images, or for taps that the model has not.
         """
-        if len(material.fit) < 2 or len(material.evaluate) < 2:
+        if len(given.fit) < 2 or len(given.evaluate) < 2:
             raise UsageError("ClaDec needs at least two fit and two evaluate images: raise data.fit or data.evaluate.")
-        own, device = material.instruments, material.device
+        own, device = given.instruments, given.device
         taps = chosen_taps(self.taps, own.taps)
-        untrained = _untrained(material)
+        untrained, reason = given.untrained_or_reason()
         sources = [cladec(alpha) for alpha in self.alphas] + ([REFERENCE, RANDOM] if untrained else [])
-        clean = _read(material.fit, max(self.images, self.judge_images))
+        clean = _read(given.fit, max(self.images, self.judge_images))
         images, labels, predictions = (column[: self.images] for column in clean)
         lesson, answers = clean[0][: self.judge_images], clean[1][: self.judge_images]
-        test, truth, said = _read(material.evaluate, self.test_images)
-        turned = (
-            [read_turned(p, material.evaluate, self.attacked) for p in material.perturbed.values()]
-            if self.attacked
-            else []
-        )
-        study = Study(
-            taps=taps, sources=sources, classes=material.classes, budget=self.budget, seeds=self.seeds,
-            target=self.target, retrained=self.retrain, trained_on=len(images), controlled=untrained is not None,
-            images=test, labels=truth, mean_error=float(squared_error(images.mean(0, keepdim=True), test).mean()),
-            readings=[Reading(t) for t in turned if len(t.images)],
-            unturned=[t.label for t in turned if not len(t.images)],
-        )  # fmt: skip
-        judges = Judges(untrained, self.judge_epochs, len(material.classes), device)
+        test, truth, predicted = _read(given.evaluate, self.test_images)
+        fooling = [read_fooling(given, p, self.attacked) for p in given.perturbed.values() if self.attacked]
+        judges = Judges(untrained, self.judge_epochs, len(given.classes), device)
         targets = labels if self.target == "label" else predictions
+        values: dict[Key, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        original: dict[str, list[Tensor]] = defaultdict(list)
+        curves: dict[Key, list[list[float]]] = defaultdict(list)
+        gallery: dict[Key, Tensor] = {}
+        causal: dict[Key, Causes] = {}
         with untouched(own.model):
             for seed in range(self.seeds):
 
                 def draws(*names: str | int, seed: int = seed) -> torch.Generator:
-                    return material.draws(seed, *names)
+                    return given.draws(seed, *names)
 
                 def progress(share: float, done: float = seed / self.seeds) -> None:
-                    material.progress(done + share / self.seeds)
+                    given.progress(done + share / self.seeds)
 
                 trained = train_decoders(
                     own, untrained, images, targets, taps, sources, self.budget, draws, device,
@@ -175,56 +175,82 @@ class ClaDec(Analysis[Any]):
                 if self.retrain:
                     readers["retrained"] = judge if len(lesson) == len(images) else judges.train(images, labels, draws)
                 for name, model in readers.items():
-                    correct, loss = judged(logits_of(model, test, device), truth)
-                    study.measured.original[f"{name}_accuracy"].append(correct)
-                    study.measured.original[f"{name}_cross_entropy"].append(loss)
+                    _judge(original, name, logits_of(model, test, device), truth)
                 templates: dict[Key, Tensor] = {}
                 for done, key in enumerate(trained.decoders, 1):
                     decoded = trained.reconstruct(*key, test)
-                    found = study.measured.values[key]
-                    _measure(found, own, judge, decoded, test, truth, said, device)
+                    found = values[key]
+                    _measure(found, own, judge, decoded, test, truth, predicted, device)
                     learnable = trained.reconstruct(*key, images)
-                    templates[key] = class_means(learnable, labels, len(material.classes))
+                    templates[key] = class_means(learnable, labels, len(given.classes))
                     if self.retrain:
                         student = judges.train(learnable, labels, draws)
-                        correct, loss = judged(logits_of(student, decoded, device), truth)
-                        found["retrained_accuracy"].append(correct)
-                        found["retrained_cross_entropy"].append(loss)
-                    study.curves.setdefault(key, []).append(trained.curves[key])
+                        _judge(found, "retrained", logits_of(student, decoded, device), truth)
+                    curves[key].append(trained.curves[key])
                     if not seed:
-                        study.gallery[key] = decoded[: self.gallery]
+                        gallery[key] = decoded[: self.gallery]
                     progress(_DECODING + (1 - _DECODING) * done / len(trained.decoders))
-                for reading in study.readings:
-                    follow(reading, trained, judge, device, templates)
+                for one in fooling:
+                    if len(one.images):
+                        follow(one, trained, judge, device, templates)
                 if not seed:
-                    self._causes(study, trained, test.to(device), material)
-        material.progress(1.0)
-        return report(study)
+                    causal = self._causes(given, [tap.name for tap in taps], sources, trained, test.to(device))
+        given.progress(1.0)
+        return Decoded(
+            [tap.name for tap in taps],
+            sources,
+            given.classes,
+            self.budget,
+            self.seeds,
+            self.retrain,
+            len(images),
+            len(test),
+            test[: self.gallery],
+            truth[: self.gallery],
+            float(squared_error(images.mean(0, keepdim=True), test).mean()),
+            reason,
+            [one.record() for one in fooling if len(one.images)],
+            [one.success.perturbation for one in fooling if not len(one.images)],
+            {key: {m: torch.stack(v) for m, v in found.items()} for key, found in values.items()},
+            {m: torch.stack(v) for m, v in original.items()},
+            curves,
+            gallery,
+            causal,
+        )
 
-    def _causes(self, study: Study, trained: Trained, images: Tensor, material: AnalysisInput) -> None:
-        plain = [s for s in study.sources if s.alpha == self.alphas[0] and s.encoder != "reference"]
-        for tap in study.taps if self.units else ():
-            for source in plain:
-                key = tap.name, source
-                draws = material.draws("causes", tap.name)
-                study.causes[key] = causes(
-                    trained.encoders[key], trained.decoders[key], images[:_CAUSAL_IMAGES], tap.name, self.units, draws
-                )
+    def report(self, measured: Decoded) -> Findings:
+        """What can be read in reconstructions, and what is used."""
+        return Findings(claims(measured), figures(measured), tables(measured))
+
+    def _causes(
+        self, given: AnalysisInput, taps: Sequence[str], sources: Sequence[Source], trained: Trained, images: Tensor
+    ) -> dict[Key, Causes]:
+        plain = [s for s in sources if s.alpha == self.alphas[0] and s.encoder != "reference"]
+        return {
+            (tap, source): causes(
+                trained.encoders[tap, source], trained.decoders[tap, source], images[:_CAUSAL_IMAGES], tap,
+                self.units, given.draws("causes", tap),
+            )
+            for tap in taps if self.units
+            for source in plain
+        }  # fmt: skip
+
+
+def _judge(found: dict[str, list[Tensor]], reader: str, logits: Tensor, labels: Tensor) -> None:
+    correct, loss = judged(logits, labels)
+    found[f"{reader}_accuracy"].append(correct)
+    found[f"{reader}_cross_entropy"].append(loss)
 
 
 def _measure(
     found: dict[str, list[Tensor]], own: Instruments, judge: torch.nn.Module, decoded: Tensor, images: Tensor,
-    labels: Tensor, said: Tensor, device: torch.device,
+    labels: Tensor, predicted: Tensor, device: torch.device,
 ) -> None:  # fmt: skip
     found["squared_error"].append(squared_error(decoded, images))
-    correct, loss = judged(logits_of(judge, decoded, device), labels)
-    found["fresh_accuracy"].append(correct)
-    found["fresh_cross_entropy"].append(loss)
+    _judge(found, "fresh", logits_of(judge, decoded, device), labels)
     logits = logits_of(own.model, decoded, device)
-    correct, loss = judged(logits, labels)
-    found["own_accuracy"].append(correct)
-    found["own_cross_entropy"].append(loss)
-    found["own_agreement"].append((logits.argmax(1) == said).float())
+    _judge(found, "own", logits, labels)
+    found["own_agreement"].append((logits.argmax(1) == predicted).float())
 
 
 def _read(found: ImageSet, limit: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,10 +258,3 @@ def _read(found: ImageSet, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = slice(0, min(limit, len(found)))
     traces = found.traces[rows]
     return found.read(rows), traces.labels, traces.predictions
-
-
-def _untrained(material: AnalysisInput) -> Instruments | None:
-    try:
-        return material.untrained()
-    except UsageError:
-        return None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from ...harness.models.architectures import cnn
 from ...harness.models.training import Recipe, train
 from ...harness.tracing.traced_model import Instruments
 from .networks import fresh
-from .training import BATCH, Key, Source
+from .training import BATCH
 
 _Z = 1.959963984540054
 # Measures that are shares of images.
@@ -37,30 +36,14 @@ class Estimate:
         return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     @property
+    def ends(self) -> tuple[float, float, float]:
+        """For a table or a claim."""
+        return self.mean, self.low, self.high
+
+    @property
     def differs(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
-
-
-@dataclass(eq=False)
-class Measured:
-    """Per-image values (n,) of every seed, by tap and source, by measure; ``original``: on the images themselves."""
-
-    values: dict[Key, dict[str, list[Tensor]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    original: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-
-    def estimate(self, key: Key, measure: str) -> Estimate:
-        """The mean of one measure."""
-        return estimate(torch.stack(self.values[key][measure]), measure in SHARES)
-
-    def baseline(self, measure: str) -> Estimate:
-        """The same measure on the images themselves."""
-        return estimate(torch.stack(self.original[measure]), measure in SHARES)
-
-    def difference(self, tap: str, one: Source, other: Source, measure: str) -> Estimate:
-        """``one`` minus ``other`` on the same images, seeds and judges."""
-        pair = [torch.stack(self.values[tap, source][measure]) for source in (one, other)]
-        return difference(pair[0] - pair[1], measure in SHARES)
 
 
 def estimate(values: Tensor, share: bool) -> Estimate:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,14 +14,20 @@ from ...harness.core.errors import UsageError
 from ...harness.core.seeds import derive_seed
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces
-from .. import Analysis, AnalysisInfo, AnalysisInput, Findings
-from ..findings import in_words
-from .fringe import error_scores, merits
-from .latent_map import Code, EncoderName, activations, fit_code, read_batches, retrace
-from .relevance import Evidence, Orders, attribute, compare_orders
-from .report.relevance import relevance_page
-from .report.tables import Page, fringe_page, map_page, reconstruction_page, track_page
-from .tracks import Paths, follow, pick, purities
+from ..base import Analysis, AnalysisInfo
+from ..common.inputs import AnalysisInput, ImageSet
+from ..common.recording import read_images
+from ..findings import Findings
+from .fringe import error_scores, errors
+from .latent_map import Code, EncoderName, activations, fit_code
+from .measured import Introspection, Purity
+from .reconstruction import compare_reconstructions
+from .relevance import Evidence, attribute, compare_orders
+from .report.figures import figures
+from .report.tables import tables
+from .report.text import claims
+from .strips import rearrange
+from .tracks import cross, follow, path_of, pick, purities_of
 
 MAP_SIZE = 3
 ENCODERS: tuple[EncoderName, ...] = ("autoencoder", "pca")
@@ -44,7 +49,7 @@ class Network:
     maps: dict[str, Code]
 
 
-class SelfIntrospection(Analysis[Any]):
+class SelfIntrospection(Analysis[Introspection]):
     """Encodes all hidden activations together and reads the code as a map (Pardo et al. 2019).
 
     The paper shows such a code of a network's "possible hidden activations", finds errors in its "fringe areas",
@@ -125,77 +130,92 @@ class SelfIntrospection(Analysis[Any]):
         """At most ``units`` activations of each of ``layers``, and the pooled last tap as a control for the map."""
         return (Need("full", selection(self.layers), units=self.units), Need("pooled", "last:1"))
 
-    def study(self, material: AnalysisInput) -> Findings:
+    def measure(self, given: AnalysisInput) -> Introspection:
         """Fit the codes, then measure map, tracks, fringe and relevance.
 
         Raises:
             UsageError: for fewer than two fit or three evaluate images.
         """
-        fit, evaluate = material.fit.traces[: self.fit_images], material.evaluate.traces[: self.images]
+        fit, evaluate = given.fit.traces[: self.fit_images], given.evaluate.traces[: self.images]
         if len(fit) < 2 or len(evaluate) < 3:
             raise UsageError(
                 f"self_introspection was given {len(fit)} fit and {len(evaluate)} evaluate images and needs at least "
                 "2 and 3: raise data.fit and data.evaluate."
             )
-        done = _Progress(material.progress, 9)
-        trained = self._network(material, material.instruments, fit, evaluate, "trained", done)
-        scoring: dict[str, Code] = {name: self._fit(material, fit, name, self.latent, "scores") for name in ENCODERS}
+        done = _Progress(given.progress, 8)
+        trained = self._network(given, given.instruments, fit, evaluate, "trained")
         done()
-        untrained, reason = self._untrained(material, done)
-        perturbed = pick(material.perturbed, len(evaluate), self.tracked)
-        paths = follow(self, material, trained.maps | _named(scoring, "scores"), perturbed, self.steps)
+        scoring: dict[str, Code] = {name: self._fit(given, fit, name, self.latent, "scores") for name in ENCODERS}
         done()
-        pages = [
-            self._fringe(material, trained, scoring),
-            self._map(material, trained, scoring, untrained, paths),
-            track_page(paths, scoring, self.shown, derive_seed(material.seed, "tracks")),
-            self._reconstruction(material, trained, scoring),
-        ]
+        network, reason = given.untrained_or_reason()
+        untrained = None
+        if network is not None:
+            fit, evaluate = (
+                self._traces(given, network, s, n) for s, n in ((given.fit, len(fit)), (given.evaluate, len(evaluate)))
+            )
+            untrained = self._network(given, network, fit, evaluate, "untrained")
         done()
-        pages.append(self._relevance(material, trained, untrained, done))
-        sentences = [sentence for page in pages for sentence in page.sentences]
-        return Findings(
-            in_words([*sentences, *([f"There is no untrained network to compare with: {reason}"] if reason else [])]),
-            [figure for page in pages for figure in page.figures],
-            [table for page in pages for table in page.tables],
-            {name: value for page in pages for name, value in page.arrays.items()},
-        )
+        perturbed = pick(given.perturbed, len(trained.traces), self.tracked)
+        named = {f"{name} scores": code for name, code in scoring.items()}
+        paths = follow(self.needs, given, trained.maps | named, perturbed, self.steps)
+        done()
+        labels, predictions = trained.traces.labels, trained.traces.predictions
+        wrong = predictions != labels
+        scores = error_scores(trained.traces, trained.raw, scoring, self.neighbours)
+        found = errors(scores, wrong, derive_seed(given.seed, "fringe"))
+        done()
+        images = read_images(given.evaluate.read, len(given.evaluate), torch.arange(len(labels)))
+        maps, purities = self._map(given, trained, scoring, untrained, images)
+        seed = derive_seed(given.seed, "tracks")
+        crossings = [cross(path, name, code, seed) for path in paths for name, code in scoring.items()]
+        missed, told = compare_reconstructions(given.perturbed, trained.traces, trained.raw, scoring)
+        done()
+        evidence, orders = {}, {}
+        for name, one in {"trained": trained, "untrained": untrained}.items():
+            if one is not None:
+                evidence[name] = self._evidence(one, images)
+                orders[name] = compare_orders(evidence[name], given.draws("relevance", name))
+            done()
+        taps = trained.traces.tap_names()
+        output, blocks, strips = rearrange(taps, labels, len(given.classes), evidence["trained"], self.pictured)
+        return Introspection(
+            taps, given.classes, labels, predictions, found, maps, purities,
+            [path_of(path, list(trained.maps)) for path in paths], crossings, missed, told, orders, output, blocks,
+            strips, reason,
+        )  # fmt: skip
 
-    def _fit(self, material: AnalysisInput, fit: Traces, encoder: EncoderName, size: int, purpose: str) -> Code:
+    def report(self, measured: Introspection) -> Findings:
+        """Errors, the map with its tracks, reconstructions and relevance."""
+        trained = measured.orders["trained"]
+        arrays = {f"map/{name}": points for name, points in measured.maps.items()}
+        arrays |= {
+            "relevance/correlation": trained.correlation,
+            "relevance/gradient_x_activation": trained.attribution,
+        }
+        return Findings(
+            claims(measured, self.shown), figures(measured, self.shown, self.drawn), tables(measured), arrays
+        )  # fmt: skip
+
+    def _fit(self, given: AnalysisInput, fit: Traces, encoder: EncoderName, size: int, purpose: str) -> Code:
         detector = Latent(
             encoder, self.layers, size, self.units, self.hidden, self.epochs, self.neighbours, component="fringe"
         )
-        return fit_code(detector, fit, material.draws(purpose, encoder))
+        return fit_code(detector, fit, given.draws(purpose, encoder))
 
-    def _network(
-        self, material: AnalysisInput, instruments: Instruments, fit: Traces, evaluate: Traces, name: str,
-        done: Callable[[], None],
-    ) -> Network:  # fmt: skip
-        maps: dict[str, Code] = {encoder: self._fit(material, fit, encoder, MAP_SIZE, name) for encoder in ENCODERS}
-        done()
-        return Network(instruments, evaluate, activations(evaluate), maps)
+    def _network(self, given: AnalysisInput, network: Instruments, fit: Traces, evaluate: Traces, name: str) -> Network:
+        maps: dict[str, Code] = {encoder: self._fit(given, fit, encoder, MAP_SIZE, name) for encoder in ENCODERS}
+        return Network(network, evaluate, activations(evaluate), maps)
 
-    def _untrained(self, material: AnalysisInput, done: Callable[[], None]) -> tuple[Network | None, str]:
-        try:
-            instruments = material.untrained()
-        except UsageError as error:
-            done()
-            return None, str(error)
-        fit = retrace(self, instruments, material.fit, min(self.fit_images, len(material.fit)))
-        evaluate = retrace(self, instruments, material.evaluate, min(self.images, len(material.evaluate)))
-        return self._network(material, instruments, fit, evaluate, "untrained", done), ""
-
-    def _fringe(self, material: AnalysisInput, trained: Network, scoring: dict[str, Code]) -> Page:
-        wrong = trained.traces.predictions != trained.traces.labels
-        scores = error_scores(trained.traces, trained.raw, scoring, self.neighbours)
-        found = merits(scores, wrong, "max-softmax", derive_seed(material.seed, "fringe"))
-        return fringe_page(found, scores, wrong)
+    def _traces(self, given: AnalysisInput, network: Instruments, images: ImageSet, count: int) -> Traces:
+        """Traces of the first images in another network, with their labels."""
+        found = given.codes(network, images, torch.arange(count), self.needs)
+        return replace(found, label_rows=images.traces[:count].labels)
 
     def _map(
-        self, material: AnalysisInput, trained: Network, scoring: dict[str, Code], untrained: Network | None,
-        paths: Sequence[Paths],
-    ) -> Page:  # fmt: skip
-        labels = trained.traces.labels
+        self, given: AnalysisInput, trained: Network, scoring: dict[str, Code], untrained: Network | None,
+        images: Tensor,
+    ) -> tuple[dict[str, Tensor], list[Purity]]:  # fmt: skip
+        """The maps, and how pure classes are in them and in other spaces."""
         spaces = {f"{name}, 3 numbers": code.encode(trained.raw) for name, code in trained.maps.items()}
         maps = dict(spaces)
         spaces |= {f"{name}, {code.size} numbers": code.encode(trained.raw) for name, code in scoring.items()}
@@ -206,39 +226,16 @@ class SelfIntrospection(Analysis[Any]):
         spaces |= _layers("", trained, next(iter(trained.maps.values())))
         if untrained is not None:
             spaces |= _layers("untrained network, ", untrained, next(iter(untrained.maps.values())))
-        pixels = torch.cat([part.flatten(1) for part in read_batches(material.evaluate, len(labels))])
-        spaces["the images' pixels"] = pixels
-        found = purities(spaces, labels, self.neighbours, derive_seed(material.seed, "purity"))
-        return map_page(maps, trained.traces, material.classes, found, paths, self.shown, self.drawn)
+        spaces["the images' pixels"] = images.flatten(1)
+        seed = derive_seed(given.seed, "purity")
+        return maps, purities_of(spaces, trained.traces.labels, self.neighbours, seed)
 
-    def _reconstruction(self, material: AnalysisInput, trained: Network, scoring: dict[str, Code]) -> Page:
-        return reconstruction_page(material.perturbed, trained.traces, trained.raw, scoring, self.shown)
-
-    def _relevance(
-        self, material: AnalysisInput, trained: Network, untrained: Network | None, done: Callable[[], None]
-    ) -> Page:
-        networks = {"trained": trained} if untrained is None else {"trained": trained, "untrained": untrained}
-        orders: dict[str, tuple[Evidence, Orders]] = {}
-        for name, network in networks.items():
-            evidence = self._evidence(material, network)
-            orders[name] = evidence, compare_orders(evidence, material.draws("relevance", name))
-            done()
-        names = trained.traces.tap_names()
-        return relevance_page(names, trained.traces.labels, material.classes, orders, self.pictured)
-
-    def _evidence(self, material: AnalysisInput, network: Network) -> Evidence:
+    def _evidence(self, network: Network, images: Tensor) -> Evidence:
         traces = network.traces
         chosen = [tap for tap in traces.taps if tap.name in traces.tap_names()]
-        parts = [
-            attribute(network.instruments, chosen, self.units, images)
-            for images in read_batches(material.evaluate, len(traces))
-        ]
+        attributions = attribute(network.instruments, chosen, self.units, images)
         units = [traces.units(tap.name, "full") for tap in chosen]
-        return Evidence(network.raw, traces.logits, torch.cat(parts), units, [tap.units for tap in chosen])
-
-
-def _named(codes: dict[str, Code], suffix: str) -> dict[str, Code]:
-    return {f"{name} {suffix}": code for name, code in codes.items()}
+        return Evidence(network.raw, traces.logits, attributions, units, [tap.units for tap in chosen])
 
 
 def _layers(prefix: str, network: Network, code: Code) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,9 +12,12 @@ from torch import Tensor
 from ...harness.statistics.detection import auroc, auroc_interval
 from ...harness.statistics.intervals import FloatArray, auroc_difference
 from ...harness.tracing.traces import Traces
-from .latent_map import BATCH, Code
+from ..common.recording import BATCH
+from .latent_map import Code
+from .measured import Errors, Merit
 
 LEAST_ERRORS = 5
+COVERAGES = tuple(c / 20 for c in range(1, 21))
 
 
 def neighbour_entropy(code: Code, codes: Tensor, neighbours: int, classes: int) -> Tensor:
@@ -58,15 +60,6 @@ def reconstruction(code: Code, raw: Tensor) -> Tensor:
     return torch.cat([code.residual(x).double().square().mean(1).sqrt() for x in raw.split(BATCH)])
 
 
-@dataclass(frozen=True)
-class Merit:
-    """An AUROC with its interval, and its difference to max-softmax with an interval."""
-
-    name: str
-    auroc: tuple[float, float, float]
-    difference: tuple[float, float, float]
-
-
 def merits(scores: Mapping[str, FloatArray], wrong: Tensor, reference: str, seed: int) -> list[Merit]:
     """How well each score tells wrong predictions from right ones; empty for fewer than 5 of either."""
     positive = wrong.numpy()
@@ -88,28 +81,9 @@ def risk_by_coverage(score: FloatArray, wrong: Tensor, coverages: Sequence[float
     return [float(errors[k - 1] / k) for k in kept]
 
 
-def unexplained(code: Code, raw: Tensor, units: Sequence[int]) -> Tensor:
-    """Squared reconstruction error of each layer over the layer's variance on fit images, float64 (n, layers).
-
-    The detector weights layers so that each has the same variance there: the number of varying units over the number
-    of layers that have any. A layer without a varying unit gives 0.
-
-    Args:
-        code: reconstructs.
-        raw: activations (n, d) to reconstruct.
-        units: how many of the d belong to each layer.
-    """
-    varying = [int((part > 0).sum()) for part in code.detector.inputs["scale"].split(list(units))]
-    each = sum(varying) / max(1, sum(count > 0 for count in varying))
-    missed = [sum_by_layer(code.residual(x).double().square(), units) for x in raw.split(BATCH)]
-    return torch.cat(missed) / each if missed else torch.empty(0, len(units), dtype=torch.float64)
-
-
-def sum_by_layer(values: Tensor, units: Sequence[int]) -> Tensor:
-    """Sums (n, layers) over the units of each layer of (n, d)."""
-    return torch.stack([part.sum(1) for part in values.split(list(units), 1)], 1)
-
-
-def activation_norm(code: Code, raw: Tensor) -> Tensor:
-    """Euclidean norm of the standardised activations, float64 (n,): what a reconstruction error must beat."""
-    return torch.cat([code.standardise(x).double().norm(dim=1) for x in raw.split(BATCH)])
+def errors(scores: Mapping[str, FloatArray], wrong: Tensor, seed: int) -> Errors:
+    """Whether the fringe knows errors better than max-softmax does."""
+    found = merits(scores, wrong, "max-softmax", seed)
+    names = [m.name for m in found if "reconstr" not in m.name]
+    risk = {name: risk_by_coverage(scores[name], wrong, COVERAGES) for name in names}
+    return Errors(len(wrong), int(wrong.sum()), found, COVERAGES, risk)

@@ -6,9 +6,9 @@ principal components); here it is read as a map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ from torch import Tensor
 from ...detectors.activations.latent import Latent
 from ...detectors.codes.latent import PCA, Autoencoder, Standardiser
 from ...harness.tracing.traced_model import Instruments
-from ...harness.tracing.traces import Traces
-from ..base import Analysis, ImageSet
+from ...harness.tracing.traces import Need, Traces
+from ..common.recording import BATCH
 
-BATCH = 256
 # Images per traced batch of tracks: an image has as many as there are steps.
 _TRACKED = 128
 
@@ -80,23 +79,6 @@ def activations(traces: Traces) -> Tensor:
     taps = traces.tap_names()
     parts = [torch.cat([part.full(tap) for tap in taps], 1) for part in traces.batches(BATCH)]
     return torch.cat(parts) if parts else torch.empty(0, sum(traces.units(tap, "full") for tap in taps))
-
-
-def retrace(analysis: Analysis[Any], instruments: Instruments, images: ImageSet, count: int) -> Traces:
-    """Traces of the first ``count`` images in another model, in memory, with their labels."""
-    found = [instruments.codes(analysis.needs, part) for part in read_batches(images, count)]
-    codes = {
-        code: {tap: torch.cat([part.codes[code][tap][:] for part in found]) for tap in taps}
-        for code, taps in found[0].codes.items()
-    }
-    logits, labels = torch.cat([part.logits for part in found]), images.traces[:count].labels
-    return Traces(logits, found[0].taps, codes, found[0].needs, label_rows=labels)
-
-
-def read_batches(images: ImageSet, count: int) -> Iterator[Tensor]:
-    """The first ``count`` images, in batches."""
-    for start in range(0, count, BATCH):
-        yield images.read(slice(start, min(start + BATCH, count)))
 
 
 def purity(codes: Tensor, labels: Tensor, neighbours: int) -> Tensor:
@@ -169,8 +151,8 @@ def first_crossing(share: Tensor, values: Tensor) -> Tensor:
 
 
 def trace_tracks(
-    analysis: Analysis[Any],
-    instruments: Instruments,
+    needs: Sequence[Need],
+    network: Instruments,
     codes: Mapping[str, Code],
     clean: Tensor,
     other: Tensor,
@@ -179,8 +161,8 @@ def trace_tracks(
     """Encode x + t · δ for t = 0 ... 1.
 
     Args:
-        analysis: whose codes are traced.
-        instruments: the model.
+        needs: what is traced.
+        network: the model.
         codes: by name.
         clean: x, float32 (m, channels, height, width) in [0, 1].
         other: x + δ, the same shape.
@@ -194,7 +176,7 @@ def trace_tracks(
     for x, y in zip(clean.split(size), other.split(size), strict=True):
         between = x.unsqueeze(1) + weights * (y - x).unsqueeze(1)
         between[:, -1] = y
-        traces = instruments.codes(analysis.needs, between.flatten(0, 1))
+        traces = network.codes(needs, between.flatten(0, 1))
         raw = activations(traces)
         for name, code in codes.items():
             found[name].append(code.encode(raw).unflatten(0, (len(x), steps)))
@@ -206,18 +188,3 @@ def three(codes: Tensor) -> Tensor:
     """Codes (..., k) with zeros or cuts as points in three dimensions, float32."""
     missing = 3 - codes.shape[-1]
     return torch.nn.functional.pad(codes.float(), (0, missing)) if missing else codes.float()
-
-
-def pairs(rows: Tensor, success: Tensor, control_rows: Tensor, below: int, count: int) -> list[tuple[int, int, int]]:
-    """Successes that have a noise control: (position among the perturbed, among the controls, evaluate row)."""
-    control = {row: i for i, row in enumerate(control_rows.tolist())}
-    found: list[tuple[int, int, int]] = []
-    for position, row in enumerate(rows.tolist()):
-        if len(found) < count and bool(success[position]) and row in control and row < below:
-            found.append((position, control[row], row))
-    return found
-
-
-def read_rows(images: ImageSet, rows: Sequence[int]) -> Tensor:
-    """Single rows of a set of images, (len(rows), channels, height, width)."""
-    return torch.cat([images.read(slice(row, row + 1)) for row in rows])

@@ -186,6 +186,11 @@ class Orders:
     halves: tuple[float, float]
     permuted: float
 
+    def intervals(self, order: int) -> list[tuple[float, float, float]]:
+        """The layers' shares in one order, with their intervals."""
+        columns = (self.shares[order].tolist(), self.low[order].tolist(), self.high[order].tolist())
+        return list(zip(*columns, strict=True))
+
 
 def compare_orders(evidence: Evidence, draws: torch.Generator) -> Orders:
     """Order the units in both ways and say how far the ways agree."""

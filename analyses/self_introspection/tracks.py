@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...harness.statistics.intervals import mean_interval
-from ..base import Analysis, AnalysisInput, PerturbedSet
-from .latent_map import Code, Tracks, chance_purity, pairs, purity, read_rows, trace_tracks
+from ...harness.statistics.intervals import mean_interval, mean_intervals, proportion
+from ...harness.tracing.traces import Need
+from ..common.inputs import AnalysisInput, ImageSet, PerturbedSet
+from ..common.recording import read_images
+from .latent_map import Code, Tracks, chance_purity, first_crossing, purity, trace_tracks
+from .measured import ATTACK, NOISE, Crossing, Path, Purity
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +47,6 @@ class Paths:
     noise: Tracks
 
 
-@dataclass(frozen=True)
-class Purity:
-    """Class purity of a space, its interval, what chance gives, and the silhouette of the classes."""
-
-    space: str
-    size: int
-    share: tuple[float, float, float]
-    chance: float
-    silhouette: float
-
-
 def pick(perturbed: Mapping[str, PerturbedSet], below: int, count: int) -> list[Chosen]:
     """For each perturbation its first ``count`` successes that have a control; those without one are left out."""
     found = []
@@ -68,20 +59,34 @@ def pick(perturbed: Mapping[str, PerturbedSet], below: int, count: int) -> list[
 
 
 def follow(
-    analysis: Analysis[Any], material: AnalysisInput, codes: Mapping[str, Code], chosen: list[Chosen], steps: int
+    needs: Sequence[Need], given: AnalysisInput, codes: Mapping[str, Code], chosen: list[Chosen], steps: int
 ) -> list[Paths]:
     """Trace the way to every chosen image and to its noise."""
     found = []
     for each in chosen:
-        clean = read_rows(material.evaluate, each.rows)
-        ends = read_rows(each.perturbed.images, each.positions), read_rows(each.perturbed.control, each.controls)
-        attack, noise = (trace_tracks(analysis, material.instruments, codes, clean, end, steps) for end in ends)
+        clean = _read(given.evaluate, each.rows)
+        ends = _read(each.perturbed.images, each.positions), _read(each.perturbed.control, each.controls)
+        attack, noise = (trace_tracks(needs, given.instruments, codes, clean, end, steps) for end in ends)
         classes, reached = attack.logits[:, 0].argmax(1), attack.logits[:, -1].argmax(1)
         found.append(Paths(each.perturbed.label, each.rows, classes, reached, attack, noise))
     return found
 
 
-def purities(spaces: Mapping[str, Tensor], labels: Tensor, neighbours: int, seed: int) -> list[Purity]:
+def _read(images: ImageSet, rows: Sequence[int]) -> Tensor:
+    return read_images(images.read, len(images), torch.tensor(rows))
+
+
+def pairs(rows: Tensor, success: Tensor, control_rows: Tensor, below: int, count: int) -> list[tuple[int, int, int]]:
+    """Successes that have a noise control: (position among the perturbed, among the controls, evaluate row)."""
+    control = {row: i for i, row in enumerate(control_rows.tolist())}
+    found: list[tuple[int, int, int]] = []
+    for position, row in enumerate(rows.tolist()):
+        if len(found) < count and bool(success[position]) and row in control and row < below:
+            found.append((position, control[row], row))
+    return found
+
+
+def purities_of(spaces: Mapping[str, Tensor], labels: Tensor, neighbours: int, seed: int) -> list[Purity]:
     """How pure the classes of held-out images are in each space (n, d)."""
     from sklearn.metrics import silhouette_score
 
@@ -94,16 +99,37 @@ def purities(spaces: Mapping[str, Tensor], labels: Tensor, neighbours: int, seed
     return found
 
 
-def gather_success(each: PerturbedSet, below: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Activations and evaluate rows of a perturbation's successes, then of its controls."""
-    from .latent_map import BATCH, activations
+def path_of(paths: Paths, encoders: Sequence[str]) -> Path:
+    """What is kept of tracks through the maps of some encoders."""
+    both = {ATTACK: paths.attack, NOISE: paths.noise}
+    return Path(
+        paths.label, paths.rows, paths.attack.share,
+        {kind: {e: tracks.codes[e] for e in encoders} for kind, tracks in both.items()},
+        {kind: tracks.logits.argmax(2) for kind, tracks in both.items()},
+    )  # fmt: skip
 
-    parts = []
-    wanted = each.success & (each.rows < below)
-    for start, part in zip(range(0, len(each.rows), BATCH), each.images.traces.batches(BATCH), strict=True):
-        mask = wanted[start : start + BATCH]
-        if bool(mask.any()):
-            parts.append(activations(part)[mask])
-    raw = torch.cat(parts) if parts else activations(each.images.traces[:0])
-    inside = each.control_rows < below
-    return raw, each.rows[wanted], activations(each.control.traces)[inside], each.control_rows[inside]
+
+def cross(path: Paths, name: str, code: Code, seed: int) -> Crossing:
+    """Where predictions change along the tracks, and where a scoring code comes nearer to the reached class."""
+    both = {ATTACK: path.attack, NOISE: path.noise}
+    sides = {kind: t.nearing(f"{name} scores", code, path.clean, path.reached) for kind, t in both.items()}
+    values, flips = sides[ATTACK], path.attack.flips()
+    # An image that lies nearer to the reached class from the start has nothing to cross.
+    started = values[:, 0] > 0
+    crossings = torch.where(started, torch.nan, first_crossing(path.attack.share, values))
+    crossed = crossings.isfinite() & flips.isfinite()
+    steps = path.attack.share.tolist()
+    return Crossing(
+        path.label,
+        name,
+        len(path.rows),
+        steps,
+        {kind: mean_intervals(v, seed) for kind, v in sides.items()},
+        {kind: [float((t.flips() <= s + 1e-12).double().mean()) for s in steps] for kind, t in both.items()},
+        mean_interval(flips[flips.isfinite()], seed),
+        proportion(int(started.sum()), len(values)),
+        {kind: proportion(int((v[:, -1] > 0).sum()), len(v)) for kind, v in sides.items()},
+        int(crossed.sum()),
+        mean_interval(crossings[crossed], seed),
+        mean_interval((crossings - flips)[crossed], seed),
+    )

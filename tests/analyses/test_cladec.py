@@ -23,7 +23,6 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import TapInfo, Traces
-from safetensors.torch import load_file
 from scipy.stats import binomtest, spearmanr, t
 from torch import Tensor, nn
 
@@ -124,18 +123,18 @@ def planted(constant: bool = False) -> Instruments:
     return instruments(net)
 
 
-def test_an_invertible_encoder_reaches_near_zero_error() -> None:
+def test_an_invertible_encoder_reaches_near_zero_error(study: Callable[..., Findings]) -> None:
     torch.manual_seed(0)
     own = instruments(Net(nn.Identity(), 64), ("encoder",))
-    found = ClaDec(**{**QUICK, "epochs": 12, "width": 6}).study(material(own, None, pictures(192, 1), pictures(60, 2)))
+    found = study(ClaDec(**{**QUICK, "epochs": 12, "width": 6}), material(own, None, pictures(192, 1), pictures(60, 2)))
     error = summary(found, "encoder", "cladec")["squared_error"]
     assert error < 0.05 * summary(found, None, "mean image")["squared_error"]
 
 
-def test_a_constant_encoder_gives_the_mean_image_and_the_refae_does_not() -> None:
+def test_a_constant_encoder_gives_the_mean_image_and_the_refae_does_not(study: Callable[..., Findings]) -> None:
     fit, evaluate = pictures(192, 1), pictures(90, 2)
     own = planted(constant=True)
-    found = ClaDec(**{**QUICK, "epochs": 10}).study(material(own, planted(), fit, evaluate))
+    found = study(ClaDec(**{**QUICK, "epochs": 10}), material(own, planted(), fit, evaluate))
     variance = float((evaluate[0] - evaluate[0].mean(0)).square().mean())
     assert summary(found, None, "mean image")["squared_error"] == pytest.approx(variance, rel=0.05)
     tap = own.taps[0].name
@@ -147,7 +146,7 @@ def test_a_constant_encoder_gives_the_mean_image_and_the_refae_does_not() -> Non
     assert reference["fresh_accuracy"] > 0.9
 
 
-def test_alpha_trades_error_for_class() -> None:
+def test_alpha_trades_error_for_class(study: Callable[..., Findings]) -> None:
     # The class moves its quadrant a little and the classifier sees it from afar; the squared error hardly does.
     fit, evaluate = pictures(300, 1, 0.1), pictures(90, 2, 0.1)
     net = Net(nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES + 1), nn.ReLU()), CLASSES + 1)
@@ -163,8 +162,8 @@ def test_alpha_trades_error_for_class() -> None:
         first.bias.zero_()
         net.linear.weight.copy_(60 * torch.eye(CLASSES, CLASSES + 1))
         net.linear.bias.zero_()
-    study = ClaDec(**{**QUICK, "alphas": [0.0, 1.0], "epochs": 5})
-    found = study.study(material(instruments(net), None, fit, evaluate))
+    analysis = ClaDec(**{**QUICK, "alphas": [0.0, 1.0], "epochs": 5})
+    found = study(analysis, material(instruments(net), None, fit, evaluate))
     tap = instruments(net).taps[0].name
     plain, faithful = summary(found, tap, "cladec", 0.0), summary(found, tap, "cladec", 1.0)
     assert faithful["own_cross_entropy"] < 0.5 * plain["own_cross_entropy"]
@@ -172,12 +171,12 @@ def test_alpha_trades_error_for_class() -> None:
     assert faithful["squared_error"] > plain["squared_error"]
 
 
-def test_results_depend_on_the_seed_alone_and_leave_the_model_as_it_was() -> None:
+def test_results_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: Callable[..., Findings]) -> None:
     fit, evaluate = pictures(32, 1), pictures(30, 2)
     own, untrained = instruments(InPlace()), instruments(InPlace())
     before = copy.deepcopy(own.model.state_dict())
     untouched = copy.deepcopy(untrained.model.state_dict())
-    study = ClaDec(
+    analysis = ClaDec(
         **{
             **QUICK,
             "alphas": [0.0, 0.2],
@@ -193,11 +192,11 @@ def test_results_depend_on_the_seed_alone_and_leave_the_model_as_it_was() -> Non
 
     def stored(seed: int) -> tuple[dict[str, Tensor], Any]:
         torch.manual_seed(int(torch.randint(1000, ())))
-        return study.study(material(own, untrained, fit, evaluate, seed=seed, told=told)).stored()
+        return study(analysis, material(own, untrained, fit, evaluate, seed=seed, told=told)).stored()
 
     one, again = stored(0), stored(0)
     state = torch.get_rng_state()
-    other = study.study(material(own, untrained, fit, evaluate, seed=1, told=told)).stored()
+    other = study(analysis, material(own, untrained, fit, evaluate, seed=1, told=told)).stored()
     assert torch.equal(torch.get_rng_state(), state)
     assert one[1] == again[1]
     assert all(torch.equal(one[0][k], again[0][k]) for k in one[0])
@@ -228,10 +227,10 @@ def moved(own: Instruments, really: bool) -> Callable[[], PerturbedSet]:
 
 
 @pytest.mark.parametrize("really", [True, False])
-def test_a_turned_image_is_followed_beside_its_control(really: bool) -> None:
+def test_a_turned_image_is_followed_beside_its_control(really: bool, study: Callable[..., Findings]) -> None:
     own = planted()
-    study = ClaDec(**{**QUICK, "epochs": 12, "judge_epochs": 8, "attacked": 25})
-    found = study.study(material(own, planted(), pictures(192, 1), pictures(30, 2), moved(own, really)))
+    analysis = ClaDec(**{**QUICK, "epochs": 12, "judge_epochs": 8, "attacked": 25})
+    found = study(analysis, material(own, planted(), pictures(192, 1), pictures(30, 2), moved(own, really)))
     table = next(t for t in found.tables if t.name == "cladec-perturbed")
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
@@ -247,25 +246,26 @@ def test_a_turned_image_is_followed_beside_its_control(really: bool) -> None:
         assert share(source, "noise control", "reached") < 0.1
     assert (share("cladec", "turned", "nearer") > 0.9) == really
     assert share("cladec", "noise control", "nearer") < 0.1
-    told = next(s for s in found.sentences if s.startswith("moved"))
-    assert (f"from {own.taps[0].name} on" in told) == really
-    assert ("at no depth" in told) != really
+    told = next(c for c in found.claims if (c.kind, c.subject) == ("perturbed", "moved"))
+    assert told.verdict == (f"read as the reached class from {own.taps[0].name} on" if really else "at no depth")
+    assert told.estimates["images"] == 25
+    assert told.estimates["undecoded: reached"][0] == share("undecoded", "turned", "reached")
     gallery = next(f for f in found.figures if isinstance(f, Pictures) and f.title.startswith("moved"))
     assert torch.equal(gallery.images[0], pictures(30, 2)[0][2:10])
 
 
-def test_without_an_untrained_network_small_cnns_judge() -> None:
+def test_without_an_untrained_network_small_cnns_judge(study: Callable[..., Findings]) -> None:
     own = planted()
-    found = ClaDec(**QUICK).study(material(own, None, pictures(64, 1), pictures(30, 2)))
-    assert "no untrained network" in found.sentences[0]
+    found = study(ClaDec(**QUICK), material(own, None, pictures(64, 1), pictures(30, 2)))
+    assert (found.claims[0].kind, found.claims[0].verdict) == ("class-information", "no untrained network")
     table = next(t for t in found.tables if t.name == "cladec-summary")
     assert {row[2] for row in table.rows} == {"original", "mean image", "cladec"}
 
 
-def test_every_curve_is_in_a_table_and_everything_can_be_read_again() -> None:
+def test_every_curve_is_in_a_table_and_everything_can_be_read_again(study: Callable[..., Findings]) -> None:
     own = planted()
-    study = ClaDec(**{**QUICK, "alphas": [0.001, 0.0], "retrain": True, "seeds": 2, "units": 6, "gallery": 4})
-    found = study.study(material(own, planted(), pictures(64, 1), pictures(30, 2), moved(own, True)))
+    analysis = ClaDec(**{**QUICK, "alphas": [0.001, 0.0], "retrain": True, "seeds": 2, "units": 6, "gallery": 4})
+    found = study(analysis, material(own, planted(), pictures(64, 1), pictures(30, 2), moved(own, True)))
     read = Findings.read(*(lambda s: (s[0], json.loads(json.dumps(s[1]))))(found.stored()))
     assert [type(f) for f in read.figures] == [type(f) for f in found.figures]
     numbers = np.array([v for table in found.tables for row in table.rows for v in row if isinstance(v, float)])
@@ -279,7 +279,9 @@ def test_every_curve_is_in_a_table_and_everything_can_be_read_again() -> None:
                 if value is None:
                     continue
                 assert np.isclose(numbers, value, rtol=1e-9, atol=1e-12).any()
-    assert 2 <= len(found.sentences) <= 8
+    kinds = [c.kind for c in found.claims]
+    assert kinds == ["class-information", "error", "trade-off", "perturbed", "used", "limits"]
+    assert read.claims == found.claims and all(c.sentence for c in found.claims)
     gallery = next(f for f in found.figures if isinstance(f, Pictures))
     assert gallery.images.shape == (6, 4, 1, 8, 8)
     names = list(gallery.row_labels)
@@ -435,7 +437,9 @@ def test_wrong_parameters_are_refused(wrong: dict[str, Any], word: str) -> None:
         ClaDec(**wrong)
 
 
-def test_a_suite_runs_it(forks: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_suite_runs_it(
+    forks: Any, tiny: Callable[..., Path], tmp_path: Path, of_run: Callable[..., Findings]
+) -> None:
     suite = tiny(tmp_path / "s.toml")
     text = "\n".join([
         "[[analyses]]", 'name = "cladec"', "epochs = 2", "judge_epochs = 2", "width = 4", "seeds = 2",
@@ -444,10 +448,7 @@ def test_a_suite_runs_it(forks: Any, tiny: Callable[..., Path], tmp_path: Path) 
     suite.write_text(f"{suite.read_text(encoding='utf-8')}\n{text}\n", encoding="utf-8")
     ended = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert ended.status == 0, ended.output
-    cells = [p for p in (tmp_path / "run" / "cells").glob("*.json") if '"kind": "analysis"' in p.read_text("utf-8")]
-    (cell,) = cells
-    value = json.loads(cell.read_text(encoding="utf-8"))["values"]["findings"]
-    found = Findings.read(load_file(tmp_path / "run" / "artifacts" / f"{cell.stem}.safetensors"), value)
+    found = of_run(tmp_path / "run", ClaDec(), "cladec")
     assert {t.name for t in found.tables} >= {"cladec-summary", "cladec-perturbed", "cladec-causes"}
     perturbed = next(t for t in found.tables if t.name == "cladec-perturbed")
     assert {row[perturbed.columns.index("perturbation")] for row in perturbed.rows} == {"gaussian", "fgsm"}

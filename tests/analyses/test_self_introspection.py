@@ -15,17 +15,17 @@ import torch
 from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
 from aftershock.analyses.findings import Findings, HeatMaps, Points
 from aftershock.analyses.self_introspection.analysis import SelfIntrospection
-from aftershock.analyses.self_introspection.fringe import error_scores, merits, risk_by_coverage, unexplained
+from aftershock.analyses.self_introspection.fringe import error_scores, merits, risk_by_coverage
 from aftershock.analyses.self_introspection.latent_map import (
     Tracks,
     activations,
     chance_purity,
     first_crossing,
     fit_code,
-    pairs,
     purity,
     trace_tracks,
 )
+from aftershock.analyses.self_introspection.reconstruction import unexplained
 from aftershock.analyses.self_introspection.relevance import (
     Evidence,
     attribute,
@@ -36,7 +36,9 @@ from aftershock.analyses.self_introspection.relevance import (
     relevance,
     relevance_to,
 )
-from aftershock.analyses.self_introspection.report import tables as self_introspection_pages
+from aftershock.analyses.self_introspection.report import figures as drawn
+from aftershock.analyses.self_introspection.report import text as told
+from aftershock.analyses.self_introspection.tracks import pairs
 from aftershock.detectors.activations.latent import Latent
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.statistics.intervals import auroc_difference, fisher_interval, median_interval, proportion
@@ -217,7 +219,7 @@ class TestMap:
         fit = device.codes(reader.needs, fit_images)
         fit = replace(fit, label_rows=fit.predictions)
         code = fit_code(Latent(encoder, latent=3, units=8, hidden=(8,), epochs=2), fit, torch.Generator())
-        tracks = trace_tracks(reader, device, {"map": code}, clean, other, steps=7)
+        tracks = trace_tracks(reader.needs, device, {"map": code}, clean, other, steps=7)
         for step, images in ((0, clean), (-1, other), (3, (clean + other) / 2)):
             traces = device.codes(reader.needs, images)
             torch.testing.assert_close(tracks.codes["map"][:, step], code.encode(activations(traces)))
@@ -403,14 +405,16 @@ def table(found: Findings, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def studied() -> Findings:
-    return small(drawn=2).study(material())
+def studied(study: Callable[..., Findings]) -> Findings:
+    return study(small(drawn=2), material())
 
 
 class TestStudy:
-    def test_the_findings_can_be_stored_and_are_the_same_again(self, studied: Findings) -> None:
-        first, second = studied, small(drawn=2).study(material())
-        assert json.dumps(first.stored()[1]["sentences"]) == json.dumps(second.stored()[1]["sentences"])
+    def test_the_findings_can_be_stored_and_are_the_same_again(
+        self, studied: Findings, study: Callable[..., Findings]
+    ) -> None:
+        first, second = studied, study(small(drawn=2), material())
+        assert first.claims == second.claims and all(c.sentence for c in first.claims)
         tensors, value = first.stored()
         again = Findings.read(tensors, json.loads(json.dumps(value)))
         assert [t.name for t in again.tables] == [t.name for t in first.tables]
@@ -437,24 +441,26 @@ class TestStudy:
         wrong = (truth != given.evaluate.traces.labels).tolist()
         assert [points.groups[g].endswith("predicted wrongly") for g in points.group.tolist()] == wrong
 
-    def test_without_an_untrained_network_the_rest_is_said(self) -> None:
-        found = small().study(material(untrained=False))
-        assert "closed box" in found.sentences[-1]
+    def test_without_an_untrained_network_the_rest_is_said(self, study: Callable[..., Findings]) -> None:
+        found = study(small(), material(untrained=False))
+        assert found.claims[-1].kind == "no-untrained-network" and "closed box" in found.claims[-1].verdict
         assert not any("untrained" in str(row) for row in table(found, "purity"))
         assert {r["network"] for r in table(found, "relevance-orders")} == {"trained"}
 
-    def test_a_perfect_model_has_no_fringe_to_speak_of(self) -> None:
-        found = small().study(material(wrong=False))
-        assert "wrong about 0 of 60" in found.sentences[0]
+    def test_a_perfect_model_has_no_fringe_to_speak_of(self, study: Callable[..., Findings]) -> None:
+        found = study(small(), material(wrong=False))
+        errors = found.claims[0]
+        assert (errors.kind, errors.verdict) == ("errors-in-fringe", "too few errors")
+        assert errors.estimates == {"wrong": 0, "images": 60}
         assert "misclassification" not in [t.name for t in found.tables]
 
-    def test_nothing_perturbed_leaves_map_and_relevance(self) -> None:
-        found = small().study(replace(material(), perturbed={}))
-        assert any("no tracks" in s for s in found.sentences)
+    def test_nothing_perturbed_leaves_map_and_relevance(self, study: Callable[..., Findings]) -> None:
+        found = study(small(), replace(material(), perturbed={}))
+        assert [c.verdict for c in found.claims if c.kind == "crossing"] == ["no tracks"]
         assert {"map", "purity", "relevance-layers"} <= {t.name for t in found.tables}
 
-    def test_fewer_images_than_there_are(self) -> None:
-        found = small(images=30, tracked=3).study(material())
+    def test_fewer_images_than_there_are(self, study: Callable[..., Findings]) -> None:
+        found = study(small(images=30, tracked=3), material())
         assert {r["image"] for r in table(found, "map")} == set(range(30))
         tracked = {r["image"] for r in table(found, "tracks")}
         assert 0 < len(tracked) <= 3
@@ -481,32 +487,27 @@ class TestStudy:
             SelfIntrospection(**wrong)
 
 
-def test_a_run_keeps_its_findings(forks: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
+def test_a_run_keeps_its_findings(
+    forks: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path, of_run: Callable[..., Findings]
+) -> None:
     suite = tiny(tmp_path / "suite.toml")
     lines = '[[analyses]]\nname = "self_introspection"\nhidden = [16]\nlatent = 4\nepochs = 2\nsteps = 4\ntracked = 5\n'
     suite.write_text(suite.read_text(encoding="utf-8") + lines, encoding="utf-8")
     done = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
-    for path in (tmp_path / "run" / "cells").glob("*.json"):
-        values = json.loads(path.read_text(encoding="utf-8")).get("values") or {}
-        if "findings" in values:
-            found = Findings.read(
-                load_file(tmp_path / "run" / "artifacts" / f"{path.stem}.safetensors"), values["findings"]
-            )
-            assert any("untrained" in str(row) for row in table(found, "purity"))
-            assert {r["perturbation"] for r in table(found, "crossings")} >= {"fgsm"}
-            return
-    pytest.fail("no cell holds the findings")
+    found = of_run(tmp_path / "run", SelfIntrospection(), "self_introspection")
+    assert any("untrained" in str(row) for row in table(found, "purity"))
+    assert {r["perturbation"] for r in table(found, "crossings")} >= {"fgsm"}
 
 
-def test_a_handful_of_images_makes_rows_and_no_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = small(tracked=3).study(material())
-    assert not any("On the way to" in sentence for sentence in found.sentences)
-    assert any("too few to draw tracks" in sentence for sentence in found.sentences)
+def test_a_handful_of_images_makes_rows_and_no_claims(
+    monkeypatch: pytest.MonkeyPatch, study: Callable[..., Findings]
+) -> None:
+    found = study(small(tracked=3), material())
+    assert [(c.subject, c.verdict) for c in found.claims if c.kind == "crossing"] == [("", "too few images")]
     crossings = next(t for t in found.tables if t.name == "crossings")
     assert crossings.rows and all(row[crossings.columns.index("images")] == 3 for row in crossings.rows)
-    monkeypatch.setattr(self_introspection_pages, "FEWEST", 3)
-    enough = small(tracked=3).study(material())
-    assert any("On the way to far (3 images)" in sentence for sentence in enough.sentences)
+    for module in (drawn, told):
+        monkeypatch.setattr(module, "FEWEST", 3)
+    enough = study(small(tracked=3), material())
+    assert [c.subject for c in enough.claims if c.kind == "crossing"] == ["far"]

@@ -1,162 +1,180 @@
-"""What a reader should take away from a ClaDec study."""
+"""What a reader should take away from :mod:`.cladec`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
-from ..attacked import IMAGE, Reading
-from ..measures import Estimate
-from ..study import Study
+from ...findings import Claim, Estimate
+from ..measured import IMAGE, Decoded, Reading
+from ..measures import Estimate as Mean
 from ..training import Source
 
 
-def sentences(study: Study) -> list[str]:
-    """Two to eight sentences, the most important first."""
-    reference, random = study.source("refae"), study.source("random")
-    found = []
+def claims(measured: Decoded) -> list[Claim]:
+    """Two to eight, the most important first."""
+    reference, random = measured.source("refae"), measured.source("random")
+    found: list[Claim] = []
     if reference is not None:
-        found += [_class_information(study, reference, random), _error(study, reference, random)]
+        found += [_class_information(measured, reference, random), _error(measured, reference, random)]
     else:
-        found.append(_alone(study))
-    if len(study.decoders) > 1:
-        found.append(_trade_off(study))
-    found += [_turned(study, reading) for reading in study.readings]
-    if study.unturned:
-        found.append(f"No image was turned by {', '.join(study.unturned)}: nothing to decode there.")
-    if study.causes:
-        found.append(_causes(study))
-    found.append(_limits(study, reference))
-    return found
+        found.append(_alone(measured))
+    if len(measured.decoders) > 1:
+        found.append(_trade_off(measured))
+    found += [_fooling(measured, reading) for reading in measured.readings]
+    if measured.powerless:
+        names = ", ".join(measured.powerless)
+        text = f"No image was turned by {names}: nothing to decode there."
+        found.append(Claim("perturbed", names, {}, "no image", text))
+    if measured.causes:
+        found.append(_causes(measured))
+    return [*found, _limits(measured, reference)]
 
 
-def _class_information(study: Study, reference: Source, random: Source | None) -> str:
-    first, deep = study.decoders[0], study.names[-1]
+def _class_information(measured: Decoded, reference: Source, random: Source | None) -> Claim:
+    first, deep = measured.decoders[0], measured.taps[-1]
+    read = {s.name: measured.estimate(deep, s, "fresh_accuracy") for s in (first, reference, random) if s}
+    read["originals"] = measured.baseline("fresh_accuracy")
     text = (
         f"At {deep}, fresh classifiers of clean images read the class from {first.name} in "
-        f"{study.measured.estimate((deep, first), 'fresh_accuracy').percent()} of the reconstructions, from the "
-        f"RefAE in {study.measured.estimate((deep, reference), 'fresh_accuracy').percent()}"
+        f"{read[first.name].percent()} of the reconstructions, from the RefAE in {read[reference.name].percent()}"
     )
     if random is not None:
-        text += f", from the random encoder in {study.measured.estimate((deep, random), 'fresh_accuracy').percent()}"
-    text += f", and from the originals in {study.measured.baseline('fresh_accuracy').percent()}"
-    claims = [("fresh_accuracy", "read by them")]
-    if study.retrained:
-        claims.append(("retrained_accuracy", "learnt from the reconstructions, the papers' measure"))
-    for measure, how in claims:
-        text += f"; class information {how}: {_verdicts(study, first, reference, measure)}"
-    return text + "."
+        text += f", from the random encoder in {read[random.name].percent()}"
+    text += f", and from the originals in {read['originals'].percent()}"
+    measures = [("fresh_accuracy", "read by them")]
+    if measured.retrained:
+        measures.append(("retrained_accuracy", "learnt from the reconstructions, the papers' measure"))
+    estimates: dict[str, Estimate] = {name: found.ends for name, found in read.items()}
+    verdict = ""
+    for measure, how in measures:
+        parts = []
+        for tap in measured.taps:
+            gap = measured.difference(tap, first, reference, measure)
+            verdict = _more(gap)
+            estimates[f"{measure} at {tap} beyond RefAE"] = gap.ends
+            parts.append(f"{verdict} than the RefAE's at {tap} ({_points(gap)})")
+        text += f"; class information {how}: {', '.join(parts)}"
+    return Claim("class-information", deep, estimates, verdict, f"{text}.")
 
 
-def _verdicts(study: Study, one: Source, other: Source, measure: str) -> str:
-    """More, less or no different than the reference, tap by tap."""
-    parts = []
-    for tap in study.names:
-        gap = study.measured.difference(tap, one, other, measure)
-        word = ("more" if gap.mean > 0 else "less") if gap.differs else "no different"
-        parts.append(f"{word} than the RefAE's at {tap} ({_points(gap)})")
-    return ", ".join(parts)
+def _more(gap: Mean) -> str:
+    return ("more" if gap.mean > 0 else "less") if gap.differs else "no different"
 
 
-def _points(gap: Estimate) -> str:
+def _points(gap: Mean) -> str:
     return f"{100 * gap.mean:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
 
 
-def _error(study: Study, reference: Source, random: Source | None) -> str:
-    first, measured = study.decoders[0], study.measured
-    lower = [t for t in study.names if measured.difference(t, first, reference, "squared_error").low > 0]
+def _error(measured: Decoded, reference: Source, random: Source | None) -> Claim:
+    first = measured.decoders[0]
+    lower = [t for t in measured.taps if measured.difference(t, first, reference, "squared_error").low > 0]
     parts = []
-    for tap in study.names:
-        values = [f"{first.name} {measured.estimate((tap, first), 'squared_error').mean:.4f}"]
-        values += [
-            f"{s.name} {measured.estimate((tap, s), 'squared_error').mean:.4f}" for s in (reference, random) if s
-        ]
-        parts.append(f"at {tap} {', '.join(values)}")
-    return (
-        f"The RefAE reconstructs reliably better in {len(lower)} of {len(study.names)} taps (mean squared error, where "
-        f"the mean image has {study.mean_error:.4f}: {'; '.join(parts)})."
+    estimates: dict[str, Estimate] = {"mean image": measured.mean_error, "taps where RefAE is better": len(lower)}
+    for tap in measured.taps:
+        means = {s.name: measured.estimate(tap, s, "squared_error") for s in (first, reference, random) if s}
+        estimates |= {f"{name} at {tap}": found.ends for name, found in means.items()}
+        parts.append(f"at {tap} {', '.join(f'{name} {found.mean:.4f}' for name, found in means.items())}")
+    text = (
+        f"The RefAE reconstructs reliably better in {len(lower)} of {len(measured.taps)} taps (mean squared error, "
+        f"where the mean image has {measured.mean_error:.4f}: {'; '.join(parts)})."
     )
+    return Claim("error", "", estimates, sentence=text)
 
 
-def _alone(study: Study) -> str:
-    first = study.decoders[0]
+def _alone(measured: Decoded) -> Claim:
+    first = measured.decoders[0]
+    read = {t: measured.estimate(t, first, "fresh_accuracy") for t in measured.taps}
     parts = [
-        f"{study.measured.estimate((t, first), 'fresh_accuracy').percent()} at {t} (mean squared error "
-        f"{study.measured.estimate((t, first), 'squared_error').mean:.4f})"
-        for t in study.names
+        f"{found.percent()} at {t} (mean squared error {measured.estimate(t, first, 'squared_error').mean:.4f})"
+        for t, found in read.items()
     ]
-    return (
+    text = (
         "There is no untrained network of this architecture, so neither RefAE nor random encoder: what the decoders "
         f"show may be the architecture's own; small CNNs read the class in {', '.join(parts)} of the reconstructions."
     )
+    estimates = {t: found.ends for t, found in read.items()}
+    return Claim("class-information", "", dict(estimates), "no untrained network", text)
 
 
-def _trade_off(study: Study) -> str:
-    low, high, deep = study.decoders[0], study.decoders[-1], study.names[-1]
-    measured = study.measured
+def _trade_off(measured: Decoded) -> Claim:
+    low, high, deep = measured.decoders[0], measured.decoders[-1], measured.taps[-1]
     fresh = measured.difference(deep, high, low, "fresh_accuracy")
     own = measured.difference(deep, high, low, "own_accuracy")
-    errors = [measured.estimate((deep, s), "squared_error").mean for s in (low, high)]
-    return (
+    errors = [measured.estimate(deep, s, "squared_error").mean for s in (low, high)]
+    text = (
         f"From α = {low.alpha:g} to {high.alpha:g}, {deep}: error {errors[0]:.4f} to {errors[1]:.4f}, accuracy of "
         f"fresh classifiers {_points(fresh)}, of the classifier under study {_points(own)}; a gain that it alone "
         "sees is a pattern that it likes, not class information."
     )
+    estimates: dict[str, Estimate] = {"fresh classifiers": fresh.ends, "classifier under study": own.ends}
+    return Claim("trade-off", deep, estimates, sentence=text)
 
 
-def _turned(study: Study, reading: Reading) -> str:
-    first, turned = study.decoders[0].name, reading.turned
-    tap = reading.turning(study.names, first)
-    deep = study.names[-1]
-    text = f"{turned.label} ({len(turned.images)} turned images): " + (
+def _fooling(measured: Decoded, reading: Reading) -> Claim:
+    first, deep = measured.decoders[0].name, measured.taps[-1]
+    tap = reading.turning(measured.taps, first)
+    text = f"{reading.label} ({reading.images} turned images): " + (
         f"from {tap} on, the decoded image is read as the reached class more often than as the true one"
         if tap
         else "at no depth is the decoded image read as the reached class reliably more often than as the true one"
     )
     parts = []
+    estimates: dict[str, Estimate] = {"images": reading.images}
     for where, source, name in ((IMAGE, "", "undecoded"), (deep, first, f"decoded from {deep}")):
-        shares = [reading.estimate(where, source, m) for m in ("reached", "true", "control_reached")]
-        values = [
-            f"reached {shares[0].percent()}" if shares[0] else "",
-            f"true {shares[1].percent()}" if shares[1] else "",
-        ]
-        if shares[2]:
-            values.append(f"noise control reached {shares[2].percent()}")
-        parts.append(f"{name}: {', '.join(values)}")
-    reference = study.source("refae")
-    if reference is not None:
-        share = reading.estimate(deep, reference.name, "reached")
-        if share is not None:
-            parts.append(f"RefAE there: reached {share.percent()}")
-    return f"{text} ({'; '.join(parts)})."
+        told = []
+        for measure, words in (("reached", "reached"), ("true", "true"), ("control_reached", "noise control reached")):
+            share = reading.estimate(where, source, measure)
+            if share is not None:
+                estimates[f"{name}: {words}"] = share.ends
+                told.append(f"{words} {share.percent()}")
+        parts.append(f"{name}: {', '.join(told)}")
+    reference = measured.source("refae")
+    share = None if reference is None else reading.estimate(deep, reference.name, "reached")
+    if share is not None:
+        estimates["RefAE: reached"] = share.ends
+        parts.append(f"RefAE there: reached {share.percent()}")
+    verdict = f"read as the reached class from {tap} on" if tap else "at no depth"
+    return Claim("perturbed", reading.label, estimates, verdict, f"{text} ({'; '.join(parts)}).")
 
 
-def _causes(study: Study) -> str:
+def _causes(measured: Decoded) -> Claim:
     parts = []
-    for tap in study.names:
+    estimates: dict[str, Estimate] = {}
+    for tap in measured.taps:
         values = []
-        for (name, source), found in study.causes.items():
-            rho = found.correlation() if name == tap else None
-            if rho is not None:
-                who = "classifier" if source.encoder == "own" else "untrained"
-                values.append(f"{who} {rho[0]:.2f} [{rho[1]:.2f}, {rho[2]:.2f}]")
+        for who, rho in _correlations(measured, tap):
+            estimates[f"{who} at {tap}"] = rho
+            values.append(f"{who} {rho[0]:.2f} [{rho[1]:.2f}, {rho[2]:.2f}]")
         parts.append(f"{tap}: {', '.join(values) or 'not defined'}")
-    return (
+    text = (
         "Decodable is not yet used: over units, the rank correlation between how much a unit moves the picture and how "
         f"much it moves the network's output is {'; '.join(parts)}."
     )
+    return Claim("used", "", estimates, sentence=text)
 
 
-def _limits(study: Study, reference: Source | None) -> str:
+def _correlations(measured: Decoded, tap: str) -> Iterator[tuple[str, tuple[float, float, float]]]:
+    for (name, source), found in measured.causes.items():
+        rho = found.correlation() if name == tap else None
+        if rho is not None:
+            yield "classifier" if source.encoder == "own" else "untrained", rho
+
+
+def _limits(measured: Decoded, reference: Source | None) -> Claim:
     text = (
-        f"Decoders had {study.budget.epochs} epochs of {study.trained_on} images, {study.seeds} "
-        f"seed{'s' * (study.seeds > 1)}, {len(study.images)} evaluate images"
+        f"Decoders had {measured.budget.epochs} epochs of {measured.trained_on} images, {measured.seeds} "
+        f"seed{'s' * (measured.seeds > 1)}, {measured.tested_on} evaluate images"
     )
+    estimates: dict[str, Estimate] = {"seeds": measured.seeds, "images": measured.tested_on}
     falling = []
-    for source in (study.decoders[0], reference):
-        if source is not None and study.budget.epochs > 1:
-            ends = torch.stack([torch.tensor(study.curves[t, source]).mean(0)[-2:] for t in study.names])
-            steepest = float((1 - ends[:, 1] / ends[:, 0].clamp_min(1e-12)).max())
-            falling.append(f"{source.name} by up to {100 * max(steepest, 0):.1f} %")
+    for source in (measured.decoders[0], reference):
+        if source is not None and measured.budget.epochs > 1:
+            ends = torch.stack([torch.tensor(measured.curves[t, source]).mean(0)[-2:] for t in measured.taps])
+            steepest = max(float((1 - ends[:, 1] / ends[:, 0].clamp_min(1e-12)).max()), 0)
+            estimates[f"{source.name}: last epoch's gain"] = steepest
+            falling.append(f"{source.name} by up to {100 * steepest:.1f} %")
     if falling:
         text += (
             f"; in the last epoch, with the learning rate going to 0, the error still fell for {' and '.join(falling)}"
@@ -166,6 +184,6 @@ def _limits(study: Study, reference: Source | None) -> str:
             "; RefAE and judges learnt from fit images alone, so part of a lead may come from whatever larger set the "
             "classifier was trained on"
         )
-    if study.seeds < 3:
+    if measured.seeds < 3:
         text += "; fewer than three seeds say little about chance in training"
-    return text + "."
+    return Claim("limits", "", estimates, sentence=f"{text}.")
