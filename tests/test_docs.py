@@ -150,6 +150,17 @@ def test_python_examples_compile() -> None:
         compile(code, name, "exec")
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Whatever an example registers is unknown again afterwards."""
+    kept = [(registry, dict(registry._entries)) for registry in REGISTRIES.values()]
+    yield
+    for registry, entries in kept:
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_toml_examples_are_toml_and_whole_suites_are_valid(tmp_path: Path) -> None:
     whole = 0
     for name, text in blocks("toml"):
@@ -165,16 +176,6 @@ def test_toml_examples_are_toml_and_whole_suites_are_valid(tmp_path: Path) -> No
         path.write_text(text.replace('"my-detector"', '"mahalanobis"'), encoding="utf-8")
         assert load_suite(path).name == suite["name"]
     assert whole
-
-
-@pytest.fixture
-def forgotten() -> Iterator[None]:
-    """Whatever an example registers is unknown again afterwards."""
-    kept = [(registry, dict(registry._entries)) for registry in REGISTRIES.values()]
-    yield
-    for registry, entries in kept:
-        registry._entries.clear()
-        registry._entries.update(entries)
 
 
 def registering(name: str) -> str:

@@ -150,6 +150,33 @@ def test_the_same_call_computes_nothing_again_and_another_model_everything(
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
 
 
+NOTEBOOK = """
+from aftershock import Detector, DetectorInfo
+
+class Logit(Detector):
+    info = DetectorInfo(title="a logit", needs=())
+
+    def fit(self, clean, perturbed=None):
+        return self
+
+    def score(self, traces):
+        return SIGN * traces.logits.amax(1)
+"""
+
+
+def test_a_class_that_a_notebook_cell_changed_is_scored_again(
+    evaluate: Callable[..., aftershock.Run], tmp_path: Path
+) -> None:
+    found = []
+    for sign in ("-1", "+1"):
+        # No file stands behind its module, as in a notebook.
+        space: dict[str, Any] = {"__name__": "notebook"}
+        exec(NOTEBOOK.replace("SIGN", sign), space)
+        scores = evaluate(detectors=[space["Logit"]], out=tmp_path / "run").scores
+        found.append(scores[scores["detector"] == "logit"].set_index(["set", "perturbation", "index"])["score"])
+    assert (found[0] == -found[1]).all()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
