@@ -5,6 +5,8 @@ Bit ``i`` of byte ``j`` belongs to unit ``8 j + i`` (little-endian); the padding
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -211,10 +213,9 @@ def _popcounts(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
 
 def _units_on(words: NDArray[np.uint64]) -> NDArray[np.int32]:
     """Count the bits that are on, over the last axis."""
-    if _bitwise_count is None:
-        return _BYTE_COUNTS[words.view(np.uint8)].sum(-1, dtype=np.int32)
-    counts: NDArray[np.int32] = _bitwise_count(words).sum(-1, dtype=np.int32)
-    return counts
+    counts = _BYTE_COUNTS[words.view(np.uint8)] if _bitwise_count is None else _bitwise_count(words)
+    found: NDArray[np.int32] = counts.sum(-1, dtype=np.int32)
+    return found
 
 
 def _words(packed: Tensor) -> NDArray[np.uint64]:
@@ -234,7 +235,7 @@ def _keeps_24_bits() -> bool:
 def _multiplies_int8() -> bool:
     """Whether the CPU has the instructions without which torch's int8 product is dozens of times slower than float."""
     # Torch before 2.9 does not tell; both products give the same counts.
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_vnni") or found.get("amx_int8"))
 
 
