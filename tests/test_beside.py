@@ -24,6 +24,7 @@ def test_each_of_them_is_current_and_so_is_requests() -> None:
     assert {name: at >= least[name] for name, at in found.items()} == dict.fromkeys(least, True), found
 
 
+@pytest.mark.slow
 def test_quick_runs_without_what_the_extra_would_give(tmp_path: Path, forks: Callable) -> None:
     for command in (["validate", "quick", "--no-models"], ["run", "quick", "--device", "cpu", "--out", "run"]):
         done = forks(*command, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))

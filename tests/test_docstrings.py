@@ -21,6 +21,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def defined(node: ast.Module | ast.ClassDef) -> dict[str, ast.AST]:
     """Names that a module or class binds: by definition, assignment, annotation or import."""
     found: dict[str, ast.AST] = {}

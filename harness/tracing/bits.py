@@ -213,11 +213,9 @@ def _popcounts(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
 
 def _units_on(words: NDArray[np.uint64]) -> NDArray[np.int32]:
     """Count the bits that are on, over the last axis."""
-    if _bitwise_count is None:
-        found: NDArray[np.int32] = _BYTE_COUNTS[words.view(np.uint8)].sum(-1, dtype=np.int32)
-        return found
-    counts: NDArray[np.int32] = _bitwise_count(words).sum(-1, dtype=np.int32)
-    return counts
+    counts = _BYTE_COUNTS[words.view(np.uint8)] if _bitwise_count is None else _bitwise_count(words)
+    found: NDArray[np.int32] = counts.sum(-1, dtype=np.int32)
+    return found
 
 
 def _words(packed: Tensor) -> NDArray[np.uint64]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Counts the steps of every write and kills its own process at one of them, before or after it is done. It is at work
 # before the command begins: what a plugin replaces is put back.
 KILLER = """
