@@ -160,9 +160,6 @@ class Findings:
     tables: Sequence[Table] = ()
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "claims", [Claim("", sentence=c) if isinstance(c, str) else c for c in self.claims])
-
     @property
     def sentences(self) -> list[str]:
         """What the claims say to a reader."""

@@ -68,7 +68,6 @@ def write_all_findings(
     Returns:
         The folders of all results.
     """
-    from ...analyses.findings import Findings
     from ...reports.findings.files import findings_folder, write_findings
     from ..core.registry import ANALYSES
 
@@ -88,11 +87,7 @@ def write_all_findings(
                 }  # fmt: skip
                 if analysis.reads_perturbed and lost.get(subject.key):
                     head["without"] = list(lost[subject.key])
-                folder, values = findings_folder(out, head), store.values(key)
-                if "findings" in values:
-                    found = Findings.read(store.load(key), values["findings"])
-                else:
-                    found = reported(analysis, store.load(key), values["measured"])
-                write_findings(folder, head, found)
+                folder = findings_folder(out, head)
+                write_findings(folder, head, reported(analysis, store.load(key), store.values(key)["measured"]))
                 kept.append(folder)
     return kept
