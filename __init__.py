@@ -10,48 +10,162 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .harness.conformance import check_detector, parametrize_with_detector_checks
+    from .analyses.base import Analysis, AnalysisInfo
+    from .analyses.findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
+    from .attacks.base.from_function import register_perturbation
+    from .attacks.base.perturbation import CountingModel, Perturbation, PerturbationInfo
+    from .detectors.base.detector import Detector, DetectorInfo
+    from .harness.conformance import (
+        check_detector,
+        check_part,
+        parametrize_with_checks,
+        parametrize_with_detector_checks,
+    )
+    from .harness.core.errors import AftershockError, UsageError
+    from .harness.core.registry import register_analysis, register_dataset, register_detector, register_model
+    from .harness.core.seeds import Draws
+    from .harness.data.types import Dataset, DataSource, ImageSplit, channel_statistics
     from .harness.run.api import Run, run
+    from .harness.run.evaluate import evaluate
     from .harness.run.guard import Guard
     from .harness.run.load import load_detector, load_model
     from .harness.suite.resolve import load_suite
     from .harness.suite.resolved import Suite
+    from .harness.tracing.extra_passes import InputGradient, View
+    from .harness.tracing.traces import LiveTrace, Need, Traces
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "run": "aftershock.harness.run.api",
-    "Run": "aftershock.harness.run.api",
-    "Suite": "aftershock.harness.suite.resolved",
-    "load_detector": "aftershock.harness.run.load",
-    "load_model": "aftershock.harness.run.load",
-    "load_suite": "aftershock.harness.suite.resolve",
-    "Guard": "aftershock.harness.run.guard",
-    "check_detector": "aftershock.harness.conformance",
-    "parametrize_with_detector_checks": "aftershock.harness.conformance",
+# Where each public name is defined.
+_HOMES = {
+    "analyses.base": (
+        "Analysis",
+        "AnalysisInfo",
+    ),
+    "analyses.findings": (
+        "Findings",
+        "HeatMaps",
+        "Lines",
+        "Panel",
+        "Pictures",
+        "Points",
+        "Series",
+        "Table",
+    ),
+    "attacks.base.from_function": ("register_perturbation",),
+    "attacks.base.perturbation": (
+        "CountingModel",
+        "Perturbation",
+        "PerturbationInfo",
+    ),
+    "detectors.base.detector": (
+        "Detector",
+        "DetectorInfo",
+    ),
+    "harness.conformance": (
+        "check_detector",
+        "check_part",
+        "parametrize_with_checks",
+        "parametrize_with_detector_checks",
+    ),
+    "harness.core.errors": (
+        "AftershockError",
+        "UsageError",
+    ),
+    "harness.core.registry": (
+        "register_analysis",
+        "register_dataset",
+        "register_detector",
+        "register_model",
+    ),
+    "harness.core.seeds": ("Draws",),
+    "harness.data.types": (
+        "Dataset",
+        "DataSource",
+        "ImageSplit",
+        "channel_statistics",
+    ),
+    "harness.run.api": (
+        "Run",
+        "run",
+    ),
+    "harness.run.evaluate": ("evaluate",),
+    "harness.run.guard": ("Guard",),
+    "harness.run.load": (
+        "load_detector",
+        "load_model",
+    ),
+    "harness.suite.resolve": ("load_suite",),
+    "harness.suite.resolved": ("Suite",),
+    "harness.tracing.extra_passes": (
+        "InputGradient",
+        "View",
+    ),
+    "harness.tracing.traces": (
+        "LiveTrace",
+        "Need",
+        "Traces",
+    ),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AftershockError",
+    "Analysis",
+    "AnalysisInfo",
+    "CountingModel",
+    "DataSource",
+    "Dataset",
+    "Detector",
+    "DetectorInfo",
+    "Draws",
+    "Findings",
     "Guard",
+    "HeatMaps",
+    "ImageSplit",
+    "InputGradient",
+    "Lines",
+    "LiveTrace",
+    "Need",
+    "Panel",
+    "Perturbation",
+    "PerturbationInfo",
+    "Pictures",
+    "Points",
     "Run",
+    "Series",
     "Suite",
+    "Table",
+    "Traces",
+    "UsageError",
+    "View",
     "__version__",
+    "channel_statistics",
     "check_detector",
+    "check_part",
+    "evaluate",
     "load_detector",
     "load_model",
     "load_suite",
+    "parametrize_with_checks",
     "parametrize_with_detector_checks",
+    "register_analysis",
+    "register_dataset",
+    "register_detector",
+    "register_model",
+    "register_perturbation",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        # Whoever looks up a part may have to open plugins.
-        import_module("aftershock.harness.run")
-        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _HOME_OF:
+        if _HOME_OF[name].startswith("harness.suite"):
+            # A suite may name parts of plugins, and runs open them.
+            import_module("aftershock.harness.run")
+        return getattr(import_module(f"aftershock.{_HOME_OF[name]}"), name)
     raise AttributeError(f"module 'aftershock' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return list(__all__)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..harness.core.errors import UsageError
 from ..harness.core.seeds import Draws
-from .base import parameters as checks
-from .base.perturbation import NORMS, CountingModel, Norm, Perturbation, PerturbationInfo
+from .base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
 
 _TOLERANCE = 1e-6
 
@@ -49,7 +48,7 @@ class FromFile(Perturbation):
             raise UsageError("family = '': give the attack's family a name, or leave it out.")
         self.path = Path(path).expanduser()
         self._family = family
-        self._norm: Norm | None = None if norm is None else checks.choice("norm", norm, NORMS)
+        self._norm: Norm | None = norm
         self._images, index = _read(self.path)
         self._rows = {int(position): row for row, position in enumerate(index)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import subprocess
@@ -71,12 +72,38 @@ IMPORTED = (
     "aftershock.attacks.base.perturb_batch",
     "aftershock.attacks.from_file",
     "aftershock.detectors.logits.baselines",
-    "pytorch_ood.detector",
     "sklearn.datasets",
     "plotly.offline",
     "jinja2",
     "rich.progress",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--budget", type=float, default=60.0, metavar="SECONDS",
+        help="name the tests that take longer and are not marked slow (default 60)",
+    )  # fmt: skip
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the tests over the budget. They do not fail: how long a test takes depends on the machine."""
+    budget, seconds = config.getoption("--budget"), dict[str, float]()
+    for report in (r for found in terminalreporter.stats.values() for r in found if isinstance(r, pytest.TestReport)):
+        if "slow" not in report.keywords:
+            # What a shared fixture takes is not the test's own.
+            seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + (report.duration if report.when == "call" else 0)
+    over = sorted(((spent, name) for name, spent in seconds.items() if spent > budget), reverse=True)
+    if over:
+        terminalreporter.section(f"over {budget:g} s and not marked slow")
+        for spent, name in over:
+            terminalreporter.line(f"{spent:7.1f} s  {name}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs an extra that is not installed."""
+    if item.get_closest_marker("torchattacks") and importlib.util.find_spec("torchattacks") is None:
+        pytest.skip("torchattacks is not installed: pip install '.[torchattacks]'")
 
 
 @pytest.fixture(scope="session")

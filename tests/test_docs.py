@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import typer
-from aftershock import check_detector
+from aftershock import check_detector, check_part
 from aftershock.harness.cli import main as cli
-from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
+from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS, REGISTRIES, PartKind
 from aftershock.harness.evaluation.csv_files import COLUMNS
 from aftershock.harness.suite.resolve import load_suite
 
@@ -150,6 +150,17 @@ def test_python_examples_compile() -> None:
         compile(code, name, "exec")
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Whatever an example registers is unknown again afterwards."""
+    kept = [(registry, dict(registry._entries)) for registry in REGISTRIES.values()]
+    yield
+    for registry, entries in kept:
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_toml_examples_are_toml_and_whole_suites_are_valid(tmp_path: Path) -> None:
     whole = 0
     for name, text in blocks("toml"):
@@ -159,42 +170,68 @@ def test_toml_examples_are_toml_and_whole_suites_are_valid(tmp_path: Path) -> No
         whole += 1
         # The detector of the tutorial is the one that the reader has just installed.
         path = tmp_path / f"{name}.toml"
+        for plugin in suite.get("plugins", ()):
+            code = registering(Path(plugin).stem.replace("_", "-"))
+            (tmp_path / plugin).write_text(code, encoding="utf-8")
         path.write_text(text.replace('"my-detector"', '"mahalanobis"'), encoding="utf-8")
         assert load_suite(path).name == suite["name"]
     assert whole
 
 
-@pytest.fixture
-def forgotten() -> Iterator[None]:
-    """Whatever an example registers is unknown again afterwards."""
-    kept = [(registry, dict(registry._entries)) for registry in (DETECTORS, PERTURBATIONS)]
-    yield
-    for registry, entries in kept:
-        registry._entries.clear()
-        registry._entries.update(entries)
+def registering(name: str) -> str:
+    """The example that registers a part under a name."""
+    (code,) = {c for _, c in blocks("python") if re.search(rf'@register\w*\("{name}"', c)}
+    return code
+
+
+def registered(name: str) -> dict[str, Any]:
+    """What the example that registers a part defines."""
+    space: dict[str, Any] = {"__name__": name.replace("-", "_")}
+    exec(registering(name), space)
+    return space
 
 
 @pytest.mark.usefixtures("forgotten")
 def test_the_detector_of_the_tutorial_keeps_the_contract() -> None:
-    (code,) = [code for name, code in blocks("python") if name == "own-detector.md" and "@register" in code]
-    space: dict[str, Any] = {"__name__": "quiet_units"}
-    exec(code, space)
     wanted = ("info", "fits", "scores", "batches", "surrogate")
-    findings = check_detector(space["QuietUnits"], only=wanted)
+    findings = check_detector(registered("quiet-units")["QuietUnits"], only=wanted)
     assert [f.status for f in findings] == ["passed"] * len(wanted), [str(f) for f in findings]
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_the_attack_of_the_page_stays_in_its_budget() -> None:
-    import torch
+@pytest.mark.parametrize(
+    ("kind", "name"), [("perturbation", "towards-grey"), ("perturbation", "salt"), ("model", "two-layers")]
+)
+def test_the_parts_of_the_pages_keep_the_contract(kind: PartKind, name: str) -> None:
+    registered(name)
+    failed = [str(f) for f in check_part(kind, name) if f.status == "failed"]
+    assert not failed
 
-    (code,) = [code for name, code in blocks("python") if name == "perturbations.md" and "@register" in code]
-    space: dict[str, Any] = {"__name__": "own_attack"}
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_data_set_of_the_page_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    monkeypatch.setenv("AFTERSHOCK_DATA", str(tmp_path))
+    random = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 30)):
+        images = random.integers(0, 256, (count, 3, 6, 6), dtype=np.uint8)
+        np.savez(tmp_path / f"{part}.npz", images=images, labels=np.arange(count) % 2)
+    registered("two-files")
+    for grey in (False, True):
+        failed = [str(f) for f in check_part("dataset", "two-files", {"grey": grey}) if f.status == "failed"]
+        assert not failed
+
+
+def test_the_notebook_on_arrays_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERSHOCK_CACHE", str(tmp_path / "cache"))
+    (code,) = [code for name, code in blocks("python") if name == "arrays.md"]
+    space: dict[str, Any] = {"__name__": "notebook"}
     exec(code, space)
-    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    moved = PERTURBATIONS.get("towards-grey")(eps=0.2).perturb(None, images, None, None)
-    assert (moved - images).abs().max() <= 0.2 + 1e-6
-    assert ((moved - 0.5).abs() <= (images - 0.5).abs() + 1e-6).all() and not torch.equal(moved, images)
+    board = space["run"].leaderboard.set_index("detector")
+    assert set(board.index) == {"none", "energy", "mahalanobis"} and not space["run"].failed
+    assert set(space["run"].perturbations["perturbation"]) == {"pgd", "darker"}
 
 
 def anchors(text: str) -> set[str]:
@@ -229,3 +266,21 @@ def test_formulas_and_pages_need_nothing_from_elsewhere() -> None:
     for name, text in TEXTS.items():
         assert not re.search(r"<(?:script|img|iframe|link)\b|!\[[^\]]*\]\(https?:", without_blocks(text)), name
     assert re.search(r"^  font: false$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_files_that_the_architecture_names_exist() -> None:
+    text = TEXTS["architecture.md"]
+    named = set(re.findall(r"`((?:harness|attacks|detectors|analyses|reports)/[\w/.]+)`", text))
+    assert len(named) > 40
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_the_architecture_has_the_layers_that_are_enforced() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = [c["layers"] for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    enforced = [
+        {name.strip().removeprefix("aftershock.").replace(".", "/") for name in row.split("|")} for row in layers
+    ]
+    table = TEXTS["architecture.md"].partition("| layer |")[2].partition("\n\n")[0]
+    shown = [set(re.findall(r"`([\w/]+)`", row.split("|")[1])) for row in table.splitlines()[2:]]
+    assert shown == enforced

@@ -76,7 +76,7 @@ def test_the_package_is_imported_lazily(tmp_path: Path) -> None:
 import sys, aftershock
 assert not [name for name in {(*HEAVY, "pydantic", "numpy")!r} if name in sys.modules]
 assert aftershock.__version__
-assert set(aftershock.__all__) <= set(dir(aftershock))
+assert dir(aftershock) == sorted(aftershock.__all__)
 try:
     aftershock.nothing
 except AttributeError as error:
@@ -85,6 +85,8 @@ else:
     raise SystemExit("no AttributeError")
 for name in aftershock.__all__:
     getattr(aftershock, name)
+# What was imported meanwhile is no public name.
+assert dir(aftershock) == sorted(aftershock.__all__)
 """,
         tmp_path,
     )

@@ -8,16 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SUITE = """
 name = "with-kit"
 seeds = [0]
 [data]
-name = "digits"
+name = "my-own-dataset"
+train = 300
 fit = 120
 calibrate = 200
 evaluate = 60
@@ -25,19 +29,23 @@ evaluate = 60
 norm = "linf"
 eps = 0.3
 [[models]]
-name = "mlp"
+name = "my-own-model"
+weights = "no-such-weights"
+train_if_missing = true
 epochs = 3
 [[perturbations]]
-name = "fgsm"
+name = "my-own-perturbation"
 eps = 0.3
 [[detectors]]
 name = "my-own-detector"
 layers = "last:1"
+[[analyses]]
+name = "my-own-analysis"
 """
 BAD = """
 import time
 import torch
-from aftershock.detectors import Detector, DetectorInfo, Need, register
+from aftershock import Detector, DetectorInfo, Need, register_detector as register
 
 
 class Base(Detector):
@@ -102,16 +110,28 @@ class Raises(Base):
 """
 
 
+# What the packages hold, and where `aftershock list` has it.
+PACKAGES = {
+    "detector": "detectors",
+    "perturbation": "perturbations",
+    "analysis": "analyses",
+    "model": "models",
+    "dataset": "datasets",
+}
+
+
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory, shell: Callable) -> Path:
-    """A folder with what `aftershock new` wrote, and `target` with that installed."""
+def package(tmp_path_factory: pytest.TempPathFactory, forks: Callable) -> Path:
+    """A folder with what `aftershock new` wrote for each kind, and `target` with that installed."""
     folder = tmp_path_factory.mktemp("kit")
-    done = shell("new", "detector", "my-own-detector", cwd=folder)
-    assert done.status == 0 and "aftershock check my-own-detector" in done.output
-    source = shutil.copytree(folder / "my-own-detector", folder / "source")
+    for kind in PACKAGES:
+        done = forks("new", kind, f"my-own-{kind}", cwd=folder)
+        checked = "my-own-detector" if kind == "detector" else f"{kind} my-own-{kind}"
+        assert done.status == 0 and f"aftershock check {checked}" in done.output
+        shutil.copytree(folder / f"my-own-{kind}", folder / "sources" / kind)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", "--no-index", "--target", str(folder / "target"), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
+    command += ["--no-build-isolation", "--no-index", "--target", str(folder / "target")]
+    subprocess.run([*command, *map(str, (folder / "sources").iterdir())], check=True, capture_output=True)
     return folder
 
 
@@ -126,27 +146,65 @@ def with_package(package: Path, command: Sequence[str], cwd: Path) -> subprocess
     )
 
 
-def test_the_new_package_is_listed_with_its_origin(package: Path) -> None:
-    done = with_package(package, ["aftershock.harness.cli.main", "list", "detectors", "--json"], package)
-    (found,) = [item for item in json.loads(done.stdout) if item["name"] == "my-own-detector"]
-    assert found["origin"] == "my-own-detector 0.1.0" and found["available"] and found["surrogate"] == "exact"
+# Everything in one process: what imports take would be most of it.
+LISTED = """
+import contextlib, io, json, sys
+from aftershock.harness.cli.main import app
+from typer.testing import CliRunner
+found = {}
+for kind in sys.argv[1:]:
+    result = CliRunner().invoke(app, ["list", kind, "--json"])
+    assert result.exit_code == 0, (kind, result.output, result.exception)
+    found[kind] = json.loads(result.stdout)
+print(json.dumps(found))
+"""
 
 
-def test_the_new_package_keeps_the_contract_and_its_own_test_passes(package: Path) -> None:
-    done = with_package(package, ["aftershock.harness.cli.main", "check", "my-own-detector", "--json"], package)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {f["status"] for f in json.loads(done.stdout)} <= {"passed", "skipped"}
-    tested = with_package(package, ["pytest", "-q", "-p", "no:cacheprovider", "my-own-detector"], package)
+def test_new_packages_are_listed_with_their_origin(package: Path) -> None:
+    (package / "listed.py").write_text(LISTED)
+    done = with_package(package, ["listed", *PACKAGES.values()], package)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    listed = json.loads(done.stdout)
+    for kind, kinds in PACKAGES.items():
+        (found,) = [item for item in listed[kinds] if item["name"] == f"my-own-{kind}"]
+        assert found["origin"] == f"my-own-{kind} 0.1.0" and found["available"] and found["summary"]
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_a_new_package_asks_only_for_what_can_be_installed(package: Path, kind: str) -> None:
+    about = tomllib.loads((package / f"my-own-{kind}" / "pyproject.toml").read_text(encoding="utf-8"))
+    assert about["project"]["dependencies"] == ["torch"]
+    assert about["project"]["entry-points"].keys() == {f"aftershock.{PACKAGES[kind]}"}
+
+
+def test_new_packages_keep_the_contract_and_their_own_tests_pass(package: Path) -> None:
+    # Recommendations that are not followed are warnings.
+    folders = [f"my-own-{kind}" for kind in PACKAGES]
+    strict = "error::aftershock.harness.conformance.ConformanceWarning"
+    tested = with_package(package, ["pytest", "-q", "-p", "no:cacheprovider", "-W", strict, *folders], package)
     assert tested.returncode == 0 and "passed" in tested.stdout, tested.stdout + tested.stderr
 
 
-def test_a_suite_can_name_the_new_detector(package: Path) -> None:
+def test_check_takes_a_kind_and_a_name(package: Path) -> None:
+    command = ["aftershock.harness.cli.main", "check", "model", "my-own-model", "--json"]
+    done = with_package(package, command, package)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {f["status"] for f in json.loads(done.stdout)} <= {"passed", "skipped"}
+
+
+def test_a_suite_can_name_new_parts_of_every_kind(package: Path) -> None:
     (package / "suite.toml").write_text(SUITE)
     done = with_package(package, ["aftershock.harness.cli.main", "run", "suite.toml", "--out", "run"], package)
     assert done.returncode == 0, done.stdout + done.stderr
     with (package / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
         rows = {r["detector"]: r for r in csv.DictReader(stream)}
-    assert float(rows["my-own-detector"]["worst_auroc"] or 0.5) > 0.3
+    row = rows["my-own-detector"]
+    assert (row["dataset"], row["model"]) == ("my-own-dataset", "my-own-model")
+    assert float(row["worst_auroc"] or 0.5) > 0.3
+    with (package / "run" / "tables" / "perturbations.csv").open(newline="") as stream:
+        (attack,) = csv.DictReader(stream)
+    assert attack["library"] == "my-own-perturbation" and float(attack["success_rate"]) > 0
+    assert list((package / "run" / "analyses").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -178,7 +236,7 @@ def test_check_names_what_is_broken_and_how_to_mend_it(forks: Callable, tmp_path
     done = forks("check", "reversed", "--plugin", "bad.py", cwd=tmp_path)
     assert done.status == 1
     assert "it scores clean images higher" in done.output and "Turn the sign" in done.output
-    assert "says nothing about paper, summary" in done.output
+    assert "says nothing about paper and summary" in done.output
     sound = forks("check", "sound", "--plugin", "bad.py", "--param", "temperature=2", cwd=tmp_path)
     assert sound.status == 0 and "rules that apply are kept" in sound.output, sound.output
     wrong = forks("check", "sound", "--plugin", "bad.py", "--param", "colour=red", cwd=tmp_path)
@@ -218,3 +276,130 @@ def test_needs_that_are_none_are_said_before_any_work(forks: Callable, tiny: Cal
     suite = tiny(tmp_path / "s.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "words"}], plugins=["bad.py"])
     done = forks("validate", str(suite), cwd=tmp_path)
     assert done.status == 2 and "needs holds 'bits': write Need" in done.output
+
+
+NETWORK = """
+from torch import nn
+
+def make(classes: int = 2):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+def fixed():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 2))
+
+def grey():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+"""
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A model file, and a folder of a few images beside it."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 12)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{index}.png")
+    (tmp_path / "net.py").write_text(NETWORK)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("function", "size"), [("make", 20), ("fixed", 32)])
+def test_a_new_suite_for_a_model_and_images_is_valid(
+    forks: Callable, photographs: Path, function: str, size: int
+) -> None:
+    done = forks("new", "suite", "mine", "--model", f"net.py:{function}", "--images", "images", cwd=photographs)
+    assert done.status == 0 and "aftershock run mine.toml" in done.output, done.output
+    suite = tomllib.loads((photographs / "mine.toml").read_text(encoding="utf-8"))
+    assert suite["data"] == {
+        "name": "image-folder", "path": "images", "size": size, "fit": 16, "calibrate": 12, "evaluate": 12,
+    }  # fmt: skip
+    assert suite["models"] == [{"factory": f"net.py:{function}", "label": function}]
+    again = forks("new", "suite", "mine", "--model", f"net.py:{function}", "--images", "images", cwd=photographs)
+    assert again.status == 2 and "mine.toml exists" in again.output
+    valid = forks("validate", "mine.toml", cwd=photographs)
+    assert valid.status == 0 and "mine is valid" in valid.output, valid.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine"], "needs --model"),
+        (["mine", "--model", "net.py:mak", "--images", "images"], "did you mean 'make'"),
+        (["mine", "--model", "net.py", "--images", "images"], "must look like FILE.py:FUNCTION"),
+        (["mine", "--model", "net.py:make", "--images", "photos"], "There is no photos"),
+        (["mine", "--model", "net.py:make", "--images", "images/train"], "needs train/<class>/<image>"),
+        (["mine", "--model", "net.py:grey", "--images", "images"], "cannot take images of 3 x 20 x 20"),
+        (["../mine", "--model", "net.py:make", "--images", "images"], "cannot be a suite's name"),
+    ],
+)
+def test_a_suite_that_cannot_be_written_is_one_sentence(
+    forks: Callable, photographs: Path, arguments: list[str], message: str
+) -> None:
+    done = forks("new", "suite", *arguments, cwd=photographs)
+    assert done.status == 2 and message in done.output, done.output
+    assert not list(photographs.rglob("*.toml"))
+
+
+def test_a_kind_that_does_not_exist_is_one_sentence(forks: Callable, tmp_path: Path) -> None:
+    done = forks("check", "colour", "red", cwd=tmp_path)
+    assert done.status == 2 and "the kinds are detector, perturbation, analysis, model, dataset" in done.output
+
+
+WRONG = """
+from aftershock import Detector, DetectorInfo, register_detector
+
+
+class Base(Detector):
+    info = DetectorInfo(title="one of many", needs=())
+
+    def fit(self, clean, perturbed=None):
+        return self
+
+    def score(self, traces):
+        return -traces.logits.amax(1)
+
+
+@register_detector("whole-numbers")
+class WholeNumbers(Base):
+    def score(self, traces):
+        return (-10 * traces.logits.amax(1)).long()
+
+
+@register_detector("truths")
+class Truths(Base):
+    def score(self, traces):
+        return traces.logits.amax(1) < 3
+
+
+@register_detector("raises")
+class Raises(Base):
+    def fit(self, clean, perturbed=None):
+        return undefined
+"""
+
+
+def test_check_and_run_agree_about_scores_and_remedies_fit_the_fault(
+    forks: Callable, tiny: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    found = {}
+    for name in ("whole-numbers", "truths", "raises"):
+        done = forks("check", name, "--plugin", "wrong.py", "--json", cwd=tmp_path)
+        found[name] = {f["name"]: f for f in json.loads(done.output)}
+    assert found["whole-numbers"]["scores"]["status"] == "passed"
+    truths, raises = found["truths"]["scores"], found["raises"]["fits"]
+    assert truths["status"] == "failed" and "real number" in truths["fix"]
+    assert "NameError" in raises["detail"] and "return self" not in raises["fix"] and "--debug" in raises["fix"]
+    names = ("whole-numbers", "truths")
+    suite = tiny(
+        tmp_path / "s.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": n} for n in names], plugins=["wrong.py"]
+    )
+    forks("run", str(suite), "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
+    with (tmp_path / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
+        rows = {r["detector"]: r for r in csv.DictReader(stream)}
+    assert rows["whole-numbers"]["robust_accuracy_at_fpr_5"] and not rows["truths"]["robust_accuracy_at_fpr_5"]
+    traceback = forks("--debug", "check", "raises", "--plugin", "wrong.py", cwd=tmp_path)
+    assert traceback.status != 0 and "Traceback" in traceback.output and "wrong.py" in traceback.output

@@ -19,7 +19,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("analyses", "attacks", "detectors", "harness", "reports")
-BESIDE = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "tox.ini")
+BESIDE = (
+    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "SECURITY.md",
+    "pyproject.toml", "tox.ini",
+)  # fmt: skip
 # What a working checkout has lying about; planted before building.
 JUNK = (
     "build/lib/aftershock/detectors/ghost.py",
@@ -119,6 +122,7 @@ def test_no_module_strays_into_the_root() -> None:
 
 def test_the_version_is_said_once() -> None:
     assert settings()["project"]["version"] == aftershock.__version__
+    assert f"\nversion: {aftershock.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_the_wheel_is_the_package_and_nothing_else(built: Built) -> None:

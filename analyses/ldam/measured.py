@@ -1,4 +1,4 @@
-"""What :mod:`.ldam` measures: groups of images under settings, and what is known of them."""
+"""What :mod:`~aftershock.analyses.ldam` measures: groups of images under settings, and what is known of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Langevin chains, unadjusted or Metropolis-adjusted, many at once, over any potential on R^d.
 
-Borders and scales of images are a matter of coordinates (:mod:`.ldam_space`), so the kernel knows neither.
+Borders and scales of images are a matter of coordinates (:mod:`.space`), so the kernel knows neither.
 """
 
 from __future__ import annotations

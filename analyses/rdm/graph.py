@@ -1,6 +1,6 @@
-"""Similarity graphs of images and their Fiedler partition: what :mod:`.rdm` computes at each tap.
+"""Similarity graphs of images and their Fiedler partition: what :mod:`~aftershock.analyses.rdm` computes at each tap.
 
-All arrays are NumPy and float64 unless said otherwise. Nothing here sees a label but :func:`accuracy` and
+All arrays are NumPy and float64 unless said otherwise. Nothing here sees a label but :func:`agreement` and
 :func:`permuted`, which judge a partition that is already made.
 """
 

@@ -8,12 +8,14 @@ raised: the margin (positive once fooled), and minus the suspicion.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Positive
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, project, random_in_ball
@@ -58,11 +60,11 @@ class Adaptive(Perturbation):
     info: ClassVar[PerturbationInfo]
 
     def __init__(
-        self, eps: float, norm: Ball = "linf", images: int | None = 200, large_eps: float | None = None
+        self, eps: float, norm: Ball = "linf", images: Count | None = 200, large_eps: float | None = None
     ) -> None:
-        self._norm: Ball = checks.choice("norm", norm, ("linf", "l2"))
+        self._norm: Ball = norm
         self.eps: float = checks.budget(eps, norm)
-        self.images = None if images is None else checks.whole("images", images, 1)
+        self.images = None if images is None else images
         default = max(min(8 * self.eps, 0.5), self.eps) if norm == "linf" else 8 * self.eps
         self.large_eps = default if large_eps is None else checks.budget(large_eps, norm)
         # A check at a smaller budget than the default is none.
@@ -108,21 +110,19 @@ class _Iterative(Adaptive):
     def __init__(
         self,
         eps: float,
-        steps: int = 50,
-        step_size: float | None = None,
+        steps: Count = 50,
+        step_size: Positive | None = None,
         norm: Ball = "linf",
-        restarts: int = 1,
+        restarts: Count = 1,
         images: int | None = 200,
         large_eps: float | None = None,
-        first_run: int = 0,
+        first_run: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__(eps, norm, images, large_eps)
-        self.steps = checks.whole("steps", steps, 1)
-        self.step_size = (
-            2.5 * self.eps / self.steps if step_size is None else checks.number("step_size", step_size, exclusive=True)
-        )
-        self.restarts = checks.whole("restarts", restarts, 1)
-        self.first_run = checks.whole("first_run", first_run, 0)
+        self.steps = steps
+        self.step_size = 2.5 * self.eps / self.steps if step_size is None else step_size
+        self.restarts = restarts
+        self.first_run = first_run
 
     @property
     def effort(self) -> Effort:
@@ -233,16 +233,16 @@ class SurrogateAttack(_Iterative):
         step_size: float | None = None,
         norm: Ball = "linf",
         relaxation: Relaxation = "annealed",
-        weight: float = 1.0,
+        weight: Positive = 1.0,
         restarts: int = 1,
         images: int | None = 200,
         large_eps: float | None = None,
         first_run: int = 0,
     ) -> None:
         super().__init__(eps, steps, step_size, norm, restarts, images, large_eps, first_run)
-        self.method = checks.choice("method", method, ("orthogonal", "selective", "joint"))
-        self.relaxation: Relaxation = checks.choice("relaxation", relaxation, ("annealed", "straight-through"))
-        self.weight = checks.number("weight", weight, exclusive=True)
+        self.method = method
+        self.relaxation: Relaxation = relaxation
+        self.weight = weight
 
     @property
     def part(self) -> str:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws
-from ..base import parameters as checks
 from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, PerturbationInfo
 from ..native.pgd import margin
@@ -55,13 +55,13 @@ class ScoreSquare(Adaptive):
     def __init__(
         self,
         eps: float,
-        queries: int = 500,
+        queries: Count = 500,
         norm: Ball = "linf",
         images: int | None = 200,
         large_eps: float | None = None,
     ) -> None:
         super().__init__(eps, norm, images, large_eps)
-        self.queries = checks.whole("queries", queries, 1)
+        self.queries = queries
 
     @property
     def part(self) -> str:
@@ -135,19 +135,19 @@ class WorstCase(Adaptive):
     def __init__(
         self,
         eps: float,
-        steps: int = 50,
-        queries: int = 100,
+        steps: Count = 50,
+        queries: Count = 100,
         norm: Ball = "linf",
         relaxation: Relaxation = "annealed",
-        restarts: int = 3,
+        restarts: Count = 3,
         images: int | None = 200,
         large_eps: float | None = None,
     ) -> None:
         super().__init__(eps, norm, images, large_eps)
-        self.steps = checks.whole("steps", steps, 1)
-        self.queries = checks.whole("queries", queries, 1)
-        self.relaxation: Relaxation = checks.choice("relaxation", relaxation, ("annealed", "straight-through"))
-        self.restarts = checks.whole("restarts", restarts, 1)
+        self.steps = steps
+        self.queries = queries
+        self.relaxation: Relaxation = relaxation
+        self.restarts = restarts
 
     @property
     def effort(self) -> Effort:

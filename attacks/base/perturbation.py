@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ...harness.core.registry import PERTURBATIONS
+from ...harness.core.ranges import Ranged
 from ...harness.core.seeds import Draws
 from .kinds import Effort
 
@@ -40,7 +40,7 @@ class PerturbationInfo:
         kind: noise, corruption, attack or adaptive.
         family: perturbations of one family count as seen once a detector learned from one of them (PGD of any library).
         norm: the norm that ``eps`` limits or that the attack minimises; an instance may say otherwise.
-        library: the package whose code runs.
+        library: the package whose code runs; empty for where the perturbation itself comes from.
         paper: authors, year, and an identifier.
         gradients: it reads the model's gradients (a white-box attack).
         stochastic: it draws random numbers.
@@ -56,7 +56,7 @@ class PerturbationInfo:
     kind: Kind
     family: str
     norm: Norm | None = None
-    library: str = "aftershock"
+    library: str = ""
     paper: str = ""
     gradients: bool = True
     stochastic: bool = False
@@ -159,7 +159,7 @@ def late_comers(first: Tensor, passes: Tensor) -> int:
     return int((first > most * 3 // 4).sum())
 
 
-class Perturbation(ABC):
+class Perturbation(Ranged, ABC):
     """Base of every perturbation; the constructor's parameters are what a suite may set.
 
     ``eps``, where a subclass has it, is the budget in ``norm``; the harness checks it after the attack. ``images``
@@ -202,7 +202,7 @@ class Perturbation(ABC):
         """Return why this perturbation is not defined for a task, or ``None``.
 
         The shape of the task alone decides: a run leaves an inapplicable perturbation out, and its results are those
-        of the suite without it. A missing package is another matter, see :meth:`missing`.
+        of the suite without it. So it does where :meth:`missing` names a package.
 
         Args:
             shape: (channels, height, width) of the images.
@@ -247,6 +247,3 @@ def norms(delta: Tensor) -> dict[Norm, Tensor]:
         "l1": flat.abs().sum(1),
         "l0": changed.flatten(1).sum(1).float(),
     }
-
-
-register = PERTURBATIONS.register

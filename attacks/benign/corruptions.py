@@ -1,7 +1,7 @@
 """Common corruptions (Hendrycks & Dietterich 2019) in five severities: their base, the noises and the digital ones.
 
 Settings are those published for 32-pixel images where they rank by strength; where they do not, the class says what
-differs. Lengths in pixels grow with the shorter side above 32 pixels (:func:`~.filtering.length_scale`). With the
+differs. Lengths in pixels grow with the shorter side above 32 pixels (:func:`~.filters.length_scale`). With the
 same seed all severities of a corruption draw the same numbers. Images of any size and channel count are taken.
 """
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import device_of, untouched
+from ...harness.core.ranges import Count, fitting
 from ...harness.core.seeds import Draws, derive_seed, forked_rng
-from ..base import parameters as checks
 from ..base.perturbation import norms
 
 
@@ -66,8 +66,7 @@ def equal_norm_control(
             f"The control needs clean and perturbed images of one shape and a prediction and draws for each, not "
             f"{tuple(clean.shape)}, {tuple(perturbed.shape)}, {tuple(clean_predictions.shape)} and {len(draws)}."
         )
-    checks.whole("tries", tries, 1)
-    checks.whole("batch_size", batch_size, 1)
+    tries, batch_size = fitting("tries", tries, Count), fitting("batch_size", batch_size, Count)
     clean, perturbed, wanted = clean.detach().cpu(), perturbed.detach().cpu(), clean_predictions.detach().cpu()
     device = device_of(model)
     result, kept = clean.clone(), torch.zeros(n, dtype=torch.bool)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import NotNegative, Positive
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.perturbation import CountingModel, Perturbation, PerturbationInfo
@@ -48,8 +49,8 @@ class Gaussian(Perturbation):
         summary="Normal noise of a given standard deviation.",
     )
 
-    def __init__(self, std: float) -> None:
-        self.std = checks.number("std", std, exclusive=True)
+    def __init__(self, std: Positive) -> None:
+        self.std = std
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         return (images + self.std * draws.normal(images)).clamp_(0, 1)
@@ -130,8 +131,8 @@ class SaltAndPepper(Perturbation):
         summary="A share of the pixels turns white or black.",
     )
 
-    def __init__(self, amount: float = 0.05) -> None:
-        self.amount = checks.number("amount", amount)
+    def __init__(self, amount: NotNegative = 0.05) -> None:
+        self.amount = amount
         if self.amount > 1:
             raise UsageError(f"amount = {amount!r}: give a share of the pixels, from 0 to 1.")
 
@@ -158,8 +159,8 @@ class Shot(Perturbation):
         summary="Poisson noise of a given number of photons.",
     )
 
-    def __init__(self, rate: float = 100.0) -> None:
-        self.rate = checks.number("rate", rate, exclusive=True)
+    def __init__(self, rate: Positive = 100.0) -> None:
+        self.rate = rate
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         return photons(images, self.rate, draws).clamp_(0, 1)
@@ -184,8 +185,8 @@ class Speckle(Perturbation):
         summary="Normal noise in proportion to the brightness.",
     )
 
-    def __init__(self, std: float = 0.15) -> None:
-        self.std = checks.number("std", std, exclusive=True)
+    def __init__(self, std: Positive = 0.15) -> None:
+        self.std = std
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         return (images + images * self.std * draws.normal(images)).clamp_(0, 1)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Portion
 from ...harness.core.seeds import Draws
-from ..base import parameters as checks
 from ..base.perturbation import CountingModel, Perturbation, PerturbationInfo
 from .filters import Padding, numbers, pixel_grid, sample
 
 _PAPER = "Engstrom, Tran, Tsipras, Schmidt, Madry 2019, arXiv:1712.02779"
-_PADDINGS: tuple[Padding, ...] = ("reflect", "border")
 
 
 class Rotate(Perturbation):
@@ -39,11 +38,9 @@ class Rotate(Perturbation):
         summary="Turned by a fixed angle, left or right at random.",
     )
 
-    def __init__(self, degrees: float = 15.0, padding: Padding = "reflect") -> None:
-        self.degrees = checks.number("degrees", degrees)
-        if self.degrees > 180:
-            raise UsageError(f"degrees = {degrees!r}: give an angle from 0 to 180; the direction is random.")
-        self.padding: Padding = checks.choice("padding", padding, _PADDINGS)
+    def __init__(self, degrees: Annotated[float, Ge(0), Le(180)] = 15.0, padding: Padding = "reflect") -> None:
+        self.degrees = degrees
+        self.padding: Padding = padding
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         sign = draws.signs(images.new_empty(len(images), 1, 1)).double()
@@ -80,11 +77,9 @@ class Translate(Perturbation):
         summary="Moved by a fixed distance in a random direction.",
     )
 
-    def __init__(self, fraction: float = 0.1, padding: Padding = "reflect") -> None:
-        self.fraction = checks.number("fraction", fraction)
-        if self.fraction > 1:
-            raise UsageError(f"fraction = {fraction!r}: give a part of the image's side, from 0 to 1.")
-        self.padding: Padding = checks.choice("padding", padding, _PADDINGS)
+    def __init__(self, fraction: Portion = 0.1, padding: Padding = "reflect") -> None:
+        self.fraction = fraction
+        self.padding: Padding = padding
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         angle = numbers(images, 1, draws).double()[:, :, None] * (2 * math.pi)

@@ -8,20 +8,25 @@ import io
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Portion, Share, fitting
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.perturbation import CountingModel, Perturbation, PerturbationInfo
 
 Value = float | int | str | bool | None
+
+# What to do where a package's own requirements are in the way.
+_WAYS_OUT = {"torchattacks": " (with --no-deps to keep a requests newer than 2.25)"}
 
 
 class LibraryAttack(Perturbation):
@@ -73,7 +78,8 @@ def not_installed(title: str, package: str) -> str | None:
     try:
         version(package)
     except PackageNotFoundError:
-        return f"{title} needs the package {package}, which is not installed: run 'pip install {package}'."
+        way_out = _WAYS_OUT.get(package, "")
+        return f"{title} needs the package {package}, which is not installed: run 'pip install {package}'{way_out}."
     return None
 
 
@@ -98,52 +104,45 @@ class Parameter:
 
     Attributes:
         default: our preset; libraries' own defaults are not comparable.
-        annotation: its type, against which a suite's value is converted.
-        check: (name, value) to the value, or :class:`UsageError`.
+        annotation: its type and range (:mod:`aftershock.harness.core.ranges`).
         keyword: what the library calls it, where that differs; empty for the same name.
+        spelt: what the library calls some of its values.
     """
 
     default: Value
     annotation: Any
-    check: Callable[[str, Any], Value]
     keyword: str = ""
+    spelt: Mapping[str, str] = field(default_factory=dict)
 
 
 def whole(default: int, minimum: int = 1, keyword: str = "") -> Parameter:
     """A whole number of at least ``minimum``."""
-    return Parameter(default, int, lambda name, value: checks.whole(name, value, minimum), keyword)
+    return Parameter(default, Annotated[int, Ge(minimum)], keyword)
 
 
 def number(default: float, minimum: float = 0.0, exclusive: bool = False, keyword: str = "") -> Parameter:
     """A finite number of at least (``exclusive``: above) ``minimum``."""
-    return Parameter(default, float, lambda name, value: checks.number(name, value, minimum, exclusive), keyword)
+    return Parameter(default, Annotated[float, (Gt if exclusive else Ge)(minimum)], keyword)
 
 
 def optional(minimum: float = 0.0, exclusive: bool = False) -> Parameter:
     """A number like :func:`number`'s that may be left to the library, or follow another parameter."""
-    return Parameter(None, float, lambda name, value: checks.number(name, value, minimum, exclusive))
+    return Parameter(None, Annotated[float, (Gt if exclusive else Ge)(minimum)] | None)
 
 
 def share(default: float, inclusive: bool = True) -> Parameter:
     """A number between 0 and 1; the ends are allowed if ``inclusive``."""
-
-    def check(name: str, value: float) -> Value:
-        value = checks.number(name, value, exclusive=not inclusive)
-        if value > 1 or (value == 1 and not inclusive):
-            raise UsageError(f"{name} = {value!r}: give a number {'from 0 to 1' if inclusive else 'between 0 and 1'}.")
-        return value
-
-    return Parameter(default, float, check)
+    return Parameter(default, Portion if inclusive else Share)
 
 
-def choice(default: str, known: Sequence[str], keyword: str = "") -> Parameter:
-    """One of a few words."""
-    return Parameter(default, Literal[tuple(known)], lambda name, value: checks.choice(name, value, known), keyword)
+def choice(default: str, known: Sequence[str], keyword: str = "", spelt: Mapping[str, str] | None = None) -> Parameter:
+    """One of a few words; ``spelt`` is how the library writes some of them."""
+    return Parameter(default, Literal[tuple(known)], keyword, spelt or {})
 
 
 def flag(default: bool, keyword: str = "") -> Parameter:
     """True or false."""
-    return Parameter(default, bool, lambda name, value: bool(value), keyword)
+    return Parameter(default, bool, keyword)
 
 
 def declare(
@@ -166,8 +165,9 @@ def declare(
             if name == "eps":
                 if value is not None or parameter.default is not None:
                     value = self.eps = checks.budget(value, info.norm or "")  # type: ignore[arg-type]
-            elif value is not None or parameter.default is not None:
-                value = parameter.check(name, value)
+            else:
+                value = fitting(name, value, parameter.annotation)
+                value = parameter.spelt.get(value, value) if isinstance(value, str) else value
             settings[parameter.keyword or name] = value
         LibraryAttack.__init__(self, **settings)
 
@@ -178,8 +178,7 @@ def declare(
     made.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=p.default,
-                annotation=p.annotation if p.default is not None else p.annotation | None,
+                name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=p.annotation,
             )
             for name, p in parameters.items()
         ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
@@ -59,22 +60,22 @@ class AutoAttack(Perturbation):
         self,
         eps: float,
         norm: Ball = "linf",
-        steps: int = 100,
-        restarts: int = 1,
-        targets: int = 9,
-        queries: int = 5000,
+        steps: Count = 100,
+        restarts: Count = 1,
+        targets: Count = 9,
+        queries: Count = 5000,
     ) -> None:
         if norm == "l1":
             raise UsageError(
                 "norm = 'l1': choose linf or l2, or run autopgd in l1: Square has no L1 form here, so the standard "
                 "ensemble cannot be formed."
             )
-        self._norm: Literal["linf", "l2"] = checks.choice("norm", norm, ("linf", "l2"))
+        self._norm: Literal["linf", "l2"] = norm
         self.eps: float = checks.budget(eps, norm)
-        self.steps = checks.whole("steps", steps, 1)
-        self.restarts = checks.whole("restarts", restarts, 1)
-        self.targets = checks.whole("targets", targets, 1)
-        self.queries = checks.whole("queries", queries, 1)
+        self.steps = steps
+        self.restarts = restarts
+        self.targets = targets
+        self.queries = queries
 
     @property
     def norm(self) -> Norm:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Fraction
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, random_in_ball, step_within
@@ -99,7 +99,7 @@ class AutoPGD(Perturbation):
     In L1 there is no momentum. A step moves the coordinates of the largest derivatives, in number two thirds of those
     that the best point so far has changed; every 4 % of the steps, where the best point has become sparser (by 5 %) an
     image goes on from there with steps of ``eps``, elsewhere its steps shrink by 1.5 down to a tenth of that. The
-    projection is the exact one onto ball and range together, see :func:`~.geometry.project_l1_in_range`.
+    projection is the exact one onto ball and range together, see :func:`~..base.geometry.project_l1_in_range`.
 
     Every iterate is looked at: an image keeps the first that fools the model (predicted as any other class) and
     leaves the batch, also for the restarts and targets to come; an image that nothing fools keeps the best point of
@@ -136,23 +136,20 @@ class AutoPGD(Perturbation):
         self,
         eps: float,
         norm: Ball = "linf",
-        steps: int = 100,
-        restarts: int = 1,
+        steps: Count = 100,
+        restarts: Count = 1,
         loss: AutoLoss = "ce",
-        targets: int = 9,
-        rho: float = 0.75,
+        targets: Count = 9,
+        rho: Fraction = 0.75,
     ) -> None:
-        self._norm: Ball = checks.choice("norm", norm, ("linf", "l2", "l1"))
+        self._norm: Ball = norm
         self.eps: float = checks.budget(eps, norm)
-        self.steps = checks.whole("steps", steps, 1)
-        self.restarts = checks.whole("restarts", restarts, 1)
-        checks.choice("loss", loss, ("ce", "dlr", "margin", "dlr-targeted"))
+        self.steps = steps
+        self.restarts = restarts
         self.targeted = loss == "dlr-targeted"
         self.loss: Loss = "dlr" if loss == "dlr-targeted" else loss
-        self.targets = checks.whole("targets", targets, 1)
-        self.rho = checks.number("rho", rho, exclusive=True)
-        if self.rho > 1:
-            raise UsageError(f"rho = {rho!r}: give a share of the steps, at most 1.")
+        self.targets = targets
+        self.rho = rho
 
     @property
     def norm(self) -> Norm:

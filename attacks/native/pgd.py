@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Fraction, NotNegative, Positive
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, random_in_ball, step_within
@@ -21,7 +22,6 @@ from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationI
 Ball = Literal["linf", "l2", "l1"]
 Loss = Literal["ce", "margin", "dlr"]
 Target = Literal["likeliest", "random"]
-LOSSES: tuple[Loss, ...] = ("ce", "margin", "dlr")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class FGSM(Perturbation):
     )
 
     def __init__(self, eps: float, norm: Literal["linf", "l2"] = "linf", random_start: bool = False) -> None:
-        self._norm: Literal["linf", "l2"] = checks.choice("norm", norm, ("linf", "l2"))
+        self._norm: Literal["linf", "l2"] = norm
         self.eps: float = checks.budget(eps, norm)
         self.random_start = random_start
 
@@ -181,38 +181,34 @@ class PGD(Perturbation):
     def __init__(
         self,
         eps: float,
-        steps: int = 10,
-        step_size: float | None = None,
+        steps: Count = 10,
+        step_size: Positive | None = None,
         norm: Ball = "linf",
         random_start: bool = True,
-        restarts: int = 1,
+        restarts: Count = 1,
         loss: Loss = "ce",
-        momentum: float = 0.0,
+        momentum: NotNegative = 0.0,
         targeted: bool = False,
         target: Target = "likeliest",
         early_stop: bool = False,
-        share: float = 0.01,
+        share: Fraction = 0.01,
     ) -> None:
-        self._norm: Ball = checks.choice("norm", norm, ("linf", "l2", "l1"))
+        self._norm: Ball = norm
         self.eps: float = checks.budget(eps, norm)
-        self.steps = checks.whole("steps", steps, 1)
-        self.step_size = (
-            2.5 * self.eps / self.steps if step_size is None else checks.number("step_size", step_size, exclusive=True)
-        )
+        self.steps = steps
+        self.step_size = 2.5 * self.eps / self.steps if step_size is None else step_size
         self.random_start = random_start
-        self.restarts = checks.whole("restarts", restarts, 1)
+        self.restarts = restarts
         if self.restarts > 1 and not random_start:
             raise UsageError("restarts > 1 needs random_start = true: without it every restart of PGD is the same run.")
-        self.loss: Loss = checks.choice("loss", loss, LOSSES)
-        self.momentum = checks.number("momentum", momentum)
+        self.loss: Loss = loss
+        self.momentum = momentum
         self.targeted = targeted
-        self.target: Target = checks.choice("target", target, ("likeliest", "random"))
+        self.target: Target = target
         if self.target != "likeliest" and not targeted:
             raise UsageError(f"target = {target!r} needs targeted = true.")
         self.early_stop = early_stop
-        self.share = checks.number("share", share, exclusive=True)
-        if self.share > 1:
-            raise UsageError(f"share = {share!r}: give a share of the coordinates, at most 1.")
+        self.share = share
 
     @property
     def norm(self) -> Norm:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Fraction
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.geometry import per_image, project
@@ -192,13 +192,13 @@ class Square(Perturbation):
         summary="Random search by squares at the edge of the budget, from the model's scores alone.",
     )
 
-    def __init__(self, eps: float, norm: Literal["linf", "l2"] = "linf", queries: int = 5000, p: float = 0.8) -> None:
-        self._norm: Literal["linf", "l2"] = checks.choice("norm", norm, ("linf", "l2"))
+    def __init__(
+        self, eps: float, norm: Literal["linf", "l2"] = "linf", queries: Count = 5000, p: Fraction = 0.8
+    ) -> None:
+        self._norm: Literal["linf", "l2"] = norm
         self.eps: float = checks.budget(eps, norm)
-        self.queries = checks.whole("queries", queries, 1)
-        self.p = checks.number("p", p, exclusive=True)
-        if self.p > 1:
-            raise UsageError(f"p = {p!r}: give a share of the pixels, at most 1.")
+        self.queries = queries
+        self.p = p
 
     @property
     def norm(self) -> Norm:

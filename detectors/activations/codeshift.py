@@ -8,16 +8,14 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from ...harness.core.ranges import Count, Positive
 from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from ..base.classes import class_groups, on_scale, one_hot, scale_of
 from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import (
-    check_choice,
-    check_count,
     check_fitted,
     check_images,
     check_layers,
-    check_positive,
     selection,
 )
 from ..base.splits import held_apart
@@ -90,23 +88,14 @@ class CodeShift(Detector):
         layers: str | list[str] = "all",
         statistic: Vector = "mean",
         encoder: Encoder = "som",
-        rows: int = 8,
-        columns: int = 8,
-        epochs: int = 20,
-        smoothing: float = 1.0,
+        rows: Count = 8,
+        columns: Count = 8,
+        epochs: Count = 20,
+        smoothing: Positive = 1.0,
         component: Component = "all",
         weighting: Weighting = "equal",
-        temperature: float = 0.2,
+        temperature: Positive = 0.2,
     ) -> None:
-        check_choice("statistic", statistic, Vector)
-        check_choice("encoder", encoder, Encoder)
-        check_count("rows", rows)
-        check_count("columns", columns)
-        check_count("epochs", epochs)
-        check_positive("smoothing", smoothing)
-        check_choice("component", component, Component)
-        check_choice("weighting", weighting, Weighting)
-        check_positive("temperature", temperature)
         self.layers = check_layers(layers)
         self.statistic: Vector = statistic
         self.encoder: Encoder = encoder

@@ -7,16 +7,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ...harness.core.ranges import Count, Positive, Share
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import (
-    check_count,
     check_fitted,
     check_images,
     check_layers,
-    check_positive,
-    check_share,
     selection,
 )
 from ..base.splits import split_rows
@@ -64,15 +62,11 @@ class DeepNeighbours(Detector):
     def __init__(
         self,
         layers: str | list[str] = "all",
-        neighbours: int = 20,
-        reference: int = 3000,
-        held_out: float = 0.25,
-        temperature: float = 1.0,
+        neighbours: Count = 20,
+        reference: Count = 3000,
+        held_out: Share = 0.25,
+        temperature: Positive = 1.0,
     ) -> None:
-        check_count("neighbours", neighbours)
-        check_count("reference", reference)
-        check_share("held_out", held_out)
-        check_positive("temperature", temperature)
         self.layers = check_layers(layers)
         self.neighbours, self.reference, self.held_out = neighbours, reference, held_out
         self.temperature = temperature

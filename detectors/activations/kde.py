@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from ...harness.core.ranges import Count, NotNegative
 from ...harness.tracing.extra_passes import View
 from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo, Surrogate
 from ..base.parameters import (
-    check_choice,
-    check_count,
     check_fitted,
     check_images,
     check_layers,
     check_perturbed,
-    check_positive,
     selection,
 )
 from ..base.splits import split_rows, strangers
@@ -72,19 +71,12 @@ class KernelDensity(Detector):
     def __init__(
         self,
         layer: str = "last:1",
-        bandwidth: float = 0.0,
-        reference: int = 3000,
-        dropout_passes: int = 0,
+        bandwidth: NotNegative = 0.0,
+        reference: Count = 3000,
+        dropout_passes: Literal[0] | Annotated[int, Ge(2)] = 0,
         combination: Combination = "mean",
         statistic: Statistic = "mean",
     ) -> None:
-        if bandwidth != 0:
-            check_positive("bandwidth", bandwidth)
-        check_count("reference", reference)
-        if dropout_passes != 0:
-            check_count("dropout_passes", dropout_passes, 2)
-        check_choice("combination", combination, Combination)
-        check_choice("statistic", statistic, Statistic)
         self.layer = check_layers(layer)
         self.bandwidth, self.reference, self.dropout_passes = bandwidth, reference, dropout_passes
         self.combination: Combination = combination

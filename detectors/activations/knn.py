@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...harness.core.ranges import Count
 from ...harness.tracing.traces import Need, Statistic
 from ..base.detector import DetectorInfo
-from ..base.parameters import check_count
 from ..base.splits import split_rows
 from ..combine.columns import Combination
 from ..combine.per_layer import Layerwise
@@ -51,14 +51,12 @@ class Neighbours(Layerwise):
     def __init__(
         self,
         layers: str | list[str] = "last:1",
-        neighbours: int = 10,
-        reference: int = 5000,
+        neighbours: Count = 10,
+        reference: Count = 5000,
         statistic: Statistic = "mean",
         normalise: bool = True,
         combination: Combination = "mean",
     ) -> None:
-        check_count("neighbours", neighbours)
-        check_count("reference", reference)
         super().__init__(layers, combination, "pooled", statistic, 1)
         self.neighbours, self.reference, self.normalise = neighbours, reference, normalise
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups, class_means, on_scale, replayable, scale_of
 from ..base.detector import Detector, DetectorInfo
-from ..base.parameters import check_choice, check_count, check_fitted, check_images, check_layers, selection
+from ..base.parameters import check_fitted, check_images, check_layers, selection
 from ..base.splits import held_apart
 from ..codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, load_autoencoder
 
@@ -75,23 +76,13 @@ class Latent(Detector):
         self,
         encoder: Literal["autoencoder", "pca"] = "autoencoder",
         layers: str | list[str] = "all",
-        latent: int = 16,
-        units: int = 256,
-        hidden: tuple[int, ...] = (512, 128),
-        epochs: int = 15,
-        neighbours: int = 10,
+        latent: Count = 16,
+        units: Count = 256,
+        hidden: tuple[Count, ...] = (512, 128),
+        epochs: Count = 15,
+        neighbours: Count = 10,
         component: Component = "all",
     ) -> None:
-        check_choice("encoder", encoder, Literal["autoencoder", "pca"])
-        check_count("latent", latent)
-        check_count("units", units)
-        if not isinstance(hidden, list | tuple):
-            raise UsageError(f"hidden = {hidden!r}: give a list of layer sizes.")
-        for size in hidden:
-            check_count("hidden", size)
-        check_count("epochs", epochs)
-        check_count("neighbours", neighbours)
-        check_choice("component", component, Component)
         self.encoder = encoder
         self.layers = check_layers(layers)
         self.latent = latent
@@ -160,7 +151,7 @@ class Latent(Detector):
         return self.classes["points"], self.classes["point_classes"]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Put back what ``state`` gave."""
         self._ready = None
         super().load_state(state)
 

@@ -9,17 +9,15 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from ...harness.core.ranges import Count, Positive
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups, replayable
 from ..base.detector import Detector, DetectorInfo, Surrogate
 from ..base.parameters import (
-    check_choice,
-    check_count,
     check_fitted,
     check_images,
     check_layers,
     check_perturbed,
-    check_positive,
     selection,
 )
 from ..base.splits import held_apart, strangers
@@ -97,26 +95,15 @@ class LayerAutoencoders(Detector):
         layers: str | list[str] = "all",
         encoder: Encoder = "wae",
         inputs: Inputs = "pooled",
-        units: int = 256,
-        latent: int = 64,
-        hidden: int = 128,
-        epochs: int = 20,
-        penalty: float = 1e-4,
-        trees: int = 100,
-        regularisation: float = 1.0,
-        temperature: float = 0.5,
+        units: Count = 256,
+        latent: Count = 64,
+        hidden: Count = 128,
+        epochs: Count = 20,
+        penalty: Positive = 1e-4,
+        trees: Count = 100,
+        regularisation: Positive = 1.0,
+        temperature: Positive = 0.5,
     ) -> None:
-        check_choice("method", method, Method)
-        check_choice("encoder", encoder, Encoder)
-        check_choice("inputs", inputs, Inputs)
-        check_count("units", units)
-        check_count("latent", latent)
-        check_count("hidden", hidden)
-        check_count("epochs", epochs)
-        check_positive("penalty", penalty)
-        check_count("trees", trees)
-        check_positive("regularisation", regularisation)
-        check_positive("temperature", temperature)
         self.method: Method = method
         self.layers = check_layers(layers)
         self.encoder: Encoder = encoder
@@ -194,7 +181,7 @@ class LayerAutoencoders(Detector):
         return IsolationTrees(**judge).relaxed_anomaly(features, temperature, live.straight_through)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Put back what ``state`` gave."""
         self._ready = None
         super().load_state(state)
 

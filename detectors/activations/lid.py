@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from ...harness.tracing.traces import Need
 from ..base.detector import DetectorInfo
-from ..base.parameters import check_count
 from ..base.splits import split_rows
 from ..combine.columns import Combination
 from ..combine.per_layer import Features, Layerwise
@@ -73,14 +73,12 @@ class Lid(Layerwise):
     def __init__(
         self,
         layers: str | list[str] = "all",
-        neighbours: int = 20,
-        reference: int = 1000,
+        neighbours: Annotated[int, Ge(2)] = 20,
+        reference: Annotated[int, Ge(2)] = 1000,
         features: Features = "pooled",
         units: int = 1024,
         combination: Combination = "logistic",
     ) -> None:
-        check_count("neighbours", neighbours, 2)
-        check_count("reference", reference, 2)
         super().__init__(layers, combination, features, "mean", units)
         self.neighbours, self.reference = neighbours, reference
 

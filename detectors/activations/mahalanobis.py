@@ -18,6 +18,8 @@ from ..combine.per_layer import Layerwise
 
 # Directions of the features whose variance is below this share of the largest one carry only rounding.
 _NULL = 1e-6
+# Added to the diagonal of the scatter matrix of whitened features.
+_RIDGE = 1e-6
 # The share of the clean images that means and covariance come from where a logistic regression needs fresh ones.
 _FITTED = 0.7
 
@@ -25,10 +27,10 @@ _FITTED = 0.7
 class Mahalanobis(Layerwise):
     """Squared Mahalanobis distance of a layer's pooled maps to the nearest class mean, under one covariance.
 
-    pytorch-ood estimates means and covariance; it inverts the scatter matrix in float32 with a fixed ridge of 1e-6 and
-    needs every class to occur. So the features are first whitened in float64 over the fit images and directions
-    without variance (dead channels) dropped, which leaves the distances as they are and makes that inverse harmless;
-    and classes without an image are left out. Fitted on the images that the model classifies correctly.
+    Means and scatter are those of pytorch-ood, which inverts the scatter matrix in float32 with a fixed ridge of 1e-6.
+    To make that ridge negligible at any scale of the features, they are first whitened in float64 over the fit images
+    and directions without variance (dead channels) dropped, which leaves the distances as they are. Classes without
+    an image are left out. Fitted on the images that the model classifies correctly.
 
     ``combination = "logistic"`` over all layers is the paper's detector, supervised; its logistic regression sees 30 %
     of the clean images that the means and the covariance do not. ``mean`` and ``max`` need no perturbed image.
@@ -71,28 +73,45 @@ class Mahalanobis(Layerwise):
         return inside, torch.arange(len(groups))
 
     def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:
-        from pytorch_ood.detector import Mahalanobis as Reference
-
         centre, whitening = _whitening(features, tap)
         whitened = (features.double() - centre) @ whitening
-        # Its classes must be 0, 1, ... without gaps.
-        present = torch.searchsorted(present_classes(groups), groups)
-        reference = Reference(None).fit_features(whitened.float(), present)
-        variances, vectors = torch.linalg.eigh(reference.precision.double())
+        means, precision = means_and_precision(whitened.float(), groups)
+        variances, vectors = torch.linalg.eigh(precision.double())
         root = vectors * variances.clamp(min=0).sqrt()
         return {
             "centre": centre,
             "projection": (whitening @ root).contiguous(),
-            "means": (reference.mu.double() @ root).contiguous(),
+            "means": (means.double() @ root).contiguous(),
         }
 
     def _layer_scores(self, fitted: Mapping[str, Any], features: Tensor) -> Tensor:
-        """Half the squared distance, as pytorch-ood's ``predict_features`` gives it."""
+        """Half the squared distance to the nearest mean, (n,), the negative exponent of the Gaussian density."""
         device = features.device
         projected = (features.double() - fitted["centre"].to(device)) @ fitted["projection"].to(device)
         offsets = projected.unsqueeze(1) - fitted["means"].to(device)
         found: Tensor = offsets.square().sum(2).amin(1) / 2
         return found
+
+
+def means_and_precision(features: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of each class and the inverse of the scatter within classes.
+
+    Args:
+        features: float (n, d).
+        groups: Class of each row, int64 (n,); rows of group -1 belong to none.
+
+    Returns:
+        Means (classes that occur, d) and precision (d, d), in the dtype of ``features``. The scatter is the sum, not
+        the mean, of the rows' outer products, with 1e-6 added to its diagonal before it is inverted.
+    """
+    classes = present_classes(groups).tolist()
+    means = torch.stack([features[groups == c].mean(dim=0) for c in classes])
+    scatter = features.new_zeros(features.shape[1], features.shape[1])
+    for c, mean in zip(classes, means, strict=True):
+        offsets = features[groups == c] - mean
+        scatter += offsets.T.mm(offsets)
+    scatter += _RIDGE * torch.eye(len(scatter), dtype=features.dtype, device=features.device)
+    return means, torch.linalg.inv(scatter)
 
 
 def _whitening(features: Tensor, tap: str) -> tuple[Tensor, Tensor]:

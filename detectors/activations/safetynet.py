@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from ...harness.core.ranges import Count, Positive
 from ...harness.tracing.traces import LiveTrace, Need, Representation, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import (
-    check_choice,
-    check_count,
     check_fitted,
     check_images,
     check_layers,
     check_perturbed,
-    check_positive,
     selection,
 )
 
@@ -66,18 +65,12 @@ class SafetyNet(Detector):
         self,
         layers: str | list[str] = "last:2",
         representation: Literal["full", "pooled"] = "full",
-        units: int = 512,
-        levels: int = 4,
-        regularisation: float = 1.0,
-        images: int = 2000,
-        temperature: float = 0.2,
+        units: Count = 512,
+        levels: Annotated[int, Ge(2)] = 4,
+        regularisation: Positive = 1.0,
+        images: Annotated[int, Ge(0)] = 2000,
+        temperature: Positive = 0.2,
     ) -> None:
-        check_choice("representation", representation, Literal["full", "pooled"])
-        check_count("units", units)
-        check_count("levels", levels, 2)
-        check_positive("regularisation", regularisation)
-        check_count("images", images, 0)
-        check_positive("temperature", temperature)
         self.layers = check_layers(layers)
         self.representation: Representation = representation
         self.units = units

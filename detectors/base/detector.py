@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Ranged
 from ...harness.core.registry import DETECTORS
 from ...harness.tracing.extra_passes import InputGradient, View
 from ...harness.tracing.traces import LiveTrace, Need, Traces
@@ -47,7 +48,7 @@ class DetectorInfo:
     randomised: bool = False
 
 
-class Detector(ABC):
+class Detector(Ranged, ABC):
     """Base of every detector; the constructor's parameters are what a suite may set.
 
     A subclass sets ``info`` and writes ``fit`` and ``score``. Attributes that ``fit`` sets (tensors, numbers, strings

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Positive
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import (
-    check_choice,
-    check_count,
     check_fitted,
     check_images,
     check_layers,
     check_perturbed,
-    check_positive,
     selection,
 )
 from .blocks import BitBlocks, relaxed_bits
@@ -83,23 +82,16 @@ class BitVector(Detector):
         self,
         method: Method = "logistic",
         layers: str | list[str] = "last:6",
-        regularisation: float = 3e-5,
-        smoothing: float = 1.0,
-        patterns: int = 500,
+        regularisation: Positive = 3e-5,
+        smoothing: Positive = 1.0,
+        patterns: Annotated[int, Ge(0)] = 500,
         weights: Weights = "equal",
-        voters: int = 1024,
+        voters: Count = 1024,
         by_class: bool = False,
-        temperature: float = 0.2,
+        temperature: Positive = 0.2,
     ) -> None:
-        check_choice("method", method, Method)
-        check_positive("regularisation", regularisation)
-        check_positive("smoothing", smoothing)
-        check_count("patterns", patterns, 0)
-        check_choice("weights", weights, Weights)
-        check_count("voters", voters)
         if not isinstance(by_class, bool):
             raise UsageError(f"by_class = {by_class!r}: give true or false.")
-        check_positive("temperature", temperature)
         self.method = method
         self.layers = check_layers(layers)
         self.regularisation = regularisation

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from ...harness.core.ranges import Positive, Share
 from ...harness.tracing.bits import hamming, pack
 from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from ..base.classes import class_groups, present_classes
 from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import (
-    check_choice,
-    check_count,
     check_fitted,
     check_images,
     check_layers,
-    check_positive,
-    check_share,
     selection,
 )
 from .patterns import StoredPatterns
@@ -74,18 +72,12 @@ class ActivationPatterns(Detector):
         self,
         layers: str | list[str] = "last:9",
         statistic: Literal["mean", "max"] = "mean",
-        quantile: float = 0.5,
+        quantile: Share = 0.5,
         combine: Combine = "sum",
-        level: float = 0.95,
-        patterns: int = 0,
-        temperature: float = 0.1,
+        level: Share = 0.95,
+        patterns: Annotated[int, Ge(0)] = 0,
+        temperature: Positive = 0.1,
     ) -> None:
-        check_choice("statistic", statistic, Literal["mean", "max"])
-        check_share("quantile", quantile)
-        check_choice("combine", combine, Combine)
-        check_share("level", level)
-        check_count("patterns", patterns, 0)
-        check_positive("temperature", temperature)
         self.layers = check_layers(layers)
         self.statistic: Statistic = statistic
         self.quantile = quantile

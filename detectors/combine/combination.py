@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ...harness.core.errors import UsageError
 from ...harness.core.parameters import bind
+from ...harness.core.ranges import Share
 from ...harness.core.registry import DETECTORS
 from ...harness.tracing.extra_passes import InputGradient, View
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo, Surrogate
-from ..base.parameters import check_choice, check_fitted, check_images, check_perturbed, check_share
+from ..base.parameters import check_fitted, check_images, check_perturbed
 from ..base.splits import split_rows, strangers
 from .columns import fit_columns, join_columns
 from .p_values import fit_tail, surprise
@@ -69,10 +70,8 @@ class CombinedScore(Detector):
         self,
         of: Sequence[str | dict[str, Any]] = ("mahalanobis", "energy"),
         method: Method = "fisher",
-        held_out: float = 0.3,
+        held_out: Share = 0.3,
     ) -> None:
-        check_choice("method", method, Method)
-        check_share("held_out", held_out)
         if isinstance(of, str | dict) or not of:
             raise UsageError(f"of = {of!r}: list at least one detector, by name or as a table with name.")
         self._members = [_member(entry) for entry in of]

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from ...harness.core.ranges import Count
 from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector
 from ..base.parameters import (
-    check_choice,
-    check_count,
     check_fitted,
     check_images,
     check_layers,
@@ -37,12 +36,8 @@ class Layerwise(Detector):
     name: ClassVar[str]
 
     def __init__(
-        self, layers: str | list[str], combination: Combination, features: Features, statistic: Statistic, units: int
+        self, layers: str | list[str], combination: Combination, features: Features, statistic: Statistic, units: Count
     ) -> None:
-        check_choice("combination", combination, Combination)
-        check_choice("features", features, Features)
-        check_choice("statistic", statistic, Statistic)
-        check_count("units", units)
         self.layers = check_layers(layers)
         self.combination: Combination = combination
         self.features: Features = features

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Positive
 from ...harness.tracing.extra_passes import View
 from ...harness.tracing.traces import Traces
 from ..base.detector import Detector, DetectorInfo
-from ..base.parameters import check_count, check_positive
 
 Squeezer = Literal["bit-depth", "median", "non-local-means"]
 
@@ -55,22 +56,18 @@ class FeatureSqueezing(Detector):
     def __init__(
         self,
         squeezers: Sequence[str] = ("bit-depth", "median", "non-local-means"),
-        bits: int = 5,
-        window: int = 2,
-        search: int = 13,
-        patch: int = 3,
-        strength: float = 2.0,
+        bits: Count = 5,
+        window: Annotated[int, Ge(2)] = 2,
+        search: Count = 13,
+        patch: Count = 3,
+        strength: Positive = 2.0,
     ) -> None:
         known = get_args(Squeezer)
         if isinstance(squeezers, str) or not squeezers or not set(squeezers) <= set(known):
             raise UsageError(f"squeezers = {squeezers!r}: list some of {', '.join(known)}.")
-        check_count("bits", bits)
-        check_count("window", window, 2)
         for name, value in (("search", search), ("patch", patch)):
-            check_count(name, value)
             if value % 2 == 0:
                 raise UsageError(f"{name} = {value!r}: give an odd number, so that the window has a middle.")
-        check_positive("strength", strength)
         self.squeezers = list(dict.fromkeys(squeezers))
         self.bits, self.window, self.search, self.patch, self.strength = bits, window, search, patch, strength
 

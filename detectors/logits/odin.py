@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import NotNegative, Positive
 from ...harness.tracing.extra_passes import InputGradient
 from ...harness.tracing.traces import LiveTrace, Traces
 from ..base.detector import Detector, DetectorInfo
-from ..base.parameters import check_positive
 
 _GRADIENT = "odin"
 
@@ -45,10 +45,7 @@ class Odin(Detector):
         summary="Softmax at a high temperature after a small step towards the prediction, linearised.",
     )
 
-    def __init__(self, temperature: float = 1000.0, eps: float = 0.0014) -> None:
-        check_positive("temperature", temperature)
-        if eps != 0:
-            check_positive("eps", eps)
+    def __init__(self, temperature: Positive = 1000.0, eps: NotNegative = 0.0014) -> None:
         self.temperature, self.eps = temperature, eps
 
     @property

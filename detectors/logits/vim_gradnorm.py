@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from ...harness.core.ranges import Positive
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo
-from ..base.parameters import check_count, check_fitted, check_images, check_layers, check_positive, selection
+from ..base.parameters import check_fitted, check_images, check_layers, selection
 
 # Directions of the features whose variance is below this share of the largest one carry only rounding.
 _NULL = 1e-10
@@ -44,8 +46,7 @@ class Vim(Detector):
         summary="Features outside the principal subspace, against the energy of the logits.",
     )
 
-    def __init__(self, layer: str = "last:1", dimensions: int = 0) -> None:
-        check_count("dimensions", dimensions, 0)
+    def __init__(self, layer: str = "last:1", dimensions: Annotated[int, Ge(0)] = 0) -> None:
         self.layer = check_layers(layer)
         self.dimensions = dimensions
         self.origin = torch.empty(0, dtype=torch.float64)
@@ -121,8 +122,7 @@ class GradNorm(Detector):
         summary="Small gradients of the last layer's weights, from features and softmax alone.",
     )
 
-    def __init__(self, layer: str = "last:1", temperature: float = 1.0) -> None:
-        check_positive("temperature", temperature)
+    def __init__(self, layer: str = "last:1", temperature: Positive = 1.0) -> None:
         self.layer = check_layers(layer)
         self.temperature = temperature
 

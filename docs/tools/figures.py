@@ -26,7 +26,7 @@ from typing import Any
 import aftershock
 import torch
 from aftershock import Guard
-from aftershock.harness.cli.scaffold import new_detector
+from aftershock.harness.cli.scaffold import new_package
 from aftershock.harness.run.guard import export_guard
 from sklearn.datasets import load_digits
 
@@ -101,16 +101,13 @@ def record_tutorial(folder: Path) -> None:
     """Run the suite and the notebook of the tutorial, with its detectors, and write their leaderboards."""
     page = (DOCS / "own-detector.md").read_text(encoding="utf-8")
     (suite,) = (block for block in _blocks(page, "toml") if "[data]" in block)
-    (detector,) = (block for block in _blocks(page, "python") if '@register("quiet-units")' in block)
+    (detector,) = (block for block in _blocks(page, "python") if 'detector("quiet-units")' in block)
     (notebook,) = (block for block in _blocks(page, "python") if "aftershock.run(" in block)
     for name in ("my-suite", "notebook"):
         (folder / name).mkdir()
     (folder / "my-suite.toml").write_text(suite, encoding="utf-8")
-    # What the entry point of the installed package does is done by a decorator here.
-    written = new_detector("my-detector", folder / "my-detector") / "my_detector.py"
-    code = written.read_text(encoding="utf-8").replace("class MyD", '@register("my-detector")\nclass MyD')
-    mine, quiet = folder / "mine.py", folder / "quiet_units.py"
-    mine.write_text(code.replace("import Detector,", "import register, Detector,"), encoding="utf-8")
+    mine = new_package("detector", "my-detector", folder / "my-detector")[0] / "my_detector.py"
+    quiet = folder / "quiet_units.py"
     quiet.write_text(detector, encoding="utf-8")
     (call,) = (
         n for n in ast.walk(ast.parse(notebook)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "aftershock.run"

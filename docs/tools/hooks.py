@@ -1,7 +1,7 @@
 """Two hooks of the build: where the API pages find the package, and that no page asks another server for anything.
 
 The repository's root is the package, whatever the checkout's folder is called. The tool that reads the source looks
-for a folder called ``aftershock``; it gets one, in a temporary place, with the four rooms and the front door.
+for a folder called ``aftershock``; it gets one, in a temporary place, with the rooms and the front door.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("attacks", "detectors", "harness", "reports")
+ROOMS = ("analyses", "attacks", "detectors", "harness", "reports")
 _LOG = logging.getLogger("mkdocs.hooks.aftershock")
 # What a browser fetches by itself; a link that a reader may follow is none of this.
 _FETCHED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\s\"'>]+)")

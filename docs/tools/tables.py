@@ -14,6 +14,7 @@ import inspect
 import json
 import re
 import sys
+import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable
@@ -73,6 +74,12 @@ def kind(annotation: Any) -> str:
     """A type in words."""
     if choices(annotation):
         return ", ".join(f"`{c}`" for c in choices(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(kind(a) for a in typing.get_args(annotation) if a is not type(None))
+    from aftershock.harness.core.ranges import says_more, wanted
+
+    if says_more(annotation):
+        return wanted(annotation).removeprefix("a ")
     name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
     return re.sub(r"[\w.]+\.(\w+)", r"\1", name).replace(" | ", " or ")
 
@@ -231,12 +238,15 @@ def kinds() -> str:
     return table(("surrogate", "what an adaptive attack does"), [(k, SURROGATES[k]) for k in _SURROGATES])
 
 
-def checks() -> str:
-    """The rules of the conformance kit."""
-    from aftershock.harness.conformance import CHECKS
+def checks(kind: str) -> str:
+    """The rules and recommendations of a conformance kit."""
+    from aftershock.harness.conformance import KITS
 
-    rows = [(f"`{c.name}`", markdown(c.rule), markdown(c.mend)) for c in CHECKS.values()]
-    return table(("check", "rule", "how to mend it"), rows)
+    rows = [
+        (f"`{c.name}`", "must" if c.level == "rule" else "should", markdown(c.rule), markdown(c.fix))
+        for c in KITS[kind].checks.values()
+    ]
+    return table(("check", "", "what holds", "what to do"), rows)
 
 
 def _recorded(name: str) -> list[dict[str, str]]:

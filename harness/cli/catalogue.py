@@ -53,7 +53,8 @@ def _part(kind: str, entry: Entry) -> dict[str, Any]:
     }
     if kind == "perturbations" and info is not None:
         described |= {
-            "perturbation_kind": info.kind, "family": info.family, "norm": info.norm or "", "library": info.library,
+            "perturbation_kind": info.kind, "family": info.family, "norm": info.norm or "",
+            "library": info.library or entry.origin.library,
             "box": info.box, "stochastic": info.stochastic, "cost": info.cost,
         }  # fmt: skip
     if kind == "detectors" and info is not None:

@@ -32,6 +32,7 @@ class Console:
         self._bar = self._progress.add_task("Reading", total=None, left="")
         self._live = self._console.is_terminal
         self._said = 0.0
+        self._failures: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._live:
@@ -46,11 +47,14 @@ class Console:
 
     def say(self, text: str) -> None:
         """A sentence that stays on the screen."""
-        self._console.print(escape(text), highlight=False)
+        # A file is searched for sentences: only a terminal breaks them into lines.
+        self._console.print(escape(text), highlight=False, soft_wrap=not self._live)
 
     def tell(self, event: Event) -> None:
         """Progress of a run."""
-        if event.kind == "failed":
+        if event.kind == "failed" and event.reason not in self._failures:
+            # One detector that cannot be fitted fails with every set that it was to score.
+            self._failures.add(event.reason)
             self.say(f"Failed: {event.cell.name}: {event.reason}")
         left = f"about {duration(event.seconds_left)} left" if event.seconds_left > 1 else ""
         if self._live:
@@ -67,12 +71,10 @@ class Console:
 
 
 def _what(event: Event) -> str:
-    """``cnn: perturb pgd`` from ``digits/cnn/0/perturb/pgd/evaluate/0``; of a long cell the share that is done."""
-    from ..run.runner import name_parts
-
-    parts = name_parts(event.cell.name)
+    """``cnn: perturb pgd``; of a long cell the share that is done."""
+    name = event.cell.name
     done = f" {event.share:.0%}" if event.kind == "share" else ""
-    return f"{parts[1]}: {' '.join(parts[3:5])}{done}"
+    return f"{name.model}: {name.kind} {name.part}".rstrip() + done
 
 
 def duration(seconds: float) -> str:
@@ -107,6 +109,8 @@ def show_leaderboard(run: Run) -> None:
             console.print(f"  {escape(names[0])}{more}: {escape(reason)}", highlight=False)
         if len(same) > 10:
             console.print(f"  and {len(same) - 10} more reasons: see the report", highlight=False)
+        if what == "failed" and found:
+            console.print("  --debug stops at the first error and shows where it was raised.", highlight=False)
     if not run.computed and not run.failed:
         text = "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
         console.print(text, highlight=False)
@@ -139,27 +143,34 @@ def _detail(value: object) -> str:
 
 
 @contextmanager
-def examining(detector: str) -> Iterator[Callable[[str], None]]:
-    """Says on a terminal which check runs now; what the block is given tells it."""
-    with RichConsole(stderr=True).status(f"{escape(detector)}: making a small model") as status:
-        yield lambda check: status.update(f"{escape(detector)}: {escape(check)}")
+def examining(part: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal which check runs now; the block is given a function that takes its name."""
+    with RichConsole(stderr=True).status(f"{escape(part)}: making a small model") as status:
+        yield lambda check: status.update(f"{escape(part)}: {escape(check)}")
 
 
-def show_findings(detector: str, findings: Sequence[Finding]) -> None:
-    """What an examination found: a line for each rule, and what is broken in full."""
+_STYLES = {"passed": "green", "failed": "bold red", "warning": "bold yellow", "skipped": "yellow"}
+
+
+def show_findings(part: str, findings: Sequence[Finding]) -> None:
+    """Show what an examination found: a line for each check, then what is broken and what to do."""
     console = _console()
     table = Table(box=None, pad_edge=False, show_header=False)
     for column in ("check", "status", "rule"):
         table.add_column(column, no_wrap=column != "rule", overflow="fold")
     for f in findings:
-        style = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[f.status]
-        table.add_row(
-            f.name, f"[{style}]{f.status}[/]", escape(f.rule + (f" ({f.detail})" if f.status == "skipped" else ""))
-        )
+        more = f" ({f.detail})" if f.status == "skipped" else ""
+        table.add_row(f.name, f"[{_STYLES[f.status]}]{f.status}[/]", escape(f.rule + more))
     console.print(table)
     broken = [f for f in findings if f.status == "failed"]
-    for f in broken:
-        console.print(f"\n[bold red]{f.name}[/]: {escape(f.detail)}.\n  {escape(f.mend)}", highlight=False)
-    passed = sum(f.status == "passed" for f in findings)
-    end = f"{len(broken)} of {len(findings)} rules are broken" if broken else f"all {passed} rules that apply are kept"
-    console.print(f"\n{escape(detector)}: {end}.", highlight=False)
+    ignored = [f for f in findings if f.status == "warning"]
+    for f in (*broken, *ignored):
+        console.print(
+            f"\n[{_STYLES[f.status]}]{f.name}[/]: {escape(f.detail.rstrip('.'))}.\n  {escape(f.fix)}", highlight=False
+        )
+    rules = [f for f in findings if f.level == "rule"]
+    kept = sum(f.status == "passed" for f in rules)
+    end = f"{len(broken)} of {len(rules)} rules are broken" if broken else f"all {kept} rules that apply are kept"
+    if ignored:
+        end += f"; {len(ignored)} recommendation{'s are' if len(ignored) > 1 else ' is'} not followed"
+    console.print(f"\n{escape(part)}: {end}.", highlight=False)

@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from .. import run as _run  # noqa: F401 (opens plugins for whoever looks up a part)
 from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
-from ..core.registry import plugin_host
+from ..core.registry import PartKind, plugin_host
 from .cache_commands import app as cache_app
 from .streams import checked_output, lenient_errors
 
@@ -46,6 +46,7 @@ app.add_typer(cache_app, name="cache")
 
 Plugins = Annotated[list[Path], typer.Option("--plugin", help="A local file with registered parts; may be repeated.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")]
+NewKind = Literal["detector", "perturbation", "analysis", "model", "dataset", "suite"]
 Kind = Literal["perturbations", "detectors", "models", "datasets", "analyses", "suites"]
 
 
@@ -172,63 +173,86 @@ def validate(
     from ..data.sets import task_shape
     from ..evaluation.rankability import unranked_suite
     from ..plan.applicability import applicability, make_perturbations
+    from ..plan.facts import perturbation_facts
 
     attacks = make_perturbations(found)
-    unranked = unranked_suite(found, attacks, found.data.calibrate, found.data.evaluate)
+    applies = applicability(found, attacks, task_shape(found.data.name, found.data.params))
+    facts = {p: perturbation_facts(made) for p, made in attacks.items() if p not in applies.inapplicable}
+    unranked = unranked_suite(found, facts, found.data.calibrate, found.data.evaluate)
     if unranked and found.detectors:
         typer.echo(f"No detector will have a rank: {unranked}.")
-
-    task = task_shape(found.data.name, found.data.params)
-    if task is not None:
-        sentences = (*applicability(found, attacks, task).sentences, *sentences)
-    for text in sentences:
+    for text in (*found.notes, *applies.sentences, *sentences):
         typer.echo(text)
 
 
 @app.command()
 def check(
-    detector: Annotated[str, typer.Argument(help="A detector's name.")],
+    context: typer.Context,
+    part: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[KIND] NAME",
+            help="detector (unless it is given), perturbation, analysis, model or dataset; its name.",
+        ),
+    ],
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
     param: Annotated[list[str], typer.Option(help="NAME=VALUE as in a suite; may be repeated.")] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
-    """Examine a detector: whether it keeps the contract, rule by rule, and how to mend what it breaks."""
-    from ..core.registry import DETECTORS, load_plugin_file, load_plugins_here
+    """Examine a part: whether it keeps the contract of its kind, rule by rule, and what to do where it does not."""
+    from ..core.registry import MODELS, REGISTRIES, load_plugin_file, load_plugins_here
 
+    kind, name = _kind_and_name(part)
     # Whoever wrote it examines it: its code, not what stands in for it.
     load_plugins_here()
     for path in plugin:
         load_plugin_file(path)
-    DETECTORS.entry(detector)  # a wrong name is said before anything heavy is made
+    registry = next(r for r in REGISTRIES.values() if r.word == kind)
+    if registry is not MODELS:
+        registry.entry(name)  # a wrong name is said before anything heavy is made
     from dataclasses import asdict
 
-    from ..conformance import check_detector
+    from ..conformance import check_part
     from .console import examining, show_findings
 
-    with examining(detector) as tell:
-        findings = check_detector(detector, _parameters(param), tell=tell)
+    with examining(name) as on_check:
+        findings = check_part(kind, name, _parameters(param), on_check=on_check, debug=bool(context.obj))
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings], indent=1))
     else:
-        show_findings(detector, findings)
+        show_findings(name, findings)
     if any(f.status == "failed" for f in findings):
         raise typer.Exit(1)
 
 
 @app.command()
 def new(
-    kind: Annotated[Literal["detector"], typer.Argument(help="What to make.")],
+    kind: Annotated[NewKind, typer.Argument(help="What to make.")],
     name: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits, hyphens.")],
-    out: Annotated[Path | None, typer.Option(help="Where it goes [default: ./NAME].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where it goes [default: ./NAME, of a suite ./NAME.toml].")] = None,
+    model: Annotated[str | None, typer.Option(help="Of a suite: FILE.py:FUNCTION, which gives the network.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Of a suite: a folder of images, or an .npz file.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Of a suite: the network's weights, if it has a file.")] = None,
 ) -> None:
-    """Write a small package with a detector that works at once: install it, then make it yours."""
-    from .scaffold import new_detector
+    """Write a small package with a part that works at once, or a suite for your model and images."""
+    if kind == "suite":
+        if model is None or images is None:
+            raise UsageError("A suite needs --model FILE.py:FUNCTION and --images FOLDER.")
+        from .new_suite import new_suite
 
-    folder = new_detector(name, out)
+        path = new_suite(name, model, images, weights, out)
+        typer.echo(f"{path} is a suite that is valid. Next:\n  aftershock validate {path}\n  aftershock run {path}")
+        return
+    if model or images or weights:
+        raise UsageError("--model, --images and --weights are for `aftershock new suite`.")
+    from .scaffold import new_package
+
+    folder, entry = new_package(kind, name, out)
+    which = "" if kind == "detector" else f"{kind} "
     typer.echo(
-        f"{folder} holds a detector that works. Next:\n"
-        f"  pip install -e '{folder}[test]'\n  aftershock check {name}\n  python -m pytest {folder}\n"
-        f'In a suite: [[detectors]] with name = "{name}".'
+        f"{folder} holds {'an' if kind == 'analysis' else 'a'} {kind} that works. Next:\n"
+        f"  pip install -e '{folder}[test]'\n  aftershock check {which}{name}\n  python -m pytest {folder}\n"
+        f"In a suite: {entry}."
     )
 
 
@@ -249,6 +273,16 @@ def guard_export(
     from ..run.guard import export_guard
 
     typer.echo(f"Guard: {export_guard(run, detector, out or Path(f'{detector}.safetensors'), model, seed)}")
+
+
+def _kind_and_name(part: list[str]) -> tuple[PartKind, str]:
+    """What ``check`` is about: a kind and a name, or the name of a detector alone."""
+    if len(part) == 1:
+        return "detector", part[0]
+    kinds = get_args(PartKind)
+    if len(part) > 2 or part[0] not in kinds:
+        raise UsageError(f"Name a kind and a part, not {' '.join(part)!r}: the kinds are {', '.join(kinds)}.")
+    return cast("PartKind", part[0]), part[1]
 
 
 def _parameters(given: list[str]) -> dict[str, Any]:

@@ -1,151 +1,124 @@
-"""The conformance kit: whether a detector keeps the contract, rule by rule, on the command line and in pytest."""
+"""The conformance kits: whether a part keeps the contract of its kind, rule by rule."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ...detectors.base.detector import Detector
 from ..core.errors import UsageError
-from ..core.parameters import bind
-from ..core.registry import DETECTORS
-from .checks import CHECKS, Broken, Check, NotApplicable, Patient
-from .world import World, make_world
+from ..core.registry import PartKind
+from . import analyses, datasets, detectors, models, perturbations
+from .kit import Finding, Kit, name_of
 
-# Examined whatever the ones before them found.
-FIRST = ("info", "needs", "fits")
+__all__ = [
+    "KITS",
+    "ConformanceWarning",
+    "Finding",
+    "PartKind",
+    "check_detector",
+    "check_part",
+    "parametrize_with_checks",
+    "parametrize_with_detector_checks",
+]
 
-__all__ = ["CHECKS", "Check", "Finding", "World", "check_detector", "make_world", "parametrize_with_detector_checks"]
+KITS: Mapping[str, Kit[Any]] = {
+    kit.kind: kit for kit in (detectors.KIT, perturbations.KIT, analyses.KIT, models.KIT, datasets.KIT)
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
+class ConformanceWarning(UserWarning):
+    """A part does not follow a recommendation."""
 
-    Attributes:
-        name: the check's.
-        status: passed, failed or skipped.
-        rule: what must hold.
-        detail: what was broken, why it was skipped, or what was measured.
-        mend: how to repair it; empty unless it failed.
+
+def check_part(
+    kind: PartKind,
+    part: Any,
+    params: Mapping[str, Any] | None = None,
+    only: Iterable[str] | None = None,
+    on_check: Callable[[str], None] = lambda name: None,
+    debug: bool = False,
+) -> list[Finding]:
+    """Examine a part by the rules of its kind, on a small CNN and scikit-learn's digits; most take seconds.
+
+    Args:
+        kind: ``detector``, ``perturbation``, ``analysis``, ``model`` or ``dataset``.
+        part: a registered name; a class (of a perturbation, also a plain function); an instance (of a detector: not
+            fitted; it is copied); of a model or a data set, the function that makes it.
+        params: for anything but an instance.
+        only: names of checks; by default all (``aftershock check`` lists them).
+        on_check: called with each check's name when it begins.
+        debug: raise what the part raises.
+
+    Returns:
+        one finding per check, in order. Its ``status`` is ``failed`` for a broken rule, ``warning`` for an ignored
+        recommendation.
+
+    Raises:
+        UsageError: if there is no such kind, part or check, or it cannot be made with these parameters.
     """
-
-    name: str
-    status: Literal["passed", "failed", "skipped"]
-    rule: str
-    detail: str = ""
-    mend: str = ""
-
-    def __str__(self) -> str:
-        if self.status == "failed":
-            return f"{self.name}: {self.detail}. The rule: {self.rule} To mend it: {self.mend}"
-        return f"{self.name}: {self.status}{f' ({self.detail})' if self.detail else ''}"
+    if kind not in KITS:
+        raise UsageError(f"There is no kind {kind!r}: choose {', '.join(KITS)}.")
+    return KITS[kind].examine(part, params, only, on_check, debug)
 
 
 def check_detector(
     detector: str | Detector | type[Detector],
-    params: dict[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
     only: Iterable[str] | None = None,
-    tell: Callable[[str], None] = lambda name: None,
+    on_check: Callable[[str], None] = lambda name: None,
 ) -> list[Finding]:
-    """Examine a detector on a small CNN and scikit-learn's digits; most take seconds.
-
-    Args:
-        detector: a registered name, a class, or an instance that has not been fitted (it is copied).
-        params: for a name or a class.
-        only: names of checks, by default all (see ``CHECKS``).
-        tell: called with each check's name when it begins.
-
-    Returns:
-        one finding per check, in order.
-
-    Raises:
-        UsageError: if there is no such detector or check, or it cannot be made with these parameters.
-    """
-    wanted = list(CHECKS) if only is None else list(only)
-    unknown = [name for name in wanted if name not in CHECKS]
-    if unknown:
-        raise UsageError(f"There is no check {unknown[0]!r}; there are {', '.join(CHECKS)}.")
-    patient = Patient(_maker(detector, params or {}), make_world())
-    findings: list[Finding] = []
-    unfit = ""
-    for name in wanted:
-        check = CHECKS[name]
-        tell(name)
-        if unfit and name not in FIRST:
-            findings.append(Finding(name, "skipped", check.rule, unfit))
-            continue
-        finding = _examine(check, patient)
-        if name in ("needs", "fits", "scores") and finding.status == "failed":
-            unfit = f"it needs a detector that passes `{name}`"
-        findings.append(finding)
-    return findings
+    """Examine a detector: :func:`check_part` of that kind."""
+    return check_part("detector", detector, params, only, on_check)
 
 
-def parametrize_with_detector_checks(detectors: Iterable[str | Detector | type[Detector]]) -> Callable[..., Any]:
-    """A pytest decorator: one test per detector and check, with arguments ``detector`` and ``check``.
+def parametrize_with_checks(kind: PartKind, parts: Iterable[Any]) -> Callable[..., Any]:
+    """Return a pytest decorator: one test per part and check; its arguments are named for the kind, and ``check``.
 
     ::
 
-        @parametrize_with_detector_checks([MyDetector(layers="all")])
-        def test_contract(detector, check):
-            check(detector)
+        @parametrize_with_checks("perturbation", [MyAttack(eps=0.1), "my-noise"])
+        def test_contract(perturbation, check):
+            check(perturbation)
 
-    ``check`` raises ``AssertionError`` with the rule that was broken and how to mend it, or skips with the reason.
+    ``check`` raises ``AssertionError`` with the rule that is broken and what to do, warns of a recommendation that is
+    not followed (:class:`ConformanceWarning`), or skips with the reason.
+
+    Args:
+        kind: as for :func:`check_part`.
+        parts: as for :func:`check_part`.
     """
     import pytest
 
+    if kind not in KITS:
+        raise UsageError(f"There is no kind {kind!r}: choose {', '.join(KITS)}.")
     cases = [
-        pytest.param(detector, _TestedCheck(name), id=f"{_name(detector)}-{name}")
-        for detector in detectors
-        for name in CHECKS
+        pytest.param(part, _TestedCheck(kind, name), id=f"{name_of(part)}-{name}")
+        for part in parts
+        for name in KITS[kind].checks
     ]
-    return pytest.mark.parametrize(("detector", "check"), cases)
+    return pytest.mark.parametrize((kind, "check"), cases)
+
+
+def parametrize_with_detector_checks(detectors: Iterable[str | Detector | type[Detector]]) -> Callable[..., Any]:
+    """Return a pytest decorator: :func:`parametrize_with_checks` of detectors, with ``detector`` and ``check``."""
+    return parametrize_with_checks("detector", detectors)
 
 
 @dataclass(frozen=True)
 class _TestedCheck:
+    kind: PartKind
     name: str
 
-    def __call__(self, detector: str | Detector | type[Detector]) -> None:
+    def __call__(self, part: Any) -> None:
         import pytest
 
-        (finding,) = check_detector(detector, only=[self.name])
+        (finding,) = check_part(self.kind, part, only=[self.name])
         if finding.status == "skipped":
             pytest.skip(finding.detail)
         if finding.status == "failed":
             raise AssertionError(str(finding))
-
-
-def _maker(detector: str | Detector | type[Detector], params: dict[str, Any]) -> Callable[[], Detector]:
-    if isinstance(detector, Detector):
-        return lambda: copy.deepcopy(detector)
-    factory = DETECTORS.get(detector) if isinstance(detector, str) else detector
-    if not isinstance(factory, type) or not issubclass(factory, Detector):
-        raise UsageError(f"{_name(detector)} is no Detector: derive it from aftershock.detectors.Detector.")
-    bound, problems = bind(factory, params)
-    if problems:
-        raise UsageError(f"The detector {_name(detector)} is wrong: {'; '.join(problems.values())}.")
-    factory(**bound)
-    return lambda: factory(**bound)
-
-
-def _name(detector: str | Detector | type[Detector]) -> str:
-    if isinstance(detector, str):
-        return detector
-    return detector.__name__ if isinstance(detector, type) else type(detector).__name__
-
-
-def _examine(check: Check, patient: Patient) -> Finding:
-    try:
-        detail = check.examine(patient) or ""
-    except Broken as broken:
-        return Finding(check.name, "failed", check.rule, str(broken), check.mend)
-    except NotApplicable as reason:
-        return Finding(check.name, "skipped", check.rule, str(reason))
-    except Exception as error:  # whatever a plugin raises is a finding
-        what = f"it raised {type(error).__name__}: {' '.join(str(error).split()) or '(no text)'}"
-        return Finding(check.name, "failed", check.rule, what, check.mend)
-    return Finding(check.name, "passed", check.rule, detail)
+        if finding.status == "warning":
+            warnings.warn(str(finding), ConformanceWarning, stacklevel=2)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import types
 from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.resources import files
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from .content_keys import distribution_digest, distribution_files, sources_digest
 from .local_sources import local_sources
-from .registry import PACKAGE, Entry
+from .registry import PACKAGE, Entry, origin_of
 
 DECIDES_NO_NUMBER = True
 _MARK = "DECIDES_NO_NUMBER"
@@ -29,7 +31,7 @@ _REPORT = "report"
 # Of a syntax tree: what says how it was written, or for whom.
 _UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 # Runs whatever a plugin's part computes.
-_ELSEWHERE = "harness.run.workers.answering.router"
+_ELSEWHERE = "harness.run.answering.kinds"
 
 
 def code_digest(*modules: str) -> str:
@@ -67,6 +69,14 @@ def part_digest(entry: Entry, contract: str) -> str:
     return hashlib.sha256((foreign + ours).encode()).hexdigest()
 
 
+def foreign_digest(part: type) -> str:
+    """Digest of the code of a class that no registry holds: its distribution and version, or the code of a session."""
+    origin = origin_of(part.__module__)
+    if origin.package != "session":
+        return str(origin)
+    return _foreign(Entry(part.__qualname__, part, origin))[0]
+
+
 def _foreign(entry: Entry) -> tuple[str, list[Path]]:
     """Digest of a part's own code, and its Python files where these are known."""
     origin = entry.origin
@@ -74,20 +84,53 @@ def _foreign(entry: Entry) -> tuple[str, list[Path]]:
         return sources_digest(Path(origin.path)), _python(local_sources(Path(origin.path)).files)
     if origin.package != "session":
         return distribution_digest(origin), _python(distribution_files(origin.package))
-    part = entry.load()
+    part = inspect.unwrap(entry.load())
     while isinstance(part, partial):
-        part = part.func
+        part = inspect.unwrap(part.func)
     name = getattr(part, "__qualname__", type(part).__name__)
     # The whole file, since a class leans on what stands beside it; in a notebook, which has none, its own lines.
+    path = _file_of(part)
+    if path is not None:
+        text, sources = sources_digest(path), _python(local_sources(path).files)
+    else:
+        text, sources = _lines_of(part), []
+    return hashlib.sha256((name + text).encode("utf-8", "surrogatepass")).hexdigest(), sources
+
+
+def _file_of(part: object) -> Path | None:
     try:
-        path = inspect.getsourcefile(part)
-        if path and Path(path).is_file():
-            text, sources = sources_digest(Path(path)), _python(local_sources(Path(path)).files)
-        else:
-            text, sources = inspect.getsource(part), []
+        path = inspect.getsourcefile(part)  # type: ignore[arg-type]  # TypeError for what has no source
     except (OSError, TypeError):
-        text, sources = "", []
-    return hashlib.sha256((name + text).encode()).hexdigest(), sources
+        return None
+    return Path(path) if path and Path(path).is_file() else None
+
+
+def _lines_of(part: object) -> str:
+    """The source of something without a file; of a class, whose lines Python finds in files alone, of its functions."""
+    try:
+        return inspect.getsource(part)  # type: ignore[arg-type]  # likewise
+    except (OSError, TypeError):
+        pass
+    if isinstance(part, type):
+        bases = [_lines_of(base) for base in part.__bases__ if base.__module__ == part.__module__]
+        values = [_value_of(name, value) for name, value in vars(part).items()]
+        return "\n".join([*bases, *sorted(filter(None, values))])
+    code = getattr(part, "__code__", None)
+    return _instructions(code) if isinstance(code, types.CodeType) else ""
+
+
+def _value_of(name: str, value: object) -> str:
+    """What one name in a class says."""
+    value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    if inspect.isfunction(value):
+        return f"{name}: {_lines_of(value)}"
+    plain = isinstance(value, str | int | float | tuple | list | dict) or is_dataclass(value)
+    return f"{name} = {value!r}" if plain and not name.startswith("__") else ""
+
+
+def _instructions(code: types.CodeType) -> str:
+    inner = [_instructions(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {inner}"
 
 
 def _python(found: Iterable[Path]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Content keys: what a result depends on, hashed; never a class name alone, never a pickle (DESIGN, section 6).
+"""Content keys: what a result depends on, hashed; never a class name alone, never a pickle (docs/architecture.md).
 
 A key covers the keys of the inputs, the bytes of data and weights, parameters, the source of the code that runs, and
 the versions of the libraries that it uses.
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .files import MIB, parse_json, read_file, write_atomic
+from .files import MIB, file_digest, parse_json, read_file, write_atomic
 from .formats import is_sealed, seal
 from .local_sources import local_sources
-from .registry import PACKAGE, Origin, file_digest
+from .registry import PACKAGE, Origin
 
 DECIDES_NO_NUMBER = True
 

@@ -140,7 +140,7 @@ def parse_json(content: bytes, path: Path) -> Any:
         raise RefusedFileError(f"{path} is not valid JSON ({str(error)[:200]}).") from error
 
 
-def digest_of(path: Path, limit: int = 64 * GIB, within: Path | None = None) -> str:
+def file_digest(path: Path, limit: int = 64 * GIB, within: Path | None = None) -> str:
     """Return the sha256 of a file's bytes, in hex; errors are those of :func:`open_file`."""
     with open_file(path, limit, within) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -161,7 +161,7 @@ def open_tensors(
     """Open a safetensors file; its header is measured before it is read.
 
     Yields:
-        the open file, as of :func:`safetensors.safe_open` for torch.
+        the open file, as of ``safetensors.safe_open`` for torch.
 
     Raises:
         FileNotFoundError: where there is nothing.
@@ -189,22 +189,33 @@ def read_tensors(
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside the final name, then rename: a reader sees all or nothing, and a link there is replaced."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Make a file beside its final name, which it takes when the block ends well: a reader sees all or nothing.
+
+    Yields:
+        the name to make it under, where nothing lies; a link at ``path`` is replaced, not followed.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # What lies there is not written through, were it a link.
+    temporary.unlink(missing_ok=True)
     try:
-        # What lies there is not written through, were it a link.
-        temporary.unlink(missing_ok=True)
-        temporary.write_bytes(data)
+        yield temporary
         temporary.replace(path)
-    except BaseException:
+    finally:
+        # Also where all went well: renaming one name of a file onto another name of the same file leaves both.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, by :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed :func:`write_atomic` left in a folder."""
+    """Remove what a killed process left of :func:`replacing` in a folder."""
     for leftover in folder.glob(_LEFT):
         if not leftover.is_dir():
             leftover.unlink(missing_ok=True)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+# What every module has for its own purposes.
+_INTERNAL = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -37,6 +42,82 @@ def untouched(model: nn.Module, freeze: bool = True) -> Iterator[None]:
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+@contextmanager
+def state_kept(model: nn.Module) -> Iterator[list[str]]:
+    """Buffers and plain attributes of all modules are afterwards what they were; the names of those that changed.
+
+    Numbers, texts, tensors, and lists, tuples, sets and dictionaries of them are compared and put back; other objects
+    are put back where an attribute holds another one. What a lazy module makes of itself stays.
+    """
+    changed: list[str] = []
+    before = [(name, module, *_state_of(module)) for name, module in model.named_modules() if not _is_lazy(module)]
+    try:
+        yield changed
+    finally:
+        for name, module, attributes, buffers in before:
+            for held, kept in ((module.__dict__, attributes), (module._buffers, buffers)):
+                now = _plain(held) if held is module.__dict__ else dict(held)
+                for key in now.keys() - kept.keys():
+                    del held[key]
+                for key, (value, copy) in kept.items():
+                    if key not in now or now[key] is not value or not _equal(now[key], copy):
+                        changed.append(f"{name}.{key}" if name else key)
+                        held[key] = _put_back(value, copy)
+                changed += [f"{name}.{key}" if name else key for key in now.keys() - kept.keys()]
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin)
+
+
+def _plain(held: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in held.items() if key not in _INTERNAL}
+
+
+def _state_of(module: nn.Module) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[Any, Any]]]:
+    """Attributes and buffers of one module: each as it is, and a copy of what it holds."""
+    attributes, buffers = _plain(module.__dict__), dict(module._buffers)
+    return tuple({k: (v, _copied(v)) for k, v in held.items()} for held in (attributes, buffers))  # type: ignore[return-value]  # two
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (list, tuple, set):
+        return type(value)(_copied(inner) for inner in value)
+    return {key: _copied(inner) for key, inner in value.items()} if type(value) is dict else value
+
+
+def _equal(value: Any, copy: Any) -> bool:
+    """Whether a value is what it was when it was copied."""
+    if type(value) is not type(copy) and not (isinstance(value, Tensor) and isinstance(copy, Tensor)):
+        return False
+    if isinstance(value, Tensor):
+        same = value.shape == copy.shape and value.dtype == copy.dtype and value.device == copy.device
+        return same and torch.equal(value.detach().nan_to_num(), copy.nan_to_num())
+    if type(value) in (list, tuple):
+        return len(value) == len(copy) and all(_equal(one, other) for one, other in zip(value, copy, strict=True))
+    if type(value) is dict:
+        return value.keys() == copy.keys() and all(_equal(value[key], copy[key]) for key in copy)
+    return value is copy or (type(value) in (bool, int, float, complex, str, bytes, set) and value == copy)
+
+
+def _put_back(value: Any, copy: Any) -> Any:
+    """The very object that was there, where its content can be put back."""
+    if isinstance(value, Tensor) and value.shape == copy.shape:
+        with torch.no_grad():
+            value.copy_(copy)
+        return value
+    if type(value) in (list, dict, set):
+        value.clear()
+        if isinstance(value, list):
+            value.extend(copy)
+        else:
+            value.update(copy)
+        return value
+    return copy
 
 
 @contextmanager

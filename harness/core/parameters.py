@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import ranges
 from .content_keys import canonical
 from .registry import did_you_mean
 
@@ -55,12 +56,13 @@ def parameters(factory: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[
     """The parameters that a suite may set on a class or function, by name (``skip``: those the harness gives)."""
     return {
         name: p
-        for name, p in _signature(factory).parameters.items()
+        for name, p in signature_of(factory).parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in skip and name != "self"
     }
 
 
-def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+def signature_of(factory: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a class or function, with annotations evaluated as far as their names are known."""
     try:
         return inspect.signature(factory, eval_str=True)
     except NameError:
@@ -96,7 +98,7 @@ def bind(
     if isinstance(factory, SelfBinding):
         return factory.bind(values, skip)
     known = parameters(factory, skip)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in _signature(factory).parameters.values())
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature_of(factory).parameters.values())
     bound: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name, value in values.items():
@@ -157,7 +159,9 @@ def _converted(name: str, value: object, annotation: Any) -> Any:
         found = TypeAdapter(annotation, config=loose).validate_json(text, strict=True)
         canonical(found)
     except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"]) from error
+        item = error.errors()[0]
+        instead = ranges.wanted(annotation) if ranges.says_more(annotation) else wanted(item)
+        raise ValueError(str(item["msg"]) if instead is None else f"give {instead}") from error
     except PydanticUserError:
         return value
     except (TypeError, ValueError, RecursionError) as error:
@@ -177,7 +181,7 @@ def _alternatives(annotation: Any) -> set[Any]:
     if typing.get_origin(annotation) is typing.Annotated:
         return _alternatives(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return {a for a in typing.get_args(annotation) if isinstance(a, type)}
+        return set().union(*(_alternatives(a) for a in typing.get_args(annotation)))
     return {annotation} if isinstance(annotation, type) else set()
 
 
@@ -189,3 +193,33 @@ def _means_number(annotation: Any, value: object) -> bool:
 
 def _is_model(annotation: Any) -> bool:
     return hasattr(annotation, "model_validate")
+
+
+# What is wanted where something else was given, by pydantic's name for the error.
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "too_short": "a list with at least {min_length} of them",
+    "finite_number": "a finite number",
+    "literal_error": "{expected}",
+}
+
+
+def wanted(item: Any) -> str | None:
+    """What to give in place of a value that pydantic refused; ``None`` where only its own message says it.
+
+    Args:
+        item: of ``ValidationError.errors()``.
+    """
+    words = _WANTED.get(item["type"])
+    return None if words is None else words.format(**item.get("ctx", {}))

@@ -13,25 +13,30 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from .errors import UsageError
+from .files import file_digest
 
 DECIDES_NO_NUMBER = True
 
 T = TypeVar("T")
 
 PACKAGE = "aftershock"
+# Kinds of parts in the singular, as authors and the command line name them.
+PartKind = Literal["detector", "perturbation", "analysis", "model", "dataset"]
 # Where the module of a plugin file keeps what it registered.
 _ADDED = "__aftershock_parts__"
 
@@ -52,6 +57,11 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.package} {self.version}".strip()
+
+    @property
+    def library(self) -> str:
+        """What tables call the place: the distribution, the name of the local file, or ``session``."""
+        return Path(self.path).name if self.path else self.package
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +223,35 @@ class Registry:
             whole.append(entry)
         return whole
 
+    @contextmanager
+    def lending(self, name: str, part: Any) -> Iterator[None]:
+        """Make a part known under ``name`` inside the block, as one of this session.
+
+        Raises:
+            UsageError: like :meth:`add`.
+        """
+        held = self._entries.get(name)
+        self.add(name, part, Origin("session"))
+        try:
+            yield
+        finally:
+            if held is None:
+                self._entries.pop(name, None)
+            else:
+                self._entries[name] = held
+
+    def name_of(self, part: Any) -> str | None:
+        """Return the name under which a class, or the function behind one, is registered; ``None`` for no name."""
+        for name, entry in self._entries.items():
+            if entry.target is part or getattr(entry.target, "__wrapped__", None) is part:
+                return name
+        return None
+
+    def is_of_session(self, name: object) -> bool:
+        """Return whether a name is that of a part that this session registered."""
+        entry = self._entries.get(name) if isinstance(name, str) else None
+        return entry is not None and entry.origin.package == "session"
+
     def of(self, origin: Origin) -> list[Entry]:
         """The entries of one origin: a distribution, or a local file."""
         return [
@@ -287,6 +326,8 @@ def _wrong_part(kind: str, part: Any) -> str:
     """What is wrong with something that was registered; empty for a class, or a function where one will do."""
     if isinstance(part, StandIn | LaterPart):
         return ""
+    if kind == "perturbations" and inspect.isroutine(part):
+        return f"{part!r:.60}, a plain function: decorate it with @aftershock.register_perturbation"
     if kind in ("detectors", "perturbations", "analyses"):
         return "" if isinstance(part, type) else f"{part!r:.60}, which is not a class: register the class itself"
     return "" if callable(part) else f"{part!r:.60}, which cannot be called: register a function or a class"
@@ -315,6 +356,11 @@ PERTURBATIONS = Registry("perturbations", "attacks.builtin")
 MODELS = Registry("models", "harness.models.builtin")
 DATASETS = Registry("datasets", "harness.data.builtin")
 ANALYSES = Registry("analyses", "analyses.builtin")
+
+register_detector = DETECTORS.register
+register_model = MODELS.register
+register_dataset = DATASETS.register
+register_analysis = ANALYSES.register
 
 REGISTRIES = {r.kind: r for r in (DETECTORS, PERTURBATIONS, MODELS, DATASETS, ANALYSES)}
 
@@ -444,9 +490,3 @@ class _FromSource(SourceFileLoader):
 
     def get_code(self, fullname: str) -> types.CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

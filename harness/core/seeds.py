@@ -1,7 +1,7 @@
 """Seeds derived by name, and images that draw their own noise.
 
 A draw depends on exactly the axes that are named for it, so adding a detector or changing a batch size changes
-nothing else (DESIGN, protocol).
+nothing else (docs/architecture.md, "The way of a number").
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import UsageError
+from .image_notes import image_notes
 from .types import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def image_folder(root: Path, path: Path, size: int, resize: int | None = None, g
             )
             for part in (train, test)
         )
+        notes = (*_other_files(path), *image_notes(path, [file for file, _ in train + test]))
         mean, std = channel_statistics(train_split) if grey else (IMAGENET_MEAN, IMAGENET_STD)
         shape = (1 if grey else 3, size, size)
-        return Dataset("image-folder", train_names, shape, train_split, test_split, mean, std, _other_files(path))
+        return Dataset("image-folder", train_names, shape, train_split, test_split, mean, std, notes)
 
     names = "\n".join(file.relative_to(path).as_posix() for file, _ in train + test)
     fingerprint = {

@@ -123,6 +123,8 @@ class Dataset:
         mean: per channel, of images in [0, 1]; what models normalise with unless a suite says otherwise.
         std: likewise.
         notes: what a person should know about the data, in sentences: the run says them and keeps them.
+        calibrate_from: position in the test split from which on images are for calibration, and before which they get
+            perturbed; ``None`` where both sets are drawn from the whole split.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    calibrate_from: int | None = None
 
     @property
     def task(self) -> TaskShape:

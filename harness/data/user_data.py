@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UsageError
 from .types import Dataset, DataSource, ImageSplit, TaskShape, channel_statistics, common_shape
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # More classes than this, and than ten for each that occurs, and labels are identifiers rather than numbers of classes.
 _MANY_CLASSES, _CLASSES_PER_LABEL = 100, 10
+# Numbers of channels of grey and colour images, with alpha or without.
+_CHANNELS = (1, 2, 3, 4)
 # Brightest pixels below this, in [0, 1], look like images that were scaled twice, or of 0 and 1 kept as bytes.
 _DARK = 1 / 64
 
@@ -76,9 +78,11 @@ def _load_npz(path: Path, classes: tuple[str, ...] | None) -> Dataset:
             f"{path} is not an .npz file with plain arrays x_train, y_train, x_test, y_test: {error}."
         ) from error
     known = len(classes) if classes else None
-    train = _npz_split(path, "train", arrays["x_train"], arrays["y_train"], known)
+    train = array_split(
+        arrays["x_train"], arrays["y_train"], known, f"x_train of {path}", f"y_train of {path}"
+    )  # fmt: skip
     known = known or int(arrays["y_train"].max()) + 1
-    test = _npz_split(path, "test", arrays["x_test"], arrays["y_test"], known)
+    test = array_split(arrays["x_test"], arrays["y_test"], known, f"x_test of {path}", f"y_test of {path}")
     if known < 2:
         raise UsageError(f"{path} has only one class: a classifier needs at least two.")
     shape = common_shape("npz", train, test)
@@ -126,16 +130,32 @@ def _dark(path: Path, images: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _npz_split(path: Path, part: str, images: np.ndarray, labels: np.ndarray, classes: int | None) -> ImageSplit:
+def array_split(images: Any, labels: Any, classes: int | None, x: str, y: str) -> ImageSplit:
+    """Return a split of arrays or tensors, checked.
+
+    Args:
+        images: (n, channels, height, width) or (n, height, width), uint8 or floating point in [0, 1].
+        labels: integers from 0, (n,).
+        classes: how many there are; ``None`` for as many as labels name.
+        x: what messages call the images, and
+        y: the labels.
+
+    Raises:
+        UsageError: for anything that is not so.
+    """
     import numpy as np
     import torch
 
-    x, y = f"x_{part} of {path}", f"y_{part} of {path}"
+    images, labels = (
+        a.detach().cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a) for a in (images, labels)
+    )
     if images.ndim not in (3, 4):
         raise UsageError(f"{x} has the shape {images.shape}: give (n, channels, height, width) or (n, height, width).")
-    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+    if images.ndim == 4 and images.shape[1] not in _CHANNELS and images.shape[3] in _CHANNELS:
+        alpha = " and leave out alpha, if it is the last" if images.shape[3] in (2, 4) else ""
         raise UsageError(
-            f"{x} has the shape {images.shape}, with channels last: transpose it to (n, channels, height, width)."
+            f"{x} has the shape {images.shape}, with channels last: transpose it to (n, channels, height, width)"
+            f"{alpha}."
         )
     if 0 in images.shape:
         raise UsageError(f"{x} has the shape {images.shape}: it holds no image.")
@@ -143,7 +163,7 @@ def _npz_split(path: Path, part: str, images: np.ndarray, labels: np.ndarray, cl
         if not np.issubdtype(images.dtype, np.floating):
             raise UsageError(f"{x} has the type {images.dtype}: give uint8, or floating point in [0, 1].")
         if not np.isfinite(images).all():
-            raise UsageError(f"{x} holds NaN or infinity: mend or remove those images.")
+            raise UsageError(f"{x} holds NaN or infinity: correct or remove those images.")
         if images.min() < 0 or images.max() > 1:
             raise UsageError(
                 f"{x} goes from {images.min():.4g} to {images.max():.4g}: rescale it to [0, 1], or give uint8."

@@ -1,19 +1,15 @@
-"""What each detector costs: time to fit and to score, memory, and the size of what it learned."""
+"""What a run costs: seconds of its cells; of each detector time to fit and to score, memory, and size."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
-from ..plan import Plan
-from ..plan.summary import Summary
-from ..run.runner import name_parts
-from ..store.run_directory import Store
+from .finished import Finished
 
 MIB = 2**20
 
 
-def detector_costs(plan: Plan, store: Store, summary: Summary) -> list[dict[str, Any]]:
+def detector_costs(found: Finished) -> list[dict[str, Any]]:
     """One row for each model, seed and detector that was fitted, in the suite's order.
 
     ``fit_seconds`` and ``fit_peak_mib`` (by how much resident memory rose, ``None`` where the system does not tell)
@@ -21,13 +17,7 @@ def detector_costs(plan: Plan, store: Store, summary: Summary) -> list[dict[str,
     gradients count in neither. ``state_mib`` is the size of what is kept. All were measured where the cell was
     computed, which for a cell from a shared cache may have been another machine.
     """
-    scored: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for cell in plan.cells.values():
-        if cell.kind == "score" and cell.key in summary.done:
-            _, model, seed, _, detector, *_ = name_parts(cell.name)
-            total = scored[model, seed, detector]
-            total[0] += store.values(cell.key).get("score_seconds", 0.0)
-            total[1] += store.values(cell.key).get("rows", cell.images)
+    plan, store, summary = found.plan, found.store, found.summary
     rows = []
     for subject in plan.subjects:
         for part in plan.suite.detectors:
@@ -36,7 +26,9 @@ def detector_costs(plan: Plan, store: Store, summary: Summary) -> list[dict[str,
                 continue
             record = store.record(key)
             peak = record.values.get("peak_bytes")
-            seconds, images = scored[subject.part.label, str(subject.seed), part.label]
+            scores = [k for (label, _), k in subject.scores.items() if label == part.label and k in summary.done]
+            seconds = sum(store.values(k).get("score_seconds", 0.0) for k in scores)
+            images = sum(store.values(k).get("rows", plan.cells[k].images) for k in scores)
             rows.append(
                 {
                     "dataset": plan.suite.data.name,
@@ -50,3 +42,29 @@ def detector_costs(plan: Plan, store: Store, summary: Summary) -> list[dict[str,
                 }
             )
     return rows
+
+
+def timing_rows(found: Finished) -> list[dict[str, Any]]:
+    """What the cells of this run cost, by what and name; the one table that differs between runs."""
+    spent: dict[tuple[str, str, str, str, str], list[float]] = {}
+    for cell in found.plan.cells.values():
+        if cell.key not in found.summary.done:
+            continue
+        name = cell.name
+        # Seeds are sorted as the text that the table holds.
+        row = (name.dataset, name.model, str(name.seed), name.kind, name.part or name.model)
+        total = spent.setdefault(row, [0.0, 0.0])
+        total[0] += found.store.record(cell.key).seconds
+        total[1] += found.store.values(cell.key).get("rows", cell.images)
+    return [
+        {
+            "dataset": dataset,
+            "model": model,
+            "seed": seed,
+            "what": what,
+            "name": name,
+            "seconds": seconds,
+            "ms_per_image": 1000 * seconds / images if images else None,
+        }
+        for (dataset, model, seed, what, name), (seconds, images) in sorted(spent.items())
+    ]

@@ -6,14 +6,13 @@ import csv
 import gzip
 import io
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from ..core.files import replacing
 from .verdict import Standing, sentence, verdict
 
 if TYPE_CHECKING:
@@ -59,6 +58,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Row = Mapping[str, object] | Sequence[object]
 
 
+def table_file(name: str) -> str:
+    """Return the file name of a table."""
+    return f"{name}.csv.gz" if name == "scores" else f"{name}.csv"
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> None:
     """Write a table; the same rows give the same bytes, and the file is whole or not there.
 
@@ -73,13 +77,13 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: i
     Raises:
         ValueError: if a row does not fit the columns; what stood at ``path`` stays.
     """
-    with _replacing(path) as raw:
+    with replacing(path) as part, part.open("wb") as raw:
         _write(raw, columns, rows, digits)
 
 
 def write_csv_gz(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: int = 9) -> None:
     """Like :func:`write_csv`, compressed, row by row in constant memory; nine digits hold every float32 exactly."""
-    with _replacing(path) as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+    with replacing(path) as part, part.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
         _write(packed, columns, rows, digits)
 
 
@@ -122,19 +126,6 @@ def _cell(value: object, digits: int) -> str:
         # Adding 0.0 turns −0.0, which prints differently, into 0.0.
         return "" if math.isnan(number) else f"{number + 0.0:.{digits}g}"
     raise ValueError(f"a cell holds a {type(value).__name__}, not text or a number")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as raw:
-            yield raw
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:

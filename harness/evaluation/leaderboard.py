@@ -84,7 +84,7 @@ def leaderboard_rows(
     - ``fpr_realised_5``: the share of all clean evaluate images with a score > t.
     - ``flags``: joined by ``; ``. ``seed_sd``: the standard deviation of robust accuracy over seeds.
 
-    ``rank`` is 1 + the number of rows that are significantly better (:func:`.statistics.ranks.ranks`).
+    ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`).
     ``not_ranked_reason`` says why a row has none: the flags that take it away (:mod:`.rankability`), or what failed.
     Where scores of a counting attack are missing there is no robust accuracy, since what slipped past is not known.
 

@@ -19,7 +19,7 @@ from .results import DetectorResult, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
 
 if TYPE_CHECKING:
-    from ...attacks.base.perturbation import Perturbation
+    from ..plan.facts import PerturbationFacts
     from ..suite.resolved import Suite
 
 DECIDES_NO_NUMBER = True
@@ -37,8 +37,9 @@ CONTROL_FLAGGED = "control-flagged"
 BENIGN_FLAGGED = "benign-flagged"
 TIES = "ties-at-threshold"
 READS_FILES = "reads-files"
-# Of a cell's values: the files that the code of a plugin opened beyond its own.
-OPENED = "opened"
+STARTS_PROCESSES = "starts-processes"
+# Of a cell's values: what the code of a plugin opened beyond its own, and the programs that it started.
+OPENED, STARTED = "opened", "started"
 BLIND = ("zero-gradient", "non-finite-gradient")
 UNCONVERGED = ("unconverged", "limit")
 # Where one of these is said of a counting attack, there is no robust accuracy.
@@ -76,12 +77,12 @@ def floor_text() -> str:
     )
 
 
-def unranked_suite(suite: Suite, attacks: Mapping[str, Perturbation], calibrate: int, evaluate: int) -> str:
+def unranked_suite(suite: Suite, attacks: Mapping[str, PerturbationFacts], calibrate: int, evaluate: int) -> str:
     """Return why no detector of a suite will have a rank, whatever is measured; empty where some may.
 
     Args:
         suite: resolved and checked.
-        attacks: the suite's perturbations that apply to its task, by label.
+        attacks: facts of the suite's perturbations that apply to its task, by label.
         calibrate: number of calibrate images.
         evaluate: number of evaluate images.
     """

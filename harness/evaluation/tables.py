@@ -1,10 +1,10 @@
 """The protocol: measured arrays to rows of ``metrics.csv``, ``scores.csv.gz`` and ``perturbations.csv``.
 
-Pure functions on the values of :mod:`.results`; :mod:`.ranking` makes the rows of ``leaderboard.csv``. Positives are
-perturbed images whose clean image the model got right. AUROC's negatives are clean evaluate images that it gets right,
-or the positives' controls of equal norm. Every ``…_at_fpr_…`` figure uses the threshold t of that false positive rate,
-calibrated once per detector, model and seed on all calibrate images; flagged means score > t. What cannot be measured
-is an empty cell and a reason, never a guess.
+Pure functions on the values of :mod:`.results`; :mod:`.leaderboard` makes the rows of ``leaderboard.csv``. Positives
+are perturbed images whose clean image the model got right. AUROC's negatives are clean evaluate images that it gets
+right, or the positives' controls of equal norm. Every ``…_at_fpr_…`` figure uses the threshold t of that false positive
+rate, calibrated once per detector, model and seed on all calibrate images; flagged means score > t. What cannot be
+measured is an empty cell and a reason, never a guess.
 """
 
 from __future__ import annotations
@@ -204,7 +204,8 @@ def score_rows(
     controls. ``index`` is the image's position in its split (``calibrate_index``, ``evaluate_index``); a control's
     prediction is the clean one, which it was kept for. ``flagged_at_fpr_5`` is 1 or 0, and empty without a threshold or
     a finite score. ``success`` and the measured norms are those of the perturbed and rounded images. Of a detector that
-    declares itself randomised, the scores of attacked images are those that decide (:func:`.majority_scores`).
+    declares itself randomised, the scores of attacked images are those that decide
+    (:func:`~.consistency.majority_scores`).
     """
     if detector.reason:
         return

@@ -1,7 +1,7 @@
 """The built-in networks: an MLP, a small CNN, the CIFAR-style ResNets, and torchvision's classifiers by name.
 
 Every function is ``f(shape, classes, **params) -> nn.Module`` and gives a network on normalised input, randomly
-initialised from the global generator (:mod:`.models` seeds it).
+initialised from the global generator (:mod:`.classifier` seeds it).
 """
 
 from __future__ import annotations

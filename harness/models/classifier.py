@@ -66,8 +66,8 @@ class Normalise(nn.Module):
 class Classifier(nn.Module):
     """Images in [0, 1] to logits, float32 (n, classes): normalisation, then the network.
 
-    Whatever the network returns becomes logits in one way (:func:`~.logits.as_logits`), and the network may write into
-    what it is given: the images stay as they are.
+    Whatever the network returns becomes logits in one way (:func:`~..tracing.logits.as_logits`), and the network may
+    write into what it is given: the images stay as they are.
 
     Attributes:
         network: the model itself, on normalised input; taps are named relative to it.

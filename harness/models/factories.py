@@ -14,9 +14,11 @@ from typing import Any
 from torch import nn
 
 from ..core.errors import UsageError, described
+from ..core.files import file_digest
 from ..core.interrupts import PartEndedError, contained
+from ..core.parameters import signature_of
 from ..core.process_state import Changes, guarded
-from ..core.registry import MODELS, PACKAGE, Origin, did_you_mean, file_digest, import_file, origin_of
+from ..core.registry import MODELS, PACKAGE, Origin, did_you_mean, import_file, origin_of
 from .training import Recipe
 
 GIVEN = ("shape", "classes")
@@ -47,7 +49,7 @@ class ModelFactory:
         """A function with every parameter that a suite may set: the factory's own, the normalisation, the recipe."""
 
         def entry(**params: Any) -> None:
-            """Never called; :func:`~.params.bind` reads its signature."""
+            """Never called; :func:`~..core.parameters.bind` reads its signature."""
 
         own = list(self._own().values())
         taken = {p.name for p in own}
@@ -99,8 +101,8 @@ class ModelFactory:
 
     def _own(self) -> Mapping[str, inspect.Parameter]:
         try:
-            return inspect.signature(self.make, eval_str=True).parameters
-        except (TypeError, ValueError, NameError) as error:
+            return signature_of(self.make).parameters
+        except (TypeError, ValueError) as error:
             raise UsageError(f"The parameters of the model {self.name} cannot be read: {error}.") from error
 
 

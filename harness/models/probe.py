@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..core.errors import UsageError
-from ..core.model_state import device_of, untouched
+from ..core.model_state import device_of, state_kept, untouched
 from ..core.seeds import forked_rng, generator
 from ..tracing.logits import find_logits, is_single
 from ..tracing.taps import refuse_hidden_calls
@@ -29,10 +29,17 @@ _HALF = (torch.float16, torch.bfloat16)
 # Probabilities sum to 1 up to so much, and percentages to one number up to this share.
 _SUM, _SUM_OF_HALF = 2e-3, 2e-2
 _SAME_SUM = 1e-5
+# Sums of exponentials that change by so small a share of what logits change by are made constant.
+_CONSTANT = 1e-3
+# Smoothing adds less than this to the sum of probabilities.
+_SMOOTHED = 1.5
 # The same batch twice: GPUs sum in another order.
 _AGAIN, _AGAIN_OF_HALF = 1e-4, 1e-2
 # Another batch: other kernels, on GPUs with fewer digits. Shares of the spread of the logits.
 _SAME, _SAME_OF_HALF, _SAME_ON_GPU = 1e-3, 5e-2, 1e-2
+
+# How torch says that statistics of a single image are not defined.
+_SINGLE_IN_BATCH_NORM = "more than 1 value per channel"
 
 Kind = Literal["", "probabilities", "log-probabilities", "one-hot", "between 0 and 1"]
 
@@ -51,6 +58,8 @@ class Probe:
         batch_dependent: an image has other logits in another batch.
         randomised: the same images twice have other logits.
         other_state: names of what its state holds besides plain tensors.
+        changed_state: names of buffers and attributes that its forward changes.
+        backward_only: its gradients come through ``backward()``, not through ``torch.autograd.grad``.
     """
 
     taken: str = ""
@@ -62,6 +71,8 @@ class Probe:
     batch_dependent: bool = False
     randomised: bool = False
     other_state: tuple[str, ...] = ()
+    changed_state: tuple[str, ...] = ()
+    backward_only: bool = False
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -78,14 +89,18 @@ class Probe:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences about what is done so that the model can be used."""
-        others = ", ".join(self.other_state[:3])
+        others, changed = ", ".join(self.other_state[:3]), ", ".join(self.changed_state[:3])
         found = {
             f"Its logits are {self.taken}.": bool(self.taken),
             "It gives one logit z for two classes: their logits are -z/2 and z/2.": self.single,
             f"Its logits are {self.dtype}: they are cast to float32.": self.dtype != "float32",
             "Its forward changes its input in place: it gets a copy.": self.writes_input,
             "It gives no gradient with respect to its input: attacks that follow it are left out, and those that only "
-            "ask for answers remain.": not self.gradient,
+            "ask for answers remain.": not self.gradient and not self.backward_only,
+            "Its gradients come through backward() alone, as with torch.utils.checkpoint and use_reentrant=True: "
+            "attacks that follow them are left out; use_reentrant=False lets them run.": self.backward_only,
+            f"Its forward changes its own state ({changed}), which was put back after this check: bring it into the "
+            "state in which it is used before the run measures it, if its answers depend on that.": bool(changed),
             f"Its state holds more than plain tensors ({others}), as quantised modules do: it is not kept in the run "
             "but made again by its factory.": bool(others),
         }
@@ -98,7 +113,8 @@ class Probe:
             f"Its outputs are not logits but look like {_LOOKS.get(self.looks_like, '')}. Energy, margins, gradients "
             "and losses read logits: leave out the last layer that makes them so.": bool(self.looks_like),
             "An image has other logits in another batch, so its results depend on its neighbours: check that batch "
-            "normalisation follows eval(), and that nothing is normalised over the batch.": self.batch_dependent,
+            "normalisation follows eval(), that nothing is normalised over the batch, and that the first batch sets "
+            "nothing.": self.batch_dependent,
             "It gives other logits when asked again: an attack that does not average over its answers is too weak. "
             "Check that dropout follows eval() if this is not meant.": self.randomised,
         }
@@ -143,28 +159,42 @@ def probe(model: Classifier, images: Tensor) -> Probe:
     images = images.to(device_of(model))
     watch = _Watch(model)
     try:
-        with untouched(model), forked_rng(0), torch.no_grad(), watch:
+        with untouched(model), state_kept(model) as changed, forked_rng(0), torch.no_grad(), watch:
             logits, again = model(images), model(images)
     except UsageError:
         raise
     except Exception as error:  # whatever the network raises, it cannot take these images
-        raise UsageError(f"it cannot take a batch of {len(images)} images: {' '.join(str(error).split())}") from error
+        raise UsageError(
+            f"it cannot take a batch of {len(images)} images: {' '.join(str(error).split())}{_hint(model)}"
+        ) from error
+    if len(logits) != len(images):
+        raise UsageError(f"it must return logits of each image, not {len(logits)} rows for {len(images)} images")
     found, taken = find_logits(watch.output)
     found = found.dequantize() if found.is_quantized else found
     half = watch.half or found.dtype in _HALF
     same = _SAME_OF_HALF if half else _SAME if images.device.type == "cpu" else _SAME_ON_GPU
     randomised = not _same(logits, again, _AGAIN_OF_HALF if half else _AGAIN)
+    gradient, backward_only = _gradient(model, images)
     return Probe(
         taken=taken,
         single=is_single(found, model.classes),
         dtype=str(found.dtype).removeprefix("torch."),
         looks_like=looks_like(found.reshape(len(images), -1), _SUM_OF_HALF if half else _SUM),
-        gradient=gives_gradient(model, images),
+        gradient=gradient,
         writes_input=watch.wrote,
         batch_dependent=not randomised and depends_on_batch(model, images, same),
         randomised=randomised,
         other_state=tuple(other_state(model.network)),
+        changed_state=tuple(name.removeprefix("network.") for name in changed),
+        backward_only=backward_only,
     )
+
+
+def _hint(model: Classifier) -> str:
+    """What to do about weights of another type than that of the images."""
+    types = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.is_floating_point}
+    odd = sorted(types - {"float32"})
+    return f" (its weights are {', '.join(odd)}, images are float32: return network.float())" if odd else ""
 
 
 class _Watch:
@@ -218,7 +248,11 @@ def looks_like(outputs: Tensor, close: float = _SUM) -> Kind:
     if change == 0:
         return ""
     if z.shape[1] > 1:
-        if bool((z <= close).all()) and float((z.exp().sum(1) - 1).abs().max()) <= close:
+        sums = z.exp().sum(1)
+        # What is added to probabilities before the logarithm is the same for every image.
+        constant = float(sums.max() - sums.min()) <= min(close, _CONSTANT * change)
+        smoothed = constant and 1 <= float(sums.mean()) <= _SMOOTHED
+        if smoothed or (bool((z <= close).all()) and float((sums - 1).abs().max()) <= close):
             return "log-probabilities"
         # Of logits that hardly change, as untrained networks give, sums hardly change either.
         same = float((total - total[0]).abs().max()) <= _SAME_SUM * min(float(total[0]), 100 * change)
@@ -235,17 +269,29 @@ def depends_on_batch(model: nn.Module, images: Tensor, tolerance: float = _SAME)
         model: images to logits (n, classes).
         images: at least 2, on its device; the last serves as another neighbour of the first.
         tolerance: of the spread of all logits.
+
+    Raises:
+        UsageError: if the model cannot take a single image.
     """
-    with untouched(model), forked_rng(0), torch.no_grad():
-        whole = model(images)
-        reverse = model(images.flip(0)).flip(0)
-        beside = images[-1:].repeat(len(images) - 1, 1, 1, 1)
-        crowded = torch.cat([model(torch.cat([image[None], beside]))[:1] for image in images[:2]])
-        try:
-            alone = torch.cat([model(image[None]) for image in images[:2]])
-        except Exception:
-            # Statistics of a single image are not defined.
+
+    def ask(given: Tensor) -> Tensor:
+        # Each from the same state: what the first batch sets would hold for all.
+        with untouched(model), state_kept(model), forked_rng(0), torch.no_grad():
+            found: Tensor = model(given)
+        return found
+
+    whole = ask(images)
+    reverse = ask(images.flip(0)).flip(0)
+    beside = images[-1:].repeat(len(images) - 1, 1, 1, 1)
+    crowded = torch.cat([ask(torch.cat([image[None], beside]))[:1] for image in images[:2]])
+    try:
+        alone = torch.cat([ask(image[None]) for image in images[:2]])
+    except Exception as error:
+        if _SINGLE_IN_BATCH_NORM in str(error):
             return True
+        raise UsageError(f"it cannot take a single image: {' '.join(str(error).split())}") from error
+    if len(alone) != 2:
+        raise UsageError("it gives no logits for a single image as for several: squeeze no dimension of the batch")
     spread = float(whole.max() - whole.min())
     return not (
         _same(whole, reverse, tolerance)
@@ -263,16 +309,32 @@ def _same(one: Tensor, other: Tensor, tolerance: float, spread: float | None = N
 
 def gives_gradient(model: nn.Module, images: Tensor) -> bool:
     """Whether a model's logits can be differentiated with respect to its input, and not only to nothing."""
-    with untouched(model), forked_rng(0), torch.enable_grad(), warnings.catch_warnings():
+    return _gradient(model, images)[0]
+
+
+def _gradient(model: nn.Module, images: Tensor) -> tuple[bool, bool]:
+    """Whether there is a gradient for ``torch.autograd.grad``, and whether there is one for ``backward()`` alone."""
+    given = images.detach().clone().requires_grad_(True)
+    with (
+        untouched(model), state_kept(model), forked_rng(0), torch.enable_grad(), warnings.catch_warnings()
+    ):  # fmt: skip
         # What torch says of operations without a derivative is what is asked here.
         warnings.simplefilter("ignore")
-        given = images.detach().clone().requires_grad_(True)
         try:
             logits = model(given)
             if not logits.requires_grad:
-                return False
+                return False, False
             (gradient,) = torch.autograd.grad(logits.square().sum(), given, allow_unused=True)
         except (RuntimeError, TypeError, ValueError):
             # Inference mode, an operation without a derivative, or one that leaves torch.
-            return False
-    return gradient is not None and bool((gradient != 0).any())
+            return False, _goes_back(model, given)
+    return gradient is not None and bool((gradient != 0).any()), False
+
+
+def _goes_back(model: nn.Module, given: Tensor) -> bool:
+    """Whether ``backward()`` gives a gradient of the images."""
+    try:
+        model(given).square().sum().backward()
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return given.grad is not None and bool((given.grad != 0).any())

@@ -26,7 +26,7 @@ def load_weights(module: nn.Module, path: Path) -> str:
     over; everything else must fit exactly.
 
     Args:
-        module: the network (:attr:`Classifier.network`).
+        module: the network (:attr:`~.classifier.Classifier.network`).
 
     Returns:
         a sentence that names the prefix and what was passed over; empty where nothing was.
@@ -76,6 +76,10 @@ def save_weights(module: nn.Module, path: Path) -> None:
     )
 
 
+# What torch and safetensors say of a file whose end is missing.
+_CUT = ("central directory", "unexpected EOF", "Invalid argument", "header too small", "file not fully covered")
+
+
 def _read_checkpoint(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
@@ -84,6 +88,8 @@ def _read_checkpoint(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, header and disk errors all mean that this file cannot be used
+        if isinstance(error, EOFError) or any(sign in str(error) for sign in _CUT):
+            raise UsageError(f"{path} is cut off or damaged: copy or download it again.") from error
         reason = str(error).strip().partition("\n")[0].partition(". ")[0][:160] or type(error).__name__
         raise UsageError(
             f"{path} is not a checkpoint of plain tensors ({reason}): save model.state_dict() with torch.save or "

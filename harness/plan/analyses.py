@@ -42,6 +42,6 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
             versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
         job = AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed)
-        name = f"{draft.at(subject)}/analysis/{part.label}"
+        name = draft.name(subject, "analysis", part.label)
         images = len(draft.sets.fit) + len(draft.sets.evaluate)
-        subject.analyses[part.label] = draft.add(key, name, "analysis", job, (subject.key, *inputs, *made), images)
+        subject.analyses[part.label] = draft.add(key, name, job, (subject.key, *inputs, *made), images)

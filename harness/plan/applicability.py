@@ -1,6 +1,7 @@
-"""Which perturbations of a suite are defined for its task, and what follows for the detectors.
+"""Which perturbations of a suite are left out, and what follows for the detectors.
 
-The shape of the task decides, nothing else: an attack that raises, exceeds its limits or lacks a package has failed.
+Left out is what is not defined for the shape of the task and what needs a package that is not installed: the results,
+and the protocol digest, are those of the suite without it. An attack that raises or exceeds its limits has failed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..core.interrupts import contained
 from ..data.types import TaskShape
 from ..suite.instances import make_perturbation
 from ..suite.resolved import PerturbationPart, Suite
@@ -21,12 +23,12 @@ DECIDES_NO_NUMBER = True
 
 @dataclass(frozen=True)
 class Applicability:
-    """What the shape of a task leaves of a suite.
+    """What the shape of a task and the installed packages leave of a suite.
 
     Attributes:
-        inapplicable: by label, why a perturbation is not defined for the task.
+        inapplicable: by label, why a perturbation is left out: it is not defined for the task, or lacks a package.
         reduced: by label, which parts a perturbation leaves out on the task.
-        unfitted: by label, why a detector is not fitted: it learns from a perturbation that is not defined.
+        unfitted: by label, why a detector is not fitted: it learns from a perturbation that is left out.
         sentences: all of this for a person.
     """
 
@@ -41,36 +43,51 @@ def make_perturbations(suite: Suite) -> dict[str, Perturbation]:
     return {p.label: make_perturbation(p) for p in suite.perturbations}
 
 
-def applicability(suite: Suite, perturbations: Mapping[str, Perturbation], task: TaskShape) -> Applicability:
-    """Decide what of a suite applies to a task.
+def applicability(suite: Suite, perturbations: Mapping[str, Perturbation], task: TaskShape | None) -> Applicability:
+    """Decide what of a suite applies to a task on this installation.
 
     Args:
         suite: resolved and checked.
         perturbations: by label.
-        task: shape of the images and number of classes.
+        task: shape of the images and number of classes; ``None`` where it is not known yet, and only packages count.
     """
-    inapplicable, reduced, unfitted = {}, {}, {}
+    missing, undefined, reduced = {}, {}, {}
     for label, perturbation in perturbations.items():
         try:
-            reason, less = perturbation.inapplicable(*task), perturbation.reduced(*task)
+            with contained():
+                if lacks := perturbation.missing():
+                    missing[label] = lacks
+                elif task is not None:
+                    reason, less = perturbation.inapplicable(*task), perturbation.reduced(*task)
+                    if reason:
+                        undefined[label] = reason
+                    elif less:
+                        reduced[label] = less
         except Exception:  # noqa: S112 (its cells fail by the same error, where it can be attributed)
             continue
-        if reason:
-            inapplicable[label] = reason
-        elif less:
-            reduced[label] = less
+    unfitted: dict[str, str] = {}
     for detector in suite.detectors:
-        source = next((label for label in (*detector.fit_on, *detector.fit_negatives) if label in inapplicable), None)
-        if source is not None:
-            unfitted[detector.label] = f"it learns from {source}, which does not apply: {inapplicable[source]}"
-    where = f"{suite.data.name} ({' x '.join(map(str, task.image))}, {task.classes} class{'es' * (task.classes != 1)})"
-    sentences = [
-        f"{label} does not apply to {where} and is left out: {reason}"
-        for label, reason in _by_group(suite.perturbations, inapplicable)
-    ]
-    sentences += [f"{label} is reduced on {where}: {less}." for label, less in _by_group(suite.perturbations, reduced)]
+        sources = (*detector.fit_on, *detector.fit_negatives)
+        for what, reasons in (("is left out", missing), ("does not apply", undefined)):
+            source = next((label for label in sources if label in reasons), None)
+            if source is not None:
+                unfitted.setdefault(detector.label, f"it learns from {source}, which {what}: {reasons[source]}")
+    sentences = [f"{label} is left out: {reason}" for label, reason in _by_group(suite.perturbations, missing)]
+    if task is not None:
+        where = f"{suite.data.name} ({' x '.join(map(str, task.image))}, {_counted(task.classes, 'class', 'classes')})"
+        sentences += [
+            f"{label} does not apply to {where} and is left out: {reason}"
+            for label, reason in _by_group(suite.perturbations, undefined)
+        ]
+        sentences += [
+            f"{label} is reduced on {where}: {less}." for label, less in _by_group(suite.perturbations, reduced)
+        ]
     sentences += [f"The detector {label} is not fitted: {reason}" for label, reason in unfitted.items()]
-    return Applicability(inapplicable, reduced, unfitted, tuple(sentences))
+    return Applicability(missing | undefined, reduced, unfitted, tuple(sentences))
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _by_group(parts: Iterable[PerturbationPart], texts: Mapping[str, str]) -> Iterable[tuple[str, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..core.cell_names import CellName
 from ..suite.resolved import DetectorPart, ModelPart, Part, PerturbationPart
 from ..tracing.traces import Need
 
@@ -246,18 +247,20 @@ class Cell:
 
     Attributes:
         key: its content key.
-        name: a readable path; what ``--only`` matches.
-        kind: what it does: model, trace, perturb, check, rounded, control, fit, score, encoders, propagation,
-            analysis, view or gradient.
+        name: what it is about; its text is what ``--only`` matches.
         inputs: keys of the cells that must be finished before.
         group: cells of one group that are missing are computed together (codes of one forward pass).
         images: how many images it handles at most, for the time that is left.
     """
 
     key: str
-    name: str
-    kind: str
+    name: CellName
     job: Job
     inputs: tuple[str, ...]
     group: str
     images: int
+
+    @property
+    def kind(self) -> str:
+        """What it does; see :class:`~..core.cell_names.CellName`."""
+        return self.name.kind

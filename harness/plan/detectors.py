@@ -12,7 +12,7 @@ from ..core.seeds import derive_seed
 from ..suite.resolved import DetectorPart
 from ..tracing.traces import Need
 from .cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
-from .draft import TRACING, Draft, all_keys, cut, image_count
+from .draft import TRACING, Draft, Made, all_keys, cut, image_count
 from .plan import Subject
 
 DECIDES_NO_NUMBER = True
@@ -20,7 +20,7 @@ DECIDES_NO_NUMBER = True
 _CONTRACT = "detectors.base.detector"
 _DETECTING = "harness.run.tasks.detectors"
 # Scores are asked for again in a process that knows nothing of the run.
-_RESCORING = "harness.run.workers.answering.detectors"
+_RESCORING = "harness.run.answering.detectors"
 
 
 class DetectorPlanner:
@@ -44,7 +44,7 @@ class DetectorPlanner:
     def fit(self) -> None:
         """Plan the fit, and the scores of the clean images."""
         subject, part = self.subject, self.part
-        clean = self._with_extras(subject.clean["fit"], "none/fit")
+        clean = self._with_extras(subject.clean["fit"], Made("none", "fit"))
         perturbed = self._fit_on(part.fit_on, "success")
         negatives = self._fit_on(part.fit_negatives, "failed")
         groups = (clean, perturbed, negatives)
@@ -52,12 +52,12 @@ class DetectorPlanner:
             "fit", identity=self._identity, seed=self._seed,
             inputs=[[t.keys() for t in group] for group in groups],
             code=code_digest(_DETECTING),
-            versions=versions("torch", "numpy", "scipy", "scikit-learn", "pytorch-ood"),
+            versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
         job = FitJob(subject.key, part, clean, perturbed, negatives, self._seed)
-        name = f"{self.draft.at(subject)}/fit/{part.label}"
+        name = self.draft.name(subject, "fit", part.label)
         images = sum(image_count(group) for group in groups)
-        subject.fits[part.label] = self.draft.add(key, name, "fit", job, (subject.key, *all_keys(*groups)), images)
+        subject.fits[part.label] = self.draft.add(key, name, job, (subject.key, *all_keys(*groups)), images)
         self._score("calibrate", subject.clean["calibrate"])
         self._score("clean", subject.clean["evaluate"])
 
@@ -75,7 +75,7 @@ class DetectorPlanner:
                 if (p.label, how) in subject.rounded:
                     source = f"{how}:{p.label}"
                     keys = subject.rounded[p.label, how]
-                    rounded = draft.made_traces(subject, keys, p.label, self.needs, source)
+                    rounded = draft.made_traces(subject, keys, p.label, self.needs, Made(source))
                     self._score(source, rounded, "sample" if p.against else "none")
             self._score(f"control:{p.label}", draft.control_traces(subject, p.label, self.needs))
 
@@ -83,31 +83,31 @@ class DetectorPlanner:
         found: tuple[TraceKeys, ...] = ()
         for label in labels:
             traces = self.draft.perturbed_traces(self.subject, label, "fit", self.needs, which)
-            found += self._with_extras(traces, f"{label}/fit")
+            found += self._with_extras(traces, Made(label, "fit"))
         return found
 
     def _score(
         self, source: str, plain: tuple[TraceKeys, ...], recheck: Literal["none", "sample", "all"] = "sample"
     ) -> None:
-        fit, traces = self.subject.fits[self.part.label], self._with_extras(plain, source)
+        fit, traces = self.subject.fits[self.part.label], self._with_extras(plain, Made(source))
         inputs = all_keys(traces)
         if self.draft.detectors[self.part.label].randomised:
             # A single draw decides nothing.
             recheck = "all"
         key = content_key("score", fit=fit, traces=inputs, recheck=recheck, code=code_digest(_DETECTING, _RESCORING))
-        name = f"{self.draft.at(self.subject)}/score/{self.part.label}/{source}"
+        name = self.draft.name(self.subject, "score", self.part.label, source=source)
         job = ScoreJob(self.subject.key, self.part, fit, traces, recheck)
         # Scored again from the images themselves, not only from their traces.
         images = dict.fromkeys(t.images.source for t in traces if t.images.source and recheck != "none")
-        found = self.draft.add(key, name, "score", job, (fit, *inputs, *images), image_count(traces))
+        found = self.draft.add(key, name, job, (fit, *inputs, *images), image_count(traces))
         self.subject.scores[self.part.label, source] = found
 
-    def _with_extras(self, traces: tuple[TraceKeys, ...], label: str) -> tuple[TraceKeys, ...]:
+    def _with_extras(self, traces: tuple[TraceKeys, ...], made: Made) -> tuple[TraceKeys, ...]:
         """Only the codes that the detector reads, and the views and input gradients that it declares."""
         plain = cut(traces, self.needs)
-        return tuple(self._extras(t, label) for t in plain) if self._views else plain
+        return tuple(self._extras(t, made) for t in plain) if self._views else plain
 
-    def _extras(self, traces: TraceKeys, label: str) -> TraceKeys:
+    def _extras(self, traces: TraceKeys, made: Made) -> TraceKeys:
         model, images = self.subject.key, traces.images
         found = {}
         for name, gradient in self._views:
@@ -118,6 +118,8 @@ class DetectorPlanner:
             )  # fmt: skip
             job = ExtraJob(model, images, self.part, name, gradient, self._seed)
             inputs = (model, images.source) if images.source else (model,)
-            readable = f"{self.draft.at(self.subject)}/{kind}/{self.part.label}/{name}/{label}/{images.start}"
-            found[name] = self.draft.add(key, readable, kind, job, inputs, images.stop - images.start)
+            cell = self.draft.name(
+                self.subject, kind, self.part.label, extra=name, source=made.text, start=images.start
+            )  # fmt: skip
+            found[name] = self.draft.add(key, cell, job, inputs, images.stop - images.start)
         return TraceKeys(traces.logits, traces.codes, images, found)

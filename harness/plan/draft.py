@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.cell_names import CellName
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
-from ..core.registry import file_digest
+from ..core.files import file_digest
+from ..core.registry import PERTURBATIONS
 from ..data.types import TaskShape
 from ..suite.instances import make_analysis, make_detector
 from ..suite.resolved import ModelPart, PerturbationPart, Suite
 from ..tracing.traces import Need, capped
 from .applicability import applicability, make_perturbations
 from .cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
+from .facts import Facts, analysis_facts, detector_facts, perturbation_facts
 from .models import model_identity
 from .plan import Subject
 from .sets import Sets
@@ -32,6 +35,19 @@ CHUNK = 256
 
 # The modules that compute each kind of cell; what they import counts too.
 TRACING = "harness.run.tasks.traces"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What made traced images (``none`` for clean ones), and of which set: for the names of cells."""
+
+    part: str
+    source: str = ""
+
+    @property
+    def text(self) -> str:
+        """Both in one field."""
+        return f"{self.part}/{self.source}" if self.source else self.part
 
 
 class Draft:
@@ -68,23 +84,31 @@ class Draft:
         self.planned = tuple(p for p in self.applicable if p.against not in self.applicability.unfitted)
         self.detectors: dict[str, Detector] = {d.label: make_detector(d) for d in suite.detectors}
         self.analyses: dict[str, Analysis[Any]] = {a.label: make_analysis(a) for a in suite.analyses}
+        self.facts = Facts(
+            {
+                p.label: perturbation_facts(self.perturbations[p.label], PERTURBATIONS.entry(p.name).origin)
+                for p in suite.perturbations
+            },
+            {label: detector_facts(made) for label, made in self.detectors.items()},
+            {label: analysis_facts(made) for label, made in self.analyses.items()},
+        )
 
     @property
     def applicable(self) -> tuple[PerturbationPart, ...]:
         """The perturbations that are defined for the task."""
         return tuple(p for p in self.suite.perturbations if p.label not in self.applicability.inapplicable)
 
-    def at(self, subject: Subject) -> str:
-        """The start of the readable names of a subject's cells."""
-        return self.where(subject.part, subject.seed)
+    def name(
+        self, subject: Subject, kind: str, part: str = "", *, extra: str = "", source: str = "",
+        start: int | None = None, code: str = "",
+    ) -> CellName:  # fmt: skip
+        """The name of a cell of a subject; see :class:`CellName`."""
+        at = (self.suite.data.name, subject.part.label, subject.seed)
+        return CellName(*at, kind, part, extra, source, start, code)
 
-    def where(self, part: ModelPart, seed: int) -> str:
-        """As :meth:`at`, before there is a subject."""
-        return f"{self.suite.data.name}/{part.label}/{seed}"
-
-    def add(self, key: str, name: str, kind: str, job: Job, inputs: Iterable[str], images: int, group: str = "") -> str:
+    def add(self, key: str, name: CellName, job: Job, inputs: Iterable[str], images: int, group: str = "") -> str:
         """Plan a cell once; two places that ask for the same content share it."""
-        self.cells.setdefault(key, Cell(key, name, kind, job, tuple(dict.fromkeys(inputs)), group or key, images))
+        self.cells.setdefault(key, Cell(key, name, job, tuple(dict.fromkeys(inputs)), group or key, images))
         return key
 
     def chunks(self, name: SetName, label: str = "") -> list[tuple[int, int]]:
@@ -122,13 +146,14 @@ class Draft:
             versions=versions("torch", "torchvision"),
             device=self.device,
         )
-        return self.add(key, f"{self.where(part, seed)}/model", "model", ModelJob(part, seed), (), 0)
+        name = CellName(self.suite.data.name, part.label, seed, "model")
+        return self.add(key, name, ModelJob(part, seed), (), 0)
 
     def stored_needs(self, part: ModelPart, needs: Iterable[Need]) -> tuple[Need, ...]:
         """Needs as they are stored for a model, each once."""
         return tuple(dict.fromkeys(stored_need(need, part.bits_per_tap) for need in needs))
 
-    def traces(self, subject: Subject, images: Images, needs: tuple[Need, ...], label: str) -> TraceKeys:
+    def traces(self, subject: Subject, images: Images, needs: tuple[Need, ...], made: Made) -> TraceKeys:
         """Plan logits and codes of some images: cells of their own, computed in one forward pass."""
         source: object = [self.data_digest, self.positions_digest(images.set, images.start, images.stop)]
         identity = [subject.key, [images.source, images.which] if images.source else source]
@@ -138,8 +163,9 @@ class Draft:
 
         def one(need: Need | None) -> str:
             key = content_key("trace", identity=identity, need=need, code=code_digest(TRACING))
-            name = f"{self.at(subject)}/trace/{label}/{images.start}/{need.code if need else 'logits'}"
-            return self.add(key, name, "trace", TraceJob(subject.key, images, need), inputs, count, group)
+            code = need.code if need else "logits"
+            name = self.name(subject, "trace", made.part, source=made.source, start=images.start, code=code)
+            return self.add(key, name, TraceJob(subject.key, images, need), inputs, count, group)
 
         return TraceKeys(one(None), {need: one(need) for need in needs}, images)
 
@@ -147,19 +173,21 @@ class Draft:
         self, subject: Subject, label: str, name: SetName, needs: tuple[Need, ...], which: Which = "all"
     ) -> tuple[TraceKeys, ...]:
         """Plan the traces of a perturbation's images."""
-        return self.made_traces(subject, subject.perturbs[label, name], label, needs, f"{label}/{name}", name, which)
+        return self.made_traces(
+            subject, subject.perturbs[label, name], label, needs, Made(label, name), name, which
+        )  # fmt: skip
 
     def control_traces(self, subject: Subject, label: str, needs: tuple[Need, ...]) -> tuple[TraceKeys, ...]:
         """Plan the traces of its equal-norm control."""
-        return self.made_traces(subject, subject.controls[label], label, needs, f"control:{label}/evaluate")
+        return self.made_traces(subject, subject.controls[label], label, needs, Made(f"control:{label}", "evaluate"))
 
     def made_traces(
-        self, subject: Subject, keys: tuple[str, ...], label: str, needs: tuple[Need, ...], readable: str,
+        self, subject: Subject, keys: tuple[str, ...], label: str, needs: tuple[Need, ...], made: Made,
         name: SetName = "evaluate", which: Which = "all",
     ) -> tuple[TraceKeys, ...]:  # fmt: skip
         """Plan the traces of what was made of a perturbation's chunks, one cell after the other."""
         return tuple(
-            self.traces(subject, Images(name, start, stop, key, which), needs, readable)
+            self.traces(subject, Images(name, start, stop, key, which), needs, made)
             for key, (start, stop) in zip(keys, self.chunks(name, label), strict=True)
         )
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..core.code_digests import part_digest
 from ..core.content_keys import sources_digest
 from ..core.errors import AftershockError, UsageError
+from ..core.files import file_digest
 from ..core.process_state import noted
-from ..core.registry import PACKAGE, Entry, file_digest
+from ..core.registry import PACKAGE, Entry
 from ..data.types import Dataset
 from ..models.classifier import (
     Classifier,

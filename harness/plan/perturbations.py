@@ -36,8 +36,8 @@ def plan_perturbation(draft: Draft, subject: Subject, part: PerturbationPart, na
             job = DerivedJob(subject.key, part, key, name, "budget")
             budget = [perturbation.eps, perturbation.norm]
             limited = content_key("budget", unlimited=key, budget=budget, code=code_digest(_PERTURBING))
-            label = f"{draft.at(subject)}/perturb/{part.label}/{name}/{start}"
-            key = draft.add(limited, label, "perturb", job, (subject.key, key), stop - start)
+            of_budget = draft.name(subject, "perturb", part.label, source=name, start=start)
+            key = draft.add(limited, of_budget, job, (subject.key, key), stop - start)
         keys.append(key)
     subject.perturbs[part.label, name] = tuple(keys)
 
@@ -71,8 +71,8 @@ def plan_rounding(draft: Draft, subject: Subject, part: PerturbationPart) -> Non
                 "rounded", perturbed=key, levels=levels, budget=[made.eps, made.norm],
                 code=code_digest(_PERTURBING),
             )  # fmt: skip
-            label = f"{draft.at(subject)}/rounded/{part.label}/{how}/{start}"
-            keys.append(draft.add(found, label, "rounded", job, (subject.key, key), stop - start))
+            name = draft.name(subject, "rounded", part.label, source=how, start=start)
+            keys.append(draft.add(found, name, job, (subject.key, key), stop - start))
         subject.rounded[part.label, how] = tuple(keys)
 
 
@@ -85,8 +85,8 @@ def plan_control(draft: Draft, subject: Subject, part: PerturbationPart) -> None
         logits = subject.clean["evaluate"][index].logits
         key = content_key("control", perturbed=perturbed, seed=seed, code=code_digest(_PERTURBING))
         job = ControlJob(subject.key, perturbed, "evaluate", logits, start, seed)
-        label = f"{draft.at(subject)}/control/{part.label}/{start}"
-        keys.append(draft.add(key, label, "control", job, (subject.key, perturbed, logits), stop - start))
+        name = draft.name(subject, "control", part.label, start=start)
+        keys.append(draft.add(key, name, job, (subject.key, perturbed, logits), stop - start))
     subject.controls[part.label] = tuple(keys)
 
 
@@ -107,8 +107,8 @@ def _chunk(
         against=[*against, code_digest(_ATTACKING)] if against else [], code=code_digest(_PERTURBING),
         # Time is not in it: what it ends is not kept.
         limits=[draft.suite.limits.forwards, draft.suite.limits.backwards],
-        versions=versions("torch", *({info.library} - {"aftershock"})),
+        versions=versions("torch", *({info.library} - {""})),
     )  # fmt: skip
     job = PerturbJob(subject.key, part, name, start, stop, logits, seed, opponent)
-    label = f"{draft.at(subject)}/{kind}/{part.label}/{name}/{start}"
-    return draft.add(key, label, kind, job, (subject.key, logits, *against), stop - start)
+    of_chunk = draft.name(subject, kind, part.label, source=name, start=start)
+    return draft.add(key, of_chunk, job, (subject.key, logits, *against), stop - start)

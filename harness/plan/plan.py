@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..suite.resolved import ModelPart, Suite
 from .applicability import Applicability
 from .cells import Cell, Rounding, SetName, TraceKeys
+from .facts import Facts
 from .sets import Sets
 
 DECIDES_NO_NUMBER = True
@@ -45,7 +46,8 @@ class Plan:
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
     ``protocol_digests`` is keyed by model label, and so is ``series_digests``: the same content without the seeds, so
     that runs of single seeds have it in common. What ``applicability`` leaves out (perturbations that are not defined
-    for the task, detectors that learn from them) has no cells and is in no digest.
+    for the task, detectors that learn from them) has no cells and is in no digest. ``facts`` is what tables say of the
+    suite's parts, those without cells too.
     """
 
     suite: Suite
@@ -56,3 +58,4 @@ class Plan:
     series_digests: Mapping[str, str]
     applicability: Applicability
     ranked: int
+    facts: Facts

@@ -15,7 +15,7 @@ from ..tracing.traced_model import NeedsCodes
 from .analyses import plan_analyses
 from .cells import Images
 from .detectors import DetectorPlanner
-from .draft import Draft
+from .draft import Draft, Made
 from .models import model_identity, ready_state
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import Plan, Subject
@@ -60,7 +60,7 @@ def make_plan(
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
     return Plan(
-        suite, draft.sets, draft.cells, subjects, protocols, series, draft.applicability, _ranked(draft)
+        suite, draft.sets, draft.cells, subjects, protocols, series, draft.applicability, _ranked(draft), draft.facts
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
     needs = draft.stored_needs(part, (*propagation_needs(), *(n for reader in readers for n in reader.needs)))
     for name in ("fit", "calibrate", "evaluate"):
         subject.clean[name] = tuple(
-            draft.traces(subject, Images(name, start, stop), needs, f"none/{name}")
+            draft.traces(subject, Images(name, start, stop), needs, Made("none", name))
             for start, stop in draft.chunks(name)
         )
     fitted = [d for d in draft.suite.detectors if d.label not in draft.applicability.unfitted]

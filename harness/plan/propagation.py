@@ -27,7 +27,7 @@ def plan_propagation(draft: Draft, subject: Subject) -> None:
     fit, clean = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
     encoders = draft.add(
         content_key("encoders", inputs=all_keys(fit), code=code, versions=versions("torch")),
-        f"{draft.at(subject)}/encoders", "encoders", EncodersJob(subject.key, fit), (subject.key, *all_keys(fit)),
+        draft.name(subject, "encoders"), EncodersJob(subject.key, fit), (subject.key, *all_keys(fit)),
         len(draft.sets.fit),
     )  # fmt: skip
     seed = derive_seed(subject.seed, "propagation", "target-class")
@@ -38,7 +38,7 @@ def plan_propagation(draft: Draft, subject: Subject) -> None:
         made = subject.perturbs[part.label, "evaluate"] + subject.controls[part.label]
         subject.propagation[part.label] = draft.add(
             content_key("propagation", encoders=encoders, inputs=inputs, seed=seed, code=code),
-            f"{draft.at(subject)}/propagation/{part.label}", "propagation",
+            draft.name(subject, "propagation", part.label),
             PropagationJob(subject.key, encoders, clean, perturbed, control, seed),
             (subject.key, encoders, *inputs, *made), len(draft.sets.evaluate),
         )  # fmt: skip

@@ -32,6 +32,8 @@ class Sets:
 def make_sets(suite: Suite, dataset: Dataset, limit: int | None) -> Sets:
     """Choose the sets: a fixed permutation per split; evaluate from its start, calibrate from its end.
 
+    A data set may say itself which of its test images are for calibration (``Dataset.calibrate_from``).
+
     A smaller set is a prefix of a larger one, so results of the same images are reused.
 
     Raises:
@@ -46,9 +48,16 @@ def make_sets(suite: Suite, dataset: Dataset, limit: int | None) -> Sets:
         chosen = torch.Generator().manual_seed(derive_seed(0, "split", data.name, split))
         return torch.randperm(count, generator=chosen)
 
-    test = order("test", len(dataset.test))
+    evaluate = order("test", len(dataset.test))
+    calibrate = evaluate.flip(0)
+    if dataset.calibrate_from is not None:
+        evaluate = evaluate[evaluate < dataset.calibrate_from]
+        calibrate = calibrate[calibrate >= dataset.calibrate_from]
+        for name, there in (("evaluate", len(evaluate)), ("calibrate", len(calibrate))):
+            if sizes[name] > there:
+                raise UsageError(f"{name} = {sizes[name]}, but {data.name} sets {there} test images aside for that.")
     return Sets(
         fit=order("train", len(dataset.train))[: sizes["fit"]],
-        calibrate=test.flip(0)[: sizes["calibrate"]],
-        evaluate=test[: sizes["evaluate"]],
+        calibrate=calibrate[: sizes["calibrate"]],
+        evaluate=evaluate[: sizes["evaluate"]],
     )

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from ..core.process_state.guard import CHANGED, CHANGED_FLAG
-from ..plan import Plan
-from ..plan.summary import Summary
-from ..store.run_directory import Store
-from .runner import name_parts
+from ..evaluation.finished import Finished
 
 
-def changed_state(plan: Plan, store: Store, summary: Summary) -> list[str]:
+def changed_state(finished: Finished) -> list[str]:
     """Return a sentence for each part that changed the process while its cells were computed."""
     found: dict[str, dict[str, None]] = {}
-    for cell in plan.cells.values():
-        if cell.key not in summary.done:
+    for cell in finished.plan.cells.values():
+        if cell.key not in finished.summary.done:
             continue
-        values = store.values(cell.key)
+        values = finished.store.values(cell.key)
         flags = (f.removeprefix(f"{CHANGED_FLAG}:") for f in values.get("flags", ()) if f.startswith(CHANGED_FLAG))
         names = dict.fromkeys([*values.get(CHANGED, ()), *flags])
         if names:
-            _, model, _, *rest = name_parts(cell.name)
-            found.setdefault(rest[1] if len(rest) > 1 else f"The model {model}", {}).update(names)
+            found.setdefault(cell.name.part or f"The model {cell.name.model}", {}).update(names)
     return [f"{part} changed the process ({', '.join(names)}): undone each time." for part, names in found.items()]

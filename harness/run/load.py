@@ -7,13 +7,13 @@ a plugin that the run used has to be installed (or loaded) by whoever reads the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 from torch import Tensor
 
 from ..core.bounded import (
@@ -28,22 +28,20 @@ from ..core.bounded import (
     without_memory,
 )
 from ..core.errors import UsageError
-from ..core.files import GIB, digest_of, parse_json, read_file, read_tensors
-from ..core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
+from ..core.files import file_digest, parse_json, read_file, read_tensors
+from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 from ..core.parameters import bind
-from ..core.registry import DETECTORS, did_you_mean, file_digest
-from ..store.ledger import SUFFIX, Record, is_whole, read_record
+from ..core.registry import DETECTORS, did_you_mean
+from ..store.ledger import KEY, SUFFIX, Record, is_whole, read_record
 from ..store.stored_traces import tap_infos
 from ..tracing.traces import TapInfo
-from .up_to_date import read_keys
 
 if TYPE_CHECKING:
     from ...detectors.base.detector import Detector
     from ..models.classifier import Classifier, ModelSpec
 
 
-# All entries of a ledger together; those of 200,000 cells have some 200 MiB.
-LEDGER_LIMIT = GIB
+_Key = Annotated[str, StringConstraints(pattern=KEY.pattern)]
 
 
 class _Named(BaseModel):
@@ -78,10 +76,27 @@ class _Digests(BaseModel):
     weights: dict[str, str] = {}
 
 
+class _FittedKeys(BaseModel):
+    """The cells of one detector."""
+
+    fit: _Key
+    calibrate: _Key
+
+
+class _Result(BaseModel):
+    """The cells of one model and seed."""
+
+    model: str
+    seed: int
+    key: _Key
+    detectors: dict[str, _FittedKeys]
+
+
 class _Facts(BaseModel):
     """What ``run.json`` must say."""
 
     resolved: _Resolved
+    results: list[_Result]
     digests: _Digests = Field(default_factory=_Digests)
 
 
@@ -137,7 +152,11 @@ class RunFolder:
         self._models, self._detectors = facts.resolved.models, facts.resolved.detectors
         self._weights = facts.digests.weights
         self.dataset, self.seeds = facts.resolved.data.name, facts.resolved.seeds
-        self._records = {r.name: r for r in self._read_ledger()}
+        self._results = {(r.model, r.seed): r for r in facts.results}
+        for part in (self.folder / "cells", self.folder / "artifacts"):
+            # Asked once: entries and artifacts themselves are never read through a link.
+            if not Path(os.path.realpath(part)).is_relative_to(os.path.realpath(self.folder)):
+                raise UsageError(f"{part} leads out of its run directory: replace the link by the folder itself.")
 
     def _facts(self, path: Path) -> _Facts:
         try:
@@ -152,37 +171,9 @@ class RunFolder:
             )  # fmt: skip
             if not is_sealed(content):
                 raise ValueError("it was changed after the run wrote it")
-            listed = value.get("files")
-            self._listed: dict[str, Any] = listed if isinstance(listed, dict) else {}
             return _Facts.model_validate(value)
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path} is damaged or of another version: {reason_of(error)}") from error
-
-    def _read_ledger(self) -> Iterator[Record]:
-        cells = self.folder / "cells"
-        for part in (cells, self.folder / "artifacts"):
-            # Asked once: entries and artifacts themselves are never read through a link.
-            if not Path(os.path.realpath(part)).is_relative_to(os.path.realpath(self.folder)):
-                raise UsageError(f"{part} leads out of its run directory: replace the link by the folder itself.")
-        try:
-            keys = read_keys(self.folder)
-            digest = digest_of(self.folder / KEYS, within=self.folder)
-        except OSError as error:
-            raise UsageError(f"{self.folder} holds no finished run ({error}): run its suite again.") from error
-        if digest != self._listed.get(KEYS):
-            raise UsageError(f"{self.folder / KEYS} was changed after the run wrote it: run the suite again.")
-        left = LEDGER_LIMIT
-        for key in keys:
-            path = cells / f"{key}.json"
-            try:
-                left -= path.lstat().st_size
-            except OSError:
-                continue
-            if left < 0:
-                raise UsageError(f"The entries in {cells} have more than {LEDGER_LIMIT:,} bytes together.")
-            record = read_record(path)
-            if record is not None:
-                yield record
 
     def detector(self, label: str, model: str | None = None, seed: int | None = None) -> Fitted:
         """A fitted detector.
@@ -200,9 +191,13 @@ class RunFolder:
         part = _named(self._detectors, label, "detector", self.folder)
         entry = self._model_entry(model)
         seed = self._seed(seed)
-        at = f"{self.dataset}/{entry.label}/{seed}"
-        fit, scores = self._done(f"{at}/fit/{label}"), self._done(f"{at}/score/{label}/calibrate")
-        known = self._done(f"{at}/model")
+        result = self._result(entry, seed)
+        keys = result.detectors.get(label)
+        if keys is None:
+            raise UsageError(f"The detector {label!r} was not fitted in {self.folder}: it does not apply to its data.")
+        what = f"the detector {label!r} of {entry.label!r}, seed {seed}"
+        fit, scores = self._done(keys.fit, what), self._done(keys.calibrate, what)
+        known = self._done(result.key, f"the model {entry.label!r}, seed {seed}")
         detector = named_detector(part.name, part.params, f"{label!r} of {self.folder}")
         try:
             tensors = self._tensors(fit)
@@ -234,7 +229,8 @@ class RunFolder:
         from ..models.weights import state_digest
 
         entry = self._model_entry(label)
-        record = self._done(f"{self.dataset}/{entry.label}/{self._seed(seed)}/model")
+        seed = self._seed(seed)
+        record = self._done(self._result(entry, seed).key, f"the model {entry.label!r}, seed {seed}")
         if entry.factory:
             raise UsageError(f"The model {entry.label!r} was made by {entry.factory!r}: make it in the same way.")
         spec = ModelSpec.from_entry(entry.name, None, entry.params)
@@ -283,12 +279,19 @@ class RunFolder:
             raise UsageError(f"{self.folder} has no seed {wanted}; it has {self.seeds}.")
         return int(wanted)
 
-    def _done(self, name: str) -> Record:
-        record = self._records.get(name)
+    def _result(self, entry: _Model, seed: int) -> _Result:
+        found = self._results.get((entry.label, seed))
+        if found is None:
+            raise UsageError(f"{self.folder / 'run.json'} does not say where the results of {entry.label!r} are.")
+        return found
+
+    def _done(self, key: str, what: str) -> Record:
+        """The entry of a cell with a result; ``what`` names the cell for a person."""
+        record = read_record(self.folder / "cells" / f"{key}.json")
         if record is None:
-            raise UsageError(f"{self.folder} holds no result of {name}: run its suite again, without --only.")
+            raise UsageError(f"{self.folder} holds no result of {what}: run its suite again, without --only.")
         if record.status != "done":
-            raise UsageError(f"In {self.folder}, {name} has no result: {record.reason}")
+            raise UsageError(f"In {self.folder}, {what} has no result: {record.reason}")
         return record
 
     def _tensors(self, record: Record) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..core.errors import described
+from ..core.errors import UsageError, described
 from ..core.registry import DATASETS
 from ..data.sets import task_shape
 from ..data.types import Dataset, TaskShape
@@ -53,7 +53,11 @@ def check_models(suite: Suite, root: Path) -> ModelCheck:
     """
     text = suite.source.read_text(encoding="utf-8-sig") if suite.source else ""
     problems: list[Problem] = []
-    dataset, absent = _dataset(suite, root)
+    try:
+        dataset, absent = _dataset(suite, root)
+    except UsageError as error:
+        # The user's own files are there, and a run would end with the same sentence.
+        return ModelCheck((Problem(locate(text, ("data", "path")) if text else 0, str(error)),), ())
     task = dataset.task if dataset is not None else task_shape(suite.data.name, suite.data.params)
     sentences = [absent] if absent else []
     if task is None:
@@ -77,12 +81,19 @@ class _ModelError(Exception):
 
 
 def _dataset(suite: Suite, root: Path) -> tuple[Dataset | None, str]:
-    """The data set where it lies on this machine; else why there is none."""
+    """The data set where it lies on this machine; else why there is none.
+
+    Raises:
+        UsageError: if it was given by a path, lies there, and cannot be used.
+    """
     factory = DATASETS.get(suite.data.name)
     offline = {"download": False} if "download" in inspect.signature(factory).parameters else {}
     try:
         return factory(root, **{**suite.data.params, **offline}).load(), ""
     except Exception as error:  # a plugin's data set may raise anything, and a run says it again
+        given = suite.data.params.get("path")
+        if isinstance(error, UsageError) and isinstance(given, str | Path) and Path(given).exists():
+            raise
         what = " ".join(str(error).split()) or type(error).__name__
         return None, f"Models are checked without the data set {suite.data.name}, which cannot be read here: {what}"
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -82,14 +81,8 @@ class TimeLeft:
 
 
 def _like(cell: Cell) -> str:
-    """Cells of the same kind and part: ``digits/cnn/0/perturb/pgd/evaluate/0`` counts as ``cnn/perturb/pgd``."""
-    parts = name_parts(cell.name)
-    return "/".join([parts[1], *parts[3:5]])
-
-
-def name_parts(name: str) -> list[str]:
-    """The parts of a cell's readable path; a slash in brackets (``pgd[eps=8/255]``) divides nothing."""
-    return re.split(r"/(?![^\[\]]*\])", name)
+    """Cells of one model, kind and part take about the same time: ``cnn/perturb/pgd``."""
+    return "/".join([cell.name.model, cell.kind, cell.name.part])
 
 
 def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
@@ -101,10 +94,10 @@ def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
     if pattern is None:
         return dict(cells)
     # As plain text too: the brackets of `pgd[eps=8/255]` mean something else in a pattern.
-    wanted = [c.key for c in cells.values() if pattern in c.name or fnmatch(c.name, f"*{pattern}*")]
+    names = {cell.key: str(cell.name) for cell in cells.values()}
+    wanted = [key for key, name in names.items() if pattern in name or fnmatch(name, f"*{pattern}*")]
     if not wanted:
-        places = {c.name for c in cells.values()}
-        raise UsageError(f"--only {pattern!r} matches no cell{did_you_mean(pattern, places)}.")
+        raise UsageError(f"--only {pattern!r} matches no cell{did_you_mean(pattern, set(names.values()))}.")
     keep: set[str] = set()
     while wanted:
         key = wanted.pop()
@@ -140,7 +133,7 @@ class Runner:
         self.summary = Summary()
         self.time = TimeLeft()
         self._order = {key: i for i, key in enumerate(cells)}
-        self._running: dict[int, tuple[list[Cell], AbstractContextManager[object]]] = {}
+        self._running: dict[int, tuple[list[Cell], ExitStack]] = {}
         # Outcomes for which nothing has to be computed: inputs that failed, cells that somebody else computed.
         self._known: deque[Outcome] = deque()
         # By number of a task: the cell that is shown for it, and when it was submitted.
@@ -176,14 +169,14 @@ class Runner:
                 self._submit_next(ready, waiting, taken)
         finally:
             for _, lock in self._running.values():
-                lock.__exit__(None, None, None)
+                lock.close()
             self._running.clear()
         return self.summary
 
     def _keep_stored(self) -> dict[str, Cell]:
         pending: dict[str, Cell] = {}
         for key, cell in self.cells.items():
-            record = self.store.find(key)
+            record = self.store.find(key, cell.name)
             if record is None:
                 pending[key] = cell
                 continue
@@ -206,14 +199,12 @@ class Runner:
             cells = sorted((self.cells[k] for k in {key, *same}), key=lambda c: self._order[c.key])
             taken.update(c.key for c in cells)
             # A unit that another process computed meanwhile is only linked.
-            lock = self.store.computing(group)
-            lock.__enter__()
-            self._running[order] = (cells, lock)
+            self._running[order] = (cells, self.store.computing(group))
             self._submit(order, cells)
 
     def _submit(self, number: int, cells: Sequence[Cell]) -> None:
         blocked = self._blocked(cells[0])
-        missing = tuple(cell for cell in cells if self.store.find(cell.key) is None)
+        missing = tuple(cell for cell in cells if self.store.find(cell.key, cell.name) is None)
         if blocked or not missing:
             self._known.append(Outcome(number, error=UnavailableError(blocked) if blocked else None))
             return
@@ -250,7 +241,7 @@ class Runner:
                 output = outputs.get(cell.key)
                 if output is not None:
                     try:
-                        self.store.put(cell.key, cell.name, cell.kind, output.tensors, output.values, output.seconds)
+                        self.store.put(cell.key, cell.name, output.tensors, output.values, output.seconds)
                     except AftershockError:
                         raise
                     except Exception as error:
@@ -265,15 +256,14 @@ class Runner:
                 self._say("done" if output is not None else "kept", cell)
             return [cell.key for cell in cells]
         finally:
-            lock.__exit__(None, None, None)
+            lock.close()
 
-    def _one_by_one(self, cells: Sequence[Cell], lock: AbstractContextManager[object]) -> list[str]:
+    def _one_by_one(self, cells: Sequence[Cell], lock: ExitStack) -> list[str]:
         """Submit the cells of a group that failed again, each alone; nothing is settled yet."""
-        lock.__exit__(None, None, None)
+        lock.close()
         for cell in cells:
-            own = self.store.computing(cell.key)
             task = self._order[cell.key]
-            self._running[task] = ([cell], own)
+            self._running[task] = ([cell], self.store.computing(cell.key))
             self._submit(task, [cell])
         return []
 
@@ -285,7 +275,7 @@ class Runner:
         for cell in cells:
             self.time.settle(cell)
             (self.summary.skipped if skipped else self.summary.failed)[cell.key] = reason
-            self.store.put_failure(cell.key, cell.name, cell.kind, "skipped" if skipped else "failed", reason)
+            self.store.put_failure(cell.key, cell.name, "skipped" if skipped else "failed", reason)
             self._say("skipped" if skipped else "failed", cell, reason)
 
     def _say(

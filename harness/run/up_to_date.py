@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions, entry_points
 from importlib.resources import files
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from typing import Any
 
 from ..core.content_keys import FileDigests, canonical, distribution_digest
 from ..core.errors import UsageError
-from ..core.files import MIB, digest_of, parse_json, read_file
+from ..core.files import MIB, file_digest, parse_json, read_file
 from ..core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
 from ..core.local_sources import local_sources
 from ..core.registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
@@ -58,6 +58,9 @@ def fingerprint(
         if any(_comes_ready(entry, plugins or raw.get("plugins")) for entry in raw["models"]):
             # What a factory gives is known only once it was called.
             return None
+        if any(REGISTRIES[kind].is_of_session(name) for kind, name in _named(raw)):
+            # Code that lies in no file is known to content keys alone.
+            return None
         source = DATASETS.get(data["name"])(root, **params)
         sources = [local_sources(f) for f in {*_files(raw, folder), *_files(raw, root), *plugins}]
         if any(found.unknown for found in sources):
@@ -80,6 +83,13 @@ def fingerprint(
     except Exception:
         # Whatever is wrong with the suite or the data, the long way says it better.
         return None
+
+
+def _named(raw: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """The parts that a suite names, by kind."""
+    yield "datasets", raw["data"]["name"]
+    for kind in ("models", "perturbations", "detectors", "analyses"):
+        yield from ((kind, entry.get("name")) for entry in raw.get(kind, ()))
 
 
 def _package_digest() -> str:
@@ -137,18 +147,9 @@ def _plugin_digests() -> Iterator[str]:
                 yield distribution_digest(Origin(point.dist.name, point.dist.version))
 
 
-def published(run: Path, tables: Sequence[str], pages: Sequence[Path], findings: Sequence[Path]) -> dict[str, str]:
-    """Return the sha256 of every file that a run directory shows, by its path in it.
-
-    Args:
-        run: the run directory, with its keys written.
-        tables: names of tables; those that could not be written are left out.
-        pages: the files of the site.
-        findings: the folders of the analyses.
-    """
-    shown = [run / KEYS, *(run / "tables" / name for name in tables), *pages]
-    shown += [file for folder in findings for file in sorted(folder.iterdir())]
-    return {file.relative_to(run).as_posix(): digest_of(file) for file in shown if file.exists()}
+def published(run: Path, shown: Iterable[Path]) -> dict[str, str]:
+    """Return the sha256 of files that a run directory shows, by their path in it; what is not there is left out."""
+    return {file.relative_to(run).as_posix(): file_digest(file) for file in shown if file.exists()}
 
 
 def read_keys(run: Path) -> list[str]:
@@ -176,7 +177,7 @@ def is_finished(run: Path, wanted: str) -> bool:
             return False
         if KEYS not in facts["files"]:
             return False
-        if any(digest_of(run / name, SHOWN_LIMIT) != digest for name, digest in facts["files"].items()):
+        if any(file_digest(run / name, SHOWN_LIMIT) != digest for name, digest in facts["files"].items()):
             return False
         for key in read_keys(run):
             record = read_record(Path(f"{run}/cells/{key}.json"))

@@ -10,18 +10,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..core.cell_names import CellName
 from ..core.errors import UsageError
-from ..core.files import MIB, digest_of, read_file
+from ..core.files import MIB, file_digest, read_file
 from ..core.formats import check_schema, is_sealed, package_version, seal
 
 DECIDES_NO_NUMBER = True
 
-SCHEMA = 2
+SCHEMA = 3
 SUFFIX = ".safetensors"
 # The largest entries hold the words and tables of an analysis.
 RECORD_LIMIT = 64 * MIB
 Status = Literal["done", "failed", "skipped"]
-_KEY = re.compile(r"[0-9a-f]{64}")
+KEY = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Record:
 
     Attributes:
         key: the content key, 64 hex digits.
-        name: a readable path, e.g. ``digits/cnn/0/perturb/pgd/evaluate/0``.
+        name: what the cell is about, e.g. ``digits/cnn/0/perturb/pgd/evaluate/0``: in a run directory as that run
+            calls it, in the cache as the run that computed it did.
         status: done, failed (it raised) or skipped (it cannot work here).
         reason: why it failed or was skipped.
         seconds: what computing it took, when it was computed.
@@ -41,8 +43,7 @@ class Record:
     """
 
     key: str
-    name: str
-    kind: str
+    name: CellName
     status: Status
     reason: str = ""
     seconds: float = 0.0
@@ -51,10 +52,15 @@ class Record:
     size: int = 0
     modified: int = 0
 
+    @property
+    def kind(self) -> str:
+        """What the cell does."""
+        return self.name.kind
+
 
 def dump_record(record: Record) -> bytes:
     """A ledger entry as it is written: with a checksum over everything in it."""
-    return seal({"schema": SCHEMA, "aftershock": package_version(), **asdict(record)})
+    return seal({"schema": SCHEMA, "aftershock": package_version(), **asdict(record), "name": record.name.as_json()})
 
 
 def read_record(path: Path) -> Record | None:
@@ -74,8 +80,8 @@ def read_record(path: Path) -> Record | None:
         del value["checksum"]
         schema, writer = value.pop("schema"), value.pop("aftershock")
         if schema == SCHEMA:
-            record = Record(**value)
-            own = _KEY.fullmatch(record.key) and path.stem == record.key
+            record = Record(**{**value, "name": CellName.from_json(value["name"])})
+            own = KEY.fullmatch(record.key) and path.stem == record.key
             return record if own and _well_typed(record) else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -85,7 +91,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def _well_typed(record: Record) -> bool:
-    texts = (record.name, record.kind, record.reason, record.digest)
+    texts = (record.reason, record.digest)
     whole = (record.size, record.modified)
     return (
         record.status in get_args(Status)
@@ -102,7 +108,7 @@ def checked_key(key: str) -> str:
     Raises:
         ValueError: for anything but 64 hex digits.
     """
-    if not _KEY.fullmatch(key):
+    if not KEY.fullmatch(key):
         raise ValueError(f"{key!r} is no content key")
     return key
 
@@ -121,6 +127,6 @@ def is_whole(path: Path, record: Record, hashed: bool = True) -> bool:
         state = path.lstat()
         if not stat.S_ISREG(state.st_mode) or state.st_size != record.size:
             return False
-        return (not hashed and state.st_mtime_ns == record.modified) or digest_of(path, record.size) == record.digest
+        return (not hashed and state.st_mtime_ns == record.modified) or file_digest(path, record.size) == record.digest
     except (OSError, UsageError):
         return False

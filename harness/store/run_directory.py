@@ -12,7 +12,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +22,9 @@ import safetensors.torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
+from ..core.cell_names import CellName
 from ..core.errors import AftershockError, UsageError
-from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why, write_atomic
+from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, replacing, why, write_atomic
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .cache import CACHE_SIGNATURE, CACHE_TAG
 from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
@@ -60,10 +62,9 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             known = (folder / ".lock").exists() or (folder / "run.json").exists()
-            if fresh and not known and any(folder.iterdir()):
+            if not known and any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise UsageError(
-                    f"{folder} holds other things than a run, and --fresh would delete some: choose another "
-                    "directory, --out."
+                    f"{folder} holds other things than a run: choose a directory of its own for the run, with --out."
                 )
             self._lock = FileLock(folder / ".lock")
             self._lock.acquire(timeout=0)
@@ -93,8 +94,6 @@ class Store:
         # What a killed process was writing; nobody else writes while the lock is held.
         for written in ("", "cells", "artifacts", "tables", "site", "site/assets", "site/analyses"):
             remove_leftovers(self.folder / written)
-        for leftover in (self.folder / "tables").glob(".*.part"):
-            leftover.unlink(missing_ok=True)
         for path in self.cells.glob("*.json"):
             record = read_record(path)
             if record is not None:
@@ -117,14 +116,37 @@ class Store:
         """Give the directory back."""
         self._lock.release()
 
-    def find(self, key: str) -> Record | None:
-        """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``."""
+    def find(self, key: str, name: CellName | None = None) -> Record | None:
+        """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``.
+
+        Args:
+            key: the content key.
+            name: what this run calls it. Content knows no labels: whoever computed it may have called it otherwise.
+
+        Raises:
+            AftershockError: if its entry cannot be written.
+        """
         record = self._records.get(key)
         if record is not None and record.status == "done":
             if self._is_whole(key, record):
-                return record
+                return self._called(record, name)
             self._forget(key)
-        return None if self._fresh else self._adopt(key)
+        return None if self._fresh else self._adopt(key, name)
+
+    def _called(self, record: Record, name: CellName | None) -> Record:
+        """An entry of the run directory under the name that this run has for it."""
+        if name is None or record.name == name:
+            return record
+        return self._enter(replace(record, name=name))
+
+    def _enter(self, record: Record) -> Record:
+        """Write an entry of the ledger."""
+        try:
+            write_atomic(self._entry(record.key), dump_record(record))
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+        self._records[record.key] = record
+        return record
 
     def _is_whole(self, key: str, record: Record) -> bool:
         """Whether a cell's artifact is as it was written; hashed once in the life of this store, and when touched."""
@@ -149,10 +171,10 @@ class Store:
 
     def records(self) -> list[Record]:
         """Every entry of the ledger, by name."""
-        return sorted(self._records.values(), key=lambda r: (r.name, r.key))
+        return sorted(self._records.values(), key=lambda r: (str(r.name), r.key))
 
     def put(
-        self, key: str, name: str, kind: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], seconds: float
+        self, key: str, name: CellName, tensors: Mapping[str, Tensor], values: Mapping[str, Any], seconds: float
     ) -> Record:
         """Store a finished cell.
 
@@ -167,24 +189,18 @@ class Store:
             if data:
                 write_atomic(self._artifact(key), data)
                 modified = self._artifact(key).stat().st_mtime_ns
-            record = Record(key, name, kind, "done", "", round(seconds, 6), dict(values), digest, len(data), modified)
-            write_atomic(self._entry(key), dump_record(record))
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._records[key] = record
+        record = self._enter(
+            Record(key, name, "done", "", round(seconds, 6), dict(values), digest, len(data), modified)
+        )
         self._hashed[key] = self._stamp(key)
         self._publish(key, record)
         return record
 
-    def put_failure(self, key: str, name: str, kind: str, status: Status, reason: str) -> Record:
+    def put_failure(self, key: str, name: CellName, status: Status, reason: str) -> Record:
         """Note why a cell has no result; such an entry is tried again by the next run and never cached."""
-        record = Record(key, name, kind, status, reason)
-        try:
-            write_atomic(self._entry(key), dump_record(record))
-        except OSError as error:
-            raise unwritable(self.folder, error) from error
-        self._records[key] = record
-        return record
+        return self._enter(Record(key, name, status, reason))
 
     def load(self, key: str) -> dict[str, Tensor]:
         """The tensors of a finished cell, memory-mapped."""
@@ -208,21 +224,23 @@ class Store:
         """What the ledger says of a finished cell."""
         return self._records[key]
 
-    def computing(self, key: str) -> AbstractContextManager[object]:
-        """Held from this call to the exit while a key is computed: two runs that share a cache do not do work twice.
+    def computing(self, key: str) -> ExitStack:
+        """Lock a key from this call until what is returned is closed: two runs that share a cache do not do work twice.
 
         Locking is best effort: without it, work may be done twice.
         """
+        held = ExitStack()
         if self.cache is None:
-            return nullcontext()
+            return held
         place = self.cache / "locks"
         try:
             place.mkdir(parents=True, exist_ok=True)
             lock = FileLock(place / f"{checked_key(key)}.lock")
-            lock.acquire()
+            held.enter_context(lock.acquire())
+            held.callback(_remove_lock, lock)
         except OSError:
-            return nullcontext()
-        return _Held(lock)
+            pass
+        return held
 
     def _artifact(self, key: str) -> Path:
         return self.artifacts / f"{checked_key(key)}{SUFFIX}"
@@ -259,7 +277,7 @@ class Store:
         except OSError:
             return
 
-    def _adopt(self, key: str) -> Record | None:
+    def _adopt(self, key: str, name: CellName | None) -> Record | None:
         cached = self._cached(key)
         if cached is None:
             return None
@@ -278,7 +296,7 @@ class Store:
         try:
             if record.digest:
                 _link(cached[0], self._artifact(key))
-            write_atomic(self._entry(key), dump_record(record))
+            self._enter(record if name is None else replace(record, name=name))
             with suppress(OSError):
                 # Its last use, by which the cache is pruned.
                 os.utime(cached[1])
@@ -287,45 +305,27 @@ class Store:
             return None
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._records[key] = record
         self._hashed[key] = self._stamp(key)
-        return record
+        return self._records[key]
 
 
-class _Held(AbstractContextManager[object]):
-    """A lock that is held already; at the exit its file is removed, then it is released.
-
-    In this order, so that a process that waited for the removed file finds it gone and asks for a new one, as
-    ``filelock`` does on POSIX systems; on Windows it removes the file itself.
-    """
-
-    def __init__(self, lock: BaseFileLock) -> None:
-        self._lock = lock
-
-    def __exit__(self, *error: object) -> None:
-        if self._lock.is_locked and os.name == "posix":
-            with suppress(OSError):
-                Path(self._lock.lock_file).unlink()
-        self._lock.release()
+def _remove_lock(lock: BaseFileLock) -> None:
+    """Remove the file of a lock that is still held, so that a process that waited for it finds it gone and asks for a
+    new one, as ``filelock`` does on POSIX systems; on Windows it removes the file itself."""
+    if lock.is_locked and os.name == "posix":
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
 
 
 def _link(source: Path, target: Path) -> None:
     """Hard-link, or copy where links are impossible; atomic and never through an existing file."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
+    with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise
             shutil.copyfile(source, temporary)
-        temporary.replace(target)
-        # Renaming one name of a file onto another name of the same file does nothing and leaves both.
-        temporary.unlink(missing_ok=True)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _refuse_newer(path: Path) -> None:

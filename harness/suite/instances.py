@@ -33,12 +33,21 @@ def make_perturbation(part: Part) -> Perturbation:
     """Return a perturbation as a suite's entry describes it, checked.
 
     Raises:
-        UsageError: for an attribute that is not as :class:`~..attacks.base.Perturbation` describes it.
+        UsageError: for an attribute that is not as :class:`~...attacks.base.perturbation.Perturbation` describes it.
         Exception: whatever its constructor and its properties raise.
+    """
+    return checked_perturbation(PERTURBATIONS.get(part.name)(**part.params))
+
+
+def checked_perturbation(made: object) -> Perturbation:
+    """Return an instance whose attributes are what the harness reads.
+
+    Raises:
+        UsageError: for one that is not as its base class describes it.
+        Exception: whatever its properties raise.
     """
     from ...attacks.base.perturbation import NORMS, Perturbation, PerturbationInfo
 
-    made = PERTURBATIONS.get(part.name)(**part.params)
     if not isinstance(made, Perturbation):
         raise UsageError(f"{made!r:.60} is not a perturbation: derive its class from aftershock.attacks.Perturbation")
     _info(made.info, PerturbationInfo, ("title", "family"), ("library", "paper", "summary"))
@@ -70,13 +79,22 @@ def make_detector(part: Part) -> Detector:
     """Return a detector as a suite's entry describes it, not fitted, checked.
 
     Raises:
-        UsageError: for an attribute that is not as :class:`~..detectors.base.Detector` describes it.
+        UsageError: for an attribute that is not as :class:`~...detectors.base.detector.Detector` describes it.
         Exception: whatever its constructor and its properties raise.
+    """
+    return checked_detector(DETECTORS.get(part.name)(**part.params))
+
+
+def checked_detector(made: object) -> Detector:
+    """Return an instance whose attributes are what the harness reads.
+
+    Raises:
+        UsageError: for one that is not as its base class describes it.
+        Exception: whatever its properties raise.
     """
     from ...detectors.base.detector import Detector, DetectorInfo
     from ..tracing.extra_passes import InputGradient, View
 
-    made = DETECTORS.get(part.name)(**part.params)
     if not isinstance(made, Detector):
         raise UsageError(f"{made!r:.60} is not a detector: derive its class from aftershock.detectors.Detector")
     _info(made.info, DetectorInfo, ("title",), ("paper", "summary"))
@@ -105,12 +123,21 @@ def make_analysis(part: Part) -> Analysis[Any]:
     """Return an analysis as a suite's entry describes it, checked.
 
     Raises:
-        UsageError: for an attribute that is not as :class:`~.analysis.Analysis` describes it.
+        UsageError: for an attribute that is not as :class:`~...analyses.base.Analysis` describes it.
         Exception: whatever its constructor and its properties raise.
+    """
+    return checked_analysis(ANALYSES.get(part.name)(**part.params))
+
+
+def checked_analysis(made: object) -> Analysis[Any]:
+    """Return an instance whose attributes are what the harness reads.
+
+    Raises:
+        UsageError: for one that is not as its base class describes it.
+        Exception: whatever its properties raise.
     """
     from ...analyses.base import Analysis, AnalysisInfo
 
-    made = ANALYSES.get(part.name)(**part.params)
     if not isinstance(made, Analysis):
         raise UsageError(f"{made!r:.60} is not an analysis: derive its class from aftershock.analyses.base.Analysis")
     _info(made.info, AnalysisInfo, ("title",), ("paper", "summary"))

@@ -1,6 +1,6 @@
 """Reads and checks a suite: every name looked up, every parameter bound, every mistake reported at once with its line.
 
-:mod:`.suite_file` knows the shape of the file; names and parameters are checked here, against the registries and the
+:mod:`.schema` knows the shape of the file; names and parameters are checked here, against the registries and the
 signatures of the parts.
 """
 
@@ -12,14 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from ..core.errors import UsageError
 from ..core.files import is_file
 from ..core.interrupts import contained
-from ..core.registry import ANALYSES, DATASETS, DETECTORS, PERTURBATIONS, allow_plugins, did_you_mean, plugin_host
+from ..core.registry import (
+    ANALYSES,
+    DATASETS,
+    DETECTORS,
+    PERTURBATIONS,
+    REGISTRIES,
+    allow_plugins,
+    did_you_mean,
+    plugin_host,
+)
 from ..data.sets import SIZES
 from .instances import make_analysis, make_detector, make_perturbation
 from .problems import Checker, Problem, SuiteError, told
@@ -36,9 +45,6 @@ from .schema import (
     only_misspelt,
     salvage,
 )
-
-if TYPE_CHECKING:
-    from ...attacks.base.perturbation import Perturbation
 
 DECIDES_NO_NUMBER = True
 
@@ -117,6 +123,9 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
     _unique("analyses", list(enumerate(analyses)), checker)
     if checker.problems or data is None:
         raise SuiteError(where, checker.problems)
+    again = sorted({str(seed) for seed in parsed.seeds if parsed.seeds.count(seed) > 1})
+    if again:
+        checker.notes.append(f"seeds names {', '.join(again)} more than once: each seed is run once.")
     return Suite(
         name=parsed.name,
         seeds=tuple(dict.fromkeys(parsed.seeds)),
@@ -144,7 +153,11 @@ def _load_plugins(
     named = [(("plugins", index), folder / name) for index, name in enumerate(own) if name is not None]
     for location, path in [*named, *(((), path) for path in more)]:
         try:
-            plugin_host().open_file(path)
+            origin = plugin_host().open_file(path)
+            if not any(registry.of(origin) for registry in REGISTRIES.values()):
+                checker.notes.append(
+                    f"The plugin file {path} registers nothing: is a decorator such as @register('mine') missing?"
+                )
         except (UsageError, ValueError) as error:
             # A path with a null byte is a ValueError.
             checker.add(location, str(error))
@@ -242,21 +255,9 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: Checker, folder
         params = checker.bound(factory, one, f"perturbation {label!r}", location, entry)
         if params is not None:
             part = replace(part, params=params)
-            made = checker.made(make_perturbation, part, f"perturbation {label!r}", location)
-            if made is not None:
-                _missing(made, f"perturbation {label!r}", location, checker)
+            checker.made(make_perturbation, part, f"perturbation {label!r}", location)
         parts.append(part)
     return parts
-
-
-def _missing(made: Perturbation, where: str, location: tuple[str | int, ...], checker: Checker) -> None:
-    try:
-        with contained():
-            missing = made.missing()
-    except Exception as error:
-        missing = told(error)
-    if missing:
-        checker.add(location, f"{where}: {missing}")
 
 
 def _against_each(part: PerturbationPart, detectors: Sequence[DetectorPart]) -> list[PerturbationPart]:

@@ -97,7 +97,7 @@ class LimitsPart:
         seconds: seconds of an attack per image, and
         score_seconds: of a detector's score per image, and
         fit_seconds: of its fit, and
-        analysis_seconds: of a plugin's analysis: CPU seconds, see :attr:`~.clock.Stopwatch.seconds`.
+        analysis_seconds: of a plugin's analysis: CPU seconds, see :attr:`~..core.clock.Stopwatch.seconds`.
         idle_seconds: seconds in which a plugin's part may compute nothing before it is taken to hang.
         memory: GiB that the process of a plugin's parts may hold.
     """
@@ -121,7 +121,7 @@ class Suite:
         folder: where relative paths of the suite start, absolute: beside the file, or the working directory in which
             the suite was made.
         raw: the mapping as written, for the run's record.
-        notes: what its parts did to the process when they were imported and made.
+        notes: what is odd in it, and what its parts did to the process when they were imported and made.
     """
 
     name: str

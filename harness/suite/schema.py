@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from ..core.parameters import parse_number
+from ..core.parameters import parse_number, wanted
 from ..core.registry import did_you_mean
 
 DECIDES_NO_NUMBER = True
@@ -113,8 +113,12 @@ class ModelEntry(_Entry):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelEntry:
-        if (self.name is None) == (self.factory is None):
-            raise ValueError("a model has either `name` or `factory`")
+        if self.name is not None and self.factory is not None:
+            raise ValueError("a model has either `name` or `factory`: leave one of them out")
+        if self.name is None and self.factory is None:
+            near = [k for k in self.model_extra or () if did_you_mean(k, ["name", "factory"])]
+            meant = f" (is {near[0]!r} meant for one of them?)" if near else ""
+            raise ValueError(f"a model needs `name` or `factory`{meant}")
         return self
 
 
@@ -208,5 +212,10 @@ def explain(item: Any) -> str:
         return f"the key {name!r} is missing"
     if item["type"] == "list_type" and name in _ARRAYS:
         return f"{name} is an array of tables: write [[{name}]] above each of them"
+    if (instead := wanted(item)) is not None:
+        return f"{name} = {item['input']!r:.60}: give {instead}"
     message = str(item["msg"]).removeprefix("Value error, ")
+    array, number = (*item["loc"], "", "")[:2]
+    if array in _ARRAYS and len(item["loc"]) == 2 and isinstance(number, int):
+        return f"[[{array}]] number {number + 1}: {message}"
     return f"{name}: {message}"

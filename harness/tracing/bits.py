@@ -5,6 +5,8 @@ Bit ``i`` of byte ``j`` belongs to unit ``8 j + i`` (little-endian); the padding
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ _DIGIT_UNITS = 4088
 _ROWS, _STRIP = 2048, 256
 # Up to so many rows on one side, counting words costs less than unpacking the other side.
 _FEW = 32
+# NumPy 2 and newer; before, bytes are looked up in a table.
+_bitwise_count = getattr(np, "bitwise_count", None)
+_BYTE_COUNTS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 
 def packed_size(units: int) -> int:
@@ -202,8 +207,15 @@ def _popcounts(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
     block = max(1, (1 << 18) // max(1, len(left) * left.shape[1]))
     for start in range(0, len(right), block):
         both = left[:, None] & right[None, start : start + block]
-        common[:, start : start + block] = torch.from_numpy(np.bitwise_count(both).sum(2, dtype=np.int32))
+        common[:, start : start + block] = torch.from_numpy(_units_on(both))
     return common
+
+
+def _units_on(words: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """Count the bits that are on, over the last axis."""
+    counts = _BYTE_COUNTS[words.view(np.uint8)] if _bitwise_count is None else _bitwise_count(words)
+    found: NDArray[np.int32] = counts.sum(-1, dtype=np.int32)
+    return found
 
 
 def _words(packed: Tensor) -> NDArray[np.uint64]:
@@ -222,7 +234,8 @@ def _keeps_24_bits() -> bool:
 
 def _multiplies_int8() -> bool:
     """Whether the CPU has the instructions without which torch's int8 product is dozens of times slower than float."""
-    found = torch.cpu.get_capabilities()
+    # Torch before 2.9 does not tell; both products give the same counts.
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_vnni") or found.get("amx_int8"))
 
 

@@ -35,13 +35,15 @@ def find_logits(output: Any) -> tuple[Tensor, str]:
         held = ", ".join(repr(key) for key in list(output)[:5])
         raise UsageError(f'it must return a tensor of logits, not a mapping without "logits" (it holds {held})')
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0], f"the first of {len(output)} elements of a {type(output).__name__}"
+        alike = sum(isinstance(other, Tensor) and other.shape == output[0].shape for other in output[1:])
+        beside = f", {alike} of the others being of the same shape (an auxiliary head comes after the main one)"
+        return output[0], f"the first of {len(output)} elements of a {type(output).__name__}{beside if alike else ''}"
     raise UsageError(f"it must return a tensor of logits, not {_a(type(output).__name__)}")
 
 
 def is_single(found: Tensor, classes: int) -> bool:
-    """Whether a network gives one logit, (n,) or (n, 1), for two classes."""
-    return classes == 2 and (found.ndim == 1 or (found.ndim == 2 and found.shape[1] == 1))
+    """Whether a network gives one logit, (n,) or (n, 1), for two classes; () for one image, as squeezing makes it."""
+    return classes == 2 and (found.ndim <= 1 or (found.ndim == 2 and found.shape[1] == 1))
 
 
 def as_logits(output: Any, classes: int) -> Tensor:
@@ -62,6 +64,9 @@ def as_logits(output: Any, classes: int) -> Tensor:
     if is_single(found, classes):
         z = found.reshape(-1, 1).float()
         return z * z.new_tensor(_HALVES)
+    if found.shape == (classes,):
+        # One image, squeezed.
+        found = found[None]
     if found.ndim != 2 or found.shape[1] != classes:
         raise UsageError(f"it must return (n, {classes}) logits, not a tensor of the shape {tuple(found.shape)}")
     return found.float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -66,8 +66,7 @@ def survey(model: nn.Module, example: Tensor, modules: Sequence[str] = (), root:
     """
     images = example[torch.arange(_EXAMPLES, device=example.device) % len(example)]
     try:
-        # Compiled code is called from Python again, where its operations can be followed.
-        with torch.compiler.set_stance("force_eager"):
+        with _uncompiled():
             found = _calls(model, images, modules, root, ChannelAxes(images))
     except UsageError:
         raise
@@ -86,6 +85,13 @@ def survey(model: nn.Module, example: Tensor, modules: Sequence[str] = (), root:
             f'The model has no tap: {seen}. Name the modules to read in its suite entry: tap_modules = ["..."].'
         )
     return Survey(taps, left_out)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Call compiled code from Python again, where its operations can be followed (torch 2.6 and newer)."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    eager: AbstractContextManager[object] = nullcontext() if stance is None else stance("force_eager")
+    return eager
 
 
 def _calls(
@@ -122,7 +128,7 @@ def encode(need: Need, activation: Tensor, signs: Tensor, kept: Tensor | None) -
         need: which code.
         activation: post-activation, (n, ...), arranged.
         signs: of its shape: a unit's bit is 1 where this is positive, or true.
-        kept: positions of the units that are kept (:func:`~.trace.sampled_units`); ``None`` for all.
+        kept: positions of the units that are kept (:func:`~.traces.sampled_units`); ``None`` for all.
     """
     if need.representation == "pooled":
         return pool(activation, need.statistic)

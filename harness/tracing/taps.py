@@ -183,11 +183,18 @@ def refuse_hidden_calls(model: nn.Module) -> None:
     """Refuse models whose activation calls cannot be seen.
 
     Raises:
-        UsageError: for scripted or traced sub-modules and for DataParallel, with what to do instead.
+        UsageError: for scripted or traced sub-modules, for DataParallel, and for compiled ones before torch 2.6, with
+            what to do instead.
     """
+    compiled_hides = not hasattr(torch.compiler, "set_stance")
     for path, module in model.named_modules():
         where = f"The module {path!r}" if path else "The model"
         if isinstance(module, torch.jit.ScriptModule):
             raise UsageError(f"{where} is scripted, which hides its activations: give the original nn.Module.")
+        if compiled_hides and hasattr(module, "_orig_mod"):
+            raise UsageError(
+                f"{where} is compiled, which hides its activations before torch 2.6: give the model as it was before "
+                "torch.compile, or update torch."
+            )
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise UsageError(f"{where} is wrapped in {type(module).__name__}: give the model inside it (`.module`).")

@@ -72,7 +72,7 @@ class Instruments:
         return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root)
 
     def traces(self, detector: Scores, images: Tensor, seed: int = 0) -> Traces:
-        """Traces as :meth:`Detector.score` gets them: with the views and input gradients that it declares.
+        """Traces as a detector's ``score`` gets them: with the views and input gradients that it declares.
 
         Args:
             detector: whose codes, views and gradients are recorded.
@@ -99,5 +99,5 @@ class Instruments:
 
 
 def fit_traces(traces: Traces, labels: Tensor, draws: torch.Generator) -> Traces:
-    """Traces as :meth:`Detector.fit` gets them: with labels and a generator."""
+    """Traces as a detector's ``fit`` gets them: with labels and a generator."""
     return replace(traces, label_rows=labels, random=draws)

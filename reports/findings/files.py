@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...harness.core.errors import UsageError
-from ...harness.core.files import MIB, digest_of, is_regular, open_tensors, read_file
+from ...harness.core.files import MIB, file_digest, is_regular, open_tensors, read_file
 from ...harness.core.formats import check_schema, package_version
 from ...harness.evaluation.csv_files import write_csv
 from ..read.run_directory import check_published, mapping, words
@@ -280,7 +280,7 @@ def _check_files(folder: Path, facts: Mapping[str, object]) -> None:
     for name in mapping(facts["files"]):
         if name.startswith(start):
             try:
-                digest = digest_of(run / name, FILE_LIMIT, within=run)
+                digest = file_digest(run / name, FILE_LIMIT, within=run)
             except (FileNotFoundError, NotADirectoryError):
                 digest = None
             check_published(run, facts, name, digest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...harness.core.files import MIB, is_regular, open_file
 from ..read.run_directory import Run, mapping, words
-from ..site.matrices_and_curves import json_block
+from ..templates.rendering import json_block
 from .figures import Drawn, drawn
 from .files import FILE_LIMIT, FOLDER, Result, picture_files, read_findings, table_files
 from .thumbnails import thumbnail
@@ -217,13 +217,13 @@ def _markup(text: str) -> Markup:
     return Markup(text)  # noqa: S704 - a constant
 
 
-def outdated(folder: Path, kept: Sequence[str]) -> list[Path]:
-    """Pages of analyses in a site's folder that an earlier report made and this one does not."""
+def made_pages(folder: Path) -> list[Path]:
+    """The pages of analyses in a site's folder, by this report or an earlier one; no other files."""
     if not folder.is_dir():
         return []
     found = []
     for page in sorted(folder.glob("*.html")):
-        if page.name not in kept and is_regular(page):
+        if is_regular(page):
             with open_file(page, FILE_LIMIT, follow=False) as stream:
                 if GENERATOR.encode() in stream.read(2048):
                     found.append(page)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from ...harness.core.errors import UsageError
-from ...harness.core.files import MIB, RefusedFileError, digest_of, parse_json, read_if_there
+from ...harness.core.files import MIB, RefusedFileError, file_digest, parse_json, read_if_there
 from ...harness.core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _columns(text: str, number: str) -> dict[str, str]:
     return {**dict.fromkeys(text.split(), _TEXT), **dict.fromkeys(number.split(), _NUMBER)}
 
 
-# The columns of DESIGN section 5 that the report reads; a table may have more.
+# The columns that the report reads (docs/architecture.md); a table may have more.
 TABLES: Mapping[str, Mapping[str, str]] = {
     "leaderboard": _columns(
         "dataset model detector norm eps worst_perturbation surrogate flags seeds protocol_digest",
@@ -200,7 +200,7 @@ def check_scores(run: Run) -> None:
     name = "tables/scores.csv.gz"
     if name in mapping(run.facts.get("files")):
         there = os.path.lexists(run.path / name)
-        check_published(run.path, run.facts, name, digest_of(run.path / name, within=run.path) if there else None)
+        check_published(run.path, run.facts, name, file_digest(run.path / name, within=run.path) if there else None)
 
 
 def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional: Mapping[str, str]) -> list[Row]:

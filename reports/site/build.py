@@ -7,34 +7,31 @@ loading anything from elsewhere.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...harness.core.errors import AftershockError, UsageError, described
-from ...harness.core.files import refuse_links_on_the_way, write_atomic, write_problem
+from ...harness.core.files import is_regular, refuse_links_on_the_way, write_atomic, write_problem
 from ...harness.evaluation.verdict import Standing, sentence, verdict
-from ..findings.pages import Study, analysis_page, cards, outdated, studies
+from ..findings.files import FOLDER
+from ..findings.pages import Study, analysis_page, cards, made_pages, studies
 from ..read.run_directory import TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
+from ..templates.rendering import asset, environment, json_block
 from .attacks import ROUNDED, rounding, winners
 from .budgets import curve_data, ends, ends_table
 from .costs import COSTS, cost_tables
 from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
 from .joined_ranks import common_ranks
 from .leaderboard import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
-from .matrices_and_curves import MEASURES, grouped, json_block, matrices, propagation
+from .matrices_and_curves import MEASURES, grouped, matrices, propagation
+from .reasons import missing_reasons
 from .run_facts import labels, run_page
 from .shares import Conditions
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-TEMPLATES = "aftershock.reports.templates"
+INDEX, PLOTLY = "index.html", "plotly.min.js"
 ASSETS = ("style.css", "site.js", "budgets.js", "analyses.js")
 
 
@@ -108,23 +105,14 @@ def _result(row: Row) -> tuple[object, ...]:
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
-    """Write the site of some runs; see :func:`write_site`.
-
-    Returns:
-        ``out/index.html``, with ``out/assets`` beside it, and ``out/analyses`` where the runs have analyses.
-    """
-    return write_site(runs, out)[-1]
-
-
-def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Write the site of some runs.
+    """Write the site of some runs, from what is in their directories.
 
     Args:
         runs: run directories; rows of the same data set, model and protocol digest share a leaderboard.
         out: the folder of the site, made if need be. It may be a link, but not one that lies in one of the runs.
 
     Returns:
-        every file of the site, ``index.html`` last.
+        ``out/index.html``, with ``out/assets`` beside it, and ``out/analyses`` where the runs have analyses.
 
     Raises:
         UsageError: if there is no run, a run cannot be read, or ``out`` cannot be written.
@@ -142,55 +130,50 @@ def write_site(runs: Sequence[Path], out: Path) -> list[Path]:
     more, failed = _analysis_pages(found, out)
     shown = [s for s in found if f"{s.slug}.html" in more]
     page = render(read, shown, [*problems, *failed])
-    assets, analyses = out / "assets", out / "analyses"
+    assets, analyses = out / "assets", out / FOLDER
     # A run directory may come from anybody, and a report could be written through a link in it.
     refuse_links_on_the_way(out, runs)
     for folder in (assets, analyses):
         if folder.is_symlink():
             raise UsageError(f"{folder} is a link: remove it, or choose another folder for the report.")
-    texts = {assets / name: (files(TEMPLATES) / name).read_text("utf-8") for name in ASSETS}
-    texts[assets / "plotly.min.js"] = _plotly()
+    texts = {assets / name: asset(name) for name in ASSETS}
+    texts[assets / PLOTLY] = _plotly()
     texts |= {analyses / name: text for name, text in more.items()}
-    texts[out / "index.html"] = page
+    texts[out / INDEX] = page
     try:
         assets.mkdir(parents=True, exist_ok=True)
         if more:
             analyses.mkdir(exist_ok=True)
         for file, text in texts.items():
             write_atomic(file, text.encode("utf-8"))
-        for old in outdated(analyses, list(more)):
-            old.unlink()
+        for old in made_pages(analyses):
+            if old.name not in more:
+                old.unlink()
     except OSError as error:
         raise write_problem(out, error, "choose another folder for the report") from error
     if failed:
         raise AftershockError(" ".join(failed))
-    return list(texts)
+    return out / INDEX
+
+
+def site_files(out: Path) -> list[Path]:
+    """The files of a site that :func:`build_site` wrote; files of others in its folders are not among them."""
+    own = [*(out / "assets" / name for name in (*ASSETS, PLOTLY)), out / INDEX]
+    return [*(file for file in own if is_regular(file)), *made_pages(out / FOLDER)]
 
 
 def _analysis_pages(found: Sequence[Study], out: Path) -> tuple[dict[str, str], list[str]]:
     """The pages of analyses by file name, and a sentence for each that cannot be made: they hold what others found."""
-    environment, made, failed = _environment(), {}, []
+    templates, made, failed = environment(), {}, []
     for study in found:
         name = f"{study.slug}.html"
         try:
             # Its card is part of the front page, which nothing may keep from being made.
             cards([study])
-            made[name] = analysis_page(study, environment, out, version("aftershock"))
+            made[name] = analysis_page(study, templates, out, version("aftershock"))
         except Exception as error:
             failed.append(f"The page analyses/{name} could not be made: {described(error)}.")
     return made, failed
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("aftershock.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problems: Sequence[str] = ()) -> str:
@@ -201,7 +184,7 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
     curves = propagation([(_curve_title(g, groups), g.rows("propagation")) for g in groups])
     names = list(dict.fromkeys(run.name for run in runs))
     failures = [f for run in runs for f in _failures(run)]
-    return _environment().get_template("index.html").render(
+    return environment().get_template("index.html").render(
         title=names[0] if len(names) == 1 else f"{len(names)} suites",
         names=names,
         runs=[run_page(run) for run in runs],
@@ -259,7 +242,7 @@ def _curve_title(group: Group, groups: Sequence[Group]) -> str:
 
 def _group_page(group: Group) -> dict[str, object]:
     board, metrics = group.ranked, group.rows("metrics")
-    reasons, doubts = _reasons(group), _doubts(group)
+    reasons, doubts = missing_reasons(group.runs, group.model, group.rows("metrics")), _doubts(group)
     attacks = _conditions(group)
     last = ends(attacks)
     order = [r.text("detector") for r in sorted(board, key=place)]
@@ -347,24 +330,6 @@ def _headline(rows: Sequence[Row]) -> dict[str, str]:
         "leader": leader.text("detector") if leader is not None else "",
         "leader_auroc": f"{leader.number('mean_auroc_unseen'):.2f}" if leader is not None else "",
     }
-
-
-def _reasons(group: Group) -> dict[str, str]:
-    """Why something of a detector is missing: its failed cells, or what its metrics say if none has a number."""
-    names = {r.text("detector") for t in ("leaderboard", "metrics") for r in group.rows(t)}
-    names |= {d for run in group.runs for d in labels(run, "detectors")}
-    reasons: dict[str, str] = {}
-    for run in group.runs:
-        for failure in objects(run.facts.get("failures")):
-            parts = set(re.split(r"[^A-Za-z0-9._-]+", words(failure.get("cell"))))
-            if group.model not in parts and parts & set(labels(run, "models")):
-                continue  # another model's cell
-            for part in parts & names:
-                reasons.setdefault(part, f"failed: {words(failure.get('reason')) or 'no reason was recorded'}")
-    for (detector,), rows in grouped(group.rows("metrics"), "detector").items():
-        if all(r.number("auroc") is None for r in rows):
-            reasons.setdefault(detector, next((r.text("reason") for r in rows if r.text("reason")), "not computed"))
-    return reasons
 
 
 def _failures(run: Run) -> list[tuple[str, str, str, str]]:

@@ -49,8 +49,11 @@ FLAGS = {
                        "the prediction is flagged."),
     "ties-at-threshold": ("ties at the threshold", "More than 1 % of the calibrate scores equal the threshold: the "
                           "score is coarse, and its false positive rate may be far below 5 %."),
-    "reads-files": ("reads files", "The code of this detector opened files that are not its own while it was fitted "
-                    "or asked, as one that knows the test images would; what they hold is not known."),
+    "reads-files": ("reads files", "The code of this detector opened files, connections or system libraries that are "
+                    "not its own while it was fitted or asked, as one that knows the test images would; what they hold "
+                    "is not known."),
+    "starts-processes": ("starts processes", "The code of this detector started other programs, or copies of its "
+                         "process, while it was fitted or asked; which files those read is not known."),
     "limit": ("ended by a limit", "The attack spent what [limits] allows: more would do better."),
     "no-adaptive-attack": ("no adaptive attack", "No attack that knows this detector was tried: its robust accuracy is "
                            "only an upper bound."),

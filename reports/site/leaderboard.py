@@ -167,8 +167,9 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
 
 
 def place(row: Row) -> tuple[float, float, float, str]:
-    """Return what rows of the leaderboard are sorted by: as in the table of a run (:func:`..harness.ranking.place`).
+    """Return what rows of the leaderboard are sorted by, as in the table of a run.
 
+    The order is that of :func:`~...harness.evaluation.leaderboard.place`.
     Ranked rows first, then those with a number; each by descending robust accuracy, then by name.
     """
     robust, rank = row.number("robust_accuracy_at_fpr_5"), row.number("rank")

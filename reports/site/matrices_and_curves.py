@@ -6,15 +6,10 @@ colour of the reader's theme), curves become a JSON block that the page's script
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..read.run_directory import Row
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 DASH = "–"
 NOTHING_SEEN = {"exact": "seen", "family": "family seen"}
@@ -210,13 +205,3 @@ def _curves(title: str, rows: Sequence[Row]) -> dict[str, object]:
         "seeds": len({r.text("seed") for r in rows}),
         "series": series,
     }
-
-
-def json_block(data: object) -> Markup:
-    """JSON that may stand inside a ``<script type="application/json">``: nothing in it can end or open a tag."""
-    from markupsafe import Markup
-
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII only, U+2028 included
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)  # noqa: S704 - the three signs that mean anything to HTML are gone

@@ -98,6 +98,7 @@ def test_stronger_attacks_leave_no_more_than_published_pgd(trained) -> None:
 
 
 @pytest.mark.realdata
+@pytest.mark.torchattacks
 @pytest.mark.parametrize("step_size", [0.01, 0.0375])
 def test_pgd_is_as_strong_as_another_implementation_at_any_step(trained, step_size: float) -> None:
     import torchattacks

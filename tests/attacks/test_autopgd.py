@@ -122,6 +122,7 @@ def test_more_restarts_and_targets_never_fool_fewer(digits, loss) -> None:
         assert torch.equal(often.images[once.success], once.images[once.success])
 
 
+@pytest.mark.torchattacks
 @pytest.mark.parametrize(
     ("norm", "eps", "loss"),
     [("linf", 0.06, "ce"), ("linf", 0.06, "dlr"), ("l2", 0.4, "ce"), ("l2", 0.4, "dlr")],
@@ -223,7 +224,7 @@ def test_l1_ends_inside_its_budget_and_the_range(digits, loss) -> None:
         AutoPGD(0.9, "l1", steps=12),
         AutoPGD(0.05, steps=12, restarts=2),
         AutoPGD(0.4, "l2", steps=6, loss="dlr-targeted"),
-        AutoAttack(0.05, **SMALL),
+        pytest.param(AutoAttack(0.05, **SMALL), marks=pytest.mark.torchattacks),
     ],
 )
 def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, attack) -> None:
@@ -237,6 +238,7 @@ def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, attack) 
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.torchattacks
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
 def test_the_ensemble_is_at_least_each_of_its_parts(digits, norm, eps: float) -> None:
     made = run(digits, AutoAttack(eps, norm, **SMALL))
@@ -250,6 +252,7 @@ def test_the_ensemble_is_at_least_each_of_its_parts(digits, norm, eps: float) ->
     assert (made.norms[norm] <= eps + 1e-6).all()
 
 
+@pytest.mark.torchattacks
 def test_only_square_sees_through_gradients_that_are_nothing(digits) -> None:
     model = Rounded(digits.model)
     with torch.no_grad():
@@ -260,6 +263,7 @@ def test_only_square_sees_through_gradients_that_are_nothing(digits) -> None:
     assert blind.success.float().mean() < 0.1 and seeing.success.float().mean() > 0.4
 
 
+@pytest.mark.torchattacks
 def test_fab_alone_fools_what_lies_within_the_budget(digits) -> None:
     class Fab(AutoAttack):
         def _stages(self, classes):
@@ -271,6 +275,7 @@ def test_fab_alone_fools_what_lies_within_the_budget(digits) -> None:
     assert (fab.norms["linf"] <= 0.06 + 1e-6).all() and fab.norms["linf"][fab.success].mean() < 0.05
 
 
+@pytest.mark.torchattacks
 def test_all_stages_are_paid_by_an_image_that_nothing_fools(digits) -> None:
     made = run(digits, AutoAttack(0.0, steps=5, restarts=2, targets=3, queries=11))
     assert not made.success.any() and torch.equal(made.images, digits.images)
@@ -306,6 +311,7 @@ def few(digits, request) -> FewCase:
     return FewCase(Few(digits.model, request.param), digits.images, digits.labels % request.param, digits.indices)
 
 
+@pytest.mark.torchattacks
 def test_few_classes_get_the_parts_that_are_defined_for_them(few, monkeypatch) -> None:
     stages = []
 
@@ -338,6 +344,7 @@ def test_few_classes_get_the_parts_that_are_defined_for_them(few, monkeypatch) -
     assert said in str(attack.reduced((1, 8, 8), classes))
 
 
+@pytest.mark.torchattacks
 def test_fab_has_the_targets_that_there_are(few) -> None:
     class Fab(AutoAttack):
         def _stages(self, classes):

@@ -165,6 +165,7 @@ def test_masked_gradients_stop_pgd_and_not_square(digits, norm, eps: float) -> N
     assert square.success.float().mean() > 0.5 and square.flags == ()
 
 
+@pytest.mark.torchattacks
 def test_it_is_as_strong_as_another_implementation(digits) -> None:
     import torchattacks
 

@@ -39,6 +39,8 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.torchattacks
+
 PARTS: dict[str, type[LibraryAttack]] = {
     name: part
     for module in (torchattacks_attacks, torchattacks_search)
@@ -330,7 +332,7 @@ def test_targeted_apgd_in_l2_does_not_depend_on_who_comes_first(digits) -> None:
         (lambda: DeepFool(eps=-1.0), "eps = -1.0"),
         (lambda: Square(p_init=2.0), "p_init"),
         (lambda: Pixle(smallest_patch=5, largest_patch=4), "larger than"),
-        (lambda: Pixle(pixel_mapping="nearest"), "choose random"),
+        (lambda: Pixle(pixel_mapping="nearest"), "give random"),
         (lambda: CW(eps=-1.0), "eps = -1.0"),
     ],
 )

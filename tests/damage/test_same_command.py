@@ -70,7 +70,7 @@ def some(operations: Mapping[str, Callable], everything: bool, number: int, coun
 def of_kind(folder: Path, kind: str) -> str:
     """The key of the first cell of a kind that has an artifact (any cell, of kinds without)."""
     found = [json.loads(p.read_text()) for p in sorted(folder.glob("**/*.json")) if len(p.stem) == 64]
-    ours = [r for r in found if r["kind"].startswith(kind)]
+    ours = [r for r in found if r["name"]["kind"].startswith(kind)]
     return next((r["key"] for r in ours if r["digest"]), ours[0]["key"])
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from aftershock import Guard
 from aftershock.harness.core.errors import AftershockError
-from aftershock.harness.core.files import digest_of
+from aftershock.harness.core.files import file_digest
 from aftershock.harness.core.formats import seal
 from aftershock.harness.models.weights import state_digest
 from aftershock.harness.run.guard import export_guard
@@ -80,7 +80,7 @@ def target(run: Path, file: str) -> Path:
     if not colon:
         return next(run.glob(file))
     found = (r for p in sorted((run / "cells").glob("*.json")) if (r := read_record(p)) is not None)
-    key = next(r.key for r in found if r.name.startswith(f"digits/mlp/0/{name}"))
+    key = next(r.key for r in found if str(r.name).startswith(f"digits/mlp/0/{name}"))
     return run / part / f"{key}.{'json' if part == 'cells' else 'safetensors'}"
 
 
@@ -231,7 +231,7 @@ def test_scores_without_a_number_make_no_guard(uses: Uses) -> None:
     record = read_record(entry_file)
     assert record is not None
     entry_file.write_bytes(
-        dump_record(Record(**{**vars(record), "digest": digest_of(path), "size": path.stat().st_size}))
+        dump_record(Record(**{**vars(record), "digest": file_digest(path), "size": path.stat().st_size}))
     )
     with pytest.raises(AftershockError, match="finite"):
         export_guard(run, "mahalanobis", uses.folder / "g.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,12 @@ def rows_apart(n: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor, torch
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=draw)
     return order[count:].sort().values, order[:count].sort().values, draw
+
+
+@pytest.fixture
+def pytorch_ood() -> Any:
+    """The detectors of pytorch-ood, as an oracle; skips where it is not installed."""
+    return pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood, the oracle, is not installed")
 
 
 @pytest.fixture(scope="session")

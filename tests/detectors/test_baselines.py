@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.activations.mahalanobis import Mahalanobis
+from aftershock.detectors.activations.mahalanobis import Mahalanobis, means_and_precision
 from aftershock.detectors.logits.baselines import Energy, MaxSoftmax
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import LiveTrace, Traces
@@ -50,6 +50,19 @@ def mahalanobis(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.n
     precision = np.linalg.pinv(residuals.T @ residuals, rcond=1e-9, hermitian=True)
     offsets = test[:, None] - means
     return np.einsum("ncd,de,nce->nc", offsets, precision, offsets).min(1) / 2
+
+
+def test_means_and_precision_equal_those_of_pytorch_ood(pytorch_ood: Any) -> None:
+    """To the last bit, also where a class is missing and where a row belongs to no class."""
+    draw = torch.Generator().manual_seed(3)
+    features, groups = torch.randn(200, 9, generator=draw), torch.randint(4, (200,), generator=draw)
+    features += groups.unsqueeze(1)
+    groups[groups == 1] = -1
+    inside = groups >= 0
+    contiguous = torch.tensor([0, -1, 1, 2])[groups[inside]]
+    reference = pytorch_ood.Mahalanobis(None).fit_features(features[inside], contiguous)
+    means, precision = means_and_precision(features, groups)
+    assert torch.equal(means, reference.mu) and torch.equal(precision, reference.precision)
 
 
 def pooled(world: Any, sample: Any, tap: str) -> np.ndarray:

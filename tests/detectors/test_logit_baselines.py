@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.logits.baselines import Entropy, KLMatching, Margin, MaxLogit
+from aftershock.detectors.logits.baselines import Energy, Entropy, KLMatching, Margin, MaxLogit
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import LiveTrace, Traces
 from scipy.special import softmax
@@ -37,16 +37,24 @@ def test_they_are_their_formulas(logits: torch.Tensor) -> None:
         np.testing.assert_allclose(detector.score(only_logits(logits)).numpy(), scores, rtol=1e-9, atol=1e-12)
 
 
-def test_entropy_and_kl_matching_are_those_of_pytorch_ood_where_it_does_not_round(logits: torch.Tensor) -> None:
-    from pytorch_ood.detector import Entropy as EntropyReference
-    from pytorch_ood.detector import KLMatching as KLReference
-
+def test_entropy_and_kl_matching_are_those_of_pytorch_ood_where_it_does_not_round(
+    logits: torch.Tensor, pytorch_ood: Any
+) -> None:
     moderate = logits / 4
-    torch.testing.assert_close(Entropy().score(only_logits(moderate)), EntropyReference.score(moderate.double()))
+    torch.testing.assert_close(Entropy().score(only_logits(moderate)), pytorch_ood.Entropy.score(moderate.double()))
     fit, test = moderate[:50], moderate[50:]
-    reference = KLReference(None).fit_logits(fit)
+    reference = pytorch_ood.KLMatching(None).fit_logits(fit)
     found = KLMatching().fit(only_logits(fit)).score(only_logits(test))
     torch.testing.assert_close(found.float(), reference.predict_logits(test), rtol=1e-4, atol=1e-5)
+
+
+def test_energy_and_largest_logit_equal_those_of_pytorch_ood(logits: torch.Tensor, pytorch_ood: Any) -> None:
+    """To the last bit."""
+    values = logits.double()
+    for temperature in (0.5, 1.0, 10.0):
+        found = Energy(temperature).score(only_logits(logits))
+        assert torch.equal(found, pytorch_ood.EnergyBased.score(values, temperature))
+    assert torch.equal(MaxLogit().score(only_logits(logits)), pytorch_ood.MaxLogit.score(values))
 
 
 @pytest.mark.parametrize(

@@ -62,15 +62,15 @@ def test_split_rows_and_picked(world: Any) -> None:
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_knn_is_that_of_pytorch_ood(world: Any, normalise: bool) -> None:
-    from pytorch_ood.detector import KNN
-
+def test_knn_is_that_of_pytorch_ood(world: Any, pytorch_ood: Any, normalise: bool) -> None:
     detector = Neighbours(neighbours=7, normalise=normalise)
     detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))
     reference = detector.fitted[0]["reference"]
     # At most 80 % of the images that the model classifies correctly.
     assert 100 < len(reference) <= 160
-    oracle = KNN(None, k=7, normalize=normalise).fit_features(reference.double(), torch.zeros(len(reference)))
+    oracle = pytorch_ood.KNN(None, k=7, normalize=normalise).fit_features(
+        reference.double(), torch.zeros(len(reference))
+    )
     traces = world.traces(world.perturbed(50, 2), detector.needs)
     expected = oracle.predict_features(traces.pooled("dense").double())
     torch.testing.assert_close(detector.layer_scores(traces)[:, 0], expected, rtol=1e-9, atol=1e-9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from aftershock.detectors.logits.odin import Odin
@@ -36,11 +38,9 @@ def draw(n: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dimensions", [0, 3])
-def test_vim_is_that_of_pytorch_ood_given_the_weights(layer: nn.Linear, dimensions: int) -> None:
-    from pytorch_ood.detector import ViM
-
+def test_vim_is_that_of_pytorch_ood_given_the_weights(layer: nn.Linear, pytorch_ood: Any, dimensions: int) -> None:
     fit, test = draw(400, 1), draw(50, 2)
-    reference = ViM(None, dimensions or 5, layer.weight, layer.bias).fit_features(fit, torch.zeros(400))
+    reference = pytorch_ood.ViM(None, dimensions or 5, layer.weight, layer.bias).fit_features(fit, torch.zeros(400))
     detector = Vim(dimensions=dimensions).fit(traces(fit, layer, labels=True))
     assert detector.explained > 1 - 1e-9
     assert detector.alpha == pytest.approx(reference.alpha, rel=1e-3)
@@ -77,9 +77,7 @@ class Net(nn.Module):
         return logits
 
 
-def test_odin_is_that_of_pytorch_ood_to_first_order() -> None:
-    from pytorch_ood.detector import ODIN
-
+def test_odin_is_that_of_pytorch_ood_to_first_order(pytorch_ood: Any) -> None:
     torch.manual_seed(5)
     model, images = Net().double().eval(), torch.rand(20, 3, 4, 4, dtype=torch.float64)
     eps, temperature = 1e-5, 2.0
@@ -88,7 +86,7 @@ def test_odin_is_that_of_pytorch_ood_to_first_order() -> None:
     gradient = input_gradient(model, images, wanted.objective)
     logits = model(images).detach()
     found = detector.score(Traces(logits, (), gradient_rows={wanted.name: gradient}))
-    reference = ODIN(model, eps=eps, temperature=temperature).predict(images)
+    reference = pytorch_ood.ODIN(model, eps=eps, temperature=temperature).predict(images)
     still = logits.div(temperature).softmax(1).amax(1)
     # The effect of the step alone, since the rest is the softmax.
     torch.testing.assert_close(found + still.log(), -((-reference).log() - still.log()), rtol=1e-3, atol=1e-10)

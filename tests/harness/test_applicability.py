@@ -1,4 +1,4 @@
-"""Perturbations that are not defined for the shape of a task: left out of plan, digest and ranking, and said."""
+"""Perturbations that are not defined for a task or lack a package: left out of plan, digest and ranking, and said."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aftershock.attacks.libraries import declare as library
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data.sets import SIZES, TASKS, task_shape
 from aftershock.harness.data.types import Dataset, TaskShape
@@ -30,7 +32,7 @@ AIMED = {"name": "autopgd", "label": "aimed", "eps": 0.1, "loss": "dlr-targeted"
 SATURATE = {"name": "corruption.saturate"}
 
 PLUGIN = """
-from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo, register
+from aftershock.attacks import Perturbation, PerturbationInfo, register
 from aftershock.harness.core.errors import UnavailableError
 
 
@@ -51,6 +53,16 @@ class Unsure(Planted):
 
     def perturb(self, model, images, labels, draws):
         return images
+
+
+@register("lacks")
+class Lacks(Planted):
+    @classmethod
+    def missing(cls):
+        return "It needs the package nowhere."
+
+    def perturb(self, model, images, labels, draws):
+        raise RuntimeError("it was called all the same")
 
 
 @register("adaptive-colour")
@@ -166,6 +178,35 @@ def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Cal
     assert applicability(suite, make_perturbations(suite), TaskShape((1, 8, 8), 2)).inapplicable == {}
 
 
+@pytest.mark.parametrize(
+    ("entry", "package"),
+    [
+        ({"name": "autoattack", "label": "it", "eps": [0.1, 0.2]}, "torchattacks"),
+        ({"name": "torchattacks.CW", "label": "it"}, "torchattacks"),
+        ({"name": "foolbox.DDNAttack", "label": "it"}, "foolbox"),
+    ],
+)
+def test_what_lacks_its_package_is_left_out_and_said_once(
+    entry: Mapping[str, Any], package: str, tmp_path: Path, tiny: Callable, digits: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(library, "version", missing)
+    bits = {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["it"]}
+    whole = planned(tmp_path / "a.toml", tiny, digits, [FGSM, entry], detectors=[{"name": "msp"}, bits])
+    without = planned(tmp_path / "b.toml", tiny, digits, [FGSM], detectors=[{"name": "msp"}])
+    assert list(whole.cells) == list(without.cells)
+    assert whole.protocol_digests == without.protocol_digests
+    said, learns = whole.applicability.sentences
+    assert said.startswith("it is left out: ") and f"run 'pip install {package}'" in said
+    assert learns.startswith("The detector bits is not fitted: it learns from it")
+    # The shape of the task is not needed to know.
+    suite = load_suite(tmp_path / "a.toml")
+    assert applicability(suite, make_perturbations(suite), None).sentences == whole.applicability.sentences
+
+
 def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
     tmp_path: Path, tiny: Callable, binary: Dataset, plugin: str
 ) -> None:
@@ -230,7 +271,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable, plugin: str)
     # With fewer epochs it would be near chance, and nothing would be ranked.
     more: dict[str, Any] = {"data": data, "plugins": [plugin], "model": {"epochs": 20}}
     sought = {"name": "adaptive-square", "eps": 0.3, "queries": 5, "images": 20}
-    parts = [FGSM, DLR, AUTOATTACK, SATURATE, sought, {"name": "adaptive-colour"}]
+    parts = [FGSM, DLR, AUTOATTACK, SATURATE, sought, {"name": "adaptive-colour"}, {"name": "lacks"}]
     tiny(folder / "whole.toml", parts, [{"name": "msp"}, BITS], **more)
     tiny(folder / "without.toml", [FGSM, AUTOATTACK, sought], [{"name": "msp"}], **more)
     tiny(folder / "broken.toml", [FGSM, {"name": "refuses"}], [{"name": "msp"}], **more)
@@ -246,6 +287,7 @@ def test_validate_says_what_does_not_apply(place: Path, forks: Callable, tiny: C
     assert "dlr does not apply to npz (1 x 6 x 6, 2 classes) and is left out" in text
     assert "corruption.saturate does not apply" in text
     assert "autoattack is reduced" in text
+    assert "lacks is left out: It needs the package nowhere." in text
     assert "The detector bits is not fitted" in text
     tiny(place / "ten.toml", [FGSM, DLR, AUTOATTACK])
     assert "appl" not in forks("validate", "ten.toml", cwd=place).output
@@ -268,7 +310,8 @@ def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, fo
     facts = json.loads((place / "whole" / "run.json").read_text())
     assert facts["failures"] == []
     assert facts["cells"]["skipped"] == 0
-    assert len(facts["notes"]) == 6
+    assert table["lacks"]["reason"] == "It needs the package nowhere."
+    assert len(facts["notes"]) == 7
     assert facts["notes"][0].startswith("No detector will have a rank")
     assert "does not apply to npz" in (place / "whole" / "site" / "index.html").read_text()
     assert forks("run", "without.toml", "--out", "without", cwd=place, **cache).status == 0

@@ -146,7 +146,7 @@ def test_a_module_that_decides_no_number_is_in_no_digest(edit: Edit) -> None:
 
 
 def test_what_only_type_checkers_import_is_not_followed() -> None:
-    assert "harness.run.tasks.context" not in code_behind("harness.run.tasks.workbench")
+    assert "harness.run.context" not in code_behind("harness.run.workers.standins.analyses")
 
 
 def test_imports_of_every_form_are_followed() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.data import builtin as datasets
+from aftershock.harness.data import sets as datasets
 from aftershock.harness.data.types import ImageSplit, channel_statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,7 +121,7 @@ def test_the_digits_file_holds_what_scikit_learn_gives() -> None:
 
 def test_finding_a_data_set_loads_neither_torch_nor_sklearn(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from aftershock.harness import datasets\n"
+        "import sys; from pathlib import Path; from aftershock.harness.data import sets as datasets\n"
         "assert datasets.digits(Path('.')).files\n"
         "print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy', 'PIL') if m in sys.modules])"
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aftershock.harness.core.cell_names import CellName
 from safetensors.torch import load_file
 
 COLUMNS = {
@@ -40,7 +41,7 @@ import sys
 import torch
 
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
-from aftershock.attacks.base.perturbation import register as perturbation
+from aftershock.attacks import register as perturbation
 from aftershock.detectors.base.detector import Detector, DetectorInfo, InputGradient, View, register
 from aftershock.harness.tracing.traces import Need
 
@@ -266,7 +267,7 @@ def rows(run: Path, name: str) -> list[dict[str, str]]:
 def ledger(run: Path) -> dict[str, dict]:
     """The ledger's entries by cell name."""
     found = [json.loads(path.read_text()) for path in (run / "cells").iterdir()]
-    return {entry["name"]: entry for entry in found}
+    return {str(CellName.from_json(entry["name"])): entry for entry in found}
 
 
 def one(run: Path, table: str, **where: str) -> dict[str, str]:
@@ -450,7 +451,7 @@ def test_limit_and_only(place: Path, forks: Callable, cache: dict[str, str]) -> 
     assert all(r["tpr_at_fpr_5"] == "" and r["reason"] for r in rows(place / "limited", "metrics.csv"))
     done = forks("run", "tiny.toml", "--out", "part", "--only", "perturb/fgsm", cwd=place, **cache)
     assert done.status == 0, done.output
-    assert {e["kind"] for e in ledger(place / "part").values()} == {"model", "trace", "perturb"}
+    assert {e["name"]["kind"] for e in ledger(place / "part").values()} == {"model", "trace", "perturb"}
     assert json.loads((place / "part" / "run.json").read_text())["status"] == "incomplete"
     # Without the clean passes of both test sets nothing can be measured yet.
     assert rows(place / "part", "metrics.csv") == []
@@ -470,7 +471,7 @@ def test_only_takes_a_label_with_brackets(place: Path, forks: Callable, tiny: Ca
     out = place / "budgets"
     done = forks("run", "budgets.toml", "--out", out, "--only", "perturb/fgsm[eps=8/255]", cwd=place, **cache)
     assert done.status == 0, done.output
-    assert {e["name"] for e in ledger(out).values() if e["kind"] == "perturb"} == {
+    assert {name for name, e in ledger(out).items() if e["name"]["kind"] == "perturb"} == {
         "digits/mlp/0/perturb/fgsm[eps=8/255]/evaluate/0"
     }
     assert forks("run", "budgets.toml", "--out", out, cwd=place, **cache).status == 0

@@ -13,7 +13,7 @@ import pytest
 PARTS = """
 import sys
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
-from aftershock.attacks.base.perturbation import register as perturbation
+from aftershock.attacks import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.core.registry import DATASETS
 
@@ -127,7 +127,7 @@ def test_a_factory_that_ends_the_program_costs_its_models_cells(forks: Callable,
 
 def test_budgets_are_numbers_whatever_a_constructor_says(command: Callable, tmp_path: Path) -> None:
     (tmp_path / "budgets.py").write_text(
-        "from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo, register\n\n\n"
+        "from aftershock.attacks import Perturbation, PerturbationInfo, register\n\n\n"
         "class Base(Perturbation):\n"
         "    info = PerturbationInfo(title='x', kind='attack', family='x', norm='linf', gradients=False)\n\n"
         "    def __init__(self, eps):\n        self.eps = eps\n\n"

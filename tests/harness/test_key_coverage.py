@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aftershock.harness.core import code_digests
+from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.plan import make_plan
 from aftershock.harness.suite.resolve import load_suite
@@ -16,7 +17,7 @@ ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}
 
 
 @pytest.fixture(scope="module")
-def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callable[[], dict[str, str]]:
+def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callable[[], dict[CellName, str]]:
     path = tmp_path_factory.mktemp("keys") / "a.toml"
     tiny(
         path,
@@ -27,7 +28,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
     suite = load_suite(path)
     dataset = DATASETS.get("digits")(None).load()
 
-    def plan() -> dict[str, str]:
+    def plan() -> dict[CellName, str]:
         """The key of every cell by its name."""
         return {cell.name: key for key, cell in make_plan(suite, dataset, "data", "cpu", {"mlp": None}).cells.items()}
 
@@ -70,9 +71,9 @@ def test_a_change_of_code_reaches_what_it_makes(
         forget()
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
-    by_attack = {name for name in changed if "adaptive" in name}
-    assert {name.split("/")[3] if name.count("/") > 2 else "model" for name in changed - by_attack} == kinds
-    assert {name.split("/")[3] for name in by_attack} == adaptive
+    by_attack = {name for name in changed if "adaptive" in str(name)}
+    assert {name.kind for name in changed - by_attack} == kinds
+    assert {name.kind for name in by_attack} == adaptive
 
 
 def test_the_check_at_the_large_budget_covers_enough_images_for_a_flag(tmp_path: Path, tiny: Callable) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Counts the steps of every write and kills its own process at one of them, before or after it is done. It is at work
 # before the command begins: what a plugin replaces is put back.
 KILLER = """
@@ -82,7 +84,7 @@ def steps(place: Path, run_killed: Callable) -> dict[str, int]:
 
 def no_leftovers(run: Path) -> None:
     """A finished run directory holds no half-written file, and every entry of its ledger has its artifact."""
-    from aftershock.harness.core.files import digest_of
+    from aftershock.harness.core.files import file_digest
     from aftershock.harness.store.ledger import SUFFIX, read_record
 
     assert not list(run.rglob("*.tmp"))
@@ -90,7 +92,7 @@ def no_leftovers(run: Path) -> None:
         record = read_record(path)
         assert record is not None, path
         if record.digest:
-            assert digest_of(run / "artifacts" / f"{record.key}{SUFFIX}") == record.digest
+            assert file_digest(run / "artifacts" / f"{record.key}{SUFFIX}") == record.digest
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -18,8 +18,8 @@ import torch
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.analyses.base import register as analysis
 from aftershock.analyses.findings import Claim, Findings
+from aftershock.attacks import register as perturbation
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
-from aftershock.attacks.base.perturbation import register as perturbation
 from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.evaluation.collect import Tables
 from aftershock.harness.tracing.traces import Traces

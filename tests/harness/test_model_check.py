@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from aftershock.harness.models import classifier as models
@@ -191,3 +192,14 @@ def test_validate_builds_models_unless_told_otherwise(checked: Check, forks: Any
     done = forks("validate", "suite.toml", "--no-models", cwd=tmp_path)
     assert done.status == 0
     assert "mine is valid" in done.output
+
+
+def test_a_users_own_images_that_cannot_be_read_are_a_mistake(checked: Check, tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", train_images=np.zeros((4, 8, 8), np.complex64), train_labels=np.zeros(4, np.int64))
+    data = f'name = "npz"\npath = "{tmp_path / "own.npz"}"'
+    found, lines = checked('name = "mlp"', data=data)
+    (problem,) = found.problems
+    assert lines[problem.line].startswith("path =")
+    # What is not on this machine may be elsewhere: random images serve.
+    found, _ = checked('name = "mlp"', data=data.replace("own.npz", "elsewhere.npz"))
+    assert not found.problems

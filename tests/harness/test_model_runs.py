@@ -132,8 +132,8 @@ def test_where_channels_lie_is_kept_and_older_lists_of_taps_are_read(made: Path)
     axes = {}
     for path in (made / "cells").glob("*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["kind"] == "model":
-            axes[record["name"].split("/")[1]] = [t.channel_axis for t in tap_infos(record["values"])]
+        if record["name"]["kind"] == "model":
+            axes[record["name"]["model"]] = [t.channel_axis for t in tap_infos(record["values"])]
     assert (axes["first"], axes["last"]) == ([1], [3])
     assert tap_infos({"taps": [["a", "relu", [3, 4, 4]]]}) == (TapInfo("a", "relu", (3, 4, 4)),)
 

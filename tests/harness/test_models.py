@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
-from aftershock.harness.data import builtin as datasets
+from aftershock.harness.data import sets as datasets
 from aftershock.harness.data.types import ImageSplit
 from aftershock.harness.models.architectures import BasicBlock, resnet20, torchvision_names
 from aftershock.harness.models.classifier import (
@@ -640,3 +640,19 @@ def test_the_published_resnet20_reaches_its_published_accuracy() -> None:
     scaled = {k: tuple(255 * v for v in values) for k, values in IMAGENET.items()}
     wrong = obtain(ModelSpec("resnet20", weights=weights, **scaled), data, seed=0)
     assert is_near_chance(accuracy(wrong, data.test, limit=500), 10)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "old.pt"])
+def test_a_checkpoint_that_is_cut_off_is_told_apart_from_one_of_another_kind(
+    tmp_path: Path, name: str, kept: float
+) -> None:
+    state = {"weight": torch.rand(1000)}
+    if name.endswith(".safetensors"):
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=name != "old.pt")
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(UsageError, match="copy or download it again"):
+        load_weights(network(), tmp_path / name)

@@ -160,6 +160,53 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
     assert "test/two/notes.txt" in note
 
 
+def turned(path: Path) -> None:
+    image = Image.fromarray(RAMP)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+
+
+def two_frames(path: Path) -> None:
+    Image.fromarray(RAMP).save(path, save_all=True, append_images=[Image.fromarray(255 - RAMP)])
+
+
+def transparent_palette(path: Path) -> None:
+    Image.fromarray(RAMP).convert("P").save(path, transparency=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "words"),
+    [
+        ("a.jpg", turned, ["2 say in their EXIF"]),
+        ("a.png", turned, ["2 say in their EXIF"]),
+        ("a.png", lambda p: Image.fromarray(RAMP).convert("RGBA").save(p), ["2 have an alpha channel"]),
+        ("a.png", transparent_palette, ["2 have an alpha channel"]),
+        ("a.tif", two_frames, ["2 hold several frames"]),
+        ("a.webp", two_frames, ["2 hold several frames"]),
+        ("a.png", lambda p: Image.fromarray(WIDE).save(p), ["2 have 16 bits per sample, 2 have 8"]),
+        ("a.png", lambda p: Image.fromarray(WIDE >> 4).save(p), ["2 have 16 bits, of which", "2 have 16 bits per"]),
+        ("a.png", sixteen_bit_rgb, ["2 have 16 bits per sample, 2 have 8"]),
+        ("a.png", lambda p: Image.fromarray(RAMP > 127).save(p), ["2 have 1 bits per sample, 2 have 8"]),
+        ("a.png", lambda p: Image.fromarray(RAMP).save(p), []),
+    ],
+)
+def test_what_pixels_do_not_show_is_said_with_counts(
+    name: str, save: Callable[[Path], object], words: list[str], tmp_path: Path
+) -> None:
+    notes = image_folder(tmp_path, folder(tmp_path, save, name), size=8).load().notes
+    assert len(notes) == len(words)
+    for note, part in zip(notes, words, strict=True):
+        assert part in note and note.startswith("Of 4 image files")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_channels_last_are_refused(channels: int, tmp_path: Path) -> None:
+    x = np.zeros((4, 8, 8, channels), np.uint8)
+    with pytest.raises(UsageError, match="channels last"):
+        npz(tmp_path, arrays(tmp_path / "a.npz", [0, 1] * 2, [0, 1], x_train=x)).load()
+
+
 def arrays(path: Path, train: list[int], test: list[int], **changes: np.ndarray) -> Path:
     draws = np.random.default_rng(0)
     held = {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.models.classifier import Classifier, Normalise
 from aftershock.harness.models.probe import Probe, looks_like, probe, probe_images
@@ -308,3 +309,109 @@ def test_a_network_with_packed_weights_is_probed_and_says_that_its_state_is_not_
     assert not found.gradient
     assert found.looks_like == ""
     assert any("factory" in note for note in found.notes)
+
+
+class SetsItself(Net):
+    """Keeps the first batch's mean, as an activation normalisation does, in one of several places."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place, self.ready, self.seen = place, False, {"n": 0}
+        self.register_buffer("mean", torch.zeros(16))
+        self.register_buffer("late", None)
+
+    def forward(self, x: Tensor) -> Any:
+        mean = x.flatten(1).mean(0).detach()
+        if not self.ready:
+            if self.place == "buffer":
+                self.mean.copy_(mean)
+            elif self.place == "new buffer":
+                self.mean = mean
+            elif self.place == "late buffer":
+                self.late = mean
+            elif self.place == "attribute":
+                self.kept = mean
+            else:
+                self.seen["mean"] = mean
+            self.ready = True
+        held = {"late buffer": self.late, "attribute": getattr(self, "kept", None)}.get(self.place, self.mean)
+        return super().forward(x.flatten(1) - self.seen.get("mean", held))
+
+
+@pytest.mark.parametrize("place", ["buffer", "new buffer", "late buffer", "attribute", "entry"])
+def test_state_that_the_first_batch_sets_is_noticed_and_put_back(place: str) -> None:
+    network = SetsItself(place)
+    model = classifier(network)
+    mean, seen = network.mean, network.seen
+    found = probe(model, images())
+    assert found.batch_dependent and "ready" in found.changed_state
+    assert not network.ready and network.mean is mean and not mean.any() and network.late is None
+    assert network.seen is seen == {"n": 0} and not hasattr(network, "kept")
+
+
+def test_a_network_that_notes_what_it_has_seen_is_no_other_for_it() -> None:
+    class Notes(Net):
+        calls, shown = 0, None
+
+        def forward(self, x: Tensor) -> Any:
+            self.calls, self.shown = self.calls + 1, x
+            return super().forward(x)
+
+    network = Notes()
+    found = probe(classifier(network), images())
+    assert set(found.changed_state) == {"calls", "shown"} and found.flags == found.warnings == ()
+    assert (network.calls, network.shown) == (0, None)
+    assert probe(classifier(Net()), images()).changed_state == ()
+
+
+@pytest.mark.parametrize(("classes", "outputs"), [(2, 1), (3, 3)])
+def test_outputs_that_are_squeezed_are_logits_of_one_image_too(classes: int, outputs: int) -> None:
+    found = probed(lambda z: z.squeeze(), classes, outputs)
+    assert found.flags == () and found.single == (outputs == 1)
+    model = classifier(Net(lambda z: z.squeeze(), outputs), classes)
+    torch.testing.assert_close(model(images()[:1]), model(images())[:1])
+
+
+def one_image_fails(z: Tensor) -> Tensor:
+    if len(z) == 1:
+        raise RuntimeError("no")
+    return z
+
+
+@pytest.mark.parametrize(
+    ("end", "classes", "outputs", "words"),
+    [(one_image_fails, 3, 3, "single image: no"), (lambda z: z.mean(), 2, 1, "each image"),
+     (lambda z: z.squeeze(), 2, 2, "single image")],
+)  # fmt: skip
+def test_a_network_that_takes_no_single_image_is_refused(
+    end: Callable[[Tensor], Any], classes: int, outputs: int, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        probed(end, classes, outputs)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(torch.float16, "float16"), (torch.float64, "float64")])
+def test_weights_of_another_type_are_refused_with_what_to_do(kind: torch.dtype, name: str) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to(kind)
+    with pytest.raises(UsageError, match=rf"weights are {name}.*\.float\(\)"):
+        probe(classifier(network), images())
+
+
+def test_gradients_through_backward_alone_are_said() -> None:
+    def found(reentrant: bool) -> Probe:
+        return probed(lambda z: torch.utils.checkpoint.checkpoint(torch.sin, z, use_reentrant=reentrant))
+
+    assert not found(True).gradient and found(True).backward_only
+    assert sum("use_reentrant" in note for note in found(True).notes) == len(found(True).notes) == 1
+    assert found(False).gradient and not found(False).backward_only
+
+
+def test_smoothed_probabilities_are_noticed_in_their_logarithm() -> None:
+    for scale in (1, 50):
+        assert probed(lambda z, s=scale: ((z / s).softmax(1) + 0.01).log()).looks_like == "log-probabilities"
+    assert probed(lambda z: z - z.logsumexp(1, keepdim=True) + 1).looks_like == ""
+
+
+def test_another_element_of_the_shape_of_logits_is_said() -> None:
+    assert "1 of the others" in probed(lambda z: [z, z + 1]).taken
+    assert "others" not in probed(lambda z: (z, z[:, :2])).taken

@@ -122,6 +122,8 @@ def test_changed_state_is_put_back_and_named(name: str, request: pytest.FixtureR
         pytest.skip("a profiler is at work")
     change = {**NUMBERS, **OTHERS}[name]
     before = {p.name: (p, p.read()) for p in PROBES}
+    if name not in before and name == "saved tensor hooks":
+        pytest.skip(f"torch {torch.__version__} does not tell which hooks on saved tensors are in force")
     expected = (torch.ones(2) / 3).sum()
     with guarded() as changes:
         change()

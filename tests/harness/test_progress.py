@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from aftershock import run
+from aftershock.harness.cli.console import Console
+from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.plan.cells import Cell
 from aftershock.harness.run.runner import Event, TimeLeft
 
 
 def cell(key: str, kind: str, images: int) -> Cell:
-    return Cell(key, f"digits/cnn/0/{kind}/x/{key}", kind, None, (), key, images)  # type: ignore[arg-type]
+    return Cell(key, CellName("digits", "cnn", 0, kind, "x", key), None, (), key, images)  # type: ignore[arg-type]
 
 
 def test_a_long_cell_that_tells_its_share_is_no_longer_guessed() -> None:
@@ -40,5 +43,15 @@ def test_an_analysis_tells_its_progress(tmp_path: Path, tiny: Callable) -> None:
     assert not made.failed
     shares = [e.share for e in events if e.kind == "share"]
     assert len(shares) > 2 and shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
-    assert all("/analysis/" in e.cell.name for e in events if e.kind == "share")
+    assert all(e.cell.kind == "analysis" for e in events if e.kind == "share")
     assert events[-1].finished == events[-1].total and events[-1].seconds_left == pytest.approx(0, abs=1e-6)
+
+
+def test_a_log_has_each_reason_once_and_each_sentence_in_one_line() -> None:
+    log = io.StringIO()
+    reason = "RuntimeError: " + "a long reason " * 20
+    with Console(log) as console:
+        for number in range(6):
+            console.tell(Event("failed", cell(str(number), "score", 1), number, 6, 0.0, reason))
+        console.tell(Event("failed", cell("7", "score", 1), 6, 7, 0.0, "another"))
+    assert len(log.getvalue().splitlines()) == 2

@@ -41,6 +41,7 @@ from aftershock.harness.models.flags import (
     RANDOMISED_MODEL,
 )
 from aftershock.harness.plan.applicability import make_perturbations
+from aftershock.harness.plan.facts import perturbation_facts
 from aftershock.harness.suite.resolve import load_suite
 
 EPS = 0.1
@@ -432,9 +433,10 @@ def test_what_keeps_all_rows_of_a_suite_from_a_rank_is_said_before_it_runs(chang
             "detectors": [{"name": "msp"}],
         }
     )
-    found = unranked_suite(suite, make_perturbations(suite), 200, 100)
+    facts = {label: perturbation_facts(made) for label, made in make_perturbations(suite).items()}
+    found = unranked_suite(suite, facts, 200, 100)
     assert why in found if why else not found
-    assert "200 calibrate images" in unranked_suite(suite, make_perturbations(suite), 199, 100)
+    assert "200 calibrate images" in unranked_suite(suite, facts, 199, 100)
 
 
 def test_the_floor_asks_steps_and_restarts_of_one_attack() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.files import write_atomic
 from aftershock.harness.core.formats import seal
@@ -20,11 +21,12 @@ from aftershock.harness.store.ledger import SCHEMA, SUFFIX, Record, is_whole, re
 from aftershock.harness.store.run_directory import Store
 
 KEY, OTHER = "a" * 64, "b" * 64
+NAME = CellName("digits", "mlp", 0, "thing")
 
 
 def put(store: Store, key: str = KEY, scale: float = 1.0) -> Record:
     tensors = {"x": torch.arange(1000.0) * scale, "flags": torch.tensor([True, False])}
-    return store.put(key, "digits/mlp/0/thing", "thing", tensors, {"n": 3, "share": 0.1}, 1.5)
+    return store.put(key, NAME, tensors, {"n": 3, "share": 0.1}, 1.5)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_what_is_put_is_read_back_exactly(run: Path, reopen: bool) -> None:
     values = {"list": [1, 2.5, None, "ü"], "nan": float("inf"), "deep": {"a": {"b": True}}}
     strided = torch.arange(12.0).reshape(3, 4).t()
     store = Store(run)
-    store.put(KEY, "n", "k", {"a": strided, "b": strided[0], "empty": torch.empty(0, 5)}, values, 0.25)
+    store.put(KEY, NAME, {"a": strided, "b": strided[0], "empty": torch.empty(0, 5)}, values, 0.25)
     if reopen:
         store.close()
         store = Store(run)
@@ -76,7 +78,7 @@ def test_what_is_put_is_read_back_exactly(run: Path, reopen: bool) -> None:
 
 def test_a_cell_without_tensors(run: Path) -> None:
     with Store(run) as store:
-        store.put(KEY, "n", "k", {}, {"only": "values"}, 0.0)
+        store.put(KEY, NAME, {}, {"only": "values"}, 0.0)
     with Store(run) as store:
         assert store.find(KEY) is not None
         assert store.load(KEY) == {}
@@ -158,7 +160,7 @@ DAMAGED = {
     "binary": b"\xff\xfe\x00",
     "another-shape": b"[1, 2]",
     "deep": b"[" * 100_000,
-    "no-checksum": json.dumps(asdict(Record(KEY, "n", "k", "done"))).encode(),
+    "no-checksum": json.dumps(asdict(Record(KEY, NAME, "done"))).encode(),
     "edited": entry(values={"clean_accuracy": 0.98}).replace(b"0.98", b"0.99"),
     "edited-seconds": entry(seconds=1.5).replace(b"1.5", b"2.5"),
     "edited-name": entry().replace(b'"n"', b'"m"'),
@@ -204,7 +206,7 @@ def test_a_key_cannot_leave_the_directory(key: str, tmp_path: Path, run: Path, c
         for use in (
             lambda: put(store, key),
             lambda: store.find(key),
-            lambda: store.put_failure(key, "", "", "failed", ""),
+            lambda: store.put_failure(key, NAME, "failed", ""),
         ):
             with pytest.raises(ValueError, match="no content key"):
                 use()
@@ -216,6 +218,7 @@ SECOND = """
 import sys
 from pathlib import Path
 from aftershock.harness.store.run_directory import Store
+from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
 try:
     Store(Path(sys.argv[1]))
@@ -277,7 +280,7 @@ def test_a_full_disk_loses_nothing_that_was_there(
                 use()
             assert os.strerror(code) in str(caught.value)
         with pytest.raises(AftershockError, match="what was there is kept"):
-            held.put_failure(OTHER, "n", "k", "failed", "why")
+            held.put_failure(OTHER, NAME, "failed", "why")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     held.close()
     with Store(run, cache) as store:
@@ -320,7 +323,7 @@ def test_leftovers_of_a_killed_run_are_cleared(run: Path, held: Store) -> None:
     held.close()
     (run / "tables").mkdir()
     leftovers = [run / "run.json.77.tmp", run / "cells" / "x.json.77.tmp", run / "artifacts" / "x.77.tmp",
-                 run / "tables" / ".metrics.csv.77.part"]  # fmt: skip
+                 run / "tables" / "metrics.csv.77.tmp"]  # fmt: skip
     for path in leftovers:
         path.write_text("half")
     with Store(run):
@@ -356,7 +359,7 @@ def test_another_run_copies_where_links_are_impossible(
 
 def test_failures_are_never_shared(tmp_path: Path, run: Path, cache: Path) -> None:
     with Store(run, cache) as store:
-        store.put_failure(KEY, "n", "k", "failed", "ZeroDivisionError")
+        store.put_failure(KEY, NAME, "failed", "ZeroDivisionError")
         assert store.find(KEY) is None
         assert store.failure(KEY) is not None
     with Store(run, cache) as store:
@@ -376,12 +379,27 @@ def test_fresh_ignores_run_and_cache(run: Path, cache: Path, held: Store) -> Non
         assert torch.equal(store.tensor(KEY, "x"), torch.arange(1000.0) * 2)
 
 
-def test_fresh_deletes_nothing_but_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_with_other_things_is_no_place_for_a_run(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "thesis.csv").write_text("years of work")
-    with pytest.raises(UsageError, match="--fresh"):
-        Store(tmp_path, fresh=True)
+    with pytest.raises(UsageError, match="--out"):
+        Store(tmp_path, fresh=fresh)
+    assert {path.name for path in tmp_path.iterdir()} == {"tables"}
     assert (tmp_path / "tables" / "thesis.csv").read_text() == "years of work"
+
+
+def test_a_folder_that_is_empty_but_for_hidden_files_will_do(tmp_path: Path) -> None:
+    (tmp_path / ".gitkeep").write_text("")
+    with Store(tmp_path) as store:
+        put(store)
+
+
+def test_a_cache_is_no_place_for_a_run(run: Path, cache: Path) -> None:
+    with Store(run, cache) as store:
+        put(store)
+    with pytest.raises(UsageError, match="--out"):
+        Store(cache, cache)
 
 
 def test_a_cache_that_is_a_file_is_done_without(run: Path, tmp_path: Path) -> None:
@@ -445,6 +463,6 @@ def test_a_full_disk_of_the_cache_is_no_reason_to_fail(run: Path, cache: Path, m
 
 def test_ledger_entries_are_readable_json(run: Path, held: Store) -> None:
     entry = json.loads((run / "cells" / f"{KEY}.json").read_text())
-    assert entry["name"] == "digits/mlp/0/thing"
+    assert entry["name"] == NAME.as_json()
     assert entry["status"] == "done"
     assert entry["size"] == artifact(run).stat().st_size

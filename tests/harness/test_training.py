@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.data import builtin as datasets
+from aftershock.harness.data import sets as datasets
 from aftershock.harness.data.types import Dataset, ImageSplit
 from aftershock.harness.models import training
 from aftershock.harness.models.classifier import Classifier, ModelSpec, accuracy, build, obtain

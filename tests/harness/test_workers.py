@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +24,13 @@ from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTUR
 from aftershock.harness.core.seeds import forked_rng
 from aftershock.harness.core.state import split_state
 from aftershock.harness.models.architectures import mlp
-from aftershock.harness.run.workers.answering import analyses
+from aftershock.harness.run.answering import analyses
 from aftershock.harness.run.workers.channel import Channel, ChannelError, Message
 from aftershock.harness.run.workers.files import FileWatch
+from aftershock.harness.run.workers.folder import WorkFolder
 from aftershock.harness.run.workers.packing import pack_live, pack_traces, unpack_live, unpack_traces
 from aftershock.harness.run.workers.plugins import open_plugin_file
-from aftershock.harness.run.workers.pool import POOL
+from aftershock.harness.run.workers.pool import POOL, WorkerPool
 from aftershock.harness.run.workers.process import Allowance, PartError, Source, Worker, WorkerEndedError
 from aftershock.harness.run.workers.witness import witness_scores
 from aftershock.harness.tracing.recorder import discover
@@ -37,7 +40,9 @@ from torch import Tensor
 
 PLUGIN = """
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -55,6 +60,7 @@ class AnswersAsTold(Detector):
     "Does what its parameter says."
 
     info = DetectorInfo(title="as told", needs=(Need("pooled", taps="last:1"),), surrogate="exact")
+    everyone = []
 
     def __init__(self, what: str = "energy", size: float = 1.0, path=None):
         self.what, self.size, self.path = what, size, path
@@ -77,6 +83,11 @@ class AnswersAsTold(Detector):
         if self.what == "calls":
             self._calls = getattr(self, "_calls", 0) + 1
             return torch.full((len(traces),), float(self._calls))
+        if self.what == "calls of all":
+            self.everyone.append(1)
+            return torch.full((len(traces),), float(len(self.everyone)))
+        if self.what == "places":
+            return torch.arange(len(traces))
         if self.what == "environment":
             return torch.full((len(traces),), float(len(os.environ.get("AFTERSHOCK_TEST_LEFT", ""))))
         if self.what == "complex":
@@ -99,6 +110,21 @@ def fork(detector, traces):
     if os.fork() == 0:
         while True:
             time.sleep(0.01)
+
+
+def escape(detector, traces):
+    "In another session, without a variable of this environment."
+    code = "import time; time.sleep(1000)" if detector.what == "escapes" else "while True: pass"
+    child = subprocess.Popen([sys.executable, "-S", "-c", code], env={}, start_new_session=True)
+    with open(detector.path, "w") as stream:
+        stream.write(str(child.pid))
+    if detector.what != "escapes":
+        time.sleep(1000)
+
+
+def spin_in_many(detector, traces):
+    while True:
+        subprocess.run([sys.executable, "-S", "-c", "for i in range(10**6): pass"], env={}, start_new_session=True)
 
 
 def leave(detector, traces):
@@ -137,6 +163,12 @@ DEEDS = {
     "spins": spin,
     "forks": fork,
     "leaves its session": leave,
+    "escapes": escape,
+    "spins elsewhere": escape,
+    "spins in many": spin_in_many,
+    "ends the one above": lambda d, t: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(1000)),
+    "signals its group": lambda d, t: os.killpg(0, signal.SIGTERM),
+    "matches": lambda d, t: re.match(r"(a+)+$", "a" * 60 + "b"),
     "answers twice": lambda d, t: os.fork(),
     "has no text": raise_mute,
     "has odd text": raise_odd_text,
@@ -436,15 +468,19 @@ ENDS = {
     "is killed": r"ended its process \(SIGSEGV\)",
     "closes": "says nothing|ended its process",
     "hangs": "it hangs",
-    "spins": "it took more than 1 s of computing",
+    "spins": r"it took more than 1 s of computing \(score_seconds = 0 .*\): .* under \[limits\]",
+    "spins elsewhere": "it took more than 1 s of computing",
+    "spins in many": "it took more than 1 s of computing",
+    "ends the one above": "ended its process .SIGKILL.",
+    "signals its group": "ended its process .SIGTERM.",
 }
 
 
 @pytest.mark.parametrize("what", ENDS)
 def test_a_part_that_ends_or_blocks_its_process_costs_one_question(
-    opened: Path, instruments: Instruments, what: str, monkeypatch: pytest.MonkeyPatch
+    opened: Path, instruments: Instruments, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    detector, other = fitted(instruments, what=what), fitted(instruments)
+    detector, other = fitted(instruments, what=what, path=str(tmp_path / "pid")), fitted(instruments)
     traces = instruments.traces(other, images(3))
     expected = other.score(traces)
     worker = POOL.worker(DETECTORS.get("answers-as-told").source, "detectors")
@@ -501,16 +537,30 @@ def test_what_ends_its_process_each_time_is_asked_twice(opened: Path, instrument
     assert POOL.worker(worker.source, "detectors").generation > numbers[3]
 
 
-def test_what_left_its_session_ends_with_the_process(opened: Path, instruments: Instruments, tmp_path: Path) -> None:
-    detector = fitted(instruments, what="leaves its session", path=str(tmp_path / "pid"))
-    detector.score(instruments.traces(detector, images(3)))
-    left = Path("/proc") / (tmp_path / "pid").read_text()
-    assert left.exists()
-    POOL.close()
-    deadline = time.monotonic() + 10
-    while left.exists() and (left / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+def has_ended(process: str | int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("what", ["leaves its session", "escapes"])
+def test_what_left_its_session_ends_with_the_process(
+    opened: Path, instruments: Instruments, tmp_path: Path, what: str
+) -> None:
+    detector = fitted(instruments, what=what, path=str(tmp_path / "pid"))
+    detector.score(instruments.traces(detector, images(3)))
+    left = (tmp_path / "pid").read_text()
+    assert not has_ended(left)
+    POOL.close()
+    wait_until(lambda: has_ended(left), 10)
 
 
 def test_what_a_part_does_there_changes_no_answer(opened: Path, instruments: Instruments) -> None:
@@ -531,7 +581,10 @@ def test_what_a_part_does_there_changes_no_answer(opened: Path, instruments: Ins
 
 
 def test_memory_has_a_limit(plugin: Path, instruments: Instruments) -> None:
-    for memory, words in ((2**29, "memory|alloc"), (2**20, "held more than")):
+    for memory, words in (
+        (2**29, r"memory = 0\.5 under \[limits\]"),
+        (2**20, r"held more than|memory = 0\.0009"),
+    ):
         worker = Worker(Source(path=plugin), Allowance(memory=memory))
         try:
             about = {"kind": "detectors", "name": "answers-as-told", "params": {"what": "needs memory"}}
@@ -555,6 +608,108 @@ def test_files_that_are_not_a_plugins_own_are_recorded(opened: Path, instruments
     assert honest.files == [] and reader.files == [str(secret.resolve())]
 
 
+WATCHED = """
+import ctypes, multiprocessing, os, platform, socket, subprocess, sys, threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+SECRET = Path(__file__).parents[1] / "secret.txt"
+
+
+class Rows(Dataset):
+    def __init__(self, reads=False):
+        self.reads = reads
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        return torch.full((300, 300), float(SECRET.read_text() if self.reads else row))
+
+
+def exec_in_fork():
+    if os.fork() == 0:
+        os.execv("/bin/true", ["true"])
+    os.wait()
+
+
+def connect():
+    server, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    server.bind("\\0of-a-test")
+    server.listen()
+    client.connect("\\0of-a-test")
+
+
+def in_a_thread():
+    thread = threading.Thread(target=os.system, args=("cat /dev/null",))
+    thread.start()
+    thread.join()
+
+
+def pool():
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        workers.map(abs, [1])
+
+
+DEEDS = {
+    "loads data": lambda: list(DataLoader(Rows(), num_workers=2)),
+    "asks for the machine": lambda: (platform.platform(), platform.processor(), os.cpu_count()),
+    "computes": lambda: np.linalg.svd(torch.rand(50, 50) @ torch.rand(50, 50)),
+    "runs": lambda: subprocess.run(["/bin/cat", "/dev/null"]),
+    "runs a shell": lambda: os.system("true"),
+    "runs in a thread": in_a_thread,
+    "spawns": lambda: os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0),
+    "forks": exec_in_fork,
+    "has a pool": pool,
+    "connects": connect,
+    "calls the system": lambda: ctypes.CDLL(None).getpid(),
+    "loads data from a file": lambda: list(DataLoader(Rows(True), num_workers=1)),
+    "shares memory": lambda: open("/dev/shm/of-a-test", "ab").close() or os.unlink("/dev/shm/of-a-test"),
+}
+"""
+WATCHING = """
+import importlib, json, sys
+import torch, torch.utils.data
+from aftershock.harness.run.workers.files import FileWatch
+
+watch = FileWatch(sys.argv[1], "")
+watch.begin()
+sys.path.insert(0, sys.argv[2])
+deeds = importlib.import_module("parts").DEEDS
+found = {"begin": [watch.opened(), watch.started()]}
+for name, do in deeds.items():
+    do()
+    found[name] = [watch.opened(), watch.started()]
+print(json.dumps(found))
+"""
+
+
+def test_what_opens_files_unseen_is_recorded_and_what_libraries_do_is_not(tmp_path: Path) -> None:
+    place = tmp_path / "plugin" / "parts.py"
+    place.parent.mkdir()
+    place.write_text(WATCHED)
+    secret = tmp_path.resolve() / "secret.txt"
+    secret.write_text("1")
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHING, str(place), str(place.parent)],
+        capture_output=True, text=True, check=True, cwd=place.parent, env={**os.environ, "TMPDIR": "."},
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("begin", "loads data", "asks for the machine", "computes"):
+        assert found[name] == [[], []], name
+    starts = {"runs": "/bin/cat", "runs a shell": "true", "runs in a thread": "cat /dev/null", "spawns": "/bin/true",
+              "forks": "fork", "has a pool": "fork"}  # fmt: skip
+    for name, program in starts.items():
+        assert program in found[name][1], name
+    assert len(found["forks"][1]) == 2
+    assert found["connects"][0] and found["calls the system"][0] == ["library None"]
+    assert found["loads data from a file"] == [[str(secret)], []]
+    assert found["shares memory"][0] == ["/dev/shm/of-a-test"]
+
+
 def test_folders_that_imports_look_into_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
@@ -564,35 +719,92 @@ def test_folders_that_imports_look_into_are_not_recorded(tmp_path: Path, monkeyp
     assert watch.opened() == [str((tmp_path / "data").resolve())]
 
 
-def test_a_process_knows_neither_cache_nor_data_and_ends_with_its_owner(
-    plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def children(process: int) -> list[int]:
+    """Processes that have this one as their parent."""
+    stats = {int(p.parent.name): read_stat(p) for p in Path("/proc").glob("[0-9]*/stat")}
+    return [number for number, fields in stats.items() if fields and int(fields[1]) == process]
+
+
+def read_stat(path: Path) -> list[str]:
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def test_a_process_knows_neither_cache_nor_data(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERSHOCK_DATA", "/data")
     worker = Worker(Source(path=plugin))
     worker.greeting()
     running, folder = worker._process, worker._folder
     assert running is not None and folder is not None
-    environment = Path(f"/proc/{running.pid}/environ").read_bytes()
-    assert b"AFTERSHOCK_DATA" not in environment and b"PWD=" not in environment
-    assert Path(f"/proc/{running.pid}/cwd").resolve() == Path(folder.name).resolve()
+    (inner,) = children(running.pid)
+    for process in (running.pid, inner):
+        environment = Path(f"/proc/{process}/environ").read_bytes()
+        assert b"AFTERSHOCK_DATA" not in environment and b"PWD=" not in environment
+        assert Path(f"/proc/{process}/cwd").resolve() == folder.place.resolve()
     worker.close()
-    assert running.poll() is not None and not Path(folder.name).exists()
-    # Of an owner that is killed nothing is left after a moment, even while a part computes.
+    assert running.poll() is not None and has_ended(inner) and not folder.path.exists()
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from aftershock.harness.run.workers.process import Source, Worker
+from aftershock.harness.run.workers.packing import pack_traces
+from aftershock.harness.tracing.traces import Traces
+import torch
+
+worker = Worker(Source(path=Path(sys.argv[1])))
+worker.start()
+if sys.argv[2] != "started":
+    worker.greeting()
+    made = worker.ask("make", {"kind": "detectors", "name": "answers-as-told", "params": {"what": sys.argv[2]}})
+print(worker._process.pid, worker._folder.path, flush=True)
+if sys.argv[2] != "started":
+    tensors, described = pack_traces(Traces(torch.rand(2, 10), (), {}, ()))
+    worker.ask("score", {"id": made.values["id"], "traces": described, "seed": 0}, tensors, cpu=1e6)
+time.sleep(99)
+"""
+
+
+@pytest.mark.parametrize(("what", "later"), [("started", 0.0), ("started", 0.3), ("matches", 1.5), ("spins", 1.5)])
+def test_of_an_owner_that_is_killed_nothing_is_left(plugin: Path, what: str, later: float) -> None:
+    # Whether the process has just begun, computes in Python, or holds the lock of its interpreter.
+    command = [sys.executable, "-c", OWNER, str(plugin), what]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        number, folder = owner.stdout.readline().split()
+        time.sleep(later)
+        inner = children(int(number))
+        owner.kill()
+    wait_until(lambda: all(has_ended(process) for process in (number, *inner)))
+    assert not Path(folder).exists()
+
+
+def test_folders_of_owners_that_are_gone_are_removed(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = (
-        "import sys, time; from pathlib import Path\n"
-        "from aftershock.harness.run.workers.process import Source, Worker\n"
-        f"w = Worker(Source(path=Path({str(plugin)!r}))); w.greeting(); print(w._process.pid, flush=True)\n"
-        "time.sleep(99)"
+        "import os, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from aftershock.harness.run.workers.folder import WorkFolder\n"
+        "folder = WorkFolder(); (folder.place / 'kept').write_text('x'); os._exit(0)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    orphan = int(owner.stdout.readline())
-    owner.kill()
-    owner.wait()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{orphan}/statm").exists() and Path(f"/proc/{orphan}/statm").read_text() != "0 0 0 0 0 0 0\n":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    (abandoned,) = tmp_path.glob("worker-*")
+    # Another one is in use, and what has no lock is somebody else's.
+    used = WorkFolder()
+    (tmp_path / "worker-of-mine" / "lock").mkdir(parents=True)
+    (tmp_path / "worker-list").write_text("x")
+    (tmp_path / "worker-link").symlink_to(abandoned)
+    pool = WorkerPool(2)
+    pool.worker(Source(path=plugin), "detectors")
+    assert not abandoned.exists()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {used.path.name, "worker-of-mine", "worker-list", "worker-link"}
+    used.remove()
+    assert not used.path.exists()
 
 
 @pytest.mark.parametrize(
@@ -628,9 +840,37 @@ def test_a_witness_has_one_detector_for_each_question(opened: Path, instruments:
 
     for _ in range(2):
         assert ask("calls", 3)[:, 0].tolist() == [1, 2, 3]
+        # Nothing is left of an earlier question, either.
+        assert ask("calls of all", 3)[:, 0].tolist() == [1, 2, 3]
+    # The rows come in an order that tells nothing.
+    places = ask("places", 1)[0].tolist()
+    assert places != [0, 1, 2, 3] and sorted(places) == [0, 1, 2, 3]
     # What is drawn is drawn anew for each repeat, and the same whenever it is asked for.
     drawn = [ask("draws", 2) for _ in range(2)]
     assert torch.equal(*drawn) and not torch.equal(*drawn[0])
+
+
+def test_other_processes_stand_still_while_a_witness_runs(plugin: Path) -> None:
+    pool, source = WorkerPool(4), Source(path=plugin)
+
+    def states(worker: Worker) -> set[str]:
+        assert worker._process is not None
+        return {read_stat(Path(f"/proc/{child}/stat"))[0] for child in children(worker._process.pid)}
+
+    try:
+        other = pool.worker(source, "detectors")
+        other.greeting()
+        first = pool.worker(source, "witness")
+        for _ in range(2):
+            with pool.fresh(source) as witness:
+                assert witness is first and states(other) == {"T"}
+                witness.greeting()
+                assert states(witness).isdisjoint("T")
+                ended = witness._process and children(witness._process.pid)
+            assert states(other).isdisjoint("T") and all(has_ended(process) for process in ended or ())
+        assert len(other.ask("bind", {"kind": "detectors", "name": "with-extras", "params": {}, "skip": []}).values)
+    finally:
+        pool.close()
 
 
 def test_live_traces_go_round_whole(instruments: Instruments) -> None:

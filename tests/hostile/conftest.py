@@ -287,7 +287,7 @@ class Ran:
     def cached(self) -> dict[str, str]:
         """The kinds of all cells in the cache, by key."""
         places = (self.folder / "cache" / "cells").glob("*/*.json")
-        return {place.stem: str(json.loads(place.read_bytes())["kind"]) for place in places}
+        return {place.stem: str(json.loads(place.read_bytes())["name"]["kind"]) for place in places}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -84,8 +84,9 @@ def sample(seed: int = 0, names: list[str] | None = None) -> Findings:
                   [[say(t), v, i, say("fine")] for i, (t, v) in enumerate(zip(TAPS, [0.1 + seed, None, math.nan,
                    0.123456789012345], strict=True))])  # fmt: skip
     told = say("The last tap correlates 0.12 with the classes.")
-    return Findings([Claim("correlation", "head", {"spearman": (0.12, -0.1, 0.3)}, "none", told)], [lines, heat, solid, pictures, path, flat],
-                    [table], {"maps": matrices, "again": matrices[0]})  # fmt: skip
+    return Findings([Claim("correlation", "head", {"spearman": (0.12, -0.1, 0.3)}, "none", told)],
+                    [lines, heat, solid, pictures, path, flat], [table],
+                    {"maps": matrices, "again": matrices[0]})  # fmt: skip
 
 
 def put(run: Path, findings: Findings, **other: object) -> Path:

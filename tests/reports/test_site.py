@@ -27,7 +27,7 @@ from aftershock.reports.site.build import build_site
 from aftershock.reports.site.flags import FLAGS, flags
 from aftershock.reports.site.joined_ranks import NO_SCORES
 from aftershock.reports.site.leaderboard import BOARD, budget
-from aftershock.reports.site.matrices_and_curves import json_block
+from aftershock.reports.templates.rendering import json_block
 from rich.console import Console
 
 HEADERS = {
@@ -99,10 +99,12 @@ def fabricate(models: Sequence[str] = ("cnn", "mlp"), seeds: Sequence[int] = (0,
         "schema": 1, "name": name, "protocol_digest": DIGEST, "status": "incomplete",
         "started": "2026-11-20T09:41:07+00:00", "finished": "2026-11-20T09:44:39+00:00", "seconds": 212.4,
         "cells": {"done": 143, "failed": 1, "skipped": 2},
-        "failures": [{"status": "failed", "cell": "fit:digits:mlp:1:autoencoder",
+        "failures": [{"status": "failed", "cell": "digits/mlp/1/fit/autoencoder",
+                      "model": "mlp", "kind": "fit", "part": "autoencoder",
                       "reason": "The loss became NaN after 3 epochs."},
-                     {"status": "skipped", "cell": "score:digits:mlp:1:autoencoder:pgd",
-                      "reason": "needs fit:digits:mlp:1:autoencoder"}],
+                     {"status": "skipped", "cell": "digits/mlp/1/score/autoencoder/pgd",
+                      "model": "mlp", "kind": "score", "part": "autoencoder",
+                      "reason": "needs digits/mlp/1/fit/autoencoder"}],
         "versions": {"aftershock": "0.1.0", "torch": "2.15.0", "torchvision": "0.30.0", "torchattacks": "3.5.1",
                      "foolbox": "3.3.4", "scikit-learn": "1.9.1", "numpy": "2.4.6"},
         "hardware": {"cpu": "AMD EPYC 7763", "cores": 2, "memory_gb": 7.8, "device": "cpu", "platform": "Linux x86_64"},
@@ -451,7 +453,7 @@ def test_a_failed_detector_is_named_with_its_reason(page: str) -> None:
     assert "Incomplete" in page
     notes = re.findall(r'<p class="note"><b>autoencoder</b> has no row(.*?)</p>', page)
     assert notes == [".", ": failed: The loss became NaN after 3 epochs."]  # it failed with mlp only
-    assert "<code>fit:digits:mlp:1:autoencoder</code></td>" in page
+    assert "<code>digits/mlp/1/fit/autoencoder</code></td>" in page
     assert "1 skipped cell" in page and "1 failed</a>" in page
     assert "aftershock run quick" in page and DIGEST in page
 
@@ -569,7 +571,8 @@ def test_metrics_without_a_row_and_a_detector_without_numbers(tmp_path: Path) ->
                 if "accuracy" in column or "auroc" in column or column == "rank":
                     row[column] = ""
             row["not_ranked_reason"] = "pgd is not scored: scores are not finite"
-    made.facts["failures"] = [{"cell": "score:digits:cnn:0:pgd:msp", "reason": "scores are not finite"}]
+    made.facts["failures"] = [{"cell": "digits/cnn/0/score/msp/pgd", "model": "cnn", "kind": "score", "part": "msp",
+                               "reason": "scores are not finite"}]  # fmt: skip
     page = build_site([made.write(tmp_path / "run")], tmp_path / "site").read_text("utf-8")
     board = board_of(page)
     assert board[7][1] == "msp" and board[7][2] == "–"

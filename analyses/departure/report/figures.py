@@ -1,4 +1,4 @@
-"""The curves and maps of :mod:`.departure`."""
+"""The curves and maps of :mod:`~aftershock.analyses.departure`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number of :mod:`.departure`, and what others may want to compute with."""
+"""Every number of :mod:`~aftershock.analyses.departure`, and what others may want to compute with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader should take away from :mod:`.departure`."""
+"""What a reader should take away from :mod:`~aftershock.analyses.departure`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Galleries and curves of :mod:`.ldam`."""
+"""Galleries and curves of :mod:`~aftershock.analyses.ldam`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number of :mod:`.ldam`."""
+"""Every number of :mod:`~aftershock.analyses.ldam`."""
 
 from __future__ import annotations
 

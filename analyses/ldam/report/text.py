@@ -1,4 +1,4 @@
-"""What a reader should take away from :mod:`.ldam`."""
+"""What a reader should take away from :mod:`~aftershock.analyses.ldam`."""
 
 from __future__ import annotations
 

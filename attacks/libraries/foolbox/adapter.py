@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ....harness.core.ranges import Count, NotNegative
 from ....harness.core.seeds import Draws, derive_seed, forked_rng
 from ...base import parameters as checks
 from ...base.geometry import per_image
@@ -215,19 +217,19 @@ def _raised_by_foolbox(error: BaseException) -> bool:
 class _DeepFool(FoolboxAttack):
     def __init__(
         self,
-        steps: int = 50,
-        candidates: int = 10,
-        overshoot: float = 0.02,
+        steps: Count = 50,
+        candidates: Annotated[int, Ge(2)] = 10,
+        overshoot: NotNegative = 0.02,
         loss: Literal["logits", "crossentropy"] = "logits",
         eps: float | None = None,
     ) -> None:
         if eps is not None:
             self.eps = checks.budget(eps, self.info.norm or "")
         super().__init__(
-            steps=checks.whole("steps", steps, 1),
-            candidates=checks.whole("candidates", candidates, 2),
-            overshoot=checks.number("overshoot", overshoot),
-            loss=checks.choice("loss", loss, ("logits", "crossentropy")),
+            steps=steps,
+            candidates=candidates,
+            overshoot=overshoot,
+            loss=loss,
         )
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ....harness.core.ranges import Count, NotNegative, Positive
 from ....harness.core.seeds import Draws, derive_seed, forked_rng
 from ...base import parameters as checks
 from ...base.perturbation import CountingModel, PerturbationInfo
@@ -180,15 +181,20 @@ class CW(TorchattacksAttack):
     batch_invariant = True
 
     def __init__(
-        self, c: float = 1.0, kappa: float = 0.0, steps: int = 50, lr: float = 0.01, eps: float | None = None
+        self,
+        c: Positive = 1.0,
+        kappa: NotNegative = 0.0,
+        steps: Count = 50,
+        lr: Positive = 0.01,
+        eps: float | None = None,
     ) -> None:
         self.eps = None if eps is None else checks.budget(eps, "l2")
-        self.kappa = checks.number("kappa", kappa)
+        self.kappa = kappa
         super().__init__(
-            c=checks.number("c", c, exclusive=True),
+            c=c,
             kappa=0.0,
-            steps=_EveryStep(checks.whole("steps", steps, 1)),
-            lr=checks.number("lr", lr, exclusive=True),
+            steps=_EveryStep(steps),
+            lr=lr,
         )
 
     def seen(self, model: CountingModel, labels: Tensor) -> nn.Module:

@@ -7,9 +7,8 @@ follows the budget. Parameters that the library takes but never uses are left ou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import cast
 
-from ...base import parameters as checks
 from ...base.perturbation import Cost, Norm, PerturbationInfo
 from ..declare import LibraryAttack, Parameter, choice, declare, flag, number, optional, share, whole
 from .adapter import TorchattacksAttack
@@ -119,11 +118,7 @@ class _Smoothed(TorchattacksAttack):
 
 def _smoothed(attack: str, title: str, norm: Norm, more: Mapping[str, Parameter]) -> type[LibraryAttack]:
     # The library's own spelling; 0.12 is the least noise of the models that Cohen et al. (2019) smoothed.
-    kinds = Parameter(
-        "gaussian",
-        Literal["gaussian", "uniform"],
-        lambda name, value: "guassian" if checks.choice(name, value, ("gaussian", "uniform")) == "gaussian" else value,
-    )
+    kinds = choice("gaussian", ("gaussian", "uniform"), spelt={"gaussian": "guassian"})
     noise = {"noise_type": kinds, "noise_sd": number(0.12), "noise_batch_size": whole(5)}
     info = PerturbationInfo(
         title=title, kind="attack", family="pgd", norm=norm, library="torchattacks",

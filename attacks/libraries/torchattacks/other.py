@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ....harness.core.errors import UsageError
-from ...base import parameters as checks
+from ....harness.core.ranges import Count
 from ...base.perturbation import Cost, CountingModel, Norm, PerturbationInfo
 from ..declare import LibraryAttack, Parameter, choice, declare, flag, number, optional, share, whole
 from .adapter import LibraryClass, ShiftedModel, TorchattacksAttack
@@ -36,7 +36,7 @@ def _budget(norm: Norm) -> dict[str, Parameter]:
 
 def _any_budget(norm: Norm) -> dict[str, Parameter]:
     """A budget that only limits what counts: the attack minimises whatever it is, and the harness clips."""
-    return {"eps": Parameter(None, float, lambda name, value: checks.budget(value, norm))}
+    return {"eps": Parameter(None, float | None)}
 
 
 def _titled(title: str, norm: Norm) -> str:
@@ -279,13 +279,13 @@ class OnePixel(TorchattacksAttack):
     attack = "OnePixel"
     alone = batch_invariant = on_cpu = True
 
-    def __init__(self, pixels: int = 1, steps: int = 20, popsize: int = 40, inf_batch: int = 128) -> None:
-        self.eps = float(checks.whole("pixels", pixels, 1))
+    def __init__(self, pixels: Count = 1, steps: Count = 20, popsize: Count = 40, inf_batch: Count = 128) -> None:
+        self.eps = float(pixels)
         super().__init__(
             pixels=pixels,
-            steps=checks.whole("steps", steps, 1),
-            popsize=checks.whole("popsize", popsize, 1),
-            inf_batch=checks.whole("inf_batch", inf_batch, 1),
+            steps=steps,
+            popsize=popsize,
+            inf_batch=inf_batch,
         )
 
 
@@ -332,21 +332,20 @@ class Pixle(TorchattacksAttack):
 
     def __init__(
         self,
-        smallest_patch: int = 2,
-        largest_patch: int = 10,
-        pixel_mapping: str = "random",
-        restarts: int = 20,
-        max_iterations: int = 10,
+        smallest_patch: Count = 2,
+        largest_patch: Count = 10,
+        pixel_mapping: Literal["random", "similarity", "similarity_random", "distance", "distance_random"] = "random",
+        restarts: Count = 20,
+        max_iterations: Count = 10,
         update_each_iteration: bool = False,
     ) -> None:
-        self._sides = checks.whole("smallest_patch", smallest_patch, 1), checks.whole("largest_patch", largest_patch, 1)
+        self._sides = smallest_patch, largest_patch
         if smallest_patch > largest_patch:
             raise UsageError(f"smallest_patch = {smallest_patch} is larger than largest_patch = {largest_patch}.")
-        mappings = ("random", "similarity", "similarity_random", "distance", "distance_random")
         super().__init__(
-            pixel_mapping=checks.choice("pixel_mapping", pixel_mapping, mappings),
-            restarts=checks.whole("restarts", restarts, 1),
-            max_iterations=checks.whole("max_iterations", max_iterations, 1),
+            pixel_mapping=pixel_mapping,
+            restarts=restarts,
+            max_iterations=max_iterations,
             update_each_iteration=bool(update_each_iteration),
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,9 @@ DECIDES_NO_NUMBER = True
 
 _C: Any = torch._C
 _DEVICES = ("cpu", "cuda")
-_HOOKS = tuple(name for name in vars(nn_module) if name.startswith("_global_") and name.endswith("hooks"))
-_HOOKS_OF = tuple(
-    getattr(nn_module, name)
-    for name in (*_HOOKS, "_global_forward_hooks_always_called", "_global_forward_hooks_with_kwargs")
+# Which there are depends on the version of torch.
+_HOOKS_OF: tuple[dict[Any, Any], ...] = tuple(
+    value for name, value in vars(nn_module).items() if name.startswith("_global_") and isinstance(value, dict)
 )
 _SUBNORMAL = sys.float_info.min
 # Leaving inference mode is undone when the object that left it is deleted: such an object stays.
@@ -150,13 +150,21 @@ def _write_hooks(found: Sequence[dict[Any, Any]]) -> None:
         hooks.update(before)
 
 
-_saved_hooks = _C._autograd._top_saved_tensors_default_hooks
+# Torch before 2.7 cannot tell which hooks are in force.
+_saved_hooks = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
 _pop_saved_hooks = _C._autograd._pop_saved_tensors_default_hooks
 
 
-def _write_saved_hooks(found: Any) -> None:
-    while (top := _saved_hooks(True)) is not None and top != found:
-        _pop_saved_hooks()
+def _saved_hook_probes() -> tuple[Probe, ...]:
+    if _saved_hooks is None:
+        return ()
+    read: Callable[[], Any] = partial(_saved_hooks, True)
+
+    def write(found: Any) -> None:
+        while (top := read()) is not None and top != found:
+            _pop_saved_hooks()
+
+    return (Probe("saved tensor hooks", read, write),)
 
 
 def _read_rng() -> list[torch.Tensor]:
@@ -184,6 +192,8 @@ PROBES = (
         "deterministic algorithms", lambda: [read() for read in _deterministic],
         lambda found: _set_deterministic(found[0], warn_only=found[1]),
     ),
+    # Before the backend settings, some of which older versions of torch derive from it.
+    Probe("matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     _pairs(
         "cudnn_enabled", "cudnn_deterministic", "cudnn_benchmark", "cudnn_allow_tf32", "cublas_allow_tf32",
         "cublas_allow_fp16_reduced_precision_reduction", "cublas_allow_bf16_reduced_precision_reduction",
@@ -194,7 +204,6 @@ PROBES = (
         "attention kernels", lambda: [read() for read, _ in _SDP],
         lambda found: _write_each([write for _, write in _SDP], found),
     ),
-    Probe("matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     Probe(
         "anomaly mode", lambda: [read() for read in _anomaly], lambda found: _set_anomaly(*found), effect="disturbs"
     ),
@@ -202,6 +211,6 @@ PROBES = (
     # Python's own arithmetic is subject to the same flag of the processor.
     Probe("flush denormal", lambda: _SUBNORMAL * 0.5 == 0, torch.set_flush_denormal),
     Probe("module hooks", _read_hooks, _write_hooks, same=lambda a, b: a == b),
-    Probe("saved tensor hooks", lambda: _saved_hooks(True), _write_saved_hooks),
+    *_saved_hook_probes(),
     Probe("random state of torch", _read_rng, _write_rng, effect="none", same=lambda a, b: False),
 )  # fmt: skip

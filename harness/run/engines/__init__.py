@@ -1,7 +1,7 @@
 """Where cells are computed. An engine takes tasks and gives results back; only the run's owner writes.
 
 A task is a value: its cells name their inputs by key and carry whatever else they need. Together with the surroundings
-of the run (:class:`~aftershock.harness.run.tasks.context.Context`, a value, too) it can be computed in any process that
+of the run (:class:`~aftershock.harness.run.context.Context`, a value, too) it can be computed in any process that
 sees the run directory.
 """
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ....detectors.base.detector import Detector
+from ....detectors.base.scores import checked_scores
 from ...core.clock import Stopwatch
 from ...core.errors import AftershockError
 from ...core.memory import peak_memory
 from ...core.process_state import CHANGED, Changes, guarded_part, noted
 from ...core.seeds import derive_seed, forked_rng, generator
-from ...evaluation.rankability import OPENED
+from ...evaluation.rankability import OPENED, STARTED
 from ...plan.cells import FitJob, ScoreJob, TraceKeys
 from ...tracing.traces import Traces
 from ..engines import Output
@@ -33,7 +34,7 @@ def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
     from ...core.state import split_state
 
     detector = bench.make_detector(job.part)
-    bench.expect_fresh_scores(job.part)
+    bench.expect_fresh_scores(job.part, detector)
     sources = _sources(bench, (*job.clean, *job.negatives))
     clean = replace(
         bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),
@@ -130,24 +131,8 @@ def spent_by(detector: Detector) -> tuple[float, bool] | None:
 
 
 def notes_of(detector: Detector) -> dict[str, list[str]]:
-    """What is known of a plugin's code in its own process: which files it opened, and what state it left changed."""
+    """What is known of a plugin's code in its own process: what it opened and started, and what state it left
+    changed."""
     if not isinstance(detector, PluginDetector):
         return {}
-    return {OPENED: detector.files, CHANGED: detector.changed}
-
-
-def checked_scores(found: object, images: int) -> Tensor:
-    """What ``score`` returned, as float64 on the CPU.
-
-    Raises:
-        AftershockError: unless it is one finite real number for each image; integers are numbers, truth values are not.
-    """
-    if not isinstance(found, Tensor) or tuple(found.shape) != (images,):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise AftershockError(f"score() gave {shape} for {images} images instead of shape ({images},)")
-    if found.is_complex() or found.dtype == torch.bool or found.layout != torch.strided:
-        kind = str(found.dtype if found.layout == torch.strided else found.layout).removeprefix("torch.")
-        raise AftershockError(f"score() gave {kind} values: return a real number for each image, such as float32")
-    if not bool(torch.isfinite(found).all()):
-        raise AftershockError(f"score() gave {int((~torch.isfinite(found)).sum())} values that are not finite")
-    return found.detach().double().cpu()
+    return {OPENED: detector.files, STARTED: detector.programs, CHANGED: detector.changed}

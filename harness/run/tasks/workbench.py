@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...core.errors import UnavailableError
-from ...core.registry import DETECTORS
+from ...core.recent import Recent
+from ...core.registry import DATASETS, DETECTORS
 from ...data.types import Dataset, ImageSplit
 from ...models.classifier import Classifier
 from ...plan import Sets, stored_need
 from ...plan.cells import Images, ModelJob, SetName, TraceKeys
 from ...plan.models import load_classifier, make_classifier
-from ...store.stored_traces import Reader, open_traces, tap_infos
+from ...store.stored_traces import Reader, StoredCells, open_traces, tap_infos
 from ...suite.instances import make_detector
 from ...suite.resolved import DetectorPart, ModelPart, Suite
 from ...tracing.traced_model import Instruments
 from ...tracing.traces import Need, Traces
+from ..context import Context
 from ..engines import Output
 from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
 from ..workers.standins.detectors import PluginDetector
-from ..workers.witness import witness_of, witness_scores
+from ..workers.standins.part import SETTLING
+from ..workers.witness import expect_questions, witness_scores
 
 if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
-    from .context import Context
-
-T = TypeVar("T")
-
-
-class _Recent(OrderedDict[str, T]):
-    """The few things used last, by key."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._size = size
-
-    def get_or_make(self, key: str, make: Callable[[], T]) -> T:
-        if key in self:
-            self.move_to_end(key)
-        else:
-            self[key] = make()
-            while len(self) > self._size:
-                self.popitem(last=False)
-        return self[key]
 
 
 class Workbench:
@@ -82,8 +64,8 @@ class Workbench:
     ) -> None:
         self.suite, self.dataset, self.sets, self.reader = suite, dataset, sets, reader
         self.device, self.weights, self.say = device, weights, say
-        self._models: _Recent[Classifier] = _Recent(2)
-        self._detectors: _Recent[Detector] = _Recent(4)
+        self._models: Recent[str, Classifier] = Recent(2)
+        self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
         self._said: set[str] = set()
         # Told the share of the present cell that is done.
@@ -98,10 +80,10 @@ class Workbench:
         """End what was started."""
         POOL.close()
 
-    def expect_fresh_scores(self, part: DetectorPart) -> None:
+    def expect_fresh_scores(self, part: DetectorPart, detector: Detector) -> None:
         """Start the process that scores are asked for in: it takes seconds to get ready."""
         if DETECTORS.entry(part.name).origin.package != "session":
-            witness_of(DETECTORS.get(part.name)).start()
+            expect_questions(part.name, detector.made_of)
 
     def fresh_scores(self, fit: str, part: DetectorPart, traces: Traces, evaluations: int) -> Tensor:
         """Return the scores that a fitted detector gives in a process that has done nothing else, (evaluations, n).
@@ -114,10 +96,15 @@ class Workbench:
             raise UnavailableError(f"{part.name} was registered in this session")
         if fit in self._ended:
             raise WorkerEndedError(self._ended[fit])
-        cpu = 30 + self.suite.limits.score_seconds * len(traces) * evaluations
+        each = self.suite.limits.score_seconds
+        cpu = SETTLING + each * len(traces) * evaluations
+        limit = f"score_seconds = {each:g} for each image, and {SETTLING:g} s for what is done once"
         tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
         try:
-            return witness_scores(part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins)
+            return witness_scores(
+                part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins,
+                self.detector(fit, part).made_of, limit,
+            )  # fmt: skip
         except WorkerEndedError as error:
             self._ended[fit] = str(error)
             raise
@@ -199,3 +186,11 @@ class Workbench:
             return detector
 
         return self._detectors.get_or_make(fit, load)
+
+
+def open_bench(context: Context, say: Callable[[str], None]) -> Workbench:
+    """Open what the cells of a run need, reading finished ones from its directory."""
+    suite = context.suite
+    dataset = DATASETS.get(suite.data.name)(context.root, **suite.data.params).load()
+    reader, device = StoredCells(context.folder), torch.device(context.device)
+    return Workbench(suite, dataset, context.sets, reader, device, context.parts, context.weights, say, context)

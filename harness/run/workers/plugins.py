@@ -9,7 +9,8 @@ from ...core.errors import AftershockError, UsageError
 from ...core.registry import MODELS, REGISTRIES, Entry, LaterPart, Origin, later_model, plugin_origin
 from .pool import POOL
 from .process import Source
-from .standins import PluginPart
+from .standins.kinds import KINDS
+from .standins.part import PluginPart
 
 DECIDES_NO_NUMBER = True
 
@@ -49,7 +50,8 @@ def _register(source: Source, origin: Origin) -> None:
         # It ended its process, or raised what no import catches.
         raise UsageError(f"{source} could not be loaded: {error}") from error
     try:
-        found = [(REGISTRIES[d["kind"]], str(d["name"]), {**d, "files": greeting["files"]}) for d in greeting["parts"]]
+        seen = {name: greeting[name] for name in ("files", "programs")}
+        found = [(REGISTRIES[d["kind"]], str(d["name"]), {**d, **seen}) for d in greeting["parts"]]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{source} could not be loaded: its process told nothing that can be read") from error
     for registry, name, described in found:
@@ -57,7 +59,7 @@ def _register(source: Source, origin: Origin) -> None:
             if not _is_held(registry.of(origin), name, origin) and origin.path is not None:
                 registry.add(name, later_model(Path(origin.path), name), origin)
             continue
-        registry.add(name, PluginPart(source, described), origin)
+        registry.add(name, PluginPart(source, described, KINDS[registry.kind]), origin)
 
 
 def _is_held(entries: list[Entry], name: str, origin: Origin) -> bool:

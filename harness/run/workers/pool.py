@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
+from .folder import remove_abandoned
 from .process import Allowance, Source, Worker, WorkerEndedError
 
 DECIDES_NO_NUMBER = True
@@ -54,12 +57,31 @@ class WorkerPool:
         key = (source, role)
         worker = self._workers.get(key)
         if worker is None:
+            if not self._workers:
+                remove_abandoned()
             worker = self._workers[key] = Worker(source, self._allowance)
         self._workers.move_to_end(key)
         running = [w for w in self._workers.values() if w is not worker and w.running]
         for old in running[: max(0, len(running) - self._most + 1)]:
             old.close()
         return worker
+
+    @contextmanager
+    def fresh(self, source: Source) -> Iterator[Worker]:
+        """A plugin's process that was never asked anything; no other process of a plugin runs meanwhile.
+
+        Others could tell it what they have seen, as soon as it imports the plugin. Until then another one gets ready.
+        """
+        worker = self.worker(source, "witness")
+        others = [w for w in self._workers.values() if w is not worker and w.running]
+        try:
+            for other in others:
+                other.pause()
+            yield worker
+        finally:
+            worker.renew()
+            for other in others:
+                other.resume()
 
     def refuse(self, *asked: object) -> None:
         """Raise :class:`WorkerEndedError` with the reason where too many processes have ended over one question."""

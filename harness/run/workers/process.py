@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,7 +28,8 @@ from torch import Tensor
 from ...core.errors import AftershockError, UnavailableError, UsageError
 from ...tracing.rows import Rows
 from .channel import Channel, ChannelError, Message
-from .usage import SIGN, end_all
+from .folder import WorkFolder
+from .usage import ENDING, SIGN, end_all, pause_all, resume_all
 from .watch import LOOK, Watch
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DECIDES_NO_NUMBER = True
 
-_COMMAND = (sys.executable, "-c", "from aftershock.harness.run.workers.serve import main; main()")
+_COMMAND = (sys.executable, "-c", "from aftershock.harness.run.answering.supervisor import main; main()")
 # Starting imports torch, on a busy machine too.
 _START = 120.0
 _GIB = 2**30
@@ -116,7 +116,9 @@ class Worker:
         self._environment = {**_environment(), SIGN: self._sign}
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._control: socket.socket | None = None
+        self._folder: WorkFolder | None = None
+        self._told = False
         self._greeting: Message | None = None
         self._forgotten: list[int] = []
 
@@ -128,47 +130,95 @@ class Worker:
     def close(self) -> None:
         """End the process with all that it started, and remove its folder."""
         if self._process is not None:
-            # It leads a group of its own; one that is gone already may have left others there, or elsewhere.
+            if self._told:
+                # The supervisor ends all, unless somebody has ended or stopped it.
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(2 * ENDING)
+            self._process.kill()
             end_all(self._process.pid, self._sign)
             self._process.wait()
             self._process = None
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
             self._folder = None
-        self._greeting = None
+        self._told, self._greeting = False, None
 
     def start(self) -> None:
-        """Start the process, if it does not run; it gets ready while others work."""
+        """Start the process and let it import the plugin, if it has not; it gets ready while others work."""
+        self.prepare()
+        if not self._told:
+            source = {
+                "path": None if self.source.path is None else str(self.source.path),
+                "distribution": self.source.distribution,
+            }
+            self._told = True
+            self._open().send(Message({"source": source, "memory": self.allowance.memory}))
+
+    def pause(self) -> None:
+        """Let the process, and all that it started, stand still."""
+        if self._process is not None:
+            pause_all(self._process.pid, self._sign)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        if self._process is not None:
+            resume_all(self._process.pid, self._sign)
+
+    def prepare(self) -> None:
+        """Start the process, if it does not run, without any code of the plugin."""
         if self.running:
             return
         self.close()
-        self.generation = next(_GENERATIONS)
-        self._forgotten.clear()
-        # Not /tmp/aftershock-<run>: a name that tells nothing.
-        self._folder = tempfile.TemporaryDirectory(prefix="worker-", ignore_cleanup_errors=True)
-        ours, theirs = socket.socketpair()
+        self._folder = WorkFolder()
+        self._control, theirs = socket.socketpair()
         output = None if self.allowance.output else subprocess.DEVNULL
+        about = (str(os.getpid()), str(theirs.fileno()), str(self._folder.path))
         try:
             self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-                [*_COMMAND, str(theirs.fileno())], stdin=subprocess.DEVNULL, stdout=2 if output is None else output,
-                stderr=output, cwd=self._folder.name, env=self._environment, pass_fds=(theirs.fileno(),),
+                [*_COMMAND, *about], stdin=subprocess.DEVNULL, stdout=2 if output is None else output, stderr=output,
+                cwd=self._folder.place, env=self._environment, pass_fds=(theirs.fileno(),),
                 # Ctrl-C is for the owner, who ends what it started.
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            ours.close()
+            self.close()
             raise AftershockError(f"no process could be started for {self.source} ({error})") from error
         finally:
             theirs.close()
+        self._connect()
+
+    def renew(self) -> None:
+        """Let a process that knows nothing take the place of this one, which has ended when this returns."""
+        if self._control is not None and self.running:
+            # The answer to an earlier connection.
+            self._control.settimeout(_START)
+            with suppress(OSError):
+                if self._control.recv(1):
+                    self._connect()
+                    if self._control.recv(1, socket.MSG_PEEK):
+                        return
+            self.close()
+        self.prepare()
+
+    def _connect(self) -> None:
+        """Send the supervisor a connection for a new process."""
+        if self._channel is not None:
+            self._channel.close()
+        self.generation, self._told, self._greeting = next(_GENERATIONS), False, None
+        self._forgotten.clear()
+        ours, theirs = socket.socketpair()
         self._channel = Channel(ours, seconds=_START, limit=self.allowance.memory)
-        source = {
-            "path": None if self.source.path is None else str(self.source.path),
-            "distribution": self.source.distribution,
-        }
-        self._channel.send(Message({"source": source, "memory": self.allowance.memory}))
+        with theirs, suppress(OSError):
+            # One that has ended is noticed when it is asked.
+            if self._control is not None:
+                socket.send_fds(self._control, [b"1"], [theirs.fileno()])
 
     def greeting(self) -> Mapping[str, Any]:
         """What it says once everything is imported, the plugin too: its parts and the files that it opened.
@@ -195,7 +245,7 @@ class Worker:
 
     def ask(
         self, question: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor | Rows] | None = None, *,
-        cpu: float = 60.0, calls: Mapping[str, Callback] | None = None,
+        cpu: float = 60.0, limit: str = "", calls: Mapping[str, Callback] | None = None,
     ) -> Message:  # fmt: skip
         """Return the answer to a question.
 
@@ -204,6 +254,7 @@ class Worker:
             values: JSON values that go with it, and
             tensors: what it is about.
             cpu: seconds that all its processors may take together.
+            limit: what of a suite sets them, for a person.
             calls: what it may ask back, by name.
 
         Raises:
@@ -217,7 +268,7 @@ class Worker:
         here = {"drop": forgotten, "threads": torch.get_num_threads(), "gradients": torch.is_grad_enabled()}
         try:
             self._open().send(Message({"question": question, "values": values, **here}, tensors or {}))
-            watch = self._watch(cpu)
+            watch = self._watch(cpu, limit)
             while True:
                 self._wait(watch)
                 answer = self._open().receive()
@@ -255,10 +306,10 @@ class Worker:
         except Exception as error:
             return Message({"error": " ".join(str(error).split()), "types": [type(error).__name__]})
 
-    def _watch(self, cpu: float) -> Watch:
+    def _watch(self, cpu: float, limit: str = "") -> Watch:
         if self._process is None:
             raise ChannelError("there is no process")
-        return Watch(self._process.pid, self._sign, cpu, self.allowance.memory, self.allowance.idle)
+        return Watch(self._process.pid, self._sign, cpu, self.allowance.memory, self.allowance.idle, limit)
 
     def _wait(self, watch: Watch) -> None:
         """Wait until it says something.
@@ -311,7 +362,7 @@ def raised(values: Mapping[str, Any]) -> AftershockError:
 
 def _is_answer(values: Mapping[str, Any]) -> bool:
     """Whether an answer has what every answer has; code of a plugin could have written to the connection."""
-    spent, lists = values.get("spent"), (values.get("files"), values.get("changed"))
+    spent, lists = values.get("spent"), [values.get(name) for name in ("files", "programs", "changed")]
     numbers = isinstance(spent, list) and len(spent) == 2 and all(isinstance(n, int | float) for n in spent)
     return numbers and all(isinstance(names, list) for names in lists)
 

@@ -21,15 +21,17 @@ class Watch:
     """Knows what a process may take for one question.
 
     Args:
-        group: its process group.
-        sign: what those that left the group are known by (:data:`~.usage.SIGN`).
+        supervisor: the process above it.
+        sign: what its processes are known by otherwise (:data:`~.usage.SIGN`).
         cpu: CPU seconds of all its processes together.
         memory: bytes that they may hold, beyond what is shared.
         idle: seconds in which it may compute nothing, when it should, before it is taken to hang.
+        limit: what of a suite sets ``cpu``, for a person; empty where nothing does.
     """
 
-    def __init__(self, group: int, sign: str, cpu: float, memory: float, idle: float) -> None:
-        self._group, self._sign, self._cpu, self._memory, self._idle = group, sign, cpu, memory, idle
+    def __init__(self, supervisor: int, sign: str, cpu: float, memory: float, idle: float, limit: str = "") -> None:
+        self._limit = limit
+        self._supervisor, self._sign, self._cpu, self._memory, self._idle = supervisor, sign, cpu, memory, idle
         self._began = self._progress = self._looked = time.monotonic()
         self._first: Usage | None = None
         self._last = 0.0
@@ -45,7 +47,7 @@ class Watch:
 
     def complaint(self) -> str:
         """Return what is wrong with it by now; empty where nothing is."""
-        now, used = time.monotonic(), usage_of(self._group, self._sign)
+        now, used = time.monotonic(), usage_of(self._supervisor, self._sign)
         self._looked = now
         if used is None:
             late = now - self._began > _MORE + _TIMES * self._cpu
@@ -53,12 +55,15 @@ class Watch:
         if self._first is None:
             self._first, self._last = used, used.cpu
         # Quick first: where each fork counts as if it shared nothing.
-        if used.memory > self._memory and (exact_memory(self._group, self._sign) or used.memory) > self._memory:
+        if used.memory > self._memory and (exact_memory(self._supervisor, self._sign) or used.memory) > self._memory:
             held = f"it held more than {self._memory / _GIB:g} GiB"
             return f"{held}: let it need less, or raise memory under [limits] in the suite"
         if used.cpu - self._first.cpu > self._cpu:
-            return f"it took more than {self._cpu:g} s of computing"
-        if used.cpu - self._last > _NOTHING:
+            taken = f"it took more than {self._cpu:g} s of computing"
+            if not self._limit:
+                return taken
+            return f"{taken} ({self._limit}): let it need less, or raise that under [limits] in the suite"
+        if abs(used.cpu - self._last) > _NOTHING:
             self._progress, self._last = now, used.cpu
         if now - self._progress > self._idle:
             return (

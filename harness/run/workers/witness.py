@@ -1,38 +1,50 @@
 """Scores from a process that has done nothing else: no fit, no attack, no other detector's state.
 
-A detector must give an image the same score wherever it is asked. Each plugin has a process for this, and the built-in
-parts share one; none of them is asked anything else.
+A detector must give an image the same score wherever it is asked. The built-in parts share a process for this. A
+plugin's detector has another one for each question, which sees one set, in an order of its own, while everything else
+of plugins stands still: what was scored elsewhere or before cannot tell it what to answer.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...core.content_keys import canonical
 from ...core.registry import DETECTORS
+from ...core.seeds import generator
 from ...tracing.rows import Rows
 from ...tracing.traces import Traces
 from .packing import pack_traces
 from .pool import POOL
-from .process import Source, Worker
-from .standins import PluginPart
+from .process import Source
+from .standins.part import PluginPart
 
 DECIDES_NO_NUMBER = True
 
 
-def witness_of(detector: Any) -> Worker:
-    """The process that is asked about a detector, by what its registry holds."""
-    return POOL.worker(detector.source if isinstance(detector, PluginPart) else Source(), "witness")
+def expect_questions(name: str, made_of: Sequence[str] = ()) -> None:
+    """Let a process get ready for questions about a detector: that takes seconds.
+
+    Args:
+        name: the detector's registry name.
+        made_of: names of others that it asks.
+    """
+    if _is_foreign(name, made_of):
+        POOL.worker(_source(name), "witness").prepare()
+    else:
+        POOL.worker(_source(name), "witness").start()
 
 
 def witness_scores(
     name: str, params: Mapping[str, Any], tensors: Mapping[str, Tensor], state: Any, traces: Traces, repeats: int = 1,
-    cpu: float = 60.0, plugins: Sequence[Path] = (),
+    cpu: float = 60.0, plugins: Sequence[Path] = (), made_of: Sequence[str] = (), limit: str = "",
 ) -> Tensor:  # fmt: skip
     """Return the scores that a fitted detector gives there, float64 (repeats, n).
 
@@ -45,16 +57,34 @@ def witness_scores(
         repeats: evaluations, of one detector that is made anew for them.
         cpu: seconds that all of them may take.
         plugins: files whose detectors a built-in one may be made of.
+        made_of: names of other detectors that it asks.
+        limit: what of a suite sets ``cpu``, for a person.
 
     Raises:
         AftershockError: if it gives no scores there, with the reason.
         WorkerEndedError: if the process did not answer.
     """
+    foreign = _is_foreign(name, made_of)
+    order = torch.arange(len(traces))
+    if foreign:
+        order = torch.randperm(len(traces), generator=generator(0, "recheck", "process", "order"))
+        traces = traces.pick(order).alone()
     rows, described = pack_traces(traces)
     question = {
         "name": name, "params": json.loads(canonical(dict(params))), "state": state, "traces": described,
         "repeats": repeats, "plugins": [str(path) for path in plugins],
     }  # fmt: skip
     sent: dict[str, Tensor | Rows] = {**rows, **{f"state/{n}": value for n, value in tensors.items()}}
-    found = witness_of(DETECTORS.get(name)).ask("rescore", question, sent, cpu=cpu)
-    return found.tensor("scores").double().reshape(repeats, len(traces))
+    with POOL.fresh(_source(name)) if foreign else nullcontext(POOL.worker(_source(name), "witness")) as worker:
+        found = worker.ask("rescore", question, sent, cpu=cpu, limit=limit)
+    return found.tensor("scores").double().reshape(repeats, len(traces))[:, order.argsort()]
+
+
+def _source(name: str) -> Source:
+    detector = DETECTORS.get(name)
+    return detector.source if isinstance(detector, PluginPart) else Source()
+
+
+def _is_foreign(name: str, made_of: Sequence[str]) -> bool:
+    """Whether a plugin's code is asked."""
+    return any(isinstance(DETECTORS.get(part), PluginPart) for part in (name, *made_of))

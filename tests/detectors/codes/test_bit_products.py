@@ -25,12 +25,14 @@ def packed(array: np.ndarray) -> torch.Tensor:
     return codes.pack(torch.from_numpy(array))
 
 
-@pytest.fixture(params=["popcount", "digits", "plain", "int8"])
+@pytest.fixture(params=["popcount", "table", "digits", "plain", "int8"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way in which intersections are counted, with tiles and strips so small that all borders are crossed."""
     monkeypatch.setattr(codes, "_ROWS", 70)
     monkeypatch.setattr(codes, "_STRIP", 9)
-    monkeypatch.setattr(codes, "_FEW", 1 << 30 if request.param == "popcount" else 0)
+    monkeypatch.setattr(codes, "_FEW", 1 << 30 if request.param in ("popcount", "table") else 0)
+    if request.param == "table":
+        monkeypatch.setattr(codes, "_bitwise_count", None)
     monkeypatch.setattr(codes, "_keeps_24_bits", lambda: request.param == "digits")
     monkeypatch.setattr(codes, "_multiplies_int8", lambda: request.param == "int8")
     return str(request.param)

@@ -1,7 +1,1 @@
 """Stand-ins for the parts of plugins: here they look like any part, and every question goes to the plugin's process."""
-
-from __future__ import annotations
-
-from .part import PluginPart
-
-__all__ = ["PluginPart"]

@@ -13,14 +13,14 @@ from .....analyses.base import Analysis, AnalysisInfo, AnalysisInput
 from .....analyses.findings import Findings
 from ....core.errors import AftershockError
 from ....tracing.traces import Need
+from ...engines import Output
 from ..channel import Message
 from ..packing import unpack_needs
 from .part import Instance, PluginPart
 
 if TYPE_CHECKING:
     from ....plan.cells import AnalysisJob
-    from ...engines import Output
-    from ...tasks.context import Context
+    from ...context import Context
 
 
 class PluginAnalysis(Analysis[Any]):
@@ -63,8 +63,6 @@ class PluginAnalysis(Analysis[Any]):
 
     def compute(self, context: Context | None, key: str, job: AnalysisJob, tell: Callable[[float], None]) -> Output:
         """The output of its cell."""
-        from ...engines import Output
-
         if context is None:
             raise AftershockError("a plugin's analysis needs a run directory")
 
@@ -75,5 +73,7 @@ class PluginAnalysis(Analysis[Any]):
         # From the owner to the process only: what comes back is read, never unpickled.
         limit = context.suite.limits.analysis_seconds
         task = torch.from_numpy(np.frombuffer(pickle.dumps((context, job)), dtype=np.uint8).copy())
-        found = self._instance.ask("measure", {"key": key}, {"task": task}, cpu=limit, calls={"tell": told})
+        found = self._instance.ask(
+            "measure", {"key": key}, {"task": task}, cpu=limit, limit="analysis_seconds", calls={"tell": told}
+        )
         return Output(key, {name: found.tensor(name) for name in found.tensors}, found.values["output"])

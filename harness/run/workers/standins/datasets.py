@@ -35,7 +35,7 @@ def _load(instance: Instance) -> Dataset:
     )
     return Dataset(
         str(about["name"]), tuple(str(c) for c in about["classes"]), (channels, height, width), train, test,
-        tuple(about["mean"]), tuple(about["std"]),
+        tuple(about["mean"]), tuple(about["std"]), calibrate_from=about["calibrate_from"],
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,6 +20,13 @@ from ....tracing.traces import LiveTrace, Need, Traces
 from ..channel import Message
 from ..packing import pack_live, pack_traces, unpack_needs
 from .part import LONG, SETTLING, Instance, PluginPart
+
+
+class _Limited(TypedDict):
+    """What a question may take, as :meth:`Instance.ask` is told."""
+
+    cpu: float
+    limit: str
 
 
 class PluginDetector(Detector):
@@ -53,6 +60,11 @@ class PluginDetector(Detector):
     def files(self) -> list[str]:
         """What the plugin opened beyond what is its own."""
         return list(dict.fromkeys((*self._part.files, *self._instance.files)))
+
+    @property
+    def programs(self) -> list[str]:
+        """Programs that the plugin started; ``fork`` for copies of its process."""
+        return list(dict.fromkeys((*self._part.programs, *self._instance.programs)))
 
     @property
     def changed(self) -> list[str]:
@@ -101,7 +113,7 @@ class PluginDetector(Detector):
             more, values["perturbed"] = pack_traces(perturbed)
             tensors |= {f"perturbed/{name}": rows for name, rows in more.items()}
         tensors["random"] = clean.generator.get_state()
-        found = self._instance.ask("fit", values, tensors, cpu=self.fit_seconds)
+        found = self._instance.ask("fit", values, tensors, cpu=self.fit_seconds, limit="fit_seconds")
         self._learned = _state_of(found)
         peak = found.values.get("peak_bytes")
         self.peak_bytes = int(peak) if isinstance(peak, int) else None
@@ -109,8 +121,13 @@ class PluginDetector(Detector):
 
     def score(self, traces: Traces) -> Tensor:
         tensors, described = pack_traces(replace(traces, label_rows=None, source_rows=None))
-        cpu = SETTLING + self.score_seconds * len(traces)
-        return self._instance.ask("score", {"traces": described, "seed": _draw()}, tensors, cpu=cpu).tensor("score")
+        asked = {"traces": described, "seed": _draw()}
+        return self._instance.ask("score", asked, tensors, **self._limited(len(traces))).tensor("score")
+
+    def _limited(self, images: int) -> _Limited:
+        """CPU seconds for some images, and where they come from."""
+        limit = f"score_seconds = {self.score_seconds:g} for each image, and {SETTLING:g} s for what is done once"
+        return {"cpu": SETTLING + self.score_seconds * images, "limit": limit}
 
     def surrogate(self, live: LiveTrace) -> Tensor:
         tensors, described = pack_live(live)
@@ -150,7 +167,7 @@ class PluginDetector(Detector):
 
     def _transform(self, name: str, images: Tensor, draws: torch.Generator) -> Tensor:
         given = {"images": images, "random": draws.get_state()}
-        found = self._instance.ask("transform", {"view": name}, given, cpu=SETTLING + self.score_seconds * len(images))
+        found = self._instance.ask("transform", {"view": name}, given, **self._limited(len(images)))
         draws.set_state(found.tensor("random"))
         return found.tensor("images")
 
@@ -163,9 +180,10 @@ class PluginDetector(Detector):
         self, question: str, values: Mapping[str, Any], names: Sequence[str], given: Sequence[Tensor | Rows],
         wanted: list[str],
     ) -> Message:  # fmt: skip
-        cpu = SETTLING + self.score_seconds * max(1, len(given[0]))
         tensors: dict[str, Tensor | Rows] = dict(zip(names, given, strict=True))
-        return self._instance.ask(question, {**values, "differentiate": wanted}, tensors, cpu=cpu)
+        return self._instance.ask(
+            question, {**values, "differentiate": wanted}, tensors, **self._limited(max(1, len(given[0])))
+        )
 
 
 class _Remote(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -29,36 +29,43 @@ SETTLING = 30.0
 LONG = 3600.0
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What stands in for the parts of one kind.
+
+    Attributes:
+        make: the instance of a part, from the part and the parameters of its constructor.
+        info: the class of what a part says about itself; ``None`` where it says nothing.
+    """
+
+    make: Callable[..., Any]
+    info: type[Any] | None
+
+
 class PluginPart(SelfBinding, StandIn):
     """A class or function of a plugin, known by what its process says about it.
 
     Args:
         source: the plugin.
         described: ``kind``, ``name`` and what the process says of the part.
+        kind: of parts: what is made of it.
     """
 
-    def __init__(self, source: Source, described: Mapping[str, Any]) -> None:
+    def __init__(self, source: Source, described: Mapping[str, Any], kind: Kind) -> None:
+        self._kind = kind
         self.source, self.kind, self.name = source, str(described["kind"]), str(described["name"])
         self.problem = str(described.get("problem", ""))
         self.__doc__ = str(described.get("doc", ""))
         self.reads_perturbed = bool(described.get("reads_perturbed", False))
         self._info, self._missing = described.get("info"), str(described.get("missing", ""))
-        # What the plugin opened when it was imported.
+        # What the plugin opened and started when it was imported.
         self.files = tuple(str(name) for name in described.get("files", ()))
+        self.programs = tuple(str(name) for name in described.get("programs", ()))
 
     def __call__(self, *given: Any, **params: Any) -> Any:
-        from .analyses import PluginAnalysis
-        from .datasets import plugin_source
-        from .detectors import PluginDetector
-        from .perturbations import PluginPerturbation
-
         if self.problem:
             raise UsageError(f"it cannot be used: {self.problem}")
-        make: dict[str, Callable[..., Any]] = {
-            "detectors": PluginDetector, "perturbations": PluginPerturbation, "datasets": plugin_source,
-            "analyses": PluginAnalysis,
-        }  # fmt: skip
-        return make[self.kind](self, *given, **params)
+        return self._kind.make(self, *given, **params)
 
     @cached_property
     def info(self) -> Any:
@@ -67,9 +74,9 @@ class PluginPart(SelfBinding, StandIn):
         Raises:
             AttributeError: for a part that says nothing that can be read.
         """
-        if self._info is None:
+        if self._info is None or self._kind.info is None:
             raise AttributeError(f"{self.name} has no info")
-        return _info_class(self.kind)(**_known(self.kind, self._info))
+        return self._kind.info(**_known(self._kind.info, self._info))
 
     def missing(self) -> str | None:
         """As :meth:`aftershock.attacks.base.perturbation.Perturbation.missing`."""
@@ -105,8 +112,10 @@ class Instance:
         self._about = {"kind": part.kind, "name": part.name, "params": json_values(dict(params)), **(given or {})}
         self._restore = restore
         self._number, self._generation = 0, -1
-        # Over all questions: what it opened, and what state of its process it left changed (each put back there).
+        # Over all questions: what it opened and started, and what state of its process it left changed (each put back
+        # there).
         self.files: dict[str, None] = {}
+        self.programs: dict[str, None] = {}
         self.changed: dict[str, None] = {}
         # Seconds that the last answer took there, and whether modules were imported for it.
         self.spent = (0.0, False)
@@ -114,16 +123,18 @@ class Instance:
 
     def ask(
         self, question: str, values: Mapping[str, Any] | None = None,
-        tensors: Mapping[str, Tensor | Rows] | None = None, cpu: float = ABOUT,
+        tensors: Mapping[str, Tensor | Rows] | None = None, cpu: float = ABOUT, limit: str = "",
         calls: Mapping[str, Callback] | None = None,
     ) -> Message:  # fmt: skip
-        """Ask about this instance; see :meth:`Worker.ask`."""
+        """Ask about this instance; see :meth:`~..process.Worker.ask`."""
         with self._ends_counted(question):
             worker = POOL.worker(self.part.source, self.role)
             if worker.generation != self._generation or not worker.running:
                 self._make()
                 self._restore()
-            found = worker.ask(question, {**(values or {}), "id": self._number}, tensors, cpu=cpu, calls=calls)
+            found = worker.ask(
+                question, {**(values or {}), "id": self._number}, tensors, cpu=cpu, limit=limit, calls=calls
+            )
         self._note(found)
         return found
 
@@ -135,6 +146,7 @@ class Instance:
         seconds, imported = found.values["spent"]
         self.spent = (float(seconds), bool(imported))
         self.files |= dict.fromkeys(str(name) for name in found.values.get("files", ()))
+        self.programs |= dict.fromkeys(str(name) for name in found.values.get("programs", ()))
         self.changed |= dict.fromkeys(str(name) for name in found.values.get("changed", ()))
 
     @contextmanager
@@ -159,23 +171,9 @@ class Instance:
         return facts
 
 
-def _info_class(kind: str) -> type[Any]:
-    if kind == "detectors":
-        from .....detectors.base.detector import DetectorInfo
-
-        return DetectorInfo
-    if kind == "perturbations":
-        from .....attacks.base.perturbation import PerturbationInfo
-
-        return PerturbationInfo
-    from .....analyses.base import AnalysisInfo
-
-    return AnalysisInfo
-
-
-def _known(kind: str, info: Mapping[str, Any]) -> dict[str, Any]:
+def _known(described: type[Any], info: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of ``info`` as its class takes them."""
-    names = {f.name for f in fields(_info_class(kind))}
+    names = {f.name for f in fields(described)}
     found = {name: value for name, value in info.items() if name in names}
     if "needs" in found:
         found["needs"] = unpack_needs(found["needs"])

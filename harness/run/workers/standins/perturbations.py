@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from .....attacks.base.perturb_batch import LimitError, WatchedModel
 from .....attacks.base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
 from .....attacks.base.target import Defence
 from ....core.errors import AftershockError, UsageError
+from ....core.recent import Recent
 from ....core.seeds import Draws
 from ..channel import Message
 from ..process import raised
@@ -103,7 +103,9 @@ class PluginPerturbation(Perturbation):
         }  # fmt: skip
         given: dict[str, Any] = {"images": images, "labels": labels}
         try:
-            found = self._instance.ask("perturb", about, given, cpu=_allowed(model, len(images)), calls=calls)
+            limit = f"seconds for each image, and {SETTLING:g} s for what is done once"
+            allowed = _allowed(model, len(images))
+            found = self._instance.ask("perturb", about, given, cpu=allowed, limit=limit, calls=calls)
         finally:
             # What stopped it here (a limit) says more than how the attack took it.
             stopped = passes.stopped
@@ -133,7 +135,7 @@ class _Passes:
     def __init__(self, model: CountingModel) -> None:
         self._model = model
         self.stopped: Exception | None = None
-        self._graphs: OrderedDict[int, tuple[Tensor, Sequence[Tensor]]] = OrderedDict()
+        self._graphs: Recent[int, tuple[Tensor, Sequence[Tensor]]] = Recent(_PASSES)
         self._count = 0
 
     def model(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
@@ -193,8 +195,6 @@ class _Passes:
         if wanted:
             self._count = number = self._count + 1
             self._graphs[number] = (images, tuple(found.values()))
-            while len(self._graphs) > _PASSES:
-                self._graphs.popitem(last=False)
         return Message({"names": list(found), "graph": number}, {n: t.detach() for n, t in found.items()})
 
     def _part(self, values: Mapping[str, Any]) -> CountingModel:

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import ClassVar, Self
 
 import torch
-from aftershock.attacks import CountingModel, Perturbation, PerturbationInfo
-from aftershock.detectors import Detector, DetectorInfo, LiveTrace, Need, Traces
-from aftershock.harness.core.errors import UsageError
-from aftershock.harness.core.seeds import Draws
+from aftershock import (
+    CountingModel,
+    Detector,
+    DetectorInfo,
+    Draws,
+    LiveTrace,
+    Need,
+    Perturbation,
+    PerturbationInfo,
+    Traces,
+    UsageError,
+)
 from torch import Tensor
 
 __all__ = ["ActivationNorm", "SaltAndPepper"]
@@ -86,7 +94,6 @@ class SaltAndPepper(Perturbation):
         title="Salt and pepper",
         kind="noise",
         family="noise",
-        library="aftershock-example",
         gradients=False,
         stochastic=True,
         summary="A share of the pixels turns black or white.",

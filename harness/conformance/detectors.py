@@ -1,61 +1,56 @@
-"""The rules of the detector contract, each as a check that says what was broken and how to mend it."""
+"""The rules of the detector contract, each as a check that says what was broken and what to do."""
 
 from __future__ import annotations
 
+import copy
 import json
-import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ...detectors.base.detector import Detector, Surrogate
-from ..core.errors import UsageError
+from ...detectors.base.detector import Detector
+from ...detectors.base.scores import checked_scores
+from ..core.errors import AftershockError, UsageError
+from ..core.registry import DETECTORS
 from ..core.state import join_state, split_state
 from ..statistics.detection import auroc
-from ..tracing.traces import Need, Traces
-from .world import World
+from ..suite.instances import checked_detector
+from ..tracing.traces import Traces
+from .fixture import Fixture, make_fixture
+from .kit import Broken, Check, Kit, NotApplicable, by_name, factory_of, say_what_is_missing, unchanged_process
 
 # Scores of the same image in other batches may differ by the rounding of float32 sums.
 SAME = 1e-4
 # What an image may take to score; a run gives up on slower detectors ([limits] score_seconds).
 SECONDS_PER_IMAGE = 1.0
-# The least AUROC on the planted case that a detector sees best.
+# Minimum AUROC on the planted case that a detector sees best.
 NOTICED = 0.7
-# The least rank correlation of a surrogate with its score.
+# Minimum rank correlation of a surrogate with its score.
 FOLLOWS = 0.5
 
 
-class Broken(Exception):
-    """A rule was broken; the text says how."""
-
-
-class NotApplicable(Exception):
-    """The check says nothing about this detector, or cannot be done here; the text says why."""
-
-
 @dataclass(eq=False)
-class Patient:
-    """A detector under examination.
+class DetectorContext:
+    """A detector that is examined.
 
     Attributes:
         make: gives a fresh, unfitted instance.
-        world: what it is examined on.
+        fixture: what it is examined on.
     """
 
     make: Callable[[], Detector]
-    world: World
+    fixture: Fixture
     _fitted: Detector | None = field(default=None, init=False)
 
     def fresh(self) -> Detector:
         """A new instance, fitted."""
         detector = self.make()
-        self.world.fit(detector)
+        self.fixture.fit(detector)
         return detector
 
     @property
@@ -68,108 +63,80 @@ class Patient:
     def scores(self, images: Tensor, detector: Detector | None = None) -> Tensor:
         """Scores of images, checked for form."""
         detector = detector or self.fitted
-        return formed(detector.score(self.world.traces(detector, images)), len(images))
-
-
-@dataclass(frozen=True)
-class Check:
-    """One rule.
-
-    Attributes:
-        name: a short name.
-        rule: what must hold, as a sentence.
-        mend: how to repair what breaks it.
-        examine: raises :class:`Broken` or :class:`NotApplicable`; may return what it measured.
-    """
-
-    name: str
-    rule: str
-    mend: str
-    examine: Callable[[Patient], str | None]
+        return formed(detector.score(self.fixture.traces(detector, images)), len(images))
 
 
 def formed(scores: object, images: int) -> Tensor:
-    """Scores as float64, if they are one finite number for each image; raises :class:`Broken`."""
-    if not isinstance(scores, Tensor):
-        raise Broken(f"score() returned {type(scores).__name__}")
-    if tuple(scores.shape) != (images,):
-        raise Broken(f"score() returned the shape {tuple(scores.shape)} for {images} images")
-    if scores.device.type != "cpu":
-        raise Broken(f"score() returned a tensor on {scores.device}, though its traces are on the CPU")
-    if not scores.is_floating_point():
-        raise Broken(f"score() returned {scores.dtype}")
-    if not bool(scores.isfinite().all()):
-        raise Broken(f"{int((~scores.isfinite()).sum())} of {images} scores are not finite")
-    return scores.detach().double()
+    """Return scores as float64; raises :class:`Broken` unless they are what a run takes."""
+    try:
+        return checked_scores(scores, images)
+    except AftershockError as error:
+        text, _, fix = str(error).partition(": ")
+        raise Broken(text, f"{fix[:1].upper()}{fix[1:]}." if fix else "") from error
 
 
-def _info(patient: Patient) -> None:
-    detector = patient.make()
-    info = getattr(detector, "info", None)
-    empty = [name for name in ("title", "paper", "summary") if not str(getattr(info, name, "")).strip()]
-    if info is None or empty:
-        raise Broken(f"info says nothing about {', '.join(empty) or 'anything'}")
-    if info.surrogate not in get_args(Surrogate):
-        raise Broken(f"info.surrogate = {info.surrogate!r}")
+def _info(context: DetectorContext) -> None:
+    checked_detector(context.make())
 
 
-def _needs(patient: Patient) -> None:
-    detector = patient.make()
-    for need in detector.needs:
-        if not isinstance(need, Need):
-            raise Broken(f"needs holds {need!r}, which is no Need")
+def _described(context: DetectorContext) -> None:
+    say_what_is_missing(context.make().info)
+
+
+def _needs(context: DetectorContext) -> None:
+    for need in context.make().needs:
         try:
-            need.select(patient.world.instruments.taps)
+            need.select(context.fixture.instruments.taps)
         except UsageError as error:
-            raise Broken(str(error)) from error
+            raise Broken(str(error).rstrip(".")) from error
 
 
-def _fits(patient: Patient) -> None:
-    detector = patient.make()
-    found = patient.world.fit(detector)
+def _fits(context: DetectorContext) -> None:
+    detector = context.make()
+    found = context.fixture.fit(detector)
     if found is not detector:
         raise Broken(f"fit() returned {type(found).__name__ if found is not None else None}")
 
 
-def _scores(patient: Patient) -> None:
-    patient.scores(patient.world.clean)
-    for images in patient.world.planted.values():
-        patient.scores(images)
+def _scores(context: DetectorContext) -> None:
+    context.scores(context.fixture.clean)
+    for images in context.fixture.planted.values():
+        context.scores(images)
 
 
-def _few_images(patient: Patient) -> None:
-    if (rest := patient.scores(patient.world.clean[:0])).numel():
+def _few_images(context: DetectorContext) -> None:
+    if (rest := context.scores(context.fixture.clean[:0])).numel():
         raise Broken(f"no image gave {rest.numel()} scores")
-    patient.scores(patient.world.clean[:1])
+    context.scores(context.fixture.clean[:1])
 
 
-def _not_drawn(patient: Patient) -> None:
+def _not_drawn(context: DetectorContext) -> None:
     """Leave a rule about equal scores out for a detector whose scores are drawn."""
-    if patient.fitted.randomised:
+    if context.fitted.randomised:
         raise NotApplicable("the detector declares that its score is drawn (`randomised=True`)")
 
 
-def _deterministic(patient: Patient) -> None:
-    _not_drawn(patient)
-    detector = patient.fitted
-    first, again = (patient.scores(patient.world.clean, detector) for _ in range(2))
+def _deterministic(context: DetectorContext) -> None:
+    _not_drawn(context)
+    detector = context.fitted
+    first, again = (context.scores(context.fixture.clean, detector) for _ in range(2))
     if not torch.equal(first, again):
         raise Broken("scoring the same traces twice gave other numbers")
-    other = patient.scores(patient.world.clean, patient.fresh())
+    other = context.scores(context.fixture.clean, context.fresh())
     if not torch.equal(first, other):
         raise Broken("fitting twice with the same seed gave other scores")
 
 
-def _batches(patient: Patient) -> None:
-    _not_drawn(patient)
-    images = patient.world.clean[:40]
-    traces = patient.world.traces(patient.fitted, images)
-    whole = formed(patient.fitted.score(traces), len(images))
+def _batches(context: DetectorContext) -> None:
+    _not_drawn(context)
+    images = context.fixture.clean[:40]
+    traces = context.fixture.traces(context.fitted, images)
+    whole = formed(context.fitted.score(traces), len(images))
     for size in (1, 17):
-        parts = [formed(patient.fitted.score(part.alone()), len(part)) for part in traces.batches(size)]
+        parts = [formed(context.fitted.score(part.alone()), len(part)) for part in traces.batches(size)]
         _same(torch.cat(parts), whole, f"in batches of {size}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    _same(patient.scores(images[order]), whole[order], "in another order")
+    _same(context.scores(images[order]), whole[order], "in another order")
 
 
 def _same(found: Tensor, expected: Tensor, when: str) -> None:
@@ -179,22 +146,22 @@ def _same(found: Tensor, expected: Tensor, when: str) -> None:
         raise Broken(f"{when} a score moved by {worst:.3g}; the scores' standard deviation is {scale:.3g}")
 
 
-def _remembers_nothing(patient: Patient) -> None:
-    _not_drawn(patient)
-    before = patient.scores(patient.world.clean)
-    for images in patient.world.planted.values():
-        patient.scores(images)
-    if not torch.equal(before, patient.scores(patient.world.clean)):
+def _remembers_nothing(context: DetectorContext) -> None:
+    _not_drawn(context)
+    before = context.scores(context.fixture.clean)
+    for images in context.fixture.planted.values():
+        context.scores(images)
+    if not torch.equal(before, context.scores(context.fixture.clean)):
         raise Broken("clean images got other scores after perturbed ones had been scored")
 
 
-def _labels(patient: Patient) -> None:
+def _labels(context: DetectorContext) -> None:
     read: list[str] = []
 
     class Wire:
         """Rows that tell when they are read."""
 
-        shape = (len(patient.world.clean),)
+        shape = (len(context.fixture.clean),)
 
         def __len__(self) -> int:
             return self.shape[0]
@@ -205,10 +172,10 @@ def _labels(patient: Patient) -> None:
 
     draws = torch.Generator()
     before = draws.get_state()
-    traces = replace(patient.world.traces(patient.fitted, patient.world.clean), label_rows=Wire(), random=draws)
+    traces = replace(context.fixture.traces(context.fitted, context.fixture.clean), label_rows=Wire(), random=draws)
     read.clear()
     try:
-        patient.fitted.score(traces)
+        context.fitted.score(traces)
     except UsageError:
         if not read:
             raise
@@ -218,62 +185,47 @@ def _labels(patient: Patient) -> None:
         raise Broken("score() draws from the generator")
 
 
-def _state(patient: Patient) -> None:
+def _state(context: DetectorContext) -> None:
     from safetensors.torch import load, save
 
-    _not_drawn(patient)
-    detector = patient.fitted
+    _not_drawn(context)
+    detector = context.fitted
     tensors, values = split_state(detector.state())
-    other = patient.make()
+    other = context.make()
     other.load_state(join_state(load(save(tensors)) if tensors else {}, json.loads(json.dumps(values))))
-    for name, images in {"clean": patient.world.clean, **patient.world.planted}.items():
-        if not torch.equal(patient.scores(images, detector), patient.scores(images, other)):
+    for name, images in {"clean": context.fixture.clean, **context.fixture.planted}.items():
+        if not torch.equal(context.scores(images, detector), context.scores(images, other)):
             raise Broken(f"after its state was stored and loaded, it scores {name} images otherwise")
     if detector.surrogate_kind != "none":
-        images = patient.world.clean[:8]
-        first, again = (d.surrogate(patient.world.live(d, images)).detach() for d in (detector, other))
+        images = context.fixture.clean[:8]
+        first, again = (d.surrogate(context.fixture.live(d, images)).detach() for d in (detector, other))
         if not torch.allclose(first, again, rtol=1e-5, atol=1e-6):
             raise Broken("after its state was stored and loaded, its surrogate gives other numbers")
 
 
-def _global_state(patient: Patient) -> None:
-    def seen() -> dict[str, Any]:
-        model = patient.world.instruments.model
+def _global_state(context: DetectorContext) -> None:
+    model = context.fixture.instruments.model
+
+    def model_state() -> dict[str, Any]:
         return {
-            "torch's global generator": torch.get_rng_state().tolist(),
-            "NumPy's global generator": str(np.random.get_state()),
-            "Python's global generator": random.getstate(),
-            "torch's default dtype": torch.get_default_dtype(),
-            "whether gradients are recorded": torch.is_grad_enabled(),
-            "the number of threads": torch.get_num_threads(),
             "the model's mode": [m.training for m in model.modules()],
             "the model's weights": [float(p.double().sum()) for p in model.state_dict().values()],
             "the model's gradients": [p.grad is not None or p.requires_grad for p in model.parameters()],
         }
 
-    before = seen()
-    try:
-        detector = patient.fresh()
-        patient.scores(patient.world.clean, detector)
+    with unchanged_process(model_state):
+        detector = context.fresh()
+        context.scores(context.fixture.clean, detector)
         if detector.surrogate_kind != "none":
             with torch.enable_grad():
-                detector.surrogate(patient.world.live(detector, patient.world.clean[:4])).sum().backward()
-        after = seen()
-        changed = [name for name, value in before.items() if after[name] != value]
-    finally:
-        torch.set_rng_state(torch.tensor(before["torch's global generator"], dtype=torch.uint8))
-        torch.set_default_dtype(before["torch's default dtype"])
-        torch.set_grad_enabled(before["whether gradients are recorded"])
-        torch.set_num_threads(before["the number of threads"])
-    if changed:
-        raise Broken(f"it changes {' and '.join(changed)}")
+                detector.surrogate(context.fixture.live(detector, context.fixture.clean[:4])).sum().backward()
 
 
-def _inputs(patient: Patient) -> None:
-    detector = patient.make()
-    clean = patient.world.fit_traces(detector)
-    perturbed = patient.world.traces(detector, patient.world.fit_planted) if detector.supervised else None
-    scored = patient.world.traces(detector, patient.world.clean)
+def _inputs(context: DetectorContext) -> None:
+    detector = context.make()
+    clean = context.fixture.fit_traces(detector)
+    perturbed = context.fixture.traces(detector, context.fixture.fit_planted) if detector.supervised else None
+    scored = context.fixture.traces(detector, context.fixture.clean)
     copies = [(name, t, _digest(t)) for name, t in (("fit", clean), ("fit", perturbed), ("score", scored)) if t]
     detector.fit(clean, perturbed)
     detector.score(scored)
@@ -287,11 +239,11 @@ def _digest(traces: Traces) -> list[float]:
     return [float(r[0 : len(traces)].double().square().sum()) for r in rows]
 
 
-def _planted(patient: Patient) -> str:
-    clean = patient.scores(patient.world.clean).numpy()
-    found = {name: auroc(patient.scores(x).numpy(), clean) for name, x in patient.world.planted.items()}
+def _planted(context: DetectorContext) -> str:
+    clean = context.scores(context.fixture.clean).numpy()
+    found = {name: auroc(context.scores(x).numpy(), clean) for name, x in context.fixture.planted.items()}
     told = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-    if patient.fitted.supervised and found["pgd"] < NOTICED:
+    if context.fitted.supervised and found["pgd"] < NOTICED:
         raise Broken(f"it was fitted on PGD and does not notice PGD: AUROC {told}")
     if max(found.values()) < NOTICED:
         what = "it scores clean images higher" if min(found.values()) <= 1 - NOTICED else "it notices none of them"
@@ -299,27 +251,27 @@ def _planted(patient: Patient) -> str:
     return f"AUROC {told}"
 
 
-def _speed(patient: Patient) -> None:
-    traces = patient.world.traces(patient.fitted, patient.world.clean[:1])
+def _speed(context: DetectorContext) -> None:
+    traces = context.fixture.traces(context.fitted, context.fixture.clean[:1])
     began = time.perf_counter()
-    patient.fitted.score(traces)
+    context.fitted.score(traces)
     seconds = time.perf_counter() - began
     if seconds > SECONDS_PER_IMAGE:
         raise Broken(f"one image took {seconds:.1f} s to score")
 
 
-def _few_fit_images(patient: Patient) -> None:
+def _few_fit_images(context: DetectorContext) -> None:
     for count in (2, 12):
-        detector = patient.make()
+        detector = context.make()
         try:
-            patient.world.fit(detector, count)
+            context.fixture.fit(detector, count)
         except UsageError:
             continue  # one clear sentence is as good
-        patient.scores(patient.world.clean, detector)
+        context.scores(context.fixture.clean, detector)
 
 
-def _surrogate(patient: Patient, device: str = "cpu") -> None:
-    detector, world = patient.fitted, patient.world
+def _surrogate(context: DetectorContext, device: str = "cpu") -> None:
+    detector, world = context.fitted, context.fixture
     overridden = type(detector).surrogate is not Detector.surrogate
     if detector.surrogate_kind == "none":
         if overridden and type(detector).info.surrogate == "none":
@@ -341,7 +293,7 @@ def _surrogate(patient: Patient, device: str = "cpu") -> None:
     moved = float((gradient.flatten(1).abs().amax(1) > 0).double().mean())
     if moved < 0.5:
         raise Broken(f"the gradient of its surrogate is zero for {1 - moved:.0%} of the images")
-    expected = patient.scores(images)
+    expected = context.scores(images)
     found = values.detach().double().cpu()
     if detector.surrogate_kind == "exact":
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
@@ -353,33 +305,35 @@ def _surrogate(patient: Patient, device: str = "cpu") -> None:
         raise Broken(f"the rank correlation of its surrogate with its score is {correlation:.2f}")
 
 
-def _gpu(patient: Patient) -> None:
+def _gpu(context: DetectorContext) -> None:
     if not torch.cuda.is_available():
         raise NotApplicable("there is no GPU here")
     try:
-        _surrogate(patient, "cuda")
+        _surrogate(context, "cuda")
     finally:
-        patient.world.instruments.model.to("cpu")
+        context.fixture.instruments.model.to("cpu")
 
 
-CHECKS: Mapping[str, Check] = {
-    check.name: check
-    for check in (
-        Check("info", "It says what it is: title, paper, summary, kind of surrogate.",
-              "Complete `info = DetectorInfo(title=..., paper=..., summary=...)`.", _info),
+CHECKS = by_name(
+    (
+        Check("info", "What it says of itself has the right types: title, needs, kind of surrogate.",
+              "Write `info = DetectorInfo(title=...)`; the title is enough.", _info, gate=True),
+        Check("described", "It says where it comes from and, in a sentence, what it does.",
+              "Add `paper=...` and `summary=...` to its DetectorInfo.", _described, level="recommendation"),
         Check("needs", "Its needs are Needs, and name taps that exist.",
-              "Use `Need(\"bits\" | \"pooled\" | \"full\", taps)` with taps all, last:N, first:N or names.", _needs),
+              "Use `Need(\"bits\" | \"pooled\" | \"full\", taps)` with taps all, last:N, first:N or names.", _needs,
+              gate=True),
         Check("fits", "fit(clean, perturbed) learns and returns the detector itself.",
-              "End fit() with `return self`; an unsupervised detector gets perturbed = None.", _fits),
-        Check("scores", "score(traces) gives one finite floating-point number per image, shape (n,), on the CPU.",
-              "Reduce over units, not over images; guard divisions and logarithms against zero.", _scores),
+              "End fit() with `return self`; an unsupervised detector gets perturbed = None.", _fits, gate=True),
+        Check("scores", "score(traces) gives one finite real number per image, shape (n,).",
+              "Reduce over units, not over images; guard divisions and logarithms against zero.", _scores, gate=True),
         Check("few-images", "No image gives no score, and one image is enough.",
               "Avoid squeeze() without a dimension, and statistics over the batch.", _few_images),
         Check("deterministic", "The same traces and seed give the same scores.",
               "Draw only in fit(), and only from `clean.generator`.", _deterministic),
         Check("batches", "An image's score does not depend on the other images of its batch.",
               "Standardise with numbers that fit() learned, not with those of the batch.", _batches),
-        Check("remembers-nothing", "Scoring changes nothing: the perturbed set must not teach the detector.",
+        Check("remembers-nothing", "Scoring changes nothing: the detector must not learn from the perturbed set.",
               "Set attributes in fit() only.", _remembers_nothing),
         Check("labels", "score() reads neither labels nor the generator, not even within try.",
               "Use `traces.predictions` for the class; draw in fit().", _labels),
@@ -402,4 +356,14 @@ CHECKS: Mapping[str, Check] = {
         Check("gpu", "Its surrogate works where the model lies on a GPU.",
               "Move fitted tensors to the device of `live.logits`.", _gpu),
     )
-}  # fmt: skip
+)  # fmt: skip
+
+
+def _context(part: Any, params: Mapping[str, Any]) -> DetectorContext:
+    if isinstance(part, Detector):
+        return DetectorContext(lambda: copy.deepcopy(part), make_fixture())
+    factory = factory_of(DETECTORS, part, params, Detector, "aftershock.Detector")
+    return DetectorContext(factory, make_fixture())
+
+
+KIT = Kit("detector", CHECKS, _context)

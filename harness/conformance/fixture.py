@@ -1,4 +1,4 @@
-"""The small world in which detectors are checked: a CNN on scikit-learn's digits, and inputs that a detector must see.
+"""What parts are examined on: a CNN on scikit-learn's digits, and inputs that a detector must notice.
 
 Everything goes the way of a real run: a trained model, its taps, recorded codes, and live traces for surrogates.
 """
@@ -23,12 +23,12 @@ from ..tracing.traces import LiveTrace, Traces
 
 FIT_IMAGES = 400
 TEST_IMAGES = 120
-# Enough to turn most digits, which are bold and few in pixels.
+# Enough to fool the model on most digits, which are bold and few in pixels.
 BUDGET = 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class Fixture:
     """A model with images to fit on and to score.
 
     Attributes:
@@ -40,6 +40,9 @@ class World:
             (uniform noise instead of a digit), ``inverted`` (white on black became black on white), ``salt`` (one
             pixel in six is black or white).
         fit_planted: PGD on the fit images, for supervised detectors.
+        right_images: clean images that the model gets right, with
+        right_labels: their classes.
+        classes: the names of the classes.
     """
 
     instruments: Instruments
@@ -48,9 +51,12 @@ class World:
     clean: Tensor
     planted: Mapping[str, Tensor]
     fit_planted: Tensor
+    right_images: Tensor
+    right_labels: Tensor
+    classes: tuple[str, ...]
 
     def fit(self, detector: Detector, images: int | None = None, seed: int = 0) -> Detector:
-        """Fit on the first so many fit images, as a run does; what ``fit`` returned."""
+        """Fit on the first ``images`` fit images, as a run does, and return what ``fit`` returned."""
         clean = self.fit_traces(detector, images, seed)
         perturbed = self.traces(detector, self.fit_planted[:images]) if detector.supervised else None
         return detector.fit(clean, perturbed)
@@ -71,8 +77,8 @@ class World:
 
 
 @cache
-def make_world() -> World:
-    """The world, made once; always the same."""
+def make_fixture() -> Fixture:
+    """Return the fixture, made once and always the same."""
     from pathlib import Path
 
     dataset: Dataset = DATASETS.get("digits")(Path()).load()
@@ -92,11 +98,16 @@ def make_world() -> World:
         "inverted": 1 - test[TEST_IMAGES : 2 * TEST_IMAGES],
         "salt": torch.where(salt < 1 / 6, (salt < 1 / 12).float(), test[TEST_IMAGES : 2 * TEST_IMAGES]),
     }
-    return World(instruments, fit, labels, test[:TEST_IMAGES], planted, _successful(model, fit, labels))
+    with torch.no_grad():
+        right = model(test).argmax(1) == truth
+    return Fixture(
+        instruments, fit, labels, test[:TEST_IMAGES], planted, _successful(model, fit, labels), test[right],
+        truth[right], dataset.classes,
+    )  # fmt: skip
 
 
 def _successful(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """Images that PGD turns, written here because detectors know no attacks."""
+    """Return images on which PGD fools the model; written here because detectors know no attacks."""
     x = images.clone()
     for _ in range(20):
         x = x.detach().requires_grad_()
@@ -105,5 +116,5 @@ def _successful(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         x = (x + BUDGET / 8 * gradient.sign()).clamp(images - BUDGET, images + BUDGET).clamp(0, 1)
     x = x.detach()
     with torch.no_grad():
-        turned = (model(images).argmax(1) == labels) & (model(x).argmax(1) != labels)
-    return x[turned]
+        fooled = (model(images).argmax(1) == labels) & (model(x).argmax(1) != labels)
+    return x[fooled]

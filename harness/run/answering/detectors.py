@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .....detectors.base.detector import Detector
-from ....core.errors import AftershockError, UsageError
-from ....core.memory import peak_memory
-from ....core.parameters import bind
-from ....core.registry import DETECTORS
-from ....core.seeds import derive_seed, forked_rng
-from ....core.state import join_state, split_state
-from ....tracing.traces import LiveTrace
-from ..channel import Message
-from ..packing import unpack_live, unpack_traces
-from ..plugins import open_plugin_file
-
-if TYPE_CHECKING:
-    from .router import Answers
+from ....detectors.base.detector import Detector
+from ...core.errors import AftershockError, UsageError
+from ...core.memory import peak_memory
+from ...core.parameters import bind
+from ...core.registry import DETECTORS
+from ...core.seeds import derive_seed, forked_rng
+from ...core.state import join_state, split_state
+from ...suite.instances import make_detector
+from ...tracing.traces import LiveTrace
+from ..workers.channel import Message
+from ..workers.packing import unpack_live, unpack_traces
+from ..workers.plugins import open_plugin_file
+from .router import Answers, Kind
 
 
 def facts(detector: Detector) -> dict[str, Any]:
@@ -158,13 +157,17 @@ def _objective(answers: Answers, asked: Message) -> Message:
     return _differentiable(answers, asked, lambda inputs: wanted.objective(inputs["logits"]), "the objective")
 
 
-ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {
-    "fit": _fit,
-    "state": _state,
-    "load state": _load_state,
-    "score": _score,
-    "rescore": _rescore,
-    "transform": _transform,
-    "surrogate": _surrogate,
-    "objective": _objective,
-}
+KIND = Kind(
+    lambda part, about: make_detector(part),
+    facts,
+    {
+        "fit": _fit,
+        "state": _state,
+        "load state": _load_state,
+        "score": _score,
+        "rescore": _rescore,
+        "transform": _transform,
+        "surrogate": _surrogate,
+        "objective": _objective,
+    },
+)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .....analyses.base import Analysis
-from ....core.errors import UsageError
-from ....core.registry import DATASETS, MODELS
-from ..channel import Message
-from ..plugins import open_plugin_file
+from ....analyses.base import Analysis
+from ...core.errors import UsageError
+from ...core.registry import DATASETS, MODELS
+from ...suite.instances import make_analysis
+from ..findings import reported
+from ..tasks.analyses import compute_analysis
+from ..tasks.workbench import open_bench
+from ..workers.channel import Message
+from ..workers.plugins import open_plugin_file
+from .router import Answers, Kind
 
 if TYPE_CHECKING:
-    from ....suite.resolved import Suite
-    from .router import Answers
+    from ...suite.resolved import Suite
 
 
 def facts(analysis: Analysis[Any]) -> dict[str, Any]:
@@ -36,9 +39,6 @@ def _open_others(suite: Suite) -> None:
 
 
 def _measure(answers: Answers, asked: Message) -> Message:
-    from ...tasks.analyses import compute_analysis
-    from ...tasks.context import open_bench
-
     # From this process's owner, who started it.
     context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301
     _open_others(context.suite)
@@ -56,11 +56,9 @@ def _measure(answers: Answers, asked: Message) -> Message:
 
 
 def _report(answers: Answers, asked: Message) -> Message:
-    from ...findings import reported
-
     held = {name: asked.tensor(name) for name in asked.tensors}
     tensors, value = reported(answers.part(asked), held, asked.values["values"]["value"]).stored()
     return Message({"findings": value}, tensors)
 
 
-ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"measure": _measure, "report": _report}
+KIND = Kind(lambda part, about: make_analysis(part), facts, {"measure": _measure, "report": _report})

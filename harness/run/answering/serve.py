@@ -1,4 +1,4 @@
-"""The other process's main function: it imports one plugin and answers questions about its parts.
+"""The process of a plugin: it imports the plugin and answers questions about its parts.
 
 Whatever a part prints, changes or breaks stays here. A question is answered with what it asked for, or with the
 exception that stopped it.
@@ -7,50 +7,49 @@ exception that stopped it.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import AftershockError
-from .channel import Channel, ChannelError, Message, told
-from .files import FileWatch
-from .usage import SIGN, end_all
+from ..workers.channel import Channel, ChannelError, Message, told
+from ..workers.files import FileWatch
+from .kinds import KINDS
+from .router import Answers
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+# How torch says that there is no more.
+_NO_MEMORY = "can't allocate memory"
 
 
-def main() -> None:
-    """Answer until the owner is gone; then nothing is left of this process, what it started, and its folder."""
-    folder, sign = Path.cwd(), os.environ.get(SIGN, "")
-    threading.Thread(target=_end_with, args=(os.getppid(), folder, sign), daemon=True).start()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])), folder=str(folder))
+def serve(connection: int) -> None:
+    """Answer until the owner is gone.
+
+    Args:
+        connection: descriptor of the socket on which it asks.
+    """
+    channel = Channel(socket.socket(fileno=connection), folder=str(Path.cwd()))
     # Not among what a part may read as the arguments of its program.
     sys.argv = ["aftershock"]
     opening = channel.receive().values
     source = opening["source"]
-    from .answering import Answers
-
     watch = FileWatch(source["path"], source["distribution"])
-    answers = Answers(channel, source)
-    _limit_memory(float(opening["memory"]))
+    answers = Answers(channel, source, KINDS)
+    memory = float(opening["memory"])
+    _limit_memory(memory)
     watch.begin()
-    _answer(channel, watch, lambda: Message({"parts": answers.load()}))
+    _answer(channel, watch, lambda: Message({"parts": answers.load()}), memory)
     while True:
         try:
             asked = channel.receive()
         except ChannelError:
-            break
-        _answer(channel, watch, lambda asked=asked: answers.answer(asked))  # type: ignore[misc]  # bound now, not later
-    _end(folder, sign)
+            return
+        _answer(channel, watch, lambda asked=asked: answers.answer(asked), memory)  # type: ignore[misc]  # bound now, not later
 
 
-def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> None:
+def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message], memory: float) -> None:
     from ...core.clock import Stopwatch
     from ...core.process_state import ARITHMETIC, guarded
 
@@ -63,20 +62,26 @@ def _answer(channel: Channel, watch: FileWatch, make: Callable[[], Message]) -> 
             **message.values,
             "spent": [clock.seconds, clock.imported],
             "files": watch.opened(),
+            "programs": watch.started(),
             "changed": changes.all,
         }
         channel.send(Message(values, message.tensors))
     except ChannelError:
         raise
     except BaseException as error:
-        channel.send(Message(_error(error)))
+        # Whatever stopped the part, there is memory to say so.
+        _allow_memory()
+        channel.send(Message(_error(error, memory)))
+        _limit_memory(memory)
 
 
-def _error(error: BaseException) -> dict[str, Any]:
+def _error(error: BaseException, memory: float) -> dict[str, Any]:
     if isinstance(error, SystemExit):
         text, types = f"it tried to end the program (sys.exit({error.code!r}))", ["UsageError"]
     else:
         text, types = told(error)
+        if isinstance(error, MemoryError) or _NO_MEMORY in text:
+            text = f"{text} (memory = {memory / 2**30:g} under [limits] in the suite, in GiB)".strip()
     try:
         trace = "".join(traceback.format_exception(error))[-8000:]
     except Exception:
@@ -85,17 +90,15 @@ def _error(error: BaseException) -> dict[str, Any]:
     return {"error": text, "types": types, "notes": [f"In the process of the plugin:\n{trace}"]}
 
 
-def _end_with(owner: int, folder: Path, sign: str) -> None:
-    """End this process when its owner is gone, whatever a part is doing here."""
-    while os.getppid() == owner:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    _end(folder, sign)
+def _allow_memory() -> None:
+    """Take the limit of memory back."""
+    try:
+        import resource
 
-
-def _end(folder: Path, sign: str) -> None:
-    end_all(os.getpid(), sign)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    except (ImportError, ValueError, OSError):
+        return
 
 
 def _limit_memory(size: float) -> None:
@@ -119,7 +122,3 @@ def _limit_memory(size: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (addresses + rest, hard))
     except (ValueError, OSError) as error:
         raise AftershockError(f"memory = {size / 2**30:g} GiB cannot be had here ({error})") from error
-
-
-if __name__ == "__main__":
-    main()

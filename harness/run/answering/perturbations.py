@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .....attacks.base.perturbation import CountingModel, Perturbation
-from .....attacks.base.target import Guides, Look
-from ....core.seeds import Draws, derive_seed, forked_rng
-from ..channel import Message, told
-
-if TYPE_CHECKING:
-    from .router import Answers
+from ....attacks.base.perturbation import CountingModel, Perturbation
+from ....attacks.base.target import Guides, Look
+from ...core.seeds import Draws, derive_seed, forked_rng
+from ...suite.instances import make_perturbation
+from ..workers.channel import Message, told
+from .router import Answers, Kind
 
 # What the harness reads of an instance only where it has it.
 _OPTIONAL = ("large_eps", "is_checked")
@@ -170,4 +169,4 @@ def _task(answers: Answers, asked: Message) -> Message:
     return Message({name: None if text is None else str(text) for name, text in found.items()})
 
 
-ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"perturb": _perturb, "covers": _covers, "task": _task}
+KIND = Kind(lambda part, about: make_perturbation(part), facts, {"perturb": _perturb, "covers": _covers, "task": _task})

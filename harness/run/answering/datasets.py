@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from ....core.content_keys import canonical
-from ....core.errors import AftershockError
-from ....data.types import Dataset, DataSource
-from ..channel import Message
-
-if TYPE_CHECKING:
-    from .router import Answers
+from ...core.content_keys import canonical
+from ...core.errors import AftershockError
+from ...core.registry import DATASETS
+from ...data.types import Dataset, DataSource
+from ...suite.resolved import Part
+from ..workers.channel import Message
+from .router import Answers, Kind
 
 
 def facts(source: DataSource) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def _load(answers: Answers, asked: Message) -> Message:
     about = {
         "name": dataset.name, "classes": list(dataset.classes), "shape": list(dataset.shape),
         "mean": list(dataset.mean), "std": list(dataset.std),
+        "calibrate_from": None if dataset.calibrate_from is None else int(dataset.calibrate_from),
     }  # fmt: skip
     return Message({"dataset": about}, {"train": dataset.train.labels(), "test": dataset.test.labels()})
 
@@ -47,4 +49,9 @@ def _images(answers: Answers, asked: Message) -> Message:
     return Message({}, {"images": images.to(torch.float32)})
 
 
-ANSWERS: dict[str, Callable[[Answers, Message], Message]] = {"load dataset": _load, "images": _images}
+def _find(part: Part, about: Mapping[str, Any]) -> DataSource:
+    source: DataSource = DATASETS.get(part.name)(root=Path(about["root"]), **part.params)
+    return source
+
+
+KIND = Kind(_find, facts, {"load dataset": _load, "images": _images}, given=("root",))

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....core.content_keys import canonical
-from ....core.errors import AftershockError, UsageError, text_of
-from ....core.parameters import bind, parameters
-from ....core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
-from ....suite.instances import make_analysis, make_detector, make_perturbation
-from ....suite.resolved import Part
-from ..channel import Channel, Message
-
-T = TypeVar("T")
+from ...core.content_keys import canonical
+from ...core.errors import AftershockError, UsageError, text_of
+from ...core.parameters import bind, parameters
+from ...core.recent import Recent
+from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
+from ...suite.resolved import Part
+from ..workers.channel import Channel, Message
 
 # Differentiable results whose graph is kept until somebody asks for a gradient.
 _GRAPHS = 8
@@ -30,15 +27,13 @@ class Graphs:
     """Results that can still be differentiated, by number; only the last few are kept."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = OrderedDict()
+        self._kept: Recent[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = Recent(_GRAPHS)
         self._count = 0
 
     def keep(self, outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> int:
         """Keep the graph from some leaves to some outputs."""
         self._count += 1
         self._kept[self._count] = (outputs, leaves)
-        while len(self._kept) > _GRAPHS:
-            self._kept.popitem(last=False)
         return self._count
 
     def gradients(self, number: int, weights: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -55,18 +50,34 @@ class Graphs:
         return list(found)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How the parts of one kind are made and asked.
+
+    Attributes:
+        make: an instance of a part, from its entry with checked parameters and all that the question says.
+        facts: what an instance says about itself, as JSON values.
+        answers: by question.
+        given: parameters of the constructor that the question gives, not the part's own.
+    """
+
+    make: Callable[[Part, Mapping[str, Any]], Any]
+    facts: Callable[[Any], dict[str, Any]]
+    answers: Mapping[str, Callable[[Answers, Message], Message]]
+    given: tuple[str, ...] = ()
+
+
 class Answers:
     """Answers the questions of one owner.
 
     Args:
         channel: to the owner, who may be asked back.
         source: ``path`` of the plugin's file and name of its ``distribution``; both empty for built-in parts.
+        kinds: of parts, by the name of their registry.
     """
 
-    def __init__(self, channel: Channel, source: Mapping[str, Any]) -> None:
-        from . import analyses, datasets, detectors, perturbations
-
-        self.channel, self._source = channel, source
+    def __init__(self, channel: Channel, source: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+        self.channel, self.kinds, self._source = channel, kinds, source
         self.made: dict[int, Any] = {}
         self.count = 0
         self.graphs = Graphs()
@@ -74,11 +85,9 @@ class Answers:
             "bind": _bind,
             "make": _make,
             "backward": _backward,
-            **detectors.ANSWERS,
-            **perturbations.ANSWERS,
-            **datasets.ANSWERS,
-            **analyses.ANSWERS,
         }
+        for kind in kinds.values():
+            self._answers.update(kind.answers)
 
     def load(self) -> list[dict[str, Any]]:
         """Import the plugin and describe its parts; none for built-in ones."""
@@ -158,28 +167,16 @@ def _bind(answers: Answers, asked: Message) -> Message:
 
 def _make(answers: Answers, asked: Message) -> Message:
     """Make a part, and say what of it the plan needs."""
-    from . import analyses, datasets, detectors, perturbations
-
     about = asked.values["values"]
-    kind, name = about["kind"], about["name"]
-    params, problems = bind(REGISTRIES[kind].get(name), about["params"], ("root",) if kind == "datasets" else ())
+    kind, name = answers.kinds[about["kind"]], about["name"]
+    params, problems = bind(REGISTRIES[about["kind"]].get(name), about["params"], kind.given)
     if problems:
         raise UsageError("; ".join(problems.values()))
-    part = Part(name, name, params)
-    makers: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
-        "detectors": lambda: _with(make_detector(part), detectors.facts),
-        "perturbations": lambda: _with(make_perturbation(part), perturbations.facts),
-        "analyses": lambda: _with(make_analysis(part), analyses.facts),
-        "datasets": lambda: _with(REGISTRIES[kind].get(name)(root=Path(about["root"]), **params), datasets.facts),
-    }
-    made, facts = makers[kind]()
+    made = kind.make(Part(name, name, params), about)
+    facts = kind.facts(made)
     answers.count += 1
     answers.made[answers.count] = made
     return Message({"id": answers.count, "facts": facts})
-
-
-def _with(made: T, facts: Callable[[T], dict[str, Any]]) -> tuple[T, dict[str, Any]]:
-    return made, facts(made)
 
 
 def _backward(answers: Answers, asked: Message) -> Message:

@@ -1,0 +1,78 @@
+"""Computing the cells of a run that is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..evaluation.finished import Finished
+from ..plan import Plan, lost_perturbations
+from ..store.run_directory import Store
+from .context import Context
+from .engines import Compute, Engine
+from .opening import Opened
+from .options import Options
+from .runner import Runner, choose
+from .tasks import Workbench, compute
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What became of the cells.
+
+    Attributes:
+        finished: what there is to read.
+        chosen: keys of the cells that this call was to compute.
+        lost: labels of the perturbations that analyses went without, by key of the model.
+    """
+
+    finished: Finished
+    chosen: Collection[str]
+    lost: Mapping[str, Sequence[str]]
+
+    @property
+    def plan(self) -> Plan:
+        """What was planned in the end."""
+        return self.finished.plan
+
+
+@contextmanager
+def open_engine(
+    opened: Opened, store: Store, make_engine: Callable[[Compute], Engine], say: Callable[[str], None]
+) -> Iterator[Engine]:
+    """Hold an engine with what its cells need; processes of plugins end with it."""
+    suite, plan = opened.suite, opened.plan
+    parts = {subject.key: subject.part for subject in plan.subjects}
+    context = Context(
+        suite, opened.root.resolve(), Path(store.folder).resolve(), plan.sets, str(opened.device), parts, opened.weights
+    )
+    bench = Workbench(suite, opened.dataset, plan.sets, store, opened.device, parts, opened.weights, say, context)
+    try:
+        yield make_engine(partial(compute, bench))
+    finally:
+        bench.close()
+
+
+def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options) -> Computed:
+    """Work through the plan; where perturbations failed, plan the analyses that read them again, without those.
+
+    Raises:
+        AftershockError: if the run directory cannot be written.
+    """
+    plan, cells = opened.plan, opened.cells
+    summary = Runner(cells, store, engine, options.tell, options.debug, options.interrupt).run()
+    lost = lost_perturbations(plan, summary.done, summary.ended)
+    if lost:
+        plan = opened.make_plan(lost=lost)
+        cells, first = choose(plan.cells, options.only), cells
+        left = {key: cell for key, cell in cells.items() if key not in first}
+        later = Runner(left, store, engine, options.tell, options.debug, options.interrupt).run()
+        summary = summary.then(later, plan.cells)
+    # What --only left out but an earlier call in this directory finished belongs to the tables.
+    held = {record.key for record in store.records() if record.status == "done"}
+    left_out = (cell for cell in plan.cells.values() if cell.key not in cells and cell.key in held)
+    summary.done.update(cell.key for cell in left_out if store.find(cell.key, cell.name) is not None)
+    return Computed(Finished(plan, store, summary, opened.dataset), list(cells), lost)

@@ -1,0 +1,98 @@
+"""What a run writes for people: tables, findings, the site, and ``run.json`` beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...reports.findings.files import findings_folder, remove_others, write_findings
+from ...reports.site.build import build_site, site_files
+from ..core.files import write_atomic
+from ..core.formats import KEYS, seal
+from ..evaluation.collect import Tables
+from ..evaluation.csv_files import COLUMNS, table_file
+from ..evaluation.problems import Problems
+from ..store.run_directory import unwritable
+from ..suite.instances import make_analysis
+from .computing import Computed
+from .findings import reported
+from .up_to_date import published
+
+if TYPE_CHECKING:
+    pass
+
+
+def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: str | None, problems: Problems) -> None:
+    """Write all that a run directory shows; a table, findings or a site that cannot be made is among its problems.
+
+    The site is made from what is in the directory by then, as ``aftershock report`` makes it.
+
+    Args:
+        out: the run directory.
+        computed: what became of the cells.
+        facts: what is known of the run without its tables; written first, whatever happens to these.
+        stamp: fingerprint of what was asked for.
+        problems: takes what cannot be made.
+
+    Raises:
+        AftershockError: if the directory cannot be written.
+    """
+    summary = computed.finished.summary
+    try:
+        _write_facts(out, facts, problems)
+        Tables(computed.finished, problems).write(out / "tables")
+        findings = _write_findings(out, computed, bool(facts["only"]), problems)
+        keys = sorted({*computed.chosen, *summary.done})
+        write_atomic(out / KEYS, "".join(f"{key}\n" for key in keys).encode())
+        shown = [out / KEYS, *(out / "tables" / table_file(name) for name in COLUMNS)]
+        shown += [file for folder in findings for file in sorted(folder.iterdir())]
+        _write_facts(out, {**facts, "files": published(out, shown)}, problems)
+        pages: list[Path] = []
+        with problems.of("site"):
+            build_site([out], out / "site")
+            pages = site_files(out / "site")
+        files = published(out, [*shown, *pages])
+        _write_facts(out, {**facts, "files": files, "fingerprint": stamp}, problems)
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def _write_findings(out: Path, computed: Computed, partial: bool, problems: Problems) -> list[Path]:
+    """What the analyses found, as files that people open; those of an earlier suite in this directory go.
+
+    Args:
+        partial: this call was to compute a part of the suite: what it did not compute stays.
+    """
+    found, plan = computed.finished, computed.plan
+    kept = []
+    for subject in plan.subjects:
+        for part in plan.suite.analyses:
+            key = subject.analyses[part.label]
+            if key not in found.summary.done:
+                continue
+            with problems.of(f"findings of {plan.cells[key].name}", writes=True):
+                known = plan.facts.analyses[part.label]
+                head = {
+                    "dataset": plan.suite.data.name, "model": subject.part.label, "seed": subject.seed,
+                    "label": part.label, "name": part.name, "title": known.title, "paper": known.paper,
+                    "parameters": dict(part.params),
+                }  # fmt: skip
+                if known.reads_perturbed and computed.lost.get(subject.key):
+                    head["without"] = list(computed.lost[subject.key])
+                folder = findings_folder(out, head)
+                measured = found.store.values(key)["measured"]
+                write_findings(folder, head, reported(make_analysis(part), found.store.load(key), measured))
+                kept.append(folder)
+    if not partial:
+        remove_others(out, kept)
+    return kept
+
+
+def _write_facts(out: Path, facts: Mapping[str, Any], problems: Problems) -> None:
+    """Write ``run.json``, with the tables and pages that could not be made among the failures."""
+    whole = dict(facts)
+    if problems.found:
+        more = [{"cell": name, "status": "failed", "reason": reason} for name, reason in problems.found.items()]
+        whole |= {"status": "failed", "failures": [*facts["failures"], *more]}
+    write_atomic(out / "run.json", seal(whole, default=str))

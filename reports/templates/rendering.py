@@ -1,0 +1,41 @@
+"""What every page is rendered with: the templates, which escape, data for a page's scripts, and the files beside it."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_PACKAGE = "aftershock.reports.templates"
+
+
+def environment() -> Environment:
+    """Return the templates; whatever they are given is escaped, and a name that is missing is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("aftershock.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def asset(name: str) -> str:
+    """Return a style sheet or script as text."""
+    return (files(_PACKAGE) / name).read_text("utf-8")
+
+
+def json_block(data: object) -> Markup:
+    """JSON that may stand inside a ``<script type="application/json">``: nothing in it can end or open a tag."""
+    from markupsafe import Markup
+
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII only, U+2028 included
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # noqa: S704 - the three signs that mean anything to HTML are gone
