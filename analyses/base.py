@@ -8,7 +8,7 @@ reports is made from that whenever tables and pages are written.
 from __future__ import annotations
 
 import typing
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -62,6 +62,7 @@ class Analysis(ABC, Generic[Measured]):
         """The codes that the traces shall hold; logits are always there."""
         return ()
 
+    @abstractmethod
     def measure(self, given: AnalysisInput) -> Measured:
         """Do the work.
 
@@ -73,11 +74,10 @@ class Analysis(ABC, Generic[Measured]):
         Raises:
             UsageError: where the question makes no sense for this model or these images, with the reason.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, measured: Measured) -> Findings:
         """Put what was measured into claims, figures and tables: cheap, for it is never stored."""
-        raise NotImplementedError
 
 
 def measured_class(analysis: Analysis[Any]) -> type[Any]:

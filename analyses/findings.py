@@ -6,7 +6,7 @@ checked when they are read, and every word is escaped when it is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -144,11 +144,6 @@ class Claim:
     sentence: str = ""
 
 
-def in_words(sentences: Iterable[str]) -> list[Claim]:
-    """Claims of which nothing but their sentences is known."""
-    return [Claim("", sentence=sentence) for sentence in sentences]
-
-
 @dataclass(frozen=True, eq=False)
 class Findings:
     """What an analysis found for one model and seed.
@@ -164,9 +159,6 @@ class Findings:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "claims", [c if isinstance(c, Claim) else in_words([c])[0] for c in self.claims])
 
     @property
     def sentences(self) -> list[str]:

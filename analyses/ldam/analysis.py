@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,17 +11,22 @@ from ...detectors.base.parameters import check_choice, check_count, check_positi
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import one_thread, untouched
 from ...harness.tracing.traces import Need, TapInfo
-from .. import Analysis, AnalysisInfo, AnalysisInput, Findings
+from ..base import Analysis, AnalysisInfo
+from ..common.inputs import AnalysisInput
+from ..findings import Findings
 from .attacked import readings
 from .averaging import case_study
-from .diagnostics import refuse_nonsense
-from .discriminator import Lessons, Taught, teach
+from .diagnostics import validate_chains
+from .discriminator import Rounds, TrainedDiscriminator, train_discriminator
 from .energy import Activations, Energy, Scale, Target, ascend, parse
-from .judge import appoint
-from .report.tables import report
+from .judge import train_judge
+from .measured import PLAIN, RANDOM, REFERENCE, SMOOTH, TOP, Group, Learning, Sampled, langevin_name
+from .metrics import Features, Metrics
+from .report.figures import figures
+from .report.tables import tables
+from .report.text import claims
 from .sampler import Decay, Method, Plan, Schedule, langevin
 from .space import Gaussian, Pixels
-from .study import PLAIN, RANDOM, REFERENCE, SMOOTH, TOP, Features, Group, Meter, Study, langevin_name
 
 Coordinates = Literal["gaussian", "pixels"]
 # Below so many pixels several threads only wait for each other.
@@ -31,7 +36,7 @@ _JITTER = 1
 _POWER, _OFFSET = 0.55, 100.0
 
 
-class Ldam(Analysis[Any]):
+class Ldam(Analysis[Sampled]):
     """What excites a unit? Samples of images by Langevin dynamics, from noise-like to natural by one dial.
 
     Chains sample p(w) ∝ exp(−E(x(w)) / T), a density in their coordinates w (off T = 1, other coordinates would make it
@@ -163,7 +168,7 @@ class Ldam(Analysis[Any]):
         size = step if step is not None else (0.02 if coordinates == "gaussian" else 4e-4)
         power = _POWER if schedule == "polynomial" else 0.0
         self.plan = Plan(steps, burn_in, thin, Schedule(size, power, _OFFSET), method)
-        self.lessons = Lessons(rounds, moves, updates, width)
+        self.rounds = Rounds(rounds, moves, updates, width)
         self.images, self.test_images, self.judge_epochs = images, test_images, judge_epochs
         self.ascent_steps, self.ascent_rate = ascent_steps, ascent_rate
         self.averaging_steps, self.averaging_rate = averaging_steps, averaging_rate
@@ -174,33 +179,45 @@ class Ldam(Analysis[Any]):
         """None: what chains visit was never recorded."""
         return ()
 
-    def study(self, material: AnalysisInput) -> Findings:
-        """Teach the discriminator, sample, measure, and ask the two questions.
+    def measure(self, given: AnalysisInput) -> Sampled:
+        """Train the discriminator, sample, measure, and ask the two questions.
 
         Raises:
             UsageError: for a target that the model has not, too few images, or chains that run away or stand still.
         """
-        if min(len(material.fit), self.images) < 4 or min(len(material.evaluate), self.test_images) < 4:
+        if min(len(given.fit), self.images) < 4 or min(len(given.evaluate), self.test_images) < 4:
             raise UsageError("ldam needs at least four fit and four evaluate images: raise data.fit or data.evaluate.")
-        shape = material.fit.read(slice(0, 1)).shape
-        model = material.instruments.model
+        shape = given.fit.read(slice(0, 1)).shape
+        model = given.instruments.model
         cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
         with one_thread(shape[2] * shape[3] <= _SMALL), cudnn, untouched(model):
-            return report(self._study(material), self.gallery)
+            return self._sampled(given)
 
-    def _study(self, material: AnalysisInput) -> Study:
-        own, device, draws = material.instruments, material.device, material.draws
-        rows = slice(0, min(self.images, len(material.fit)))
-        images, labels = material.fit.read(rows), material.fit.traces[rows].labels
-        rows = slice(0, min(self.test_images, len(material.evaluate)))
-        held_out, truth = material.evaluate.read(rows), material.evaluate.traces[rows].labels
-        activations = Activations(own, self._targets(material, images))
+    def report(self, measured: Sampled) -> Findings:
+        """Galleries, what the discriminator's weight does, and both questions."""
+        arrays = {
+            f"{name}/{setting}": group.images
+            for (name, setting), group in measured.groups.items()
+            if group.kind in ("langevin", "ascent")
+        }
+        if measured.averaging is not None:
+            for (network, name, weight), group in measured.averaging.groups.items():
+                arrays[f"averaging/{network} weights/{name}/{langevin_name(weight)}"] = group.images
+        return Findings(claims(measured), figures(measured, self.gallery), tables(measured), arrays)
+
+    def _sampled(self, given: AnalysisInput) -> Sampled:
+        own, device, draws = given.instruments, given.device, given.draws
+        rows = slice(0, min(self.images, len(given.fit)))
+        images, labels = given.fit.read(rows), given.fit.traces[rows].labels
+        rows = slice(0, min(self.test_images, len(given.evaluate)))
+        held_out, truth = given.evaluate.read(rows), given.evaluate.traces[rows].labels
+        activations = Activations(own, self._targets(given, images))
         space = Gaussian(images).to(device) if self.coordinates == "gaussian" else Pixels(tuple(images.shape[1:]))
         # Everything is compared as images that coordinates exist for.
         known, fresh = space.expressible(images), space.expressible(held_out)
         data = activations.of(known, device)
         scale = Scale.of(data)
-        material.progress(0.05)
+        given.progress(0.05)
 
         targets, per_target = activations.targets, len(self.weights) * self.chains
         which = torch.arange(len(targets)).repeat_interleave(per_target)
@@ -208,75 +225,83 @@ class Ldam(Analysis[Any]):
         energy = Energy(
             activations, scale, space, which, weight, None, self.pull, self.smooth, self.temperature
         )  # fmt: skip
-        taught: Taught | None = None
+        trained: TrainedDiscriminator | None = None
         if max(self.weights) > 0:
-            taught = teach(
-                energy, space, images, self.lessons, self.plan.schedule.step, draws, device,
-                lambda share: material.progress(0.05 + 0.35 * share),
+            trained = train_discriminator(
+                energy, space, images, self.rounds, self.plan.schedule.step, draws, device,
+                lambda share: given.progress(0.05 + 0.35 * share),
             )  # fmt: skip
+        discriminator = None if trained is None else trained.network
         # Every setting starts from the same states.
         start = space.draw(self.chains, draws("start"))
         run = langevin(
             energy, start.repeat(len(which) // self.chains, 1).to(device), self.plan, draws("noise"),
-            lambda share: material.progress(0.4 + 0.3 * share),
+            lambda share: given.progress(0.4 + 0.3 * share),
         )  # fmt: skip
-        refuse_nonsense(run, self.plan, space.unbounded, taught is not None)
-        judge = appoint(known, labels, fresh, truth, len(material.classes), self.judge_epochs, draws, device)
-        material.progress(0.75)
-        meter = Meter(activations, scale, data, Features(activations), taught, judge, device)
-        study = Study(
-            targets, weights=self.weights, taught=taught, judge_accuracy=judge.accuracy, chains=self.chains,
-            asked_attacks=len(material.perturbed) if self.attacked else None,
-        )  # fmt: skip
-        study.facts = {
-            "temperature": self.temperature, "pull": self.pull, "method": self.plan.method,
-            "coordinates": self.coordinates, "steps": self.plan.steps, "burn_in": self.plan.burn_in,
-        }  # fmt: skip
+        validate_chains(run, self.plan, space.unbounded, discriminator is not None)
+        judge = train_judge(known, labels, fresh, truth, len(given.classes), self.judge_epochs, draws, device)
+        given.progress(0.75)
+        metrics = Metrics(activations, scale, data, Features(activations), discriminator, judge, device)
+        groups: dict[tuple[str, str], Group] = {}
         begin = space.images(start.to(device)).detach()
         reference = space.images(space.tempered(start, self.temperature).to(device)).detach().cpu()
         plain = self._ascents(activations, scale, begin, draws("jitter"))
         for number, target in enumerate(targets):
             real = self._random(target, fresh, truth, draws("random", target.name))
-            yardstick = meter.yardstick(real.flatten(0, 1))
-            groups = [
-                Group(target, name, "ascent", float("nan"), space.expressible(found[number])[:, None].cpu())
-                for name, found in plain
+            unit = metrics.reference_distances(real.flatten(0, 1))
+            found = [
+                Group(target, name, "ascent", float("nan"), space.expressible(ascent[number])[:, None].cpu())
+                for name, ascent in plain
             ]
-            groups.append(Group(target, REFERENCE, "reference", float("nan"), reference[:, None]))
+            found.append(Group(target, REFERENCE, "reference", float("nan"), reference[:, None]))
             for k, value in enumerate(self.weights):
                 chosen = number * per_target + k * self.chains + torch.arange(self.chains)
                 states = run.states[:, chosen.to(run.states.device)]
                 seen = space.images(states.flatten(0, 1)).detach().cpu().unflatten(0, states.shape[:2])
                 group = Group(target, langevin_name(value), "langevin", value, seen.transpose(0, 1))
-                group.diagnose(run, chosen, space.unbounded)
-                groups.append(group)
+                found.append(group.diagnosed(run, chosen, space.unbounded))
             top = data[:, number].topk(min(self.chains, len(data))).indices
-            groups.append(Group(target, TOP, "data", float("nan"), known[top][:, None]))
-            groups.append(Group(target, RANDOM, "data", float("nan"), real))
-            for group in groups:
-                meter.measure(group, yardstick)
-                study.add(group)
-        material.progress(0.8)
+            found.append(Group(target, TOP, "data", float("nan"), known[top][:, None]))
+            found.append(Group(target, RANDOM, "data", float("nan"), real))
+            for group in found:
+                metrics.measure(group, unit)
+                groups[target.name, group.setting] = group
+        given.progress(0.8)
         logits = [t for t in targets if t.kind == "logit"] or list(targets)
+        averaging = None
         if self.averaging_steps:
-            study.averaging = case_study(
+            averaging = case_study(
                 energy, own, logits[:1], self.weights[:2], start.to(device), self.plan, images, labels,
-                (held_out, truth), judge, meter, self.averaging_steps, self.averaging_rate, draws, device,
-                lambda share: material.progress(0.8 + 0.18 * share),
+                (held_out, truth), judge, metrics, self.averaging_steps, self.averaging_rate, draws, device,
+                lambda share: given.progress(0.8 + 0.18 * share),
             )  # fmt: skip
-        if self.attacked:
-            study.attacks = readings(material, taught, judge, space, len(held_out), self.attacked)
-        material.progress(1.0)
-        return study
+        attacks = readings(given, discriminator, judge, space, len(held_out), self.attacked) if self.attacked else []
+        given.progress(1.0)
+        return Sampled(
+            targets,
+            list(dict.fromkeys(setting for _, setting in groups)),
+            groups,
+            self.weights,
+            None if trained is None else Learning(trained.real, trained.fake),
+            judge.accuracy,
+            self.chains,
+            averaging,
+            attacks,
+            len(given.perturbed) if self.attacked else None,
+            {
+                "temperature": self.temperature, "pull": self.pull, "method": self.plan.method,
+                "coordinates": self.coordinates, "steps": self.plan.steps, "burn_in": self.plan.burn_in,
+            },
+        )  # fmt: skip
 
-    def _targets(self, material: AnalysisInput, images: Tensor) -> tuple[Target, ...]:
-        taps, classes = material.instruments.taps, material.classes
+    def _targets(self, given: AnalysisInput, images: Tensor) -> tuple[Target, ...]:
+        taps, classes = given.instruments.taps, given.classes
         if self.targets is not None:
             return tuple(parse(text, taps, classes) for text in self.targets)
         names = [f"logit:{c}" for c in dict.fromkeys((0, len(classes) // 2))]
         maps = [tap for tap in taps if len(tap.shape) > 1]
         if maps:
-            names.append(f"channel:{maps[-1].name}:{_most_varied(material, maps[-1], images[:256])}")
+            names.append(f"channel:{maps[-1].name}:{_most_varied(given, maps[-1], images[:256])}")
         return tuple(parse(name, taps, classes) for name in names)
 
     def _ascents(
@@ -301,7 +326,7 @@ class Ldam(Analysis[Any]):
         return held_out[mine[torch.randperm(len(mine), generator=draws)[: max(self.chains, 32)]]][:, None]
 
 
-def _most_varied(material: AnalysisInput, tap: TapInfo, images: Tensor) -> int:
+def _most_varied(given: AnalysisInput, tap: TapInfo, images: Tensor) -> int:
     """The channel of a tap whose mean varies most between images: a silent one would be no target."""
-    codes = material.instruments.codes((Need("pooled", (tap.name,)),), images)
+    codes = given.instruments.codes((Need("pooled", (tap.name,)),), images)
     return int(codes.pooled(tap.name).std(0, correction=0).argmax())

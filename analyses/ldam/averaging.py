@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +17,13 @@ from ...harness.core.seeds import forked_rng
 from ...harness.statistics.intervals import proportion
 from ...harness.statistics.multiple_testing import holm
 from ...harness.tracing.traced_model import Instruments
-from .diagnostics import refuse_nonsense
+from .diagnostics import validate_chains
 from .energy import Activations, Energy, Scale, Target
 from .judge import Judge
+from .measured import Averaging, Group, langevin_name
 from .measures import Estimate, over_chains, p_value
+from .metrics import Features, Metrics
 from .sampler import Plan, langevin
-from .study import Averaging, Features, Group, Meter, langevin_name
 
 _BATCH = 64
 LAST, AVERAGE, BEFORE = "last", "average", "before"
@@ -103,7 +104,7 @@ def _with(own: Instruments, model: nn.Module) -> Instruments:
 
 def case_study(
     energy: Energy, own: Instruments, targets: Sequence[Target], weights: Sequence[float], start: Tensor, plan: Plan,
-    images: Tensor, labels: Tensor, held_out: tuple[Tensor, Tensor], judge: Judge, meter: Meter,
+    images: Tensor, labels: Tensor, held_out: tuple[Tensor, Tensor], judge: Judge, metrics: Metrics,
     steps: int, rate: float, draws: Callable[..., torch.Generator], device: torch.device,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Averaging:  # fmt: skip
@@ -120,7 +121,7 @@ def case_study(
         labels: (n,).
         held_out: images and labels for the accuracy.
         judge: of realism.
-        meter: gives the discriminator; both networks get meters of their own.
+        metrics: gives the discriminator; both networks get metrics of their own.
         steps: of SGD.
         rate: learning rate.
         draws: a seeded generator by name.
@@ -132,10 +133,7 @@ def case_study(
             strict=True)
     )  # fmt: skip
     right = {n: _right(m, held_out, device) for n, m in {BEFORE: own, **networks}.items()}
-    found = Averaging(
-        steps, rate, {n: Estimate(*proportion(int(r.sum()), len(r))) for n, r in right.items()},
-        over_chains((right[AVERAGE] - right[LAST]).numpy()),
-    )  # fmt: skip
+    groups: dict[tuple[str, str, float], Group] = {}
     chains = len(start)
     target = torch.arange(len(targets)).repeat_interleave(len(weights) * chains)
     weight = torch.tensor(list(weights)).repeat_interleave(chains).repeat(len(targets))
@@ -152,37 +150,40 @@ def case_study(
             draws("averaging", "noise"),
             lambda s, k=number: progress(0.5 + (k + s) / 4),  # type: ignore[misc]
         )
-        refuse_nonsense(run, plan, energy.space.unbounded, energy.discriminator is not None)
-        measured = Meter(activations, scale, data, Features(activations), meter.discriminator, judge, device)
+        validate_chains(run, plan, energy.space.unbounded, energy.discriminator is not None)
+        own_metrics = Metrics(activations, scale, data, Features(activations), metrics.discriminator, judge, device)
         for k, (one, value) in enumerate((t, w) for t in targets for w in weights):
             rows = torch.arange(k * chains, (k + 1) * chains)
             states = energy.space.images(run.states[:, rows.to(run.states.device)].flatten(0, 1)).detach().cpu()
             kept = states.unflatten(0, (-1, chains)).transpose(0, 1)
             group = Group(one, langevin_name(value), "langevin", value, kept)
-            group.diagnose(run, rows, energy.space.unbounded)
-            measured.measure(group)
-            found.groups[name, one.name, value] = group
-    _compare(found, targets, weights)
-    return found
+            group = group.diagnosed(run, rows, energy.space.unbounded)
+            own_metrics.measure(group)
+            groups[name, one.name, value] = group
+    accuracy = {n: Estimate(*proportion(int(r.sum()), len(r))) for n, r in right.items()}
+    difference = over_chains((right[AVERAGE] - right[LAST]).numpy())
+    return Averaging(steps, rate, accuracy, difference, groups, *_compare(groups, targets, weights))
 
 
-def _compare(found: Averaging, targets: Sequence[Target], weights: Sequence[float]) -> None:
-    """Fill in the differences between both networks, and test some of them."""
-    p_values = {}
+def _compare(
+    groups: Mapping[tuple[str, str, float], Group], targets: Sequence[Target], weights: Sequence[float]
+) -> tuple[dict[tuple[float, str], Estimate], dict[tuple[float, str], float | None]]:
+    """The differences between both networks, and p-values of those that are tested."""
+    differences, p_values = {}, {}
     for value in weights:
         for measure in COMPARED:
             pairs = []
             for one in targets:
-                new, old = (found.groups[n, one.name, value].chain_values.get(measure) for n in (AVERAGE, LAST))
+                new, old = (groups[n, one.name, value].chain_values.get(measure) for n in (AVERAGE, LAST))
                 if new is not None and old is not None:
                     pairs.append(new - old)
             # The chains of all targets start from the same states: a chain's mean over targets is one observation.
             if pairs:
                 apart = np.mean(pairs, 0)
-                found.differences[value, measure] = over_chains(apart)
+                differences[value, measure] = over_chains(apart)
                 if measure in TESTED:
                     p_values[value, measure] = p_value(apart)
-    found.p_values = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return differences, dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
 def _right(own: Instruments, held_out: tuple[Tensor, Tensor], device: torch.device) -> Tensor:

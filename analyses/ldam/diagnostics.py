@@ -13,20 +13,20 @@ _HOTTEST = 100.0
 _LEAST = 1e-3
 
 
-def refuse_nonsense(run: Chains, plan: Plan, unbounded: bool, taught: bool) -> None:
+def validate_chains(run: Chains, plan: Plan, unbounded: bool, discriminated: bool) -> None:
     """Look at finished chains before anything is measured on them.
 
     Args:
         run: with activation, the discriminator's logit and total variation watched.
         plan: how they ran.
         unbounded: whether their coordinates have a temperature.
-        taught: whether there is a discriminator.
+        discriminated: whether there is a discriminator.
 
     Raises:
         UsageError: with what to lower.
     """
-    watched = run.watched if taught else run.watched[..., [0, 2]]
-    refuse_runaways(plan.schedule.step, run.end, run.states, run.potentials, watched, run.virial)
+    watched = run.watched if discriminated else run.watched[..., [0, 2]]
+    validate_finite(plan.schedule.step, run.end, run.states, run.potentials, watched, run.virial)
     if plan.method == "mala" and bool((run.acceptance < _LEAST).any()):
         raise UsageError(
             f"{int((run.acceptance < _LEAST).sum())} of ldam's {len(run.acceptance)} chains never move, for the "
@@ -39,7 +39,7 @@ def refuse_nonsense(run: Chains, plan: Plan, unbounded: bool, taught: bool) -> N
         )
 
 
-def refuse_runaways(step: float, *values: Tensor) -> None:
+def validate_finite(step: float, *values: Tensor) -> None:
     """Look for anything that is not finite; ``step`` is what a suite says.
 
     Raises:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...harness.core.seeds import forked_rng
-from .diagnostics import refuse_runaways
+from .diagnostics import validate_finite
 from .energy import Energy
 from .sampler import Plan, Schedule, langevin
 from .space import Space
@@ -47,11 +47,11 @@ class Discriminator(nn.Module):
 
 
 @dataclass(frozen=True)
-class Lessons:
+class Rounds:
     """How a discriminator is trained against moving chains.
 
     Attributes:
-        rounds: of chains moving and the discriminator learning, in turns.
+        count: of chains moving and the discriminator learning, in turns.
         moves: Langevin steps of every chain in a round.
         updates: steps of Adam in a round.
         width: maps of the first convolution.
@@ -61,7 +61,7 @@ class Lessons:
         restart: the share of chains that begin anew from the reference measure in each round.
     """
 
-    rounds: int
+    count: int
     moves: int
     updates: int
     width: int
@@ -72,7 +72,7 @@ class Lessons:
 
 
 @dataclass(eq=False)
-class Taught:
+class TrainedDiscriminator:
     """A frozen discriminator, and how it was doing while it learnt.
 
     Attributes:
@@ -109,20 +109,20 @@ def learn(
     return float(said.detach().mean()), float(told.detach().mean())
 
 
-def teach(
-    energy: Energy, space: Space, images: Tensor, lessons: Lessons, step: float, draws: Callable[..., torch.Generator],
+def train_discriminator(
+    energy: Energy, space: Space, images: Tensor, rounds: Rounds, step: float, draws: Callable[..., torch.Generator],
     device: torch.device, progress: Callable[[float], None] = lambda share: None,
-) -> Taught:  # fmt: skip
+) -> TrainedDiscriminator:  # fmt: skip
     """Train a discriminator on data against the samples of chains that follow it, and freeze it.
 
-    These chains are unadjusted and always take ``step`` as it is: their samples teach, and nothing is measured on them,
-    while a step size that adapts would take longer to settle than a round lasts.
+    These chains are unadjusted and always take ``step`` as it is: nothing is measured on them, and a
+    step size that adapts would take longer to settle than a round lasts.
 
     Args:
         energy: of the chains (their targets and weights); its discriminator is set while it is trained, and afterwards.
         space: their coordinates.
         images: data (n, channels, height, width).
-        lessons: how.
+        rounds: how.
         step: the chains' step size.
         draws: a seeded generator by name.
         device: where to train.
@@ -131,29 +131,29 @@ def teach(
     Raises:
         UsageError: for chains that run away.
     """
-    network = make(tuple(images.shape[1:]), lessons.width, draws("discriminator"), device)
+    network = make(tuple(images.shape[1:]), rounds.width, draws("discriminator"), device)
     energy.discriminator = network
-    optimiser = torch.optim.Adam(network.parameters(), lessons.learning_rate, betas=(0.5, 0.99))
+    optimiser = torch.optim.Adam(network.parameters(), rounds.learning_rate, betas=(0.5, 0.99))
     chains = len(energy.target)
     noise, picks = draws("lessons", "noise"), draws("lessons", "images")
     w = space.draw(chains, draws("lessons", "start")).to(device)
     replay = space.images(w).detach().cpu()
-    plan = Plan(lessons.moves, lessons.moves, 1, Schedule(step))
-    taught = Taught(network, [], [])
-    for number in range(lessons.rounds):
-        anew = torch.rand(chains, generator=picks) < lessons.restart
+    plan = Plan(rounds.moves, rounds.moves, 1, Schedule(step))
+    trained = TrainedDiscriminator(network, [], [])
+    for number in range(rounds.count):
+        anew = torch.rand(chains, generator=picks) < rounds.restart
         w[anew.to(device)] = space.draw(int(anew.sum()), noise).to(device)
         network.requires_grad_(False)
         w = langevin(energy, w, plan, noise).end
-        refuse_runaways(step, w)
+        validate_finite(step, w)
         network.requires_grad_(True)
         current = space.images(w).detach().cpu()
         replay = torch.cat([replay, current])
         if len(replay) > _REPLAY:
             replay = replay[torch.randperm(len(replay), generator=picks)[:_REPLAY]]
         real, fake = 0.0, 0.0
-        for turn in range(lessons.updates):
-            slope = lessons.penalty * lessons.every if turn % lessons.every == 0 else 0.0
+        for turn in range(rounds.updates):
+            slope = rounds.penalty * rounds.every if turn % rounds.every == 0 else 0.0
             size = min(_BATCH, len(images))
             ours = images[torch.randint(len(images), (size,), generator=picks)]
             now = current[torch.randint(len(current), (size // 2,), generator=picks)]
@@ -162,13 +162,13 @@ def teach(
             ours = space.expressible(ours) + (torch.rand(ours.shape, generator=picks) - 0.5) / 255
             ours = ours.clamp(0, 1)
             said, told = learn(network, optimiser, ours.to(device), torch.cat([now, before]).to(device), slope)
-            real, fake = real + said / lessons.updates, fake + told / lessons.updates
-        taught.real.append(real)
-        taught.fake.append(fake)
-        refuse_runaways(step, torch.tensor([real, fake]))
-        progress((number + 1) / lessons.rounds)
+            real, fake = real + said / rounds.updates, fake + told / rounds.updates
+        trained.real.append(real)
+        trained.fake.append(fake)
+        validate_finite(step, torch.tensor([real, fake]))
+        progress((number + 1) / rounds.count)
     network.eval().requires_grad_(False)
-    return taught
+    return trained
 
 
 def logits_of(network: nn.Module, images: Tensor, device: torch.device) -> Tensor:

@@ -63,7 +63,7 @@ class Judge:
         return self.classifier.codes((), images).predictions
 
 
-def appoint(
+def train_judge(
     images: Tensor, labels: Tensor, held_out: Tensor, truth: Tensor, classes: int, epochs: int,
     draws: Callable[..., torch.Generator], device: torch.device,
 ) -> Judge:  # fmt: skip

@@ -26,6 +26,11 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """For a curve, a table or a claim."""
+        return self.mean, self.low, self.high
+
     def text(self, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:
         """``1.23 [1.10, 1.36]`` for a sentence."""
         mean, low, high = (f"{factor * v:.{digits}f}" for v in (self.mean, self.low, self.high))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...analyses.findings import Findings
 from ...reports.findings.files import findings_folder, remove_others, write_findings
 from ...reports.site.build import build_site, site_files
 from ..core.files import write_atomic
@@ -21,9 +20,7 @@ from .findings import reported
 from .up_to_date import published
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..suite.resolved import Part
+    pass
 
 
 def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: str | None, problems: Problems) -> None:
@@ -84,18 +81,12 @@ def _write_findings(out: Path, computed: Computed, partial: bool, problems: Prob
                 if known.reads_perturbed and computed.lost.get(subject.key):
                     head["without"] = list(computed.lost[subject.key])
                 folder = findings_folder(out, head)
-                write_findings(folder, head, _findings(part, found.store.load(key), found.store.values(key)))
+                measured = found.store.values(key)["measured"]
+                write_findings(folder, head, reported(make_analysis(part), found.store.load(key), measured))
                 kept.append(folder)
     if not partial:
         remove_others(out, kept)
     return kept
-
-
-def _findings(part: Part, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Findings:
-    """What an analysis found, by what its cell holds: what it measured, from which its report is made now."""
-    if "findings" in values:
-        return Findings.read(tensors, values["findings"])
-    return reported(make_analysis(part), tensors, values["measured"])
 
 
 def _write_facts(out: Path, facts: Mapping[str, Any], problems: Problems) -> None:

@@ -18,9 +18,9 @@ from aftershock.analyses.ldam.analysis import Ldam
 from aftershock.analyses.ldam.averaging import fine_tune
 from aftershock.analyses.ldam.discriminator import learn, logits_of, make
 from aftershock.analyses.ldam.energy import Activations, Energy, Scale, parse, total_variation
-from aftershock.analyses.ldam.judge import appoint
+from aftershock.analyses.ldam.judge import train_judge
+from aftershock.analyses.ldam.measured import PLAIN, RANDOM, REFERENCE, TOP
 from aftershock.analyses.ldam.space import EDGE, Gaussian, Pixels
-from aftershock.analyses.ldam.study import PLAIN, RANDOM, REFERENCE, TOP
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
@@ -178,7 +178,7 @@ def test_the_discriminator_separates_planted_fakes_and_has_a_slope() -> None:
 def test_the_judge_calibrates_on_real_images() -> None:
     own_draws = lambda *names: torch.Generator().manual_seed(3)  # noqa: E731
     fit, held = pictures(120, 0), pictures(120, 1)
-    judge = appoint(*fit, *held, len(CLASSES), 8, own_draws, CPU)
+    judge = train_judge(*fit, *held, len(CLASSES), 8, own_draws, CPU)
     assert judge.accuracy > 0.9
     real = judge.distances(pictures(90, 2)[0])
     assert 0.35 < float(judge.realism(real).mean()) < 0.65
@@ -222,7 +222,7 @@ def test_an_average_of_one_step_is_the_last() -> None:
     assert torch.equal(last.model.fc.weight, mean.model.fc.weight)
 
 
-def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was() -> None:
+def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: Callable[..., Findings]) -> None:
     own = instruments()
     told: list[float] = []
     given = [material(own, seed, told=told) for seed in (0, 1)]
@@ -232,7 +232,7 @@ def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was() -> No
     def stored(seed: int) -> tuple[dict[str, Tensor], Any]:
         torch.manual_seed(int(torch.randint(1000, ())))
         state = torch.get_rng_state()
-        found = Ldam(**QUICK).study(given[seed]).stored()
+        found = study(Ldam(**QUICK), given[seed]).stored()
         assert torch.equal(torch.get_rng_state(), state)
         return found
 
@@ -255,9 +255,11 @@ def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was() -> No
         {"coordinates": "pixels", "weights": [0.0], "averaging_steps": 0},
     ],
 )
-def test_every_number_is_in_a_table_and_everything_can_be_read_again(changed: dict[str, Any]) -> None:
+def test_every_number_is_in_a_table_and_everything_can_be_read_again(
+    changed: dict[str, Any], study: Callable[..., Findings]
+) -> None:
     own = instruments()
-    found = Ldam(**{**QUICK, **changed}).study(material(own, attacked=True))
+    found = study(Ldam(**{**QUICK, **changed}), material(own, attacked=True))
     read = Findings.read(*(lambda s: (s[0], json.loads(json.dumps(s[1]))))(found.stored()))
     assert [type(f) for f in read.figures] == [type(f) for f in found.figures]
     numbers = np.array([v for t in found.tables for row in t.rows for v in row if isinstance(v, int | float)])
@@ -269,7 +271,10 @@ def test_every_number_is_in_a_table_and_everything_can_be_read_again(changed: di
         if isinstance(figure, Pictures):
             assert float(figure.images.nan_to_num().min()) >= 0
             assert float(figure.images.nan_to_num().max()) <= 1
-    assert 4 <= len(found.sentences) <= 7
+    kinds = [c.kind for c in found.claims]
+    averaged = [] if changed.get("averaging_steps") == 0 else ["averaging"]
+    assert kinds == ["weight", "samples", "distance", "mixing", *averaged, "attack"]
+    assert read.claims == found.claims
     bounded = {"realism": 1, "transfer": 1, "activation_percentile": 1, "diversity_pixels": np.inf}
     for row in (*table(found, "ldam-settings"), *table(found, "ldam-targets")):
         if row["measure"] in bounded and row["low"] is not None and np.isfinite(row["low"]):
@@ -285,9 +290,9 @@ def test_every_number_is_in_a_table_and_everything_can_be_read_again(changed: di
     assert gallery.images.shape[:3] == (len(gallery.row_labels), 3, 1)
 
 
-def test_top_images_are_the_most_active_and_random_ones_measure_one() -> None:
+def test_top_images_are_the_most_active_and_random_ones_measure_one(study: Callable[..., Findings]) -> None:
     own = instruments()
-    found = Ldam(**{**QUICK, "targets": ["logit:top"]}).study(material(own))
+    found = study(Ldam(**{**QUICK, "targets": ["logit:top"]}), material(own))
     images, _ = pictures(60, 1)
     with torch.no_grad():
         order = own.model(images)[:, 2].argsort(descending=True)
@@ -309,7 +314,7 @@ def test_top_images_are_the_most_active_and_random_ones_measure_one() -> None:
 
 def test_groups_keep_whole_intervals_and_the_reference_measure_the_chains_temperature() -> None:
     quick = {**QUICK, "averaging_steps": 0, "targets": ["logit:top"], "weights": [0.0]}
-    cold, warm = (Ldam(**quick, temperature=t)._study(material(instruments())) for t in (0.25, 1.0))
+    cold, warm = (Ldam(**quick, temperature=t).measure(material(instruments())) for t in (0.25, 1.0))
     shares = [
         e for g in warm.groups.values() for m, e in g.measures.items() if m in ("realism", "activation_percentile")
     ]
@@ -319,16 +324,16 @@ def test_groups_keep_whole_intervals_and_the_reference_measure_the_chains_temper
     assert torch.allclose(reach[0], 0.5 * reach[1], atol=1e-3)
 
 
-def test_planted_attacks_are_noticed_and_their_controls_are_not() -> None:
+def test_planted_attacks_are_noticed_and_their_controls_are_not(study: Callable[..., Findings]) -> None:
     own = trained()
     # Chains that are hardly drawn away from the reference measure show the discriminator just such images.
-    lessons = {"rounds": 40, "updates": 8, "width": 8, "temperature": 1.0, "pull": 1.0, "weights": [0.0, 1.0]}
-    study = Ldam(**{**QUICK, **lessons, "averaging_steps": 0, "targets": ["logit:0"]})
+    rounds = {"rounds": 40, "updates": 8, "width": 8, "temperature": 1.0, "pull": 1.0, "weights": [0.0, 1.0]}
+    analysis = Ldam(**{**QUICK, **rounds, "averaging_steps": 0, "targets": ["logit:0"]})
     given = material(own, attacked=True, count=96)
     images, labels = pictures(96, 2)
     labels[1:50:7] = (labels[1:50:7] + 1) % 3
     given = replace(given, evaluate=image_set(own, images, labels))
-    found = study.study(given)
+    found = study(analysis, given)
     rows = {(r["score"], r["against"]): r for r in table(found, "ldam-attacks")}
     right = given.evaluate.traces.predictions == given.evaluate.traces.labels
     known = (torch.arange(96) % 2 == 0) & (torch.arange(96) < 40)
@@ -340,23 +345,25 @@ def test_planted_attacks_are_noticed_and_their_controls_are_not() -> None:
     assert rows["judge", "clean images"]["others"] == int((right & ~known).sum())
     # Clean images that the model gets wrong are no negatives.
     assert rows["discriminator", "clean images"]["others"] == int(right.sum())
-    assert any("beyond its size" in s for s in found.sentences)
+    (told,) = [c for c in found.claims if c.kind == "attack"]
+    assert told.verdict == "the discriminator notices the attack beyond its size"
+    assert told.estimates["judge against clean images"][0] == rows["judge", "clean images"]["auroc"]
 
 
-def test_few_successes_give_a_reason_and_nobody_asked_is_told() -> None:
+def test_few_successes_give_a_reason_and_nobody_asked_is_told(study: Callable[..., Findings]) -> None:
     own, quick = instruments(), {**QUICK, "averaging_steps": 0, "targets": ["logit:0"]}
     given = material(own, attacked=True)
     clouds = given.perturbed["clouds"]
     for turned in (0, 29):
         few = replace(given, perturbed={"clouds": replace(clouds, success=torch.arange(40) < turned)})
-        found = Ldam(**quick).study(few)
+        found = study(Ldam(**quick), few)
         for row in table(found, "ldam-attacks"):
             assert row["auroc"] is None
             assert "30 are needed" in row["reason"]
-        words = "No perturbation turned" if turned == 0 else "no number (29 successes, 30 are needed)"
-        assert words in found.sentences[-1]
-    assert "No perturbed image" in Ldam(**quick).study(replace(given, perturbed={})).sentences[-1]
-    assert "attacked = 0" in Ldam(**quick, attacked=0).study(given).sentences[-1]
+        last = found.claims[-1]
+        assert (last.kind, last.verdict, last.estimates) == ("attack", "no success" if turned == 0 else "", {})
+    assert study(Ldam(**quick), replace(given, perturbed={})).claims[-1].verdict == "no perturbation"
+    assert study(Ldam(**quick, attacked=0), given).claims[-1].verdict == "not asked"
 
 
 @pytest.mark.parametrize(
@@ -372,9 +379,9 @@ def test_few_successes_give_a_reason_and_nobody_asked_is_told() -> None:
         {"coordinates": "pixels", "step": 1e200},
     ],
 )
-def test_chains_that_run_away_or_stand_still_are_told(changed: dict[str, Any]) -> None:
+def test_chains_that_run_away_or_stand_still_are_told(changed: dict[str, Any], study: Callable[..., Findings]) -> None:
     with pytest.raises(UsageError, match=f"lower step = {changed['step']:g}".replace("+", r"\+")) as error:
-        Ldam(**{**QUICK, **changed, "averaging_steps": 0}).study(material(instruments()))
+        study(Ldam(**{**QUICK, **changed, "averaging_steps": 0}), material(instruments()))
     assert "\n" not in str(error.value)
 
 

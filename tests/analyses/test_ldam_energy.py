@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.analyses.ldam.discriminator import Lessons, teach
+from aftershock.analyses.ldam.discriminator import Rounds, train_discriminator
 from aftershock.analyses.ldam.energy import Activations, Energy, Scale, Target, ascend, parse, total_variation
 from aftershock.analyses.ldam.sampler import Plan, Schedule, langevin
 from aftershock.analyses.ldam.space import EDGE, Gaussian
@@ -118,7 +118,7 @@ def test_real_images_have_no_pixel_value_of_their_own(monkeypatch: pytest.Monkey
     black, space = torch.zeros(30, 1, 4, 4), Gaussian(images)
     energy = Energy(activations, scale, space, torch.zeros(3, dtype=torch.int64), torch.ones(3), None, 1.0)
     draws = lambda *names: torch.Generator().manual_seed(1)  # noqa: E731
-    teach(energy, space, black, Lessons(1, 1, 2, 4), 0.02, draws, CPU)
+    train_discriminator(energy, space, black, Rounds(1, 1, 2, 4), 0.02, draws, CPU)
     values = torch.cat(seen).flatten()
     assert len(values.unique()) > 0.9 * len(values)
     assert float((values - EDGE).abs().max()) <= 0.5 / 255 + 1e-6

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from aftershock.analyses.findings import Claim
 from aftershock.analyses.ldam.attacked import CLEAN, DISCRIMINATOR, NOISE
 from aftershock.analyses.ldam.averaging import TESTED
 from aftershock.analyses.ldam.energy import Target
+from aftershock.analyses.ldam.measured import RANDOM, REFERENCE, Averaging, Group, Kind, Reading, Sampled
 from aftershock.analyses.ldam.measures import Array, Estimate, diversity, over_chains
-from aftershock.analyses.ldam.report.tables import _attacks, _averaging
-from aftershock.analyses.ldam.study import RANDOM, REFERENCE, Averaging, Group, Kind, Reading, Study
+from aftershock.analyses.ldam.report.text import attack_claims, averaging_claim
 
 TARGETS = tuple(Target(f"logit:{i}", "logit", i) for i in range(3))
 NOTHING = torch.empty(0)
@@ -21,14 +23,14 @@ NOTHING = torch.empty(0)
 
 def planted(
     values: Sequence[Array], measure: str = "distance_ratio", setting: str = "a", kind: Kind = "langevin"
-) -> Study:
-    """A study of one setting whose chains have these values, (chains,) by target."""
-    study = Study(TARGETS)
+) -> Sampled:
+    """Samples of one setting whose chains have these values, (chains,) by target."""
+    groups = {}
     for target, found in zip(TARGETS, values, strict=True):
-        group = Group(target, setting, kind, 0.0, NOTHING)
-        group.chain_values[measure], group.measures[measure] = found, over_chains(found)
-        study.add(group)
-    return study
+        groups[target.name, setting] = Group(
+            target, setting, kind, 0.0, NOTHING, {measure: over_chains(found)}, {measure: found}
+        )
+    return Sampled(TARGETS, [setting], groups)
 
 
 def test_the_same_images_for_every_target_are_not_more_of_them() -> None:
@@ -55,7 +57,7 @@ def test_intervals_over_targets_cover_whether_starts_matter_or_not(shared: float
             start = shared * draws.normal(size=6)
             sides.append(planted([start + 0.5 * draws.normal(size=6) for _ in TARGETS], setting=setting))
         one, other = sides
-        one.groups.update(other.groups)
+        one = replace(one, groups={**one.groups, **other.groups})
         found, change = one.over("a", "distance_ratio"), one.change("a", "b", "distance_ratio")
         # The measure may not be below 0, so its upper end alone is looked at twice.
         hits += found.high >= 0 and over_chains(-_mean(one, "a")).high >= 0
@@ -64,7 +66,7 @@ def test_intervals_over_targets_cover_whether_starts_matter_or_not(shared: float
     assert 0.92 <= changes / 400 <= 0.98
 
 
-def _mean(study: Study, setting: str) -> Array:
+def _mean(study: Sampled, setting: str) -> Array:
     values = [study.groups[t.name, setting].chain_values["distance_ratio"] for t in TARGETS]
     return np.asarray(np.mean(values, 0))
 
@@ -94,24 +96,19 @@ def test_diversities_over_targets_share_their_chains() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, 0.0, alone.high))
 
 
-def compared(p_values: dict[tuple[float, str], float | None]) -> str:
+def compared(p_values: dict[tuple[float, str], float | None]) -> Claim:
     one = Estimate(0.5, 0.4, 0.6)
-    case = Averaging(10, 0.1, dict.fromkeys(("last", "average", "before"), one), one)
-    case.p_values = p_values
-    case.differences = dict.fromkeys(p_values, one)
-    return _averaging(case)
+    accuracy = dict.fromkeys(("last", "average", "before"), one)
+    return averaging_claim(Averaging(10, 0.1, accuracy, one, {}, dict.fromkeys(p_values, one), p_values))
 
 
 def test_averaging_speaks_of_what_is_left_after_correction() -> None:
     family: dict[tuple[float, str], float | None] = {(w, m): 0.06 for w in (0.0, 30.0) for m in TESTED}
-    text = compared(family)
-    assert "8 tests with Holm's correction" in text
-    assert "no measured difference" in text
-    assert "they differ in" not in text
-    text = compared({**family, (30.0, "activation_sd"): 0.01})
-    assert "they differ in activation at weight 30 by 0.500 [0.400, 0.600] (p = 0.01)" in text
-    assert "no difference shown in activation, total variation, " in text
-    assert "distance to data at weight 0; total variation, high-frequency" in text
+    assert compared(family).verdict == "no difference"
+    found = compared({**family, (30.0, "activation_sd"): 0.01})
+    assert found.verdict == "different"
+    tested = {name: ends for name, ends in found.estimates.items() if "at weight" in name}
+    assert tested == {"activation at weight 30": (0.5, 0.4, 0.6)}
 
 
 @pytest.mark.parametrize(
@@ -127,11 +124,12 @@ def test_averaging_speaks_of_what_is_left_after_correction() -> None:
     ],
 )
 def test_verdicts_on_attacks(clean: tuple[float, float], noise: tuple[float, float] | None, words: str) -> None:
-    study = Study(TARGETS, asked_attacks=1)
+    attacks = []
     for against, ends in ((CLEAN, clean), (NOISE, noise)):
         area = Estimate(sum(ends) / 2, *ends) if ends else Estimate(math.nan, math.nan, math.nan)
         reason = "" if ends else "3 images with noise of the same size, 30 are needed"
-        study.attacks.append(Reading("pgd", DISCRIMINATOR, against, area, 40, 40, reason))
-    (sentence,) = _attacks(study)
-    assert words in sentence
-    assert "nan" not in sentence
+        attacks.append(Reading("pgd", DISCRIMINATOR, against, area, 40, 40, reason))
+    (claim,) = attack_claims(Sampled(TARGETS, asked_attacks=1, attacks=attacks))
+    assert words in claim.verdict
+    assert len(claim.estimates) == (2 if noise else 1)
+    assert "nan" not in claim.sentence

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.ldam.diagnostics import refuse_nonsense
+from aftershock.analyses.ldam.diagnostics import validate_chains
 from aftershock.analyses.ldam.measures import (
     Estimate,
     between_chains,
@@ -154,7 +154,7 @@ def test_a_potential_that_is_no_number_is_told() -> None:
     run = langevin(nothing, torch.rand(3, 4), plan, torch.Generator().manual_seed(0))
     assert bool(run.end.isfinite().all())
     with pytest.raises(UsageError, match="left every bound"):
-        refuse_nonsense(run, plan, True, False)
+        validate_chains(run, plan, True, False)
 
 
 def test_chains_depend_on_the_seed_alone() -> None:

@@ -40,6 +40,8 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
     [
         ("analyses.propagation.measures", {"encoders", "propagation"}, {"propagation"}),
         ("analyses.rdm.graph", {"analysis"}, set()),
+        ("analyses.rdm.report.text", set(), set()),
+        ("analyses.findings", set(), set()),
         ("detectors.activations.lid", {"fit", "score"}, MADE | {"check", "score"}),
         ("harness.run.tasks.adaptive", set(), MADE | {"check", "score"}),
         ("attacks.native.pgd", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),

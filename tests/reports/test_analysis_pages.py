@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
+from aftershock.analyses.findings import Claim, Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
 from aftershock.harness.core.errors import UsageError
 from aftershock.reports.findings import figures as analysis_figures
 from aftershock.reports.findings import files as analysis_files
@@ -83,8 +83,10 @@ def sample(seed: int = 0, names: list[str] | None = None) -> Findings:
     table = Table(say("correlations"), say("One row per tap."), [say("tap"), say("value"), say("count"), say("note")],
                   [[say(t), v, i, say("fine")] for i, (t, v) in enumerate(zip(TAPS, [0.1 + seed, None, math.nan,
                    0.123456789012345], strict=True))])  # fmt: skip
-    return Findings([say("The last tap correlates 0.12 with the classes.")], [lines, heat, solid, pictures, path, flat],
-                    [table], {"maps": matrices, "again": matrices[0]})  # fmt: skip
+    told = say("The last tap correlates 0.12 with the classes.")
+    return Findings([Claim("correlation", "head", {"spearman": (0.12, -0.1, 0.3)}, "none", told)],
+                    [lines, heat, solid, pictures, path, flat], [table],
+                    {"maps": matrices, "again": matrices[0]})  # fmt: skip
 
 
 def put(run: Path, findings: Findings, **other: object) -> Path:
@@ -410,7 +412,12 @@ def endless_tick(folder: Path) -> None:
 
 
 def wrong_kind(folder: Path) -> None:
-    edit(folder, lambda whole: whole["findings"].update(sentences=[{"$tensor": "arrays/maps"}]))
+    edit(
+        folder,
+        lambda whole: whole["findings"].update(
+            claims=[{"kind": "", "estimates": {}, "sentence": {"$tensor": "arrays/maps"}}]
+        ),
+    )
 
 
 def edit(folder: Path, change: Any) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import Lines, Pictures, Series
+from ...common.text import Style, known, series
+from ...findings import Lines, Pictures, Series
 from ..averaging import AVERAGE, LAST
+from ..measured import TOP, Group, Learning, Sampled, langevin_name
 from ..measures import Estimate
-from ..study import TOP, Group, Study, langevin_name
 
 # Measures that are shares or ratios around 1, so that one axis holds them.
 _DIAL = {
@@ -23,18 +24,18 @@ _DIAL = {
 }
 
 
-def figures(study: Study, columns: int) -> list[Lines | Pictures]:
+def figures(measured: Sampled, columns: int) -> list[Lines | Pictures]:
     """In the order in which they are shown."""
-    found: list[Lines | Pictures] = [_gallery(study, target.name, columns) for target in study.targets]
-    found.append(_dial(study))
-    found.append(_price(study))
-    found += _traces(study)
-    if study.taught is not None:
-        found.append(_learning(study))
-    if study.averaging is not None:
-        found += _averaging(study, columns)
-    if any(not r.reason for r in study.attacks):
-        found.append(_attacks(study))
+    found: list[Lines | Pictures] = [_gallery(measured, target.name, columns) for target in measured.targets]
+    found.append(_dial(measured))
+    found.append(_price(measured))
+    found += _traces(measured)
+    if measured.learning is not None:
+        found.append(_learning(measured))
+    if measured.averaging is not None:
+        found += _averaging(measured, columns)
+    if any(not r.reason for r in measured.attacks):
+        found.append(_attacks(measured))
     return found
 
 
@@ -46,9 +47,9 @@ def last_images(group: Group, columns: int) -> Tensor:
     return seen
 
 
-def _gallery(study: Study, target: str, columns: int) -> Pictures:
-    columns = min(columns, study.chains)
-    rows = [study.groups[target, s] for s in study.settings]
+def _gallery(measured: Sampled, target: str, columns: int) -> Pictures:
+    columns = min(columns, measured.chains)
+    rows = [measured.groups[target, s] for s in measured.settings]
     return Pictures(
         f"What excites {target}",
         "A row per setting, a column per chain (the last state of each); all but the data start from the same images: "
@@ -61,35 +62,28 @@ def _gallery(study: Study, target: str, columns: int) -> Pictures:
     )
 
 
-def _series(name: str, found: Sequence[Estimate], style: str = "solid") -> Series:
-    y = [_known(e.mean) for e in found]
-    low, high = ([_known(v) for v in ends] for ends in ([e.low for e in found], [e.high for e in found]))
-    if all(v is None for v in low):
-        return Series(name, y)
-    return Series(name, y, low, high, "dashed" if style == "dashed" else "solid")
+def _curve(name: str, found: Sequence[Estimate], style: Style = "solid") -> Series:
+    banded = any(known(e.low) is not None for e in found)
+    return series(name, [e.ends for e in found], style if banded else "solid", banded)
 
 
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _dial(study: Study) -> Lines:
-    settings = [s for s in study.settings if s != TOP]
-    series = []
+def _dial(measured: Sampled) -> Lines:
+    settings = [s for s in measured.settings if s != TOP]
+    curves = []
     for measure, name in _DIAL.items():
-        found = [study.over(s, measure) for s in settings]
+        found = [measured.over(s, measure) for s in settings]
         if any(math.isfinite(e.mean) for e in found):
-            series.append(_series(name, found, "dashed" if measure == "diversity_pixels" else "solid"))
+            curves.append(_curve(name, found, "dashed" if measure == "diversity_pixels" else "solid"))
     return Lines(
         "Activation, diversity and realism by setting",
         "Means over targets with 95 % intervals over chains. The discriminator's weight is the dial; random data "
         "images show what is reached at best. Diversity is 1 where chains differ as much as random data images do.",
-        settings, "setting", "share, or ratio to data", series,
+        settings, "setting", "share, or ratio to data", curves,
     )  # fmt: skip
 
 
-def _price(study: Study) -> Lines:
-    settings = [s for s in study.settings if s != TOP]
+def _price(measured: Sampled) -> Lines:
+    settings = [s for s in measured.settings if s != TOP]
     names = {
         "activation_sd": "activation, standard deviations of data",
         "distance_ratio": "distance to data, 1 = median image",
@@ -99,24 +93,24 @@ def _price(study: Study) -> Lines:
         "Means over targets with 95 % intervals over chains: the activation in standard deviations from the data's "
         "mean, and the distance to held-out data in an independent classifier's features.",
         settings, "setting", "standard deviations, or ratio", [
-            _series(name, [study.over(s, measure) for s in settings]) for measure, name in names.items()
+            _curve(name, [measured.over(s, measure) for s in settings]) for measure, name in names.items()
         ],
     )  # fmt: skip
 
 
-def _traces(study: Study) -> list[Lines]:
+def _traces(measured: Sampled) -> list[Lines]:
     """Have the chains forgotten their starts? The range over chains on the way."""
-    first = study.targets[0].name
-    groups = [study.groups[first, s] for s in study.of("langevin")]
+    first = measured.targets[0].name
+    groups = [measured.groups[first, s] for s in measured.of("langevin")]
     steps = len(groups[0].trace) if groups else 0
     if steps < 2:
         return []
     at = torch.linspace(0, steps - 1, min(steps, 60)).long()
-    series = []
+    curves = []
     for group in groups:
         seen = group.trace[at]
         low, high = seen.min(1).values.tolist(), seen.max(1).values.tolist()
-        series.append(Series(group.setting, seen.mean(1).tolist(), low, high))
+        curves.append(Series(group.setting, seen.mean(1).tolist(), low, high))
     return [
         Lines(
             f"Chains on their way: {first}",
@@ -125,30 +119,28 @@ def _traces(study: Study) -> list[Lines]:
             [float(i) for i in at],
             "step after the burn-in",
             "activation, standard deviations of data",
-            series,
+            curves,
         )
     ]
 
 
-def _learning(study: Study) -> Lines:
-    taught = study.taught
-    real = taught.real if taught is not None else []
-    fake = taught.fake if taught is not None else []
+def _learning(measured: Sampled) -> Lines:
+    learning = measured.learning or Learning((), ())
     return Lines(
         "The discriminator while it learns",
         "Mean logit of data and of chain samples (half current, half earlier ones), by round. It is frozen afterwards.",
-        [float(i + 1) for i in range(len(real))], "round", "logit for “real”",
-        [Series("data", real), Series("chain samples", fake)],
+        [float(i + 1) for i in range(len(learning.real))], "round", "logit for “real”",
+        [Series("data", learning.real), Series("chain samples", learning.fake)],
     )  # fmt: skip
 
 
-def _averaging(study: Study, columns: int) -> list[Lines | Pictures]:
-    case = study.averaging
+def _averaging(measured: Sampled, columns: int) -> list[Lines | Pictures]:
+    case = measured.averaging
     if case is None:
         return []
     targets = list(dict.fromkeys(name for _, name, _ in case.groups))
     weights = list(dict.fromkeys(w for _, _, w in case.groups))
-    columns = min(columns, study.chains)
+    columns = min(columns, measured.chains)
     pictures: list[Lines | Pictures] = []
     for target in targets:
         rows = [(w, n) for w in weights for n in (LAST, AVERAGE)]
@@ -165,19 +157,19 @@ def _averaging(study: Study, columns: int) -> list[Lines | Pictures]:
     return pictures
 
 
-def _attacks(study: Study) -> Lines:
-    labels = list(dict.fromkeys(r.label for r in study.attacks))
-    series = []
-    for score, against in dict.fromkeys((r.score, r.against) for r in study.attacks):
-        by = {r.label: r.area for r in study.attacks if (r.score, r.against) == (score, against)}
+def _attacks(measured: Sampled) -> Lines:
+    labels = list(dict.fromkeys(r.label for r in measured.attacks))
+    curves = []
+    for score, against in dict.fromkeys((r.score, r.against) for r in measured.attacks):
+        by = {r.label: r.area for r in measured.attacks if (r.score, r.against) == (score, against)}
         nothing = Estimate(math.nan, math.nan, math.nan)
         if not any(math.isfinite(a.mean) for a in by.values()):
             continue
-        style = "solid" if against == study.attacks[0].against else "dashed"
-        series.append(_series(f"{score}, against {against}", [by.get(n, nothing) for n in labels], style))
+        style: Style = "solid" if against == measured.attacks[0].against else "dashed"
+        curves.append(_curve(f"{score}, against {against}", [by.get(n, nothing) for n in labels], style))
     return Lines(
         "Does it look less real once it is attacked?",
         "AUROC of the frozen discriminator's and of the judge's score for successes of each perturbation, against "
         "clean images and against noise of the same size, with 95 % intervals. 0.5: no difference.",
-        labels, "perturbation", "AUROC", series, (0.0, 1.0),
+        labels, "perturbation", "AUROC", curves, (0.0, 1.0),
     )  # fmt: skip

@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ....analyses.base import Analysis, AnalysisInput, ImageSet, PerturbedSet, measured_class
-from ....analyses.findings import Findings
+from ....analyses.base import AnalysisInput, ImageSet, PerturbedSet, measured_class
 from ...core.errors import AftershockError
 from ...core.process_state import guarded_part, noted
 from ...core.registry import ANALYSES
@@ -43,12 +42,6 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
         seed=job.seed,
         progress=bench.tell,
     )
-    if type(analysis).measure is Analysis.measure:
-        with guarded_part(analysis) as changes:
-            found = analysis.study(given)
-        tensors, value = found.stored()
-        Findings.read(tensors, value)
-        return Output(key, tensors, noted({"findings": value}, changes))
     kind = measured_class(analysis)
     with guarded_part(analysis) as changes:
         measured = analysis.measure(given)

@@ -1,0 +1,220 @@
+"""What a reader should take away from :mod:`~aftershock.analyses.ldam`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ...findings import Claim, Estimate
+from ..attacked import CLEAN, DISCRIMINATOR, NOISE
+from ..averaging import AVERAGE, BEFORE, LAST, TESTED, share
+from ..measured import PLAIN, RANDOM, REFERENCE, Averaging, Reading, Sampled, langevin_name
+from ..measures import MIXED, UNMIXED
+
+# Of a family of tests, after correction.
+_LEVEL = 0.05
+# An AUROC's interval that is wider tells nothing by holding 0.5.
+_WIDE = 0.2
+
+
+def claims(measured: Sampled) -> list[Claim]:
+    """The most important first."""
+    found = [_lead(measured), _weights(measured), _distance(measured), _chains(measured)]
+    if measured.averaging is not None:
+        found.append(averaging_claim(measured.averaging))
+    return [*found, *attack_claims(measured)]
+
+
+def _weights(measured: Sampled) -> Claim:
+    parts = []
+    estimates: dict[str, Estimate] = {}
+    for weight in measured.weights:
+        name = langevin_name(weight)
+        seen = {m: measured.over(name, m) for m in ("activation_percentile", "diversity_features", "realism")}
+        estimates |= {f"{m} at weight {weight:g}": found.ends for m, found in seen.items()}
+        parts.append(
+            f"at weight {weight:g}, activation above {seen['activation_percentile'].text(0, 100, '%')} of data images, "
+            f"diversity {seen['diversity_features'].text()} of random data images', realism "
+            f"{seen['realism'].text()}"
+        )
+    text = (
+        f"Langevin samples, means over {len(measured.targets)} targets: {'; '.join(parts)}. Realism is the share of "
+        "held-out images that lie at least as far from the others: 0.5 for a typical one, 0 for what lies further out "
+        f"than all, near 1 for images closer to the data than typical held-out ones; random ones of the targets' "
+        f"classes have {measured.over(RANDOM, 'realism').text()}."
+    )
+    return Claim("samples", "", estimates, sentence=text)
+
+
+def _lead(measured: Sampled) -> Claim:
+    """What the discriminator's weight does."""
+    first, last = measured.weights[0], measured.weights[-1]
+    if first == last:
+        text = (
+            f"What excites {len(measured.targets)} targets of the network, by {langevin_name(first)}, beside the "
+            "baselines."
+        )
+        return Claim("weight", "", {}, "one weight", text)
+    nearer, cost = _verdicts(measured)
+    text = (
+        f"Turning the discriminator's weight from {first:g} to {last:g} brings samples {nearer}; the activations that "
+        f"they reach are {cost}."
+    )
+    return Claim("weight", "", _changes(measured), f"{nearer}, {cost}", text)
+
+
+def _changes(measured: Sampled) -> dict[str, Estimate]:
+    """What changes from the first weight to the last."""
+    low, high = langevin_name(measured.weights[0]), langevin_name(measured.weights[-1])
+    return {m: measured.change(low, high, m).ends for m in ("distance_ratio", "activation_sd")}
+
+
+def _verdicts(measured: Sampled) -> tuple[str, str]:
+    """Whether the last weight's samples are nearer to data than the first one's, and what that costs in activation."""
+    low, high = langevin_name(measured.weights[0]), langevin_name(measured.weights[-1])
+    change, lost = measured.change(low, high, "distance_ratio"), measured.change(low, high, "activation_sd")
+    nearer = (
+        "nearer to data"
+        if change.high < 0
+        else "further away from data"
+        if change.low > 0
+        else "no measurably nearer to data"
+    )
+    return nearer, "weaker" if lost.high < 0 else "stronger" if lost.low > 0 else "not measurably different"
+
+
+def _distance(measured: Sampled) -> Claim:
+    """How far from data samples and baselines lie."""
+    low, high = langevin_name(measured.weights[0]), langevin_name(measured.weights[-1])
+    found = {s: measured.over(s, "distance_ratio") for s in dict.fromkeys((PLAIN, REFERENCE, RANDOM, low, high))}
+    text = (
+        "Distance to data in the features of an independent classifier (held-out accuracy "
+        f"{100 * measured.judge_accuracy:.0f} %; 1: a median held-out image): plain activation "
+        f"maximisation {found[PLAIN].text()}, the reference measure alone "
+        f"{found[REFERENCE].text()}, random data images {found[RANDOM].text()}"
+    )
+    estimates: dict[str, Estimate] = {s: e.ends for s, e in found.items()}
+    estimates["judge_accuracy"] = measured.judge_accuracy
+    if low == high:
+        return Claim("distance", "", estimates, sentence=f"{text}, {low} {found[low].text()}.")
+    change, lost = (measured.change(low, high, m) for m in ("distance_ratio", "activation_sd"))
+    nearer, cost = _verdicts(measured)
+    text = (
+        f"{text}; {low} {found[low].text()}, {high} {found[high].text()}. From weight {measured.weights[0]:g} to "
+        f"{measured.weights[-1]:g} samples come {nearer} ({change.text()}) and activations are {cost} "
+        f"({lost.text()} standard deviations)."
+    )
+    return Claim("distance", "", estimates, nearer, text)
+
+
+def _chains(measured: Sampled) -> Claim:
+    """How much of a sampler this was."""
+    groups = [measured.groups[t.name, s] for t in measured.targets for s in measured.of("langevin")]
+    rhats = [g.rhat for g in groups if not math.isnan(g.rhat)]
+    if not rhats:
+        text = "The chains are too short to tell whether they have mixed."
+        return Claim("mixing", "", {}, "unknown", text)
+    worst, mixed = max(rhats), sum(r < MIXED for r in rhats)
+    smallest = min((g.size for g in groups if math.isfinite(g.size)), default=math.nan)
+    facts = measured.facts
+    kernel = "Metropolis-adjusted" if facts["method"] == "mala" else "unadjusted"
+    accepts = "accepts" if facts["method"] == "mala" else "would have accepted"
+    acceptance = sum(g.acceptance for g in groups) / len(groups)
+    known = [g.virial for g in groups if math.isfinite(g.virial)]
+    temperature = (
+        f"; the measured temperature is {min(known):.2f} to {max(known):.2f} times the nominal {facts['temperature']:g}"
+        if known and facts["coordinates"] == "gaussian"
+        else f"; the nominal temperature is {facts['temperature']:g}"
+    )
+    if worst >= UNMIXED:
+        reached = f"reaches {worst:.2f}" if math.isfinite(worst) else "is infinite for chains that stand still"
+        verdict, words = (
+            "not mixed",
+            f"R-hat {reached}, so the chains have not mixed: this is noisy gradient ascent from their "
+            "starts, not a sample of the stationary density",
+        )
+    elif mixed == len(rhats):
+        verdict, words = "mixed", f"R-hat is below {MIXED} everywhere: what is watched of the chains has mixed"
+    else:
+        sets = f"{mixed} of {len(rhats)} sets of chains"
+        verdict = "nearly mixed"
+        words = f"R-hat is at most {worst:.2f}, and below {MIXED} for {sets}: nearly mixed"
+    text = (
+        f"{measured.chains} {kernel} chains of {facts['steps']} steps ({facts['burn_in']} of them burn-in) for each "
+        f"target and weight: {words}; the smallest effective sample size is {smallest:.0f}, a Metropolis test "
+        f"{accepts} {100 * acceptance:.0f} % of the steps{temperature}."
+    )
+    estimates: dict[str, Estimate] = {
+        "worst R-hat": worst, "smallest effective size": smallest, "acceptance": acceptance
+    }  # fmt: skip
+    return Claim("mixing", "", estimates, verdict, text)
+
+
+def averaging_claim(case: Averaging) -> Claim:
+    """What averaging weights does to samples, after correction for all tests."""
+    differing: list[str] = []
+    same: dict[float, list[str]] = {}
+    estimates: dict[str, Estimate] = {name: found.ends for name, found in case.accuracy.items()}
+    estimates["average - last"] = case.accuracy_difference.ends
+    for (weight, measure), p in case.p_values.items():
+        if p is not None and p < _LEVEL:
+            change = case.differences[weight, measure]
+            estimates[f"{TESTED[measure]} at weight {weight:g}"] = change.ends
+            differing.append(f"{TESTED[measure]} at weight {weight:g} by {change.text(3)} (p = {p:.2g})")
+        else:
+            same.setdefault(weight, []).append(TESTED[measure])
+    alike = "; ".join(f"{', '.join(words)} at weight {weight:g}" for weight, words in same.items())
+    what = f"they differ in {', '.join(differing)}" if differing else "no measured difference between their samples"
+    rest = f"; no difference shown in {alike}" if differing and alike else ""
+    text = (
+        f"Parameter averaging after {case.steps} SGD steps: the averaged weights have a held-out accuracy of "
+        f"{share(case.accuracy[AVERAGE])}, the last ones {share(case.accuracy[LAST])} (before: "
+        f"{share(case.accuracy[BEFORE])}; difference {share(case.accuracy_difference)}); from the same starts and "
+        f"noise, average minus last (Student's t, {len(case.p_values)} tests with Holm's correction at {_LEVEL:g}), "
+        f"{what}{rest}."
+    )
+    return Claim("averaging", "", estimates, "different" if differing else "no difference", text)
+
+
+def attack_claims(measured: Sampled) -> Iterator[Claim]:
+    """What both scores make of attacks; of the first three perturbations."""
+    silent = ""
+    if measured.asked_attacks is None:
+        silent, text = "not asked", "The discriminator was not asked about perturbed images, for attacked = 0."
+    elif not measured.asked_attacks:
+        silent, text = "no perturbation", "No perturbed image was there to ask the discriminator about."
+    elif not any(r.successes for r in measured.attacks):
+        silent = "no success"
+        text = "No perturbation turned an image, so the discriminator could not be asked about successes."
+    if silent:
+        yield Claim("attack", "", {}, silent, text)
+        return
+    for label in list(dict.fromkeys(r.label for r in measured.attacks))[:3]:
+        parts = []
+        estimates: dict[str, Estimate] = {}
+        mine = [r for r in measured.attacks if r.label == label]
+        for score in dict.fromkeys(r.score for r in measured.attacks):
+            given = [r for r in mine if r.score == score]
+            estimates |= {f"{score} against {r.against}": r.area.ends for r in given if not r.reason}
+            told = [f"{r.area.text()} against {r.against}" for r in given if not r.reason]
+            why = dict.fromkeys(f"no number ({r.reason})" for r in given if r.reason)
+            parts.append(f"the {score} " + ", ".join([*told, *why]))
+        verdict = _noticed([r for r in mine if r.score == DISCRIMINATOR])
+        text = f"{label}, AUROC of “looks less real” for successes: {'; '.join(parts)}"
+        yield Claim("attack", label, estimates, verdict, f"{text}{f': {verdict}' if verdict else ''}.")
+
+
+def _noticed(readings: list[Reading]) -> str:
+    clean, noise = (next((r.area for r in readings if r.against == a and not r.reason), None) for a in (CLEAN, NOISE))
+    if clean is None:
+        return ""
+    if clean.high < 0.5:
+        return "the discriminator takes the successes for more real than clean images"
+    if clean.low <= 0.5:
+        unsure = "whether the discriminator notices the attack cannot be told"
+        return unsure if clean.high - clean.low > _WIDE else "the discriminator does not notice the attack"
+    if noise is None or (noise.low <= 0.5 <= noise.high and noise.high - noise.low > _WIDE):
+        return "the discriminator notices something, and whether more than noise of the size cannot be told"
+    if noise.low > 0.5:
+        return "the discriminator notices the attack beyond its size"
+    return "what the discriminator notices is no more than noise of the size"
