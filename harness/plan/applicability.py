@@ -65,7 +65,7 @@ def applicability(suite: Suite, perturbations: Mapping[str, Perturbation], task:
                         reduced[label] = less
         except Exception:  # noqa: S112 (its cells fail by the same error, where it can be attributed)
             continue
-    unfitted = {}
+    unfitted: dict[str, str] = {}
     for detector in suite.detectors:
         sources = (*detector.fit_on, *detector.fit_negatives)
         for what, reasons in (("is left out", missing), ("does not apply", undefined)):
