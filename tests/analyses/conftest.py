@@ -33,7 +33,7 @@ def of_run() -> Callable[..., Findings]:
     def read(run: Path, analysis: Analysis[Any], label: str) -> Findings:
         for path in sorted((run / "cells").glob("*.json")):
             cell = json.loads(path.read_text())
-            if cell["name"].endswith(f"analysis/{label}"):
+            if (cell["name"]["kind"], cell["name"]["part"]) == ("analysis", label):
                 tensors = load_file(run / "artifacts" / f"{path.stem}.safetensors")
                 return analysis.report(decode(measured_class(analysis), tensors, cell["values"]["measured"]))
         raise AssertionError(f"{run} has no analysis {label}")
