@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analyses.base import Analysis, AnalysisInfo
-    from .analyses.findings import Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
+    from .analyses.common.inputs import AnalysisInput, ImageSet, PerturbedSet
+    from .analyses.findings import Claim, Findings, HeatMaps, Lines, Panel, Pictures, Points, Series, Table
     from .attacks.base.from_function import register_perturbation
     from .attacks.base.perturbation import CountingModel, Perturbation, PerturbationInfo
     from .detectors.base.detector import Detector, DetectorInfo
@@ -42,7 +43,13 @@ _HOMES = {
         "Analysis",
         "AnalysisInfo",
     ),
+    "analyses.common.inputs": (
+        "AnalysisInput",
+        "ImageSet",
+        "PerturbedSet",
+    ),
     "analyses.findings": (
+        "Claim",
         "Findings",
         "HeatMaps",
         "Lines",
@@ -113,6 +120,8 @@ __all__ = [
     "AftershockError",
     "Analysis",
     "AnalysisInfo",
+    "AnalysisInput",
+    "Claim",
     "CountingModel",
     "DataSource",
     "Dataset",
@@ -122,6 +131,7 @@ __all__ = [
     "Findings",
     "Guard",
     "HeatMaps",
+    "ImageSet",
     "ImageSplit",
     "InputGradient",
     "Lines",
@@ -130,6 +140,7 @@ __all__ = [
     "Panel",
     "Perturbation",
     "PerturbationInfo",
+    "PerturbedSet",
     "Pictures",
     "Points",
     "Run",

@@ -52,7 +52,7 @@ class Check(Generic[C]):
         fix: what to do about a part that breaks it.
         examine: raises :class:`Broken` or :class:`NotApplicable`; may return what it measured.
         level: a part that breaks a rule fails; one that ignores a recommendation is told so.
-        gate: the checks after it need it: where it fails they are skipped, unless they are gates as well.
+        gate: the checks after it need it: where it fails they are skipped.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Kit(Generic[C]):
         for name in wanted:
             check = self.checks[name]
             on_check(name)
-            if closed and not check.gate:
+            if closed:
                 findings.append(Finding(name, "skipped", check.rule, closed, level=check.level))
                 continue
             finding = _examined(check, context, debug)

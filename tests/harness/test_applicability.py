@@ -148,6 +148,7 @@ def test_a_file_that_cannot_be_read_has_no_known_task(content: bytes | None, tmp
     assert task_shape("of-a-plugin", {}) is None
 
 
+@pytest.mark.torchattacks
 def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Callable) -> None:
     detectors = [
         {"name": "msp"},
@@ -279,6 +280,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable, plugin: str)
     return folder
 
 
+@pytest.mark.torchattacks
 def test_validate_says_what_does_not_apply(place: Path, forks: Callable, tiny: Callable) -> None:
     done = forks("validate", "whole.toml", cwd=place)
     text = " ".join(done.output.split())
@@ -293,6 +295,7 @@ def test_validate_says_what_does_not_apply(place: Path, forks: Callable, tiny: C
     assert "appl" not in forks("validate", "ten.toml", cwd=place).output
 
 
+@pytest.mark.torchattacks
 def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, forks: Callable) -> None:
     cache = {"AFTERSHOCK_CACHE": str(place / "cache")}
     done = forks("run", "whole.toml", "--out", "whole", cwd=place, **cache)

@@ -239,7 +239,7 @@ def test_what_would_end_the_run_costs_the_cells_of_its_part(
     assert rows_without(tables(found.folder), "-in-") == rows_without(tables(undisturbed.folder))
 
 
-def test_a_table_or_page_that_fails_for_one_part_names_it_and_the_others_are_there(
+def test_a_page_that_fails_is_named_and_parts_are_not_asked_again_for_tables(
     undisturbed: aftershock.Run, tmp_path: Path, tiny: Callable, tables: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = tiny(tmp_path / "s.toml", (*ATTACKS, {"name": "no-effort"}), (*HONEST, {"name": "no-kind"}))
@@ -260,20 +260,19 @@ def test_a_table_or_page_that_fails_for_one_part_names_it_and_the_others_are_the
         patch.setattr("aftershock.reports.site.build.analysis_page", broken)
         found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache")
     told = dict(found.failed)
-    assert any("no-effort" in name and "sys.exit(0)" in reason for name, reason in told.items())
-    assert any("no-kind" in name and "nobody knows" in reason for name, reason in told.items())
-    assert any("untitled" in name and "no title" in reason for name, reason in told.items())
-    assert any("titled.html" in reason and "no ink" in reason for reason in told.values()) and len(told) == 4
-    # The others are there, and what failed says why where a person looks for it.
+    # What tables say of a part was asked when it was made, before any work: later it may say what it likes.
+    assert any("titled.html" in reason and "no ink" in reason for reason in told.values())
+    assert any("untitled" in name and "no title" in reason for name, reason in told.items()) and len(told) == 2
     own = rows_without(tables(found.folder), "no-effort", "no-kind")
     assert same(own, rows_without(tables(undisturbed.folder)))
-    assert "nobody knows" in found.leaderboard.set_index("detector")["flags"]["no-kind"]
-    assert found.report.is_file() and [p.name for p in (found.folder / "analyses").iterdir()] == ["digits-mlp-0-titled"]
-    assert facts(found)["status"] == "failed" and len(facts(found)["failures"]) == 4
+    assert {"no-kind", "msp"} <= set(found.leaderboard["detector"])
+    assert found.report.is_file()
+    assert {p.name for p in (found.folder / "analyses").iterdir()} == {"digits-mlp-0-titled"}
+    assert facts(found)["status"] == "failed" and len(facts(found)["failures"]) == 2
     # Nothing that was computed is lost, and the same command makes what is missing.
     LATE.clear()
     again = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache")
-    assert again.computed == 0 and len(again.failed) == 3
+    assert again.computed == 0 and len(again.failed) == 1
     assert (again.folder / "site" / "analyses" / "digits-mlp-titled.html").is_file()
     LATE.clear()
 
@@ -289,6 +288,7 @@ def test_a_table_that_cannot_be_made_is_named_and_none_of_an_earlier_run_stays(
     monkeypatch.setattr("aftershock.harness.evaluation.collect.leaderboard_rows", broken)
     monkeypatch.setattr("aftershock.harness.evaluation.collect.score_rows", broken)
     (tmp_path / "run" / "tables").mkdir(parents=True)
+    (tmp_path / "run" / ".lock").write_bytes(b"")
     (tmp_path / "run" / "tables" / "scores.csv.gz").write_bytes(b"old")
     found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache")
     assert set(found.failed) == {"leaderboard of mlp", "tables/scores.csv.gz"}
