@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from ...detectors.base.parameters import check_choice, check_count, check_positive
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import untouched
+from ...harness.core.parameters import grouped
+from ...harness.core.ranges import Count, Ranged
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need
 from ..base import Analysis, AnalysisInfo
@@ -22,19 +24,21 @@ from .causal import Causes, causes
 from .measured import Decoded
 from .measures import Judges, judged, logits_of, squared_error
 from .networks import chosen_taps
+from .parameters import DecoderTraining, JudgeTraining
 from .report.figures import figures
 from .report.tables import tables
 from .report.text import claims
-from .training import RANDOM, REFERENCE, Budget, Key, Source, Trained, cladec, train_decoders
+from .training import RANDOM, REFERENCE, Key, Source, Trained, cladec, train_decoders
 
 Target = Literal["label", "prediction"]
+Natural = Annotated[int, Ge(0)]
 # Images in the causal check: enough for means, few enough for a pass per unit.
 _CAUSAL_IMAGES = 128
 # Share of the progress that a seed's decoders take; the judges take the rest.
 _DECODING = 0.6
 
 
-class ClaDec(Analysis[Decoded]):
+class ClaDec(Ranged, Analysis[Decoded]):
     """Decodes the input from the activations at some taps and asks what a reader of the pictures could tell.
 
     For each tap, decoders of one architecture, budget and initialisation turn activations back into images. The sources
@@ -60,19 +64,14 @@ class ClaDec(Analysis[Decoded]):
             ``first:N``, or names.
         images: at most so many fit images are trained on.
         test_images: at most so many evaluate images are measured on.
-        epochs: passes of every decoder (and RefAE).
-        judge_images: at most so many fit images teach the fresh classifiers that read reconstructions.
-        judge_epochs: passes of every fresh classifier.
-        width: maps in the decoders.
         alphas: weights of the classification loss, 0 to 1, beside the mean squared error over pixels.
         seeds: repetitions; fewer than three leave nothing to say about chance in training.
         target: the class that a reconstruction shall keep: the true label, as in the official code, or the prediction.
-        retrain: train judges on reconstructions, too.
         units: at most so many units a tap in the causal check; 0 leaves it out.
         attacked: at most so many turned images of each perturbation.
-        batch_size: images a step.
-        learning_rate: of Adam at the start; it follows half a cosine down to 0.
         gallery: images in the galleries.
+        decoder: how every decoder (and RefAE) is trained.
+        judge: how the fresh classifiers are trained that read reconstructions.
 
     Raises:
         UsageError: for a value out of range.
@@ -89,44 +88,29 @@ class ClaDec(Analysis[Decoded]):
     def __init__(
         self,
         taps: str | list[str] = "spread:3",
-        images: int = 2000,
-        test_images: int = 500,
-        epochs: int = 6,
-        judge_images: int = 10000,
-        judge_epochs: int = 4,
-        width: int = 32,
+        images: Count = 2000,
+        test_images: Count = 500,
         alphas: list[float] | None = None,
-        seeds: int = 3,
+        seeds: Count = 3,
         target: Target = "label",
-        retrain: bool = False,
-        units: int = 24,
-        attacked: int = 200,
-        batch_size: int = 64,
-        learning_rate: float = 3e-3,
-        gallery: int = 8,
+        units: Natural = 24,
+        attacked: Natural = 200,
+        gallery: Count = 8,
+        decoder: Annotated[dict[str, Any] | None, DecoderTraining] = None,
+        judge: Annotated[dict[str, Any] | None, JudgeTraining] = None,
     ) -> None:
-        counts = {
-            "images": images, "test_images": test_images, "epochs": epochs, "judge_images": judge_images,
-            "judge_epochs": judge_epochs, "width": width, "seeds": seeds, "batch_size": batch_size, "gallery": gallery,
-        }  # fmt: skip
-        for name, count in counts.items():
-            check_count(name, count)
-        check_count("units", units, 0)
-        check_count("attacked", attacked, 0)
-        check_positive("learning_rate", learning_rate)
-        check_choice("target", target, Target)
         alphas = [0.0, 0.1] if alphas is None else list(alphas)
         if not alphas or len(set(alphas)) < len(alphas) or not all(0 <= a <= 1 for a in alphas):
             raise UsageError(f"alphas = {alphas!r}: give one or more different numbers from 0 to 1.")
         if not taps or not all(taps):
             raise UsageError(f"taps = {taps!r}: give spread:N, all, last:N, first:N, or the names of taps.")
         self.taps = taps
-        self.images, self.test_images, self.judge_images = images, test_images, judge_images
-        self.judge_epochs, self.seeds = judge_epochs, seeds
-        self.budget = Budget(epochs, batch_size, learning_rate, width)
+        self.images, self.test_images, self.seeds = images, test_images, seeds
+        self.budget = grouped(DecoderTraining, "decoder", decoder).budget
+        self.judge = grouped(JudgeTraining, "judge", judge)
         self.alphas = sorted(float(a) for a in alphas)
         self.target: Target = target
-        self.retrain, self.units, self.attacked, self.gallery = retrain, units, attacked, gallery
+        self.units, self.attacked, self.gallery = units, attacked, gallery
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -145,12 +129,12 @@ class ClaDec(Analysis[Decoded]):
         taps = chosen_taps(self.taps, own.taps)
         untrained, reason = given.untrained_or_reason()
         sources = [cladec(alpha) for alpha in self.alphas] + ([REFERENCE, RANDOM] if untrained else [])
-        clean = _read(given.fit, max(self.images, self.judge_images))
+        clean = _read(given.fit, max(self.images, self.judge.images))
         images, labels, predictions = (column[: self.images] for column in clean)
-        lesson, answers = clean[0][: self.judge_images], clean[1][: self.judge_images]
+        lesson, answers = clean[0][: self.judge.images], clean[1][: self.judge.images]
         test, truth, predicted = _read(given.evaluate, self.test_images)
         fooling = [read_fooling(given, p, self.attacked) for p in given.perturbed.values() if self.attacked]
-        judges = Judges(untrained, self.judge_epochs, len(given.classes), device)
+        judges = Judges(untrained, self.judge.epochs, len(given.classes), device)
         targets = labels if self.target == "label" else predictions
         values: dict[Key, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         original: dict[str, list[Tensor]] = defaultdict(list)
@@ -172,7 +156,7 @@ class ClaDec(Analysis[Decoded]):
                 )  # fmt: skip
                 judge = judges.train(lesson, answers, draws)
                 readers = {"fresh": judge, "own": own.model}
-                if self.retrain:
+                if self.judge.retrain:
                     readers["retrained"] = judge if len(lesson) == len(images) else judges.train(images, labels, draws)
                 for name, model in readers.items():
                     _judge(original, name, logits_of(model, test, device), truth)
@@ -183,7 +167,7 @@ class ClaDec(Analysis[Decoded]):
                     _measure(found, own, judge, decoded, test, truth, predicted, device)
                     learnable = trained.reconstruct(*key, images)
                     templates[key] = class_means(learnable, labels, len(given.classes))
-                    if self.retrain:
+                    if self.judge.retrain:
                         student = judges.train(learnable, labels, draws)
                         _judge(found, "retrained", logits_of(student, decoded, device), truth)
                     curves[key].append(trained.curves[key])
@@ -202,7 +186,7 @@ class ClaDec(Analysis[Decoded]):
             given.classes,
             self.budget,
             self.seeds,
-            self.retrain,
+            self.judge.retrain,
             len(images),
             len(test),
             test[: self.gallery],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ...detectors.base.parameters import check_choice, check_count, check_positive
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import one_thread, untouched
+from ...harness.core.parameters import grouped
+from ...harness.core.ranges import Count, NotNegative, Positive, Ranged
 from ...harness.tracing.traces import Need, TapInfo
 from ..base import Analysis, AnalysisInfo
 from ..common.inputs import AnalysisInput
@@ -17,26 +18,24 @@ from ..findings import Findings
 from .attacked import readings
 from .averaging import case_study
 from .diagnostics import validate_chains
-from .discriminator import Rounds, TrainedDiscriminator, train_discriminator
+from .discriminator import TrainedDiscriminator, train_discriminator
 from .energy import Activations, Energy, Scale, Target, ascend, parse
 from .judge import train_judge
 from .measured import PLAIN, RANDOM, REFERENCE, SMOOTH, TOP, Group, Learning, Sampled, langevin_name
 from .metrics import Features, Metrics
+from .parameters import Ascent, Averaging, DiscriminatorTraining, Natural, Sampler
 from .report.figures import figures
 from .report.tables import tables
 from .report.text import claims
-from .sampler import Decay, Method, Plan, Schedule, langevin
+from .sampler import langevin
 from .space import Gaussian, Pixels
 
-Coordinates = Literal["gaussian", "pixels"]
 # Below so many pixels several threads only wait for each other.
 _SMALL = 256
 _JITTER = 1
-# Chains begin with large steps: the polynomial schedule's offset and power (Welling & Teh 2011 want 0.5 to 1).
-_POWER, _OFFSET = 0.55, 100.0
 
 
-class Ldam(Analysis[Sampled]):
+class Ldam(Ranged, Analysis[Sampled]):
     """What excites a unit? Samples of images by Langevin dynamics, from noise-like to natural by one dial.
 
     Chains sample p(w) ∝ exp(−E(x(w)) / T), a density in their coordinates w (off T = 1, other coordinates would make it
@@ -57,36 +56,24 @@ class Ldam(Analysis[Sampled]):
     never saw one, tell successes from clean images and from noise of the same size?
 
     Cost: gradients with respect to the image, (targets x weights x chains) x (rounds x moves + steps), and once more
-    about half of it for the case study with its ``averaging_steps`` x 64 images of training.
+    about half of it for the case study with its ``averaging.steps`` x 64 images of training.
 
     Args:
         targets: ``logit:CLASS`` (number or name), ``channel:TAP:NUMBER``, ``unit:TAP:NUMBER``; by default two logits
             and the most varied channel of the last tap with maps.
         weights: of the discriminator.
-        chains: of each target and weight.
-        steps: of every chain, burn-in included.
-        burn_in: steps that are not kept.
-        thin: every so many is kept.
         temperature: T.
         pull: of the activation.
         smooth: of the total variation.
-        step: step size, in units of the reference measure's variance (``gaussian``) or of pixels squared (``pixels``).
-        schedule: ``constant``, or ``polynomial``: step · (1 + t / 100)^-0.55.
-        method: ``ula``, or ``mala`` with a Metropolis test and a step size that adapts during the burn-in.
-        coordinates: of the chains, with the reference measure.
         images: fit images at most.
         test_images: evaluate images at most.
-        rounds: of the discriminator's training; chains move and it learns in turns.
-        moves: steps of the chains in a round.
-        updates: steps of the discriminator in a round.
-        width: maps of its first convolution.
-        ascent_steps: of plain activation maximisation.
-        ascent_rate: its step in pixels.
         judge_epochs: of the independent classifier.
-        averaging_steps: of SGD in the case study; 0 leaves it out.
-        averaging_rate: its learning rate.
         attacked: images of each kind that the discriminator is asked about, at most; 0 for none, 30 for a number.
         gallery: columns of the galleries, at most.
+        sampler: how chains sample.
+        discriminator: how the discriminator is trained.
+        ascent: plain activation maximisation.
+        averaging: the case study of averaged weights.
 
     Raises:
         UsageError: for a value out of range.
@@ -104,57 +91,19 @@ class Ldam(Analysis[Sampled]):
         self,
         targets: list[str] | None = None,
         weights: list[float] | None = None,
-        chains: int = 6,
-        steps: int = 200,
-        burn_in: int = 100,
-        thin: int = 20,
-        temperature: float = 0.3,
-        pull: float = 10.0,
-        smooth: float = 0.0,
-        step: float | None = None,
-        schedule: Decay = "constant",
-        method: Method = "ula",
-        coordinates: Coordinates = "gaussian",
-        images: int = 2000,
-        test_images: int = 500,
-        rounds: int = 60,
-        moves: int = 2,
-        updates: int = 10,
-        width: int = 16,
-        ascent_steps: int = 60,
-        ascent_rate: float = 0.02,
-        judge_epochs: int = 5,
-        averaging_steps: int = 120,
-        averaging_rate: float = 0.02,
-        attacked: int = 200,
-        gallery: int = 8,
+        temperature: Positive = 0.3,
+        pull: Positive = 10.0,
+        smooth: NotNegative = 0.0,
+        images: Count = 2000,
+        test_images: Count = 500,
+        judge_epochs: Count = 5,
+        attacked: Natural = 200,
+        gallery: Count = 8,
+        sampler: Annotated[dict[str, Any] | None, Sampler] = None,
+        discriminator: Annotated[dict[str, Any] | None, DiscriminatorTraining] = None,
+        ascent: Annotated[dict[str, Any] | None, Ascent] = None,
+        averaging: Annotated[dict[str, Any] | None, Averaging] = None,
     ) -> None:
-        counts = {
-            "steps": steps, "thin": thin, "images": images, "test_images": test_images, "moves": moves,
-            "updates": updates, "rounds": rounds, "width": width, "ascent_steps": ascent_steps,
-            "judge_epochs": judge_epochs, "gallery": gallery,
-        }  # fmt: skip
-        for name, count in counts.items():
-            check_count(name, count)
-        check_count("chains", chains, 2)
-        for name, count in {"burn_in": burn_in, "averaging_steps": averaging_steps, "attacked": attacked}.items():
-            check_count(name, count, 0)
-        positive = {
-            "temperature": temperature, "pull": pull, "ascent_rate": ascent_rate, "averaging_rate": averaging_rate,
-        }  # fmt: skip
-        for name, value in positive.items():
-            check_positive(name, value)
-        if step is not None:
-            check_positive("step", step)
-        if smooth:
-            check_positive("smooth", smooth)
-        check_choice("schedule", schedule, Decay)
-        check_choice("method", method, Method)
-        check_choice("coordinates", coordinates, Coordinates)
-        if steps - burn_in < max(thin, 4):
-            raise UsageError(
-                f"steps = {steps} leaves nothing to keep after burn_in = {burn_in} and thin = {thin}: raise steps."
-            )
         weights = [0.0, 30.0, 200.0] if weights is None else [float(w) for w in weights]
         if not weights or len(set(weights)) < len(weights) or not all(0 <= w < float("inf") for w in weights):
             raise UsageError(f"weights = {weights!r}: give one or more different numbers of at least 0.")
@@ -163,16 +112,14 @@ class Ldam(Analysis[Sampled]):
         ):
             raise UsageError(f'targets = {targets!r}: give one or more different ones, as in ["logit:0"].')
         self.targets, self.weights = targets, sorted(weights)
-        self.chains, self.temperature, self.pull, self.smooth = chains, temperature, pull, smooth
-        self.coordinates: Coordinates = coordinates
-        size = step if step is not None else (0.02 if coordinates == "gaussian" else 4e-4)
-        power = _POWER if schedule == "polynomial" else 0.0
-        self.plan = Plan(steps, burn_in, thin, Schedule(size, power, _OFFSET), method)
-        self.rounds = Rounds(rounds, moves, updates, width)
+        self.temperature, self.pull, self.smooth = temperature, pull, smooth
         self.images, self.test_images, self.judge_epochs = images, test_images, judge_epochs
-        self.ascent_steps, self.ascent_rate = ascent_steps, ascent_rate
-        self.averaging_steps, self.averaging_rate = averaging_steps, averaging_rate
         self.attacked, self.gallery = attacked, gallery
+        self.sampler = grouped(Sampler, "sampler", sampler)
+        self.rounds = grouped(DiscriminatorTraining, "discriminator", discriminator).schedule
+        self.ascent = grouped(Ascent, "ascent", ascent)
+        self.averaging = grouped(Averaging, "averaging", averaging)
+        self.chains, self.plan = self.sampler.chains, self.sampler.plan
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -212,7 +159,9 @@ class Ldam(Analysis[Sampled]):
         rows = slice(0, min(self.test_images, len(given.evaluate)))
         held_out, truth = given.evaluate.read(rows), given.evaluate.traces[rows].labels
         activations = Activations(own, self._targets(given, images))
-        space = Gaussian(images).to(device) if self.coordinates == "gaussian" else Pixels(tuple(images.shape[1:]))
+        space = (
+            Gaussian(images).to(device) if self.sampler.coordinates == "gaussian" else Pixels(tuple(images.shape[1:]))
+        )
         # Everything is compared as images that coordinates exist for.
         known, fresh = space.expressible(images), space.expressible(held_out)
         data = activations.of(known, device)
@@ -268,11 +217,11 @@ class Ldam(Analysis[Sampled]):
                 groups[target.name, group.setting] = group
         given.progress(0.8)
         logits = [t for t in targets if t.kind == "logit"] or list(targets)
-        averaging = None
-        if self.averaging_steps:
-            averaging = case_study(
+        study = None
+        if self.averaging.steps:
+            study = case_study(
                 energy, own, logits[:1], self.weights[:2], start.to(device), self.plan, images, labels,
-                (held_out, truth), judge, metrics, self.averaging_steps, self.averaging_rate, draws, device,
+                (held_out, truth), judge, metrics, self.averaging.steps, self.averaging.rate, draws, device,
                 lambda share: given.progress(0.8 + 0.18 * share),
             )  # fmt: skip
         attacks = readings(given, discriminator, judge, space, len(held_out), self.attacked) if self.attacked else []
@@ -285,12 +234,12 @@ class Ldam(Analysis[Sampled]):
             None if trained is None else Learning(trained.real, trained.fake),
             judge.accuracy,
             self.chains,
-            averaging,
+            study,
             attacks,
             len(given.perturbed) if self.attacked else None,
             {
                 "temperature": self.temperature, "pull": self.pull, "method": self.plan.method,
-                "coordinates": self.coordinates, "steps": self.plan.steps, "burn_in": self.plan.burn_in,
+                "coordinates": self.sampler.coordinates, "steps": self.plan.steps, "burn_in": self.plan.burn_in,
             },
         )  # fmt: skip
 
@@ -313,7 +262,7 @@ class Ldam(Analysis[Sampled]):
         begin = start.repeat(count, 1, 1, 1)
         found = []
         for name, smooth, jitter in ((PLAIN, 0.0, 0), (SMOOTH, 1 / 64, _JITTER)):
-            made = ascend(activations, scale, begin, which, self.ascent_steps, self.ascent_rate, smooth, jitter, draws)
+            made = ascend(activations, scale, begin, which, self.ascent.steps, self.ascent.rate, smooth, jitter, draws)
             found.append((name, list(made.split(len(start)))))
         return found
 

@@ -30,12 +30,13 @@ def validate_chains(run: Chains, plan: Plan, unbounded: bool, discriminated: boo
     if plan.method == "mala" and bool((run.acceptance < _LEAST).any()):
         raise UsageError(
             f"{int((run.acceptance < _LEAST).sum())} of ldam's {len(run.acceptance)} chains never move, for the "
-            f"Metropolis test rejects every step: lower step = {plan.schedule.step:g}, or raise burn_in."
+            f"Metropolis test rejects every step: lower sampler.step = {plan.schedule.step:g}, or raise "
+            "sampler.burn_in."
         )
     if unbounded and float(run.virial.abs().max()) > _HOTTEST:
         raise UsageError(
-            f"ldam's chains are {float(run.virial.abs().max()):.2g} times as hot as temperature says: lower step = "
-            f"{plan.schedule.step:g}, pull or the weights."
+            f"ldam's chains are {float(run.virial.abs().max()):.2g} times as hot as temperature says: lower "
+            f"sampler.step = {plan.schedule.step:g}, pull or the weights."
         )
 
 
@@ -46,4 +47,4 @@ def validate_finite(step: float, *values: Tensor) -> None:
         UsageError: where there is.
     """
     if not all(bool(torch.isfinite(v).all()) for v in values):
-        raise UsageError(f"ldam's chains left every bound: lower step = {step:g}, pull or the weights.")
+        raise UsageError(f"ldam's chains left every bound: lower sampler.step = {step:g}, pull or the weights.")

@@ -90,7 +90,7 @@ class Gaussian:
         if images[0].numel() > _DENSE and images.numel() > _LARGEST:
             raise UsageError(
                 f"The covariance of {len(images)} images of {images[0].numel()} numbers does not fit into memory: set "
-                f'coordinates = "pixels", or images = {_LARGEST // images[0].numel()} or fewer.'
+                f'sampler.coordinates = "pixels", or images = {_LARGEST // images[0].numel()} or fewer.'
             )
         self.shape = tuple(images.shape[1:])
         centred = torch.logit(self.expressible(images).double()).flatten(1)

@@ -97,14 +97,24 @@ def value(default: Any) -> str:
 
 def parameters(part: type) -> str:
     """The parameters that a suite may set on a part, from its signature and docstring."""
+    rows = _parameters(part, "")
+    return table(("parameter", "type or choices", "default", "meaning"), rows) if rows else "It has no parameters.\n"
+
+
+def _parameters(part: type, table: str) -> list[tuple[str, ...]]:
+    """A row for each parameter; those of a named part stand as ``sampler.steps``."""
+    from aftershock.harness.core.parameters import group_of
     from aftershock.harness.core.parameters import parameters as known
 
-    said = arguments(part)
-    rows = [
-        (f"`{name}`", kind(p.annotation), "required" if p.default is p.empty else value(p.default), said.get(name, ""))
-        for name, p in known(part).items()
-    ]
-    return table(("parameter", "type or choices", "default", "meaning"), rows) if rows else "It has no parameters.\n"
+    said, rows = arguments(part), []
+    for name, p in known(part).items():
+        group = group_of(p.annotation)
+        if group is not None:
+            rows += _parameters(group, f"{name}.")
+            continue
+        default = "required" if p.default is p.empty else value(p.default)
+        rows.append((f"`{table}{name}`", kind(p.annotation), default, said.get(name, "")))
+    return rows
 
 
 def variants(part: type) -> list[tuple[str, Any]]:

@@ -10,12 +10,14 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from . import ranges
 from .content_keys import canonical
+from .errors import UsageError
 from .registry import did_you_mean
 
+T = TypeVar("T")
 _FRACTION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*([0-9]+(?:\.[0-9]+)?)\s*")
 
 
@@ -223,3 +225,26 @@ def wanted(item: Any) -> str | None:
     """
     words = _WANTED.get(item["type"])
     return None if words is None else words.format(**item.get("ctx", {}))
+
+
+def group_of(annotation: Any) -> type[Any] | None:
+    """The class of a named part of parameters: ``Annotated[dict[str, Any] | None, Sampler]``; ``None`` for others."""
+    found = getattr(annotation, "__metadata__", ())
+    return next((kind for kind in found if isinstance(kind, type)), None)
+
+
+def grouped(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T:
+    """A named part of a part's parameters, from its table in a suite.
+
+    Args:
+        kind: a dataclass whose fields are the parameters, ranges in their annotations.
+        name: of the table.
+        values: as given; ``None`` for the defaults.
+
+    Raises:
+        UsageError: for everything that is wrong with them.
+    """
+    bound, problems = bind(kind, values or {})
+    if problems:
+        raise UsageError("; ".join(f"{name}: {problem}" for problem in problems.values()) + ".")
+    return kind(**bound)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import ANALYSES
@@ -35,7 +38,7 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         inputs = all_keys(*groups)
         made = tuple(t.images.source for p in perturbed for t in (*p.traces, *p.control))
         identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "analyses.base")]
-        seed = derive_seed(subject.seed, "analysis", canonical(identity[:2]))
+        seed = derive_seed(subject.seed, "analysis", canonical([part.name, _flat(part.params)]))
         key = content_key(
             "analysis", identity=identity, inputs=inputs, seed=seed,
             code=code_digest("harness.run.tasks.analyses"),
@@ -45,3 +48,12 @@ def plan_analyses(draft: Draft, subject: Subject) -> None:
         name = draft.name(subject, "analysis", part.label)
         images = len(draft.sets.fit) + len(draft.sets.evaluate)
         subject.analyses[part.label] = draft.add(key, name, job, (subject.key, *inputs, *made), images)
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters without their tables, by which draws are seeded: how they are grouped moves no number."""
+    found = {name: value for name, value in params.items() if not isinstance(value, Mapping)}
+    for table, values in params.items():
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            found[f"{table}_{name}" if name in found else name] = value
+    return found

@@ -27,10 +27,14 @@ from scipy.stats import binomtest, spearmanr, t
 from torch import Tensor, nn
 
 CLASSES = 3
+DECODER = {"epochs": 3, "width": 4, "batch_size": 16, "learning_rate": 0.01}
 QUICK: dict[str, Any] = {
-    "taps": "all", "epochs": 3, "judge_epochs": 3, "width": 4, "alphas": [0.0], "seeds": 1, "retrain": False,
-    "units": 0, "batch_size": 16, "learning_rate": 0.01,
+    "taps": "all", "decoder": DECODER, "judge": {"epochs": 3}, "alphas": [0.0], "seeds": 1, "units": 0,
 }  # fmt: skip
+
+
+def decoder(**changed: Any) -> dict[str, Any]:
+    return {**DECODER, **changed}
 
 
 class Net(nn.Module):
@@ -126,7 +130,10 @@ def planted(constant: bool = False) -> Instruments:
 def test_an_invertible_encoder_reaches_near_zero_error(study: Callable[..., Findings]) -> None:
     torch.manual_seed(0)
     own = instruments(Net(nn.Identity(), 64), ("encoder",))
-    found = study(ClaDec(**{**QUICK, "epochs": 12, "width": 6}), material(own, None, pictures(192, 1), pictures(60, 2)))
+    found = study(
+        ClaDec(**{**QUICK, "decoder": decoder(epochs=12, width=6)}),
+        material(own, None, pictures(192, 1), pictures(60, 2)),
+    )
     error = summary(found, "encoder", "cladec")["squared_error"]
     assert error < 0.05 * summary(found, None, "mean image")["squared_error"]
 
@@ -134,7 +141,7 @@ def test_an_invertible_encoder_reaches_near_zero_error(study: Callable[..., Find
 def test_a_constant_encoder_gives_the_mean_image_and_the_refae_does_not(study: Callable[..., Findings]) -> None:
     fit, evaluate = pictures(192, 1), pictures(90, 2)
     own = planted(constant=True)
-    found = study(ClaDec(**{**QUICK, "epochs": 10}), material(own, planted(), fit, evaluate))
+    found = study(ClaDec(**{**QUICK, "decoder": decoder(epochs=10)}), material(own, planted(), fit, evaluate))
     variance = float((evaluate[0] - evaluate[0].mean(0)).square().mean())
     assert summary(found, None, "mean image")["squared_error"] == pytest.approx(variance, rel=0.05)
     tap = own.taps[0].name
@@ -162,7 +169,7 @@ def test_alpha_trades_error_for_class(study: Callable[..., Findings]) -> None:
         first.bias.zero_()
         net.linear.weight.copy_(60 * torch.eye(CLASSES, CLASSES + 1))
         net.linear.bias.zero_()
-    analysis = ClaDec(**{**QUICK, "alphas": [0.0, 1.0], "epochs": 5})
+    analysis = ClaDec(**{**QUICK, "alphas": [0.0, 1.0], "decoder": decoder(epochs=5)})
     found = study(analysis, material(instruments(net), None, fit, evaluate))
     tap = instruments(net).taps[0].name
     plain, faithful = summary(found, tap, "cladec", 0.0), summary(found, tap, "cladec", 1.0)
@@ -180,12 +187,10 @@ def test_results_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: C
         **{
             **QUICK,
             "alphas": [0.0, 0.2],
-            "retrain": True,
-            "judge_images": 16,
-            "judge_epochs": 1,
+            "judge": {"images": 16, "epochs": 1, "retrain": True},
             "units": 3,
             "seeds": 2,
-            "epochs": 1,
+            "decoder": decoder(epochs=1),
         }
     )
     told: list[float] = []
@@ -229,7 +234,7 @@ def moved(own: Instruments, really: bool) -> Callable[[], PerturbedSet]:
 @pytest.mark.parametrize("really", [True, False])
 def test_a_turned_image_is_followed_beside_its_control(really: bool, study: Callable[..., Findings]) -> None:
     own = planted()
-    analysis = ClaDec(**{**QUICK, "epochs": 12, "judge_epochs": 8, "attacked": 25})
+    analysis = ClaDec(**{**QUICK, "decoder": decoder(epochs=12), "judge": {"epochs": 8}, "attacked": 25})
     found = study(analysis, material(own, planted(), pictures(192, 1), pictures(30, 2), moved(own, really)))
     table = next(t for t in found.tables if t.name == "cladec-perturbed")
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
@@ -264,7 +269,8 @@ def test_without_an_untrained_network_small_cnns_judge(study: Callable[..., Find
 
 def test_every_curve_is_in_a_table_and_everything_can_be_read_again(study: Callable[..., Findings]) -> None:
     own = planted()
-    analysis = ClaDec(**{**QUICK, "alphas": [0.001, 0.0], "retrain": True, "seeds": 2, "units": 6, "gallery": 4})
+    more = {"alphas": [0.001, 0.0], "judge": {"epochs": 3, "retrain": True}, "seeds": 2, "units": 6, "gallery": 4}
+    analysis = ClaDec(**{**QUICK, **more})
     found = study(analysis, material(own, planted(), pictures(64, 1), pictures(30, 2), moved(own, True)))
     read = Findings.read(*(lambda s: (s[0], json.loads(json.dumps(s[1]))))(found.stored()))
     assert [type(f) for f in read.figures] == [type(f) for f in found.figures]
@@ -426,8 +432,9 @@ def test_alphas_of_summed_and_mean_errors() -> None:
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"epochs": 0}, "epochs"), ({"seeds": 0}, "seeds"), ({"alphas": []}, "alphas"), ({"alphas": [1.5]}, "alphas"),
-        ({"alphas": [0.1, 0.1]}, "alphas"), ({"target": "x"}, "target"), ({"learning_rate": 0.0}, "learning_rate"),
+        ({"decoder": {"epochs": 0}}, "decoder: epochs"), ({"decoder": {"learning_rate": 0.0}}, "learning_rate"),
+        ({"judge": {"epoch": 3}}, "did you mean"), ({"seeds": 0}, "seeds"), ({"alphas": []}, "alphas"),
+        ({"alphas": [1.5]}, "alphas"), ({"alphas": [0.1, 0.1]}, "alphas"), ({"target": "x"}, "target"),
         ({"taps": ""}, "taps"), ({"taps": []}, "taps"), ({"units": -1}, "units"), ({"images": 0}, "images"),
         ({"alphas": [math.nan]}, "alphas"),
     ],
@@ -442,8 +449,8 @@ def test_a_suite_runs_it(
 ) -> None:
     suite = tiny(tmp_path / "s.toml")
     text = "\n".join([
-        "[[analyses]]", 'name = "cladec"', "epochs = 2", "judge_epochs = 2", "width = 4", "seeds = 2",
-        "images = 64", "test_images = 40", "attacked = 10", "retrain = false", "alphas = [0.0, 0.1]", "units = 5",
+        "[[analyses]]", 'name = "cladec"', "decoder = { epochs = 2, width = 4 }", "judge = { epochs = 2 }", "seeds = 2",
+        "images = 64", "test_images = 40", "attacked = 10", "alphas = [0.0, 0.1]", "units = 5",
     ])  # fmt: skip
     suite.write_text(f"{suite.read_text(encoding='utf-8')}\n{text}\n", encoding="utf-8")
     ended = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))

@@ -29,9 +29,18 @@ from torch import Tensor, nn
 
 CLASSES = ("left", "right", "top")
 QUICK: dict[str, Any] = {
-    "weights": [0.0, 20.0], "chains": 3, "steps": 16, "burn_in": 8, "thin": 4, "rounds": 3, "updates": 2, "width": 4,
-    "ascent_steps": 5, "judge_epochs": 1, "averaging_steps": 4, "images": 60, "test_images": 40,
+    "weights": [0.0, 20.0], "judge_epochs": 1, "images": 60, "test_images": 40, "ascent": {"steps": 5},
+    "sampler": {"chains": 3, "steps": 16, "burn_in": 8, "thin": 4}, "averaging": {"steps": 4},
+    "discriminator": {"rounds": 3, "updates": 2, "width": 4},
 }  # fmt: skip
+
+
+def quick(**changed: Any) -> dict[str, Any]:
+    """Parameters of a quick run; tables are changed in part."""
+    tables = {name: {**QUICK[name], **value} for name, value in changed.items() if isinstance(value, dict)}
+    return {**QUICK, **changed, **tables}
+
+
 CPU = torch.device("cpu")
 
 
@@ -140,16 +149,17 @@ def test_the_energy_is_its_terms_for_every_chain_of_its_own() -> None:
     [
         ({"weights": [0.0, 0.0]}, "different numbers"),
         ({"weights": [-1.0]}, "at least 0"),
-        ({"steps": 10, "burn_in": 9}, "nothing to keep"),
-        ({"chains": 1}, "chains = 1"),
+        ({"sampler": {"steps": 10, "burn_in": 9}}, "nothing to keep"),
+        ({"sampler": {"chains": 1}}, "sampler: chains = 1: give a whole number of at least 2"),
         ({"targets": []}, "targets"),
-        ({"method": "hmc"}, "ula"),
-        ({"step": 0.0}, "step"),
+        ({"sampler": {"method": "hmc"}}, "ula"),
+        ({"sampler": {"stepz": 3}}, "did you mean"),
+        ({"sampler": {"step": 0.0}}, "step"),
     ],
 )
 def test_wrong_parameters_are_told(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Ldam(**{**QUICK, **changed})
+        Ldam(**quick(**changed))
 
 
 def known_of(images: Tensor) -> Tensor:
@@ -251,15 +261,15 @@ def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: 
     "changed",
     [
         {},
-        {"method": "mala", "schedule": "polynomial", "smooth": 0.01},
-        {"coordinates": "pixels", "weights": [0.0], "averaging_steps": 0},
+        {"sampler": {"method": "mala", "schedule": "polynomial"}, "smooth": 0.01},
+        {"sampler": {"coordinates": "pixels"}, "weights": [0.0], "averaging": {"steps": 0}},
     ],
 )
 def test_every_number_is_in_a_table_and_everything_can_be_read_again(
     changed: dict[str, Any], study: Callable[..., Findings]
 ) -> None:
     own = instruments()
-    found = study(Ldam(**{**QUICK, **changed}), material(own, attacked=True))
+    found = study(Ldam(**quick(**changed)), material(own, attacked=True))
     read = Findings.read(*(lambda s: (s[0], json.loads(json.dumps(s[1]))))(found.stored()))
     assert [type(f) for f in read.figures] == [type(f) for f in found.figures]
     numbers = np.array([v for t in found.tables for row in t.rows for v in row if isinstance(v, int | float)])
@@ -272,7 +282,7 @@ def test_every_number_is_in_a_table_and_everything_can_be_read_again(
             assert float(figure.images.nan_to_num().min()) >= 0
             assert float(figure.images.nan_to_num().max()) <= 1
     kinds = [c.kind for c in found.claims]
-    averaged = [] if changed.get("averaging_steps") == 0 else ["averaging"]
+    averaged = [] if "averaging" in changed else ["averaging"]
     assert kinds == ["weight", "samples", "distance", "mixing", *averaged, "attack"]
     assert read.claims == found.claims
     bounded = {"realism": 1, "transfer": 1, "activation_percentile": 1, "diversity_pixels": np.inf}
@@ -280,7 +290,7 @@ def test_every_number_is_in_a_table_and_everything_can_be_read_again(
         if row["measure"] in bounded and row["low"] is not None and np.isfinite(row["low"]):
             assert 0 <= row["low"] <= row["high"] <= bounded[row["measure"]]
     for row in table(found, "ldam-chains"):
-        assert (row["temperature_ratio"] is None) == (changed.get("coordinates") == "pixels")
+        assert (row["temperature_ratio"] is None) == (changed.get("sampler", {}).get("coordinates") == "pixels")
     averaged = sum(f.images.shape[0] for f in found.figures if isinstance(f, Pictures) and "averaged" in f.title)
     assert sum(name.startswith("averaging/") for name in found.arrays) == averaged
     assert not any("nan" in s for s in found.sentences)
@@ -292,7 +302,7 @@ def test_every_number_is_in_a_table_and_everything_can_be_read_again(
 
 def test_top_images_are_the_most_active_and_random_ones_measure_one(study: Callable[..., Findings]) -> None:
     own = instruments()
-    found = study(Ldam(**{**QUICK, "targets": ["logit:top"]}), material(own))
+    found = study(Ldam(**quick(targets=["logit:top"])), material(own))
     images, _ = pictures(60, 1)
     with torch.no_grad():
         order = own.model(images)[:, 2].argsort(descending=True)
@@ -313,8 +323,8 @@ def test_top_images_are_the_most_active_and_random_ones_measure_one(study: Calla
 
 
 def test_groups_keep_whole_intervals_and_the_reference_measure_the_chains_temperature() -> None:
-    quick = {**QUICK, "averaging_steps": 0, "targets": ["logit:top"], "weights": [0.0]}
-    cold, warm = (Ldam(**quick, temperature=t).measure(material(instruments())) for t in (0.25, 1.0))
+    given = quick(averaging={"steps": 0}, targets=["logit:top"], weights=[0.0])
+    cold, warm = (Ldam(**given, temperature=t).measure(material(instruments())) for t in (0.25, 1.0))
     shares = [
         e for g in warm.groups.values() for m, e in g.measures.items() if m in ("realism", "activation_percentile")
     ]
@@ -327,8 +337,9 @@ def test_groups_keep_whole_intervals_and_the_reference_measure_the_chains_temper
 def test_planted_attacks_are_noticed_and_their_controls_are_not(study: Callable[..., Findings]) -> None:
     own = trained()
     # Chains that are hardly drawn away from the reference measure show the discriminator just such images.
-    rounds = {"rounds": 40, "updates": 8, "width": 8, "temperature": 1.0, "pull": 1.0, "weights": [0.0, 1.0]}
-    analysis = Ldam(**{**QUICK, **rounds, "averaging_steps": 0, "targets": ["logit:0"]})
+    rounds = {"rounds": 40, "updates": 8, "width": 8}
+    drawn = {"temperature": 1.0, "pull": 1.0, "weights": [0.0, 1.0], "targets": ["logit:0"]}
+    analysis = Ldam(**quick(discriminator=rounds, averaging={"steps": 0}, **drawn))
     given = material(own, attacked=True, count=96)
     images, labels = pictures(96, 2)
     labels[1:50:7] = (labels[1:50:7] + 1) % 3
@@ -351,44 +362,52 @@ def test_planted_attacks_are_noticed_and_their_controls_are_not(study: Callable[
 
 
 def test_few_successes_give_a_reason_and_nobody_asked_is_told(study: Callable[..., Findings]) -> None:
-    own, quick = instruments(), {**QUICK, "averaging_steps": 0, "targets": ["logit:0"]}
+    own, few_steps = instruments(), quick(averaging={"steps": 0}, targets=["logit:0"])
     given = material(own, attacked=True)
     clouds = given.perturbed["clouds"]
     for turned in (0, 29):
         few = replace(given, perturbed={"clouds": replace(clouds, success=torch.arange(40) < turned)})
-        found = study(Ldam(**quick), few)
+        found = study(Ldam(**few_steps), few)
         for row in table(found, "ldam-attacks"):
             assert row["auroc"] is None
             assert "30 are needed" in row["reason"]
         last = found.claims[-1]
         assert (last.kind, last.verdict, last.estimates) == ("attack", "no success" if turned == 0 else "", {})
-    assert study(Ldam(**quick), replace(given, perturbed={})).claims[-1].verdict == "no perturbation"
-    assert study(Ldam(**quick, attacked=0), given).claims[-1].verdict == "not asked"
+    assert study(Ldam(**few_steps), replace(given, perturbed={})).claims[-1].verdict == "no perturbation"
+    assert study(Ldam(**few_steps, attacked=0), given).claims[-1].verdict == "not asked"
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"step": 1e9},
-        {"step": 20.0},
-        {"step": 20.0, "weights": [0.0]},
-        {"method": "mala", "step": 20.0},
-        {"method": "mala", "step": 20.0, "weights": [0.0]},
-        {"method": "mala", "step": 1e9, "weights": [0.0]},
-        {"method": "mala", "step": 1e9},
-        {"coordinates": "pixels", "step": 1e200},
+        {"sampler": {"step": 1e9}},
+        {"sampler": {"step": 20.0}},
+        {"sampler": {"step": 20.0}, "weights": [0.0]},
+        {"sampler": {"method": "mala", "step": 20.0}},
+        {"sampler": {"method": "mala", "step": 20.0}, "weights": [0.0]},
+        {"sampler": {"method": "mala", "step": 1e9}, "weights": [0.0]},
+        {"sampler": {"method": "mala", "step": 1e9}},
+        {"sampler": {"coordinates": "pixels", "step": 1e200}},
     ],
 )
 def test_chains_that_run_away_or_stand_still_are_told(changed: dict[str, Any], study: Callable[..., Findings]) -> None:
-    with pytest.raises(UsageError, match=f"lower step = {changed['step']:g}".replace("+", r"\+")) as error:
-        study(Ldam(**{**QUICK, **changed, "averaging_steps": 0}), material(instruments()))
+    with pytest.raises(
+        UsageError, match=f"lower sampler.step = {changed['sampler']['step']:g}".replace("+", r"\+")
+    ) as error:
+        study(Ldam(**quick(**{"averaging": {"steps": 0}, **changed})), material(instruments()))
     assert "\n" not in str(error.value)
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
 
 
 def test_it_runs_from_a_suite(forks: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
     suite = tiny(tmp_path / "suite.toml")
     entry = {"name": "ldam", **QUICK, "targets": ["logit:3", "unit:relu1:4"], "attacked": 30}
-    lines = [f"{k} = {json.dumps(v)}" for k, v in entry.items()]
+    lines = [f"{k} = {toml(v)}" for k, v in entry.items()]
     suite.write_text(suite.read_text() + "\n[[analyses]]\n" + "\n".join(lines) + "\n", encoding="utf-8")
     out = tmp_path / "run"
     done = forks("run", suite, "--out", out, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))

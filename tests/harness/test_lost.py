@@ -12,7 +12,7 @@ import torch
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.analyses.base import register as analysis
 from aftershock.analyses.findings import Claim, Findings
-from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo, register
+from aftershock.attacks import Perturbation, PerturbationInfo, register
 from torch import Tensor
 
 
