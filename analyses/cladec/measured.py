@@ -1,4 +1,4 @@
-"""What :mod:`.cladec` measures: values of every image and seed, and some pictures."""
+"""What :mod:`~aftershock.analyses.cladec` measures: values of every image and seed, and some pictures."""
 
 from __future__ import annotations
 

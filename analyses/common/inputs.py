@@ -72,7 +72,8 @@ class AnalysisInput:
         classes: names of the classes.
         fit: clean images of the train split.
         evaluate: clean images of the test split, disjoint from those.
-        perturbed: by label; empty unless the analysis asks for them (:attr:`Analysis.reads_perturbed`).
+        perturbed: by label; empty unless the analysis asks for them
+            (:attr:`~aftershock.analyses.base.Analysis.reads_perturbed`).
         seed: of the run and this analysis.
         progress: told the share that is done, from 0 to 1.
     """

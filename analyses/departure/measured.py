@@ -1,4 +1,4 @@
-"""What :mod:`.departure` measures: what the codes of each population are read as, tap by tap."""
+"""What :mod:`~aftershock.analyses.departure` measures: what the codes of each population are read as, tap by tap."""
 
 from __future__ import annotations
 

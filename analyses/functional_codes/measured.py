@@ -1,4 +1,7 @@
-"""What :mod:`.functional_codes` measures: coded layers, where perturbed images land, and what units stand for."""
+"""What :mod:`~aftershock.analyses.functional_codes` measures.
+
+Coded layers, where perturbed images land, and what units stand for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What :mod:`.rdm` measures."""
+"""What :mod:`~aftershock.analyses.rdm` measures."""
 
 from __future__ import annotations
 

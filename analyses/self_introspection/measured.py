@@ -1,4 +1,7 @@
-"""What :mod:`.self_introspection` measures: errors in the fringe, maps, tracks, reconstructions, relevance."""
+"""What :mod:`~aftershock.analyses.self_introspection` measures.
+
+Errors in the fringe, maps, tracks, reconstructions, relevance.
+"""
 
 from __future__ import annotations
 

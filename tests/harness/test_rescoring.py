@@ -165,7 +165,8 @@ CHEATS = {
     "by-gradients": {CALLER},
     "by-batch": {BATCH},
     # A score that depends on the place in the batch depends on its size, and an attack has other batches.
-    "by-order": {ORDER, BATCH, CALLER},
+    # Another process is asked in another order.
+    "by-order": {ORDER, BATCH, CALLER, PROCESS},
     # What an attack asked on its way is asked again in another process.
     "by-process": {PROCESS, CALLER},
     "by-environment": {PROCESS, CALLER},

@@ -1,4 +1,4 @@
-"""Every number of :mod:`.cladec`."""
+"""Every number of :mod:`~aftershock.analyses.cladec`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader should take away from :mod:`.cladec`."""
+"""What a reader should take away from :mod:`~aftershock.analyses.cladec`."""
 
 from __future__ import annotations
 

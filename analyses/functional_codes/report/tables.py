@@ -1,4 +1,4 @@
-"""Every number of :mod:`.functional_codes`."""
+"""Every number of :mod:`~aftershock.analyses.functional_codes`."""
 
 from __future__ import annotations
 

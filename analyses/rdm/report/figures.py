@@ -1,4 +1,4 @@
-"""The curves and maps of :mod:`.rdm`."""
+"""The curves and maps of :mod:`~aftershock.analyses.rdm`."""
 
 from __future__ import annotations
 

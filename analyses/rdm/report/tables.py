@@ -1,4 +1,4 @@
-"""Every number of :mod:`.rdm`."""
+"""Every number of :mod:`~aftershock.analyses.rdm`."""
 
 from __future__ import annotations
 

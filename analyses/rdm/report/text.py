@@ -1,4 +1,4 @@
-"""What a reader should take away from :mod:`.rdm`."""
+"""What a reader should take away from :mod:`~aftershock.analyses.rdm`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curves and maps of :mod:`.self_introspection`."""
+"""The curves and maps of :mod:`~aftershock.analyses.self_introspection`."""
 
 from __future__ import annotations
 

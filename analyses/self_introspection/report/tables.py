@@ -1,4 +1,4 @@
-"""Every number of :mod:`.self_introspection`."""
+"""Every number of :mod:`~aftershock.analyses.self_introspection`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader should take away from :mod:`.self_introspection`."""
+"""What a reader should take away from :mod:`~aftershock.analyses.self_introspection`."""
 
 from __future__ import annotations
 
