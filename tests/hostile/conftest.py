@@ -336,7 +336,8 @@ class Arena:
             TMPDIR=str(temporary), **dict([sign.split("=")]),
         )  # fmt: skip
         seconds = time.monotonic() - began
-        left = [str(path.relative_to(temporary)) for path in temporary.rglob("*")]
+        # Torch makes a folder for its compiler's cache when that is imported, whoever does it.
+        left = [str(p.relative_to(temporary)) for p in temporary.rglob("*") if not p.name.startswith("torchinductor_")]
         return Ran(folder, folder / out, done.status, done.output, seconds, [*left, *_running(sign)])
 
 
