@@ -225,8 +225,7 @@ def _path(module: str) -> Path | None:
 def _imports(node: ast.AST, package: str) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and _for_types(child.test):
-            for other in child.orelse:
-                yield from _imports(other, package)
+            yield from _imports(ast.Module(child.orelse, []), package)
         elif isinstance(child, ast.Import):
             yield from (name for alias in child.names if (name := _own(alias.name)))
         elif isinstance(child, ast.ImportFrom):

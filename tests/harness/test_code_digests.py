@@ -149,6 +149,14 @@ def test_what_only_type_checkers_import_is_not_followed() -> None:
     assert "harness.run.context" not in code_behind("harness.run.workers.standins.analyses")
 
 
+def test_what_stands_in_for_a_type_when_the_program_runs_is_followed(edit: Edit) -> None:
+    branch = "\nif TYPE_CHECKING:\n    from ..harness.core import memory\nelse:\n    from ..base import classes\n"
+    before = code_behind("detectors.logits.odin")
+    assert "detectors.base.classes" not in before
+    edit("detectors.logits.odin", lambda text: f"{text}{branch}")
+    assert code_behind("detectors.logits.odin") == before | code_behind("detectors.base.classes")
+
+
 def test_imports_of_every_form_are_followed() -> None:
     assert {"harness.core.seeds", "detectors.base.detector", "harness.run.fitted_target"} <= code_behind(
         "harness.run.tasks.adaptive"
