@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -15,12 +14,6 @@ def check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise UsageError(f"{name} = {value!r}: choose one of {', '.join(map(str, allowed))}.")
-
-
-def check_positive(name: str, value: float) -> None:
-    """``value`` must be a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UsageError(f"{name} = {value!r}: give a finite number above 0.")
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:
@@ -56,12 +49,6 @@ def check_fitted(detector: str, fitted: object) -> None:
     """Scoring needs a fitted detector; ``fitted`` is empty until then."""
     if not fitted:
         raise UsageError(f"{detector} is not fitted yet: call fit() or load_state() before score().")
-
-
-def check_share(name: str, value: float) -> None:
-    """``value`` must lie strictly between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise UsageError(f"{name} = {value!r}: give a number between 0 and 1, both excluded.")
 
 
 def check_perturbed(detector: str, perturbed: Traces | None) -> Traces:

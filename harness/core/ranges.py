@@ -87,7 +87,7 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
                 found[name] = eval(str(parameter.annotation), with_names)  # noqa: S307 (code of an imported module)
             except (NameError, SyntaxError):
                 continue
-    return {name: a for name, a in found.items() if name != "return" and any(map(_says, _alternatives(a)))}
+    return {name: a for name, a in found.items() if name != "return" and says_more(a)}
 
 
 def _says(annotation: Any) -> bool:
@@ -98,7 +98,7 @@ def _each(annotation: Any) -> Any:
     """What the items of a list, or of a tuple of any length, have to be; ``None`` where nothing is said of them."""
     arguments = [a for a in typing.get_args(annotation) if a is not Ellipsis]
     several = typing.get_origin(annotation) in (list, tuple) and len(arguments) == 1
-    return arguments[0] if several and any(map(_says, _alternatives(arguments[0]))) else None
+    return arguments[0] if several and says_more(arguments[0]) else None
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

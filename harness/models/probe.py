@@ -307,11 +307,6 @@ def _same(one: Tensor, other: Tensor, tolerance: float, spread: float | None = N
     return bool(apart <= max(tolerance * scale, 1e-6)) if math.isfinite(scale) else torch.equal(one, other)
 
 
-def gives_gradient(model: nn.Module, images: Tensor) -> bool:
-    """Whether a model's logits can be differentiated with respect to its input, and not only to nothing."""
-    return _gradient(model, images)[0]
-
-
 def _gradient(model: nn.Module, images: Tensor) -> tuple[bool, bool]:
     """Whether there is a gradient for ``torch.autograd.grad``, and whether there is one for ``backward()`` alone."""
     given = images.detach().clone().requires_grad_(True)

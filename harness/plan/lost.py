@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Set
 
 from .cells import AnalysisJob
 from .draft import all_keys
@@ -11,7 +11,7 @@ from .plan import Plan
 DECIDES_NO_NUMBER = True
 
 
-def lost_perturbations(plan: Plan, done: Collection[str], ended: Collection[str]) -> dict[str, tuple[str, ...]]:
+def lost_perturbations(plan: Plan, done: Set[str], ended: Collection[str]) -> dict[str, tuple[str, ...]]:
     """The perturbations that held up analyses whose other inputs are there, by key of the model.
 
     Args:
@@ -25,7 +25,7 @@ def lost_perturbations(plan: Plan, done: Collection[str], ended: Collection[str]
             job = plan.cells[key].job
             assert isinstance(job, AnalysisJob)  # noqa: S101 - for the type
             clean = {subject.key, *all_keys(job.fit, job.evaluate)}
-            if key in ended and clean <= set(done):
+            if key in ended and clean.issubset(done):
                 for p in job.perturbed:
                     if any(k in ended for k in all_keys(p.traces, p.control)):
                         found.setdefault(subject.key, {})[p.label] = None
