@@ -2,7 +2,7 @@
 
 A task is a value: its cells name their inputs by key and carry whatever else they need. Together with the surroundings
 of the run (:class:`~aftershock.harness.run.context.Context`, a value, too) it can be computed in any process that
-sees the run directory.
+sees the run directory. What comes back are artifacts by digest, which the owner puts into its directory.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...core.errors import UsageError
-from ...core.registry import did_you_mean
-from ...plan.cells import Cell
+from ..plan.cells import Cell
+from ..store.artifacts import Artifact
 
 DECIDES_NO_NUMBER = True
 
@@ -42,12 +41,27 @@ class Output:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Result:
+    """An output as it is stored and sent."""
+
+    key: str
+    artifact: Artifact
+    values: Mapping[str, Any]
+    seconds: float
+
+    @staticmethod
+    def of(output: Output) -> Result:
+        """Return the result of an output; raises what :meth:`Artifact.of` does."""
+        return Result(output.key, Artifact.of(output.tensors), output.values, output.seconds)
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of one task, by number: outputs of its cells, or the exception that stopped it."""
+    """What became of one task, by number: results of its cells, or the exception that stopped it."""
 
     task: int
-    outputs: tuple[Output, ...] = ()
+    results: tuple[Result, ...] = ()
     error: BaseException | None = None
 
 
@@ -74,11 +88,5 @@ class Engine(Protocol):
             tell: called now and then with the number of a task and the share of it that is done.
         """
 
-
-def engine_of(name: str) -> Callable[[Compute], Engine]:
-    """What makes the engine of a name; raises :class:`UsageError` for an unknown one."""
-    if name == "local":
-        from .local import LocalEngine
-
-        return LocalEngine
-    raise UsageError(f"There is no engine {name!r}{did_you_mean(name, ['local'])}; there is 'local'.")
+    def close(self) -> None:
+        """End what it started; tasks that it holds are lost."""

@@ -19,7 +19,7 @@ from ...plan.models import untrained_classifier
 from ...tracing.rows import ChunkedRows
 from ...tracing.traced_model import Instruments
 from ...tracing.traces import Need
-from ..engines import Output
+from ..work import Output
 from ..workers.standins.analyses import PluginAnalysis
 from .lent import lent_instruments
 from .workbench import Workbench

@@ -25,7 +25,7 @@ from ...plan.cells import (
     ScoreJob,
     TraceJob,
 )
-from ..engines import Output, Task
+from ..work import Output, Task
 from .adaptive import compute_adaptive
 from .analyses import compute_analysis
 from .detectors import compute_fit, compute_scores

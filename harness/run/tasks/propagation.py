@@ -11,7 +11,7 @@ from ...core.registry import ANALYSES
 from ...core.seeds import generator
 from ...plan.cells import EncodersJob, PropagationJob
 from ...tracing.traces import Traces
-from ..engines import Output
+from ..work import Output
 from .workbench import Workbench
 
 
