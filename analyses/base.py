@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -27,6 +28,7 @@ __all__ = [
     "Untrained",
     "measured_class",
     "register",
+    "returned_class",
 ]
 
 Measured = TypeVar("Measured")
@@ -81,12 +83,16 @@ class Analysis(ABC, Generic[Measured]):
 
 
 def measured_class(analysis: Analysis[Any]) -> type[Any]:
-    """The class of what an analysis measures, by the annotation of its ``measure``.
+    """The class of what an analysis measures, by the annotation of its ``measure``; see :func:`returned_class`."""
+    return returned_class(type(analysis).measure)
+
+
+def returned_class(method: Callable[..., Any]) -> type[Any]:
+    """The class of what a method gives to be stored, by its annotation.
 
     Raises:
         UsageError: where it names no dataclass.
     """
-    method = type(analysis).measure
     try:
         found = typing.get_type_hints(method).get("return")
     except NameError as error:

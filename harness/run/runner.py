@@ -20,7 +20,7 @@ from ..store.run_directory import Store
 from .engines import Engine, Outcome, Task
 
 # Seconds per image before anything was measured, by kind: only for the first guess of the time left.
-GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003, "propagation": 0.001}
+GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003}
 
 
 @dataclass(frozen=True)
