@@ -15,7 +15,7 @@ class StandingAnalysis(Analysis[Measured], Generic[Prepared, Measured]):
     """Looks at every perturbation of every run, one at a time; no suite names it.
 
     What it learns of a model once is a cell (:meth:`prepare`), and so is what it measures of each perturbation: another
-    one in a suite measures nothing again. :meth:`measure` is given one perturbation then, what was learned
+    one in a suite measures nothing again. :meth:`~.base.Analysis.measure` is given one perturbation then, what was learned
     (``given.prepared``) and the seed of the run; it works with several and without what was learned too. The rows of
     the one table that it reports, with the data set, model and seed before them, are a table of the run.
 
@@ -30,7 +30,7 @@ class StandingAnalysis(Analysis[Measured], Generic[Prepared, Measured]):
 
     @abstractmethod
     def prepare(self, fit: ImageSet) -> Prepared:
-        """Learn from clean fit images; returns a frozen dataclass, named in the annotation, as :meth:`measure`."""
+        """Learn from clean fit images; returns a frozen dataclass, named in the annotation, as ``measure`` does."""
 
 
 def prepared_class(analysis: StandingAnalysis[Any, Any]) -> type[Any]:
