@@ -14,6 +14,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..harness.core.errors import UsageError
+from ..harness.core.ranges import Ranged
 from ..harness.core.registry import ANALYSES
 from ..harness.tracing.traces import Need
 from .common.inputs import AnalysisInput, ImageSet, PerturbedSet, Untrained
@@ -49,8 +50,8 @@ class AnalysisInfo:
     summary: str = ""
 
 
-class Analysis(ABC, Generic[Measured]):
-    """Base of every analysis; the constructor's parameters are what a suite may set.
+class Analysis(Ranged, ABC, Generic[Measured]):
+    """Base of every analysis; the constructor's parameters are what a suite may set, in their annotations' ranges.
 
     Parameters that bound the work (images, taps, steps) have defaults for real data; small ones make it run in
     seconds.

@@ -15,9 +15,9 @@ class StandingAnalysis(Analysis[Measured], Generic[Prepared, Measured]):
     """Looks at every perturbation of every run, one at a time; no suite names it.
 
     What it learns of a model once is a cell (:meth:`prepare`), and so is what it measures of each perturbation: another
-    one in a suite measures nothing again. :meth:`~.base.Analysis.measure` is given one perturbation then, what was learned
-    (``given.prepared``) and the seed of the run; it works with several and without what was learned too. The rows of
-    the one table that it reports, with the data set, model and seed before them, are a table of the run.
+    one in a suite measures nothing again. :meth:`~.base.Analysis.measure` is given one perturbation then, what was
+    learned (``given.prepared``) and the seed of the run; it works with several and without what was learned too. The
+    rows of the one table that it reports, with the data set, model and seed before them, are a table of the run.
 
     Only built-in analyses are looked for: a plugin that is installed changes no run that does not name it.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
+from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Natural
 from ...harness.statistics.intervals import proportion
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces, select_taps
@@ -71,23 +74,15 @@ class Departure(Analysis[Departed]):
     def __init__(
         self,
         reader: Kind = "centroid",
-        images: int = 500,
-        fit: int = 4000,
+        images: Count = 500,
+        fit: Annotated[int, Ge(2)] = 4000,
         layers: str | list[str] = "all",
-        taps: int = 32,
-        neighbours: int = 10,
+        taps: Count = 32,
+        neighbours: Count = 10,
         perturbations: list[str] | None = None,
-        examples: int = 3,
-        indices: list[int] | None = None,
+        examples: Natural = 3,
+        indices: list[Natural] | None = None,
     ) -> None:
-        check_choice("reader", reader, Kind)
-        check_count("images", images)
-        check_count("fit", fit, 2)
-        check_count("taps", taps)
-        check_count("neighbours", neighbours)
-        check_count("examples", examples, 0)
-        for index in indices or []:
-            check_count("indices", index, 0)
         self.reader: Kind = reader
         self.images, self.fit, self.taps, self.neighbours = images, fit, taps, neighbours
         self.layers = check_layers(layers)
