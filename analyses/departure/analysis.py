@@ -13,7 +13,7 @@ from torch import Tensor
 from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count, Natural
-from ...harness.statistics.intervals import proportion
+from ...harness.statistics.intervals import Estimate, proportion
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces, select_taps
 from ..base import Analysis, AnalysisInfo
@@ -21,7 +21,6 @@ from ..common.inputs import AnalysisInput, PerturbedSet
 from ..common.populations import FAILED, Population, chosen_perturbations, controls, perturbed, target_class
 from ..common.recording import pooled_rows, tap_groups
 from ..findings import Findings
-from .events import Interval
 from .examples import Key, examples
 from .measured import Departed, Followed, Reading
 from .probes import Kind, fit_reader, spread
@@ -117,10 +116,10 @@ class Departure(Analysis[Departed]):
         offered = traces.tap_names()
         taps = [offered[i] for i in spread(offered, self.taps)]
         truth = traces.labels[checked]
-        chance = proportion(int(truth.bincount().max()), len(truth))[0]
+        chance = proportion(int(truth.bincount().max()), len(truth)).value
         populations = _populations(given, chosen, images)
         accuracy, read = self._read(given, taps, fit, labels, checked, images, populations)
-        usable = np.array([low > chance for _, low, _ in accuracy], dtype=np.bool_)
+        usable = np.array([found.low > chance for found in accuracy], dtype=np.bool_)
         followed = {key: Followed(*key, p.rows, p.own, p.reached, read[key], usable) for key, p in populations.items()}
         untrained, reason = given.untrained_or_reason()
         accuracies = {"trained": accuracy}
@@ -149,7 +148,7 @@ class Departure(Analysis[Departed]):
     def _read(
         self, given: AnalysisInput, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor, images: int,
         populations: Mapping[Key, Population],
-    ) -> tuple[list[Interval], dict[Key, Reading]]:  # fmt: skip
+    ) -> tuple[list[Estimate], dict[Key, Reading]]:  # fmt: skip
         """Accuracy of the readers on held-out images, and what they say of every population at every tap."""
         everyone = torch.arange(images)
         truth = given.evaluate.traces.labels[checked]
@@ -173,7 +172,7 @@ class Departure(Analysis[Departed]):
     def _untrained(
         self, given: AnalysisInput, untrained: Instruments, taps: Sequence[str], fit: Tensor, labels: Tensor,
         checked: Tensor,
-    ) -> list[Interval]:  # fmt: skip
+    ) -> list[Estimate]:  # fmt: skip
         """The accuracy of readers that are fitted on the same images' codes in an untrained network."""
         truth = given.evaluate.traces.labels[checked]
         found = []
