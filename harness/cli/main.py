@@ -93,7 +93,7 @@ def run(
     with Console(sys.stderr) as console:
         found = run_suite(
             suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, fresh=fresh, cache=cache,
-            engine=engine, tell=console.tell, say=console.say, debug=debug,
+            engine=engine, on_progress=console.on_progress, on_message=console.on_message, debug=debug,
         )  # fmt: skip
     show_leaderboard(found)
     if found.failed:

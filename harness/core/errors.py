@@ -6,7 +6,7 @@ DECIDES_NO_NUMBER = True
 
 
 class AftershockError(Exception):
-    """Something that a person can mend; its text says what to do."""
+    """A mistake that the user can correct; its text says how."""
 
 
 class UsageError(AftershockError):

@@ -40,15 +40,15 @@ class Tables:
         for part in self.suite.models:
             seeds: list[SeedResult] = []
             missing: dict[int, str] = {}
-            for subject in (s for s in self.plan.subjects if s.part.label == part.label):
-                result = seed_result(self.found, self.problems, subject)
+            for model_plan in (s for s in self.plan.models if s.part.label == part.label):
+                result = seed_result(self.found, self.problems, model_plan)
                 if result is None:
-                    missing[subject.seed] = self.found.without_clean(subject)
+                    missing[model_plan.seed] = self.found.without_clean(model_plan)
                     continue
                 seeds.append(result)
                 for name, found in self._rows(result).items():
                     rows[name] += found
-                rows["propagation"] += propagation_rows(self.found, self.problems, subject)
+                rows["propagation"] += propagation_rows(self.found, self.problems, model_plan)
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:
                 protocol = Protocol(self.plan.protocol_digests[part.label], self.plan.series_digests[part.label])

@@ -119,7 +119,7 @@ class PerturbationResult:
         forwards: passes through the model per attacked image.
         backwards: gradients per attacked image.
         flags: sanity flags.
-        group: the label before budgets were expanded; perturbations of one group and opponent form a budget curve.
+        group: the label before budgets were expanded; perturbations of one group and target form a budget curve.
         box: ``white`` or ``black``; empty where that is not known or makes no sense.
         one_step: it takes a single gradient step.
         late: images that were turned only in the last quarter of its passes.

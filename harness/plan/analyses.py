@@ -11,43 +11,43 @@ from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
 from .cells import AnalysisJob, PerturbedKeys
 from .draft import Draft, all_keys, cut
-from .plan import Subject
+from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
 
 
-def plan_analyses(draft: Draft, subject: Subject) -> None:
+def plan_analyses(draft: Draft, model_plan: ModelPlan) -> None:
     """Plan every analysis of one model, all of whose oblivious perturbations are planned.
 
     It sees those that are not known to be lost: what ten attacks show is shown although an eleventh failed.
     """
-    lost = draft.lost.get(subject.key, ())
+    lost = draft.lost.get(model_plan.key, ())
     for part in draft.suite.analyses:
         analysis = draft.analyses[part.label]
-        needs = draft.stored_needs(subject.part, analysis.needs)
-        fit, evaluate = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
+        needs = draft.stored_needs(model_plan.part, analysis.needs)
+        fit, evaluate = cut(model_plan.clean["fit"], needs), cut(model_plan.clean["evaluate"], needs)
         perturbed = []
         for p in draft.planned if analysis.reads_perturbed else ():
             # What was made against one detector says more about that detector than about the model.
             if not p.against and p.label not in lost:
-                traces = cut(draft.perturbed_traces(subject, p.label, "evaluate", needs), needs)
-                control = cut(draft.control_traces(subject, p.label, needs), needs)
+                traces = cut(draft.perturbed_traces(model_plan, p.label, "evaluate", needs), needs)
+                control = cut(draft.control_traces(model_plan, p.label, needs), needs)
                 kind = draft.perturbations[p.label].info.kind
                 perturbed.append(PerturbedKeys(p.label, kind, traces, control))
         groups = (fit, evaluate, *(t for p in perturbed for t in (p.traces, p.control)))
         inputs = all_keys(*groups)
         made = tuple(t.images.source for p in perturbed for t in (*p.traces, *p.control))
         identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "analyses.base")]
-        seed = derive_seed(subject.seed, "analysis", canonical([part.name, _flat(part.params)]))
+        seed = derive_seed(model_plan.seed, "analysis", canonical([part.name, _flat(part.params)]))
         key = content_key(
             "analysis", identity=identity, inputs=inputs, seed=seed,
             code=code_digest("harness.run.tasks.analyses"),
             versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
-        job = AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed)
-        name = draft.name(subject, "analysis", part.label)
+        job = AnalysisJob(model_plan.key, part, fit, evaluate, tuple(perturbed), seed)
+        name = draft.name(model_plan, "analysis", part.label)
         images = len(draft.sets.fit) + len(draft.sets.evaluate)
-        subject.analyses[part.label] = draft.add(key, name, job, (subject.key, *inputs, *made), images)
+        model_plan.analyses[part.label] = draft.add(key, name, job, (model_plan.key, *inputs, *made), images)
 
 
 def _flat(params: Mapping[str, Any]) -> dict[str, Any]:

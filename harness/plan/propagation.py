@@ -9,7 +9,7 @@ from ..core.seeds import derive_seed
 from ..tracing.traces import Need
 from .cells import EncodersJob, PropagationJob
 from .draft import Draft, all_keys, cut
-from .plan import Subject
+from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
 
@@ -20,25 +20,25 @@ def propagation_needs() -> tuple[Need, ...]:
     return needs
 
 
-def plan_propagation(draft: Draft, subject: Subject) -> None:
+def plan_propagation(draft: Draft, model_plan: ModelPlan) -> None:
     """Plan the report for one model, all of whose perturbations are planned."""
-    needs = draft.stored_needs(subject.part, propagation_needs())
+    needs = draft.stored_needs(model_plan.part, propagation_needs())
     code = code_digest("harness.run.tasks.propagation", ANALYSES.entry("propagation").module)
-    fit, clean = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
+    fit, clean = cut(model_plan.clean["fit"], needs), cut(model_plan.clean["evaluate"], needs)
     encoders = draft.add(
         content_key("encoders", inputs=all_keys(fit), code=code, versions=versions("torch")),
-        draft.name(subject, "encoders"), EncodersJob(subject.key, fit), (subject.key, *all_keys(fit)),
+        draft.name(model_plan, "encoders"), EncodersJob(model_plan.key, fit), (model_plan.key, *all_keys(fit)),
         len(draft.sets.fit),
     )  # fmt: skip
-    seed = derive_seed(subject.seed, "propagation", "target-class")
+    seed = derive_seed(model_plan.seed, "propagation", "target-class")
     for part in draft.planned:
-        perturbed = cut(draft.perturbed_traces(subject, part.label, "evaluate", needs), needs)
-        control = cut(draft.control_traces(subject, part.label, needs), needs)
+        perturbed = cut(draft.perturbed_traces(model_plan, part.label, "evaluate", needs), needs)
+        control = cut(draft.control_traces(model_plan, part.label, needs), needs)
         inputs = all_keys(clean, perturbed, control)
-        made = subject.perturbs[part.label, "evaluate"] + subject.controls[part.label]
-        subject.propagation[part.label] = draft.add(
+        made = model_plan.perturbs[part.label, "evaluate"] + model_plan.controls[part.label]
+        model_plan.propagation[part.label] = draft.add(
             content_key("propagation", encoders=encoders, inputs=inputs, seed=seed, code=code),
-            draft.name(subject, "propagation", part.label),
-            PropagationJob(subject.key, encoders, clean, perturbed, control, seed),
-            (subject.key, encoders, *inputs, *made), len(draft.sets.evaluate),
+            draft.name(model_plan, "propagation", part.label),
+            PropagationJob(model_plan.key, encoders, clean, perturbed, control, seed),
+            (model_plan.key, encoders, *inputs, *made), len(draft.sets.evaluate),
         )  # fmt: skip

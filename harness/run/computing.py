@@ -16,7 +16,7 @@ from .engines import Compute, Engine
 from .opening import Opened
 from .options import Options
 from .runner import Runner, choose
-from .tasks import Workbench, compute
+from .tasks import TaskContext, compute
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +41,21 @@ class Computed:
 
 @contextmanager
 def open_engine(
-    opened: Opened, store: Store, make_engine: Callable[[Compute], Engine], say: Callable[[str], None]
+    opened: Opened, store: Store, make_engine: Callable[[Compute], Engine], on_message: Callable[[str], None]
 ) -> Iterator[Engine]:
     """Hold an engine with what its cells need; processes of plugins end with it."""
     suite, plan = opened.suite, opened.plan
-    parts = {subject.key: subject.part for subject in plan.subjects}
-    context = Context(
+    parts = {model_plan.key: model_plan.part for model_plan in plan.models}
+    worker_context = Context(
         suite, opened.root.resolve(), Path(store.folder).resolve(), plan.sets, str(opened.device), parts, opened.weights
     )
-    bench = Workbench(suite, opened.dataset, plan.sets, store, opened.device, parts, opened.weights, say, context)
+    context = TaskContext(
+        suite, opened.dataset, plan.sets, store, opened.device, parts, opened.weights, on_message, worker_context
+    )
     try:
-        yield make_engine(partial(compute, bench))
+        yield make_engine(partial(compute, context))
     finally:
-        bench.close()
+        context.close()
 
 
 def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options) -> Computed:
@@ -63,13 +65,13 @@ def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options
         AftershockError: if the run directory cannot be written.
     """
     plan, cells = opened.plan, opened.cells
-    summary = Runner(cells, store, engine, options.tell, options.debug, options.interrupt).run()
+    summary = Runner(cells, store, engine, options.on_progress, options.debug, options.interrupt).run()
     lost = lost_perturbations(plan, summary.done, summary.ended)
     if lost:
         plan = opened.make_plan(lost=lost)
         cells, first = choose(plan.cells, options.only), cells
         left = {key: cell for key, cell in cells.items() if key not in first}
-        later = Runner(left, store, engine, options.tell, options.debug, options.interrupt).run()
+        later = Runner(left, store, engine, options.on_progress, options.debug, options.interrupt).run()
         summary = summary.then(later, plan.cells)
     # What --only left out but an earlier call in this directory finished belongs to the tables.
     held = {record.key for record in store.records() if record.status == "done"}

@@ -25,7 +25,7 @@ class Options:
     only: str | None
     fresh: bool
     engine: str
-    tell: Callable[[Event], None]
-    say: Callable[[str], None]
+    on_progress: Callable[[Event], None]
+    on_message: Callable[[str], None]
     debug: bool
     interrupt: Interrupt

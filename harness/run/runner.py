@@ -25,7 +25,7 @@ GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit":
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: a cell starts, a share of it is done (long ones tell), or it is over."""
+    """Progress: a cell starts, a share of it is done (long ones report it), or it is over."""
 
     kind: Literal["start", "share", "done", "kept", "failed", "skipped"]
     cell: Cell
@@ -114,7 +114,7 @@ class Runner:
         cells: in an order in which inputs come first.
         store: the run directory.
         engine: where they are computed.
-        tell: called with every event.
+        on_progress: called with every event.
         debug: let the first error of a cell through instead of noting it.
         interrupt: knows of a Ctrl-C, which a part may have caught.
     """
@@ -124,12 +124,12 @@ class Runner:
         cells: Mapping[str, Cell],
         store: Store,
         engine: Engine,
-        tell: Callable[[Event], None],
+        on_progress: Callable[[Event], None],
         debug: bool = False,
         interrupt: Interrupt | None = None,
     ) -> None:
         self.cells, self.store, self.engine = cells, store, engine
-        self.tell, self.debug, self.interrupt = tell, debug, interrupt or Interrupt()
+        self.on_progress, self.debug, self.interrupt = on_progress, debug, interrupt or Interrupt()
         self.summary = Summary()
         self.time = TimeLeft()
         self._order = {key: i for i, key in enumerate(cells)}
@@ -283,4 +283,4 @@ class Runner:
         share: float = 0.0,
     ) -> None:  # fmt: skip
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
-        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason, share))
+        self.on_progress(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason, share))

@@ -67,11 +67,11 @@ class Engine(Protocol):
     def submit(self, task: Task) -> None:
         """Take a task."""
 
-    def next(self, tell: Callable[[int, float], None]) -> Outcome:
+    def next(self, on_progress: Callable[[int, float], None]) -> Outcome:
         """Wait for the outcome of a task that was submitted; only called while there is one.
 
         Args:
-            tell: called now and then with the number of a task and the share of it that is done.
+            on_progress: called now and then with the number of a task and the share of it that is done.
         """
 
 

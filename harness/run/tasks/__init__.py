@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .dispatch import compute
-from .workbench import Workbench
+from .task_context import TaskContext
 
-__all__ = ["Workbench", "compute"]
+__all__ = ["TaskContext", "compute"]

@@ -12,29 +12,29 @@ from ...core.seeds import generator
 from ...plan.cells import EncodersJob, PropagationJob
 from ...tracing.traces import Traces
 from ..engines import Output
-from .workbench import Workbench
+from .task_context import TaskContext
 
 
-def compute_encoders(bench: Workbench, key: str, job: EncodersJob) -> Output:
+def compute_encoders(context: TaskContext, key: str, job: EncodersJob) -> Output:
     """Fit the report's own encoders on the clean fit images."""
     propagation = ANALYSES.get("propagation")
-    clean = bench.traces(job.model, job.clean, propagation.NEEDS)
-    labels = bench.dataset.train.labels(bench.sets.fit.tolist())
+    clean = context.traces(job.model, job.clean, propagation.NEEDS)
+    labels = context.dataset.train.labels(context.sets.fit.tolist())
     tensors, state = propagation.fit_encoders(replace(clean, label_rows=labels)).state()
     return Output(key, tensors, {"state": state})
 
 
-def compute_propagation(bench: Workbench, key: str, job: PropagationJob) -> Output:
+def compute_propagation(context: TaskContext, key: str, job: PropagationJob) -> Output:
     """Measure a perturbation and its controls against the clean images, tap by tap."""
     propagation = ANALYSES.get("propagation")
-    values = bench.reader.values(job.encoders)
-    encoders = propagation.Encoders.from_state(bench.reader.load(job.encoders), values["state"])
-    clean = bench.traces(job.model, job.clean, propagation.NEEDS)
-    perturbed = bench.traces(job.model, job.perturbed, propagation.NEEDS)
-    control = bench.traces(job.model, job.control, propagation.NEEDS)
-    rows = torch.cat([bench.reader.tensor(t.images.source, "row") for t in job.perturbed])
-    success = torch.cat([bench.reader.tensor(t.images.source, "success") for t in job.perturbed])
-    control_rows = torch.cat([bench.reader.tensor(t.images.source, "row") for t in job.control])
+    values = context.reader.values(job.encoders)
+    encoders = propagation.Encoders.from_state(context.reader.load(job.encoders), values["state"])
+    clean = context.traces(job.model, job.clean, propagation.NEEDS)
+    perturbed = context.traces(job.model, job.perturbed, propagation.NEEDS)
+    control = context.traces(job.model, job.control, propagation.NEEDS)
+    rows = torch.cat([context.reader.tensor(t.images.source, "row") for t in job.perturbed])
+    success = torch.cat([context.reader.tensor(t.images.source, "success") for t in job.perturbed])
+    control_rows = torch.cat([context.reader.tensor(t.images.source, "row") for t in job.control])
     fooled, failed = success.nonzero().squeeze(1), (~success).nonzero().squeeze(1)
     reached, partners = _partners(clean, perturbed.predictions, fooled, generator(job.seed))
     pairs = {
