@@ -48,10 +48,10 @@ class Adaptive(Perturbation):
     Args:
         eps: the budget.
         norm: ``linf`` or ``l2``.
-        images: the first so many images of the evaluate set; ``None`` for all.
-        large_eps: the budget at which the attack is checked: it must turn and hide every image there, or the detector's
-            row is flagged ``adaptive-incomplete``; ``None``: eight times ``eps``, for L-inf at most 0.5, where every
-            image can become plain grey.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
+        large_eps: the budget at which the attack is checked: it must fool the model and evade the detector on every
+            image there, or the detector's row is flagged ``adaptive-incomplete``; ``None``: eight times ``eps``, for
+            L-inf at most 0.5, where every image can become plain grey.
 
     Raises:
         UsageError: for a parameter out of range.
@@ -206,7 +206,7 @@ class SurrogateAttack(_Iterative):
             codes forwards and relaxed ones backwards (BPDA). Detectors without a relaxation ignore it.
         weight: of ``joint``.
         restarts: runs per image; from the second on, from a random start, and only for images that still stand.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`Adaptive`.
         first_run: number of the first run: only run 0 starts at the image itself, so an attack that goes on starts
             elsewhere.
@@ -320,7 +320,7 @@ class FeatureMatching(_Iterative):
         step_size: the first steps' length, by default 2.5 eps / steps; it falls in the second half.
         norm: ``linf`` or ``l2``.
         restarts: guides that are tried, the later ones only for images that still stand.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`Adaptive`.
         first_run: number of the first run, see :class:`SurrogateAttack`.
 

@@ -33,7 +33,7 @@ class ScoreSquare(Adaptive):
         eps: the budget.
         queries: questions asked per image, at most; each is one forward and one score.
         norm: ``linf`` or ``l2``.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`~aftershock.attacks.adaptive.pgd.Adaptive`.
 
     Raises:
@@ -113,7 +113,7 @@ class WorstCase(Adaptive):
             :class:`~aftershock.attacks.adaptive.pgd.SurrogateAttack`.
         restarts: runs of each gradient attack, the later ones from random starts and only for images that still
             stand: a detector that takes the nearest of many patterns has many local minima.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`~aftershock.attacks.adaptive.pgd.Adaptive`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The only way the harness calls a perturbation: inputs checked, state guarded, results measured, nothing believed.
+"""The only way the harness calls a perturbation: inputs checked, state guarded, results measured.
 
 Libraries return tensors with graphs, "adversarials" that are none when checked again, images beyond their budget,
 and models in another mode than before; here each of these is fixed and flagged.
@@ -48,7 +48,7 @@ class Limits:
     seconds: float = 120
 
     def check(self, images: int, forwards: int, backwards: int, seconds: float) -> None:
-        """Raise :class:`LimitError` if a batch of so many images has spent more."""
+        """Raise :class:`LimitError` if a batch of this number of images has spent more."""
         spent = (("forwards", forwards, self.forwards), ("backwards", backwards, self.backwards))
         for what, count, limit in (*spent, ("seconds", seconds, self.seconds)):
             if count > limit * images:
@@ -205,7 +205,7 @@ def perturb_batch(
             adaptive attack found by then stands (other attacks keep theirs to themselves: the clean images stand in),
             with the flag ``limit``.
         UsageError: for wrong inputs, a model that does not return logits, or a package that is not installed.
-        UnavailableError: if the perturbation is not defined for images of this shape and so many classes.
+        UnavailableError: if the perturbation is not defined for this image shape and number of classes.
     """
     _check_inputs(images, labels, indices, batch_size)
     device, n, measured_with = device_of(model), len(images), measured_with or model

@@ -1,7 +1,7 @@
-"""What a perturbation is: anything that turns x into x', with what the harness has to know about it.
+"""What a perturbation is: anything that maps x to x', with what the harness has to know about it.
 
 A perturbation only proposes images. Whether they fool the model, stay in their budget and in [0, 1] is measured by
-:mod:`aftershock.attacks.base.perturb_batch`, never believed.
+:mod:`aftershock.attacks.base.perturb_batch`.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Perturbation(Ranged, ABC):
     """Base of every perturbation; the constructor's parameters are what a suite may set.
 
     ``eps``, where a subclass has it, is the budget in ``norm``; the harness checks it after the attack. ``images``
-    limits an expensive perturbation to the first so many images of a set.
+    limits an expensive perturbation to the first images of a set.
     """
 
     info: ClassVar[PerturbationInfo]

@@ -38,7 +38,7 @@ _ABOUT = {
 _PLACES = 0.02
 # Evaluations from which the pass rate of one image tells something.
 _FEWEST = 5
-# A bit or a unit may change where an activation lies on its boundary: so many rows of a set may differ.
+# Rows of a set that may differ: a bit or a unit may change where an activation lies on its boundary.
 _SHARE, _ROWS = 0.02, 2
 _LEVEL = 0.01
 

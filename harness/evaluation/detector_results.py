@@ -26,7 +26,7 @@ def detector_result(
     families = frozenset(p.family for p in perturbations if p.label in part.fit_on)
     about: dict[str, Any] = {
         "label": part.label,
-        # Noise that it learned as harmless is no more unseen than an attack that it learned as hostile.
+        # Noise that it learned as harmless counts as seen, like an attack that it learned as hostile.
         "fit_on": (*part.fit_on, *part.fit_negatives),
         "fit_families": families,
         "surrogate": facts.surrogate,
@@ -115,7 +115,7 @@ def _changed_state(found: Finished, model_plan: ModelPlan, part: DetectorPart) -
 
 
 def _unbroken(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> tuple[str, ...]:
-    """A flag where no adaptive attack turned and hid every image at its large budget, or none has one."""
+    """Return a flag where no adaptive attack succeeded undetected on every image at its large budget."""
     short: list[str] = []
     against = [
         p

@@ -82,7 +82,7 @@ def _told(found: Finished, keys: tuple[str, ...], part: PerturbationPart) -> np.
     judged = torch.cat([found.store.tensor(key, "judged") for key in keys], dim=1)
     told = [found.store.tensor(key, "told") for key in keys]
     drawn = found.plan.facts.detectors[part.against].randomised
-    # The lowest of many draws is no evaluation like the others.
+    # The lowest of many draws is not comparable to the others.
     if drawn or any(len(t) != found.store.values(key)["rows"] for t, key in zip(told, keys, strict=True)):
         return judged.double().numpy()
     return torch.cat([torch.cat(told)[None], judged]).double().numpy()

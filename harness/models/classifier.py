@@ -290,7 +290,7 @@ def accuracy(
     """The share of images that ``model``, in eval mode, gets right.
 
     Args:
-        limit: read only so many images, evenly spaced, since a split may be sorted by class.
+        limit: maximum number of images that are read, evenly spaced, since a split may be sorted by class.
     """
     count = len(split) if limit is None else min(limit, len(split))
     rows = [place * len(split) // count for place in range(count)]

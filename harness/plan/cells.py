@@ -194,7 +194,7 @@ class EncodersJob:
 
 @dataclass(frozen=True)
 class PropagationJob:
-    """Measure a perturbation, its control and the reached class against the clean images, tap by tap."""
+    """Measure a perturbation, its control and the predicted class of x' against the clean images, tap by tap."""
 
     model: str
     encoders: str

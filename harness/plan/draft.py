@@ -203,7 +203,7 @@ def stored_need(need: Need, bits_per_tap: int | None) -> Need:
 
 
 def cut(traces: Iterable[TraceKeys], needs: Iterable[Need]) -> tuple[TraceKeys, ...]:
-    """Traces with only those codes that somebody reads."""
+    """Return traces with only those codes that are read."""
     needs = tuple(needs)
     return tuple(TraceKeys(t.logits, {n: t.codes[n] for n in needs}, t.images) for t in traces)
 

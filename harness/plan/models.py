@@ -237,7 +237,7 @@ def untrained_classifier(part: ModelPart, folder: Path, dataset: Dataset, seed: 
     """The architecture of a model with freshly drawn weights, in eval mode on the CPU.
 
     Raises:
-        UsageError: for a factory that gives a finished model: nobody knows its architecture without its weights.
+        UsageError: for a factory that returns a model with its weights: there is no architecture without them.
     """
     if part.factory:
         raise UsageError(f"The model {part.label!r} comes ready from its factory: there is no untrained one of it.")

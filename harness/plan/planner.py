@@ -42,7 +42,7 @@ def make_plan(
         data_digest: digest of the data's bytes and of the code that reads them.
         device: the device type; results of different devices differ in the last digits.
         weights: file of each model label, ``None`` where it is trained.
-        limit: at most so many images in each set.
+        limit: maximum number of images in each set.
         lost: labels of the perturbations that failed, by key of the model: analyses are made without them.
 
     Raises:

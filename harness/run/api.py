@@ -119,13 +119,13 @@ def run(
         data: the root of the data sets; by default ``AFTERSHOCK_DATA`` or the user's data directory.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         plugins: local files with registered parts.
-        limit: at most so many images in each set.
+        limit: maximum number of images in each set.
         only: compute only cells whose name matches this pattern, and what they need.
         fresh: compute everything again.
         cache: the shared cache; by default ``AFTERSHOCK_CACHE`` or the user's cache directory.
         engine: where cells are computed.
         on_progress: called with every progress event.
-        on_message: told sentences that a person should see.
+        on_message: called with sentences that a person should see.
         debug: raise the first error of a cell instead of noting it.
 
     Raises:

@@ -134,7 +134,7 @@ class Runner:
         self.time = TimeLeft()
         self._order = {key: i for i, key in enumerate(cells)}
         self._running: dict[int, tuple[list[Cell], ExitStack]] = {}
-        # Outcomes for which nothing has to be computed: inputs that failed, cells that somebody else computed.
+        # Outcomes for which nothing has to be computed: inputs that failed, cells that another process computed.
         self._known: deque[Outcome] = deque()
         # By number of a task: the cell that is shown for it, and when it was submitted.
         self._begun: dict[int, tuple[Cell, float]] = {}

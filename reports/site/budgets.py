@@ -1,4 +1,4 @@
-"""Budget curves: what a larger budget buys every attack, against every detector, and where the curves end."""
+"""Budget curves: how each attack does at larger budgets, against every detector, and where the curves end."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def curve_data(title: str, conditions: Conditions, threat: tuple[str, float | No
     """The budget curves of one model as plain JSON data; ``None`` where no attack has two budgets.
 
     A series is ``[norm, detector, attack, points]`` with three indices; a point is ``[x, budget, undetected, success,
-    detection, n, flags]``: each measure a list of value, low, high. Names stay as they are; whoever draws them escapes.
+    detection, n, flags]``: each measure a list of value, low, high. Names stay as they are; they are escaped when
+    drawn.
 
     Args:
         title: the model.
@@ -122,7 +123,7 @@ class End:
 
     @property
     def complete(self) -> bool:
-        """Whether every attacked image of every seed was turned."""
+        """Whether the attack succeeded on every image of every seed."""
         return self.success.value is not None and self.success.value >= 1
 
 

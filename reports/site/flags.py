@@ -80,8 +80,8 @@ FLAGS = {
     "changed-state": ("changed the process", "It left the named state of the process changed (a number type, a mode, "
                       "a setting, a function). That was undone before anything else was computed; its own numbers may "
                       "depend on it."),
-    "unconverged": ("not converged", "The attack still turned images, or brought them past the detector, when its "
-                    "steps ran out: more steps would do better."),
+    "unconverged": ("not converged", "The attack still found new successes, or brought images past the detector, "
+                    "when its steps ran out: more steps would do better."),
     "weaker-than-smaller-budget": ("weaker than a smaller budget", "Success fell when the budget grew, which a sound "
                                    "attack cannot do."),
     "weaker-than-one-step": ("weaker than one step", "An iterative attack did worse than a single gradient step within "
@@ -89,7 +89,8 @@ FLAGS = {
     "weaker-than-black-box": ("weaker than a black box", "An attack without gradients beat this one with gradients: "
                               "the gradients are probably masked."),
     "below-100-at-largest-budget": ("below 100 % at the largest budget", "The last point of the budget curve leaves "
-                                    "images unturned: the attack is too weak, or the curve ends too early to tell."),
+                                    "images correctly classified: the attack is too weak, or the curve ends "
+                                    "too early."),
     "reduced-ensemble": ("reduced ensemble", "The data set has too few classes for some parts of this attack, which "
                          "were left out or replaced: it is not the standard ensemble."),
     BEYOND: ("beyond the threat model", "Some images moved further than the threat model allows: they are "
@@ -113,9 +114,9 @@ class Flag:
 
     Attributes:
         text: its words.
-        help: what it means, in one sentence; empty for words that nobody knows.
+        help: what it means, in one sentence; empty for unknown ones.
         about: the other attack that it names, if any.
-        key: its name in the tables; empty for words that are no known flag.
+        key: its name in the tables; empty for unknown flags.
     """
 
     text: str

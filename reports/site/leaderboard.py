@@ -143,7 +143,7 @@ def budget(norm: str, eps: str) -> str:
     else:
         levels = value * 255
         whole = 0.5 < levels < 255.5 and abs(levels - round(levels)) < 1e-3
-        short = float(f"{value:.3g}") == value  # somebody wrote 0.2, and not 51/255
+        short = float(f"{value:.3g}") == value  # it was written as 0.2, and not as 51/255
         shown = f"{round(levels)}/255" if whole and norm == "linf" and not short else f"{value:.3g}"
     name = NORMS.get(norm, norm)
     if name and not shown:

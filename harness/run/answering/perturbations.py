@@ -145,7 +145,7 @@ def _perturb(answers: Answers, asked: Message) -> Message:
         with torch.enable_grad(), forked_rng(derive_seed(about["seed"], "batch", about["indices"][0])):
             draws = Draws(about["seed"], about["indices"])
             made = perturbation.perturb(model, asked.tensor("images"), asked.tensor("labels"), draws)
-        # What is no tensor is told as none, which the owner flags.
+        # What is not a tensor is sent as none, which the owner flags.
         if isinstance(made, Tensor):
             values["attached"] = made.requires_grad
             tensors["images"] = made.detach()

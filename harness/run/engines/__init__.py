@@ -59,7 +59,7 @@ class Engine(Protocol):
     """Computes tasks, in any order and place.
 
     Attributes:
-        slots: how many tasks it wants to hold at once.
+        slots: maximum number of tasks held at once.
     """
 
     slots: int

@@ -52,8 +52,8 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     values["flags"] += dict.fromkeys([*changes, *changes_elsewhere(target.detector)])
     values["undetected"] = int((made.success & passed).sum())
     # An attack of a plugin need not say which of its parts made what.
-    turned = zip(made.credits, made.success.tolist(), strict=False)
-    values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
+    credited = zip(made.credits, made.success.tolist(), strict=False)
+    values["parts"] = dict(Counter(part for part, fooled in credited if fooled and part))
     return Output(key, tensors, values)
 
 

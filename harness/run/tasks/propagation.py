@@ -51,7 +51,7 @@ def compute_propagation(context: TaskContext, key: str, job: PropagationJob) -> 
 
 
 def _partners(clean: Traces, predictions: Tensor, fooled: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """For each success, a clean image that the model puts in the reached class; those without one are left out."""
+    """Return for each success a clean image of the predicted class of x'; those without one are left out."""
     known = clean.predictions
     by_class = {int(c): (known == c).nonzero().squeeze(1) for c in known.unique()}
     reached, partners = [], []

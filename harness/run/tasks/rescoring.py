@@ -1,6 +1,6 @@
 """Scores asked for again, in the ways in which a detector could tell who asks, in what order and in which company.
 
-An honest score is a function of the image. What is compared here is judged by
+A valid score is a function of the image alone. What is compared here is judged by
 :mod:`aftershock.harness.evaluation.consistency`, which knows thresholds; nothing is decided here.
 """
 
@@ -33,7 +33,7 @@ def rescore(
     """Score some rows of a set again.
 
     One evaluation in another order, in other batches and with gradient mode on tells whether any of these matters, or
-    chance; only where it differs each is tried alone, so that an honest detector pays for three evaluations.
+    chance; only where it differs each is tried alone, so that a valid detector costs three evaluations.
 
     Args:
         context: opens detector, model and images.
@@ -110,7 +110,7 @@ def _rows(context: TaskContext, job: ScoreJob, count: int, detector: Detector) -
     names = {"success"} if sources and all(_has(context, s, "success") for s in sources) else set()
     if names:
         success = torch.cat([context.reader.tensor(s, "success") for s in sources]).bool()
-        # Half of the sample are positives, as far as there are so many.
+        # Half of the sample are positives, as far as there are enough.
         positive, rest = drawn[success[drawn]][: SAMPLE // 2], drawn
         chosen = torch.cat([positive, rest[~torch.isin(rest, positive)]])
         return chosen[:SAMPLE].sort().values
