@@ -118,7 +118,7 @@ STATED: list[tuple[str, str, list[float]]] = [
      [consistency.EVALUATIONS, consistency._LEVEL]),
     (
         "protocol.md",
-        r"(\d+) steps, (\d+) restarts and (\d+) queries for an image that .*?, on at least (\d+) images",
+        r"(\d+) steps, (\d+) restarts and (\d+) queries for each image that .*?, on at least (\d+) images",
         [FLOOR.steps, FLOOR.restarts, FLOOR.queries, rankability.FLOOR_IMAGES],
     ),
     ("protocol.md", r"goes on, (\w+) at most", [worst_case._FURTHER]),

@@ -13,10 +13,10 @@ from .shares import Conditions, Share, by_budget, group_of, images, share, writt
 
 CURVE_HELP = (
     ("undetected", "Undetected success", "share of attacked images",
-     "Undetected success: the share of attacked images that fool the model and slip past the detector at FPR 5 %. "
+     "Undetected success: the share of attacked images that fool the model and evade the detector at FPR 5 %. "
      "Less is better for the detector."),
     ("success", "Success", "share of attacked images",
-     "Success: the share of attacked images that fool the model, whether the detector notices or not."),
+     "Success: the share of attacked images that fool the model, whether they are flagged or not."),
     ("detection", "Detection", "share of fooling images",
      "Detection: the share of the images that fool the model that the detector flags at FPR 5 %. There is no point "
      "where no image fools the model."),
@@ -186,6 +186,6 @@ def ends_sentence(found: Sequence[End]) -> str:
     more = f", and {len(short) - 6} more" if len(short) > 6 else ""
     return (
         f"{len(short)} of {len(measured)} {curves} stop{'s' if len(short) == 1 else ''} short of 100{SPACE}% success "
-        f"at the largest budget: {', '.join(named)}{more}. What such a curve says is a lower bound: a stronger attack, "
+        f"at the largest budget: {', '.join(named)}{more}. Such a curve is a lower bound: a stronger attack, "
         "or a larger budget, may get further."
     )

@@ -56,7 +56,7 @@ MEASURES = (
     ),
     Measure(
         "undetected", "Undetected success",
-        "The share of attacked images that both fool the model and slip past the detector at FPR 5 %: less is better.",
+        "The share of attacked images that both fool the model and evade the detector at FPR 5 %: less is better.",
         "undetected_success_at_fpr_5", "clean", "bad",
     ),
 )  # fmt: skip
@@ -155,7 +155,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "som_map_distance": ("SOM map distance", "How far the image moved on the layer's self-organising map."),
     "latent_distance": ("Latent distance", "How far the activation moved in the layer's principal components."),
     "centroid_change": ("Nearest class changed", "The share of images whose nearest class centroid is another one."),
-    "cka": ("CKA with clean", "How alike the whole set's geometry is to the clean one: 1 is the same."),
+    "cka": ("CKA with clean", "Similarity of the whole set's geometry to the clean one: 1 is the same."),
 }
 POPULATIONS: Mapping[str, str] = {
     "success": "images that fool the model",
