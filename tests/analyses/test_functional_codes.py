@@ -362,7 +362,7 @@ def test_perturbed_images_land_on_the_reached_class_and_noise_does_not(found: Fi
     told = claim(found, "landing")
     assert told is found.claims[1] and told.subject == "shift"
     assert told.estimates["images"] == 45 and told.estimates["reached"][0] == 1 and told.estimates["true"][0] == 0
-    assert told.verdict == "reached class outweighs from classes on"
+    assert told.verdict == "predicted class outweighs from classes on"
 
 
 def test_units_hold_the_images_of_one_class(found: Findings) -> None:

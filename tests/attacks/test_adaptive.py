@@ -12,7 +12,7 @@ from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
 from aftershock.attacks.base.kinds import Effort
 from aftershock.attacks.base.perturb_batch import LimitError, Limits, limited, perturb_batch, rounded
 from aftershock.attacks.base.perturbation import CountingModel
-from aftershock.attacks.base.target import Guides, Look
+from aftershock.attacks.base.target import Guides, Observation
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.evaluation.rankability import FLOOR
@@ -28,22 +28,22 @@ class Planted:
     labels: Tensor
     has_surrogate: bool = True
     helps: bool = True
-    goal: float = 0.0
+    target_score: float = 0.0
     scale: float = 0.1
 
     def score(self, images: Tensor) -> Tensor:
         return (images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
 
-    def look(
+    def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
-    ) -> Look:  # fmt: skip
+    ) -> Observation:  # fmt: skip
         value = self.score(images)
         suspicion = (value if self.helps else 0 * value) if self.has_surrogate else None
         logits = model(images)
-        return Look(logits, suspicion, value.detach().double(), {"logits": logits})
+        return Observation(logits, suspicion, value.detach().double(), {"logits": logits})
 
-    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return model(images), self.score(images).double()
 
@@ -59,7 +59,7 @@ def planted(digits) -> Planted:
 
 
 def attacked(digits, planted: Planted, attack):
-    return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted)
+    return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, target=planted)
 
 
 def passed(digits, planted: Planted, attack) -> float:
@@ -107,10 +107,12 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> Non
 def test_restarts_get_out_of_a_trap(digits, planted) -> None:
     class Trap(Planted):
         # The surrogate leads towards white rows, which are as suspicious as black ones, wherever a row is not dark.
-        def look(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
-            found = super().look(model, images)
+        def observe(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
+            found = super().observe(model, images)
             bright = images[:, :, 0, :].flatten(1).mean(1)
-            return Look(found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features)
+            return Observation(
+                found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features
+            )
 
     trap = Trap(planted.threshold, planted.images, planted.labels)
     one, many = (passed(digits, trap, SurrogateAttack(0.15, "selective", steps=10, restarts=n)) for n in (1, 6))
@@ -130,14 +132,16 @@ def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> N
     seen: list[Tensor] = []
 
     class Hidden(Planted):
-        def look(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
-            found = super().look(model, images)
-            return Look(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
+        def observe(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
+            found = super().observe(model, images)
+            return Observation(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
 
     handle = inner.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         # A threshold that nothing passes: every image takes every step.
-        made = attacked(digits, Hidden(-1.0, planted.images, planted.labels, goal=-1.0), FeatureMatching(0.05, steps=7))
+        made = attacked(
+            digits, Hidden(-1.0, planted.images, planted.labels, target_score=-1.0), FeatureMatching(0.05, steps=7)
+        )
     finally:
         handle.remove()
     assert made.backwards == pytest.approx(7)
@@ -156,8 +160,8 @@ def test_the_search_begins_at_what_others_found(digits, planted) -> None:
     asked: list[Tensor] = []
     seen: list[Tensor] = []
     planted.has_surrogate = False
-    judge = planted.judge
-    planted.judge = lambda model, images: (seen.append(images.clone()), judge(model, images))[1]
+    judge = planted.query
+    planted.query = lambda model, images: (seen.append(images.clone()), judge(model, images))[1]
     planted.images = planted.images[:0]
     attacked(digits, planted, Pair(0.1, queries=1))
     assert torch.equal(seen[0], asked[0])
@@ -173,7 +177,7 @@ def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits, planted) -> 
 def test_results_do_not_depend_on_the_batch_and_repeat(digits, planted, attack) -> None:
     def run(size: int) -> Tensor:
         return perturb_batch(
-            attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, defence=planted
+            attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, target=planted
         ).images
 
     assert torch.equal(run(128), run(128))
@@ -205,7 +209,7 @@ def test_an_image_is_found_whatever_the_detector_says_of_it(planted, value: floa
     for number, (fooled, score) in enumerate([([True, True, False], value), ([False, True, False], 3.0)], 1):
         scores = torch.full((3,), score, dtype=torch.float64)
         best.offer(rows, clean + number / 10, torch.tensor(fooled), scores, f"part {number}")
-    assert best.found.tolist() == [True, True, False] and best.standing.all()
+    assert best.found.tolist() == [True, True, False] and best.not_evaded.all()
     assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.2])
     assert best.told.isnan().tolist() == [False, False, True] and best.told[:2].tolist() == [torch.inf, 3.0]
     assert best.credits == ["part 1", "part 2", ""]
@@ -305,14 +309,14 @@ def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
 def test_what_an_adaptive_attack_found_before_a_limit_stands(digits, planted) -> None:
     """The limit is exact and the same on every machine, so what was found by then is a result."""
     attack, case = WorstCase(0.15, steps=10, queries=50), (digits.model, digits.images, digits.labels, digits.indices)
-    made = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    made = perturb_batch(attack, *case, 0, target=planted, limits=Limits(forwards=9))
     assert made.flags == ("limit",) and made.forwards <= 9
     assert made.success.float().mean() > 0.5
     assert made.told[made.success].tolist() == pytest.approx(planted.score(made.images)[made.success].tolist())
     whole = attacked(digits, planted, attack)
     hidden, more = (m.success & (planted.score(m.images) <= planted.threshold) for m in (made, whole))
     assert 0 < hidden.sum() < more.sum()
-    again = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    again = perturb_batch(attack, *case, 0, target=planted, limits=Limits(forwards=9))
     assert torch.equal(made.images, again.images)
 
 
@@ -339,7 +343,7 @@ def test_a_limit_of_time_is_a_failure_with_one_sentence(digits, planted) -> None
     for attack in (PGD(0.1), WorstCase(0.1)):
         with pytest.raises(LimitError, match="stopped after 0 seconds per image: raise seconds under"):
             perturb_batch(
-                attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted,
+                attack, digits.model, digits.images, digits.labels, digits.indices, 0, target=planted,
                 limits=Limits(seconds=0),
             )  # fmt: skip
 
@@ -396,8 +400,8 @@ def test_a_detector_that_yields_late_gets_more_steps(digits, planted, monkeypatc
             return torch.where(dark & (self.asked > 29) | (self.asked > 60), -1.0, 1.0)
 
     watched = Rounds(monkeypatch)
-    # Below no image's goal, so that none is left out before a round ends.
-    yields = Yields(0.0, planted.images, planted.labels, goal=-2.0, has_surrogate=False)
+    # Below no image's target_score, so that none is left out before a round ends.
+    yields = Yields(0.0, planted.images, planted.labels, target_score=-2.0, has_surrogate=False)
     made = attacked(digits, yields, WorstCase(0.3, steps=10, queries=2, restarts=2))
     assert len(watched.attacks) == 2 and made.success.all()
     assert set(made.told.tolist()) == {-1.0}
