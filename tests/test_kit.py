@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import Forks
+from support.suites import Tiny
 
 SUITE = """
 name = "with-kit"
@@ -121,7 +123,7 @@ PACKAGES = {
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory, forks: Callable) -> Path:
+def package(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """A folder with what `aftershock new` wrote for each kind, and `target` with that installed."""
     folder = tmp_path_factory.mktemp("kit")
     for kind in PACKAGES:
@@ -220,7 +222,7 @@ def test_a_suite_can_name_new_parts_of_every_kind(package: Path) -> None:
     ],
 )
 def test_names_and_places_that_cannot_be_are_one_sentence(
-    forks: Callable, tmp_path: Path, arguments: list[str], message: str
+    forks: Forks, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("precious")
@@ -231,7 +233,7 @@ def test_names_and_places_that_cannot_be_are_one_sentence(
     assert [p.name for p in tmp_path.rglob("*")] in (["full", "thesis.tex"], ["thesis.tex", "full"])
 
 
-def test_check_names_what_is_broken_and_how_to_mend_it(forks: Callable, tmp_path: Path) -> None:
+def test_check_names_what_is_broken_and_how_to_mend_it(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     done = forks("check", "reversed", "--plugin", "bad.py", cwd=tmp_path)
     assert done.status == 1
@@ -248,7 +250,7 @@ def test_check_names_what_is_broken_and_how_to_mend_it(forks: Callable, tmp_path
 
 
 def test_in_a_run_each_broken_detector_is_a_row_with_its_reason_and_the_rest_goes_on(
-    forks: Callable, tiny: Callable, tmp_path: Path
+    forks: Forks, tiny: Tiny, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     names = ("far-away", "nan", "lists", "raises", "slow", "sound")
@@ -268,7 +270,7 @@ def test_in_a_run_each_broken_detector_is_a_row_with_its_reason_and_the_rest_goe
     assert rows["sound"]["robust_accuracy_at_fpr_5"]
 
 
-def test_needs_that_are_none_are_said_before_any_work(forks: Callable, tiny: Callable, tmp_path: Path) -> None:
+def test_needs_that_are_none_are_said_before_any_work(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         BAD + '\n\n@register("words")\nclass Words(Base):\n    info = DetectorInfo(title="x", needs=("bits",))\n\n'
         "    def score(self, traces):\n        return traces.logits.amax(1)\n"
@@ -307,9 +309,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("function", "size"), [("make", 20), ("fixed", 32)])
-def test_a_new_suite_for_a_model_and_images_is_valid(
-    forks: Callable, photographs: Path, function: str, size: int
-) -> None:
+def test_a_new_suite_for_a_model_and_images_is_valid(forks: Forks, photographs: Path, function: str, size: int) -> None:
     done = forks("new", "suite", "mine", "--model", f"net.py:{function}", "--images", "images", cwd=photographs)
     assert done.status == 0 and "aftershock run mine.toml" in done.output, done.output
     suite = tomllib.loads((photographs / "mine.toml").read_text(encoding="utf-8"))
@@ -336,14 +336,14 @@ def test_a_new_suite_for_a_model_and_images_is_valid(
     ],
 )
 def test_a_suite_that_cannot_be_written_is_one_sentence(
-    forks: Callable, photographs: Path, arguments: list[str], message: str
+    forks: Forks, photographs: Path, arguments: list[str], message: str
 ) -> None:
     done = forks("new", "suite", *arguments, cwd=photographs)
     assert done.status == 2 and message in done.output, done.output
     assert not list(photographs.rglob("*.toml"))
 
 
-def test_a_kind_that_does_not_exist_is_one_sentence(forks: Callable, tmp_path: Path) -> None:
+def test_a_kind_that_does_not_exist_is_one_sentence(forks: Forks, tmp_path: Path) -> None:
     done = forks("check", "colour", "red", cwd=tmp_path)
     assert done.status == 2 and "the kinds are detector, perturbation, analysis, model, dataset" in done.output
 
@@ -381,9 +381,7 @@ class Raises(Base):
 """
 
 
-def test_check_and_run_agree_about_scores_and_remedies_fit_the_fault(
-    forks: Callable, tiny: Callable, tmp_path: Path
-) -> None:
+def test_check_and_run_agree_about_scores_and_remedies_fit_the_fault(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(WRONG)
     found = {}
     for name in ("whole-numbers", "truths", "raises"):

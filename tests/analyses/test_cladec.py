@@ -24,6 +24,8 @@ from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import TapInfo, Traces
 from scipy.stats import binomtest, spearmanr, t
+from support.commands import Forks
+from support.suites import Tiny
 from torch import Tensor, nn
 
 CLASSES = 3
@@ -444,9 +446,7 @@ def test_wrong_parameters_are_refused(wrong: dict[str, Any], word: str) -> None:
         ClaDec(**wrong)
 
 
-def test_a_suite_runs_it(
-    forks: Any, tiny: Callable[..., Path], tmp_path: Path, of_run: Callable[..., Findings]
-) -> None:
+def test_a_suite_runs_it(forks: Forks, tiny: Tiny, tmp_path: Path, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "s.toml")
     text = "\n".join([
         "[[analyses]]", 'name = "cladec"', "decoder = { epochs = 2, width = 4 }", "judge = { epochs = 2 }", "seeds = 2",

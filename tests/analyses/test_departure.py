@@ -36,6 +36,8 @@ from scipy.stats import ttest_1samp, wilcoxon
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
+from support.commands import Forks
+from support.suites import Tiny
 
 TAPS = ("a", "b", "c", "d", "e")
 INFO = tuple(TapInfo(name, "relu", (4,)) for name in TAPS)
@@ -560,9 +562,7 @@ def test_the_untrained_network_is_read_on_the_same_images(study: Callable[..., F
     assert rows["trained"]["accuracy"] == pytest.approx(0.88)
 
 
-def test_a_run_on_digits(
-    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
-) -> None:
+def test_a_run_on_digits(tmp_path: Path, forks: Forks, tiny: Tiny, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "suite.toml", model={"epochs": 8}, detectors=[{"name": "msp"}])
     suite.write_text(suite.read_text() + '\n[[analyses]]\nname = "departure"\nimages = 40\n')
     done = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,13 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, f_oneway
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score
+from support.commands import Forks
+from support.suites import Tiny
 from torch import Tensor, nn
 
 TAPS = (TapInfo("noise", "relu", (5,)), TapInfo("classes", "relu", (4,)))
 # Far apart and in a row: a map of one by three units has one for each.
 CENTRES = torch.tensor([[1.0], [10.0], [19.0]]).expand(3, 4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Many small steps: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -456,9 +449,7 @@ def test_too_few_images_are_refused(study: Callable[..., Findings]) -> None:
 # A whole run
 
 
-def test_in_a_run(
-    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
-) -> None:
+def test_in_a_run(tmp_path: Path, forks: Forks, tiny: Tiny, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "suite.toml", detectors=[{"name": "msp"}])
     lines = '[[analyses]]\nname = "functional_codes"\nrows = 3\ncolumns = 3\nepochs = 5\npictured_taps = 1\n'
     suite.write_text(suite.read_text() + "\n" + lines)

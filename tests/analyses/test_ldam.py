@@ -25,6 +25,8 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import Traces
+from support.commands import Forks
+from support.suites import Tiny
 from torch import Tensor, nn
 
 CLASSES = ("left", "right", "top")
@@ -404,7 +406,7 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def test_it_runs_from_a_suite(forks: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_it_runs_from_a_suite(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     suite = tiny(tmp_path / "suite.toml")
     entry = {"name": "ldam", **QUICK, "targets": ["logit:3", "unit:relu1:4"], "attacked": 30}
     lines = [f"{k} = {toml(v)}" for k, v in entry.items()]

@@ -32,6 +32,8 @@ from aftershock.harness.tracing.traced_model import Instruments
 from scipy.stats import hypergeom, percentileofscore, sem, t
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics.pairwise import cosine_similarity
+from support.commands import Forks
+from support.suites import Tiny
 
 
 def planted(images: int = 30, noise: float = 0.3, units: int = 400, seed: int = 0) -> torch.Tensor:
@@ -439,9 +441,7 @@ def test_wrong_parameters_are_told(wrong: dict[str, Any]) -> None:
         Rdm(**wrong)
 
 
-def test_a_run_on_digits(
-    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
-) -> None:
+def test_a_run_on_digits(tmp_path: Path, forks: Forks, tiny: Tiny, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "suite.toml", model={"epochs": 8}, detectors=[{"name": "msp"}])
     suite.write_text(suite.read_text() + '\n[[analyses]]\nname = "rdm"\nimages = 5\nclasses = 4\npermutations = 20\n')
     done = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))

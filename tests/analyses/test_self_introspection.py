@@ -51,6 +51,8 @@ from scipy.linalg import hadamard
 from scipy.stats import entropy, spearmanr
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
+from support.commands import Forks
+from support.suites import Tiny
 from torch import Tensor, nn
 
 CLASSES = 3
@@ -487,9 +489,7 @@ class TestStudy:
             SelfIntrospection(**wrong)
 
 
-def test_a_run_keeps_its_findings(
-    forks: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path, of_run: Callable[..., Findings]
-) -> None:
+def test_a_run_keeps_its_findings(forks: Forks, tiny: Tiny, tmp_path: Path, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "suite.toml")
     lines = '[[analyses]]\nname = "self_introspection"\nhidden = [16]\nlatent = 4\nepochs = 2\nsteps = 4\ntracked = 5\n'
     suite.write_text(suite.read_text(encoding="utf-8") + lines, encoding="utf-8")

@@ -16,6 +16,7 @@ from aftershock.attacks.base.target import Guides, Look
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.evaluation.rankability import FLOOR
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 
@@ -52,29 +53,29 @@ class Planted:
 
 
 @pytest.fixture
-def planted(digits) -> Planted:
+def planted(digits: DigitsCase) -> Planted:
     """Its threshold flags some four in ten clean images, and more of what moves their first row outwards."""
     clean = (digits.images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
     return Planted(float(clean.quantile(0.6)), digits.images, digits.labels)
 
 
-def attacked(digits, planted: Planted, attack):
+def attacked(digits: DigitsCase, planted: Planted, attack):
     return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted)
 
 
-def passed(digits, planted: Planted, attack) -> float:
+def passed(digits: DigitsCase, planted: Planted, attack) -> float:
     made = attacked(digits, planted, attack)
     assert made.flags == ()
     return float((made.success & (planted.score(made.images) <= planted.threshold)).float().mean())
 
 
 @pytest.mark.parametrize("method", ["orthogonal", "selective", "joint"])
-def test_knowing_the_detector_beats_not_knowing_it(digits, planted, method) -> None:
+def test_knowing_the_detector_beats_not_knowing_it(digits: DigitsCase, planted, method) -> None:
     oblivious = passed(digits, planted, PGD(0.15))
     assert passed(digits, planted, SurrogateAttack(0.15, method, steps=20)) > max(0.8, oblivious + 0.05)
 
 
-def test_the_worst_case_works_without_a_usable_surrogate(digits, planted) -> None:
+def test_the_worst_case_works_without_a_usable_surrogate(digits: DigitsCase, planted) -> None:
     planted.has_surrogate = False
     with pytest.raises(UsageError, match="no surrogate"):
         passed(digits, planted, SurrogateAttack(0.2))
@@ -83,7 +84,7 @@ def test_the_worst_case_works_without_a_usable_surrogate(digits, planted) -> Non
     assert passed(digits, planted, WorstCase(0.2, steps=20, queries=200)) > 0.8
 
 
-def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
+def test_the_worst_case_is_at_least_each_of_its_parts(digits: DigitsCase, planted) -> None:
     parts = [
         SurrogateAttack(0.1, "selective", steps=15),
         FeatureMatching(0.1, steps=15),
@@ -93,7 +94,7 @@ def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
     assert all(worst >= passed(digits, planted, part) for part in parts)
 
 
-def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> None:
+def test_each_image_is_credited_to_the_part_that_made_it(digits: DigitsCase, planted) -> None:
     known = {"selective", "orthogonal", "feature-matching", "search"}
     made = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
     assert len(made.credits) == len(made.images) and set(made.credits) <= {*known, ""}
@@ -104,7 +105,7 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> Non
     assert attacked(digits, planted, PGD(0.1)).credits == ()
 
 
-def test_restarts_get_out_of_a_trap(digits, planted) -> None:
+def test_restarts_get_out_of_a_trap(digits: DigitsCase, planted) -> None:
     class Trap(Planted):
         # The surrogate leads towards white rows, which are as suspicious as black ones, wherever a row is not dark.
         def look(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
@@ -118,14 +119,14 @@ def test_restarts_get_out_of_a_trap(digits, planted) -> None:
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1])
-def test_without_a_surrogate_no_fewer_images_are_turned_than_by_pgd(digits, planted, eps: float) -> None:
+def test_without_a_surrogate_no_fewer_images_are_turned_than_by_pgd(digits: DigitsCase, planted, eps: float) -> None:
     planted.has_surrogate = False
     known = attacked(digits, planted, WorstCase(eps, steps=20, queries=50))
     plain = attacked(digits, planted, PGD(eps, steps=20, loss="margin"))
     assert known.success.sum() >= plain.success.sum() - 1
 
 
-def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> None:
+def test_gradients_that_never_reach_the_logits_are_counted(digits: DigitsCase, planted) -> None:
     inner = next(m for m in digits.model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     seen: list[Tensor] = []
 
@@ -143,7 +144,7 @@ def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> N
     assert made.backwards == pytest.approx(7)
 
 
-def test_the_search_begins_at_what_others_found(digits, planted) -> None:
+def test_the_search_begins_at_what_others_found(digits: DigitsCase, planted) -> None:
     # A search of one query returns its start.
     class Pair(ScoreSquare):
         def improve(self, best, rows, model, clean, labels, draws):
@@ -163,14 +164,14 @@ def test_the_search_begins_at_what_others_found(digits, planted) -> None:
     assert torch.equal(seen[0], asked[0])
 
 
-def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits, planted) -> None:
+def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits: DigitsCase, planted) -> None:
     clean = attacked(digits, planted, WorstCase(0.0, steps=2, queries=3))
     assert not clean.success.any() and torch.equal(clean.images, digits.images)
     assert passed(digits, planted, WorstCase(0.5, steps=20, queries=100)) == 1.0
 
 
 @pytest.mark.parametrize("attack", [SurrogateAttack(0.15, steps=10, restarts=2), ScoreSquare(0.15, queries=30)])
-def test_results_do_not_depend_on_the_batch_and_repeat(digits, planted, attack) -> None:
+def test_results_do_not_depend_on_the_batch_and_repeat(digits: DigitsCase, planted, attack) -> None:
     def run(size: int) -> Tensor:
         return perturb_batch(
             attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, defence=planted
@@ -239,7 +240,7 @@ def test_the_projection_leaves_nothing_along_the_other_gradient() -> None:
     assert torch.equal(_without(a, torch.zeros_like(a)), a)
 
 
-def test_without_a_detector_there_is_nothing_to_know(digits) -> None:
+def test_without_a_detector_there_is_nothing_to_know(digits: DigitsCase) -> None:
     with pytest.raises(UsageError, match="against a detector"):
         WorstCase(0.1).perturb(CountingModel(digits.model), digits.images, digits.labels, None)
 
@@ -260,7 +261,7 @@ def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
         make()
 
 
-def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(linear) -> None:
+def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(linear: LinearCase) -> None:
     # Along the weight vector, each image exactly to 1.1 times its distance from the boundary.
     weight = linear.model.weight.detach()
     distance = linear.margins / weight.norm()
@@ -275,14 +276,14 @@ def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(l
     assert not none.success.any() and torch.equal(none.images, linear.images)
 
 
-def test_rounding_leaves_multiples_of_1_255(digits) -> None:
+def test_rounding_leaves_multiples_of_1_255(digits: DigitsCase) -> None:
     made = rounded(digits.model, digits.images, (digits.images + 0.2).clamp(0, 1), digits.labels)
     assert torch.allclose(made.images * 255, (made.images * 255).round(), atol=1e-4)
     lost = rounded(digits.model, digits.images, digits.images + 0.001, digits.labels)
     assert torch.allclose(lost.images, (digits.images * 255).round() / 255, atol=1 / 255)
 
 
-def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits) -> None:
+def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits: DigitsCase) -> None:
     class Noisy(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model(images) + torch.randn(len(images), 1)
@@ -292,7 +293,7 @@ def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits) -> No
         assert ("randomised-model" in made.flags) is flagged
 
 
-def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
+def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits: DigitsCase) -> None:
     class Quantised(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model((images * 8).round() / 8)
@@ -302,7 +303,7 @@ def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
     assert "zero-gradient" in made.flags and not made.success.any()
 
 
-def test_what_an_adaptive_attack_found_before_a_limit_stands(digits, planted) -> None:
+def test_what_an_adaptive_attack_found_before_a_limit_stands(digits: DigitsCase, planted) -> None:
     """The limit is exact and the same on every machine, so what was found by then is a result."""
     attack, case = WorstCase(0.15, steps=10, queries=50), (digits.model, digits.images, digits.labels, digits.indices)
     made = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
@@ -316,7 +317,7 @@ def test_what_an_adaptive_attack_found_before_a_limit_stands(digits, planted) ->
     assert torch.equal(made.images, again.images)
 
 
-def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> None:
+def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits: DigitsCase) -> None:
     case = (digits.model, digits.images, digits.labels, digits.indices, 0)
     made = perturb_batch(PGD(0.1, steps=20), *case, limits=Limits(backwards=7))
     assert made.flags == ("limit",) and made.backwards <= 8
@@ -334,7 +335,7 @@ def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> N
     )
 
 
-def test_a_limit_of_time_is_a_failure_with_one_sentence(digits, planted) -> None:
+def test_a_limit_of_time_is_a_failure_with_one_sentence(digits: DigitsCase, planted) -> None:
     """Machines differ: what was found by then would be another result on each."""
     for attack in (PGD(0.1), WorstCase(0.1)):
         with pytest.raises(LimitError, match="stopped after 0 seconds per image: raise seconds under"):
@@ -370,7 +371,7 @@ class Rounds:
 
 @pytest.mark.parametrize(("late", "rounds"), [([0], 1), ([1], 1), ([2, 0], 2), ([2, 2, 2], 3)])
 def test_the_worst_case_goes_on_while_images_get_past_late(
-    digits, planted, late: list[int], rounds: int, monkeypatch: pytest.MonkeyPatch
+    digits: DigitsCase, planted, late: list[int], rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched, left = Rounds(monkeypatch), iter(late)
     with monkeypatch.context() as patched:
@@ -384,7 +385,9 @@ def test_the_worst_case_goes_on_while_images_get_past_late(
         assert {(a.steps, a.restarts, a.first_run) for a in gradient} == {(3 * 2**further, 2, 2 * further)}
 
 
-def test_a_detector_that_yields_late_gets_more_steps(digits, planted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_yields_late_gets_more_steps(
+    digits: DigitsCase, planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dark images pass only as the first round ends, and bright ones only in the second."""
 
     class Yields(Planted):

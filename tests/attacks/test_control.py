@@ -12,10 +12,11 @@ from aftershock.attacks.benign.equal_norm_control import equal_norm_control
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 
-def test_the_control_is_as_large_and_changes_no_prediction(linear) -> None:
+def test_the_control_is_as_large_and_changes_no_prediction(linear: LinearCase) -> None:
     # In [0.3, 0.7] nothing is clipped, so the norms are exactly those asked for.
     made = perturb_batch(PGD(0.1), linear.model, linear.images, linear.labels, linear.indices, seed=0)
     control = equal_norm_control(linear.model, linear.images, made.images, linear.labels, Draws(0, linear.indices))
@@ -104,7 +105,7 @@ def test_images_that_were_not_moved_have_no_ratio() -> None:
     assert torch.equal(control.images[1], clean[1])
 
 
-def test_batches_do_not_matter_and_nothing_is_left_behind(digits) -> None:
+def test_batches_do_not_matter_and_nothing_is_left_behind(digits: DigitsCase) -> None:
     made = perturb_batch(PGD(0.2), digits.model, digits.images, digits.labels, digits.indices, seed=0)
     digits.model.train()
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()

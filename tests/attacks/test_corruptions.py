@@ -21,6 +21,7 @@ from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
 from PIL import Image
 from scipy import ndimage
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 ALL = [
@@ -74,7 +75,7 @@ def test_all_of_them_are_here() -> None:
 
 @pytest.mark.parametrize("part", ALL, ids=lambda part: part.__name__)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_severities_rank_by_distance(part: type[Corruption], shape: tuple[int, int, int], digits) -> None:
+def test_severities_rank_by_distance(part: type[Corruption], shape: tuple[int, int, int], digits: DigitsCase) -> None:
     images = digits.images[:32] if shape == (1, 8, 8) else smooth(32, shape)
     if part is corruptions.Saturate and shape[0] == 1:
         pytest.skip("no colour to saturate")
@@ -119,7 +120,7 @@ def test_black_and_white_images_stay_finite_and_in_range(part: type[Corruption])
 
 
 @pytest.mark.parametrize("part", ALL, ids=lambda part: part.__name__)
-def test_the_harness_has_nothing_to_mend(part: type[Corruption], digits, linear) -> None:
+def test_the_harness_has_nothing_to_mend(part: type[Corruption], digits: DigitsCase, linear: LinearCase) -> None:
     case = linear if part is corruptions.Saturate else digits
     made = perturb_batch(part(3), case.model, case.images, case.labels, case.indices, seed=0)
     assert made.flags == () and made.forwards == made.backwards == 0 and float(made.norms["l2"].mean()) > 0
@@ -147,7 +148,7 @@ def test_a_wrong_severity_is_one_sentence(severity: object) -> None:
     assert str(raised.value) == f"severity = {severity!r}: give a whole number from 1 to 5."
 
 
-def test_saturation_refuses_images_without_colour(digits) -> None:
+def test_saturation_refuses_images_without_colour(digits: DigitsCase) -> None:
     with pytest.raises(UnavailableError, match="no colour"):
         perturb_batch(corruptions.Saturate(), digits.model, digits.images, digits.labels, digits.indices, seed=0)
 

@@ -22,6 +22,7 @@ from aftershock.attacks.libraries.foolbox.gradient import UNUSABLE
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 CLASSES: Mapping[str, type[FoolboxAttack]] = {
@@ -67,7 +68,7 @@ def states() -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_attack_through_the_harness(digits, name: str) -> None:
+def test_every_attack_through_the_harness(digits: DigitsCase, name: str) -> None:
     if name not in CORE and not os.environ.get("AFTERSHOCK_ATTACKS"):
         pytest.skip("one of the many: set AFTERSHOCK_ATTACKS=1 to run every attack")
     if CLASSES[name].missing():
@@ -162,7 +163,7 @@ def test_minimising_is_said_of_exactly_the_library_s_minimisers() -> None:
         assert cls.info.library == "foolbox" and cls.info.summary.endswith(".")
 
 
-def test_what_is_not_offered_does_not_work(digits) -> None:
+def test_what_is_not_offered_does_not_work(digits: DigitsCase) -> None:
     import foolbox
 
     model = foolbox.PyTorchModel(digits.model.eval(), bounds=(0, 1), device="cpu")
@@ -184,7 +185,9 @@ def test_what_is_not_offered_does_not_work(digits) -> None:
         ("HopSkipJumpAttack", {"steps": 6}, 2, 0.15),
     ],
 )  # fmt: skip
-def test_minimisers_find_the_distance_to_a_linear_boundary(linear, name, settings, dual, share: float) -> None:
+def test_minimisers_find_the_distance_to_a_linear_boundary(
+    linear: LinearCase, name, settings, dual, share: float
+) -> None:
     made = run(linear, CLASSES[name](**settings), 12)
     distance = linear.margins[:12] / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
     found = made.norms[CLASSES[name].info.norm]
@@ -193,7 +196,7 @@ def test_minimisers_find_the_distance_to_a_linear_boundary(linear, name, setting
 
 
 @pytest.mark.parametrize("name", ["L2DeepFoolAttack", "DDNAttack", "BoundaryAttack"])
-def test_an_explicit_budget_shortens_what_the_same_run_finds(digits, name: str) -> None:
+def test_an_explicit_budget_shortens_what_the_same_run_finds(digits: DigitsCase, name: str) -> None:
     settings = dict(SETTINGS.get(name, {}))
     free, limited = run(digits, CLASSES[name](**settings)), run(digits, CLASSES[name](eps=0.4, **settings))
     assert limited.flags == () and limited.norms["l2"].max() <= 0.4 * 1.00001
@@ -204,7 +207,7 @@ def test_an_explicit_budget_shortens_what_the_same_run_finds(digits, name: str) 
     assert torch.allclose(beyond, torch.full_like(beyond, 0.4), rtol=1e-4)
 
 
-def test_an_l0_budget_is_all_or_nothing(digits) -> None:
+def test_an_l0_budget_is_all_or_nothing(digits: DigitsCase) -> None:
     free, limited = run(digits, CLASSES["PointwiseAttack"]()), run(digits, CLASSES["PointwiseAttack"](eps=2))
     few = free.norms["l0"] <= 2
     assert 0 < few.sum() < 16
@@ -228,7 +231,7 @@ class Stubborn(nn.Module):
      "LinearSearchBlendedUniformNoiseAttack", "BoundaryAttack", "HopSkipJumpAttack", "PointwiseAttack",
      "BinarizationRefinementAttack"],
 )  # fmt: skip
-def test_images_that_nothing_fools_come_back_as_they_were(digits, name: str) -> None:
+def test_images_that_nothing_fools_come_back_as_they_were(digits: DigitsCase, name: str) -> None:
     # The library raises, or gives black images, NaN, or the most that it tried.
     attack = CLASSES[name](**{k: v for k, v in SETTINGS.get(name, {}).items() if k == "steps"})
     images = digits.images[:3]
@@ -252,7 +255,7 @@ def test_one_image_without_a_starting_point_does_not_stop_the_others(name: str) 
     assert torch.equal(made.images[[1, 3]], images[[1, 3]])
 
 
-def test_a_binarising_model_needs_only_the_step_over_its_threshold(digits) -> None:
+def test_a_binarising_model_needs_only_the_step_over_its_threshold(digits: DigitsCase) -> None:
     class Binary(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model((images >= 0.5).float() * 0.8 + 0.1)
@@ -266,7 +269,7 @@ def test_a_binarising_model_needs_only_the_step_over_its_threshold(digits) -> No
     assert ((changed - 0.5).abs() < 1e-6).all()
 
 
-def test_the_model_s_own_errors_are_not_taken_for_the_library_s(digits) -> None:
+def test_the_model_s_own_errors_are_not_taken_for_the_library_s(digits: DigitsCase) -> None:
     class Broken(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             if len(images) == 4:
@@ -277,7 +280,7 @@ def test_the_model_s_own_errors_are_not_taken_for_the_library_s(digits) -> None:
         run(digits, CLASSES["BoundaryAttack"](steps=2), 4, Broken())
 
 
-def test_brendel_and_bethge_say_that_they_need_numba(linear, monkeypatch) -> None:
+def test_brendel_and_bethge_say_that_they_need_numba(linear: LinearCase, monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "numba":
             raise PackageNotFoundError(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from aftershock import Draws, UsageError, register_perturbation
 from aftershock.attacks.base.from_function import from_function
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import PERTURBATIONS
+from support.commands import Forks
+from support.suites import Tiny
 
 IMAGES, LABELS = torch.full((4, 1, 2, 2), 0.5), torch.arange(4)
 FILE = """
@@ -98,7 +100,7 @@ def test_what_cannot_be_a_perturbation_is_one_sentence() -> None:
         PERTURBATIONS.register("plain")(lambda model, images, labels: images)
 
 
-def test_a_plugin_file_may_hold_functions(forks: Callable, tiny: Callable, tmp_path: Path) -> None:
+def test_a_plugin_file_may_hold_functions(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FILE)
     suite = tiny(tmp_path / "s.toml", [{"name": "stripes"}, {"name": "grain", "eps": 0.5}], plugins=["mine.py"])
     done = forks("run", str(suite), "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))

@@ -23,6 +23,7 @@ from aftershock.attacks.native.pgd import PGD, margin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 LIBRARY = [pytest.param(CW(c=20.0, lr=0.05), marks=pytest.mark.torchattacks), L2DeepFool(), LinfDeepFool()]
@@ -40,7 +41,7 @@ def run(case, perturbation, model: nn.Module | None = None, batch_size: int = 12
     [(L2DeepFool(), 2, 0.02), (L2DeepFool(overshoot=0.5), 2, 0.5), (LinfDeepFool(), 1, 0.02)],
 )
 def test_deepfool_on_a_linear_model_goes_beyond_the_boundary_by_its_overshoot(
-    linear, perturbation, dual: int, overshoot: float
+    linear: LinearCase, perturbation, dual: int, overshoot: float
 ) -> None:
     made = run(linear, perturbation)
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
@@ -51,7 +52,7 @@ def test_deepfool_on_a_linear_model_goes_beyond_the_boundary_by_its_overshoot(
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_real_runs_fool_with_less_than_pgd(digits, perturbation) -> None:
+def test_real_runs_fool_with_less_than_pgd(digits: DigitsCase, perturbation) -> None:
     made = run(digits, perturbation)
     assert made.success.float().mean() > 0.9 and made.flags == ()
     eps = {"linf": 0.3, "l2": 2.0}[perturbation.norm]
@@ -63,14 +64,16 @@ def test_real_runs_fool_with_less_than_pgd(digits, perturbation) -> None:
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_results_do_not_depend_on_the_batch(digits, perturbation) -> None:
+def test_results_do_not_depend_on_the_batch(digits: DigitsCase, perturbation) -> None:
     whole, parts = run(digits, perturbation), run(digits, perturbation, batch_size=7)
     assert torch.equal(whole.success, parts.success)
     assert ((whole.images - parts.images).abs() > 1e-3).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_a_training_model_without_parameters_and_loud_libraries(linear, perturbation, capfd, monkeypatch) -> None:
+def test_a_training_model_without_parameters_and_loud_libraries(
+    linear: LinearCase, perturbation, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight, bias = linear.model.weight.detach(), linear.model.bias.detach()
 
     class Bare(nn.Module):
@@ -87,7 +90,7 @@ def test_a_training_model_without_parameters_and_loud_libraries(linear, perturba
     assert logging.getLogger().handlers == []
 
 
-def test_warnings_of_a_library_stay_inside_its_adapter(linear) -> None:
+def test_warnings_of_a_library_stay_inside_its_adapter(linear: LinearCase) -> None:
     class Loud(L2DeepFool):
         def run(self, model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
             warnings.warn("numpy 2 will not like this", DeprecationWarning, stacklevel=1)
@@ -101,14 +104,14 @@ def test_warnings_of_a_library_stay_inside_its_adapter(linear) -> None:
 
 
 @pytest.mark.torchattacks
-def test_cw_counts_one_pass_per_step(digits) -> None:
+def test_cw_counts_one_pass_per_step(digits: DigitsCase) -> None:
     # With so large a step the cost of the batch rises, where the library by itself would stop all of it.
     made = run(digits, CW(steps=20, lr=2.0))
     assert (made.forwards, made.backwards) == (20, 20)
 
 
 @pytest.mark.torchattacks
-def test_cw_does_not_care_where_zero_lies_among_the_logits(digits) -> None:
+def test_cw_does_not_care_where_zero_lies_among_the_logits(digits: DigitsCase) -> None:
     class Shifted(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model(images) - 50
@@ -121,7 +124,7 @@ def test_cw_does_not_care_where_zero_lies_among_the_logits(digits) -> None:
 
 
 @pytest.mark.torchattacks
-def test_cw_confidence_is_reached_or_the_image_comes_back(digits) -> None:
+def test_cw_confidence_is_reached_or_the_image_comes_back(digits: DigitsCase) -> None:
     made = run(digits, CW(c=50.0, kappa=4.0, steps=100, lr=0.05))
     assert made.success.float().mean() > 0.8
     with torch.no_grad():
@@ -132,7 +135,7 @@ def test_cw_confidence_is_reached_or_the_image_comes_back(digits) -> None:
 
 
 @pytest.mark.torchattacks
-def test_cw_minimises_whatever_its_budget(digits) -> None:
+def test_cw_minimises_whatever_its_budget(digits: DigitsCase) -> None:
     free, held = run(digits, CW(c=20.0, lr=0.05)), run(digits, CW(c=20.0, lr=0.05, eps=0.5))
     inside = free.norms["l2"] <= 0.5
     assert CW.info.minimises and 0 < inside.sum() < len(inside)
@@ -166,12 +169,12 @@ def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
         (torch.rand(4, 3, 4, 4) - 0.5, r"\[0, 1\]"),
     ],
 )
-def test_the_adapter_itself_checks_its_input(linear, images: Tensor, message: str) -> None:
+def test_the_adapter_itself_checks_its_input(linear: LinearCase, images: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         L2DeepFool().perturb(CountingModel(linear.model), images, torch.zeros(4, dtype=torch.int64), Draws(0, range(4)))
 
 
-def test_a_missing_library_is_told_with_what_to_do(linear, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_told_with_what_to_do(linear: LinearCase, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 

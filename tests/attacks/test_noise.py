@@ -8,6 +8,7 @@ from aftershock.attacks.benign.noise import Gaussian, RandomSign, SaltAndPepper,
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
 from scipy import stats
+from support.attack_cases import LinearCase
 from torch import Tensor, nn
 
 NOISES = [Gaussian(0.1), Uniform(0.1), RandomSign(8 / 255), SaltAndPepper(0.2), Shot(50.0), Speckle(0.3)]
@@ -45,7 +46,7 @@ def test_an_image_gets_the_same_noise_in_any_batch(noise: Perturbation, shape: t
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=lambda n: type(n).__name__)
-def test_the_harness_has_nothing_to_mend(linear, noise: Perturbation) -> None:
+def test_the_harness_has_nothing_to_mend(linear: LinearCase, noise: Perturbation) -> None:
     made = perturb_batch(noise, linear.model, linear.images, linear.labels, linear.indices, seed=0)
     assert made.flags == () and made.forwards == made.backwards == 0
     assert noise.info.kind == noise.family == "noise" and noise.info.stochastic and not noise.info.gradients

@@ -11,6 +11,7 @@ from aftershock.attacks.benign.spatial import Rotate, Translate
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
 from scipy import ndimage
+from support.attack_cases import DigitsCase
 from torch import Tensor, nn
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (5, 9, 13)]
@@ -106,6 +107,6 @@ def test_wrong_values_are_one_sentence(make, words: str) -> None:
 
 
 @pytest.mark.parametrize("perturbation", SPATIAL, ids=lambda p: f"{type(p).__name__}-{p.padding}")
-def test_the_harness_has_nothing_to_mend(perturbation: Perturbation, digits) -> None:
+def test_the_harness_has_nothing_to_mend(perturbation: Perturbation, digits: DigitsCase) -> None:
     made = perturb_batch(perturbation, digits.model, digits.images, digits.labels, digits.indices, seed=0)
     assert made.flags == () and made.forwards == made.backwards == 0 and made.success.any()

@@ -16,6 +16,7 @@ from aftershock.attacks.native.square import (
 )
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 
@@ -128,7 +129,7 @@ def test_an_objective_without_a_value_is_never_done() -> None:
     assert values.isposinf().all() and (norms(made - clean)["linf"] <= 0.1 + 1e-6).all()
 
 
-def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear) -> None:
+def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear: LinearCase) -> None:
     distance = linear.margins / linear.model.weight.detach().abs().sum()
     made = run(linear, Square(0.02, queries=600))
     fooled, clear = distance < 0.02, (distance - 0.02).abs() > 1e-4
@@ -136,7 +137,7 @@ def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear) -> No
     assert torch.equal(made.success[clear], fooled[clear])
 
 
-def test_in_l2_it_never_passes_the_bound_of_a_linear_model_and_comes_near(linear) -> None:
+def test_in_l2_it_never_passes_the_bound_of_a_linear_model_and_comes_near(linear: LinearCase) -> None:
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach())
     made = run(linear, Square(0.1, "l2", queries=600))
     assert not made.success[distance > 0.1001].any() and made.flags == ()
@@ -156,7 +157,7 @@ class Rounded(nn.Module):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.6)])
-def test_masked_gradients_stop_pgd_and_not_square(digits, norm, eps: float) -> None:
+def test_masked_gradients_stop_pgd_and_not_square(digits: DigitsCase, norm, eps: float) -> None:
     masked = Rounded(digits.model)
     assert run(digits, PGD(eps, norm=norm)).success.float().mean() > 0.6
     pgd = run(digits, PGD(eps, norm=norm, steps=20, restarts=3), masked)
@@ -166,7 +167,7 @@ def test_masked_gradients_stop_pgd_and_not_square(digits, norm, eps: float) -> N
 
 
 @pytest.mark.torchattacks
-def test_it_is_as_strong_as_another_implementation(digits) -> None:
+def test_it_is_as_strong_as_another_implementation(digits: DigitsCase) -> None:
     import torchattacks
 
     for norm, eps in (("linf", 0.06), ("l2", 0.5)):
@@ -183,7 +184,7 @@ def test_it_is_as_strong_as_another_implementation(digits) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, norm) -> None:
+def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits: DigitsCase, norm) -> None:
     attack = Square({"linf": 0.05, "l2": 0.5}[norm], norm, queries=60)
     whole, again, parts = run(digits, attack), run(digits, attack), run(digits, attack, batch_size=7)
     assert torch.equal(whole.images, again.images) and 0 < whole.success.sum() < 80
@@ -194,7 +195,7 @@ def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, norm) ->
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_budget_of_nothing_fools_nothing_and_is_paid_in_full(linear, norm) -> None:
+def test_a_budget_of_nothing_fools_nothing_and_is_paid_in_full(linear: LinearCase, norm) -> None:
     made = run(linear, Square(0.0, norm, queries=9))
     assert torch.equal(made.images, linear.images) and not made.success.any()
     assert (made.forwards, made.backwards) == (9, 0)

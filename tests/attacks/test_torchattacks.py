@@ -37,6 +37,7 @@ from aftershock.attacks.libraries.torchattacks.other import (
 from aftershock.attacks.native.pgd import margin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.torchattacks
@@ -113,7 +114,7 @@ def classifier(classes: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_attack_keeps_the_rules(digits, name: str) -> None:
+def test_every_attack_keeps_the_rules(digits: DigitsCase, name: str) -> None:
     attack = generous(name)
     digits.model.train()
     gradients = [torch.randn_like(p) for p in digits.model.parameters()]
@@ -171,7 +172,7 @@ def test_all_are_registered_under_their_names() -> None:
 
 
 @pytest.mark.parametrize("part", [FGSM, PGD, MIFGSM, APGD])
-def test_on_a_linear_model_the_margin_decides(linear, part) -> None:
+def test_on_a_linear_model_the_margin_decides(linear: LinearCase, part) -> None:
     eps = 0.02
     made = perturb_batch(part(eps=eps), linear.model, linear.images, linear.labels, linear.indices, 0)
     reach = eps * linear.model.weight.detach().abs().sum()
@@ -180,7 +181,9 @@ def test_on_a_linear_model_the_margin_decides(linear, part) -> None:
 
 
 @pytest.mark.parametrize(("part", "dual", "factor"), [(DeepFool, 2, 1.02), (FABL2, 2, 1.0), (FAB, 1, 1.0)])
-def test_on_a_linear_model_minimal_attacks_find_the_distance(linear, part, dual: int, factor: float) -> None:
+def test_on_a_linear_model_minimal_attacks_find_the_distance(
+    linear: LinearCase, part, dual: int, factor: float
+) -> None:
     made = perturb_batch(part(), linear.model, linear.images, linear.labels, linear.indices, 0)
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
     assert made.success.float().mean() > 0.98
@@ -189,7 +192,7 @@ def test_on_a_linear_model_minimal_attacks_find_the_distance(linear, part, dual:
     assert ((found[made.success] - 1).abs() < 0.06).float().mean() > 0.95
 
 
-def test_one_pixel_declares_its_pixels_as_a_budget_that_the_harness_checks(digits) -> None:
+def test_one_pixel_declares_its_pixels_as_a_budget_that_the_harness_checks(digits: DigitsCase) -> None:
     attack = OnePixel(pixels=2, steps=3, popsize=10)
     assert (attack.eps, attack.norm, OnePixel.info.minimises) == (2.0, "l0", False)
     made = run(digits, attack)
@@ -202,7 +205,7 @@ def test_one_pixel_declares_its_pixels_as_a_budget_that_the_harness_checks(digit
 
 
 @pytest.mark.parametrize("part", [JSMA, SparseFool])
-def test_an_l0_budget_given_to_a_minimising_attack_is_all_or_nothing(digits, part) -> None:
+def test_an_l0_budget_given_to_a_minimising_attack_is_all_or_nothing(digits: DigitsCase, part) -> None:
     free = run(digits, generous(part.attack))
     eps = float(free.norms["l0"].median())
     held = run(digits, part(**GENEROUS.get(part.attack, {}), eps=eps))
@@ -212,7 +215,7 @@ def test_an_l0_budget_given_to_a_minimising_attack_is_all_or_nothing(digits, par
     assert torch.equal(held.images[~inside], digits.images[:12][~inside]) and not held.success[~inside].any()
 
 
-def test_a_step_follows_the_budget(digits) -> None:
+def test_a_step_follows_the_budget(digits: DigitsCase) -> None:
     assert torch.equal(run(digits, PGD(eps=0.1, steps=5)).images, run(digits, PGD(eps=0.1, steps=5, alpha=0.05)).images)
     assert not torch.equal(run(digits, PGD(eps=0.1, steps=5)).images, run(digits, PGD(eps=0.1, alpha=0.01)).images)
     given = [SPSA(eps=0.1, steps=4).arguments(0)["lr"], torchattacks_attacks.FFGSM(eps=0.08).arguments(0)["alpha"]]
@@ -241,7 +244,7 @@ def test_what_an_attack_cannot_do_is_a_reason(attack, shape, classes: int, reaso
     assert attack.inapplicable((3, 32, 32), 10) is None
 
 
-def test_deepfool_is_still_wrong_when_checked_in_another_batch(digits) -> None:
+def test_deepfool_is_still_wrong_when_checked_in_another_batch(digits: DigitsCase) -> None:
     # The library stops at the boundary itself, where a rounding decides.
     made = run(digits, DeepFool(), n=60)
     assert made.success.all() and run(digits, SparseFool(), n=30).success.all()
@@ -266,14 +269,14 @@ def test_square_in_l2_is_refused_exactly_where_the_library_fails() -> None:
 
 
 @pytest.mark.parametrize("part", [EADL1, EADEN])
-def test_ead_leaves_alone_what_it_does_not_need(digits, part) -> None:
+def test_ead_leaves_alone_what_it_does_not_need(digits: DigitsCase, part) -> None:
     # The library by itself moves every value, since its first step writes into the images that it starts from.
     made = run(digits, part(beta=0.05, initial_const=10.0, binary_search_steps=2))
     assert made.success.float().mean() > 0.9
     assert (made.norms["l0"][made.success] < 40).all()
 
 
-def test_ead_reaches_its_confidence_wherever_zero_lies_among_the_logits(digits) -> None:
+def test_ead_reaches_its_confidence_wherever_zero_lies_among_the_logits(digits: DigitsCase) -> None:
     class Shifted(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model(images) - 50
@@ -285,7 +288,7 @@ def test_ead_reaches_its_confidence_wherever_zero_lies_among_the_logits(digits) 
         assert (margin(digits.model(made.images), digits.labels[:8])[made.success] >= 3 - 1e-3).all()
 
 
-def test_a_model_of_other_than_ten_classes(linear) -> None:
+def test_a_model_of_other_than_ten_classes(linear: LinearCase) -> None:
     images = linear.images[:6]
     model = classifier(3)
     labels = model(images).argmax(1)
@@ -302,13 +305,13 @@ def test_a_model_of_other_than_ten_classes(linear) -> None:
     assert many.forwards > 4 * few.forwards > 0
 
 
-def test_smoothing_takes_more_noise_samples_than_its_library_takes_at_once(linear) -> None:
+def test_smoothing_takes_more_noise_samples_than_its_library_takes_at_once(linear: LinearCase) -> None:
     attack = PGDRS(steps=1, noise_batch_size=2100, noise_type="uniform")
     made = perturb_batch(attack, linear.model, linear.images[:2], linear.labels[:2], range(2), 0)
     assert made.forwards == 2100 and (made.norms["linf"] > 0).all()
 
 
-def test_targeted_apgd_in_l2_does_not_depend_on_who_comes_first(digits) -> None:
+def test_targeted_apgd_in_l2_does_not_depend_on_who_comes_first(digits: DigitsCase) -> None:
     # In a batch the library steps every image by the first image's step size.
     attack = APGDTL2(eps=0.6, steps=20)
     turned = perturb_batch(
@@ -341,7 +344,7 @@ def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
         make()
 
 
-def test_a_budget_only_limits_what_counts_where_an_attack_minimises(digits) -> None:
+def test_a_budget_only_limits_what_counts_where_an_attack_minimises(digits: DigitsCase) -> None:
     free = run(digits, DeepFool())
     eps = float(free.norms["l2"].median())
     held = run(digits, DeepFool(eps=eps))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from support.commands import Forks
 
 FILES = (
     "run.json", "keys.txt", "tables/leaderboard.csv", "tables/scores.csv.gz", "tables/timings.csv",
@@ -24,7 +25,7 @@ KINDS = ("model", "fit", "score", "analysis")
 class Place:
     """A damaged copy of a run and its cache, and the command that made them."""
 
-    def __init__(self, origin: Path, folder: Path, forks: Callable, differences: Callable, counts: dict) -> None:
+    def __init__(self, origin: Path, folder: Path, forks: Forks, differences: Callable, counts: dict) -> None:
         self.origin, self.folder, self._forks, self._differences = origin, folder, forks, differences
         self.counts, self._number = counts, 0
 
@@ -56,7 +57,7 @@ class Place:
 
 
 @pytest.fixture
-def place(damaged_place: Path, tmp_path: Path, forks: Callable, differences: Callable, counted: dict) -> Place:
+def place(damaged_place: Path, tmp_path: Path, forks: Forks, differences: Callable, counted: dict) -> Place:
     return Place(damaged_place, tmp_path, forks, differences, counted)
 
 

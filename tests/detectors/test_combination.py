@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import combine_pvalues
 from sklearn.metrics import roc_auc_score
+from support.activations import Sample, World
 from torch import Tensor
 
 
@@ -181,7 +182,7 @@ def test_views_and_gradients_of_members_are_kept_apart() -> None:
     torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_members_see_what_they_asked_for_where_needs_are_capped(world: Any) -> None:
+def test_members_see_what_they_asked_for_where_needs_are_capped(world: World) -> None:
     """Two members read the same code at different layers; the harness keeps fewer units than were asked for."""
     detector = CombinedScore(
         [
@@ -192,7 +193,7 @@ def test_members_see_what_they_asked_for_where_needs_are_capped(world: Any) -> N
     )
     assert len(detector.needs) == 3
 
-    def traces(sample: Any, needs: tuple[Need, ...], fit: bool) -> Traces:
+    def traces(sample: Sample, needs: tuple[Need, ...], fit: bool) -> Traces:
         held = tuple(replace(n, units=16) if n.representation == "bits" else n for n in needs)
         everywhere = tuple(replace(n, taps="all") for n in held)
         return replace(world.traces(sample, everywhere, fit=fit), needs=held)
@@ -205,7 +206,7 @@ def test_members_see_what_they_asked_for_where_needs_are_capped(world: Any) -> N
         torch.testing.assert_close(column, member.score(alone).double())
 
 
-def test_state_holds_the_members(world: Any) -> None:
+def test_state_holds_the_members(world: World) -> None:
     made = ["mahalanobis", {"name": "combination", "of": ["msp", "energy"], "method": "mean"}, "energy"]
     DETECTORS._entries.setdefault("combination", Entry("combination", CombinedScore, Origin("session")))
     detector = CombinedScore(made)

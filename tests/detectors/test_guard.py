@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,8 @@ from aftershock.harness.run.load import RunFolder, load_detector, load_model
 from aftershock.harness.suite.resolve import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.commands import Forks
+from support.suites import Tiny
 from torch import nn
 
 PARTS = """
@@ -46,7 +47,7 @@ DETECTORS = ("bits", "mahalanobis", "codeshift", "latent", "shaky")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("guard")
     (folder / "parts.py").write_text(PARTS)
     detectors = [
@@ -243,7 +244,7 @@ def test_a_damaged_run_is_one_sentence(run: Path, tmp_path: Path, damage: dict) 
         load_detector(tmp_path, "bits")
 
 
-def test_what_only_left_out_is_still_there(run: Path, forks: Callable, tmp_path: Path) -> None:
+def test_what_only_left_out_is_still_there(run: Path, forks: Forks, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -285,7 +286,7 @@ def test_a_changed_artifact_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_weights(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+def with_weights(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> Path:
     """A folder with a run of the weights that come with the package, and one of a user's own."""
     folder = tmp_path_factory.mktemp("weights")
     weights = builtin_suites()["quick"].parent / "weights" / "digits-mlp.safetensors"
@@ -314,7 +315,7 @@ def test_weights_of_a_user_are_asked_for_even_if_the_name_is_known(with_weights:
     load_model(with_weights / "own", weights=with_weights / "digits-mlp.safetensors")
 
 
-def test_the_command_line_writes_a_guard(run: Path, forks: Callable, tmp_path: Path) -> None:
+def test_the_command_line_writes_a_guard(run: Path, forks: Forks, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "g.safetensors"
     done = forks("guard", "export", str(run), "--detector", "mahalanobis", "--out", str(out), cwd=tmp_path)
     assert done.status == 0 and out.is_file(), done.output

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import Forks
+from support.suites import Tiny
 
 PARTS = """
 import torch
@@ -57,7 +58,7 @@ def table(run: Path, name: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("adaptive")
     (folder / "parts.py").write_text(PARTS)
     perturbations = [
@@ -145,7 +146,7 @@ def test_rounding_to_8_bits_hardly_matters_to_large_perturbations(run: Path) -> 
 
 
 def test_what_a_limit_on_forwards_ended_is_a_result_with_a_flag(
-    tmp_path: Path, forks: Callable, tiny: Callable, run: Path
+    tmp_path: Path, forks: Forks, tiny: Tiny, run: Path
 ) -> None:
     suite = tiny(tmp_path / "l.toml", [{"name": "pgd", "eps": 0.3, "steps": 10}], [{"name": "msp"}])
     suite.write_text(suite.read_text() + "\n[limits]\nforwards = 5\n")
@@ -186,7 +187,7 @@ def nearest():
 """
 
 
-def test_a_model_without_a_gradient_is_attacked_by_asking_it(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+def test_a_model_without_a_gradient_is_attacked_by_asking_it(tmp_path: Path, forks: Forks, tiny: Tiny) -> None:
     (tmp_path / "parts.py").write_text(NO_GRADIENT)
     perturbations = [
         {"name": "pgd", "eps": 0.3}, {"name": "square", "eps": 0.3, "queries": 60},
@@ -261,7 +262,7 @@ class Origins(Detector):
 """
 
 
-def test_what_a_plugin_may_leave_out_and_what_fit_is_told(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+def test_what_a_plugin_may_leave_out_and_what_fit_is_told(tmp_path: Path, forks: Forks, tiny: Tiny) -> None:
     (tmp_path / "plugins.py").write_text(PLUGINS)
     perturbations = [{"name": "pgd", "eps": 0.3}, {"name": "mute", "eps": 0.3}]
     detectors = [{"name": "origins", "fit_on": ["pgd"]}]
@@ -273,7 +274,7 @@ def test_what_a_plugin_may_leave_out_and_what_fit_is_told(tmp_path: Path, forks:
 
 
 def test_feature_matching_attacks_a_detector_whose_surrogate_takes_gradients(
-    tmp_path: Path, forks: Callable, tiny: Callable
+    tmp_path: Path, forks: Forks, tiny: Tiny
 ) -> None:
     """Its aims are the features of clean images, which need no surrogate and no graph."""
     attacks = [{"name": "feature-matching", "eps": 0.3, "steps": 3, "images": 20}]

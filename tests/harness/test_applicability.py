@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -21,6 +21,8 @@ from aftershock.harness.plan import Plan, make_plan
 from aftershock.harness.plan.applicability import applicability, make_perturbations
 from aftershock.harness.suite.resolve import load_suite
 from PIL import Image
+from support.commands import Forks
+from support.suites import Tiny
 
 FGSM = {"name": "fgsm", "eps": 0.2}
 GAUSSIAN = {"name": "gaussian", "std": 0.1}
@@ -93,9 +95,7 @@ def arrays(path: Path, classes: int, train: int = 200, test: int = 280) -> Path:
     return path
 
 
-def planned(
-    path: Path, tiny: Callable, dataset: Dataset, perturbations: Sequence[Mapping[str, Any]], **more: Any
-) -> Plan:
+def planned(path: Path, tiny: Tiny, dataset: Dataset, perturbations: Sequence[Mapping[str, Any]], **more: Any) -> Plan:
     suite = load_suite(tiny(path, perturbations, **more))
     return make_plan(suite, dataset, "data", "cpu", {"mlp": None})
 
@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_read_has_no_known_task(content: bytes | None, tmp
 
 
 @pytest.mark.torchattacks
-def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Callable) -> None:
+def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Tiny) -> None:
     detectors = [
         {"name": "msp"},
         {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["fgsm", "dlr"]},
@@ -174,7 +174,7 @@ def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Cal
     assert set(found((3, 8, 8), 1).inapplicable) >= {"fgsm", "autoattack", "aimed"}
 
 
-def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Callable, plugin: str) -> None:
+def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Tiny, plugin: str) -> None:
     suite = load_suite(tiny(tmp_path / "a.toml", [{"name": "unsure"}], plugins=[plugin]))
     assert applicability(suite, make_perturbations(suite), TaskShape((1, 8, 8), 2)).inapplicable == {}
 
@@ -188,7 +188,7 @@ def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Cal
     ],
 )
 def test_what_lacks_its_package_is_left_out_and_said_once(
-    entry: Mapping[str, Any], package: str, tmp_path: Path, tiny: Callable, digits: Dataset,
+    entry: Mapping[str, Any], package: str, tmp_path: Path, tiny: Tiny, digits: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def missing(name: str) -> str:
@@ -209,7 +209,7 @@ def test_what_lacks_its_package_is_left_out_and_said_once(
 
 
 def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
-    tmp_path: Path, tiny: Callable, binary: Dataset, plugin: str
+    tmp_path: Path, tiny: Tiny, binary: Dataset, plugin: str
 ) -> None:
     more = {"plugins": [plugin]}
     with_all = [FGSM, DLR, GAUSSIAN, SATURATE, {"name": "adaptive-colour"}]
@@ -227,7 +227,7 @@ def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
     assert len(set(whole.applicability.inapplicable)) == 5
 
 
-def test_single_seeds_share_their_series(tmp_path: Path, tiny: Callable, digits: Dataset) -> None:
+def test_single_seeds_share_their_series(tmp_path: Path, tiny: Tiny, digits: Dataset) -> None:
     plans = [planned(tmp_path / f"{n}.toml", tiny, digits, [FGSM], seeds=s) for n, s in enumerate(([0], [1], [0, 1]))]
     assert len({p.protocol_digests["mlp"] for p in plans}) == 3
     [series] = {p.series_digests["mlp"] for p in plans}
@@ -237,7 +237,7 @@ def test_single_seeds_share_their_series(tmp_path: Path, tiny: Callable, digits:
 
 
 def test_a_detector_that_learns_from_it_and_what_attacks_that_detector_have_no_cells(
-    tmp_path: Path, tiny: Callable, binary: Dataset
+    tmp_path: Path, tiny: Tiny, binary: Dataset
 ) -> None:
     bits = {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["dlr", "fgsm"]}
     adaptive = {"name": "adaptive", "eps": 0.1, "images": 10}
@@ -265,7 +265,7 @@ BITS = {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable, plugin: str) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, plugin: str) -> Path:
     folder = tmp_path_factory.mktemp("few-classes")
     arrays(folder / "two.npz", 2)
     data = {"name": "npz", "path": "two.npz"}
@@ -281,7 +281,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable, plugin: str)
 
 
 @pytest.mark.torchattacks
-def test_validate_says_what_does_not_apply(place: Path, forks: Callable, tiny: Callable) -> None:
+def test_validate_says_what_does_not_apply(place: Path, forks: Forks, tiny: Tiny) -> None:
     done = forks("validate", "whole.toml", cwd=place)
     text = " ".join(done.output.split())
     assert done.status == 0, text
@@ -296,7 +296,7 @@ def test_validate_says_what_does_not_apply(place: Path, forks: Callable, tiny: C
 
 
 @pytest.mark.torchattacks
-def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, forks: Callable) -> None:
+def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, forks: Forks) -> None:
     cache = {"AFTERSHOCK_CACHE": str(place / "cache")}
     done = forks("run", "whole.toml", "--out", "whole", cwd=place, **cache)
     assert done.status == 0, done.output
@@ -334,7 +334,7 @@ def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, fo
     assert "dlr does not apply to npz" in again.output
 
 
-def test_an_attack_that_raises_is_a_failure_and_leaves_no_number(place: Path, forks: Callable) -> None:
+def test_an_attack_that_raises_is_a_failure_and_leaves_no_number(place: Path, forks: Forks) -> None:
     done = forks("run", "broken.toml", "--out", "broken", cwd=place, AFTERSHOCK_CACHE=str(place / "cache"))
     assert done.status == 1, done.output
     assert "a part of it is not there" in done.output
@@ -345,7 +345,7 @@ def test_an_attack_that_raises_is_a_failure_and_leaves_no_number(place: Path, fo
         assert "refuses is missing: a part of it is not there" in row["flags"]
 
 
-def test_a_suite_of_which_nothing_applies_is_one_without_perturbations(place: Path, forks: Callable) -> None:
+def test_a_suite_of_which_nothing_applies_is_one_without_perturbations(place: Path, forks: Forks) -> None:
     done = forks("run", "nothing.toml", "--out", "nothing", cwd=place, AFTERSHOCK_CACHE=str(place / "cache"))
     assert done.status == 0, done.output
     assert {r["n"] for r in rows(place / "nothing", "perturbations.csv")} <= {"", "0"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
 from aftershock.harness.store.ledger import SUFFIX
 from aftershock.harness.store.run_directory import Store
+from support.commands import Forks
 
 NAME = CellName("digits", "mlp", 0, "thing")
 KEYS = ["a" * 64, "b" * 64, "c" * 64]
@@ -146,7 +146,7 @@ def test_ages_and_sizes() -> None:
     ]  # fmt: skip
 
 
-def test_the_command_line(cache: Path, forks: Callable, tmp_path: Path) -> None:
+def test_the_command_line(cache: Path, forks: Forks, tmp_path: Path) -> None:
     def answer(*arguments: str, cache: Path = cache) -> tuple[int, str]:
         done = forks("cache", *arguments, cwd=tmp_path, AFTERSHOCK_CACHE=str(cache))
         return done.status, done.output

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +16,9 @@ import numpy as np
 import pytest
 from aftershock.harness.core.cell_names import CellName
 from safetensors.torch import load_file
+from support.commands import Forks, shell
+from support.suites import Tiny
+from support.tables import whole_tables
 
 COLUMNS = {
     "leaderboard.csv": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"
@@ -277,7 +279,7 @@ def one(run: Path, table: str, **where: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("end-to-end")
     tiny(folder / "tiny.toml")
     (folder / "planted.py").write_text(PLANTED, encoding="utf-8")
@@ -290,7 +292,7 @@ def cache(place: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path, cache: dict[str, str], shell: Callable) -> Path:
+def finished(place: Path, cache: dict[str, str]) -> Path:
     """The tiny suite, run by a real command; nobody writes to it afterwards."""
     done = shell("run", "tiny.toml", "--out", "finished", cwd=place, **cache)
     assert done.status == 0, done.output
@@ -343,9 +345,7 @@ def test_run_json_says_what_was_run(finished: Path) -> None:
     assert all(cost["fit_seconds"] > 0 and cost["score_ms_per_image"] > 0 for cost in facts["costs"])
 
 
-def test_the_same_command_again_takes_seconds(
-    place: Path, finished: Path, cache: dict[str, str], shell: Callable
-) -> None:
+def test_the_same_command_again_takes_seconds(place: Path, finished: Path, cache: dict[str, str]) -> None:
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()}
     start = time.perf_counter()
     done = shell("run", "tiny.toml", "--out", "finished", cwd=place, **cache)
@@ -357,15 +357,13 @@ def test_the_same_command_again_takes_seconds(
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()} == before
 
 
-def test_without_the_cache_the_tables_are_the_same(
-    place: Path, finished: Path, forks: Callable, tables: Callable
-) -> None:
+def test_without_the_cache_the_tables_are_the_same(place: Path, finished: Path, forks: Forks) -> None:
     done = forks("run", "tiny.toml", "--out", "own", cwd=place, AFTERSHOCK_CACHE=str(place / "own-cache"))
     assert done.status == 0, done.output
-    assert tables(place / "own") == tables(finished)
+    assert whole_tables(place / "own") == whole_tables(finished)
 
 
-def test_fresh_computes_everything_again(place: Path, finished: Path, forks: Callable, tables: Callable) -> None:
+def test_fresh_computes_everything_again(place: Path, finished: Path, forks: Forks) -> None:
     cache = {"AFTERSHOCK_CACHE": str(place / "fresh-cache")}
     assert forks("run", "tiny.toml", "--out", "fresh", cwd=place, **cache).status == 0
     names = {p.name for p in (place / "fresh" / "artifacts").iterdir()}
@@ -376,10 +374,10 @@ def test_fresh_computes_everything_again(place: Path, finished: Path, forks: Cal
     assert {p.name for p in (place / "fresh" / "artifacts").iterdir()} == names
     times = [(place / "fresh" / "artifacts" / n).stat().st_mtime_ns for n in names]
     assert min(times) > before
-    assert tables(place / "fresh") == tables(finished)
+    assert whole_tables(place / "fresh") == whole_tables(finished)
 
 
-def test_an_emptied_cache_leaves_the_run_whole(place: Path, forks: Callable) -> None:
+def test_an_emptied_cache_leaves_the_run_whole(place: Path, forks: Forks) -> None:
     own = place / "emptied-cache"
     assert forks("run", "tiny.toml", "--out", "emptied", cwd=place, AFTERSHOCK_CACHE=str(own)).status == 0
     shutil.rmtree(own)
@@ -389,7 +387,7 @@ def test_an_emptied_cache_leaves_the_run_whole(place: Path, forks: Callable) -> 
 
 
 def test_a_new_detector_costs_its_own_fit_and_scores(
-    place: Path, finished: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, finished: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]
 ) -> None:
     tiny(place / "grown.toml", detectors=[{"name": "msp"}, {"name": "energy"}])
     out = place / "grown"
@@ -420,9 +418,7 @@ def test_a_new_detector_costs_its_own_fit_and_scores(
     assert kept == [{k: v for k, v in r.items() if k != "rank"} for r in rows(finished, "leaderboard.csv")]
 
 
-def test_results_do_not_depend_on_the_rest_of_the_suite(
-    place: Path, finished: Path, forks: Callable, tiny: Callable
-) -> None:
+def test_results_do_not_depend_on_the_rest_of_the_suite(place: Path, finished: Path, forks: Forks, tiny: Tiny) -> None:
     # Other detectors (whose needs change what one pass records), another order, one more perturbation, no shared cache.
     tiny(
         place / "other.toml",
@@ -441,7 +437,7 @@ def test_results_do_not_depend_on_the_rest_of_the_suite(
         assert mine(out) == mine(finished)
 
 
-def test_limit_and_only(place: Path, forks: Callable, cache: dict[str, str]) -> None:
+def test_limit_and_only(place: Path, forks: Forks, cache: dict[str, str]) -> None:
     done = forks("run", "tiny.toml", "--out", "limited", "--limit", "40", cwd=place, **cache)
     assert done.status == 0, done.output
     scored = [r for r in rows(place / "limited", "scores.csv.gz") if r["detector"] == "msp"]
@@ -462,7 +458,7 @@ def test_limit_and_only(place: Path, forks: Callable, cache: dict[str, str]) -> 
     ).read_bytes()
 
 
-def test_only_takes_a_label_with_brackets(place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]) -> None:
+def test_only_takes_a_label_with_brackets(place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]) -> None:
     tiny(
         place / "budgets.toml",
         perturbations=[{"name": "fgsm", "eps": ["8/255", "64/255"]}],
@@ -481,7 +477,7 @@ def test_only_takes_a_label_with_brackets(place: Path, forks: Callable, tiny: Ca
     assert eps == pytest.approx({"fgsm[eps=8/255]": 8 / 255, "fgsm[eps=64/255]": 64 / 255}, rel=1e-5)
 
 
-def test_two_seeds(place: Path, finished: Path, forks: Callable, tiny: Callable, cache: dict[str, str]) -> None:
+def test_two_seeds(place: Path, finished: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]) -> None:
     tiny(place / "seeds.toml", seeds=[0, 1])
     out = place / "seeds"
     assert forks("run", "seeds.toml", "--out", out, cwd=place, **cache).status == 0
@@ -523,7 +519,7 @@ def test_two_seeds(place: Path, finished: Path, forks: Callable, tiny: Callable,
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(
-    arguments: list[str], said: str, place: Path, forks: Callable, cache: dict[str, str]
+    arguments: list[str], said: str, place: Path, forks: Forks, cache: dict[str, str]
 ) -> None:
     done = forks(*arguments, cwd=place, **cache)
     assert done.status == 2, done.output
@@ -531,13 +527,13 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert "Traceback" not in done.output
 
 
-def test_debug_shows_the_traceback(place: Path, forks: Callable, cache: dict[str, str]) -> None:
+def test_debug_shows_the_traceback(place: Path, forks: Forks, cache: dict[str, str]) -> None:
     assert "Traceback" in forks("--debug", "run", "nowhere.toml", cwd=place, **cache).output
     assert "Traceback" in forks("run", "nowhere.toml", "--debug", cwd=place, **cache).output
 
 
 @pytest.fixture(scope="module")
-def planted(place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]) -> Path:
+def planted(place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]) -> Path:
     """A run with planted detectors that work, each other one broken in its own way, and a broken attack."""
     tiny(
         place / "planted.toml",
@@ -631,7 +627,7 @@ def test_a_perturbation_without_success_is_a_row_with_a_reason(planted: Path) ->
 
 
 def test_a_perturbation_without_success_fails_nothing(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]
 ) -> None:
     # Empty sets of positives and controls reach every detector that reads codes, and the propagation report.
     tiny(
@@ -647,9 +643,7 @@ def test_a_perturbation_without_success_fails_nothing(
     assert done.status == 0, done.output
 
 
-def test_a_second_process_is_refused(
-    place: Path, finished: Path, shell: Callable, tiny: Callable, cache: dict[str, str]
-) -> None:
+def test_a_second_process_is_refused(place: Path, finished: Path, tiny: Tiny, cache: dict[str, str]) -> None:
     from filelock import FileLock
 
     tiny(place / "second.toml", seeds=[7])
@@ -662,7 +656,7 @@ def test_a_second_process_is_refused(
 
 
 def test_perturbed_images_through_a_file_give_the_same_numbers(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]
 ) -> None:
     pgd = {"name": "pgd", "eps": 0.3, "steps": 3}
     tiny(place / "pgd.toml", perturbations=[pgd])
@@ -693,9 +687,7 @@ def test_perturbed_images_through_a_file_give_the_same_numbers(
     assert compared
 
 
-def test_a_changed_plugin_is_computed_again(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
-) -> None:
+def test_a_changed_plugin_is_computed_again(place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]) -> None:
     plugin = place / "changing.py"
     plugin.write_text(PLANTED)
     tiny(place / "changing.toml", detectors=[{"name": "constant"}], plugins=["changing.py"])

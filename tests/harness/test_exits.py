@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import Forks
+from support.suites import Tiny
 
 PARTS = """
 import sys
@@ -79,7 +81,7 @@ FGSM = {"name": "fgsm", "eps": 0.3}
 
 
 @pytest.fixture
-def command(tmp_path: Path, tiny: Callable, forks: Callable) -> Callable:
+def command(tmp_path: Path, tiny: Tiny, forks: Forks) -> Callable:
     (tmp_path / "parts.py").write_text(PARTS)
 
     def run(what: str, attacks: object = (FGSM,), detectors: object = ({"name": "msp"},), **more: object) -> object:
@@ -115,7 +117,7 @@ def test_what_ends_the_program_while_the_run_is_planned(command: Callable) -> No
         assert done.status == 2 and "sys.exit(0)" in done.output and "Traceback" not in done.output
 
 
-def test_a_factory_that_ends_the_program_costs_its_models_cells(forks: Callable, tmp_path: Path) -> None:
+def test_a_factory_that_ends_the_program_costs_its_models_cells(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text(PARTS)
     suite = "name = 'tiny'\n[data]\nname = 'digits'\nfit = 20\ncalibrate = 20\nevaluate = 20\n"
     suite += "[threat]\nnorm = 'linf'\neps = 0.3\n[[models]]\nfactory = 'parts.py:no_network'\n"

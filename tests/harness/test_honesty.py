@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import Forks
+from support.suites import Tiny
 
 PARTS = """
 from aftershock.attacks import Perturbation, PerturbationInfo, register
@@ -58,9 +59,7 @@ def cache(place: Path) -> dict[str, str]:
     return {"AFTERSHOCK_CACHE": str(place / "cache")}
 
 
-def test_an_attack_that_fell_over_is_not_survived(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
-) -> None:
+def test_an_attack_that_fell_over_is_not_survived(place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]) -> None:
     tiny(place / "f.toml", [FGSM, {"name": "falls-over"}], [{"name": "msp"}], plugins=["parts.py"])
     assert forks("run", "f.toml", "--out", "fallen", cwd=place, **cache).status == 1
     board = table(place / "fallen", "leaderboard")
@@ -71,7 +70,7 @@ def test_an_attack_that_fell_over_is_not_survived(
 
 
 def test_the_same_model_under_another_label_and_cap_shares_a_cache(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]
 ) -> None:
     hamming = {"name": "bitvector", "method": "hamming", "layers": "all"}
     boards = []
@@ -88,7 +87,7 @@ def test_the_same_model_under_another_label_and_cap_shares_a_cache(
 
 
 def test_images_that_a_file_lacks_do_not_count_as_attacked(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]
 ) -> None:
     tiny(place / "first.toml", [FGSM], [{"name": "msp"}])
     assert forks("run", "first.toml", "--out", "first", cwd=place, **cache).status == 0
@@ -107,7 +106,7 @@ def test_images_that_a_file_lacks_do_not_count_as_attacked(
 
 
 def test_an_adaptive_plugin_is_made_against_every_detector(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]
 ) -> None:
     detectors = [{"name": "msp"}, {"name": "energy"}]
     tiny(place / "k.toml", [FGSM, {"name": "knows-the-detector"}], detectors, plugins=["parts.py"])
@@ -121,7 +120,7 @@ def test_an_adaptive_plugin_is_made_against_every_detector(
 
 
 def test_a_model_that_fails_has_rows_with_the_reason(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: dict[str, str]
 ) -> None:
     suite = tiny(place / "m.toml", [FGSM], [{"name": "msp"}])
     suite.write_text(suite.read_text() + '\n[[models]]\nlabel = "broken"\nfactory = "parts.py:broken"\n')

@@ -11,13 +11,14 @@ from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.plan import make_plan
 from aftershock.harness.suite.resolve import load_suite
+from support.suites import Tiny
 
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}
 ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}
 
 
 @pytest.fixture(scope="module")
-def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callable[[], dict[CellName, str]]:
+def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Callable[[], dict[CellName, str]]:
     path = tmp_path_factory.mktemp("keys") / "a.toml"
     tiny(
         path,
@@ -76,7 +77,7 @@ def test_a_change_of_code_reaches_what_it_makes(
     assert {name.kind for name in by_attack} == adaptive
 
 
-def test_the_check_at_the_large_budget_covers_enough_images_for_a_flag(tmp_path: Path, tiny: Callable) -> None:
+def test_the_check_at_the_large_budget_covers_enough_images_for_a_flag(tmp_path: Path, tiny: Tiny) -> None:
     """The model gets some of them wrong, and nothing is flagged from fewer than 30."""
     dataset = DATASETS.get("digits")(None).load()
     for evaluate, images in ((60, 48), (40, 40)):

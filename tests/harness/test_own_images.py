@@ -15,6 +15,8 @@ from aftershock.harness.data.duplicates import duplicate_notes
 from aftershock.harness.data.sets import image_folder, npz, task_shape
 from aftershock.harness.data.types import Dataset, ImageSplit
 from PIL import Image
+from support.commands import Forks
+from support.suites import Tiny
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 
@@ -306,7 +308,7 @@ def test_copies_of_files_are_counted(tmp_path: Path) -> None:
     assert [n[:9] for n in notes] == ["2 of the "]
 
 
-def test_what_is_said_of_data_is_kept(tmp_path: Path, tiny: Callable[..., Path], forks: Callable) -> None:
+def test_what_is_said_of_data_is_kept(tmp_path: Path, tiny: Tiny, forks: Forks) -> None:
     draws = np.random.default_rng(0)
     x, y = draws.integers(0, 256, (300, 4, 4), dtype=np.uint8), np.arange(300) % 2 + 1
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)

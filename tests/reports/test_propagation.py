@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,6 @@ from torch import Tensor
 
 TAPS = (TapInfo("a.relu", "relu", (6, 8, 8)), TapInfo("b.relu", "relu", (12, 2, 2)), TapInfo("b.relu:2", "relu", (9,)))
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Many small steps: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def preactivations(n: int, seed: int, labels: Tensor) -> list[Tensor]:

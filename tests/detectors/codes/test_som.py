@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,15 +10,6 @@ import torch
 from aftershock.detectors.codes.codebook import quantisation_error
 from aftershock.detectors.codes.som import SOM, fit_som, initial_prototypes, radii, topographic_error
 from minisom import MiniSom
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Many small steps: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def planted(n: int = 300, d: int = 6, seed: int = 0) -> torch.Tensor:
