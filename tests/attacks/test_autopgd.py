@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError
+from typing import Any, Literal
 
 import pytest
 import torch
 from aftershock.attacks.base.geometry import project_l1_in_range
-from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.base.perturbation import CountingModel
 from aftershock.attacks.libraries import declare as library
 from aftershock.attacks.native import autoattack as ensemble
 from aftershock.attacks.native import autopgd
 from aftershock.attacks.native.autoattack import AutoAttack
-from aftershock.attacks.native.autopgd import AutoPGD, checkpoints
+from aftershock.attacks.native.autopgd import AutoLoss, AutoPGD, checkpoints
 from aftershock.attacks.native.pgd import PGD, climb
 from aftershock.attacks.native.square import Square
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
-from support.attack_cases import DigitsCase, LinearCase
+from support.attack_cases import DigitsCase, LinearCase, Rounded, run
 from torch import Tensor, nn
 
-SMALL = {"steps": 10, "targets": 4, "queries": 60}
-
-
-def run(case, perturbation, model: nn.Module | None = None, seed: int = 0, batch_size: int = 128) -> PerturbedBatch:
-    return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed, batch_size)
-
-
-class Rounded(nn.Module):
-    """A network that rounds its input to 32 steps: its scores change as before, its gradient is 0 everywhere."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(torch.round(images * 32) / 32)
+SMALL: dict[str, Any] = {"steps": 10, "targets": 4, "queries": 60}
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
@@ -63,7 +50,7 @@ def test_checkpoints_are_those_of_the_paper() -> None:
     ],
 )
 def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(
-    linear: LinearCase, attack, dual, slack: float
+    linear: LinearCase, attack: Any, dual: int | str, slack: float
 ) -> None:
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), float(dual))
     clear = (distance - attack.eps).abs() > slack
@@ -87,7 +74,7 @@ class Peak(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_halved_steps_find_a_summit_that_fixed_steps_run_past(norm) -> None:
+def test_halved_steps_find_a_summit_that_fixed_steps_run_past(norm: Literal["linf", "l2"]) -> None:
     random = torch.Generator().manual_seed(0)
     images = torch.rand(20, 1, 6, 6, generator=random) * 0.4 + 0.3
     offset = {"linf": 0.06, "l2": 0.02}[norm] * torch.randn(1, 1, 6, 6, generator=random).clamp(-1.5, 1.5)
@@ -116,7 +103,7 @@ def test_counts_have_a_closed_form(digits: DigitsCase) -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "dlr-targeted"])
-def test_more_restarts_and_targets_never_fool_fewer(digits: DigitsCase, loss) -> None:
+def test_more_restarts_and_targets_never_fool_fewer(digits: DigitsCase, loss: AutoLoss) -> None:
     once = run(digits, AutoPGD(0.05, steps=5, loss=loss, targets=2))
     often = run(digits, AutoPGD(0.05, steps=5, loss=loss, targets=2 if loss != "dlr-targeted" else 9, restarts=4))
     assert often.success[once.success].all() and 0 < once.success.sum() < 80 and often.flags == ()
@@ -130,7 +117,9 @@ def test_more_restarts_and_targets_never_fool_fewer(digits: DigitsCase, loss) ->
     ("norm", "eps", "loss"),
     [("linf", 0.06, "ce"), ("linf", 0.06, "dlr"), ("l2", 0.4, "ce"), ("l2", 0.4, "dlr")],
 )
-def test_it_is_as_strong_as_another_implementation(digits: DigitsCase, norm, eps: float, loss) -> None:
+def test_it_is_as_strong_as_another_implementation(
+    digits: DigitsCase, norm: Literal["linf", "l2"], eps: float, loss: AutoLoss
+) -> None:
     import torchattacks
 
     ours = run(digits, AutoPGD(eps, norm, steps=40, loss=loss))
@@ -206,7 +195,7 @@ def test_l1_is_at_least_as_strong_as_pgd_and_another_library(digits: DigitsCase,
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr-targeted"])
-def test_l1_ends_inside_its_budget_and_the_range(digits: DigitsCase, loss) -> None:
+def test_l1_ends_inside_its_budget_and_the_range(digits: DigitsCase, loss: AutoLoss) -> None:
     # Digits pulled to black and white: most of the ball lies outside the range.
     images = ((digits.images - 0.5) * 1.25 + 0.5).clamp(0, 1)
     with torch.no_grad():
@@ -230,7 +219,7 @@ def test_l1_ends_inside_its_budget_and_the_range(digits: DigitsCase, loss) -> No
         pytest.param(AutoAttack(0.05, **SMALL), marks=pytest.mark.torchattacks),
     ],
 )
-def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits: DigitsCase, attack) -> None:
+def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits: DigitsCase, attack: Any) -> None:
     state = torch.get_rng_state()
     whole, again, parts = run(digits, attack), run(digits, attack), run(digits, attack, batch_size=27)
     assert torch.equal(whole.images, again.images)
@@ -243,7 +232,9 @@ def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits: DigitsCa
 
 @pytest.mark.torchattacks
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
-def test_the_ensemble_is_at_least_each_of_its_parts(digits: DigitsCase, norm, eps: float) -> None:
+def test_the_ensemble_is_at_least_each_of_its_parts(
+    digits: DigitsCase, norm: Literal["linf", "l2"], eps: float
+) -> None:
     made = run(digits, AutoAttack(eps, norm, **SMALL))
     first = run(digits, AutoPGD(eps, norm, steps=10))
     assert made.flags == () and 0 < made.success.sum() < 80
@@ -269,7 +260,7 @@ def test_only_square_sees_through_gradients_that_are_nothing(digits: DigitsCase)
 @pytest.mark.torchattacks
 def test_fab_alone_fools_what_lies_within_the_budget(digits: DigitsCase) -> None:
     class Fab(AutoAttack):
-        def _stages(self, classes):
+        def _stages(self, classes: int) -> Iterator[Any]:
             yield partial(self._fab, classes)
 
     pgd, fab = run(digits, PGD(0.06, steps=20)), run(digits, Fab(0.06, steps=20))
@@ -310,35 +301,35 @@ class FewCase:
 
 
 @pytest.fixture(params=[2, 3, 4])
-def few(digits: DigitsCase, request) -> FewCase:
+def few(digits: DigitsCase, request: pytest.FixtureRequest) -> FewCase:
     return FewCase(Few(digits.model, request.param), digits.images, digits.labels % request.param, digits.indices)
 
 
 @pytest.mark.torchattacks
-def test_few_classes_get_the_parts_that_are_defined_for_them(few, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = []
+def test_few_classes_get_the_parts_that_are_defined_for_them(few: FewCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
 
     class Recorded(AutoPGD):
-        def perturb(self, *arguments):
+        def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
             stages.append(f"{self.loss}-targeted" if self.targeted else self.loss)
-            return super().perturb(*arguments)
+            return super().perturb(model, images, labels, draws)
 
     class Squares(Square):
-        def perturb(self, *arguments):
+        def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
             stages.append("square")
-            return super().perturb(*arguments)
+            return super().perturb(model, images, labels, draws)
 
     class Recording(AutoAttack):
-        def _fab(self, *arguments):
+        def _fab(self, classes: int, *given: Any) -> Tensor:
             stages.append("fab")
-            return super()._fab(*arguments)
+            return super()._fab(classes, *given)
 
     monkeypatch.setattr(ensemble, "AutoPGD", Recorded)
     monkeypatch.setattr(ensemble, "Square", Squares)
     attack, classes = Recording(0.05, **SMALL), few.model.classes
     assert attack.inapplicable((1, 8, 8), classes) is None
     made = run(few, attack)
-    middle = {2: [], 3: ["dlr"], 4: ["dlr-targeted"]}[classes]
+    middle: list[str] = {2: [], 3: ["dlr"], 4: ["dlr-targeted"]}[classes]
     assert stages == ["ce", *middle, "fab", "square"]
     assert made.flags == () and 0 < made.success.sum() < 80
     # At least what its first part fools alone.
@@ -348,9 +339,9 @@ def test_few_classes_get_the_parts_that_are_defined_for_them(few, monkeypatch: p
 
 
 @pytest.mark.torchattacks
-def test_fab_has_the_targets_that_there_are(few) -> None:
+def test_fab_has_the_targets_that_there_are(few: FewCase) -> None:
     class Fab(AutoAttack):
-        def _stages(self, classes):
+        def _stages(self, classes: int) -> Iterator[Any]:
             yield partial(self._fab, classes)
 
     pgd, fab = run(few, PGD(0.06, steps=20)), run(few, Fab(0.06, steps=20))
@@ -387,12 +378,12 @@ def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear: L
     ("make", "message"),
     [
         (lambda: AutoPGD(-0.1), "eps = -0.1"),
-        (lambda: AutoPGD(0.1, "l0"), "linf or l2 or l1"),
+        (lambda: AutoPGD(0.1, "l0"), "linf or l2 or l1"),  # type: ignore[arg-type]
         (lambda: AutoPGD(-1.0, "l1"), "eps = -1.0"),
         (lambda: AutoPGD(12.0, "l1", steps=0), "steps = 0"),
         (lambda: AutoPGD(0.1, steps=0), "steps = 0"),
         (lambda: AutoPGD(0.1, restarts=0), "restarts = 0"),
-        (lambda: AutoPGD(0.1, loss="hinge"), "ce or dlr or margin or dlr-targeted"),
+        (lambda: AutoPGD(0.1, loss="hinge"), "ce or dlr or margin or dlr-targeted"),  # type: ignore[arg-type]
         (lambda: AutoPGD(0.1, targets=0), "targets = 0"),
         (lambda: AutoPGD(0.1, rho=0.0), "rho"),
         (lambda: AutoPGD(0.1, rho=1.1), "at most 1"),
@@ -404,6 +395,6 @@ def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear: L
         (lambda: AutoAttack(0.1, queries=0), "queries = 0"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()

@@ -5,13 +5,14 @@ import colorsys
 import io
 import math
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks import CountingModel, Perturbation
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.benign import blurs, corruptions, noise, spatial, weather
 from aftershock.attacks.benign import filters as filtering
@@ -21,8 +22,8 @@ from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
 from PIL import Image
 from scipy import ndimage
-from support.attack_cases import DigitsCase, LinearCase
-from torch import Tensor, nn
+from support.attack_cases import DigitsCase, LinearCase, apply
+from torch import Tensor
 
 ALL = [
     part
@@ -37,12 +38,6 @@ SHAPES = [(1, 8, 8), (3, 32, 32), (5, 9, 13)]
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def apply(perturbation: Perturbation, images: Tensor, seed: int = 0, indices=None) -> Tensor:
-    model = CountingModel(nn.Flatten())
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    return perturbation.perturb(model, images, labels, Draws(seed, range(len(images)) if indices is None else indices))
 
 
 def smooth(n: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
@@ -156,7 +151,7 @@ def test_saturation_refuses_images_without_colour(digits: DigitsCase) -> None:
 def test_importing_them_imports_nothing_heavy() -> None:
     # Read, not run: a fresh interpreter would spend its seconds on torch.
     for module in (corruptions, blurs, weather, filtering, noise, spatial):
-        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
         names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
         assert not {name.split(".")[0] for name in names} & {"torchvision", "scipy", "PIL", "numpy"}
@@ -182,7 +177,7 @@ def test_convolution_is_scipys_also_with_kernels_larger_than_the_image(sides: tu
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("reflect", "mirror"), ("border", "nearest")])
-def test_sampling_is_scipys(padding, mode: str) -> None:
+def test_sampling_is_scipys(padding: Literal["reflect", "border"], mode: str) -> None:
     images = torch.rand(2, 3, 7, 9)
     generator = torch.Generator().manual_seed(5)
     rows = torch.rand(2, 7, 9, dtype=torch.float64, generator=generator) * 40 - 16
@@ -226,7 +221,7 @@ def colours(n: int = 8) -> Tensor:
     return torch.rand(n, 3, 5, 6, generator=torch.Generator().manual_seed(4))
 
 
-def through_hsv(images: Tensor, change) -> Tensor:
+def through_hsv(images: Tensor, change: Callable[[float, float, float], tuple[float, float, float]]) -> Tensor:
     made = torch.empty_like(images)
     for i, y, x in np.ndindex(len(images), *images.shape[2:]):
         made[i, :, y, x] = torch.tensor(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ rng = np.random.default_rng(0)
 GOOD = rng.random((3, 3, 4, 4)).astype(np.float32)
 
 
-def write(path: Path, **arrays: np.ndarray) -> str:
+def write(path: Path, **arrays: Any) -> str:
     np.savez(path / "made.npz", **arrays)
     return str(path / "made.npz")
 
@@ -26,7 +27,7 @@ def write(path: Path, **arrays: np.ndarray) -> str:
 def test_images_get_their_row_by_position_and_the_others_stay(
     tmp_path: Path, linear: LinearCase, key: str, dtype: type
 ) -> None:
-    images = rng.random((3, 3, 4, 4)).astype(dtype)
+    images: np.ndarray = rng.random((3, 3, 4, 4)).astype(dtype)
     attack = FromFile(write(tmp_path, x_adv=images, **{key: np.array([104, 100, 7])}))
     made = perturb_batch(attack, linear.model, linear.images[:5], linear.labels[:5], range(100, 105), 0, batch_size=2)
     assert torch.equal(made.images[4], torch.from_numpy(images[0].astype(np.float32)))
@@ -49,7 +50,7 @@ def test_it_is_what_its_parameters_say(tmp_path: Path) -> None:
     assert (FromFile(path, "pgd", "l2").family, FromFile(path, "pgd", "l2").norm) == ("pgd", "l2")
     assert FromFile(path).source_files() == (Path(path),)
     with pytest.raises(UsageError, match="norm = 'max'"):
-        FromFile(path, norm="max")
+        FromFile(path, norm="max")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="family"):
         FromFile(path, family="")
 

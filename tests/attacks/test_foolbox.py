@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
-import random
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel
 from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturbation import Perturbation
 from aftershock.attacks.libraries import declare as library
 from aftershock.attacks.libraries.foolbox import black_box as foolbox_black_box
 from aftershock.attacks.libraries.foolbox import gradient as foolbox_attacks
@@ -22,7 +21,8 @@ from aftershock.attacks.libraries.foolbox.gradient import UNUSABLE
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws
-from support.attack_cases import DigitsCase, LinearCase
+from support.attack_cases import Case, DigitsCase, LinearCase
+from support.generators import generator_states
 from torch import Tensor, nn
 
 CLASSES: Mapping[str, type[FoolboxAttack]] = {
@@ -58,13 +58,11 @@ def made_for_tests(name: str) -> FoolboxAttack:
     return cls(**settings)
 
 
-def run(case, perturbation, n: int = 16, model: nn.Module | None = None, **more: Any) -> PerturbedBatch:
+def run(
+    case: Case, perturbation: Perturbation, n: int = 16, model: nn.Module | None = None, **more: Any
+) -> PerturbedBatch:
     images, labels = case.images[:n], case.labels[:n]
     return perturb_batch(perturbation, model or case.model, images, labels, case.indices[:n], 5, **more)
-
-
-def states() -> tuple[Any, ...]:
-    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -75,15 +73,20 @@ def test_every_attack_through_the_harness(digits: DigitsCase, name: str) -> None
         pytest.skip(str(CLASSES[name].missing()))
     attack = made_for_tests(name)
     digits.model.train()
-    before, gradients = states(), [None if p.grad is None else p.grad.clone() for p in digits.model.parameters()]
+    before, gradients = (
+        generator_states(),
+        [None if p.grad is None else p.grad.clone() for p in digits.model.parameters()],
+    )
     made = run(digits, attack)
-    assert states() == before and digits.model.training
+    assert generator_states() == before and digits.model.training
+    assert all(p.requires_grad for p in digits.model.parameters())
     for parameter, gradient in zip(digits.model.parameters(), gradients, strict=True):
-        assert parameter.requires_grad and (gradient is None or torch.equal(parameter.grad, gradient))
+        assert gradient is None or (parameter.grad is not None and torch.equal(parameter.grad, gradient))
     # No flag: nothing attached, in [0, 1], within the budget, finite.
     assert made.flags == ()
     assert made.success.float().mean() >= 0.1
-    assert attack.info.minimises or attack.eps is None or made.norms[attack.norm].max() <= attack.eps * 1.0001
+    if not attack.info.minimises and attack.eps is not None:
+        assert attack.norm is not None and made.norms[attack.norm].max() <= attack.eps * 1.0001
     assert (made.backwards > 0) == attack.info.gradients
     assert torch.equal(run(digits, attack).images, made.images)
     if attack.batch_invariant:
@@ -186,11 +189,13 @@ def test_what_is_not_offered_does_not_work(digits: DigitsCase) -> None:
     ],
 )  # fmt: skip
 def test_minimisers_find_the_distance_to_a_linear_boundary(
-    linear: LinearCase, name, settings, dual, share: float
+    linear: LinearCase, name: str, settings: dict[str, Any], dual: int, share: float
 ) -> None:
     made = run(linear, CLASSES[name](**settings), 12)
     distance = linear.margins[:12] / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
-    found = made.norms[CLASSES[name].info.norm]
+    norm = CLASSES[name].info.norm
+    assert norm is not None
+    found = made.norms[norm]
     assert made.success.all() and (found >= distance * 0.999).all()
     assert found.sum() / distance.sum() - 1 < share
 

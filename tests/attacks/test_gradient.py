@@ -1,23 +1,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from aftershock.attacks import CountingModel
-from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.perturbation import Perturbation
 from aftershock.attacks.benign.noise import Gaussian, Uniform
-from aftershock.attacks.native.pgd import FGSM, PGD, dlr, input_gradient, margin
+from aftershock.attacks.native.pgd import FGSM, PGD, Loss, dlr, input_gradient, margin
 from aftershock.harness.core.errors import UnavailableError, UsageError
-from support.attack_cases import DigitsCase, LinearCase
+from support.attack_cases import DigitsCase, LinearCase, run
 from torch import Tensor, nn
 
 # Of |w·x + b| in units of the dual norm; images this near to the boundary are left out of the closed forms.
 SLACK = 1e-4
-
-
-def run(case, perturbation, model: nn.Module | None = None, seed: int = 0) -> PerturbedBatch:
-    return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed)
 
 
 def expected(
@@ -42,7 +41,9 @@ def expected(
         PGD(0.02, targeted=True, target="random"),
     ],
 )
-def test_linf_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear: LinearCase, perturbation) -> None:
+def test_linf_on_a_linear_model_succeeds_exactly_below_the_dual_norm(
+    linear: LinearCase, perturbation: Perturbation
+) -> None:
     fooled, clear = expected(linear, 0.02, 1)
     made = run(linear, perturbation)
     assert 30 < fooled.sum() < 170 and clear.sum() > 190 and made.flags == ()
@@ -64,7 +65,9 @@ def test_fgsm_from_a_random_start_ends_where_its_step_and_the_budget_say(linear:
 @pytest.mark.parametrize(
     "perturbation", [FGSM(0.1, norm="l2"), PGD(0.1, norm="l2", random_start=False), PGD(0.1, steps=60, norm="l2")]
 )
-def test_l2_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear: LinearCase, perturbation) -> None:
+def test_l2_on_a_linear_model_succeeds_exactly_below_the_dual_norm(
+    linear: LinearCase, perturbation: Perturbation
+) -> None:
     fooled, clear = expected(linear, 0.1, 2, slack=1e-3)  # a random start leaves a little off the axis
     made = run(linear, perturbation)
     assert 30 < fooled.sum() < 170 and clear.sum() > 180 and made.flags == ()
@@ -128,7 +131,7 @@ def test_a_targeted_attack_ends_in_its_class(digits: DigitsCase) -> None:
 
 
 def test_early_stop_keeps_the_first_iterate_that_fools(digits: DigitsCase) -> None:
-    settings = {"step_size": 0.015, "random_start": False}
+    settings: dict[str, Any] = {"step_size": 0.015, "random_start": False}
     stopped = run(digits, PGD(0.06, steps=8, early_stop=True, **settings))
     # The iterate after k steps of a run is the result of a run of k steps.
     iterates = [run(digits, PGD(0.06, steps=k, **settings)) for k in range(1, 9)]
@@ -144,7 +147,7 @@ def test_early_stop_keeps_the_first_iterate_that_fools(digits: DigitsCase) -> No
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
-def test_looking_at_every_iterate_never_fools_fewer(digits: DigitsCase, loss) -> None:
+def test_looking_at_every_iterate_never_fools_fewer(digits: DigitsCase, loss: Loss) -> None:
     last = run(digits, PGD(0.05, steps=6, restarts=3, loss=loss))
     every = run(digits, PGD(0.05, steps=6, restarts=3, loss=loss, early_stop=True))
     assert every.success[last.success].all() and 0 < last.success.sum() < 80
@@ -202,7 +205,7 @@ def test_success_grows_with_the_budget(digits: DigitsCase) -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits: DigitsCase, loss) -> None:
+def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits: DigitsCase, loss: Loss) -> None:
     once = run(digits, PGD(0.05, steps=2, step_size=0.03, loss=loss))
     often = run(digits, PGD(0.05, steps=2, step_size=0.03, restarts=8, loss=loss))
     assert 0 < once.success.sum() < len(once.success)
@@ -218,7 +221,7 @@ def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits: DigitsCa
         PGD(1.0, steps=3, restarts=4, early_stop=True, norm="l1", share=0.05),
     ],
 )
-def test_images_that_leave_the_batch_change_nothing_for_the_others(digits: DigitsCase, often) -> None:
+def test_images_that_leave_the_batch_change_nothing_for_the_others(digits: DigitsCase, often: Perturbation) -> None:
     whole = run(digits, often)
     alone = perturb_batch(often, digits.model, digits.images, digits.labels, digits.indices, 0, batch_size=1)
     assert ((whole.images - alone.images).abs() > 1e-4).float().mean() < 1e-3
@@ -250,7 +253,7 @@ def test_the_seed_and_nothing_else_moves_random_starts(digits: DigitsCase) -> No
 @pytest.mark.parametrize(
     "perturbation", [FGSM(0), FGSM(0, norm="l2"), PGD(0), PGD(0, norm="l2"), PGD(0, norm="l1"), Uniform(0)]
 )
-def test_a_budget_of_nothing_changes_nothing(linear: LinearCase, perturbation) -> None:
+def test_a_budget_of_nothing_changes_nothing(linear: LinearCase, perturbation: Perturbation) -> None:
     made = run(linear, perturbation)
     assert torch.equal(made.images, linear.images) and not made.success.any()
 
@@ -267,17 +270,17 @@ def test_the_default_step_is_two_and_a_half_budgets_over_the_steps() -> None:
         (lambda: PGD(float("nan")), "eps = nan"),
         (lambda: PGD(8.0), "8/255"),
         (lambda: FGSM(float("inf"), norm="l2"), "eps = inf"),
-        (lambda: FGSM(0.1, norm="l1"), "linf or l2"),
-        (lambda: PGD(0.1, norm="l0"), "linf or l2"),
+        (lambda: FGSM(0.1, norm="l1"), "linf or l2"),  # type: ignore[arg-type]
+        (lambda: PGD(0.1, norm="l0"), "linf or l2"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, steps=0), "steps = 0"),
-        (lambda: PGD(0.1, steps=2.5), "steps = 2.5"),
+        (lambda: PGD(0.1, steps=2.5), "steps = 2.5"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, step_size=0.0), "step_size"),
         (lambda: PGD(0.1, restarts=0), "restarts = 0"),
         (lambda: PGD(0.1, restarts=2, random_start=False), "random_start"),
-        (lambda: PGD(0.1, loss="hinge"), "ce or margin"),
+        (lambda: PGD(0.1, loss="hinge"), "ce or margin"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, momentum=-0.5), "momentum"),
         (lambda: PGD(0.1, target="random"), "targeted = true"),
-        (lambda: PGD(0.1, targeted=True, target="least"), "likeliest or random"),
+        (lambda: PGD(0.1, targeted=True, target="least"), "likeliest or random"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, norm="l1", share=0.0), "share"),
         (lambda: PGD(0.1, norm="l1", share=1.5), "at most 1"),
         (lambda: Gaussian(0.0), "std"),
@@ -286,7 +289,7 @@ def test_the_default_step_is_two_and_a_half_budgets_over_the_steps() -> None:
         (lambda: Uniform(-1), "eps"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
     assert PGD(3.0, norm="l2").eps == 3.0
@@ -308,6 +311,6 @@ def test_uniform_noise_fills_its_budget(linear: LinearCase) -> None:
 
 
 @pytest.mark.parametrize("perturbation", [Gaussian(2.0), Uniform(1.0)])
-def test_noise_stays_in_range(linear: LinearCase, perturbation) -> None:
+def test_noise_stays_in_range(linear: LinearCase, perturbation: Perturbation) -> None:
     made = run(linear, perturbation)
     assert made.images.min() == 0 and made.images.max() == 1 and made.flags == ()

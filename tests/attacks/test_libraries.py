@@ -7,13 +7,15 @@ import pkgutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError
+from typing import Any
 
 import pytest
 import torch
 from aftershock.attacks import CountingModel
 from aftershock.attacks import builtin as builtin_perturbations
-from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.libraries import declare as library
 from aftershock.attacks.libraries.foolbox import gradient as foolbox_attacks
 from aftershock.attacks.libraries.foolbox.adapter import L2DeepFool, LinfDeepFool
@@ -23,17 +25,11 @@ from aftershock.attacks.native.pgd import PGD, margin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws
-from support.attack_cases import DigitsCase, LinearCase
+from support.attack_cases import DigitsCase, LinearCase, run
 from torch import Tensor, nn
 
 LIBRARY = [pytest.param(CW(c=20.0, lr=0.05), marks=pytest.mark.torchattacks), L2DeepFool(), LinfDeepFool()]
 names = ["CW", "L2DeepFool", "LinfDeepFool"]
-
-
-def run(case, perturbation, model: nn.Module | None = None, batch_size: int = 128) -> PerturbedBatch:
-    return perturb_batch(
-        perturbation, model or case.model, case.images, case.labels, case.indices, 0, batch_size=batch_size
-    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +37,7 @@ def run(case, perturbation, model: nn.Module | None = None, batch_size: int = 12
     [(L2DeepFool(), 2, 0.02), (L2DeepFool(overshoot=0.5), 2, 0.5), (LinfDeepFool(), 1, 0.02)],
 )
 def test_deepfool_on_a_linear_model_goes_beyond_the_boundary_by_its_overshoot(
-    linear: LinearCase, perturbation, dual: int, overshoot: float
+    linear: LinearCase, perturbation: Any, dual: int, overshoot: float
 ) -> None:
     made = run(linear, perturbation)
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
@@ -52,7 +48,7 @@ def test_deepfool_on_a_linear_model_goes_beyond_the_boundary_by_its_overshoot(
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_real_runs_fool_with_less_than_pgd(digits: DigitsCase, perturbation) -> None:
+def test_real_runs_fool_with_less_than_pgd(digits: DigitsCase, perturbation: Any) -> None:
     made = run(digits, perturbation)
     assert made.success.float().mean() > 0.9 and made.flags == ()
     eps = {"linf": 0.3, "l2": 2.0}[perturbation.norm]
@@ -64,7 +60,7 @@ def test_real_runs_fool_with_less_than_pgd(digits: DigitsCase, perturbation) -> 
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_results_do_not_depend_on_the_batch(digits: DigitsCase, perturbation) -> None:
+def test_results_do_not_depend_on_the_batch(digits: DigitsCase, perturbation: Any) -> None:
     whole, parts = run(digits, perturbation), run(digits, perturbation, batch_size=7)
     assert torch.equal(whole.success, parts.success)
     assert ((whole.images - parts.images).abs() > 1e-3).float().mean() < 1e-3
@@ -72,7 +68,7 @@ def test_results_do_not_depend_on_the_batch(digits: DigitsCase, perturbation) ->
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
 def test_a_training_model_without_parameters_and_loud_libraries(
-    linear: LinearCase, perturbation, capfd, monkeypatch: pytest.MonkeyPatch
+    linear: LinearCase, perturbation: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, bias = linear.model.weight.detach(), linear.model.bias.detach()
 
@@ -155,7 +151,7 @@ def test_cw_minimises_whatever_its_budget(digits: DigitsCase) -> None:
         (lambda: LinfDeepFool(steps=True), "steps"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
 
@@ -225,7 +221,9 @@ def attack_classes(base: type, *packages: str) -> set[str]:
     ("library_name", "unusable", "count"),
     [("foolbox", foolbox_attacks.UNUSABLE, 55), ("torchattacks", torchattacks_search.UNUSABLE, 41)],
 )
-def test_every_usable_attack_class_of_a_library_is_registered(library_name: str, unusable, count: int) -> None:
+def test_every_usable_attack_class_of_a_library_is_registered(
+    library_name: str, unusable: Mapping[str, str], count: int
+) -> None:
     library_ = pytest.importorskip(library_name)
     if library_name == "foolbox":
         classes = attack_classes(library_.attacks.Attack, "foolbox.attacks")

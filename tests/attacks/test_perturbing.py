@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel, Perturbation, PerturbationInfo
-from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.perturb_batch import WatchedModel, perturb_batch
 from aftershock.attacks.base.perturbation import Norm, norms
 from aftershock.attacks.benign.noise import Gaussian
 from aftershock.attacks.native.autopgd import AutoPGD
@@ -16,6 +16,7 @@ from aftershock.attacks.native.pgd import FGSM, PGD
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
 from support.attack_cases import DigitsCase, LinearCase
+from support.generators import generator_states
 from torch import Tensor, nn
 
 Change = Callable[[CountingModel, Tensor, Tensor], Tensor]
@@ -177,21 +178,19 @@ def mixed_model() -> nn.Module:
     )
     model.train()
     model[1].eval()
-    model[0].weight.requires_grad_(False)
-    model[5].weight.grad = torch.full_like(model[5].weight, 0.25)
+    model.get_parameter("0.weight").requires_grad_(False)
+    last = model.get_parameter("5.weight")
+    last.grad = torch.full_like(last, 0.25)
     return model
 
 
 def snapshot(model: nn.Module) -> list[object]:
-    numpy_state = np.random.get_state()
     return [
         [m.training for m in model.modules()],
         [p.requires_grad for p in model.parameters()],
         [None if p.grad is None else (id(p.grad), p.grad.sum().item()) for p in model.parameters()],
         {name: value.clone().tolist() for name, value in model.state_dict().items()},
-        torch.get_rng_state().tolist(),
-        (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
-        random.getstate(),
+        *generator_states(),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
     ]
@@ -391,6 +390,7 @@ def test_parts_of_a_part_are_put_down_to_the_right_images(linear: LinearCase) ->
         for _ in range(8):
             moved = images[first][second].requires_grad_()
             (gradient,) = torch.autograd.grad(part(moved).sum(), moved)
+        assert isinstance(model, WatchedModel)
         watch = model._watch
         assert watch.passes.nonzero().flatten().tolist() == [5, 13] and watch.passes.max() == 8
         assert gradient.shape == (2, 3, 4, 4) and part.forwards == model.forwards == part.backwards == 16
@@ -427,7 +427,7 @@ def test_a_non_finite_gradient_is_flagged(linear: LinearCase) -> None:
     ],
 )
 def test_wrong_inputs_are_one_sentence(linear: LinearCase, change: dict[str, object], message: str) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": linear.model,
         "images": torch.rand(4, 3, 4, 4),
         "labels": torch.zeros(4, dtype=torch.int64),

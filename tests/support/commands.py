@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 # Lines of JSON in, one per run; a process with everything imported forks a child for each and tells what became of it.
 FORKS = """
@@ -70,6 +71,12 @@ IMPORTED = (
     "jinja2",
     "rich.progress",
 )
+
+
+class CacheVariable(TypedDict):
+    """The environment variable that says where a command keeps its cache."""
+
+    AFTERSHOCK_CACHE: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tables that are read back: of a run directory and of findings."""
+"""Tables of a run directory, read back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import csv
 import gzip
 import io
 from pathlib import Path
-from typing import Any
-
-from aftershock.analyses.findings import Findings
 
 
 def whole_tables(run: Path) -> dict[str, bytes]:
@@ -31,9 +28,3 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def read_table(run: Path, name: str) -> list[dict[str, str]]:
     """The rows of a table of a run directory, by the name of its file."""
     return read_csv(run / "tables" / name)
-
-
-def findings_table(findings: Findings, name: str) -> list[dict[str, Any]]:
-    """The rows of a table of an analysis."""
-    (table,) = (t for t in findings.tables if t.name == name)
-    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
