@@ -12,6 +12,7 @@ from aftershock.detectors.bits import blocks as bitblocks
 from aftershock.detectors.bits.bitvector import BitVector
 from aftershock.detectors.bits.blocks import BitBlocks
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.tracing.rows import Rows
 from aftershock.harness.tracing.traces import Need
 from scipy.stats import bernoulli
 from sklearn.linear_model import LogisticRegression
@@ -125,7 +126,7 @@ class TestHamming:
         right = (clean.labels == clean.logits.argmax(1)).numpy()
         labels = clean.labels.numpy()[right]
         for i, predicted in enumerate(held_out.logits.argmax(1).tolist()):
-            total = 0
+            total = np.zeros(1)
             for tap in ("conv", "block.relu", "dense"):
                 train, test = bits_of(clean, [tap])[right], bits_of(held_out, [tap])[i]
                 # Class 3 has no pattern and is compared with all.
@@ -172,7 +173,7 @@ def test_no_more_than_a_block_is_read_at_once(world: World, method: Any) -> None
     sizes: list[int] = []
 
     class Watched:
-        def __init__(self, rows: torch.Tensor) -> None:
+        def __init__(self, rows: Rows) -> None:
             self.rows, self.shape = rows, rows.shape
 
         def __len__(self) -> int:

@@ -207,7 +207,7 @@ def test_surrogate_follows_the_score(name: str, world: World, fitted: Any) -> No
         gradients = torch.autograd.grad(stand_in.sum(), leaves, allow_unused=True)
         used = [g for g in gradients if g is not None]
         assert used and all(bool(g.isfinite().all()) for g in used)
-        moved = sum(g.abs().sum(1) for g in used)
+        moved = torch.stack([g.abs().sum(1) for g in used]).sum(0)
         assert bool((moved > 0).all()), "an image gets no gradient"
         stand_ins.append(stand_in.detach())
     if detector.surrogate_kind == "exact":

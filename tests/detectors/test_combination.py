@@ -12,7 +12,7 @@ import pytest
 import torch
 from aftershock.detectors.base.detector import Detector, DetectorInfo
 from aftershock.detectors.combine.columns import fit_columns, join_columns
-from aftershock.detectors.combine.combination import CombinedScore
+from aftershock.detectors.combine.combination import CombinedScore, Method
 from aftershock.detectors.combine.p_values import fit_tail, surprise
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
@@ -147,7 +147,8 @@ def test_mahalanobis_takes_correlation_into_account() -> None:
     common = normal(500, 1, 1)
     clean = torch.cat([common, common + 0.1 * normal(500, 2, 1), common], 1)
     odd = torch.tensor([[1.5, -1.5, 0.0]]).repeat(50, 1)
-    for method, least, most in (("mahalanobis", 0.999, 1.0), ("mean", 0.0, 0.6)):
+    expected: dict[Method, tuple[float, float]] = {"mahalanobis": (0.999, 1.0), "mean": (0.0, 0.6)}
+    for method, (least, most) in expected.items():
         detector = CombinedScore(of(0, 1), method).fit(scored(clean, fit=True))
         scores = torch.cat([detector.score(scored(clean)), detector.score(scored(odd))])
         assert least <= roc_auc_score([0] * 500 + [1] * 50, scores) <= most
@@ -207,7 +208,11 @@ def test_members_see_what_they_asked_for_where_needs_are_capped(world: World) ->
 
 
 def test_state_holds_the_members(world: World) -> None:
-    made = ["mahalanobis", {"name": "combination", "of": ["msp", "energy"], "method": "mean"}, "energy"]
+    made: list[str | dict[str, Any]] = [
+        "mahalanobis",
+        {"name": "combination", "of": ["msp", "energy"], "method": "mean"},
+        "energy",
+    ]
     DETECTORS._entries.setdefault("combination", Entry("combination", CombinedScore, Origin("session")))
     detector = CombinedScore(made)
     detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))

@@ -57,7 +57,7 @@ def test_distances_and_votes_are_those_of_plain_loops(world: World, statistic: A
     expected = by_loops(world, clean, tested, statistic, quantile, 0.9)
     found = {}
     for combine in ("sum", "vote"):
-        detector = ActivationPatterns("all", statistic, quantile, combine, level=0.9)  # type: ignore[arg-type]
+        detector = ActivationPatterns("all", statistic, quantile, combine, level=0.9)
         detector.fit(world.traces(clean, detector.needs, fit=True))
         found[combine] = detector.score(world.traces(tested, detector.needs)).numpy()
     np.testing.assert_allclose(found["sum"], expected[:, 0], atol=1e-5)
@@ -125,7 +125,7 @@ def test_the_scale_of_an_image_does_not_matter(world: World) -> None:
 def test_straight_through_gives_the_score_forwards(world: World) -> None:
     sample = world.perturbed(40, 3)
     for combine in ("sum", "vote"):
-        detector = ActivationPatterns("all", combine=combine)  # type: ignore[arg-type]
+        detector = ActivationPatterns("all", combine=combine)
         detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))
         live, leaves = world.live(sample, detector.needs)
         found = detector.surrogate(replace(live, straight_through=True))

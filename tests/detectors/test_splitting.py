@@ -36,6 +36,7 @@ def test_noise_negatives_stay_with_their_originals(world: World) -> None:
     traces = replace(traces, source_rows=torch.arange(40).repeat(2))
     train, held_out = held_apart(traces, 16)
     assert len(train) == 64 and len(held_out) == 16
+    assert train.sources is not None and held_out.sources is not None
     assert set(train.sources.tolist()).isdisjoint(held_out.sources.tolist())
 
 
@@ -43,7 +44,7 @@ def test_strangers_are_the_rows_whose_originals_are_not_kept(world: World) -> No
     clean = replace(world.traces(world.clean(6, 1), (), fit=True), source_rows=torch.tensor([4, 7, 9, 11, 12, 30]))
     made = replace(world.traces(world.perturbed(4, 2), ()), source_rows=torch.tensor([7, 9, 30, 4]))
     left = strangers(made, clean[:2])
-    assert left.sources.tolist() == [9, 30] and torch.equal(left.logits, made.logits[1:3])
+    assert left.sources is not None and left.sources.tolist() == [9, 30] and torch.equal(left.logits, made.logits[1:3])
     # Where every original is kept, or nobody knows, all are better than none.
     assert len(strangers(made, clean)) == 4
     assert len(strangers(replace(made, source_rows=None), clean[:1])) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_no_samples_and_one_unit() -> None:
         (torch.zeros(4, 2), {"last_radius": -1.0}, "positive"),
     ],
 )
-def test_what_cannot_be_fitted_says_why(data: torch.Tensor, options: dict[str, float], reason: str) -> None:
+def test_what_cannot_be_fitted_says_why(data: torch.Tensor, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         fit_som(data, 2, 2, **options)
 
