@@ -123,9 +123,8 @@ def _foolbox(case: Case) -> Callable[[], Tensor]:
 
 
 def _art(case: Case) -> Callable[[], Tensor]:
-    pytest.importorskip("art")
-    from art.attacks.evasion import ProjectedGradientDescentPyTorch
-    from art.estimators.classification import PyTorchClassifier
+    ProjectedGradientDescentPyTorch = pytest.importorskip("art.attacks.evasion").ProjectedGradientDescentPyTorch
+    PyTorchClassifier = pytest.importorskip("art.estimators.classification").PyTorchClassifier
 
     shape = tuple(case.images.shape[1:])
     seen = PyTorchClassifier(

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from support.commands import Forks
+from support.damage import Differences, Edit, Edits, Operation
 from support.suites import Tiny
 from support.tables import whole_tables
 
-Operation = Callable[[Path], None]
 # What may differ between two calls of one command.
 _VOLATILE = ("checksum", "started", "finished", "seconds", "costs", "files")
 
@@ -155,7 +155,7 @@ def _other(value: Any) -> Any:
     return value[1:] if value else [1] if isinstance(value, list) else 1
 
 
-def edits_of(path: Path) -> list[tuple[str, Callable[[], None]]]:
+def edits_of(path: Path) -> list[tuple[str, Edit]]:
     """Every field of a JSON file, and a function that changes it; the file's form and time stay."""
     whole = json.loads(path.read_text(encoding="utf-8"))
 
@@ -175,7 +175,7 @@ def edits_of(path: Path) -> list[tuple[str, Callable[[], None]]]:
 
 
 @pytest.fixture(scope="session")
-def edits() -> Callable[[Path], list[tuple[str, Callable[[], None]]]]:
+def edits() -> Edits:
     """Lists what can be edited in a JSON file."""
     return edits_of
 
@@ -220,7 +220,7 @@ def shown(run: Path, tables: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def differences() -> Callable[[Path, Path], list[str]]:
+def differences() -> Differences:
     """Tells in what one run directory differs from another one of the same suite; empty if it may pass for it."""
 
     def compare(run: Path, other: Path) -> list[str]:

@@ -320,7 +320,10 @@ class Arena:
             folder / name, (*ours["attack"], NOISE, ATTACK, ADAPTIVE), (*ours["detector"], *DETECTORS),
             data={"name": data}, plugins=[*plugins, beside.name],
         )  # fmt: skip
-        tables = [("[limits]", LIMITS), *(("[[analyses]]", entry) for entry in (*ours["analysis"], *ANALYSES))]
+        tables: list[tuple[str, Mapping[str, Any]]] = [
+            ("[limits]", LIMITS),
+            *(("[[analyses]]", entry) for entry in (*ours["analysis"], *ANALYSES)),
+        ]
         text = "\n".join(
             f"{header}\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in e.items()) for header, e in tables
         )
@@ -336,7 +339,7 @@ class Arena:
         began = time.monotonic()
         done = self._forks(
             "run", suite.name, "--out", out, "--device", "cpu", cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"),
-            TMPDIR=str(temporary), **dict([sign.split("=")]),
+            TMPDIR=str(temporary), PLANTED=sign.partition("=")[2],
         )  # fmt: skip
         seconds = time.monotonic() - began
         # Torch makes a folder for its compiler's cache when that is imported, whoever does it.

@@ -8,7 +8,7 @@ each kind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_a_misbehaving_part_costs_itself_alone(
-    group: Sequence[Any], arena: Any, undisturbed: Callable, rows: Callable, matches: Callable,
+    group: Sequence[Any], arena: Any, undisturbed: Callable[[str], dict[str, Any]],
+    rows: Callable[[Path, Sequence[Any]], dict[str, Any]], matches: Callable[[str, Iterable[str]], bool],
     tmp_path: Path,
 ) -> None:  # fmt: skip
     data = "copied" if group[0].part == "dataset" else "digits"
