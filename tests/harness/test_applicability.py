@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +20,9 @@ from aftershock.harness.plan import Plan, make_plan
 from aftershock.harness.plan.applicability import applicability, make_perturbations
 from aftershock.harness.suite.resolve import load_suite
 from PIL import Image
-from support.commands import Forks
+from support.commands import CacheVariable, Forks
 from support.suites import Tiny
+from support.tables import read_table
 
 FGSM = {"name": "fgsm", "eps": 0.2}
 GAUSSIAN = {"name": "gaussian", "std": 0.1}
@@ -84,7 +84,7 @@ class AdaptiveColour(Planted):
 
 def arrays(path: Path, classes: int, train: int = 200, test: int = 280) -> Path:
     """An npz data set of 1 x 6 x 6 images: the place of a brighter band is the class."""
-    random, made = np.random.default_rng(0), {}
+    random, made = np.random.default_rng(0), dict[str, Any]()
     for part, count in (("train", train), ("test", test)):
         labels = np.arange(count) % classes
         images = random.uniform(0, 0.5, (count, 6, 6))
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_read_has_no_known_task(content: bytes | None, tmp
 
 @pytest.mark.torchattacks
 def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Tiny) -> None:
-    detectors = [
+    detectors: list[dict[str, Any]] = [
         {"name": "msp"},
         {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["fgsm", "dlr"]},
     ]
@@ -212,7 +212,7 @@ def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
     tmp_path: Path, tiny: Tiny, binary: Dataset, plugin: str
 ) -> None:
     more = {"plugins": [plugin]}
-    with_all = [FGSM, DLR, GAUSSIAN, SATURATE, {"name": "adaptive-colour"}]
+    with_all: list[dict[str, Any]] = [FGSM, DLR, GAUSSIAN, SATURATE, {"name": "adaptive-colour"}]
     whole = planned(tmp_path / "a.toml", tiny, binary, with_all, **more)
     without = planned(tmp_path / "b.toml", tiny, binary, [FGSM, GAUSSIAN], **more)
     assert [c.name for c in whole.cells.values()] == [c.name for c in without.cells.values()]
@@ -249,16 +249,16 @@ def test_a_detector_that_learns_from_it_and_what_attacks_that_detector_have_no_c
 
 
 def test_an_inapplicable_attack_counts_for_no_detector() -> None:
-    about = {"kind": "attack", "family": "pgd", "library": "aftershock", "reason": "The loss dlr needs 3 classes."}
+    about: dict[str, Any] = {
+        "kind": "attack",
+        "family": "pgd",
+        "library": "aftershock",
+        "reason": "The loss dlr needs 3 classes.",
+    }
     assert PerturbationResult("pgd", **about).threatens("msp")
     assert not PerturbationResult("pgd", **about, inapplicable=True).threatens("msp")
     with pytest.raises(ValueError, match="without a reason"):
         PerturbationResult("pgd", **(about | {"reason": ""}), inapplicable=True)
-
-
-def rows(run: Path, name: str) -> list[dict[str, str]]:
-    with (run / "tables" / name).open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 BITS = {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["dlr"]}
@@ -272,7 +272,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, plugin: str) -> 
     # With fewer epochs it would be near chance, and nothing would be ranked.
     more: dict[str, Any] = {"data": data, "plugins": [plugin], "model": {"epochs": 20}}
     sought = {"name": "adaptive-square", "eps": 0.3, "queries": 5, "images": 20}
-    parts = [FGSM, DLR, AUTOATTACK, SATURATE, sought, {"name": "adaptive-colour"}, {"name": "lacks"}]
+    parts: list[dict[str, Any]] = [
+        FGSM,
+        DLR,
+        AUTOATTACK,
+        SATURATE,
+        sought,
+        {"name": "adaptive-colour"},
+        {"name": "lacks"},
+    ]
     tiny(folder / "whole.toml", parts, [{"name": "msp"}, BITS], **more)
     tiny(folder / "without.toml", [FGSM, AUTOATTACK, sought], [{"name": "msp"}], **more)
     tiny(folder / "broken.toml", [FGSM, {"name": "refuses"}], [{"name": "msp"}], **more)
@@ -297,13 +305,13 @@ def test_validate_says_what_does_not_apply(place: Path, forks: Forks, tiny: Tiny
 
 @pytest.mark.torchattacks
 def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, forks: Forks) -> None:
-    cache = {"AFTERSHOCK_CACHE": str(place / "cache")}
+    cache: CacheVariable = {"AFTERSHOCK_CACHE": str(place / "cache")}
     done = forks("run", "whole.toml", "--out", "whole", cwd=place, **cache)
     assert done.status == 0, done.output
     text = " ".join(done.output.split())
     for said in ("dlr does not apply to npz", "corruption.saturate does not apply", "bits is not fitted"):
         assert text.count(said) == 1
-    table = {r["perturbation"]: r for r in rows(place / "whole", "perturbations.csv")}
+    table = {r["perturbation"]: r for r in read_table(place / "whole", "perturbations.csv")}
     for label in ("dlr[eps=0.1]", "dlr[eps=0.2]"):
         assert table[label]["reason"] == "The loss dlr needs a model of at least 3 classes, not 2."
         assert table[label]["n"] in ("", "0")
@@ -318,7 +326,9 @@ def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, fo
     assert facts["notes"][0].startswith("No detector will have a rank")
     assert "does not apply to npz" in (place / "whole" / "site" / "index.html").read_text()
     assert forks("run", "without.toml", "--out", "without", cwd=place, **cache).status == 0
-    board, other = ({r["detector"]: r for r in rows(place / run, "leaderboard.csv")} for run in ("whole", "without"))
+    board, other = (
+        {r["detector"]: r for r in read_table(place / run, "leaderboard.csv")} for run in ("whole", "without")
+    )
     for detector in ("msp", "none"):
         assert board[detector] == other[detector]
         assert board[detector]["robust_accuracy_at_fpr_5"]
@@ -340,7 +350,7 @@ def test_an_attack_that_raises_is_a_failure_and_leaves_no_number(place: Path, fo
     assert "a part of it is not there" in done.output
     failed = json.loads((place / "broken" / "run.json").read_text())["failures"]
     assert "failed" in {f["status"] for f in failed if "/perturb/refuses/" in f["cell"]}
-    for row in rows(place / "broken", "leaderboard.csv"):
+    for row in read_table(place / "broken", "leaderboard.csv"):
         assert (row["rank"], row["robust_accuracy_at_fpr_5"]) == ("", "")
         assert "refuses is missing: a part of it is not there" in row["flags"]
 
@@ -348,4 +358,4 @@ def test_an_attack_that_raises_is_a_failure_and_leaves_no_number(place: Path, fo
 def test_a_suite_of_which_nothing_applies_is_one_without_perturbations(place: Path, forks: Forks) -> None:
     done = forks("run", "nothing.toml", "--out", "nothing", cwd=place, AFTERSHOCK_CACHE=str(place / "cache"))
     assert done.status == 0, done.output
-    assert {r["n"] for r in rows(place / "nothing", "perturbations.csv")} <= {"", "0"}
+    assert {r["n"] for r in read_table(place / "nothing", "perturbations.csv")} <= {"", "0"}

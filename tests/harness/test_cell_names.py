@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aftershock import load_detector, load_model, run
@@ -24,7 +25,10 @@ ODD = CellName("my/data", "cnn/wide[a/b]", 3, "score", "d[x=1/2]", source="contr
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Plan:
     path = tmp_path_factory.mktemp("names") / "a.toml"
-    attacks = [{"name": "fgsm", "eps": ["8/255", "64/255"]}, {"name": "adaptive", "eps": 0.3, "images": 20}]
+    attacks: list[dict[str, Any]] = [
+        {"name": "fgsm", "eps": ["8/255", "64/255"]},
+        {"name": "adaptive", "eps": 0.3, "images": 20},
+    ]
     tiny(path, attacks, [{"name": "feature-squeezing", "label": "squeezing"}])
     path.write_text(path.read_text() + '\n[[analyses]]\nname = "rdm"\n')
     return make_plan(load_suite(path), DATASETS.get("digits")(None).load(), "data", "cpu", {"mlp": None})
@@ -97,7 +101,7 @@ def test_fields_of_another_type_are_refused(wrong: dict[str, object]) -> None:
 
 
 def test_what_another_run_called_otherwise_is_found_by_own_labels(tmp_path: Path, tiny: Tiny) -> None:
-    attacks = [{"name": "fgsm", "eps": 0.3, "label": "f"}]
+    attacks: list[dict[str, Any]] = [{"name": "fgsm", "eps": 0.3, "label": "f"}]
     tiny(tmp_path / "a.toml", attacks, [{"name": "mahalanobis", "label": "first"}], model={"label": "one"})
     # Two rows of the same content are one cell, and so is a model whose seed decides nothing.
     twice = [{"name": "mahalanobis", "label": label} for label in ("second", "third")]

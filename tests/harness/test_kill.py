@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.commands import Forks
+from support.commands import Forks, Result
 from support.suites import Tiny
 from support.tables import whole_tables
 
@@ -68,13 +68,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_killed(place: Path, forks: Forks) -> Callable:
+def run_killed(place: Path, forks: Forks) -> Callable[..., Result]:
     """Runs a command with the killer at work."""
     return partial(forks, before=place / "killer.py")
 
 
 @pytest.fixture(scope="module")
-def steps(place: Path, run_killed: Callable) -> dict[str, int]:
+def steps(place: Path, run_killed: Callable[..., Result]) -> dict[str, int]:
     """How many steps of each kind an uninterrupted run takes; its directory is ``undisturbed``."""
     log = place / "steps.log"
     done = run_killed(
@@ -101,7 +101,7 @@ def no_leftovers(run: Path) -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_a_step_of_a_write(
-    step: str, after: bool, place: Path, steps: dict[str, int], run_killed: Callable
+    step: str, after: bool, place: Path, steps: dict[str, int], run_killed: Callable[..., Result]
 ) -> None:
     out, cache = f"{step}-{after}", str(place / f"cache-{step}-{after}")
     total = steps[step]
@@ -122,7 +122,9 @@ def test_a_kill_at_a_step_of_a_write(
     no_leftovers(place / out)
 
 
-def test_a_kill_while_tables_and_report_are_written(place: Path, steps: dict[str, int], run_killed: Callable) -> None:
+def test_a_kill_while_tables_and_report_are_written(
+    place: Path, steps: dict[str, int], run_killed: Callable[..., Result]
+) -> None:
     cache, log = str(place / "cache"), place / "again.log"
     done = run_killed("run", "suite.toml", "--out", "again", cwd=place, AFTERSHOCK_CACHE=cache, KILL_LOG=str(log))
     assert done.status == 0, done.output
@@ -142,7 +144,9 @@ def test_a_kill_while_tables_and_report_are_written(place: Path, steps: dict[str
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_kill_from_outside_at_any_moment(seed: int, place: Path, steps: dict[str, int], run_killed: Callable) -> None:
+def test_a_kill_from_outside_at_any_moment(
+    seed: int, place: Path, steps: dict[str, int], run_killed: Callable[..., Result]
+) -> None:
     draws = random.Random(seed)
     out, cache = place / f"outside-{seed}", str(place / f"cache-outside-{seed}")
     total = len(list((place / "undisturbed" / "cells").iterdir()))

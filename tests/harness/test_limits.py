@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 import aftershock
 import pytest
@@ -27,7 +28,7 @@ class Base(Detector):
     info = DetectorInfo(title="x", needs=())
     calls = 0
 
-    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Detector:
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
         return self
 
     def score(self, traces: Traces) -> Tensor:
@@ -103,7 +104,7 @@ def test_a_score_is_measured_again_before_it_fails(tmp_path: Path, tiny: Tiny) -
 
 
 def test_a_fit_of_the_package_that_takes_too_long_is_named_and_kept(tmp_path: Path, tiny: Tiny) -> None:
-    suite, said = tiny(tmp_path / "s.toml", [{"name": "gaussian", "std": 0.5}], [{"name": "mahalanobis"}]), []
+    suite, said = tiny(tmp_path / "s.toml", [{"name": "gaussian", "std": 0.5}], [{"name": "mahalanobis"}]), list[str]()
     suite.write_text(suite.read_text() + "\n[limits]\nfit_seconds = 1e-9\n")
     found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache", only="fit/*", say=said.append)
     assert not found.failed and any("mahalanobis" in text and "fit_seconds" in text for text in said)

@@ -7,9 +7,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import aftershock
 import numpy as np
@@ -27,7 +28,7 @@ from support.suites import Tiny
 from support.tables import whole_tables
 from torch import Tensor
 
-ENTERED: list[object] = []
+ENTERED: list[AbstractContextManager[object]] = []
 
 
 def detector(name: str, fit: Callable[[], object] = lambda: 0, score: Callable[[], object] = lambda: 0) -> None:
@@ -36,7 +37,7 @@ def detector(name: str, fit: Callable[[], object] = lambda: 0, score: Callable[[
     class Planted(Detector):
         info = DetectorInfo(title=name, needs=())
 
-        def fit(self, clean: Traces, perturbed: Traces | None = None) -> Detector:
+        def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
             fit()
             return self
 
@@ -143,7 +144,7 @@ class NoKind(Detector):
             raise RuntimeError("nobody knows")
         return "none"
 
-    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Detector:
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
         return self
 
     def score(self, traces: Traces) -> Tensor:
@@ -163,7 +164,7 @@ class Nothing:
 
 
 @analysis("untitled")
-class Untitled(Analysis):
+class Untitled(Analysis[Nothing]):
     info: ClassVar[AnalysisInfo] = Forgotten()  # type: ignore[assignment]
     needs = ()
 

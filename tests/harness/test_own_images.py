@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,9 +215,9 @@ def test_channels_last_are_refused(channels: int, tmp_path: Path) -> None:
         npz(tmp_path, arrays(tmp_path / "a.npz", [0, 1] * 2, [0, 1], x_train=x)).load()
 
 
-def arrays(path: Path, train: list[int], test: list[int], **changes: np.ndarray) -> Path:
+def arrays(path: Path, train: list[int], test: list[int], **changes: Any) -> Path:
     draws = np.random.default_rng(0)
-    held = {
+    held: dict[str, Any] = {
         "x_train": draws.integers(0, 256, (len(train), 4, 4), dtype=np.uint8), "y_train": np.array(train),
         "x_test": draws.integers(0, 256, (len(test), 4, 4), dtype=np.uint8), "y_test": np.array(test),
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from aftershock.detectors import Detector, DetectorInfo
 from aftershock.harness.tracing.traces import Traces
 from support.commands import Forks
 from support.suites import Tiny
+from support.tables import read_table
 from torch import Tensor
 
 # All have the same score (how small the logits are), to which each adds what it knows of the question.
@@ -190,8 +190,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> 
     only = ("--only", "digits/mlp/0/[cs][hc]")
     done = forks("run", "a.toml", "--out", "run", *only, cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
     assert done.status == 0, done.output
-    with (folder / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        return {row["detector"]: row for row in csv.DictReader(stream)}
+    return {row["detector"]: row for row in read_table(folder / "run", "leaderboard.csv")}
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -193,8 +193,8 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         *_, line, said = MISTAKES[mistake]
         assert any(said in message and place == line for place, message in found), mistake
     # In the order of the file.
-    said = [next(m for m in several if MISTAKES[m][3] in message) for _, message in found]
-    assert said == [
+    named = [next(m for m in several if MISTAKES[m][3] in message) for _, message in found]
+    assert named == [
         "missing-plugin", "unknown-data", "unknown-model-parameter", "unknown-parameter", "unknown-detector",
         "supervised-without",
     ]  # fmt: skip
