@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 from support.commands import Forks
 from support.suites import Tiny
+from support.tables import read_table
 
 SUITE = """
 name = "with-kit"
@@ -198,13 +198,11 @@ def test_a_suite_can_name_new_parts_of_every_kind(package: Path) -> None:
     (package / "suite.toml").write_text(SUITE)
     done = with_package(package, ["aftershock.harness.cli.main", "run", "suite.toml", "--out", "run"], package)
     assert done.returncode == 0, done.stdout + done.stderr
-    with (package / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        rows = {r["detector"]: r for r in csv.DictReader(stream)}
+    rows = {r["detector"]: r for r in read_table(package / "run", "leaderboard.csv")}
     row = rows["my-own-detector"]
     assert (row["dataset"], row["model"]) == ("my-own-dataset", "my-own-model")
     assert float(row["worst_auroc"] or 0.5) > 0.3
-    with (package / "run" / "tables" / "perturbations.csv").open(newline="") as stream:
-        (attack,) = csv.DictReader(stream)
+    (attack,) = read_table(package / "run", "perturbations.csv")
     assert attack["library"] == "my-own-perturbation" and float(attack["success_rate"]) > 0
     assert list((package / "run" / "analyses").iterdir())
 
@@ -258,8 +256,7 @@ def test_in_a_run_each_broken_detector_is_a_row_with_its_reason_and_the_rest_goe
     suite.write_text(suite.read_text() + "\n[limits]\nscore_seconds = 0.01\n")
     done = forks("run", "s.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 1
-    with (tmp_path / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        rows = {r["detector"]: r for r in csv.DictReader(stream)}
+    rows = {r["detector"]: r for r in read_table(tmp_path / "run", "leaderboard.csv")}
     reasons = {
         "far-away": "meta", "nan": "not finite", "lists": "list", "raises": "no such luck",
         "slow": "raise score_seconds = 0.01 under [limits]",
@@ -396,8 +393,7 @@ def test_check_and_run_agree_about_scores_and_remedies_fit_the_fault(forks: Fork
         tmp_path / "s.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": n} for n in names], plugins=["wrong.py"]
     )
     forks("run", str(suite), "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
-    with (tmp_path / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        rows = {r["detector"]: r for r in csv.DictReader(stream)}
+    rows = {r["detector"]: r for r in read_table(tmp_path / "run", "leaderboard.csv")}
     assert rows["whole-numbers"]["robust_accuracy_at_fpr_5"] and not rows["truths"]["robust_accuracy_at_fpr_5"]
     traceback = forks("--debug", "check", "raises", "--plugin", "wrong.py", cwd=tmp_path)
     assert traceback.status != 0 and "Traceback" in traceback.output and "wrong.py" in traceback.output
