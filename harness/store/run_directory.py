@@ -32,7 +32,7 @@ from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, 
 DECIDES_NO_NUMBER = True
 
 # What a run directory holds that is ours to write and delete.
-PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock")
+PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock", ".incoming")
 
 
 class Store:
@@ -89,6 +89,7 @@ class Store:
                 shutil.rmtree(old, ignore_errors=True)
             for name in ("run.json", "keys.txt"):
                 (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
         for place in (self.cells, self.artifacts):
             place.mkdir(exist_ok=True)
         # What a killed process was writing; no other process writes while the lock is held.
@@ -114,7 +115,17 @@ class Store:
 
     def close(self) -> None:
         """Give the directory back."""
+        shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
         self._lock.release()
+
+    def incoming(self) -> Path:
+        """A folder for artifacts that other processes make; what is in it is nobody's when the store is closed."""
+        place = self.folder / ".incoming"
+        try:
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+        return place
 
     def find(self, key: str, name: CellName | None = None) -> Record | None:
         """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``.

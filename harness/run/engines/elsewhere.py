@@ -44,16 +44,15 @@ class Failure:
 
 
 @contextmanager
-def opened(context: Context, output: bool, on_message: Callable[[str], None]) -> Iterator[Compute]:
+def opened(context: Context, on_message: Callable[[str], None]) -> Iterator[Compute]:
     """Open the data, the plugins and the stored cells of a run, and hold them.
 
     Args:
         context: what the run's owner tells.
-        output: let parts print.
         on_message: told sentences that a person should see.
     """
     with guarded():
-        POOL.allow(Allowance.of(context.suite.limits, output=output))
+        POOL.allow(Allowance.of(context.suite.limits))
         for path in context.suite.plugins:
             plugin_host().open_file(path)
         task_context = open_task_context(context, on_message)

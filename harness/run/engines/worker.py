@@ -35,13 +35,11 @@ class Opening:
         context: surroundings of the tasks.
         threads: that it may compute with.
         place: a folder on the run directory's file system, for the artifacts that it gives away.
-        output: parts may print.
     """
 
     context: Context
     threads: int
     place: Path
-    output: bool
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def serve(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
     opening: Opening = inbox.get()
     torch.set_num_threads(opening.threads)
     try:
-        with opened(opening.context, opening.output, lambda text: send(owner, Said(text))) as compute:
+        with opened(opening.context, lambda text: send(owner, Said(text))) as compute:
             while (task := inbox.get()) is not None:
                 found = results_of(compute, task, _Shares(owner).tell)
                 if not isinstance(found, Failure):
