@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import aftershock
 import pytest
@@ -64,8 +65,11 @@ class Network(nn.Module):
 def network():
     return Network().eval()
 """
-ATTACKS = [{"name": "fgsm", "eps": 0.3}, {"name": "adaptive", "eps": 0.3, "steps": 4, "restarts": 1, "queries": 20, "images": 8}]
-DETECTORS = [{"name": "msp"}, {"name": "latent", "epochs": 3}, {"name": "plugged"}]
+ATTACKS: list[dict[str, Any]] = [
+    {"name": "fgsm", "eps": 0.3},
+    {"name": "adaptive", "eps": 0.3, "steps": 4, "restarts": 1, "queries": 20, "images": 8},
+]
+DETECTORS: list[dict[str, Any]] = [{"name": "msp"}, {"name": "latent", "epochs": 3}, {"name": "plugged"}]
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,7 @@ def test_shards_share_the_groups_of_cells_about_evenly() -> None:
 def test_mistakes_are_told(tmp_path: Path) -> None:
     for given in ({"workers": 0}, {"engine": "loca"}):
         with pytest.raises(UsageError):
-            aftershock.run("quick", tmp_path / "run", cache=tmp_path / "cache", **given)  # type: ignore[arg-type]
+            aftershock.run("quick", tmp_path / "run", cache=tmp_path / "cache", **given)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--cache"):
         run_shard("quick", "1/2", cache=tmp_path / "file")
