@@ -123,7 +123,7 @@ class TestRelevance:
         torch.testing.assert_close(correlation.float(), strengths / strengths.norm())
         torch.testing.assert_close(gradient.float(), 0.5 * strengths)
         orders = compare_orders(evidence, torch.Generator().manual_seed(0))
-        assert orders.agreement[0] == pytest.approx(1, abs=1e-9)
+        assert orders.agreement.value == pytest.approx(1, abs=1e-9)
 
     @pytest.mark.parametrize("inplace", [False, True])
     def test_attributions_are_gradient_times_activation(self, inplace: bool) -> None:
@@ -191,7 +191,7 @@ class TestRelevance:
         a, logits = torch.randn(200, 300, generator=draw), torch.randn(200, CLASSES, generator=draw)
         evidence = Evidence(a, logits, torch.rand(300, generator=draw).expand(200, 300), [150, 150], [150, 150])
         orders = compare_orders(evidence, draw)
-        assert orders.agreement[1] < 0 < orders.agreement[2]
+        assert orders.agreement.low < 0 < orders.agreement.high
         assert orders.halves[1] == pytest.approx(1)
         # What chance makes of a correlation: the mean of |r| under independence is about sqrt(2 / (pi n)).
         assert orders.permuted == pytest.approx(math.sqrt(2 / (math.pi * 200)), rel=0.1)
@@ -294,11 +294,11 @@ class TestFringe:
         scores = error_scores(held_out, held_out.full("relu"), {"pca": code}, 10)
         found = {m.name: m for m in merits(scores, wrong, "max-softmax", seed=0)}
         fringe = found["fringe, pca"]
-        assert fringe.auroc[0] == pytest.approx(expected, abs=0.02 if in_fringe else 0.08)
-        assert fringe.auroc[0] == pytest.approx(roc_auc_score(wrong, scores["fringe, pca"]))
-        assert found["max-softmax"].auroc[0] == pytest.approx(0.5, abs=0.08)
-        assert fringe.difference[0] == pytest.approx(fringe.auroc[0] - found["max-softmax"].auroc[0])
-        assert (fringe.difference[1] > 0) == in_fringe
+        assert fringe.auroc.value == pytest.approx(expected, abs=0.02 if in_fringe else 0.08)
+        assert fringe.auroc.value == pytest.approx(roc_auc_score(wrong, scores["fringe, pca"]))
+        assert found["max-softmax"].auroc.value == pytest.approx(0.5, abs=0.08)
+        assert fringe.difference.value == pytest.approx(fringe.auroc.value - found["max-softmax"].auroc.value)
+        assert (fringe.difference.low > 0) == in_fringe
 
     def test_neighbours_of_one_class_have_no_entropy_and_of_two_have_some(self) -> None:
         labels = torch.arange(80) % 2
