@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....harness.statistics.intervals import Estimate
-from ...common.text import series
+from ...common.text import methods, series
 from ...findings import Figure, Lines, Pictures, Series
 from ..measured import Decoded, Reading
 from ..training import Source
@@ -41,17 +41,15 @@ def _flat(name: str, value: float, count: int) -> Series:
 
 
 def _by_depth(measured: Decoded, measure: str, title: str, unit: str) -> Lines:
-    curves = [
-        _curve(s.name, [measured.estimate(t, s, measure) for t in measured.taps], s.encoder != "own")
-        for s in measured.sources
-    ]
+    found = [[measured.estimate(t, s, measure) for t in measured.taps] for s in measured.sources]
+    curves = [_curve(s.name, f, s.encoder != "own") for s, f in zip(measured.sources, found, strict=True)]
     if measure == "squared_error":
         curves.append(_flat("mean image", measured.mean_error, len(measured.taps)))
     else:
         curves.append(_flat("originals", measured.baseline(measure).value, len(measured.taps)))
     caption = (
-        f"{MEASURES[measure].capitalize()}, on {measured.tested_on} evaluate images; bands: 95 % over images and "
-        f"{measured.seeds} seed{'s' * (measured.seeds > 1)}."
+        f"{MEASURES[measure].capitalize()}, on {measured.tested_on} evaluate images and {measured.seeds} "
+        f"seed{'s' * (measured.seeds > 1)}; bands: {methods(found[0])}."
     )
     return Lines(
         title, caption, measured.taps, "tap, by depth", unit, curves, (0.0, 1.0) if unit == "accuracy" else None
@@ -63,10 +61,10 @@ def _trade_off(measured: Decoded, measure: str, beside: str | None = None) -> Li
     for tap in measured.taps:
         for name in (measure, beside) if beside else (measure,):
             found = [measured.estimate(tap, s, name) for s in measured.decoders]
-            curves.append(_curve(f"{tap}{' (classifier under measured)' * (name == beside)}", found, name == beside))
+            curves.append(_curve(f"{tap}{' (classifier under study)' * (name == beside)}", found, name == beside))
     title = "Fidelity trade-off: class" if beside else "Fidelity trade-off: error"
     caption = "ClaDec by the weight of the classification loss. " + (
-        "Solid: fresh classifiers. Dashed: the classifier under measured, which took part in the loss; what it alone "
+        "Solid: fresh classifiers. Dashed: the classifier under study, which took part in the loss; what it alone "
         "reads is no class information."
         if beside
         else "Error against the original image."
@@ -111,7 +109,8 @@ def _attack(measured: Decoded, reading: Reading) -> Lines:
     caption = (
         f"{reading.images} images that {reading.label} turned ({reading.controls} noise controls), decoded with "
         f"{first.name} and read by fresh classifiers; 'image': not decoded. Nearer: the reconstruction lies nearer to "
-        "the mean reconstruction of the reached class than to that of the true class."
+        "the mean reconstruction of the reached class than to that of the true class. Bands: "
+        f"{methods(column('reached', first))}."
     )
     return Lines(
         f"{reading.label}: from which layer on the reached class is decoded", caption, places, "tap, by depth",
