@@ -19,14 +19,14 @@ from ..core.content_keys import FileDigests
 from ..core.errors import UsageError
 from ..core.files import is_file
 from ..core.interrupts import contained, listening
-from .options import Options
+from .options import EngineChoice, Options
 from .up_to_date import fingerprint, is_finished
 
 if TYPE_CHECKING:
     import pandas
 
     from ..suite.resolved import Suite
-    from .runner import Event
+    from .events import Event
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ def run(
     fresh: bool = False,
     cache: Path | str | None = None,
     engine: str = "local",
-    tell: Callable[[Event], None] = lambda event: None,
-    say: Callable[[str], None] = lambda text: None,
+    workers: int | None = None,
+    on_progress: Callable[[Event], None] = lambda event: None,
+    on_message: Callable[[str], None] = lambda text: None,
     debug: bool = False,
 ) -> Run:
     """Run a suite; what is already there is kept, so the same call again continues or does nothing.
@@ -119,13 +120,14 @@ def run(
         data: the root of the data sets; by default ``AFTERSHOCK_DATA`` or the user's data directory.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         plugins: local files with registered parts.
-        limit: at most so many images in each set.
+        limit: maximum number of images in each set.
         only: compute only cells whose name matches this pattern, and what they need.
         fresh: compute everything again.
         cache: the shared cache; by default ``AFTERSHOCK_CACHE`` or the user's cache directory.
         engine: where cells are computed.
-        tell: called with every progress event.
-        say: told sentences that a person should see.
+        workers: processes that compute them; by default one for each graphics processor, else one.
+        on_progress: called with every progress event.
+        on_message: told sentences that a person should see.
         debug: raise the first error of a cell instead of noting it.
 
     Raises:
@@ -133,8 +135,9 @@ def run(
         AftershockError: if the run directory cannot be written.
         KeyboardInterrupt: for Ctrl-C.
     """
+    choice = EngineChoice(engine, workers)
     with listening() as interrupt, contained():
-        options = Options(device, limit, only, fresh, engine, tell, say, debug, interrupt)
+        options = Options(device, limit, only, fresh, choice, on_progress, on_message, debug, interrupt)
         return _run(suite, out, data, plugins, cache, options)
 
 
@@ -158,7 +161,7 @@ def _run(
         stamp = fingerprint(raw, folder, files, asked, root, digests)
         place = start / (out or Path("runs") / name)
         if stamp is not None and is_finished(place, stamp):
-            return _as_stored(place, options.say)
+            return _as_stored(place, options.on_message)
     from ..core.process_state import guarded
     from ..suite.resolve import load_suite
 
@@ -188,10 +191,10 @@ def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
     return raw, path.resolve().parent, str(raw.get("name", ""))
 
 
-def _as_stored(place: Path, say: Callable[[str], None]) -> Run:
+def _as_stored(place: Path, on_message: Callable[[str], None]) -> Run:
     facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
     for text in facts.get("notes", ()):
-        say(text)
+        on_message(text)
     failures = {f["cell"]: f["reason"] for f in facts["failures"]}
     return Run(place, {}, failures, 0)
 
@@ -204,7 +207,6 @@ def _compute(
     from ..store.run_directory import Store
     from .changed_state import changed_state
     from .computing import compute_cells, open_engine
-    from .engines import engine_of
     from .opening import open_run
     from .run_facts import run_facts
     from .workers.pool import POOL
@@ -212,16 +214,15 @@ def _compute(
     from .writing import write_run
 
     started, clock = datetime.now(UTC), time.perf_counter()
-    make_engine = engine_of(options.engine)
     POOL.allow(Allowance.of(suite.limits, output=options.debug))
     opened = open_run(suite, root, digests, options)
     problems = Problems(options.debug)
     # Tables ask the processes of plugins, too.
-    with Store(place, cache, options.fresh) as store, open_engine(opened, store, make_engine, options.say) as engine:
+    with Store(place, cache, options.fresh) as store, open_engine(opened, store, options) as engine:
         computed = compute_cells(opened, store, engine, options)
         changes = changed_state(computed.finished)
         for text in changes:
-            options.say(text)
+            options.on_message(text)
         seconds = time.perf_counter() - clock
         facts = run_facts(opened, computed, options, [*opened.notes, *changes], started, seconds)
         write_run(place, computed, facts, stamp, problems)

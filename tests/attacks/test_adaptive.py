@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ from aftershock.attacks.adaptive.best_found import Best
 from aftershock.attacks.adaptive.pgd import Adaptive, FeatureMatching, SurrogateAttack, _without
 from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
 from aftershock.attacks.base.kinds import Effort
-from aftershock.attacks.base.perturb_batch import LimitError, Limits, limited, perturb_batch, rounded
-from aftershock.attacks.base.perturbation import CountingModel
-from aftershock.attacks.base.target import Guides, Look
+from aftershock.attacks.base.perturb_batch import LimitError, Limits, PerturbedBatch, limited, perturb_batch, rounded
+from aftershock.attacks.base.perturbation import CountingModel, Perturbation
+from aftershock.attacks.base.target import Guides, Observation
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 from aftershock.harness.evaluation.rankability import FLOOR
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 
@@ -28,22 +32,22 @@ class Planted:
     labels: Tensor
     has_surrogate: bool = True
     helps: bool = True
-    goal: float = 0.0
+    target_score: float = 0.0
     scale: float = 0.1
 
     def score(self, images: Tensor) -> Tensor:
         return (images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
 
-    def look(
+    def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
-    ) -> Look:  # fmt: skip
+    ) -> Observation:  # fmt: skip
         value = self.score(images)
         suspicion = (value if self.helps else 0 * value) if self.has_surrogate else None
         logits = model(images)
-        return Look(logits, suspicion, value.detach().double(), {"logits": logits})
+        return Observation(logits, suspicion, value.detach().double(), {"logits": logits})
 
-    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return model(images), self.score(images).double()
 
@@ -52,29 +56,31 @@ class Planted:
 
 
 @pytest.fixture
-def planted(digits) -> Planted:
+def planted(digits: DigitsCase) -> Planted:
     """Its threshold flags some four in ten clean images, and more of what moves their first row outwards."""
     clean = (digits.images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
     return Planted(float(clean.quantile(0.6)), digits.images, digits.labels)
 
 
-def attacked(digits, planted: Planted, attack):
-    return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted)
+def attacked(digits: DigitsCase, planted: Planted, attack: Perturbation) -> PerturbedBatch:
+    return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, target=planted)
 
 
-def passed(digits, planted: Planted, attack) -> float:
+def passed(digits: DigitsCase, planted: Planted, attack: Perturbation) -> float:
     made = attacked(digits, planted, attack)
     assert made.flags == ()
     return float((made.success & (planted.score(made.images) <= planted.threshold)).float().mean())
 
 
 @pytest.mark.parametrize("method", ["orthogonal", "selective", "joint"])
-def test_knowing_the_detector_beats_not_knowing_it(digits, planted, method) -> None:
+def test_knowing_the_detector_beats_not_knowing_it(
+    digits: DigitsCase, planted: Planted, method: Literal["orthogonal", "selective", "joint"]
+) -> None:
     oblivious = passed(digits, planted, PGD(0.15))
     assert passed(digits, planted, SurrogateAttack(0.15, method, steps=20)) > max(0.8, oblivious + 0.05)
 
 
-def test_the_worst_case_works_without_a_usable_surrogate(digits, planted) -> None:
+def test_the_worst_case_works_without_a_usable_surrogate(digits: DigitsCase, planted: Planted) -> None:
     planted.has_surrogate = False
     with pytest.raises(UsageError, match="no surrogate"):
         passed(digits, planted, SurrogateAttack(0.2))
@@ -83,7 +89,7 @@ def test_the_worst_case_works_without_a_usable_surrogate(digits, planted) -> Non
     assert passed(digits, planted, WorstCase(0.2, steps=20, queries=200)) > 0.8
 
 
-def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
+def test_the_worst_case_is_at_least_each_of_its_parts(digits: DigitsCase, planted: Planted) -> None:
     parts = [
         SurrogateAttack(0.1, "selective", steps=15),
         FeatureMatching(0.1, steps=15),
@@ -93,7 +99,7 @@ def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
     assert all(worst >= passed(digits, planted, part) for part in parts)
 
 
-def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> None:
+def test_each_image_is_credited_to_the_part_that_made_it(digits: DigitsCase, planted: Planted) -> None:
     known = {"selective", "orthogonal", "feature-matching", "search"}
     made = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
     assert len(made.credits) == len(made.images) and set(made.credits) <= {*known, ""}
@@ -104,13 +110,19 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> Non
     assert attacked(digits, planted, PGD(0.1)).credits == ()
 
 
-def test_restarts_get_out_of_a_trap(digits, planted) -> None:
+def test_restarts_get_out_of_a_trap(digits: DigitsCase, planted: Planted) -> None:
     class Trap(Planted):
         # The surrogate leads towards white rows, which are as suspicious as black ones, wherever a row is not dark.
-        def look(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
-            found = super().look(model, images)
+        def observe(
+            self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+            surrogate: bool = True,
+        ) -> Observation:  # fmt: skip
+            found = super().observe(model, images)
+            assert found.suspicion is not None
             bright = images[:, :, 0, :].flatten(1).mean(1)
-            return Look(found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features)
+            return Observation(
+                found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features
+            )
 
     trap = Trap(planted.threshold, planted.images, planted.labels)
     one, many = (passed(digits, trap, SurrogateAttack(0.15, "selective", steps=10, restarts=n)) for n in (1, 6))
@@ -118,35 +130,44 @@ def test_restarts_get_out_of_a_trap(digits, planted) -> None:
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1])
-def test_without_a_surrogate_no_fewer_images_are_turned_than_by_pgd(digits, planted, eps: float) -> None:
+def test_without_a_surrogate_no_fewer_images_are_turned_than_by_pgd(
+    digits: DigitsCase, planted: Planted, eps: float
+) -> None:
     planted.has_surrogate = False
     known = attacked(digits, planted, WorstCase(eps, steps=20, queries=50))
     plain = attacked(digits, planted, PGD(eps, steps=20, loss="margin"))
     assert known.success.sum() >= plain.success.sum() - 1
 
 
-def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> None:
+def test_gradients_that_never_reach_the_logits_are_counted(digits: DigitsCase, planted: Planted) -> None:
     inner = next(m for m in digits.model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     seen: list[Tensor] = []
 
     class Hidden(Planted):
-        def look(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
-            found = super().look(model, images)
-            return Look(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
+        def observe(
+            self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+            surrogate: bool = True,
+        ) -> Observation:  # fmt: skip
+            found = super().observe(model, images)
+            return Observation(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
 
     handle = inner.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         # A threshold that nothing passes: every image takes every step.
-        made = attacked(digits, Hidden(-1.0, planted.images, planted.labels, goal=-1.0), FeatureMatching(0.05, steps=7))
+        made = attacked(
+            digits, Hidden(-1.0, planted.images, planted.labels, target_score=-1.0), FeatureMatching(0.05, steps=7)
+        )
     finally:
         handle.remove()
     assert made.backwards == pytest.approx(7)
 
 
-def test_the_search_begins_at_what_others_found(digits, planted) -> None:
+def test_the_search_begins_at_what_others_found(digits: DigitsCase, planted: Planted) -> None:
     # A search of one query returns its start.
     class Pair(ScoreSquare):
-        def improve(self, best, rows, model, clean, labels, draws):
+        def improve(
+            self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
+        ) -> None:
             best.offer(
                 rows, clean + 0.01, torch.ones(len(rows), dtype=torch.bool), planted.score(clean).double() + 1, "a"
             )
@@ -155,25 +176,30 @@ def test_the_search_begins_at_what_others_found(digits, planted) -> None:
 
     asked: list[Tensor] = []
     seen: list[Tensor] = []
-    planted.has_surrogate = False
-    judge = planted.judge
-    planted.judge = lambda model, images: (seen.append(images.clone()), judge(model, images))[1]
-    planted.images = planted.images[:0]
-    attacked(digits, planted, Pair(0.1, queries=1))
+
+    class Watching(Planted):
+        def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(images.clone())
+            return super().query(model, images)
+
+    watching = Watching(planted.threshold, planted.images[:0], planted.labels, has_surrogate=False)
+    attacked(digits, watching, Pair(0.1, queries=1))
     assert torch.equal(seen[0], asked[0])
 
 
-def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits, planted) -> None:
+def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits: DigitsCase, planted: Planted) -> None:
     clean = attacked(digits, planted, WorstCase(0.0, steps=2, queries=3))
     assert not clean.success.any() and torch.equal(clean.images, digits.images)
     assert passed(digits, planted, WorstCase(0.5, steps=20, queries=100)) == 1.0
 
 
 @pytest.mark.parametrize("attack", [SurrogateAttack(0.15, steps=10, restarts=2), ScoreSquare(0.15, queries=30)])
-def test_results_do_not_depend_on_the_batch_and_repeat(digits, planted, attack) -> None:
+def test_results_do_not_depend_on_the_batch_and_repeat(
+    digits: DigitsCase, planted: Planted, attack: Perturbation
+) -> None:
     def run(size: int) -> Tensor:
         return perturb_batch(
-            attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, defence=planted
+            attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, target=planted
         ).images
 
     assert torch.equal(run(128), run(128))
@@ -181,7 +207,7 @@ def test_results_do_not_depend_on_the_batch_and_repeat(digits, planted, attack) 
     assert ((run(128) - run(11)).abs() > 1e-3).float().mean() < 0.01
 
 
-def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> None:
+def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted: Planted) -> None:
     clean = torch.zeros(3, 1, 2, 2)
     best, rows = Best(clean, planted), torch.arange(3)
 
@@ -198,20 +224,20 @@ def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> N
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_an_image_is_found_whatever_the_detector_says_of_it(planted, value: float) -> None:
+def test_an_image_is_found_whatever_the_detector_says_of_it(planted: Planted, value: float) -> None:
     """A detector that answers attacks with infinity or NaN must not make them give back images that fool nothing."""
     clean = torch.zeros(3, 1, 2, 2)
     best, rows = Best(clean, planted), torch.arange(3)
     for number, (fooled, score) in enumerate([([True, True, False], value), ([False, True, False], 3.0)], 1):
         scores = torch.full((3,), score, dtype=torch.float64)
         best.offer(rows, clean + number / 10, torch.tensor(fooled), scores, f"part {number}")
-    assert best.found.tolist() == [True, True, False] and best.standing.all()
+    assert best.found.tolist() == [True, True, False] and best.not_evaded.all()
     assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.2])
     assert best.told.isnan().tolist() == [False, False, True] and best.told[:2].tolist() == [torch.inf, 3.0]
     assert best.credits == ["part 1", "part 2", ""]
 
 
-def test_images_that_get_past_the_detector_late_are_counted(planted) -> None:
+def test_images_that_get_past_the_detector_late_are_counted(planted: Planted) -> None:
     def late(passed_in: list[int], iterates: int = 12) -> int:
         """Fooled from the start; the score falls below the threshold in the given iterate."""
         best, rows = Best(torch.zeros(len(passed_in), 1, 2, 2), planted), torch.arange(len(passed_in))
@@ -239,9 +265,9 @@ def test_the_projection_leaves_nothing_along_the_other_gradient() -> None:
     assert torch.equal(_without(a, torch.zeros_like(a)), a)
 
 
-def test_without_a_detector_there_is_nothing_to_know(digits) -> None:
+def test_without_a_detector_there_is_nothing_to_know(digits: DigitsCase) -> None:
     with pytest.raises(UsageError, match="against a detector"):
-        WorstCase(0.1).perturb(CountingModel(digits.model), digits.images, digits.labels, None)
+        WorstCase(0.1).perturb(CountingModel(digits.model), digits.images, digits.labels, Draws(0, digits.indices))
 
 
 @pytest.mark.parametrize(
@@ -249,18 +275,18 @@ def test_without_a_detector_there_is_nothing_to_know(digits) -> None:
     [
         (lambda: WorstCase(eps=2.0), "at most 1"),
         (lambda: WorstCase(eps=0.1, large_eps=0.05), "large_eps"),
-        (lambda: SurrogateAttack(0.1, method="best"), "method"),
-        (lambda: SurrogateAttack(0.1, relaxation="hard"), "relaxation"),
+        (lambda: SurrogateAttack(0.1, method="best"), "method"),  # type: ignore[arg-type]
+        (lambda: SurrogateAttack(0.1, relaxation="hard"), "relaxation"),  # type: ignore[arg-type]
         (lambda: ScoreSquare(0.1, queries=0), "queries"),
         (lambda: FeatureMatching(0.1, images=0), "images"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
 
 
-def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(linear) -> None:
+def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(linear: LinearCase) -> None:
     # Along the weight vector, each image exactly to 1.1 times its distance from the boundary.
     weight = linear.model.weight.detach()
     distance = linear.margins / weight.norm()
@@ -275,14 +301,14 @@ def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(l
     assert not none.success.any() and torch.equal(none.images, linear.images)
 
 
-def test_rounding_leaves_multiples_of_1_255(digits) -> None:
+def test_rounding_leaves_multiples_of_1_255(digits: DigitsCase) -> None:
     made = rounded(digits.model, digits.images, (digits.images + 0.2).clamp(0, 1), digits.labels)
     assert torch.allclose(made.images * 255, (made.images * 255).round(), atol=1e-4)
     lost = rounded(digits.model, digits.images, digits.images + 0.001, digits.labels)
     assert torch.allclose(lost.images, (digits.images * 255).round() / 255, atol=1 / 255)
 
 
-def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits) -> None:
+def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits: DigitsCase) -> None:
     class Noisy(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model(images) + torch.randn(len(images), 1)
@@ -292,7 +318,7 @@ def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits) -> No
         assert ("randomised-model" in made.flags) is flagged
 
 
-def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
+def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits: DigitsCase) -> None:
     class Quantised(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model((images * 8).round() / 8)
@@ -302,21 +328,21 @@ def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
     assert "zero-gradient" in made.flags and not made.success.any()
 
 
-def test_what_an_adaptive_attack_found_before_a_limit_stands(digits, planted) -> None:
+def test_what_an_adaptive_attack_found_before_a_limit_stands(digits: DigitsCase, planted: Planted) -> None:
     """The limit is exact and the same on every machine, so what was found by then is a result."""
     attack, case = WorstCase(0.15, steps=10, queries=50), (digits.model, digits.images, digits.labels, digits.indices)
-    made = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    made = perturb_batch(attack, *case, 0, target=planted, limits=Limits(forwards=9))
     assert made.flags == ("limit",) and made.forwards <= 9
     assert made.success.float().mean() > 0.5
     assert made.told[made.success].tolist() == pytest.approx(planted.score(made.images)[made.success].tolist())
     whole = attacked(digits, planted, attack)
     hidden, more = (m.success & (planted.score(m.images) <= planted.threshold) for m in (made, whole))
     assert 0 < hidden.sum() < more.sum()
-    again = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    again = perturb_batch(attack, *case, 0, target=planted, limits=Limits(forwards=9))
     assert torch.equal(made.images, again.images)
 
 
-def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> None:
+def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits: DigitsCase) -> None:
     case = (digits.model, digits.images, digits.labels, digits.indices, 0)
     made = perturb_batch(PGD(0.1, steps=20), *case, limits=Limits(backwards=7))
     assert made.flags == ("limit",) and made.backwards <= 8
@@ -324,7 +350,7 @@ def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> N
 
     # Each batch is ended for itself, by its own images.
     class Second(PGD):
-        def perturb(self, model, images, labels, draws):
+        def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
             return super().perturb(model, images, labels, draws) if len(images) == 50 else images + 0.01
 
     made = perturb_batch(Second(0.1, steps=20), *case, 50, limits=Limits(backwards=7))
@@ -334,12 +360,12 @@ def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> N
     )
 
 
-def test_a_limit_of_time_is_a_failure_with_one_sentence(digits, planted) -> None:
+def test_a_limit_of_time_is_a_failure_with_one_sentence(digits: DigitsCase, planted: Planted) -> None:
     """Machines differ: what was found by then would be another result on each."""
     for attack in (PGD(0.1), WorstCase(0.1)):
         with pytest.raises(LimitError, match="stopped after 0 seconds per image: raise seconds under"):
             perturb_batch(
-                attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted,
+                attack, digits.model, digits.images, digits.labels, digits.indices, 0, target=planted,
                 limits=Limits(seconds=0),
             )  # fmt: skip
 
@@ -370,7 +396,7 @@ class Rounds:
 
 @pytest.mark.parametrize(("late", "rounds"), [([0], 1), ([1], 1), ([2, 0], 2), ([2, 2, 2], 3)])
 def test_the_worst_case_goes_on_while_images_get_past_late(
-    digits, planted, late: list[int], rounds: int, monkeypatch: pytest.MonkeyPatch
+    digits: DigitsCase, planted: Planted, late: list[int], rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched, left = Rounds(monkeypatch), iter(late)
     with monkeypatch.context() as patched:
@@ -381,10 +407,14 @@ def test_the_worst_case_goes_on_while_images_get_past_late(
         *gradient, search = made
         # Twice the steps and queries each time, and starts that no earlier round had.
         assert isinstance(search, ScoreSquare) and search.queries == 4 * 2**further
-        assert {(a.steps, a.restarts, a.first_run) for a in gradient} == {(3 * 2**further, 2, 2 * further)}
+        assert {(vars(a)["steps"], vars(a)["restarts"], vars(a)["first_run"]) for a in gradient} == {
+            (3 * 2**further, 2, 2 * further)
+        }
 
 
-def test_a_detector_that_yields_late_gets_more_steps(digits, planted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_yields_late_gets_more_steps(
+    digits: DigitsCase, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dark images pass only as the first round ends, and bright ones only in the second."""
 
     class Yields(Planted):
@@ -396,8 +426,8 @@ def test_a_detector_that_yields_late_gets_more_steps(digits, planted, monkeypatc
             return torch.where(dark & (self.asked > 29) | (self.asked > 60), -1.0, 1.0)
 
     watched = Rounds(monkeypatch)
-    # Below no image's goal, so that none is left out before a round ends.
-    yields = Yields(0.0, planted.images, planted.labels, goal=-2.0, has_surrogate=False)
+    # Below no image's target_score, so that none is left out before a round ends.
+    yields = Yields(0.0, planted.images, planted.labels, target_score=-2.0, has_surrogate=False)
     made = attacked(digits, yields, WorstCase(0.3, steps=10, queries=2, restarts=2))
     assert len(watched.attacks) == 2 and made.success.all()
     assert set(made.told.tolist()) == {-1.0}

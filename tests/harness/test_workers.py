@@ -466,7 +466,7 @@ def test_a_data_set_there(opened: Path, here: dict[str, Any], tmp_path: Path) ->
 ENDS = {
     "ends": r"ended its process \(status 5\)",
     "is killed": r"ended its process \(SIGSEGV\)",
-    "closes": "says nothing|ended its process",
+    "closes": "does not answer|ended its process",
     "hangs": "it hangs",
     "spins": r"it took more than 1 s of computing \(score_seconds = 0 .*\): .* under \[limits\]",
     "spins elsewhere": "it took more than 1 s of computing",
@@ -778,7 +778,7 @@ def test_of_an_owner_that_is_killed_nothing_is_left(plugin: Path, what: str, lat
         time.sleep(later)
         inner = children(int(number))
         owner.kill()
-    wait_until(lambda: all(has_ended(process) for process in (number, *inner)))
+    wait_until(lambda: all(has_ended(process) for process in (int(number), *inner)))
     assert not Path(folder).exists()
 
 

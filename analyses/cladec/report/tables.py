@@ -121,8 +121,9 @@ def _attacks(measured: Decoded) -> Table:
                         rows.append([*where, *found.ends, count])
                         seen.append(found)
     caption = (
-        "Turned images and their noise controls, decoded: the shares that fresh classifiers read as the reached and as "
-        f"the true class, and that lie nearer to the mean reconstruction of the reached class, with {methods(seen)}."
+        "Successes (turned) and their noise controls, decoded: the shares that independent classifiers read as the "
+        "predicted (reached) and as the true class, and that lie nearer to the mean reconstruction of the predicted "
+        f"class, with {methods(seen)}."
     )
     columns = ["tap", "depth", "source", "alpha", "perturbation", "images", "measure", "mean", "low", "high", "count"]
     return Table("cladec-perturbed", caption, columns, rows)

@@ -54,7 +54,7 @@ def _gallery(measured: Sampled, target: str, columns: int) -> Pictures:
         f"What excites {target}",
         "A row per setting, a column per chain (the last state of each); all but the data start from the same images: "
         "the reference measure's at temperature 1, while its row has the chains' temperature. Data: the images of the "
-        "fit set with the highest activation, and held-out ones that chance chose"
+        "fit set with the highest activation, and held-out ones drawn at random"
         + (" from the class." if target.startswith("logit:") else "."),
         torch.stack([last_images(g, columns) for g in rows]),
         [g.setting for g in rows],
@@ -77,8 +77,8 @@ def _dial(measured: Sampled) -> Lines:
             curves.append(_curve(name, found, "dashed" if measure == "diversity_pixels" else "solid"))
     return Lines(
         "Activation, diversity and realism by setting",
-        f"Means over targets with {methods(seen)} over chains. The discriminator's weight is the dial; random data "
-        "images show what is reached at best. Diversity is 1 where chains differ as much as random data images do.",
+        f"Means over targets with {methods(seen)} over chains. The discriminator's weight is varied; random data "
+        "images show the best possible values. Diversity is 1 where chains differ as much as random data images do.",
         settings, "setting", "share, or ratio to data", curves,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def _price(measured: Sampled) -> Lines:
     }
     found = {name: [measured.over(s, measure) for s in settings] for measure, name in names.items()}
     return Lines(
-        "How strong an activation, and how far from data",
+        "Strength of the activation, and distance from data",
         f"Means over targets with {methods(e for each in found.values() for e in each)} over chains: the activation in "
         "standard deviations from the data's mean, and the distance to held-out data in an independent classifier's "
         "features.",
@@ -114,7 +114,7 @@ def _traces(measured: Sampled) -> list[Lines]:
         curves.append(Series(group.setting, seen.mean(1).tolist(), low, high))
     return [
         Lines(
-            f"Chains on their way: {first}",
+            f"Traces of the chains: {first}",
             "Activation after the burn-in, mean of the chains and the range from the lowest to the highest one. Chains "
             "that have mixed cross each other all the time; the table of chains has R-hat.",
             [float(i) for i in at],
@@ -168,7 +168,7 @@ def _attacks(measured: Sampled) -> Lines:
         style: Style = "solid" if against == measured.attacks[0].against else "dashed"
         curves.append(_curve(f"{score}, against {against}", [by.get(n) for n in labels], style))
     return Lines(
-        "Does it look less real once it is attacked?",
+        "Do attacked images look less real?",
         "AUROC of the frozen discriminator's and of the judge's score for successes of each perturbation, against "
         "clean images and against noise of the same size, with 95 % intervals. 0.5: no difference.",
         labels, "perturbation", "AUROC", curves, (0.0, 1.0),

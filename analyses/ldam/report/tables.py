@@ -30,8 +30,8 @@ def tables(measured: Sampled) -> list[Table]:
             [r.label, r.score, r.against, *ends(r.area), r.successes, r.others, r.reason] for r in measured.attacks
         ]  # fmt: skip
         found.append(
-            Table("ldam-attacks", "How well a score tells a perturbation's successes from other images, by AUROC, with "
-                  f"{methods(r.area for r in measured.attacks)}.",
+            Table("ldam-attacks", "How well a score separates a perturbation's successes from other images, by AUROC, "
+                  f"with {methods(r.area for r in measured.attacks)}.",
                   ["perturbation", "score", "against", "auroc", "low", "high", "successes", "others", "reason"], rows_)
         )  # fmt: skip
     found.append(
@@ -122,10 +122,9 @@ def _averaging_tables(case: Averaging) -> list[Table]:
     seen = [*case.accuracy.values(), *case.differences.values()]
     seen += [found for group in case.groups.values() for found in group.measures.values()]
     caption = (
-        f"Last against averaged weights: means over chains, of accuracies shares of images, with {methods(seen)}; "
-        "differences are paired by chain, and "
-        "mean over targets, those in words with p-values of Student's t after Holm's correction. Diversity is an "
-        "absolute distance here."
+        f"Last against averaged weights: means over chains (of accuracies: over images) with {methods(seen)}; "
+        "differences are paired by chain, and mean over targets, those named in the text with p-values of Student's t "
+        "after Holm's correction. Diversity is an absolute distance here."
     )
     columns = ["network", "target", "weight", "measure", "mean", "low", "high", "p_holm"]
     return [Table("ldam-averaging", caption, columns, rows)]

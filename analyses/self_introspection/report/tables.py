@@ -28,7 +28,7 @@ def _errors(measured: Introspection) -> list[Table]:
     errors = measured.errors
     return [
         Table(
-            "misclassification", "How well a score tells wrong predictions from right ones on clean held-out images, "
+            "misclassification", "How well a score separates wrong from right predictions on clean held-out images, "
             f"and beyond max-softmax, with {methods([errors.merits[0].auroc, errors.merits[0].difference])}.",
             ["score", "wrong", "images", "auroc", "auroc_low", "auroc_high", "minus_max_softmax", "minus_low",
              "minus_high"],
@@ -96,8 +96,8 @@ def _crossings(measured: Introspection) -> Table:
         for c in measured.crossings
     ]
     return Table(
-        "crossings", "Where the prediction turns and where the code crosses to the reached class, among images "
-        "whose code starts nearer to their own; beyond: the share that lies nearer to the reached class; "
+        "crossings", "Where the prediction changes and where the code crosses to the predicted class, among images "
+        "whose code starts nearer to their own; beyond: the share that lies nearer to the predicted class; "
         f"{methods(e for c in measured.crossings for e in (c.flip, c.start))}.",
         ["perturbation", "code", "images", *(f"flip_t_{c}" for c in _ENDS), "start_beyond",
          "start_beyond_low", "start_beyond_high", "end_beyond", "end_beyond_low", "end_beyond_high",
@@ -122,8 +122,8 @@ def _nearing(measured: Introspection) -> Table:
         for i, t in enumerate(c.share)
     ]
     return Table(
-        "nearing", "Distance to the clean class minus that to the reached class along the tracks, with "
-        f"{methods(measured.crossings[0].nearing[ATTACK])}, and how many predictions have turned.",
+        "nearing", "Distance to the clean class minus that to the predicted class along the tracks, with "
+        f"{methods(measured.crossings[0].nearing[ATTACK])}, and how many predictions have changed (turned).",
         ["perturbation", "code", "t", *_ENDS, *(f"noise_{c}" for c in _ENDS), "turned", "noise_turned"], rows,
     )  # fmt: skip
 
@@ -145,7 +145,7 @@ def _reconstruction(measured: Introspection) -> Table:
 
 def _told(measured: Introspection) -> Table:
     return Table(
-        "reconstruction-auroc", "How well reconstruction errors tell successes from clean images and noise, with "
+        "reconstruction-auroc", "How well reconstruction errors separate successes from clean images and noise, with "
         f"{methods(t.auroc for t in measured.told)}.",
         ["perturbation", "score", "against", "positives", "negatives", "auroc", "auroc_low", "auroc_high"],
         [[t.label, t.score, t.against, t.positives, t.negatives, *t.auroc.ends] for t in measured.told],

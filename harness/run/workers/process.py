@@ -131,7 +131,7 @@ class Worker:
         """End the process with all that it started, and remove its folder."""
         if self._process is not None:
             if self._told:
-                # The supervisor ends all, unless somebody has ended or stopped it.
+                # The supervisor ends all, unless it was ended or stopped itself.
                 self._process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(2 * ENDING)
@@ -287,11 +287,11 @@ class Worker:
             raise raised(answer.values)
         if not _is_answer(answer.values):
             self.close()
-            raise WorkerEndedError("what it said is no answer")
+            raise WorkerEndedError("what it sent is not an answer")
         return answer
 
     def forget(self, number: int, generation: int) -> None:
-        """Let the process drop a part that nobody asks about any more; told with the next question."""
+        """Let the process drop a part that is no longer used; sent with the next question."""
         if generation == self.generation:
             self._forgotten.append(number)
 
@@ -338,7 +338,7 @@ class Worker:
         if self._process is not None:
             # A moment for one that is ending by itself, whose status says more.
             with suppress(subprocess.TimeoutExpired):
-                why = f"it ended its process ({_status(self._process.wait(2))})"
+                why = f"it ended its process ({ended_how(self._process.wait(2))})"
         self.close()
         return WorkerEndedError(why)
 
@@ -367,7 +367,8 @@ def _is_answer(values: Mapping[str, Any]) -> bool:
     return numbers and all(isinstance(names, list) for names in lists)
 
 
-def _status(status: int) -> str:
+def ended_how(status: int) -> str:
+    """The status of a process that has ended, or the signal that ended it, for a person."""
     if status >= 0:
         return f"status {status}"
     try:
