@@ -240,7 +240,10 @@ def untrained_classifier(part: ModelPart, folder: Path, dataset: Dataset, seed: 
         UsageError: for a factory that returns a model with its weights: there is no architecture without them.
     """
     if part.factory:
-        raise UsageError(f"The model {part.label!r} comes ready from its factory: there is no untrained one of it.")
+        raise UsageError(
+            f"The model {part.label!r} is returned with its weights by its factory: there is no "
+            "untrained network of its architecture."
+        )
     spec = model_spec(part, folder, None)
     return build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed).eval()
 

@@ -129,7 +129,7 @@ class Guard:
         if check_weights and state_digest(classifier.network) != about.model.digest:
             raise UsageError(
                 f"{path} belongs to other weights of {about.model.label!r}: a detector that was fitted for other "
-                "activations says nothing. Load the weights of its run, or insist with check_weights=False."
+                "activations is not valid. Load the weights of its run, or insist with check_weights=False."
             )
         detector = named_detector(about.detector, about.params, f"{about.detector!r} of {path}")
         state = {name.removeprefix(_STATE): t for name, t in tensors.items() if name.startswith(_STATE)}
@@ -198,7 +198,7 @@ class Guard:
             raise UsageError(f"A guard takes float images (n, {', '.join(map(str, shape))}) in [0, 1], not {what}.")
         # Written so that NaN fails too.
         if not bool(((images >= 0) & (images <= 1)).all()):
-            raise UsageError("A guard takes images in [0, 1], without NaN: normalisation is its own work.")
+            raise UsageError("A guard takes images in [0, 1], without NaN: it normalises them itself.")
 
 
 def export_guard(

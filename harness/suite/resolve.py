@@ -156,7 +156,8 @@ def _load_plugins(
             origin = plugin_host().open_file(path)
             if not any(registry.of(origin) for registry in REGISTRIES.values()):
                 checker.notes.append(
-                    f"The plugin file {path} registers nothing: is a decorator such as @register('mine') missing?"
+                    f"The plugin file {path} registers nothing: is a decorator such as @register_detector('mine') "
+                    "missing?"
                 )
         except (UsageError, ValueError) as error:
             # A path with a null byte is a ValueError.

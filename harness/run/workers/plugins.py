@@ -53,7 +53,7 @@ def _register(source: Source, origin: Origin) -> None:
         seen = {name: greeting[name] for name in ("files", "programs")}
         found = [(REGISTRIES[d["kind"]], str(d["name"]), {**d, **seen}) for d in greeting["parts"]]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{source} could not be loaded: its process told nothing that can be read") from error
+        raise UsageError(f"{source} could not be loaded: its process sent nothing that can be read") from error
     for registry, name, described in found:
         if registry is MODELS:
             if not _is_held(registry.of(origin), name, origin) and origin.path is not None:
