@@ -120,7 +120,7 @@ def show_leaderboard(run: Run) -> None:
 
 
 def _console() -> RichConsole:
-    """The terminal; piped, a table needs a width of its own, or long texts take a word per line."""
+    """Return the terminal; piped, a table needs a width of its own, or long texts take a word per line."""
     console = RichConsole()
     return console if console.is_terminal else RichConsole(width=160)
 

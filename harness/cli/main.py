@@ -278,7 +278,7 @@ def guard_export(
 
 
 def _kind_and_name(part: list[str]) -> tuple[PartKind, str]:
-    """What ``check`` is about: a kind and a name, or the name of a detector alone."""
+    """Return what ``check`` is about: a kind and a name, or the name of a detector alone."""
     if len(part) == 1:
         return "detector", part[0]
     kinds = get_args(PartKind)

@@ -105,7 +105,7 @@ def _candidates(images: Path) -> Iterator[tuple[dict[str, Any], Dataset]]:
 
 
 def _from(target: Path, path: Path) -> str:
-    """A path as the suite names it: relative to its folder where it lies below that, else absolute."""
+    """Return a path as the suite names it: relative to its folder where it lies below that, else absolute."""
     whole, folder = path.expanduser().resolve(), target.parent.resolve()
     return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 

@@ -69,7 +69,7 @@ class AnalysisContext:
             return run(suite, folder / "run", cache=folder / "cache", device="cpu")
 
     def files(self, of: Run) -> dict[str, bytes]:
-        """What it left in a run, by name."""
+        """Return what it left in a run, by name."""
         return {
             file.name: file.read_bytes()
             for folder in sorted((of.folder / "analyses").glob("*"))

@@ -48,7 +48,7 @@ class DetectorContext:
     _fitted: Detector | None = field(default=None, init=False)
 
     def fresh(self) -> Detector:
-        """A new instance, fitted."""
+        """Return a new instance, fitted."""
         detector = self.make()
         self.fixture.fit(detector)
         return detector
@@ -61,7 +61,7 @@ class DetectorContext:
         return self._fitted
 
     def scores(self, images: Tensor, detector: Detector | None = None) -> Tensor:
-        """Scores of images, checked for form."""
+        """Return scores of images, checked for form."""
         detector = detector or self.fitted
         return formed(detector.score(self.fixture.traces(detector, images)), len(images))
 

@@ -44,7 +44,7 @@ def code_digest(*modules: str) -> str:
 
 
 def code_behind(*modules: str) -> frozenset[str]:
-    """The modules whose code counts for some: they themselves, and what they import, directly or not."""
+    """Return the modules whose code counts for some: they themselves, and what they import, directly or not."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -120,7 +120,7 @@ def _lines_of(part: object) -> str:
 
 
 def _value_of(name: str, value: object) -> str:
-    """What one name in a class says."""
+    """Return what one name in a class says."""
     value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
     if inspect.isfunction(value):
         return f"{name}: {_lines_of(value)}"
@@ -156,14 +156,14 @@ def _imported_by(sources: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def _own(module: str) -> str | None:
-    """The name of a module within the package; empty for the package itself, ``None`` for those of others."""
+    """Return the name of a module within the package; empty for the package itself, ``None`` for those of others."""
     if module == PACKAGE:
         return ""
     return module.removeprefix(f"{PACKAGE}.") if module.startswith(f"{PACKAGE}.") else None
 
 
 def _home(base: str, name: str) -> str:
-    """Where ``name``, imported from ``base``, is defined."""
+    """Return where ``name``, imported from ``base``, is defined."""
     inner = f"{base}.{name}" if base else name
     if _path(inner) is not None:
         return inner
@@ -214,7 +214,7 @@ def _digest(modules: tuple[str, ...]) -> str:
 
 @cache
 def _path(module: str) -> Path | None:
-    """The file of a module within the package; ``None`` where there is none."""
+    """Return the file of a module within the package; ``None`` where there is none."""
     place = Path(str(files(PACKAGE))).joinpath(*module.split("."))
     for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
         if path.is_file():
@@ -281,7 +281,7 @@ def _said(node: ast.AST, said: list[str], in_error: bool = False) -> list[str]:
 
 
 def _does_nothing(node: ast.AST) -> bool:
-    """Whether a statement is ``pass``, or a text alone, as docstrings are."""
+    """Return whether a statement is ``pass``, or a text alone, as docstrings are."""
     if isinstance(node, ast.Pass):
         return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -15,7 +15,7 @@ POPULATIONS = ("success", "failed", "control", "target-class")
 
 
 def propagation_rows(found: Finished, problems: Problems, model_plan: ModelPlan) -> list[Row]:
-    """The rows of ``propagation.csv`` for one model and seed."""
+    """Return the rows of ``propagation.csv`` for one model and seed."""
     report = ANALYSES.get("propagation")
     taps = [t.name for t in tap_infos(found.store.values(model_plan.key))]
     rows: list[Row] = []

@@ -63,7 +63,7 @@ def metrics_rows(
     detectors: Sequence[DetectorResult],
     threat: ThreatModel | None = None,
 ) -> list[dict[str, Cell]]:
-    """The rows of ``metrics.csv`` for one data set, model and seed.
+    """Return the rows of ``metrics.csv`` for one data set, model and seed.
 
     Per detector and perturbation one row for each outcome (``success``, ``failed``, ``all``) against clean negatives,
     and for attacks one more for ``success`` against the control. Noise and corruptions have no control.
@@ -252,7 +252,7 @@ def score_rows(
 
 
 def perturbation_rows(sources: Sources, perturbations: Sequence[PerturbationResult]) -> list[dict[str, Cell]]:
-    """The rows of ``perturbations.csv`` for one data set, model and seed.
+    """Return the rows of ``perturbations.csv`` for one data set, model and seed.
 
     ``n`` counts the attacked images, ``success_rate`` is the share of them that are misclassified, and the norms are
     measured over all of them, also those that the attack gave back as they were.

@@ -15,7 +15,7 @@ DECIDES_NO_NUMBER = True
 
 
 def propagation_needs() -> tuple[Need, ...]:
-    """What the report reads."""
+    """Return what the report reads."""
     needs: tuple[Need, ...] = ANALYSES.get("propagation").NEEDS
     return needs
 

@@ -84,13 +84,13 @@ class Run:
 
 
 def data_root(data: Path | str | None = None) -> Path:
-    """Where data sets lie: given, else ``AFTERSHOCK_DATA``, else the user's data directory."""
+    """Return where data sets lie: given, else ``AFTERSHOCK_DATA``, else the user's data directory."""
     place = data or os.environ.get("AFTERSHOCK_DATA") or platformdirs.user_data_dir("aftershock")
     return Path(place).expanduser().absolute()
 
 
 def cache_root(cache: Path | str | None = None) -> Path:
-    """Where finished cells are shared: given, else ``AFTERSHOCK_CACHE``, else the user's cache directory."""
+    """Return where finished cells are shared: given, else ``AFTERSHOCK_CACHE``, else the user's cache directory."""
     place = cache or os.environ.get("AFTERSHOCK_CACHE") or platformdirs.user_cache_dir("aftershock")
     return Path(place).expanduser().absolute()
 
@@ -171,7 +171,7 @@ def _run(
 
 
 def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
-    """The suite as written, its folder and name, without checking anything."""
+    """Return the suite as written, its folder and name, without checking anything."""
     from ..suite import builtin as suites
 
     if isinstance(suite, Mapping):

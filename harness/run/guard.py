@@ -62,7 +62,7 @@ class Mapped(Protocol):
         """(n, dimensions)."""
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
-        """Positions (n, dimensions) and classes (n,) of fit images."""
+        """Return positions (n, dimensions) and classes (n,) of fit images."""
 
 
 class ModelDescription(KnownModel):
@@ -237,7 +237,7 @@ def export_guard(
 
 
 def _checked_scores(scores: Tensor, where: object) -> Tensor:
-    """Scores of the calibrate images, float64 (m,)."""
+    """Return scores of the calibrate images, float64 (m,)."""
     if scores.ndim != 1 or scores.is_complex() or not bool(torch.isfinite(scores).all()):
         raise UsageError(
             f"The scores of the calibrate images of {where} are not a row of finite numbers: no threshold can be "
@@ -312,7 +312,7 @@ def _normalisation(about: ModelDescription) -> dict[str, list[float]] | None:
 def _taps(
     classifier: Classifier, listed: Sequence[Tap], modules: Sequence[str], path: Path | str
 ) -> tuple[TapInfo, ...]:
-    """The taps of a model; raises where they are not those that a guard's file lists."""
+    """Return the taps of a model; raises where they are not those that a guard's file lists."""
     device = next((p.device for p in classifier.network.parameters()), torch.device("cpu"))
     try:
         example = torch.zeros(1, *classifier.shape, device=device)

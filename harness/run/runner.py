@@ -65,7 +65,7 @@ class TimeLeft:
             self._spent[group][1] += max(1, cell.images)
 
     def seconds(self) -> float:
-        """The expected seconds of all that waits."""
+        """Return the expected seconds of all that waits."""
         waiting = dict(self._waiting)
         for cell, _ in self._shared.values():
             waiting[_like(cell), cell.kind] -= max(1, cell.images)
@@ -86,7 +86,7 @@ def _like(cell: Cell) -> str:
 
 
 def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
-    """The cells that a pattern names, with everything that they need; all without a pattern.
+    """Return the cells that a pattern names, with everything that they need; all without a pattern.
 
     Raises:
         UsageError: if nothing matches.

@@ -21,7 +21,7 @@ def image_weights(n: int, resamples: int, seed: int) -> FloatArray:
 
 
 def mean_interval(values: Tensor | FloatArray, seed: int, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of one number per image, and its interval; NaN for no image."""
+    """Return the mean of one number per image, and its interval; NaN for no image."""
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return math.nan, math.nan, math.nan
@@ -49,7 +49,7 @@ def median_interval(values: Tensor) -> tuple[float, float, float]:
 
 
 def proportion(count: int, n: int) -> tuple[float, float, float]:
-    """A share and its interval (Wilson 1927); NaN for n = 0."""
+    """Return a share and its interval (Wilson 1927); NaN for n = 0."""
     from scipy.stats import binomtest
 
     if not n:
@@ -83,7 +83,7 @@ def _wins(score: FloatArray, positive: NDArray[np.bool_]) -> FloatArray:
 
 
 def fisher_interval(estimate: float, resampled: FloatArray) -> tuple[float, float, float]:
-    """A correlation with an interval from the spread of its resampled values on Fisher's scale.
+    """Return a correlation with an interval from the spread of its resampled values on Fisher's scale.
 
     A plain percentile interval would lie too low: resampling adds noise to both sides of a correlation once more.
     """

@@ -69,11 +69,11 @@ class Checker:
             self.problems.append(problem)
 
     def wrong_at(self, *location: str | int) -> bool:
-        """Whether a mistake at a key, or within its value, was noted."""
+        """Return whether a mistake at a key, or within its value, was noted."""
         return any(place[: len(location)] == location for place in self._places)
 
     def part(self, kind: str, registry: Registry, entry: Any, location: tuple[str | int, ...]) -> Any:
-        """The factory that an entry names, or ``None`` after noting what is wrong."""
+        """Return the factory that an entry names, or ``None`` after noting what is wrong."""
         if not isinstance(entry.name, str):
             # Noted where the shape of the file was read.
             return None
@@ -90,7 +90,7 @@ class Checker:
         return None
 
     def may_be_lost(self, name: str | None, said: str) -> bool:
-        """Whether a name is unknown only because the plugin that has it could not be loaded."""
+        """Return whether a name is unknown only because the plugin that has it could not be loaded."""
         return name is not None and any(
             f'"{name}"' in source or f"'{name}'" in source if source else "did you mean" not in said
             for source in self.lost
@@ -105,7 +105,7 @@ class Checker:
         entry: BaseModel,
         skip: tuple[str, ...] = (),
     ) -> dict[str, Any] | None:
-        """The parameters as ``factory`` asks for them, or ``None`` after noting what is wrong."""
+        """Return the parameters as ``factory`` asks for them, or ``None`` after noting what is wrong."""
         try:
             with self.noted(where), contained():
                 values, problems = bind(factory, params, skip)

@@ -50,7 +50,7 @@ DECIDES_NO_NUMBER = True
 
 
 def builtin_suites() -> dict[str, Path]:
-    """The suites that come with the package, by name."""
+    """Return the suites that come with the package, by name."""
     folder = Path(str(files("aftershock.harness.suite.builtin")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -187,12 +187,12 @@ def _unique(kind: str, parts: Sequence[tuple[int, Part]], checker: Checker) -> N
 
 
 def beside(path: str, folder: Path) -> Path:
-    """A path of a suite: absolute, or relative to the suite's folder."""
+    """Return a path of a suite: absolute, or relative to the suite's folder."""
     return Path(path) if Path(path).is_absolute() else folder / path
 
 
 def _with_paths(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Parameters called ``path`` start beside the suite."""
+    """Resolve parameters called ``path`` beside the suite."""
     if isinstance(params.get("path"), str):
         params["path"] = str(beside(params["path"], folder))
     return params
@@ -262,7 +262,7 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: Checker, folder
 
 
 def _against_each(part: PerturbationPart, detectors: Sequence[DetectorPart]) -> list[PerturbationPart]:
-    """An adaptive attack once for each detector, everything else as it is."""
+    """Return an adaptive attack once for each detector, everything else as it is."""
     if not _adaptive(part.name):
         return [part]
     return [replace(part, label=f"{part.label}@{d.label}", against=d.label) for d in detectors]
@@ -353,7 +353,7 @@ def _labels(
 
 
 def _doubtful(name: str, checker: Checker) -> bool:
-    """Whether a name may be meant for a perturbation whose own name or label is wrong."""
+    """Return whether a name may be meant for a perturbation whose own name or label is wrong."""
     if None in checker.doubtful:
         return True
     return bool(did_you_mean(name.partition("[")[0], [d for d in checker.doubtful if d]))

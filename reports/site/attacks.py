@@ -136,7 +136,7 @@ class Winners:
 
 
 def winners(conditions: Conditions, threat: tuple[str, float | None]) -> list[Winners]:
-    """Which parts of the attacks won, per attack, detector and budget; empty where the table does not say.
+    """Return which parts of the attacks won, per attack, detector and budget; empty where the table does not say.
 
     Args:
         threat: norm and budget that the ranking is about: these bars are shown first, or else the largest budget's.

@@ -23,7 +23,7 @@ _DIGITS = 3
 
 
 def cost_tables(runs: Sequence[Run]) -> list[tuple[str, Table]]:
-    """The title (data set, model, and the run where there are several) and table of every model of every run.
+    """Return the title (data set, model, and the run where there are several) and table of every model of every run.
 
     Runs are not joined: their parameters and machines may differ.
     """

@@ -21,7 +21,7 @@ _OPTIONAL = ("large_eps", "is_checked")
 
 
 def facts(perturbation: Perturbation) -> dict[str, Any]:
-    """What an instance says about itself."""
+    """Return what an instance says about itself."""
     effort = perturbation.effort
     return {
         "eps": perturbation.eps,
@@ -165,7 +165,7 @@ def _covers(answers: Answers, asked: Message) -> Message:
 
 
 def _task(answers: Answers, asked: Message) -> Message:
-    """What the shape of a task leaves of a perturbation."""
+    """Return what the shape of a task leaves of a perturbation."""
     about = asked.values["values"]
     shape = (about["shape"][0], about["shape"][1], about["shape"][2])
     perturbation: Perturbation = answers.part(asked)

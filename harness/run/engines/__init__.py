@@ -76,7 +76,7 @@ class Engine(Protocol):
 
 
 def engine_of(name: str) -> Callable[[Compute], Engine]:
-    """What makes the engine of a name; raises :class:`UsageError` for an unknown one."""
+    """Return what makes the engine of a name; raises :class:`UsageError` for an unknown one."""
     if name == "local":
         from .local import LocalEngine
 

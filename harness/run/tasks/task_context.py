@@ -110,7 +110,7 @@ class TaskContext:
             raise
 
     def make_detector(self, part: DetectorPart) -> Detector:
-        """A detector as a suite's entry describes it, not fitted; one of a plugin under the suite's limits."""
+        """Return a detector as a suite's entry describes it, not fitted; one of a plugin under the suite's limits."""
         detector = make_detector(part)
         if isinstance(detector, PluginDetector):
             detector.fit_seconds, detector.score_seconds = (
@@ -133,7 +133,7 @@ class TaskContext:
         return Output(key, state, values)
 
     def open(self, model: str) -> Instruments:
-        """The model of a finished ``model`` cell, in eval mode on the device."""
+        """Return the model of a finished ``model`` cell, in eval mode on the device."""
         part = self._parts[model]
 
         def load() -> Classifier:
@@ -147,11 +147,11 @@ class TaskContext:
         return Instruments(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
 
     def part(self, model: str) -> ModelPart:
-        """The suite's entry of a model's cell."""
+        """Return the suite's entry of a model's cell."""
         return self._parts[model]
 
     def source(self, name: SetName) -> ImageSplit:
-        """The split that a set's images come from."""
+        """Return the split that a set's images come from."""
         return self.dataset.train if name == "fit" else self.dataset.test
 
     def clean(self, name: SetName, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +162,7 @@ class TaskContext:
         return split.images(rows), split.labels(rows), positions
 
     def images(self, wanted: Images) -> Tensor:
-        """The images that a trace sees."""
+        """Return the images that a trace sees."""
         if not wanted.source:
             return self.clean(wanted.set, wanted.start, wanted.stop)[0]
         images = self.reader.tensor(wanted.source, "images")
@@ -177,7 +177,7 @@ class TaskContext:
         return open_traces(self.reader, chunks, taps, needs, lambda need: stored_need(need, part.bits_per_tap))
 
     def detector(self, fit: str, part: DetectorPart) -> Detector:
-        """A fitted detector, its state read from the run."""
+        """Return a fitted detector, its state read from the run."""
         from ...core.state import join_state
 
         def load() -> Detector:

@@ -63,5 +63,5 @@ def _register(source: Source, origin: Origin) -> None:
 
 
 def _is_held(entries: list[Entry], name: str, origin: Origin) -> bool:
-    """Whether a model of this very file was imported before."""
+    """Return whether a model of this very file was imported before."""
     return any(e.name == name and e.origin == origin and not isinstance(e.target, LaterPart) for e in entries)
