@@ -12,14 +12,13 @@ from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..suite.resolved import ModelPart, Suite
 from ..tracing.traced_model import NeedsCodes
-from .analyses import plan_analyses
+from .analyses import plan_analyses, plan_standing
 from .cells import Images
 from .detectors import DetectorPlanner
 from .draft import Draft, Made
 from .models import model_identity, ready_state
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import ModelPlan, Plan
-from .propagation import plan_propagation, propagation_needs
 from .sets import make_sets
 
 DECIDES_NO_NUMBER = True
@@ -56,19 +55,21 @@ def make_plan(
         for seed in suite.seeds
     }
     draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states, lost)
-    subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
+    models = tuple(_plan_model(draft, part, seed) for part in suite.models for seed in suite.seeds)
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
     return Plan(
-        suite, draft.sets, draft.cells, subjects, protocols, series, draft.applicability, _ranked(draft), draft.facts
+        suite, draft.sets, draft.cells, models, protocols, series, draft.applicability, _ranked(draft), draft.facts
     )  # fmt: skip
 
 
-def _subject(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
+def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
     """Plan everything for one model and seed, in an order in which inputs come first."""
     model_plan = ModelPlan(part, seed, draft.model(part, seed))
-    readers: tuple[NeedsCodes, ...] = (*draft.detectors.values(), *draft.analyses.values())
-    needs = draft.stored_needs(part, (*propagation_needs(), *(n for reader in readers for n in reader.needs)))
+    readers: tuple[NeedsCodes, ...] = (
+        *draft.standing.values(), *draft.detectors.values(), *draft.analyses.values()
+    )  # fmt: skip
+    needs = draft.stored_needs(part, (need for reader in readers for need in reader.needs))
     for name in ("fit", "calibrate", "evaluate"):
         model_plan.clean[name] = tuple(
             draft.traces(model_plan, Images(name, start, stop), needs, Made("none", name))
@@ -94,7 +95,7 @@ def _subject(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
             plan_rounding(draft, model_plan, perturbation)
     for detector in detectors:
         detector.score_perturbed()
-    plan_propagation(draft, model_plan)
+    plan_standing(draft, model_plan)
     plan_analyses(draft, model_plan)
     return model_plan
 

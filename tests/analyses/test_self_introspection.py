@@ -327,10 +327,10 @@ class TestIntervals:
         draw = np.random.default_rng(0)
         positive = draw.random(300) < 0.3
         good, bad = draw.normal(size=300) + 2 * positive, draw.normal(size=300)
-        estimate, low, high = auroc_difference(good, bad, positive, 0)
+        estimate, low, high = auroc_difference(good, bad, positive, 0).ends
         assert estimate == pytest.approx(roc_auc_score(positive, good) - roc_auc_score(positive, bad))
         assert 0 < low < estimate < high
-        assert auroc_difference(good, good, positive, 0) == (0, 0, 0)
+        assert auroc_difference(good, good, positive, 0).ends == (0, 0, 0)
 
     def test_the_interval_of_a_difference_is_as_wide_as_its_spread_over_samples(self) -> None:
         widths, estimates = [], []
@@ -339,25 +339,25 @@ class TestIntervals:
             positive = np.arange(120) < 30
             signal = draw.normal(size=120) + positive
             scores = signal + draw.normal(size=120), signal + 0.3 * draw.normal(size=120)
-            estimate, low, high = auroc_difference(*scores, positive, seed)
+            estimate, low, high = auroc_difference(*scores, positive, seed).ends
             estimates.append(estimate)
             widths.append((high - low) / 3.92)
         assert np.mean(widths) == pytest.approx(np.std(estimates), rel=0.2)
 
     def test_a_correlation_keeps_its_centre(self) -> None:
         draw = np.random.default_rng(0)
-        value, low, high = fisher_interval(0.8, np.tanh(math.atanh(0.7) + 0.1 * draw.normal(size=4000)))
+        value, low, high = fisher_interval(0.8, np.tanh(math.atanh(0.7) + 0.1 * draw.normal(size=4000))).ends
         assert value == 0.8
         assert math.atanh(high) - math.atanh(0.8) == pytest.approx(0.196, rel=0.05)
         assert math.atanh(0.8) - math.atanh(low) == pytest.approx(0.196, rel=0.05)
 
     def test_medians_and_shares_of_few(self) -> None:
-        assert median_interval(torch.tensor([1.0, 2, 9])) == (2, 1, 9)
-        value, low, high = median_interval(torch.arange(1000.0))
+        assert median_interval(torch.tensor([1.0, 2, 9])).ends == (2, 1, 9)
+        value, low, high = median_interval(torch.arange(1000.0)).ends
         assert (value, low, high) == (499.5, pytest.approx(469, abs=2), pytest.approx(530, abs=2))
-        assert all(math.isnan(v) for v in proportion(0, 0))
-        assert proportion(0, 10)[:2] == (0, 0)
-        assert 0.2 < proportion(0, 10)[2] < 0.35
+        assert all(math.isnan(v) for v in proportion(0, 0).ends)
+        assert proportion(0, 10).ends[:2] == (0, 0)
+        assert 0.2 < proportion(0, 10).high < 0.35
 
 
 def material(untrained: bool = True, wrong: bool = True) -> AnalysisInput:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
 from aftershock.harness.store.ledger import SUFFIX
 from aftershock.harness.store.run_directory import Store
@@ -28,7 +29,7 @@ def cache(tmp_path: Path) -> Path:
     root = tmp_path / "cache"
     with Store(tmp_path / "run", root) as store:
         for days, key in zip((1, 10, 100), KEYS, strict=True):
-            store.put(key, NAME, {"x": torch.arange(1000.0)}, {}, 0.0)
+            store.put(key, NAME, Artifact.of({"x": torch.arange(1000.0)}), {}, 0.0)
             used = time.time() - days * DAY
             os.utime(root / "cells" / key[:2] / f"{key}.json", (used, used))
     return root
@@ -172,7 +173,7 @@ def work(folder: Path, cache: Path, log: Path, cells: int) -> None:
                     with log.open("a") as stream:
                         stream.write(f"{number} begins\n")
                     time.sleep(0.001)
-                    store.put(key, NAME, {"x": torch.full((10,), float(number))}, {"n": number}, 0.0)
+                    store.put(key, NAME, Artifact.of({"x": torch.full((10,), float(number))}), {"n": number}, 0.0)
                     with log.open("a") as stream:
                         stream.write(f"{number} ends\n")
             assert store.find(key) is not None and float(store.tensor(key, "x")[0]) == number

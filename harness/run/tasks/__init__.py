@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .dispatch import compute
-from .task_context import TaskContext
+from .task_context import TaskContext, open_task_context
 
-__all__ = ["TaskContext", "compute"]
+__all__ = ["TaskContext", "compute", "open_task_context"]

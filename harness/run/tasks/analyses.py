@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....analyses.base import AnalysisInput, ImageSet, PerturbedSet, measured_class
+from ....analyses.standing import prepared_class
 from ...core.errors import AftershockError
-from ...core.process_state import guarded_part, noted
+from ...core.process_state import Changes, guarded_part, noted
 from ...core.registry import ANALYSES
 from ...core.seeds import derive_seed
 from ...core.state import decode, encode
-from ...plan.cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
+from ...plan.cells import AnalysisJob, PerturbedKeys, PreparationJob, SetName, TraceKeys
 from ...plan.models import untrained_classifier
 from ...tracing.rows import ChunkedRows
 from ...tracing.traced_model import Instruments
 from ...tracing.traces import Need
-from ..engines import Output
+from ..work import Output
 from ..workers.standins.analyses import PluginAnalysis
 from .lent import lent_instruments
 from .task_context import TaskContext
@@ -36,25 +38,44 @@ def compute_analysis(context: TaskContext, key: str, job: AnalysisJob) -> Output
         instruments=instruments,
         untrained=lambda draw=0: _untrained(context, job.model, instruments, job.seed, draw),
         classes=tuple(context.dataset.classes),
-        fit=_clean(context, job, job.fit, "fit", needs),
-        evaluate=_clean(context, job, job.evaluate, "evaluate", needs),
+        fit=_clean(context, job.model, job.fit, "fit", needs),
+        evaluate=_clean(context, job.model, job.evaluate, "evaluate", needs),
         perturbed={p.label: _perturbed(context, job, p, needs) for p in job.perturbed},
         seed=job.seed,
         progress=context.on_progress,
+        prepared=_prepared(context, job, analysis) if job.prepared else None,
     )
-    kind = measured_class(analysis)
     with guarded_part(analysis) as changes:
         measured = analysis.measure(given)
-    if not isinstance(measured, kind):
-        raise AftershockError(f"measure() returned {type(measured).__name__} instead of {kind.__name__}")
-    tensors, value = encode(measured)
+    return _output(key, "measure", measured, measured_class(analysis), changes)
+
+
+def compute_preparation(context: TaskContext, key: str, job: PreparationJob) -> Output:
+    """Let an analysis learn of a model what it needs for every perturbation."""
+    analysis = ANALYSES.get(job.part.name)(**job.part.params)
+    fit = _clean(context, job.model, job.fit, "fit", analysis.needs)
+    with guarded_part(analysis) as changes:
+        prepared = analysis.prepare(fit)
+    return _output(key, "prepare", prepared, prepared_class(analysis), changes)
+
+
+def _output(key: str, method: str, made: object, kind: type[Any], changes: Changes) -> Output:
+    """What a method made, as it is stored."""
+    if not isinstance(made, kind):
+        raise AftershockError(f"{method}() returned {type(made).__name__} instead of {kind.__name__}")
+    tensors, value = encode(made)
     # What cannot be read again is said now, not when tables are written.
     decode(kind, tensors, value)
-    return Output(key, tensors, noted({"measured": value}, changes))
+    return Output(key, tensors, noted({f"{method}d": value}, changes))
+
+
+def _prepared(context: TaskContext, job: AnalysisJob, analysis: Any) -> object:
+    tensors, values = context.reader.load(job.prepared), context.reader.values(job.prepared)
+    return decode(prepared_class(analysis), tensors, values["prepared"])
 
 
 def _clean(
-    context: TaskContext, job: AnalysisJob, chunks: Sequence[TraceKeys], name: SetName, needs: Sequence[Need]
+    context: TaskContext, model: str, chunks: Sequence[TraceKeys], name: SetName, needs: Sequence[Need]
 ) -> ImageSet:
     positions, split = context.sets.of(name), context.source(name)
     labels = split.labels(positions.tolist())
@@ -62,7 +83,7 @@ def _clean(
     def read(rows: slice) -> Tensor:
         return split.images(positions[rows].tolist())
 
-    return _set(context, job.model, chunks, needs, labels, read)
+    return _set(context, model, chunks, needs, labels, read)
 
 
 def _set(
