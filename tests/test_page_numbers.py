@@ -86,7 +86,7 @@ STATED: list[tuple[str, str, list[float]]] = [
         r'"steps": (\d+), "restarts": (\d+), "queries": (\d+), "images": (\d+)}` is the least',
         [FLOOR.steps, FLOOR.restarts, FLOOR.queries, rankability.FLOOR_IMAGES],
     ),
-    ("guard.md", r"\(`quick` has (\d+)\)", [make_detector(LATENT).latent]),
+    ("guard.md", r"\(`quick` has (\d+)\)", [vars(make_detector(LATENT))["latent"]]),
     ("own-detector.md", r"waited for (\d+) s without computing", [LimitsEntry().idle_seconds]),
     ("own-detector.md", r"majority of (\d+) evaluations", [consistency.EVALUATIONS]),
     (

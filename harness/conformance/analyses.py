@@ -71,7 +71,7 @@ class AnalysisContext:
             return run(suite, folder / "run", cache=folder / "cache", device="cpu")
 
     def files(self, of: Run) -> dict[str, bytes]:
-        """What it left in a run, by name."""
+        """Return what it left in a run, by name."""
         table = of.folder / "tables" / table_file(self.name)
         own = [table] if is_standing(self.factory) else sorted((of.folder / "analyses").glob("*/*"))
         return {file.name: file.read_bytes() for file in own}

@@ -66,7 +66,7 @@ class TimeLeft:
         return known + sum(self._rate(like, kind) * images for (like, kind), images in waiting.items() if images > 0)
 
     def expected(self, cell: Cell) -> float:
-        """The expected seconds of one cell."""
+        """Return the expected seconds of one cell."""
         return self._rate(_like(cell), cell.kind) * max(1, cell.images)
 
     def _rate(self, like: str, kind: str) -> float:

@@ -154,7 +154,7 @@ def standing_analyses() -> dict[str, StandingAnalysis[Any, Any]]:
 
 
 def is_standing(analysis: object) -> bool:
-    """Whether an analysis is part of every run."""
+    """Return whether an analysis is part of every run."""
     from ...analyses.standing import StandingAnalysis
 
     return isinstance(analysis, type) and issubclass(analysis, StandingAnalysis)

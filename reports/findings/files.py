@@ -1,8 +1,8 @@
 """The files of an analysis: one folder per result in the run directory, written by the harness and read by the site.
 
 ``analyses/<dataset>-<model>-<seed>-<label>/`` holds ``findings.json`` (who was studied, and the findings), the tensors
-in ``arrays.safetensors``, a CSV file per table and a PNG file per figure of pictures. A run directory may come from a
-stranger: what is read is limited in size, never followed through a link, and never executed.
+in ``arrays.safetensors``, a CSV file per table and a PNG file per figure of pictures. A run directory may come from an
+untrusted source: what is read is limited in size, never followed through a link, and never executed.
 """
 
 from __future__ import annotations

@@ -368,7 +368,7 @@ def _is_answer(values: Mapping[str, Any]) -> bool:
 
 
 def ended_how(status: int) -> str:
-    """The status of a process that has ended, or the signal that ended it, for a person."""
+    """Return the status of a process that has ended, or the signal that ended it, for a person."""
     if status >= 0:
         return f"status {status}"
     try:
