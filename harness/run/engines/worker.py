@@ -64,7 +64,7 @@ def send(connection: Connection, value: object) -> None:
 
 
 def receive(connection: Connection) -> Any:
-    """Return the next value; raises :class:`EOFError` or :class:`OSError` where there is none."""
+    """Return the next value; raises ``EOFError`` or ``OSError`` where there is none."""
     # From our own process, over a connection that no other process has.
     return pickle.loads(connection.recv_bytes())  # noqa: S301
 
