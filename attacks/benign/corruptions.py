@@ -24,7 +24,7 @@ Group = Literal["noise", "blur", "weather", "digital"]
 
 
 def describe(title: str, group: Group, summary: str, stochastic: bool = True) -> PerturbationInfo:
-    """Return what a common corruption tells about itself."""
+    """Return the info of a common corruption."""
     return PerturbationInfo(
         title=title,
         kind="corruption",

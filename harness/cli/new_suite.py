@@ -55,7 +55,7 @@ def new_suite(name: str, model: str, images: Path, weights: Path | None = None, 
     if not colon:
         raise UsageError(f"--model {model!r} must look like FILE.py:FUNCTION or package.module:FUNCTION.")
     factory = f"{_from(target, Path(file))}:{function}" if file.endswith(".py") else model
-    model_factory(None, factory, target.parent)  # a wrong name is said before anything is written
+    model_factory(None, factory, target.parent)  # a wrong name is reported before anything is written
     skeleton = Template(files("aftershock.harness.cli.skeletons").joinpath("suite.toml.txt").read_text("utf-8"))
     wrong: SuiteError | None = None
     for keys, dataset in _candidates(images):

@@ -194,7 +194,7 @@ class _Code:
             isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == _MARK for t in node.targets)
             for node in tree.body
         )
-        self.digest = hashlib.sha256("\0".join(_said(tree, [])).encode("utf-8", "surrogatepass")).hexdigest()
+        self.digest = hashlib.sha256("\0".join(_tokens(tree, [])).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _source(path: Path) -> bytes:
@@ -253,13 +253,13 @@ def _for_types(test: ast.expr) -> bool:
     )
 
 
-def _said(node: ast.AST, said: list[str], in_error: bool = False) -> list[str]:
-    """Put the code of a syntax tree into ``said``, whatever the version of Python, without docstrings and error texts.
+def _tokens(node: ast.AST, tokens: list[str], in_error: bool = False) -> list[str]:
+    """Add the code of a syntax tree to ``tokens``, whatever the version of Python, without docstrings and error texts.
 
     Where an imported module lies is left out, for it is followed; under which name it is known is not.
     """
     kind = type(node)
-    said.append(kind.__name__)
+    tokens.append(kind.__name__)
     in_error = in_error or kind is ast.Raise
     for field in node._fields:
         value = getattr(node, field, None)
@@ -269,15 +269,15 @@ def _said(node: ast.AST, said: list[str], in_error: bool = False) -> list[str]:
         if field == "body":
             items = [item for item in items if not _does_nothing(item)]
         if items:
-            said.append(field)
+            tokens.append(field)
         for item in items:
             if isinstance(item, ast.AST):
                 if not (in_error and isinstance(item, ast.JoinedStr)):
-                    _said(item, said, in_error)
+                    _tokens(item, tokens, in_error)
             elif not (in_error and kind is ast.Constant and isinstance(item, str)):
-                said.append(f"{type(item).__name__} {item!r}")
-    said.append(".")
-    return said
+                tokens.append(f"{type(item).__name__} {item!r}")
+    tokens.append(".")
+    return tokens
 
 
 def _does_nothing(node: ast.AST) -> bool:

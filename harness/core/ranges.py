@@ -1,4 +1,4 @@
-"""Ranges of parameters, said once: in the annotation of the constructor that takes them.
+"""Ranges of parameters, stated once: in the annotation of the constructor that takes them.
 
 ``epochs: Count = 15`` is a whole number of at least 1, ``Annotated[float, Ge(0)]`` a finite number of at least 0, a
 ``Literal`` one of its members. Suites are checked against the annotation (:mod:`.parameters`), the tables of the docs

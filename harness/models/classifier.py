@@ -218,7 +218,7 @@ def build(
             model.eval()
         except Exception as error:  # an exported program has no other mode
             raise UsageError(
-                f"The model {factory.name} has no eval mode ({_said(error).rstrip('.')}): give the original nn.Module."
+                f"The model {factory.name} has no eval mode ({_text(error).rstrip('.')}): give the original nn.Module."
             ) from error
         _try_batch(model, factory.name)
     return model
@@ -234,7 +234,7 @@ def _try_batch(model: Classifier, name: str) -> None:
     except UsageError as error:
         raise UsageError(f"The model {name} gives no logits: {error}.") from error
     except Exception as error:  # whatever the network raises, it cannot take these images
-        raise UsageError(f"The model {name} cannot take images of {size}: {_said(error)}{_types(model)}") from error
+        raise UsageError(f"The model {name} cannot take images of {size}: {_text(error)}{_types(model)}") from error
     if len(logits) != 2:
         raise UsageError(
             f"The model {name} must return (n, {model.classes}) logits, but for 2 images it returned "
@@ -242,7 +242,7 @@ def _try_batch(model: Classifier, name: str) -> None:
         )
 
 
-def _said(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

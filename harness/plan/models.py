@@ -88,7 +88,7 @@ def ready_state(part: ModelPart, folder: Path, weights: Path | None, dataset: Da
     try:
         made = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed)
     except (UsageError, SystemExit):
-        # Its cell fails for the same reason, which is told there.
+        # Its cell fails for the same reason, which is reported there.
         return ""
     return network_digest(made.network)
 
@@ -186,7 +186,7 @@ def make_classifier(
 
 
 def tap_notes(survey: Survey) -> list[str]:
-    """Return sentences about activations that are not read, or whose channels cannot be told from positions."""
+    """Return sentences about activations that are not read, or whose channel axis is unclear."""
     found = []
     if survey.left_out:
         found.append(
@@ -195,7 +195,7 @@ def tap_notes(survey: Survey) -> list[str]:
         )
     if survey.unclear:
         found.append(
-            f"Which axis of the activations at {_some(survey.unclear)} holds the channels cannot be told: axis 1 is "
+            f"Which axis of the activations at {_some(survey.unclear)} holds the channels is unclear: axis 1 is "
             "taken, as convolutions have it."
         )
     return found
@@ -258,13 +258,13 @@ def normalise_values(classifier: Classifier) -> dict[str, list[float]] | None:
 
 def _tenths(label: str, on_message: Callable[[str], None]) -> Callable[[float], None]:
     """Tells how far a long training is, once per tenth."""
-    told = 0
+    shown = 0
 
     def progress(share: float) -> None:
-        nonlocal told
-        if int(10 * share) > told:
-            told = int(10 * share)
-            on_message(f"Training {label}: {10 * told} %.")
+        nonlocal shown
+        if int(10 * share) > shown:
+            shown = int(10 * share)
+            on_message(f"Training {label}: {10 * shown} %.")
 
     return progress
 

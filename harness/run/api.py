@@ -127,7 +127,7 @@ def run(
         engine: where cells are computed.
         workers: processes that compute them; by default one for each graphics processor, else one.
         on_progress: called with every progress event.
-        on_message: told sentences that a person should see.
+        on_message: called with sentences that a person should see.
         debug: raise the first error of a cell instead of noting it.
 
     Raises:

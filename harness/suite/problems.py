@@ -110,7 +110,7 @@ class Checker:
             with self.noted(where), contained():
                 values, problems = bind(factory, params, skip)
         except Exception as error:
-            self.add(location, f"{where}: its parameters cannot be read: {told(error)}")
+            self.add(location, f"{where}: its parameters cannot be read: {error_text(error)}")
             return None
         for name, text in problems.items():
             # A parameter may be a misspelt key of the entry itself.
@@ -124,7 +124,7 @@ class Checker:
             with self.noted(where), contained():
                 return make(part)
         except Exception as error:
-            text = told(error)
+            text = error_text(error)
             # A complaint about a value that the suite gives is about that key.
             named = re.match(r"(\w+) = ", text)
             about = (named[1],) if named and named[1] in part.params else ()
@@ -132,7 +132,7 @@ class Checker:
         return None
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Our own sentences as they are, others with their type."""
     text = described(error)
     return text.removeprefix("ValueError: ") if isinstance(error, ValueError) else text

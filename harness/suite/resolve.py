@@ -31,7 +31,7 @@ from ..core.registry import (
 )
 from ..data.sets import SIZES
 from .instances import is_standing, make_analysis, make_detector, make_perturbation
-from .problems import Checker, Problem, SuiteError, told
+from .problems import Checker, Problem, SuiteError, error_text
 from .resolved import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .schema import (
     LABEL,
@@ -225,7 +225,7 @@ def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> Mod
                 signature = factory.signature
         except Exception as error:
             if not checker.may_be_lost(entry.name, str(error)):
-                checker.add((*location, "factory" if entry.factory else "name"), told(error))
+                checker.add((*location, "factory" if entry.factory else "name"), error_text(error))
         else:
             params = checker.bound(signature, entry.params, f"model {label!r}", location, entry, factory.given) or {}
     weights = str(beside(entry.weights, folder)) if entry.weights and is_file(beside(entry.weights, folder)) else None

@@ -13,7 +13,7 @@ from ....attacks.base.perturbation import CountingModel, Perturbation
 from ....attacks.base.target import Guides, Observation
 from ...core.seeds import Draws, derive_seed, forked_rng
 from ...suite.instances import make_perturbation
-from ..workers.channel import Message, told
+from ..workers.channel import Message, error_message
 from .router import Answers, Kind
 
 # What the harness reads of an instance only where it has it.
@@ -151,7 +151,7 @@ def _perturb(answers: Answers, asked: Message) -> Message:
             tensors["images"] = made.detach()
     except (Exception, SystemExit) as error:
         # What an attack leaves behind when a limit ends it is kept.
-        text, types = told(error)
+        text, types = error_message(error)
         values["raised"] = {"error": text, "types": types}
     values |= {"credits": [str(part) for part in model.credits], "late": int(model.late)}
     left = {"told": model.told, "asked_score": model.asked_score, "partial": model.partial, "asked": model.asked}

@@ -27,7 +27,7 @@ def make_engine(
         choice: made by the caller.
         context: surroundings of the run's tasks.
         here: computes tasks in this process.
-        on_message: told sentences that a person should see.
+        on_message: called with sentences that a person should see.
         debug: stop at the first error: everything is computed here, where its traceback can be shown.
 
     Raises:

@@ -46,7 +46,7 @@ class TaskContext:
         parts: the suite's entry of each model, by the key of its cell (a cell may come from a suite that called the
             same model otherwise).
         weights: file of each model label, ``None`` where it is trained.
-        on_message: told a sentence that a person should see (how long training takes, a suspicious accuracy).
+        on_message: called with a sentence that a person should see (how long training takes, a suspicious accuracy).
         worker_context: the same for another process; ``None`` where nothing is computed elsewhere.
     """
 
@@ -67,8 +67,8 @@ class TaskContext:
         self._models: Recent[str, Classifier] = Recent(2)
         self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
-        self._said: set[str] = set()
-        # Told the share of the present cell that is done.
+        self._shown: set[str] = set()
+        # Called with the share of the present cell that is done.
         self.on_progress: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
         self.timely: set[str] = set()
@@ -120,11 +120,11 @@ class TaskContext:
         return detector
 
     def make_model(self, key: str, job: ModelJob) -> Output:
-        """Train a model, or read its weights; measure it. What is said of every seed's is said once."""
+        """Train a model, or read its weights; measure it. A message about every seed is shown once."""
 
         def once(text: str) -> None:
-            if text not in self._said:
-                self._said.add(text)
+            if text not in self._shown:
+                self._shown.add(text)
                 self.on_message(text)
 
         state, values = make_classifier(

@@ -208,6 +208,6 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def told(error: BaseException) -> tuple[str, list[str]]:
-    """An exception as the owner is told of it: its text in one line, if it has one, and the names of its types."""
+def error_message(error: BaseException) -> tuple[str, list[str]]:
+    """An exception as it is sent to the owner: its text in one line, if it has one, and the names of its types."""
     return text_of(error), [kind.__name__ for kind in type(error).__mro__]
