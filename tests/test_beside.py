@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from support.commands import Forks
 
 BESIDE = ("jupyterlab", "mlflow", "datasets", "timm")
 ABSENT = [name for name in BESIDE if importlib.util.find_spec(name) is None]
@@ -25,7 +25,7 @@ def test_each_of_them_is_current_and_so_is_requests() -> None:
 
 
 @pytest.mark.slow
-def test_quick_runs_without_what_the_extra_would_give(tmp_path: Path, forks: Callable) -> None:
+def test_quick_runs_without_what_the_extra_would_give(tmp_path: Path, forks: Forks) -> None:
     for command in (["validate", "quick", "--no-models"], ["run", "quick", "--device", "cpu", "--out", "run"]):
         done = forks(*command, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
         text = " ".join(done.output.split())
@@ -63,7 +63,7 @@ def make():
 """
 
 
-def test_a_network_of_timm_is_a_model(tmp_path: Path, forks: Callable) -> None:
+def test_a_network_of_timm_is_a_model(tmp_path: Path, forks: Forks) -> None:
     (tmp_path / "suite.toml").write_text(SUITE, encoding="utf-8")
     (tmp_path / "network.py").write_text(NETWORK, encoding="utf-8")
     done = forks("validate", "suite.toml", cwd=tmp_path)

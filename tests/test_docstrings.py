@@ -44,9 +44,9 @@ def source(dotted: str) -> Path | None:
 def leads_somewhere(target: str, path: Path) -> bool:
     """Whether a role's target is a name of the module, or a module or name of the package, absolute or relative."""
     if target.startswith("."):
-        rest = target.lstrip(".")
+        name = target.lstrip(".")
         package = ("aftershock", *path.relative_to(ROOT).parts[:-1])
-        target = ".".join((*package[: len(package) - (len(target) - len(rest) - 1)], rest))
+        target = ".".join((*package[: len(package) - (len(target) - len(name) - 1)], name))
     if not target.startswith("aftershock."):
         first, *rest = target.split(".")
         names = defined(tree(path))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import Forks
+from support.suites import Tiny
+from support.tables import read_table
 
 SUITE = """
 name = "with-kit"
@@ -121,7 +123,7 @@ PACKAGES = {
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory, forks: Callable) -> Path:
+def package(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """A folder with what `aftershock new` wrote for each kind, and `target` with that installed."""
     folder = tmp_path_factory.mktemp("kit")
     for kind in PACKAGES:
@@ -196,13 +198,11 @@ def test_a_suite_can_name_new_parts_of_every_kind(package: Path) -> None:
     (package / "suite.toml").write_text(SUITE)
     done = with_package(package, ["aftershock.harness.cli.main", "run", "suite.toml", "--out", "run"], package)
     assert done.returncode == 0, done.stdout + done.stderr
-    with (package / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        rows = {r["detector"]: r for r in csv.DictReader(stream)}
+    rows = {r["detector"]: r for r in read_table(package / "run", "leaderboard.csv")}
     row = rows["my-own-detector"]
     assert (row["dataset"], row["model"]) == ("my-own-dataset", "my-own-model")
     assert float(row["worst_auroc"] or 0.5) > 0.3
-    with (package / "run" / "tables" / "perturbations.csv").open(newline="") as stream:
-        (attack,) = csv.DictReader(stream)
+    (attack,) = read_table(package / "run", "perturbations.csv")
     assert attack["library"] == "my-own-perturbation" and float(attack["success_rate"]) > 0
     assert list((package / "run" / "analyses").iterdir())
 
@@ -220,7 +220,7 @@ def test_a_suite_can_name_new_parts_of_every_kind(package: Path) -> None:
     ],
 )
 def test_names_and_places_that_cannot_be_are_one_sentence(
-    forks: Callable, tmp_path: Path, arguments: list[str], message: str
+    forks: Forks, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("precious")
@@ -231,7 +231,7 @@ def test_names_and_places_that_cannot_be_are_one_sentence(
     assert [p.name for p in tmp_path.rglob("*")] in (["full", "thesis.tex"], ["thesis.tex", "full"])
 
 
-def test_check_names_what_is_broken_and_how_to_mend_it(forks: Callable, tmp_path: Path) -> None:
+def test_check_names_what_is_broken_and_how_to_mend_it(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     done = forks("check", "reversed", "--plugin", "bad.py", cwd=tmp_path)
     assert done.status == 1
@@ -248,7 +248,7 @@ def test_check_names_what_is_broken_and_how_to_mend_it(forks: Callable, tmp_path
 
 
 def test_in_a_run_each_broken_detector_is_a_row_with_its_reason_and_the_rest_goes_on(
-    forks: Callable, tiny: Callable, tmp_path: Path
+    forks: Forks, tiny: Tiny, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     names = ("far-away", "nan", "lists", "raises", "slow", "sound")
@@ -256,8 +256,7 @@ def test_in_a_run_each_broken_detector_is_a_row_with_its_reason_and_the_rest_goe
     suite.write_text(suite.read_text() + "\n[limits]\nscore_seconds = 0.01\n")
     done = forks("run", "s.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 1
-    with (tmp_path / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        rows = {r["detector"]: r for r in csv.DictReader(stream)}
+    rows = {r["detector"]: r for r in read_table(tmp_path / "run", "leaderboard.csv")}
     reasons = {
         "far-away": "meta", "nan": "not finite", "lists": "list", "raises": "no such luck",
         "slow": "raise score_seconds = 0.01 under [limits]",
@@ -268,7 +267,7 @@ def test_in_a_run_each_broken_detector_is_a_row_with_its_reason_and_the_rest_goe
     assert rows["sound"]["robust_accuracy_at_fpr_5"]
 
 
-def test_needs_that_are_none_are_said_before_any_work(forks: Callable, tiny: Callable, tmp_path: Path) -> None:
+def test_needs_that_are_none_are_said_before_any_work(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         BAD + '\n\n@register("words")\nclass Words(Base):\n    info = DetectorInfo(title="x", needs=("bits",))\n\n'
         "    def score(self, traces):\n        return traces.logits.amax(1)\n"
@@ -307,9 +306,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("function", "size"), [("make", 20), ("fixed", 32)])
-def test_a_new_suite_for_a_model_and_images_is_valid(
-    forks: Callable, photographs: Path, function: str, size: int
-) -> None:
+def test_a_new_suite_for_a_model_and_images_is_valid(forks: Forks, photographs: Path, function: str, size: int) -> None:
     done = forks("new", "suite", "mine", "--model", f"net.py:{function}", "--images", "images", cwd=photographs)
     assert done.status == 0 and "aftershock run mine.toml" in done.output, done.output
     suite = tomllib.loads((photographs / "mine.toml").read_text(encoding="utf-8"))
@@ -336,14 +333,14 @@ def test_a_new_suite_for_a_model_and_images_is_valid(
     ],
 )
 def test_a_suite_that_cannot_be_written_is_one_sentence(
-    forks: Callable, photographs: Path, arguments: list[str], message: str
+    forks: Forks, photographs: Path, arguments: list[str], message: str
 ) -> None:
     done = forks("new", "suite", *arguments, cwd=photographs)
     assert done.status == 2 and message in done.output, done.output
     assert not list(photographs.rglob("*.toml"))
 
 
-def test_a_kind_that_does_not_exist_is_one_sentence(forks: Callable, tmp_path: Path) -> None:
+def test_a_kind_that_does_not_exist_is_one_sentence(forks: Forks, tmp_path: Path) -> None:
     done = forks("check", "colour", "red", cwd=tmp_path)
     assert done.status == 2 and "the kinds are detector, perturbation, analysis, model, dataset" in done.output
 
@@ -381,9 +378,7 @@ class Raises(Base):
 """
 
 
-def test_check_and_run_agree_about_scores_and_remedies_fit_the_fault(
-    forks: Callable, tiny: Callable, tmp_path: Path
-) -> None:
+def test_check_and_run_agree_about_scores_and_remedies_fit_the_fault(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(WRONG)
     found = {}
     for name in ("whole-numbers", "truths", "raises"):
@@ -398,8 +393,7 @@ def test_check_and_run_agree_about_scores_and_remedies_fit_the_fault(
         tmp_path / "s.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": n} for n in names], plugins=["wrong.py"]
     )
     forks("run", str(suite), "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
-    with (tmp_path / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        rows = {r["detector"]: r for r in csv.DictReader(stream)}
+    rows = {r["detector"]: r for r in read_table(tmp_path / "run", "leaderboard.csv")}
     assert rows["whole-numbers"]["robust_accuracy_at_fpr_5"] and not rows["truths"]["robust_accuracy_at_fpr_5"]
     traceback = forks("--debug", "check", "raises", "--plugin", "wrong.py", cwd=tmp_path)
     assert traceback.status != 0 and "Traceback" in traceback.output and "wrong.py" in traceback.output

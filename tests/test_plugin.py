@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import os
@@ -20,6 +19,7 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import REGISTRIES
 from aftershock.harness.core.seeds import Draws
 from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, Traces
+from support.tables import read_csv
 
 SOURCE = Path(__file__).parent / "plugin_example"
 SUITE = """
@@ -93,11 +93,6 @@ def aftershock(arguments: Sequence[str], folders: Sequence[Path], cwd: Path) -> 
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 @pytest.mark.parametrize(("kind", "name"), [("detectors", "activation-norm"), ("perturbations", "salt-and-pepper")])
 def test_an_installed_plugin_is_listed_with_its_origin(installed: Path, tmp_path: Path, kind: str, name: str) -> None:
     done = aftershock(["list", kind, "--json"], [installed], tmp_path)
@@ -115,17 +110,17 @@ def test_a_suite_that_names_an_installed_plugin_runs_to_the_end(installed: Path,
     done = aftershock(["run", "suite.toml", "--out", "out"], [installed, broken], tmp_path)
     assert done.returncode == 0, done.stderr
     tables = tmp_path / "out" / "tables"
-    board = {row["detector"]: row for row in rows_of(tables / "leaderboard.csv")}
+    board = {row["detector"]: row for row in read_csv(tables / "leaderboard.csv")}
     assert set(board) == {"none", "activation-norm"}
     assert board["activation-norm"]["surrogate"] == "exact"
     assert 0 <= float(board["activation-norm"]["robust_accuracy_at_fpr_5"]) <= 1
     assert "activation-norm" in done.stdout
 
-    noise = next(row for row in rows_of(tables / "perturbations.csv") if row["perturbation"] == "salt-and-pepper")
+    noise = next(row for row in read_csv(tables / "perturbations.csv") if row["perturbation"] == "salt-and-pepper")
     assert (noise["kind"], noise["library"]) == ("noise", "aftershock-example")
     # 64 pixels, of which a twentieth is drawn; pixels that are black already do not change.
     assert 0 < float(noise["mean_l0"]) < 2 * 64 / 20
-    assert {row["detector"] for row in rows_of(tables / "metrics.csv")} >= {"activation-norm"}
+    assert {row["detector"] for row in read_csv(tables / "metrics.csv")} >= {"activation-norm"}
 
     again = aftershock(["run", "suite.toml", "--out", "out"], [installed, broken], tmp_path)
     assert again.returncode == 0 and "Nothing was missing." in again.stdout

@@ -24,6 +24,9 @@ from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import TapInfo, Traces
 from scipy.stats import binomtest, spearmanr, t
+from support.commands import Forks
+from support.findings import findings_table, value_of
+from support.suites import Tiny
 from torch import Tensor, nn
 
 CLASSES = 3
@@ -40,7 +43,7 @@ def decoder(**changed: Any) -> dict[str, Any]:
 class Net(nn.Module):
     """A flat network with a tapped encoder."""
 
-    def __init__(self, encoder: nn.Module, units: int, classes: int = CLASSES) -> None:
+    def __init__(self, encoder: nn.Sequential, units: int, classes: int = CLASSES) -> None:
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(units, classes)
@@ -98,7 +101,7 @@ def material(
     own: Instruments, untrained: Instruments | None, fit: tuple[Tensor, Tensor], evaluate: tuple[Tensor, Tensor],
     perturbed: Callable[[], PerturbedSet] | None = None, seed: int = 0, told: list[float] | None = None,
 ) -> AnalysisInput:  # fmt: skip
-    def twin() -> Instruments:
+    def twin(draw: int = 0) -> Instruments:
         if untrained is None:
             raise UsageError("there is no untrained one")
         return untrained
@@ -112,8 +115,7 @@ def material(
 
 
 def summary(found: Findings, tap: str | None, source: str, alpha: float | None = None) -> dict[str, Any]:
-    table = next(t for t in found.tables if t.name == "cladec-summary")
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = findings_table(found, "cladec-summary")
     return next(r for r in rows if (r["tap"], r["source"]) == (tap, source) and alpha in (None, r["alpha"]))
 
 
@@ -122,14 +124,14 @@ def planted(constant: bool = False) -> Instruments:
     net = Net(nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU()), 24)
     if constant:
         with torch.no_grad():
-            net.encoder[1].weight.zero_()
-            net.encoder[1].bias.fill_(1.0)
+            net.get_parameter("encoder.1.weight").zero_()
+            net.get_parameter("encoder.1.bias").fill_(1.0)
     return instruments(net)
 
 
 def test_an_invertible_encoder_reaches_near_zero_error(study: Callable[..., Findings]) -> None:
     torch.manual_seed(0)
-    own = instruments(Net(nn.Identity(), 64), ("encoder",))
+    own = instruments(Net(nn.Sequential(), 64), ("encoder",))
     found = study(
         ClaDec(**{**QUICK, "decoder": decoder(epochs=12, width=6)}),
         material(own, None, pictures(192, 1), pictures(60, 2)),
@@ -158,15 +160,15 @@ def test_alpha_trades_error_for_class(study: Callable[..., Findings]) -> None:
     fit, evaluate = pictures(300, 1, 0.1), pictures(90, 2, 0.1)
     net = Net(nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES + 1), nn.ReLU()), CLASSES + 1)
     with torch.no_grad():
-        first = net.encoder[1]
-        first.weight.zero_()
+        weight = net.get_parameter("encoder.1.weight")
+        weight.zero_()
         for c in range(CLASSES):
             block = torch.zeros(8, 8)
             block[4 * (c // 2) : 4 * (c // 2) + 4, 4 * (c % 2) : 4 * (c % 2) + 4] = 1 / 16
-            first.weight[c] = block.flatten()
+            weight[c] = block.flatten()
         # Takes most of the code's variance and says nothing of the class.
-        first.weight[CLASSES, ::2] = 0.1
-        first.bias.zero_()
+        weight[CLASSES, ::2] = 0.1
+        net.get_parameter("encoder.1.bias").zero_()
         net.linear.weight.copy_(60 * torch.eye(CLASSES, CLASSES + 1))
         net.linear.bias.zero_()
     analysis = ClaDec(**{**QUICK, "alphas": [0.0, 1.0], "decoder": decoder(epochs=5)})
@@ -236,8 +238,7 @@ def test_a_turned_image_is_followed_beside_its_control(really: bool, study: Call
     own = planted()
     analysis = ClaDec(**{**QUICK, "decoder": decoder(epochs=12), "judge": {"epochs": 8}, "attacked": 25})
     found = study(analysis, material(own, planted(), pictures(192, 1), pictures(30, 2), moved(own, really)))
-    table = next(t for t in found.tables if t.name == "cladec-perturbed")
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = findings_table(found, "cladec-perturbed")
 
     def share(source: str, images: str, measure: str) -> float:
         (row,) = [r for r in rows if (r["source"], r["images"], r["measure"]) == (source, images, measure)]
@@ -254,7 +255,7 @@ def test_a_turned_image_is_followed_beside_its_control(really: bool, study: Call
     told = next(c for c in found.claims if (c.kind, c.subject) == ("perturbed", "moved"))
     assert told.verdict == (f"read as the predicted class from {own.taps[0].name} on" if really else "at no depth")
     assert told.estimates["images"] == 25
-    assert told.estimates["undecoded: reached"][0] == share("undecoded", "turned", "reached")
+    assert value_of(told, "undecoded: reached") == share("undecoded", "turned", "reached")
     gallery = next(f for f in found.figures if isinstance(f, Pictures) and f.title.startswith("moved"))
     assert torch.equal(gallery.images[0], pictures(30, 2)[0][2:10])
 
@@ -318,18 +319,19 @@ def test_changed_logits_replace_what_the_network_goes_on_with() -> None:
     images = torch.rand(5, 1, 8, 8)
     assert torch.equal(changed_logits(own, images, tap, lambda a: a), own.model(images).detach())
     nothing = changed_logits(own, images, tap, torch.zeros_like)
-    assert torch.allclose(nothing, own.model.linear.bias.expand(5, -1))
+    assert torch.allclose(nothing, own.model.get_parameter("linear.bias").expand(5, -1))
 
 
 def test_causes_tell_what_is_used_from_what_is_decodable() -> None:
     torch.manual_seed(0)
     own = planted()
     with torch.no_grad():
-        own.model.linear.weight[:, 3:] = 0
+        own.model.get_parameter("linear.weight")[:, 3:] = 0
     tap = own.taps[0]
     images = pictures(40, 3)[0]
     decoder = Decoder(tap.shape, images.mean(0), 4)
-    nn.init.normal_(decoder.stages[-1].weight)
+    *_, last = (m for m in decoder.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    nn.init.normal_(last.weight)
     found = causes(own, decoder, images, tap.name, 24, torch.Generator().manual_seed(0))
     used = found.units < 3
     assert bool((found.on_output[~used] == 0).all())
@@ -342,7 +344,8 @@ def test_causes_tell_what_is_used_from_what_is_decodable() -> None:
     unit = int(found.units[0])
     mixed = code.clone()
     mixed[:, unit] = code[order, unit]
-    shift = own.model.linear(mixed).softmax(1) - own.model.linear(code).softmax(1)
+    linear = own.model.get_submodule("linear")
+    shift = linear(mixed).softmax(1) - linear(code).softmax(1)
     assert float(found.on_output[0]) == pytest.approx(float(shift.detach().abs().sum(1).mean() / 2), rel=1e-5)
 
 
@@ -395,7 +398,7 @@ def test_fresh_weights_are_the_same_numbers_elsewhere() -> None:
     for a, b in zip(own.model.parameters(), made.model.parameters(), strict=True):
         assert a.data_ptr() != b.data_ptr()
         assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
-    assert not torch.equal(own.model.linear.weight, made.model.linear.weight)
+    assert not torch.equal(own.model.get_parameter("linear.weight"), made.model.get_parameter("linear.weight"))
 
 
 def test_taps_spread_by_depth() -> None:
@@ -444,9 +447,7 @@ def test_wrong_parameters_are_refused(wrong: dict[str, Any], word: str) -> None:
         ClaDec(**wrong)
 
 
-def test_a_suite_runs_it(
-    forks: Any, tiny: Callable[..., Path], tmp_path: Path, of_run: Callable[..., Findings]
-) -> None:
+def test_a_suite_runs_it(forks: Forks, tiny: Tiny, tmp_path: Path, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "s.toml")
     text = "\n".join([
         "[[analyses]]", 'name = "cladec"', "decoder = { epochs = 2, width = 4 }", "judge = { epochs = 2 }", "seeds = 2",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
-from aftershock.analyses.findings import Claim, Findings, HeatMaps, Lines, Pictures, Table
+from aftershock.analyses.findings import Claim, Findings, HeatMaps, Lines, Pictures
 from aftershock.analyses.functional_codes import measures
 from aftershock.analyses.functional_codes.analysis import FunctionalCodes
 from aftershock.analyses.functional_codes.layers import Classes, Layer, Sizes, code_layer
@@ -27,20 +27,14 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, f_oneway
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score
+from support.commands import Forks
+from support.findings import findings_table, value_of
+from support.suites import Tiny
 from torch import Tensor, nn
 
 TAPS = (TapInfo("noise", "relu", (5,)), TapInfo("classes", "relu", (4,)))
 # Far apart and in a row: a map of one by three units has one for each.
 CENTRES = torch.tensor([[1.0], [10.0], [19.0]]).expand(3, 4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Many small steps: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -115,11 +109,6 @@ def small(**more: Any) -> FunctionalCodes:
     return FunctionalCodes(
         **{"rows": 1, "columns": 3, "pictured_taps": 2, "pictured_units": 2, "nearest": 2, "permutations": 5, **more}
     )
-
-
-def table(found: Findings, name: str) -> list[dict[str, Any]]:
-    held: Table = next(t for t in found.tables if t.name == name)
-    return [dict(zip(held.columns, row, strict=True)) for row in held.rows]
 
 
 def row_of(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
@@ -215,7 +204,7 @@ def test_class_distances_are_those_of_a_loop_over_pairs() -> None:
     g = draws()
     som = SOM(torch.zeros(12, 2), 3, 4)
     units, labels = torch.randint(12, (25,), generator=g), torch.randint(3, (25,), generator=g)
-    same, other = [], []
+    same, other = list[float](), list[float]()
     for i in range(25):
         for j in range(i):
             (same if labels[i] == labels[j] else other).append(
@@ -324,7 +313,7 @@ def test_a_constant_layer_breaks_nothing() -> None:
 
 
 def test_planted_classes_are_found_and_noise_is_not(found: Findings) -> None:
-    rows = table(found, "functional-codes")
+    rows = findings_table(found, "functional-codes")
     for coder in ("som", "kmeans"):
         classes = row_of(rows, tap="classes", network="trained", coder=coder)
         assert classes["accuracy"] == 1
@@ -350,7 +339,7 @@ def test_planted_classes_are_found_and_noise_is_not(found: Findings) -> None:
 
 
 def test_perturbed_images_land_on_the_reached_class_and_noise_does_not(found: Findings) -> None:
-    rows = table(found, "functional-codes-landing")
+    rows = findings_table(found, "functional-codes-landing")
     hit = row_of(rows, tap="classes", images="perturbed")
     assert (hit["n"], hit["reached_share"], hit["true_share"], hit["changed_share"]) == (45, 1, 0, 1)
     assert (hit["distance_to_reached"], hit["distance_to_true"]) == pytest.approx((0, 1), abs=1e-6)
@@ -361,7 +350,7 @@ def test_perturbed_images_land_on_the_reached_class_and_noise_does_not(found: Fi
         assert row["map_steps"] == 0
     told = claim(found, "landing")
     assert told is found.claims[1] and told.subject == "shift"
-    assert told.estimates["images"] == 45 and told.estimates["reached"][0] == 1 and told.estimates["true"][0] == 0
+    assert [value_of(told, name) for name in ("images", "reached", "true")] == [45, 1, 0]
     assert told.verdict == "predicted class outweighs from classes on"
 
 
@@ -415,10 +404,10 @@ def test_other_draws_of_the_untrained_network_are_measured(study: Callable[..., 
 
     found = study(analysis, replace(material, untrained=untrained))
     assert asked == [0, 1, 2]
-    rows = table(found, "functional-codes-untrained")
+    rows = findings_table(found, "functional-codes-untrained")
     assert [row["draw"] for row in rows] == [0, 0, 1, 1, 2, 2] and len({row["tap"] for row in rows}) == 2
     # The same weights in every draw here, so the same numbers; and they are those of the layer's own row.
-    own = row_of(table(found, "functional-codes"), tap="classes", network="untrained", coder="som")
+    own = row_of(findings_table(found, "functional-codes"), tap="classes", network="untrained", coder="som")
     assert {row["ami_label"] for row in rows if row["tap"] == "classes"} == {own["ami_label"]}
     assert claim(found, "label-information").estimates["draws"] == 3
 
@@ -428,7 +417,7 @@ def test_no_untrained_network_and_no_success_are_said(study: Callable[..., Findi
     found = study(analysis, planted(analysis, twin=False, turned=False))
     assert claim(found, "no-untrained-network").verdict == "The model comes ready from its factory."
     assert claim(found, "landing").verdict == "too few images"
-    assert {row["network"] for row in table(found, "functional-codes")} == {"trained"}
+    assert {row["network"] for row in findings_table(found, "functional-codes")} == {"trained"}
     assert "functional-codes-landing" not in {t.name for t in found.tables}
 
 
@@ -456,15 +445,13 @@ def test_too_few_images_are_refused(study: Callable[..., Findings]) -> None:
 # A whole run
 
 
-def test_in_a_run(
-    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
-) -> None:
+def test_in_a_run(tmp_path: Path, forks: Forks, tiny: Tiny, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "suite.toml", detectors=[{"name": "msp"}])
     lines = '[[analyses]]\nname = "functional_codes"\nrows = 3\ncolumns = 3\nepochs = 5\npictured_taps = 1\n'
     suite.write_text(suite.read_text() + "\n" + lines)
     ended = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert ended.status == 0, ended.output
-    layers = table(of_run(tmp_path / "run", FunctionalCodes(), "functional_codes"), "functional-codes")
+    layers = findings_table(of_run(tmp_path / "run", FunctionalCodes(), "functional_codes"), "functional-codes")
     first = layers[0]
     assert first["network"] == "trained"
     # Digits are far from noise even for a hardly trained network.

@@ -21,7 +21,7 @@ class Net(nn.Module):
             self.conv.weight.fill_(1.0)
             self.conv.weight[0].zero_()
             self.conv.weight[0, 0, 1:4, 1:4] = 1.0
-            self.conv.bias.fill_(-0.5)
+            self.get_parameter("conv.bias").fill_(-0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = torch.relu(self.conv(x))

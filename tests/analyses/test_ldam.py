@@ -25,6 +25,9 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import Traces
+from support.commands import Forks
+from support.findings import findings_table, value_of
+from support.suites import Tiny
 from torch import Tensor, nn
 
 CLASSES = ("left", "right", "top")
@@ -103,7 +106,7 @@ def trained() -> Instruments:
 def material(
     own: Instruments, seed: int = 0, attacked: bool = False, told: list[float] | None = None, count: int = 40
 ) -> AnalysisInput:
-    def twin() -> Instruments:
+    def twin(draw: int = 0) -> Instruments:
         raise UsageError("none")
 
     fit, evaluate = pictures(60, 1), pictures(count, 2)
@@ -112,11 +115,6 @@ def material(
     return AnalysisInput(
         own, twin, CLASSES, image_set(own, *fit), image_set(own, *evaluate), found, seed, progress
     )  # fmt: skip
-
-
-def table(found: Findings, name: str) -> list[dict[str, Any]]:
-    one = next(t for t in found.tables if t.name == name)
-    return [dict(zip(one.columns, row, strict=True)) for row in one.rows]
 
 
 def test_the_energy_is_its_terms_for_every_chain_of_its_own() -> None:
@@ -133,8 +131,10 @@ def test_the_energy_is_its_terms_for_every_chain_of_its_own() -> None:
     with torch.no_grad():
         value, watched = energy(w)
         x = w.unflatten(1, (1, 8, 8))
-        before = own.model.norm(own.model.conv(x))
-        hidden = own.model.fc(torch.relu(before).flatten(1))
+        net = own.model
+        assert isinstance(net, Net)
+        before = net.norm(net.conv(x))
+        hidden = net.fc(torch.relu(before).flatten(1))
         raw = torch.stack([own.model(x)[:, 2], before[:, 2].mean((1, 2)), hidden[:, 4]], 1)
         z = scale(raw)[torch.arange(4), torch.tensor([0, 1, 2, 0])]
         d, rough = network(x), total_variation(x)
@@ -217,19 +217,19 @@ def test_fine_tuned_copies_leave_the_network_alone() -> None:
         assert not made.model.training
         assert not any(p.requires_grad for p in made.model.parameters())
         with torch.no_grad():
-            seen = made.model.conv(images)
+            seen = made.model.get_submodule("conv")(images)
             assert float((made.model(images).argmax(1) == labels).float().mean()) > 0.9
         # Batch norm describes its own network's activations (one batch of 60 here).
-        assert torch.allclose(made.model.norm.running_mean, seen.mean((0, 2, 3)), atol=1e-4)
-    assert not torch.equal(last.model.fc.weight, mean.model.fc.weight)
+        assert torch.allclose(made.model.get_buffer("norm.running_mean"), seen.mean((0, 2, 3)), atol=1e-4)
+    assert not torch.equal(last.model.get_parameter("fc.weight"), mean.model.get_parameter("fc.weight"))
     again, _ = fine_tune(own, images, labels, 30, 0.05, draws, CPU)
-    assert torch.equal(again.model.fc.weight, last.model.fc.weight)
+    assert torch.equal(again.model.get_parameter("fc.weight"), last.model.get_parameter("fc.weight"))
 
 
 def test_an_average_of_one_step_is_the_last() -> None:
     draws = lambda *names: torch.Generator().manual_seed(1)  # noqa: E731
     last, mean = fine_tune(instruments(), *pictures(60, 0), 1, 0.05, draws, CPU)
-    assert torch.equal(last.model.fc.weight, mean.model.fc.weight)
+    assert torch.equal(last.model.get_parameter("fc.weight"), mean.model.get_parameter("fc.weight"))
 
 
 def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: Callable[..., Findings]) -> None:
@@ -286,15 +286,17 @@ def test_every_number_is_in_a_table_and_everything_can_be_read_again(
     assert kinds == ["weight", "samples", "distance", "mixing", *averaged, "attack"]
     assert read.claims == found.claims
     bounded = {"realism": 1, "transfer": 1, "activation_percentile": 1, "diversity_pixels": np.inf}
-    for row in (*table(found, "ldam-settings"), *table(found, "ldam-targets")):
+    for row in (*findings_table(found, "ldam-settings"), *findings_table(found, "ldam-targets")):
         if row["measure"] in bounded and row["low"] is not None and np.isfinite(row["low"]):
             assert 0 <= row["low"] <= row["high"] <= bounded[row["measure"]]
-    for row in table(found, "ldam-chains"):
+    for row in findings_table(found, "ldam-chains"):
         assert (row["temperature_ratio"] is None) == (changed.get("sampler", {}).get("coordinates") == "pixels")
-    averaged = sum(f.images.shape[0] for f in found.figures if isinstance(f, Pictures) and "averaged" in f.title)
-    assert sum(name.startswith("averaging/") for name in found.arrays) == averaged
+    pictures_averaged = sum(
+        f.images.shape[0] for f in found.figures if isinstance(f, Pictures) and "averaged" in f.title
+    )
+    assert sum(name.startswith("averaging/") for name in found.arrays) == pictures_averaged
     assert not any("nan" in s for s in found.sentences)
-    settings = {row["setting"] for row in table(found, "ldam-settings")}
+    settings = {row["setting"] for row in findings_table(found, "ldam-settings")}
     assert {PLAIN, TOP, RANDOM, "Langevin, weight 0"} <= settings
     gallery = next(f for f in found.figures if isinstance(f, Pictures))
     assert gallery.images.shape[:3] == (len(gallery.row_labels), 3, 1)
@@ -313,10 +315,10 @@ def test_top_images_are_the_most_active_and_random_ones_measure_one(study: Calla
     others = known_of(pictures(40, 2)[0])[1::2]
     drawn = gallery.images[list(gallery.row_labels).index(RANDOM)]
     assert all(bool((others == image).flatten(1).all(1).any()) for image in drawn)
-    ends = {(r["setting"], r["measure"]): r["low"] for r in table(found, "ldam-settings")}
+    ends = {(r["setting"], r["measure"]): r["low"] for r in findings_table(found, "ldam-settings")}
     assert all(v is None for (setting, _), v in ends.items() if setting == TOP)
     assert ends[RANDOM, "distance_ratio"] is not None
-    rows = {(r["setting"], r["measure"]): r["mean"] for r in table(found, "ldam-settings")}
+    rows = {(r["setting"], r["measure"]): r["mean"] for r in findings_table(found, "ldam-settings")}
     assert rows[RANDOM, "diversity_pixels"] == pytest.approx(1)
     assert rows[RANDOM, "diversity_features"] == pytest.approx(1)
     assert rows[TOP, "activation_percentile"] == pytest.approx(1 - 1.5 / 60, abs=0.5 / 60)
@@ -345,7 +347,7 @@ def test_planted_attacks_are_noticed_and_their_controls_are_not(study: Callable[
     labels[1:50:7] = (labels[1:50:7] + 1) % 3
     given = replace(given, evaluate=image_set(own, images, labels))
     found = study(analysis, given)
-    rows = {(r["score"], r["against"]): r for r in table(found, "ldam-attacks")}
+    rows = {(r["score"], r["against"]): r for r in findings_table(found, "ldam-attacks")}
     right = given.evaluate.traces.predictions == given.evaluate.traces.labels
     known = (torch.arange(96) % 2 == 0) & (torch.arange(96) < 40)
     assert 60 < int(right.sum()) < 96
@@ -358,7 +360,7 @@ def test_planted_attacks_are_noticed_and_their_controls_are_not(study: Callable[
     assert rows["discriminator", "clean images"]["others"] == int(right.sum())
     (told,) = [c for c in found.claims if c.kind == "attack"]
     assert told.verdict == "the discriminator detects the attack beyond its size"
-    assert told.estimates["judge against clean images"][0] == rows["judge", "clean images"]["auroc"]
+    assert value_of(told, "judge against clean images") == rows["judge", "clean images"]["auroc"]
 
 
 def test_few_successes_give_a_reason_and_nobody_asked_is_told(study: Callable[..., Findings]) -> None:
@@ -368,7 +370,7 @@ def test_few_successes_give_a_reason_and_nobody_asked_is_told(study: Callable[..
     for turned in (0, 29):
         few = replace(given, perturbed={"clouds": replace(clouds, success=torch.arange(40) < turned)})
         found = study(Ldam(**few_steps), few)
-        for row in table(found, "ldam-attacks"):
+        for row in findings_table(found, "ldam-attacks"):
             assert row["auroc"] is None
             assert "30 are needed" in row["reason"]
         last = found.claims[-1]
@@ -404,7 +406,7 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def test_it_runs_from_a_suite(forks: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_it_runs_from_a_suite(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     suite = tiny(tmp_path / "suite.toml")
     entry = {"name": "ldam", **QUICK, "targets": ["logit:3", "unit:relu1:4"], "attacked": 30}
     lines = [f"{k} = {toml(v)}" for k, v in entry.items()]

@@ -27,7 +27,7 @@ def planted() -> tuple[Activations, Scale, Tensor, Tensor]:
     draws = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.Identity())
     with torch.no_grad():
-        model[1].weight.copy_(torch.randn(2, 16, generator=draws))
+        model.get_parameter("1.weight").copy_(torch.randn(2, 16, generator=draws))
     own = Instruments(model.eval(), (TapInfo("1", "module", (2,)),), ("1",), model)
     images = torch.sigmoid(torch.randn(500, 1, 4, 4, generator=draws))
     activations = Activations(own, (Target("logit:0", "logit", 0),))
@@ -41,7 +41,7 @@ def test_plain_ascent_on_a_linear_unit_ends_in_its_corner() -> None:
     found = ascend(activations, scale, images[:6], which, 60, 0.05)
     reached = activations.of(found, CPU)[:, 0]
     assert float(reached.min()) > float(data.quantile(0.99))
-    weight = activations.instruments.model[1].weight[0]
+    weight = activations.instruments.model.get_parameter("1.weight")[0]
     assert torch.allclose(found.flatten(1), (weight > 0).float().expand(6, -1), atol=1e-3)
     smooth = ascend(activations, scale, images[:6], which, 60, 0.05, 1.0, 1, torch.Generator().manual_seed(0))
     assert float(total_variation(smooth).mean()) < 0.7 * float(total_variation(found).mean())
@@ -98,7 +98,7 @@ def test_targets_that_are_not_there_are_told_in_one_sentence(text: str, words: s
 def test_a_silent_unit_still_has_a_gradient() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     with torch.no_grad():
-        model[1].bias.fill_(-50.0)
+        model.get_parameter("1.bias").fill_(-50.0)
     x = torch.rand(2, 1, 4, 4)
     own = Instruments(model, discover(model, x), (), model)
     target = parse(f"unit:{own.taps[0].name}:2", own.taps, CLASSES)

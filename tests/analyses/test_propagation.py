@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from aftershock.analyses.propagation.encoders import NEEDS, Encoders, fit_encode
 from aftershock.analyses.propagation.measured import Moved, Propagated
 from aftershock.analyses.propagation.measures import METRICS, cka, measure
 from aftershock.analyses.propagation.report.tables import Summary, summarise, tables
+from aftershock.detectors.codes.som import fit_som as fit_map
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.state import decode, encode
 from aftershock.harness.evaluation.csv_files import COLUMNS
@@ -28,15 +28,6 @@ from torch import Tensor
 
 TAPS = (TapInfo("a.relu", "relu", (6, 8, 8)), TapInfo("b.relu", "relu", (12, 2, 2)), TapInfo("b.relu:2", "relu", (9,)))
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Many small steps: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def preactivations(n: int, seed: int, labels: Tensor) -> list[Tensor]:
@@ -108,18 +99,30 @@ class TestMeasuresAgainstTheirDefinitions:
         assert values.dtype == torch.float32
         return {name: values[i, :, depth].numpy() for i, name in enumerate(METRICS)}
 
-    def test_activations(self, found, clean_values, moved_values, depth) -> None:
+    def test_activations(
+        self, found: dict[str, np.ndarray], clean_values: list[Tensor], moved_values: list[Tensor], depth: int
+    ) -> None:
         h, moved = full_units(clean_values, depth), full_units(moved_values, depth)
         norm = np.linalg.norm
         np.testing.assert_allclose(found["relative_l2"], norm(moved - h, axis=1) / norm(h, axis=1), rtol=1e-5)
         cosine = (h * moved).sum(1) / norm(h, axis=1) / norm(moved, axis=1)
         np.testing.assert_allclose(found["cosine_distance"], 1 - cosine, rtol=1e-5)
 
-    def test_bits(self, found, clean_values, moved_values, depth) -> None:
+    def test_bits(
+        self, found: dict[str, np.ndarray], clean_values: list[Tensor], moved_values: list[Tensor], depth: int
+    ) -> None:
         flipped = (clean_values[depth] > 0) != (moved_values[depth] > 0)
         np.testing.assert_allclose(found["bit_flip_rate"], flipped.flatten(1).double().mean(1).numpy(), rtol=1e-6)
 
-    def test_map(self, found, encoders, fit_values, clean_values, moved_values, depth) -> None:
+    def test_map(
+        self,
+        found: dict[str, np.ndarray],
+        encoders: Encoders,
+        fit_values: list[Tensor],
+        clean_values: list[Tensor],
+        moved_values: list[Tensor],
+        depth: int,
+    ) -> None:
         scaler = StandardScaler().fit(pooled_means(fit_values, depth))
         som = encoders.taps[TAPS[depth].name].som
         assert (som.rows, som.columns) == (8, 8)
@@ -133,7 +136,14 @@ class TestMeasuresAgainstTheirDefinitions:
         np.testing.assert_array_equal(found["som_unit_change"], steps > 0)
         assert found["som_unit_change"].mean() > 0
 
-    def test_latent(self, found, fit_values, clean_values, moved_values, depth) -> None:
+    def test_latent(
+        self,
+        found: dict[str, np.ndarray],
+        fit_values: list[Tensor],
+        clean_values: list[Tensor],
+        moved_values: list[Tensor],
+        depth: int,
+    ) -> None:
         h = full_units(fit_values, depth)
         oracle = PCA(min(16, h.shape[1]), whiten=True, svd_solver="full").fit(h)
         shift = oracle.transform(full_units(moved_values, depth)) - oracle.transform(full_units(clean_values, depth))
@@ -141,7 +151,14 @@ class TestMeasuresAgainstTheirDefinitions:
         expected = np.linalg.norm(shift, axis=1) * math.sqrt(300 / 299)
         np.testing.assert_allclose(found["latent_distance"], expected, rtol=1e-3)
 
-    def test_centroids(self, found, fit_values, clean_values, moved_values, depth) -> None:
+    def test_centroids(
+        self,
+        found: dict[str, np.ndarray],
+        fit_values: list[Tensor],
+        clean_values: list[Tensor],
+        moved_values: list[Tensor],
+        depth: int,
+    ) -> None:
         scaler = StandardScaler().fit(pooled_means(fit_values, depth))
         x = scaler.transform(pooled_means(fit_values, depth))
         centroids = np.stack([x[np.arange(300) % CLASSES == c].mean(0) for c in range(CLASSES)])
@@ -223,11 +240,10 @@ def test_a_long_fit_set_is_thinned_evenly_for_the_map(
     fit_values: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    plain = learned.fit_som
 
     def fit_som(data: Tensor, rows: int, columns: int) -> object:
         seen.append(data)
-        return plain(data, rows, columns)
+        return fit_map(data, rows, columns)
 
     monkeypatch.setattr(learned, "fit_som", fit_som)
     monkeypatch.setattr(learned, "_SOM_IMAGES", 80)
@@ -370,7 +386,7 @@ def test_a_summary_is_numpys() -> None:
     found = summarise(values)
     assert found.n == 101
     expected = [values.double().mean().item(), *np.quantile(values.double().numpy(), [0.05, 0.5, 0.95])]
-    np.testing.assert_allclose([found.mean, found.q05, found.q50, found.q95], expected, rtol=1e-9)
+    assert [found.mean, found.q05, found.q50, found.q95] == pytest.approx(expected, rel=1e-9)
     assert summarise(torch.tensor([2.0])) == Summary(1, 2.0, 2.0, 2.0, 2.0)
     assert summarise(torch.empty(0)) == Summary(0)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.analyses.base import AnalysisInput, ImageSet, PerturbedSet
-from aftershock.analyses.findings import Findings, HeatMaps, Lines, Table
+from aftershock.analyses.findings import Findings, HeatMaps, Lines
 from aftershock.analyses.rdm.analysis import Rdm
 from aftershock.analyses.rdm.graph import (
     agreement,
@@ -32,6 +32,9 @@ from aftershock.harness.tracing.traced_model import Instruments
 from scipy.stats import hypergeom, percentileofscore, sem, t
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics.pairwise import cosine_similarity
+from support.commands import Forks
+from support.findings import findings_table
+from support.suites import Tiny
 
 
 def planted(images: int = 30, noise: float = 0.3, units: int = 400, seed: int = 0) -> torch.Tensor:
@@ -288,7 +291,7 @@ def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> AnalysisInp
 
     own = made(0)
 
-    def untrained() -> Instruments:
+    def untrained(draw: int = 0) -> Instruments:
         if not twin:
             raise UsageError("This model is a file of weights and code.")
         return made(1)
@@ -308,11 +311,6 @@ def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> AnalysisInp
     return AnalysisInput(own, untrained, ("a", "b", "c", "d"), evaluate, evaluate, perturbed, seed=0)
 
 
-def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
-    table: Table = next(t for t in findings.tables if t.name == name)
-    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-
-
 def claim(findings: Findings, kind: str, missing: bool = False) -> Any:
     found = [c for c in findings.claims if c.kind == kind]
     assert len(found) == 1 - missing
@@ -326,7 +324,7 @@ def found(study: Callable[..., Findings]) -> Findings:
 
 
 def test_a_layer_that_knows_the_classes_separates_them_and_one_that_does_not_does_not(found: Findings) -> None:
-    rows = {(r["tap"], r["similarity"]): r for r in rows_of(found, "rdm-accuracy")}
+    rows = {(r["tap"], r["similarity"]): r for r in findings_table(found, "rdm-accuracy")}
     assert rows["relu2", "bits, Hamming"]["accuracy"] == 1.0
     assert rows["relu2", "bits, Jaccard"]["accuracy"] == 1.0
     assert rows["relu2", "activations, cosine"]["accuracy"] == 1.0
@@ -335,7 +333,9 @@ def test_a_layer_that_knows_the_classes_separates_them_and_one_that_does_not_doe
     assert rows["relu2", "bits, Hamming"]["pairs"] == 6
     assert rows["relu1", "bits, Hamming"]["depth"] == 1
     pairs = [
-        r["accuracy"] for r in rows_of(found, "rdm-pairs") if (r["tap"], r["similarity"]) == ("relu1", "bits, Hamming")
+        r["accuracy"]
+        for r in findings_table(found, "rdm-pairs")
+        if (r["tap"], r["similarity"]) == ("relu1", "bits, Hamming")
     ]
     assert np.mean(pairs) == pytest.approx(rows["relu1", "bits, Hamming"]["accuracy"])
     # Best of two ways to name the sides of 20 images, permuted: 0.5 + 0.4 / sqrt(20), a little more for uneven cuts.
@@ -343,7 +343,7 @@ def test_a_layer_that_knows_the_classes_separates_them_and_one_that_does_not_doe
 
 
 def test_attacked_images_lie_with_the_reached_class_and_noise_does_not(found: Findings) -> None:
-    rows = {(r["tap"], r["attack"], r["population"]): r for r in rows_of(found, "rdm-attacked")}
+    rows = {(r["tap"], r["attack"], r["population"]): r for r in findings_table(found, "rdm-attacked")}
     assert rows["relu2", "swap[eps=1]", "attacked"]["share_on_reached_side"] == 1.0
     assert rows["relu2", "swap[eps=1]", "attacked"]["images"] == 24
     assert rows["relu2", "swap[eps=1]", "noise of the same size"]["share_on_reached_side"] == 0.0
@@ -392,7 +392,7 @@ def test_without_a_twin_it_says_so(study: Callable[..., Findings]) -> None:
     reader = Rdm(images=6, activation_units=0, attacks=0, laplacian="raw", classes=3, permutations=20)
     found = study(reader, material(reader, twin=False))
     assert claim(found, "no-untrained-network").verdict == "This model is a file of weights and code."
-    rows = rows_of(found, "rdm-accuracy")
+    rows = findings_table(found, "rdm-accuracy")
     assert {r["similarity"] for r in rows} == {"bits, Hamming, raw Laplacian", "bits, Jaccard, raw Laplacian"}
     assert {r["pairs"] for r in rows} == {3}
     assert not any(t.name == "rdm-attacked" for t in found.tables)
@@ -410,8 +410,8 @@ def test_identical_patterns_are_at_chance(study: Callable[..., Findings]) -> Non
     rows = {"relu1": torch.full((len(given.evaluate), 4), 255, dtype=torch.uint8)}
     flat = replace(given.evaluate.traces, codes={"bits": rows})
     found = study(reader, replace(given, evaluate=replace(given.evaluate, traces=flat)))
-    assert {r["accuracy"] for r in rows_of(found, "rdm-accuracy")} == {0.5}
-    assert {r["undecided_graphs"] for r in rows_of(found, "rdm-accuracy")} == {6}
+    assert {r["accuracy"] for r in findings_table(found, "rdm-accuracy")} == {0.5}
+    assert {r["undecided_graphs"] for r in findings_table(found, "rdm-accuracy")} == {6}
     graphs = claim(found, "undecided-graphs").estimates
     assert graphs["undecided"] == graphs["graphs"] == 18
     Findings.read(*found.stored())
@@ -437,14 +437,12 @@ def test_wrong_parameters_are_told(wrong: dict[str, Any]) -> None:
         Rdm(**wrong)
 
 
-def test_a_run_on_digits(
-    tmp_path: Path, forks: Callable[..., Any], tiny: Callable[..., Path], of_run: Callable[..., Findings]
-) -> None:
+def test_a_run_on_digits(tmp_path: Path, forks: Forks, tiny: Tiny, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "suite.toml", model={"epochs": 8}, detectors=[{"name": "msp"}])
     suite.write_text(suite.read_text() + '\n[[analyses]]\nname = "rdm"\nimages = 5\nclasses = 4\npermutations = 20\n')
     done = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
     found = of_run(tmp_path / "run", Rdm(), "rdm")
-    rows = rows_of(found, "rdm-accuracy")
+    rows = findings_table(found, "rdm-accuracy")
     assert len({r["tap"] for r in rows}) == len({r["depth"] for r in rows}) >= 1
     assert all(0.5 <= r["accuracy"] <= 1 for r in rows)

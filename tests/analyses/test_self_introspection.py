@@ -51,6 +51,9 @@ from scipy.linalg import hadamard
 from scipy.stats import entropy, spearmanr
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
+from support.commands import Forks
+from support.findings import findings_table
+from support.suites import Tiny
 from torch import Tensor, nn
 
 CLASSES = 3
@@ -123,7 +126,7 @@ class TestRelevance:
         torch.testing.assert_close(correlation.float(), strengths / strengths.norm())
         torch.testing.assert_close(gradient.float(), 0.5 * strengths)
         orders = compare_orders(evidence, torch.Generator().manual_seed(0))
-        assert orders.agreement[0] == pytest.approx(1, abs=1e-9)
+        assert orders.agreement.value == pytest.approx(1, abs=1e-9)
 
     @pytest.mark.parametrize("inplace", [False, True])
     def test_attributions_are_gradient_times_activation(self, inplace: bool) -> None:
@@ -191,7 +194,7 @@ class TestRelevance:
         a, logits = torch.randn(200, 300, generator=draw), torch.randn(200, CLASSES, generator=draw)
         evidence = Evidence(a, logits, torch.rand(300, generator=draw).expand(200, 300), [150, 150], [150, 150])
         orders = compare_orders(evidence, draw)
-        assert orders.agreement[1] < 0 < orders.agreement[2]
+        assert orders.agreement.low < 0 < orders.agreement.high
         assert orders.halves[1] == pytest.approx(1)
         # What chance makes of a correlation: the mean of |r| under independence is about sqrt(2 / (pi n)).
         assert orders.permuted == pytest.approx(math.sqrt(2 / (math.pi * 200)), rel=0.1)
@@ -294,11 +297,11 @@ class TestFringe:
         scores = error_scores(held_out, held_out.full("relu"), {"pca": code}, 10)
         found = {m.name: m for m in merits(scores, wrong, "max-softmax", seed=0)}
         fringe = found["fringe, pca"]
-        assert fringe.auroc[0] == pytest.approx(expected, abs=0.02 if in_fringe else 0.08)
-        assert fringe.auroc[0] == pytest.approx(roc_auc_score(wrong, scores["fringe, pca"]))
-        assert found["max-softmax"].auroc[0] == pytest.approx(0.5, abs=0.08)
-        assert fringe.difference[0] == pytest.approx(fringe.auroc[0] - found["max-softmax"].auroc[0])
-        assert (fringe.difference[1] > 0) == in_fringe
+        assert fringe.auroc.value == pytest.approx(expected, abs=0.02 if in_fringe else 0.08)
+        assert fringe.auroc.value == pytest.approx(roc_auc_score(wrong, scores["fringe, pca"]))
+        assert found["max-softmax"].auroc.value == pytest.approx(0.5, abs=0.08)
+        assert fringe.difference.value == pytest.approx(fringe.auroc.value - found["max-softmax"].auroc.value)
+        assert (fringe.difference.low > 0) == in_fringe
 
     def test_neighbours_of_one_class_have_no_entropy_and_of_two_have_some(self) -> None:
         labels = torch.arange(80) % 2
@@ -354,7 +357,7 @@ class TestIntervals:
     def test_medians_and_shares_of_few(self) -> None:
         assert median_interval(torch.tensor([1.0, 2, 9])).ends == (2, 1, 9)
         value, low, high = median_interval(torch.arange(1000.0)).ends
-        assert (value, low, high) == (499.5, pytest.approx(469, abs=2), pytest.approx(530, abs=2))
+        assert value == 499.5 and [low, high] == pytest.approx([469, 530], abs=2)
         assert all(math.isnan(v) for v in proportion(0, 0).ends)
         assert proportion(0, 10).ends[:2] == (0, 0)
         assert 0.2 < proportion(0, 10).high < 0.35
@@ -387,7 +390,7 @@ def material(untrained: bool = True, wrong: bool = True) -> AnalysisInput:
     control = made(ends["near"][success], right[success])
     perturbed = PerturbedSet("far", "attack", turned, right, success, control, right[success])
 
-    def fresh() -> Instruments:
+    def fresh(draw: int = 0) -> Instruments:
         if not untrained:
             raise UsageError("the model is a closed box")
         return replace(device, model=Deep(16, 77).eval())
@@ -397,11 +400,6 @@ def material(untrained: bool = True, wrong: bool = True) -> AnalysisInput:
 
 def small(**more: Any) -> SelfIntrospection:
     return SelfIntrospection(**{"units": 16, "latent": 4, "hidden": (8,), "epochs": 3, "steps": 5, **more})
-
-
-def table(found: Findings, name: str) -> list[dict[str, Any]]:
-    chosen = next(t for t in found.tables if t.name == name)
-    return [dict(zip(chosen.columns, row, strict=True)) for row in chosen.rows]
 
 
 @pytest.fixture(scope="module")
@@ -424,7 +422,7 @@ class TestStudy:
     def test_tracks_in_the_figure_run_from_map_to_map(self, studied: Findings) -> None:
         given, found = material(), studied
         points = next(f for f in found.figures if isinstance(f, Points))
-        rows = table(found, "tracks")
+        rows = findings_table(found, "tracks")
         starts = {r["image"]: (r["z1"], r["z2"], r["z3"]) for r in rows if r["t"] == 0 and r["map"] == "autoencoder"}
         for row, place in starts.items():
             assert points.coordinates[row].tolist() == pytest.approx(place, abs=1e-4)
@@ -444,8 +442,8 @@ class TestStudy:
     def test_without_an_untrained_network_the_rest_is_said(self, study: Callable[..., Findings]) -> None:
         found = study(small(), material(untrained=False))
         assert found.claims[-1].kind == "no-untrained-network" and "closed box" in found.claims[-1].verdict
-        assert not any("untrained" in str(row) for row in table(found, "purity"))
-        assert {r["network"] for r in table(found, "relevance-orders")} == {"trained"}
+        assert not any("untrained" in str(row) for row in findings_table(found, "purity"))
+        assert {r["network"] for r in findings_table(found, "relevance-orders")} == {"trained"}
 
     def test_a_perfect_model_has_no_fringe_to_speak_of(self, study: Callable[..., Findings]) -> None:
         found = study(small(), material(wrong=False))
@@ -461,8 +459,8 @@ class TestStudy:
 
     def test_fewer_images_than_there_are(self, study: Callable[..., Findings]) -> None:
         found = study(small(images=30, tracked=3), material())
-        assert {r["image"] for r in table(found, "map")} == set(range(30))
-        tracked = {r["image"] for r in table(found, "tracks")}
+        assert {r["image"] for r in findings_table(found, "map")} == set(range(30))
+        tracked = {r["image"] for r in findings_table(found, "tracks")}
         assert 0 < len(tracked) <= 3
         assert max(tracked) < 30
 
@@ -474,7 +472,9 @@ class TestStudy:
         counts = torch.bincount(given.evaluate.traces.labels, minlength=3)
         assert gaps.nonzero().squeeze(1).tolist() == [int(counts[0]), int(counts[0] + counts[1]) + 1]
         assert not values[:, ~gaps].isnan().any()
-        relevances = [r["relevance"] for r in table(found, "units") if r["order"] == "correlation" and r["depth"] == 0]
+        relevances = [
+            r["relevance"] for r in findings_table(found, "units") if r["order"] == "correlation" and r["depth"] == 0
+        ]
         assert relevances == sorted(relevances, reverse=True)
         assert len(relevances) == len(values)
 
@@ -487,17 +487,15 @@ class TestStudy:
             SelfIntrospection(**wrong)
 
 
-def test_a_run_keeps_its_findings(
-    forks: Callable[..., Any], tiny: Callable[..., Path], tmp_path: Path, of_run: Callable[..., Findings]
-) -> None:
+def test_a_run_keeps_its_findings(forks: Forks, tiny: Tiny, tmp_path: Path, of_run: Callable[..., Findings]) -> None:
     suite = tiny(tmp_path / "suite.toml")
     lines = '[[analyses]]\nname = "self_introspection"\nhidden = [16]\nlatent = 4\nepochs = 2\nsteps = 4\ntracked = 5\n'
     suite.write_text(suite.read_text(encoding="utf-8") + lines, encoding="utf-8")
     done = forks("run", suite, "--out", tmp_path / "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
     found = of_run(tmp_path / "run", SelfIntrospection(), "self_introspection")
-    assert any("untrained" in str(row) for row in table(found, "purity"))
-    assert {r["perturbation"] for r in table(found, "crossings")} >= {"fgsm"}
+    assert any("untrained" in str(row) for row in findings_table(found, "purity"))
+    assert {r["perturbation"] for r in findings_table(found, "crossings")} >= {"fgsm"}
 
 
 def test_a_handful_of_images_makes_rows_and_no_claims(

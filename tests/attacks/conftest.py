@@ -1,50 +1,13 @@
-"""Tiny models and images for the attacks: a linear one with closed forms, a small one trained on the digits."""
+"""The models and images of ``support.attack_cases``."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    # Models this small only lose by threads, badly so where cores are shared.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Linear(nn.Module):
-    """Two classes with logits (0, w·x + b): every attack on it has a closed form."""
-
-    def __init__(self, weight: Tensor, bias: float) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(torch.tensor(bias))
-
-    def forward(self, images: Tensor) -> Tensor:
-        value = images.flatten(1) @ self.weight + self.bias
-        return torch.stack([torch.zeros_like(value), value], 1)
-
-
-@dataclass(frozen=True, eq=False)
-class LinearCase:
-    """A linear model, 200 images in [0.3, 0.7] (so that small budgets never clip), and |w·x + b| of each."""
-
-    model: Linear
-    images: Tensor
-    labels: Tensor
-    margins: Tensor
-
-    @property
-    def indices(self) -> range:
-        return range(len(self.images))
+from support.attack_cases import DigitsCase, Linear, LinearCase
+from torch import nn
 
 
 @pytest.fixture(scope="session")
@@ -56,19 +19,6 @@ def linear() -> LinearCase:
     with torch.no_grad():
         value = model(images)[:, 1]
     return LinearCase(model, images, (value > 0).long(), value.abs())
-
-
-@dataclass(frozen=True, eq=False)
-class DigitsCase:
-    """A small convolutional network and 80 test digits that it gets right, squeezed into [0.1, 0.9]."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-
-    @property
-    def indices(self) -> range:
-        return range(1200, 1200 + len(self.images))
 
 
 @pytest.fixture(scope="session")

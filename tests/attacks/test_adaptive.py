@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ from aftershock.attacks.adaptive.best_found import Best
 from aftershock.attacks.adaptive.pgd import Adaptive, FeatureMatching, SurrogateAttack, _without
 from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
 from aftershock.attacks.base.kinds import Effort
-from aftershock.attacks.base.perturb_batch import LimitError, Limits, limited, perturb_batch, rounded
-from aftershock.attacks.base.perturbation import CountingModel
+from aftershock.attacks.base.perturb_batch import LimitError, Limits, PerturbedBatch, limited, perturb_batch, rounded
+from aftershock.attacks.base.perturbation import CountingModel, Perturbation
 from aftershock.attacks.base.target import Guides, Observation
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.seeds import Draws
 from aftershock.harness.evaluation.rankability import FLOOR
+from support.attack_cases import DigitsCase, LinearCase
 from torch import Tensor, nn
 
 
@@ -52,29 +56,31 @@ class Planted:
 
 
 @pytest.fixture
-def planted(digits) -> Planted:
+def planted(digits: DigitsCase) -> Planted:
     """Its threshold flags some four in ten clean images, and more of what moves their first row outwards."""
     clean = (digits.images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
     return Planted(float(clean.quantile(0.6)), digits.images, digits.labels)
 
 
-def attacked(digits, planted: Planted, attack):
+def attacked(digits: DigitsCase, planted: Planted, attack: Perturbation) -> PerturbedBatch:
     return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, target=planted)
 
 
-def passed(digits, planted: Planted, attack) -> float:
+def passed(digits: DigitsCase, planted: Planted, attack: Perturbation) -> float:
     made = attacked(digits, planted, attack)
     assert made.flags == ()
     return float((made.success & (planted.score(made.images) <= planted.threshold)).float().mean())
 
 
 @pytest.mark.parametrize("method", ["orthogonal", "selective", "joint"])
-def test_knowing_the_detector_beats_not_knowing_it(digits, planted, method) -> None:
+def test_knowing_the_detector_beats_not_knowing_it(
+    digits: DigitsCase, planted: Planted, method: Literal["orthogonal", "selective", "joint"]
+) -> None:
     oblivious = passed(digits, planted, PGD(0.15))
     assert passed(digits, planted, SurrogateAttack(0.15, method, steps=20)) > max(0.8, oblivious + 0.05)
 
 
-def test_the_worst_case_works_without_a_usable_surrogate(digits, planted) -> None:
+def test_the_worst_case_works_without_a_usable_surrogate(digits: DigitsCase, planted: Planted) -> None:
     planted.has_surrogate = False
     with pytest.raises(UsageError, match="no surrogate"):
         passed(digits, planted, SurrogateAttack(0.2))
@@ -83,7 +89,7 @@ def test_the_worst_case_works_without_a_usable_surrogate(digits, planted) -> Non
     assert passed(digits, planted, WorstCase(0.2, steps=20, queries=200)) > 0.8
 
 
-def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
+def test_the_worst_case_is_at_least_each_of_its_parts(digits: DigitsCase, planted: Planted) -> None:
     parts = [
         SurrogateAttack(0.1, "selective", steps=15),
         FeatureMatching(0.1, steps=15),
@@ -93,7 +99,7 @@ def test_the_worst_case_is_at_least_each_of_its_parts(digits, planted) -> None:
     assert all(worst >= passed(digits, planted, part) for part in parts)
 
 
-def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> None:
+def test_each_image_is_credited_to_the_part_that_made_it(digits: DigitsCase, planted: Planted) -> None:
     known = {"selective", "orthogonal", "feature-matching", "search"}
     made = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
     assert len(made.credits) == len(made.images) and set(made.credits) <= {*known, ""}
@@ -104,11 +110,15 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits, planted) -> Non
     assert attacked(digits, planted, PGD(0.1)).credits == ()
 
 
-def test_restarts_get_out_of_a_trap(digits, planted) -> None:
+def test_restarts_get_out_of_a_trap(digits: DigitsCase, planted: Planted) -> None:
     class Trap(Planted):
         # The surrogate leads towards white rows, which are as suspicious as black ones, wherever a row is not dark.
-        def observe(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
+        def observe(
+            self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+            surrogate: bool = True,
+        ) -> Observation:  # fmt: skip
             found = super().observe(model, images)
+            assert found.suspicion is not None
             bright = images[:, :, 0, :].flatten(1).mean(1)
             return Observation(
                 found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features
@@ -120,19 +130,24 @@ def test_restarts_get_out_of_a_trap(digits, planted) -> None:
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1])
-def test_without_a_surrogate_no_fewer_images_are_turned_than_by_pgd(digits, planted, eps: float) -> None:
+def test_without_a_surrogate_no_fewer_images_are_turned_than_by_pgd(
+    digits: DigitsCase, planted: Planted, eps: float
+) -> None:
     planted.has_surrogate = False
     known = attacked(digits, planted, WorstCase(eps, steps=20, queries=50))
     plain = attacked(digits, planted, PGD(eps, steps=20, loss="margin"))
     assert known.success.sum() >= plain.success.sum() - 1
 
 
-def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> None:
+def test_gradients_that_never_reach_the_logits_are_counted(digits: DigitsCase, planted: Planted) -> None:
     inner = next(m for m in digits.model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     seen: list[Tensor] = []
 
     class Hidden(Planted):
-        def observe(self, model, images, temperature=1.0, straight_through=False, surrogate=True):
+        def observe(
+            self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+            surrogate: bool = True,
+        ) -> Observation:  # fmt: skip
             found = super().observe(model, images)
             return Observation(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
 
@@ -147,10 +162,12 @@ def test_gradients_that_never_reach_the_logits_are_counted(digits, planted) -> N
     assert made.backwards == pytest.approx(7)
 
 
-def test_the_search_begins_at_what_others_found(digits, planted) -> None:
+def test_the_search_begins_at_what_others_found(digits: DigitsCase, planted: Planted) -> None:
     # A search of one query returns its start.
     class Pair(ScoreSquare):
-        def improve(self, best, rows, model, clean, labels, draws):
+        def improve(
+            self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
+        ) -> None:
             best.offer(
                 rows, clean + 0.01, torch.ones(len(rows), dtype=torch.bool), planted.score(clean).double() + 1, "a"
             )
@@ -159,22 +176,27 @@ def test_the_search_begins_at_what_others_found(digits, planted) -> None:
 
     asked: list[Tensor] = []
     seen: list[Tensor] = []
-    planted.has_surrogate = False
-    judge = planted.query
-    planted.query = lambda model, images: (seen.append(images.clone()), judge(model, images))[1]
-    planted.images = planted.images[:0]
-    attacked(digits, planted, Pair(0.1, queries=1))
+
+    class Watching(Planted):
+        def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(images.clone())
+            return super().query(model, images)
+
+    watching = Watching(planted.threshold, planted.images[:0], planted.labels, has_surrogate=False)
+    attacked(digits, watching, Pair(0.1, queries=1))
     assert torch.equal(seen[0], asked[0])
 
 
-def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits, planted) -> None:
+def test_nothing_passes_at_no_budget_and_all_at_a_large_one(digits: DigitsCase, planted: Planted) -> None:
     clean = attacked(digits, planted, WorstCase(0.0, steps=2, queries=3))
     assert not clean.success.any() and torch.equal(clean.images, digits.images)
     assert passed(digits, planted, WorstCase(0.5, steps=20, queries=100)) == 1.0
 
 
 @pytest.mark.parametrize("attack", [SurrogateAttack(0.15, steps=10, restarts=2), ScoreSquare(0.15, queries=30)])
-def test_results_do_not_depend_on_the_batch_and_repeat(digits, planted, attack) -> None:
+def test_results_do_not_depend_on_the_batch_and_repeat(
+    digits: DigitsCase, planted: Planted, attack: Perturbation
+) -> None:
     def run(size: int) -> Tensor:
         return perturb_batch(
             attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, target=planted
@@ -185,7 +207,7 @@ def test_results_do_not_depend_on_the_batch_and_repeat(digits, planted, attack) 
     assert ((run(128) - run(11)).abs() > 1e-3).float().mean() < 0.01
 
 
-def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> None:
+def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted: Planted) -> None:
     clean = torch.zeros(3, 1, 2, 2)
     best, rows = Best(clean, planted), torch.arange(3)
 
@@ -202,7 +224,7 @@ def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted) -> N
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_an_image_is_found_whatever_the_detector_says_of_it(planted, value: float) -> None:
+def test_an_image_is_found_whatever_the_detector_says_of_it(planted: Planted, value: float) -> None:
     """A detector that answers attacks with infinity or NaN must not make them give back images that fool nothing."""
     clean = torch.zeros(3, 1, 2, 2)
     best, rows = Best(clean, planted), torch.arange(3)
@@ -215,7 +237,7 @@ def test_an_image_is_found_whatever_the_detector_says_of_it(planted, value: floa
     assert best.credits == ["part 1", "part 2", ""]
 
 
-def test_images_that_get_past_the_detector_late_are_counted(planted) -> None:
+def test_images_that_get_past_the_detector_late_are_counted(planted: Planted) -> None:
     def late(passed_in: list[int], iterates: int = 12) -> int:
         """Fooled from the start; the score falls below the threshold in the given iterate."""
         best, rows = Best(torch.zeros(len(passed_in), 1, 2, 2), planted), torch.arange(len(passed_in))
@@ -243,9 +265,9 @@ def test_the_projection_leaves_nothing_along_the_other_gradient() -> None:
     assert torch.equal(_without(a, torch.zeros_like(a)), a)
 
 
-def test_without_a_detector_there_is_nothing_to_know(digits) -> None:
+def test_without_a_detector_there_is_nothing_to_know(digits: DigitsCase) -> None:
     with pytest.raises(UsageError, match="against a detector"):
-        WorstCase(0.1).perturb(CountingModel(digits.model), digits.images, digits.labels, None)
+        WorstCase(0.1).perturb(CountingModel(digits.model), digits.images, digits.labels, Draws(0, digits.indices))
 
 
 @pytest.mark.parametrize(
@@ -253,18 +275,18 @@ def test_without_a_detector_there_is_nothing_to_know(digits) -> None:
     [
         (lambda: WorstCase(eps=2.0), "at most 1"),
         (lambda: WorstCase(eps=0.1, large_eps=0.05), "large_eps"),
-        (lambda: SurrogateAttack(0.1, method="best"), "method"),
-        (lambda: SurrogateAttack(0.1, relaxation="hard"), "relaxation"),
+        (lambda: SurrogateAttack(0.1, method="best"), "method"),  # type: ignore[arg-type]
+        (lambda: SurrogateAttack(0.1, relaxation="hard"), "relaxation"),  # type: ignore[arg-type]
         (lambda: ScoreSquare(0.1, queries=0), "queries"),
         (lambda: FeatureMatching(0.1, images=0), "images"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
 
 
-def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(linear) -> None:
+def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(linear: LinearCase) -> None:
     # Along the weight vector, each image exactly to 1.1 times its distance from the boundary.
     weight = linear.model.weight.detach()
     distance = linear.margins / weight.norm()
@@ -279,14 +301,14 @@ def test_a_budget_curve_of_one_run_is_the_perturbation_shrunk_and_judged_again(l
     assert not none.success.any() and torch.equal(none.images, linear.images)
 
 
-def test_rounding_leaves_multiples_of_1_255(digits) -> None:
+def test_rounding_leaves_multiples_of_1_255(digits: DigitsCase) -> None:
     made = rounded(digits.model, digits.images, (digits.images + 0.2).clamp(0, 1), digits.labels)
     assert torch.allclose(made.images * 255, (made.images * 255).round(), atol=1e-4)
     lost = rounded(digits.model, digits.images, digits.images + 0.001, digits.labels)
     assert torch.allclose(lost.images, (digits.images * 255).round() / 255, atol=1 / 255)
 
 
-def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits) -> None:
+def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits: DigitsCase) -> None:
     class Noisy(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model(images) + torch.randn(len(images), 1)
@@ -296,7 +318,7 @@ def test_a_model_that_rolls_dice_is_flagged_and_a_still_one_is_not(digits) -> No
         assert ("randomised-model" in made.flags) is flagged
 
 
-def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
+def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits: DigitsCase) -> None:
     class Quantised(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model((images * 8).round() / 8)
@@ -306,7 +328,7 @@ def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits) -> None:
     assert "zero-gradient" in made.flags and not made.success.any()
 
 
-def test_what_an_adaptive_attack_found_before_a_limit_stands(digits, planted) -> None:
+def test_what_an_adaptive_attack_found_before_a_limit_stands(digits: DigitsCase, planted: Planted) -> None:
     """The limit is exact and the same on every machine, so what was found by then is a result."""
     attack, case = WorstCase(0.15, steps=10, queries=50), (digits.model, digits.images, digits.labels, digits.indices)
     made = perturb_batch(attack, *case, 0, target=planted, limits=Limits(forwards=9))
@@ -320,7 +342,7 @@ def test_what_an_adaptive_attack_found_before_a_limit_stands(digits, planted) ->
     assert torch.equal(made.images, again.images)
 
 
-def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> None:
+def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits: DigitsCase) -> None:
     case = (digits.model, digits.images, digits.labels, digits.indices, 0)
     made = perturb_batch(PGD(0.1, steps=20), *case, limits=Limits(backwards=7))
     assert made.flags == ("limit",) and made.backwards <= 8
@@ -328,7 +350,7 @@ def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> N
 
     # Each batch is ended for itself, by its own images.
     class Second(PGD):
-        def perturb(self, model, images, labels, draws):
+        def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
             return super().perturb(model, images, labels, draws) if len(images) == 50 else images + 0.01
 
     made = perturb_batch(Second(0.1, steps=20), *case, 50, limits=Limits(backwards=7))
@@ -338,7 +360,7 @@ def test_what_another_attack_found_before_a_limit_is_its_own_secret(digits) -> N
     )
 
 
-def test_a_limit_of_time_is_a_failure_with_one_sentence(digits, planted) -> None:
+def test_a_limit_of_time_is_a_failure_with_one_sentence(digits: DigitsCase, planted: Planted) -> None:
     """Machines differ: what was found by then would be another result on each."""
     for attack in (PGD(0.1), WorstCase(0.1)):
         with pytest.raises(LimitError, match="stopped after 0 seconds per image: raise seconds under"):
@@ -374,7 +396,7 @@ class Rounds:
 
 @pytest.mark.parametrize(("late", "rounds"), [([0], 1), ([1], 1), ([2, 0], 2), ([2, 2, 2], 3)])
 def test_the_worst_case_goes_on_while_images_get_past_late(
-    digits, planted, late: list[int], rounds: int, monkeypatch: pytest.MonkeyPatch
+    digits: DigitsCase, planted: Planted, late: list[int], rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched, left = Rounds(monkeypatch), iter(late)
     with monkeypatch.context() as patched:
@@ -385,10 +407,14 @@ def test_the_worst_case_goes_on_while_images_get_past_late(
         *gradient, search = made
         # Twice the steps and queries each time, and starts that no earlier round had.
         assert isinstance(search, ScoreSquare) and search.queries == 4 * 2**further
-        assert {(a.steps, a.restarts, a.first_run) for a in gradient} == {(3 * 2**further, 2, 2 * further)}
+        assert {(vars(a)["steps"], vars(a)["restarts"], vars(a)["first_run"]) for a in gradient} == {
+            (3 * 2**further, 2, 2 * further)
+        }
 
 
-def test_a_detector_that_yields_late_gets_more_steps(digits, planted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_yields_late_gets_more_steps(
+    digits: DigitsCase, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dark images pass only as the first round ends, and bright ones only in the second."""
 
     class Yields(Planted):

@@ -77,7 +77,7 @@ def trained(real_data: Path) -> Trained:
 
 
 @pytest.mark.realdata
-def test_stronger_attacks_leave_no_more_than_published_pgd(trained) -> None:
+def test_stronger_attacks_leave_no_more_than_published_pgd(trained: Trained) -> None:
     clean = len(trained.images)
     # 99.48 % of all 10,000 test images are published and measured.
     low, high = binom.interval(0.99, IMAGES, 0.9948)
@@ -100,7 +100,7 @@ def test_stronger_attacks_leave_no_more_than_published_pgd(trained) -> None:
 @pytest.mark.realdata
 @pytest.mark.torchattacks
 @pytest.mark.parametrize("step_size", [0.01, 0.0375])
-def test_pgd_is_as_strong_as_another_implementation_at_any_step(trained, step_size: float) -> None:
+def test_pgd_is_as_strong_as_another_implementation_at_any_step(trained: Trained, step_size: float) -> None:
     import torchattacks
 
     images, labels = trained.images[:100], trained.labels[:100]
@@ -114,7 +114,7 @@ def test_pgd_is_as_strong_as_another_implementation_at_any_step(trained, step_si
 
 
 @pytest.mark.realdata
-def test_no_attack_reaches_beyond_a_small_budget(trained) -> None:
+def test_no_attack_reaches_beyond_a_small_budget(trained: Trained) -> None:
     # A planted failure: at a hundredth of the budget it was trained for, the network hardly moves.
     made = perturb_batch(PGD(0.003, steps=10), trained.model, trained.images[:100], trained.labels[:100], range(100), 0)
     assert made.success.sum() == 0

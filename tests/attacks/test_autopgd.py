@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError
+from typing import Any, Literal
 
 import pytest
 import torch
 from aftershock.attacks.base.geometry import project_l1_in_range
-from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.base.perturbation import CountingModel
 from aftershock.attacks.libraries import declare as library
 from aftershock.attacks.native import autoattack as ensemble
 from aftershock.attacks.native import autopgd
 from aftershock.attacks.native.autoattack import AutoAttack
-from aftershock.attacks.native.autopgd import AutoPGD, checkpoints
+from aftershock.attacks.native.autopgd import AutoLoss, AutoPGD, checkpoints
 from aftershock.attacks.native.pgd import PGD, climb
 from aftershock.attacks.native.square import Square
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase, Rounded, run
 from torch import Tensor, nn
 
-SMALL = {"steps": 10, "targets": 4, "queries": 60}
-
-
-def run(case, perturbation, model: nn.Module | None = None, seed: int = 0, batch_size: int = 128) -> PerturbedBatch:
-    return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed, batch_size)
-
-
-class Rounded(nn.Module):
-    """A network that rounds its input to 32 steps: its scores change as before, its gradient is 0 everywhere."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(torch.round(images * 32) / 32)
+SMALL: dict[str, Any] = {"steps": 10, "targets": 4, "queries": 60}
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
@@ -61,7 +49,9 @@ def test_checkpoints_are_those_of_the_paper() -> None:
         (AutoPGD(0.2, "l1", steps=40, loss="margin"), "inf", 2e-3),
     ],
 )
-def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear, attack, dual, slack: float) -> None:
+def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(
+    linear: LinearCase, attack: Any, dual: int | str, slack: float
+) -> None:
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), float(dual))
     clear = (distance - attack.eps).abs() > slack
     made = run(linear, attack)
@@ -84,7 +74,7 @@ class Peak(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_halved_steps_find_a_summit_that_fixed_steps_run_past(norm) -> None:
+def test_halved_steps_find_a_summit_that_fixed_steps_run_past(norm: Literal["linf", "l2"]) -> None:
     random = torch.Generator().manual_seed(0)
     images = torch.rand(20, 1, 6, 6, generator=random) * 0.4 + 0.3
     offset = {"linf": 0.06, "l2": 0.02}[norm] * torch.randn(1, 1, 6, 6, generator=random).clamp(-1.5, 1.5)
@@ -98,7 +88,7 @@ def test_halved_steps_find_a_summit_that_fixed_steps_run_past(norm) -> None:
     assert (auto.images - summit).abs().max() < eps / 4
 
 
-def test_counts_have_a_closed_form(digits) -> None:
+def test_counts_have_a_closed_form(digits: DigitsCase) -> None:
     # Nothing is fooled with a budget of nothing. A run: its start and each step forward, all but the last backward.
     once = run(digits, AutoPGD(0.0, steps=7))
     assert not once.success.any() and torch.equal(once.images, digits.images)
@@ -113,7 +103,7 @@ def test_counts_have_a_closed_form(digits) -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "dlr-targeted"])
-def test_more_restarts_and_targets_never_fool_fewer(digits, loss) -> None:
+def test_more_restarts_and_targets_never_fool_fewer(digits: DigitsCase, loss: AutoLoss) -> None:
     once = run(digits, AutoPGD(0.05, steps=5, loss=loss, targets=2))
     often = run(digits, AutoPGD(0.05, steps=5, loss=loss, targets=2 if loss != "dlr-targeted" else 9, restarts=4))
     assert often.success[once.success].all() and 0 < once.success.sum() < 80 and often.flags == ()
@@ -127,7 +117,9 @@ def test_more_restarts_and_targets_never_fool_fewer(digits, loss) -> None:
     ("norm", "eps", "loss"),
     [("linf", 0.06, "ce"), ("linf", 0.06, "dlr"), ("l2", 0.4, "ce"), ("l2", 0.4, "dlr")],
 )
-def test_it_is_as_strong_as_another_implementation(digits, norm, eps: float, loss) -> None:
+def test_it_is_as_strong_as_another_implementation(
+    digits: DigitsCase, norm: Literal["linf", "l2"], eps: float, loss: AutoLoss
+) -> None:
     import torchattacks
 
     ours = run(digits, AutoPGD(eps, norm, steps=40, loss=loss))
@@ -170,7 +162,7 @@ def l1_apgd(model: CountingModel, clean: Tensor, label: Tensor, eps: float, step
 
 
 @pytest.mark.parametrize("steps", [9, 60])
-def test_l1_follows_the_published_algorithm(digits, steps: int) -> None:
+def test_l1_follows_the_published_algorithm(digits: DigitsCase, steps: int) -> None:
     eps, made = 0.6, run(digits, AutoPGD(0.6, "l1", steps=steps, loss="margin"))
     standing = (~made.success).nonzero().flatten().tolist()[:12]
     same = 0
@@ -183,7 +175,7 @@ def test_l1_follows_the_published_algorithm(digits, steps: int) -> None:
 
 
 @pytest.mark.parametrize("eps", [0.7, 1.0, 1.5])
-def test_l1_is_at_least_as_strong_as_pgd_and_another_library(digits, eps: float) -> None:
+def test_l1_is_at_least_as_strong_as_pgd_and_another_library(digits: DigitsCase, eps: float) -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import foolbox
 
@@ -203,7 +195,7 @@ def test_l1_is_at_least_as_strong_as_pgd_and_another_library(digits, eps: float)
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr-targeted"])
-def test_l1_ends_inside_its_budget_and_the_range(digits, loss) -> None:
+def test_l1_ends_inside_its_budget_and_the_range(digits: DigitsCase, loss: AutoLoss) -> None:
     # Digits pulled to black and white: most of the ball lies outside the range.
     images = ((digits.images - 0.5) * 1.25 + 0.5).clamp(0, 1)
     with torch.no_grad():
@@ -227,7 +219,7 @@ def test_l1_ends_inside_its_budget_and_the_range(digits, loss) -> None:
         pytest.param(AutoAttack(0.05, **SMALL), marks=pytest.mark.torchattacks),
     ],
 )
-def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, attack) -> None:
+def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits: DigitsCase, attack: Any) -> None:
     state = torch.get_rng_state()
     whole, again, parts = run(digits, attack), run(digits, attack), run(digits, attack, batch_size=27)
     assert torch.equal(whole.images, again.images)
@@ -240,7 +232,9 @@ def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, attack) 
 
 @pytest.mark.torchattacks
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
-def test_the_ensemble_is_at_least_each_of_its_parts(digits, norm, eps: float) -> None:
+def test_the_ensemble_is_at_least_each_of_its_parts(
+    digits: DigitsCase, norm: Literal["linf", "l2"], eps: float
+) -> None:
     made = run(digits, AutoAttack(eps, norm, **SMALL))
     first = run(digits, AutoPGD(eps, norm, steps=10))
     assert made.flags == () and 0 < made.success.sum() < 80
@@ -253,7 +247,7 @@ def test_the_ensemble_is_at_least_each_of_its_parts(digits, norm, eps: float) ->
 
 
 @pytest.mark.torchattacks
-def test_only_square_sees_through_gradients_that_are_nothing(digits) -> None:
+def test_only_square_sees_through_gradients_that_are_nothing(digits: DigitsCase) -> None:
     model = Rounded(digits.model)
     with torch.no_grad():
         assert torch.equal(model(digits.images).argmax(1), digits.labels)
@@ -264,9 +258,9 @@ def test_only_square_sees_through_gradients_that_are_nothing(digits) -> None:
 
 
 @pytest.mark.torchattacks
-def test_fab_alone_fools_what_lies_within_the_budget(digits) -> None:
+def test_fab_alone_fools_what_lies_within_the_budget(digits: DigitsCase) -> None:
     class Fab(AutoAttack):
-        def _stages(self, classes):
+        def _stages(self, classes: int) -> Iterator[Any]:
             yield partial(self._fab, classes)
 
     pgd, fab = run(digits, PGD(0.06, steps=20)), run(digits, Fab(0.06, steps=20))
@@ -276,7 +270,7 @@ def test_fab_alone_fools_what_lies_within_the_budget(digits) -> None:
 
 
 @pytest.mark.torchattacks
-def test_all_stages_are_paid_by_an_image_that_nothing_fools(digits) -> None:
+def test_all_stages_are_paid_by_an_image_that_nothing_fools(digits: DigitsCase) -> None:
     made = run(digits, AutoAttack(0.0, steps=5, restarts=2, targets=3, queries=11))
     assert not made.success.any() and torch.equal(made.images, digits.images)
     auto, aimed, checks = 2 * 6, 1 + 3 * 2 * 6, 4
@@ -307,35 +301,35 @@ class FewCase:
 
 
 @pytest.fixture(params=[2, 3, 4])
-def few(digits, request) -> FewCase:
+def few(digits: DigitsCase, request: pytest.FixtureRequest) -> FewCase:
     return FewCase(Few(digits.model, request.param), digits.images, digits.labels % request.param, digits.indices)
 
 
 @pytest.mark.torchattacks
-def test_few_classes_get_the_parts_that_are_defined_for_them(few, monkeypatch) -> None:
-    stages = []
+def test_few_classes_get_the_parts_that_are_defined_for_them(few: FewCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
 
     class Recorded(AutoPGD):
-        def perturb(self, *arguments):
+        def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
             stages.append(f"{self.loss}-targeted" if self.targeted else self.loss)
-            return super().perturb(*arguments)
+            return super().perturb(model, images, labels, draws)
 
     class Squares(Square):
-        def perturb(self, *arguments):
+        def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
             stages.append("square")
-            return super().perturb(*arguments)
+            return super().perturb(model, images, labels, draws)
 
     class Recording(AutoAttack):
-        def _fab(self, *arguments):
+        def _fab(self, classes: int, *given: Any) -> Tensor:
             stages.append("fab")
-            return super()._fab(*arguments)
+            return super()._fab(classes, *given)
 
     monkeypatch.setattr(ensemble, "AutoPGD", Recorded)
     monkeypatch.setattr(ensemble, "Square", Squares)
     attack, classes = Recording(0.05, **SMALL), few.model.classes
     assert attack.inapplicable((1, 8, 8), classes) is None
     made = run(few, attack)
-    middle = {2: [], 3: ["dlr"], 4: ["dlr-targeted"]}[classes]
+    middle: list[str] = {2: [], 3: ["dlr"], 4: ["dlr-targeted"]}[classes]
     assert stages == ["ce", *middle, "fab", "square"]
     assert made.flags == () and 0 < made.success.sum() < 80
     # At least what its first part fools alone.
@@ -345,9 +339,9 @@ def test_few_classes_get_the_parts_that_are_defined_for_them(few, monkeypatch) -
 
 
 @pytest.mark.torchattacks
-def test_fab_has_the_targets_that_there_are(few) -> None:
+def test_fab_has_the_targets_that_there_are(few: FewCase) -> None:
     class Fab(AutoAttack):
-        def _stages(self, classes):
+        def _stages(self, classes: int) -> Iterator[Any]:
             yield partial(self._fab, classes)
 
     pgd, fab = run(few, PGD(0.06, steps=20)), run(few, Fab(0.06, steps=20))
@@ -359,7 +353,9 @@ def test_one_class_is_too_few_for_any_attack() -> None:
     assert "2 classes, not 1" in str(AutoPGD(0.1).inapplicable((1, 8, 8), 1))
 
 
-def test_without_torchattacks_the_ensemble_fails_before_any_work(digits, linear, monkeypatch) -> None:
+def test_without_torchattacks_the_ensemble_fails_before_any_work(
+    digits: DigitsCase, linear: LinearCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -371,7 +367,7 @@ def test_without_torchattacks_the_ensemble_fails_before_any_work(digits, linear,
             run(case, AutoAttack(0.1))
 
 
-def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear) -> None:
+def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear: LinearCase) -> None:
     with pytest.raises(UnavailableError, match="3 classes, not 2"):
         run(linear, AutoPGD(0.1, loss="dlr"))
     with pytest.raises(UnavailableError, match="4 classes, not 2"):
@@ -382,12 +378,12 @@ def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear) -
     ("make", "message"),
     [
         (lambda: AutoPGD(-0.1), "eps = -0.1"),
-        (lambda: AutoPGD(0.1, "l0"), "linf or l2 or l1"),
+        (lambda: AutoPGD(0.1, "l0"), "linf or l2 or l1"),  # type: ignore[arg-type]
         (lambda: AutoPGD(-1.0, "l1"), "eps = -1.0"),
         (lambda: AutoPGD(12.0, "l1", steps=0), "steps = 0"),
         (lambda: AutoPGD(0.1, steps=0), "steps = 0"),
         (lambda: AutoPGD(0.1, restarts=0), "restarts = 0"),
-        (lambda: AutoPGD(0.1, loss="hinge"), "ce or dlr or margin or dlr-targeted"),
+        (lambda: AutoPGD(0.1, loss="hinge"), "ce or dlr or margin or dlr-targeted"),  # type: ignore[arg-type]
         (lambda: AutoPGD(0.1, targets=0), "targets = 0"),
         (lambda: AutoPGD(0.1, rho=0.0), "rho"),
         (lambda: AutoPGD(0.1, rho=1.1), "at most 1"),
@@ -399,6 +395,6 @@ def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear) -
         (lambda: AutoAttack(0.1, queries=0), "queries = 0"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()

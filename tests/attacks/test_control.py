@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import math
-import random
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from aftershock.attacks.base.perturb_batch import perturb_batch
@@ -12,10 +11,12 @@ from aftershock.attacks.benign.equal_norm_control import equal_norm_control
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase
+from support.generators import generator_states
 from torch import Tensor, nn
 
 
-def test_the_control_is_as_large_and_changes_no_prediction(linear) -> None:
+def test_the_control_is_as_large_and_changes_no_prediction(linear: LinearCase) -> None:
     # In [0.3, 0.7] nothing is clipped, so the norms are exactly those asked for.
     made = perturb_batch(PGD(0.1), linear.model, linear.images, linear.labels, linear.indices, seed=0)
     control = equal_norm_control(linear.model, linear.images, made.images, linear.labels, Draws(0, linear.indices))
@@ -45,6 +46,8 @@ def test_clipping_shows_in_the_ratios() -> None:
 
 
 class Constant(nn.Module):
+    logits: Tensor
+
     def __init__(self, logits: list[float]) -> None:
         super().__init__()
         self.register_buffer("logits", torch.tensor(logits))
@@ -104,16 +107,15 @@ def test_images_that_were_not_moved_have_no_ratio() -> None:
     assert torch.equal(control.images[1], clean[1])
 
 
-def test_batches_do_not_matter_and_nothing_is_left_behind(digits) -> None:
+def test_batches_do_not_matter_and_nothing_is_left_behind(digits: DigitsCase) -> None:
     made = perturb_batch(PGD(0.2), digits.model, digits.images, digits.labels, digits.indices, seed=0)
     digits.model.train()
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    states = generator_states()
     arguments = (digits.model, digits.images, made.images, digits.labels)
     whole = equal_norm_control(*arguments, Draws(0, digits.indices))
     parts = equal_norm_control(*arguments, Draws(0, digits.indices), batch_size=7)
     assert digits.model.training and all(p.requires_grad for p in digits.model.parameters())
-    assert torch.equal(states[0], torch.get_rng_state())
-    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+    assert generator_states() == states
     assert torch.equal(whole.images, parts.images) and torch.equal(whole.positions, parts.positions)
     other = equal_norm_control(*arguments, Draws(1, digits.indices))
     assert not torch.equal(whole.images[:5], other.images[:5])
@@ -130,7 +132,7 @@ def test_batches_do_not_matter_and_nothing_is_left_behind(digits) -> None:
     ],
 )
 def test_wrong_inputs_are_one_sentence(change: dict[str, object]) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": Constant([1.0, 0.0]),
         "clean": torch.zeros(4, 1, 2, 2),
         "perturbed": torch.zeros(4, 1, 2, 2),

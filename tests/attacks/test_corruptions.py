@@ -5,13 +5,14 @@ import colorsys
 import io
 import math
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks import CountingModel, Perturbation
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.benign import blurs, corruptions, noise, spatial, weather
 from aftershock.attacks.benign import filters as filtering
@@ -21,7 +22,8 @@ from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor, nn
+from support.attack_cases import DigitsCase, LinearCase, apply
+from torch import Tensor
 
 ALL = [
     part
@@ -36,12 +38,6 @@ SHAPES = [(1, 8, 8), (3, 32, 32), (5, 9, 13)]
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def apply(perturbation: Perturbation, images: Tensor, seed: int = 0, indices=None) -> Tensor:
-    model = CountingModel(nn.Flatten())
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    return perturbation.perturb(model, images, labels, Draws(seed, range(len(images)) if indices is None else indices))
 
 
 def smooth(n: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
@@ -74,7 +70,7 @@ def test_all_of_them_are_here() -> None:
 
 @pytest.mark.parametrize("part", ALL, ids=lambda part: part.__name__)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_severities_rank_by_distance(part: type[Corruption], shape: tuple[int, int, int], digits) -> None:
+def test_severities_rank_by_distance(part: type[Corruption], shape: tuple[int, int, int], digits: DigitsCase) -> None:
     images = digits.images[:32] if shape == (1, 8, 8) else smooth(32, shape)
     if part is corruptions.Saturate and shape[0] == 1:
         pytest.skip("no colour to saturate")
@@ -119,7 +115,7 @@ def test_black_and_white_images_stay_finite_and_in_range(part: type[Corruption])
 
 
 @pytest.mark.parametrize("part", ALL, ids=lambda part: part.__name__)
-def test_the_harness_has_nothing_to_mend(part: type[Corruption], digits, linear) -> None:
+def test_the_harness_has_nothing_to_mend(part: type[Corruption], digits: DigitsCase, linear: LinearCase) -> None:
     case = linear if part is corruptions.Saturate else digits
     made = perturb_batch(part(3), case.model, case.images, case.labels, case.indices, seed=0)
     assert made.flags == () and made.forwards == made.backwards == 0 and float(made.norms["l2"].mean()) > 0
@@ -147,7 +143,7 @@ def test_a_wrong_severity_is_one_sentence(severity: object) -> None:
     assert str(raised.value) == f"severity = {severity!r}: give a whole number from 1 to 5."
 
 
-def test_saturation_refuses_images_without_colour(digits) -> None:
+def test_saturation_refuses_images_without_colour(digits: DigitsCase) -> None:
     with pytest.raises(UnavailableError, match="no colour"):
         perturb_batch(corruptions.Saturate(), digits.model, digits.images, digits.labels, digits.indices, seed=0)
 
@@ -155,7 +151,7 @@ def test_saturation_refuses_images_without_colour(digits) -> None:
 def test_importing_them_imports_nothing_heavy() -> None:
     # Read, not run: a fresh interpreter would spend its seconds on torch.
     for module in (corruptions, blurs, weather, filtering, noise, spatial):
-        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
         names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
         assert not {name.split(".")[0] for name in names} & {"torchvision", "scipy", "PIL", "numpy"}
@@ -181,7 +177,7 @@ def test_convolution_is_scipys_also_with_kernels_larger_than_the_image(sides: tu
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("reflect", "mirror"), ("border", "nearest")])
-def test_sampling_is_scipys(padding, mode: str) -> None:
+def test_sampling_is_scipys(padding: Literal["reflect", "border"], mode: str) -> None:
     images = torch.rand(2, 3, 7, 9)
     generator = torch.Generator().manual_seed(5)
     rows = torch.rand(2, 7, 9, dtype=torch.float64, generator=generator) * 40 - 16
@@ -225,7 +221,7 @@ def colours(n: int = 8) -> Tensor:
     return torch.rand(n, 3, 5, 6, generator=torch.Generator().manual_seed(4))
 
 
-def through_hsv(images: Tensor, change) -> Tensor:
+def through_hsv(images: Tensor, change: Callable[[float, float, float], tuple[float, float, float]]) -> Tensor:
     made = torch.empty_like(images)
     for i, y, x in np.ndindex(len(images), *images.shape[2:]):
         made[i, :, y, x] = torch.tensor(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,20 +11,23 @@ from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.from_file import FromFile
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import LinearCase
 
 rng = np.random.default_rng(0)
 GOOD = rng.random((3, 3, 4, 4)).astype(np.float32)
 
 
-def write(path: Path, **arrays: np.ndarray) -> str:
+def write(path: Path, **arrays: Any) -> str:
     np.savez(path / "made.npz", **arrays)
     return str(path / "made.npz")
 
 
 @pytest.mark.parametrize("key", ["index", "indices"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_images_get_their_row_by_position_and_the_others_stay(tmp_path: Path, linear, key: str, dtype: type) -> None:
-    images = rng.random((3, 3, 4, 4)).astype(dtype)
+def test_images_get_their_row_by_position_and_the_others_stay(
+    tmp_path: Path, linear: LinearCase, key: str, dtype: type
+) -> None:
+    images: np.ndarray = rng.random((3, 3, 4, 4)).astype(dtype)
     attack = FromFile(write(tmp_path, x_adv=images, **{key: np.array([104, 100, 7])}))
     made = perturb_batch(attack, linear.model, linear.images[:5], linear.labels[:5], range(100, 105), 0, batch_size=2)
     assert torch.equal(made.images[4], torch.from_numpy(images[0].astype(np.float32)))
@@ -32,7 +36,7 @@ def test_images_get_their_row_by_position_and_the_others_stay(tmp_path: Path, li
     assert (made.forwards, made.backwards, made.flags) == (0, 0, ())
 
 
-def test_a_rounding_beyond_the_range_is_clipped(tmp_path: Path, linear) -> None:
+def test_a_rounding_beyond_the_range_is_clipped(tmp_path: Path, linear: LinearCase) -> None:
     images = GOOD.astype(np.float64)
     images[0, 0, 0, :2] = -3e-7, 1 + 3e-7
     attack = FromFile(write(tmp_path, x_adv=images, index=np.arange(3)))
@@ -46,18 +50,18 @@ def test_it_is_what_its_parameters_say(tmp_path: Path) -> None:
     assert (FromFile(path, "pgd", "l2").family, FromFile(path, "pgd", "l2").norm) == ("pgd", "l2")
     assert FromFile(path).source_files() == (Path(path),)
     with pytest.raises(UsageError, match="norm = 'max'"):
-        FromFile(path, norm="max")
+        FromFile(path, norm="max")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="family"):
         FromFile(path, family="")
 
 
-def test_an_empty_file_of_images_leaves_all_unchanged(tmp_path: Path, linear) -> None:
+def test_an_empty_file_of_images_leaves_all_unchanged(tmp_path: Path, linear: LinearCase) -> None:
     attack = FromFile(write(tmp_path, x_adv=GOOD[:0], index=np.arange(0)))
     made = perturb_batch(attack, linear.model, linear.images, linear.labels, linear.indices, 0)
     assert torch.equal(made.images, linear.images)
 
 
-def test_images_of_another_shape_are_a_wrong_file_and_not_inapplicable(tmp_path: Path, linear) -> None:
+def test_images_of_another_shape_are_a_wrong_file_and_not_inapplicable(tmp_path: Path, linear: LinearCase) -> None:
     attack = FromFile(write(tmp_path, x_adv=GOOD[:, :1], index=np.arange(3)))
     assert attack.inapplicable((3, 4, 4), 2) is None
     with pytest.raises(UsageError, match=r"\(1, 4, 4\).*\(3, 4, 4\)"):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
-import random
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel
 from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturbation import Perturbation
 from aftershock.attacks.libraries import declare as library
 from aftershock.attacks.libraries.foolbox import black_box as foolbox_black_box
 from aftershock.attacks.libraries.foolbox import gradient as foolbox_attacks
@@ -22,6 +21,8 @@ from aftershock.attacks.libraries.foolbox.gradient import UNUSABLE
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import Case, DigitsCase, LinearCase
+from support.generators import generator_states
 from torch import Tensor, nn
 
 CLASSES: Mapping[str, type[FoolboxAttack]] = {
@@ -57,32 +58,35 @@ def made_for_tests(name: str) -> FoolboxAttack:
     return cls(**settings)
 
 
-def run(case, perturbation, n: int = 16, model: nn.Module | None = None, **more: Any) -> PerturbedBatch:
+def run(
+    case: Case, perturbation: Perturbation, n: int = 16, model: nn.Module | None = None, **more: Any
+) -> PerturbedBatch:
     images, labels = case.images[:n], case.labels[:n]
     return perturb_batch(perturbation, model or case.model, images, labels, case.indices[:n], 5, **more)
 
 
-def states() -> tuple[Any, ...]:
-    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
-
-
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_attack_through_the_harness(digits, name: str) -> None:
+def test_every_attack_through_the_harness(digits: DigitsCase, name: str) -> None:
     if name not in CORE and not os.environ.get("AFTERSHOCK_ATTACKS"):
         pytest.skip("one of the many: set AFTERSHOCK_ATTACKS=1 to run every attack")
     if CLASSES[name].missing():
         pytest.skip(str(CLASSES[name].missing()))
     attack = made_for_tests(name)
     digits.model.train()
-    before, gradients = states(), [None if p.grad is None else p.grad.clone() for p in digits.model.parameters()]
+    before, gradients = (
+        generator_states(),
+        [None if p.grad is None else p.grad.clone() for p in digits.model.parameters()],
+    )
     made = run(digits, attack)
-    assert states() == before and digits.model.training
+    assert generator_states() == before and digits.model.training
+    assert all(p.requires_grad for p in digits.model.parameters())
     for parameter, gradient in zip(digits.model.parameters(), gradients, strict=True):
-        assert parameter.requires_grad and (gradient is None or torch.equal(parameter.grad, gradient))
+        assert gradient is None or (parameter.grad is not None and torch.equal(parameter.grad, gradient))
     # No flag: nothing attached, in [0, 1], within the budget, finite.
     assert made.flags == ()
     assert made.success.float().mean() >= 0.1
-    assert attack.info.minimises or attack.eps is None or made.norms[attack.norm].max() <= attack.eps * 1.0001
+    if not attack.info.minimises and attack.eps is not None:
+        assert attack.norm is not None and made.norms[attack.norm].max() <= attack.eps * 1.0001
     assert (made.backwards > 0) == attack.info.gradients
     assert torch.equal(run(digits, attack).images, made.images)
     if attack.batch_invariant:
@@ -162,7 +166,7 @@ def test_minimising_is_said_of_exactly_the_library_s_minimisers() -> None:
         assert cls.info.library == "foolbox" and cls.info.summary.endswith(".")
 
 
-def test_what_is_not_offered_does_not_work(digits) -> None:
+def test_what_is_not_offered_does_not_work(digits: DigitsCase) -> None:
     import foolbox
 
     model = foolbox.PyTorchModel(digits.model.eval(), bounds=(0, 1), device="cpu")
@@ -184,16 +188,20 @@ def test_what_is_not_offered_does_not_work(digits) -> None:
         ("HopSkipJumpAttack", {"steps": 6}, 2, 0.15),
     ],
 )  # fmt: skip
-def test_minimisers_find_the_distance_to_a_linear_boundary(linear, name, settings, dual, share: float) -> None:
+def test_minimisers_find_the_distance_to_a_linear_boundary(
+    linear: LinearCase, name: str, settings: dict[str, Any], dual: int, share: float
+) -> None:
     made = run(linear, CLASSES[name](**settings), 12)
     distance = linear.margins[:12] / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
-    found = made.norms[CLASSES[name].info.norm]
+    norm = CLASSES[name].info.norm
+    assert norm is not None
+    found = made.norms[norm]
     assert made.success.all() and (found >= distance * 0.999).all()
     assert found.sum() / distance.sum() - 1 < share
 
 
 @pytest.mark.parametrize("name", ["L2DeepFoolAttack", "DDNAttack", "BoundaryAttack"])
-def test_an_explicit_budget_shortens_what_the_same_run_finds(digits, name: str) -> None:
+def test_an_explicit_budget_shortens_what_the_same_run_finds(digits: DigitsCase, name: str) -> None:
     settings = dict(SETTINGS.get(name, {}))
     free, limited = run(digits, CLASSES[name](**settings)), run(digits, CLASSES[name](eps=0.4, **settings))
     assert limited.flags == () and limited.norms["l2"].max() <= 0.4 * 1.00001
@@ -204,7 +212,7 @@ def test_an_explicit_budget_shortens_what_the_same_run_finds(digits, name: str) 
     assert torch.allclose(beyond, torch.full_like(beyond, 0.4), rtol=1e-4)
 
 
-def test_an_l0_budget_is_all_or_nothing(digits) -> None:
+def test_an_l0_budget_is_all_or_nothing(digits: DigitsCase) -> None:
     free, limited = run(digits, CLASSES["PointwiseAttack"]()), run(digits, CLASSES["PointwiseAttack"](eps=2))
     few = free.norms["l0"] <= 2
     assert 0 < few.sum() < 16
@@ -228,7 +236,7 @@ class Stubborn(nn.Module):
      "LinearSearchBlendedUniformNoiseAttack", "BoundaryAttack", "HopSkipJumpAttack", "PointwiseAttack",
      "BinarizationRefinementAttack"],
 )  # fmt: skip
-def test_images_that_nothing_fools_come_back_as_they_were(digits, name: str) -> None:
+def test_images_that_nothing_fools_come_back_as_they_were(digits: DigitsCase, name: str) -> None:
     # The library raises, or gives black images, NaN, or the most that it tried.
     attack = CLASSES[name](**{k: v for k, v in SETTINGS.get(name, {}).items() if k == "steps"})
     images = digits.images[:3]
@@ -252,7 +260,7 @@ def test_one_image_without_a_starting_point_does_not_stop_the_others(name: str) 
     assert torch.equal(made.images[[1, 3]], images[[1, 3]])
 
 
-def test_a_binarising_model_needs_only_the_step_over_its_threshold(digits) -> None:
+def test_a_binarising_model_needs_only_the_step_over_its_threshold(digits: DigitsCase) -> None:
     class Binary(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model((images >= 0.5).float() * 0.8 + 0.1)
@@ -266,7 +274,7 @@ def test_a_binarising_model_needs_only_the_step_over_its_threshold(digits) -> No
     assert ((changed - 0.5).abs() < 1e-6).all()
 
 
-def test_the_model_s_own_errors_are_not_taken_for_the_library_s(digits) -> None:
+def test_the_model_s_own_errors_are_not_taken_for_the_library_s(digits: DigitsCase) -> None:
     class Broken(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             if len(images) == 4:
@@ -277,7 +285,7 @@ def test_the_model_s_own_errors_are_not_taken_for_the_library_s(digits) -> None:
         run(digits, CLASSES["BoundaryAttack"](steps=2), 4, Broken())
 
 
-def test_brendel_and_bethge_say_that_they_need_numba(linear, monkeypatch) -> None:
+def test_brendel_and_bethge_say_that_they_need_numba(linear: LinearCase, monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "numba":
             raise PackageNotFoundError(name)

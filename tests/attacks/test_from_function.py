@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ from aftershock import Draws, UsageError, register_perturbation
 from aftershock.attacks.base.from_function import from_function
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import PERTURBATIONS
+from support.commands import Forks
+from support.suites import Tiny
+from support.tables import read_table
 
 IMAGES, LABELS = torch.full((4, 1, 2, 2), 0.5), torch.arange(4)
 FILE = """
@@ -50,7 +52,7 @@ def perturbed(made: Any) -> torch.Tensor:
 @pytest.mark.usefixtures("forgotten")
 def test_a_decorated_function_is_registered_and_can_still_be_called() -> None:
     @register_perturbation("shift", eps=0.25)
-    def shift(model, images, labels):
+    def shift(model: object, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Adds a quarter."""
         return images + 0.25
 
@@ -63,10 +65,10 @@ def test_a_decorated_function_is_registered_and_can_still_be_called() -> None:
 
 
 def test_parameters_of_the_function_are_those_of_a_suite() -> None:
-    def shift(model, images, labels, *, eps: float, steps: int = 2):
+    def shift(model: object, images: torch.Tensor, labels: torch.Tensor, *, eps: float, steps: int = 2) -> torch.Tensor:
         return images + eps * steps
 
-    part = from_function(shift, "shift")
+    part: Any = from_function(shift, "shift")
     assert bind(part, {"eps": "1/4"}) == ({"eps": 0.25}, {})
     assert list(bind(part, {})[1]) == ["eps"] and list(bind(part, {"eps": 1, "step": 3})[1]) == ["step"]
     assert list(bind(part, {"eps": 0.1, "steps": 1.5})[1]) == ["steps"]
@@ -98,13 +100,12 @@ def test_what_cannot_be_a_perturbation_is_one_sentence() -> None:
         PERTURBATIONS.register("plain")(lambda model, images, labels: images)
 
 
-def test_a_plugin_file_may_hold_functions(forks: Callable, tiny: Callable, tmp_path: Path) -> None:
+def test_a_plugin_file_may_hold_functions(forks: Forks, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FILE)
     suite = tiny(tmp_path / "s.toml", [{"name": "stripes"}, {"name": "grain", "eps": 0.5}], plugins=["mine.py"])
     done = forks("run", str(suite), "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
-    with (tmp_path / "run" / "tables" / "perturbations.csv").open(newline="") as stream:
-        rows = {row["perturbation"]: row for row in csv.DictReader(stream)}
+    rows = {row["perturbation"]: row for row in read_table(tmp_path / "run", "perturbations.csv")}
     kinds = {name: (r["kind"], r["norm"], float(r["eps"]), r["library"]) for name, r in rows.items()}
     assert kinds == {"stripes": ("attack", "linf", 0.3, "mine.py"), "grain": ("noise", "l2", 0.5, "mine.py")}
     assert float(rows["stripes"]["max_linf"]) == pytest.approx(0.3) and float(rows["grain"]["mean_l2"]) > 0.3

@@ -67,7 +67,9 @@ def wild(seed: int, n: int, scale: float, saturated: float) -> tuple[Tensor, Ten
 @given(
     seed=st.integers(0, 10_000), eps=st.floats(0, 12), scale=st.floats(0.01, 4), saturated=st.sampled_from([0, 0.5, 1])
 )
-def test_projection_onto_ball_and_range_is_that_of_the_dual(seed, eps, scale, saturated) -> None:
+def test_projection_onto_ball_and_range_is_that_of_the_dual(
+    seed: int, eps: float, scale: float, saturated: float
+) -> None:
     clean, images = wild(seed, 4, scale, saturated)
     made = project_l1_in_range(images, clean, eps)
     assert made.min() >= 0 and made.max() <= 1
@@ -103,7 +105,7 @@ def test_a_generic_solver_finds_the_same_nearest_point(seed: int, eps: float) ->
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), eps=st.floats(0.05, 8), scale=st.floats(0.1, 3))
 def test_projection_onto_ball_and_range_is_repeatable_per_image_and_nearer_than_one_after_the_other(
-    seed, eps, scale
+    seed: int, eps: float, scale: float
 ) -> None:
     clean, images = wild(seed, 5, scale, 0.4)
     made = project_l1_in_range(images, clean, eps)

@@ -1,25 +1,27 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from aftershock.attacks import CountingModel
-from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.perturbation import Perturbation
 from aftershock.attacks.benign.noise import Gaussian, Uniform
-from aftershock.attacks.native.pgd import FGSM, PGD, dlr, input_gradient, margin
+from aftershock.attacks.native.pgd import FGSM, PGD, Loss, dlr, input_gradient, margin
 from aftershock.harness.core.errors import UnavailableError, UsageError
+from support.attack_cases import DigitsCase, LinearCase, run
 from torch import Tensor, nn
 
 # Of |w·x + b| in units of the dual norm; images this near to the boundary are left out of the closed forms.
 SLACK = 1e-4
 
 
-def run(case, perturbation, model: nn.Module | None = None, seed: int = 0) -> PerturbedBatch:
-    return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed)
-
-
-def expected(linear, eps: float, dual: int | str, slack: float = SLACK) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(
+    linear: LinearCase, eps: float, dual: int | str, slack: float = SLACK
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images the best attack of the budget fools, and which are far enough from the boundary to tell."""
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), float(dual))
     return distance < eps, (distance - eps).abs() > slack
@@ -39,7 +41,9 @@ def expected(linear, eps: float, dual: int | str, slack: float = SLACK) -> tuple
         PGD(0.02, targeted=True, target="random"),
     ],
 )
-def test_linf_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, perturbation) -> None:
+def test_linf_on_a_linear_model_succeeds_exactly_below_the_dual_norm(
+    linear: LinearCase, perturbation: Perturbation
+) -> None:
     fooled, clear = expected(linear, 0.02, 1)
     made = run(linear, perturbation)
     assert 30 < fooled.sum() < 170 and clear.sum() > 190 and made.flags == ()
@@ -47,7 +51,7 @@ def test_linf_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, per
     assert (made.norms["linf"] <= 0.02 + 1e-6).all()
 
 
-def test_fgsm_from_a_random_start_ends_where_its_step_and_the_budget_say(linear) -> None:
+def test_fgsm_from_a_random_start_ends_where_its_step_and_the_budget_say(linear: LinearCase) -> None:
     made = run(linear, FGSM(0.02, random_start=True))
     # Along the ascent direction: min(u + 1.25 eps, eps) with u uniform in [-eps, eps], whose mean is
     # eps (1 - 0.75^2 / 4), and at an end of the budget with chance 1 - 0.75 / 2.
@@ -61,7 +65,9 @@ def test_fgsm_from_a_random_start_ends_where_its_step_and_the_budget_say(linear)
 @pytest.mark.parametrize(
     "perturbation", [FGSM(0.1, norm="l2"), PGD(0.1, norm="l2", random_start=False), PGD(0.1, steps=60, norm="l2")]
 )
-def test_l2_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, perturbation) -> None:
+def test_l2_on_a_linear_model_succeeds_exactly_below_the_dual_norm(
+    linear: LinearCase, perturbation: Perturbation
+) -> None:
     fooled, clear = expected(linear, 0.1, 2, slack=1e-3)  # a random start leaves a little off the axis
     made = run(linear, perturbation)
     assert 30 < fooled.sum() < 170 and clear.sum() > 180 and made.flags == ()
@@ -70,7 +76,7 @@ def test_l2_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, pertu
 
 
 @pytest.mark.parametrize("random_start", [True, False])
-def test_l1_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear, random_start: bool) -> None:
+def test_l1_on_a_linear_model_succeeds_exactly_below_the_dual_norm(linear: LinearCase, random_start: bool) -> None:
     # One coordinate of 48 per step: the vertex of the L1 ball is the best there is. No image can leave [0, 1].
     fooled, clear = expected(linear, 0.2, "inf", slack=2e-3)
     made = run(linear, PGD(0.2, steps=30, norm="l1", random_start=random_start))
@@ -92,14 +98,14 @@ def test_l1_steps_do_not_spend_themselves_on_coordinates_at_the_end_of_the_range
     assert torch.allclose(made.images.flatten(), torch.tensor([1.0, 0.7, 0.1, 0.0]), atol=1e-5)
 
 
-def test_a_larger_share_spreads_an_l1_attack(digits) -> None:
+def test_a_larger_share_spreads_an_l1_attack(digits: DigitsCase) -> None:
     changed = [
         run(digits, PGD(1.5, norm="l1", random_start=False, share=share)).norms["l0"].mean() for share in (0.02, 0.3)
     ]
     assert changed[0] < 0.7 * changed[1]
 
 
-def test_momentum_is_that_of_the_paper(digits) -> None:
+def test_momentum_is_that_of_the_paper(digits: DigitsCase) -> None:
     made = run(digits, PGD(0.06, steps=6, step_size=0.02, momentum=0.9, random_start=False))
     x, velocity = digits.images.clone(), torch.zeros_like(digits.images)
     for _ in range(6):
@@ -112,7 +118,7 @@ def test_momentum_is_that_of_the_paper(digits) -> None:
     assert not torch.equal(made.images, plain.images)
 
 
-def test_a_targeted_attack_ends_in_its_class(digits) -> None:
+def test_a_targeted_attack_ends_in_its_class(digits: DigitsCase) -> None:
     with torch.no_grad():
         order = digits.model(digits.images).argsort(dim=1, descending=True)
     made = run(digits, PGD(0.3, steps=20, targeted=True, loss="margin"))
@@ -124,8 +130,8 @@ def test_a_targeted_attack_ends_in_its_class(digits) -> None:
     assert len(drawn.predictions.unique()) == 10
 
 
-def test_early_stop_keeps_the_first_iterate_that_fools(digits) -> None:
-    settings = {"step_size": 0.015, "random_start": False}
+def test_early_stop_keeps_the_first_iterate_that_fools(digits: DigitsCase) -> None:
+    settings: dict[str, Any] = {"step_size": 0.015, "random_start": False}
     stopped = run(digits, PGD(0.06, steps=8, early_stop=True, **settings))
     # The iterate after k steps of a run is the result of a run of k steps.
     iterates = [run(digits, PGD(0.06, steps=k, **settings)) for k in range(1, 9)]
@@ -141,7 +147,7 @@ def test_early_stop_keeps_the_first_iterate_that_fools(digits) -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
-def test_looking_at_every_iterate_never_fools_fewer(digits, loss) -> None:
+def test_looking_at_every_iterate_never_fools_fewer(digits: DigitsCase, loss: Loss) -> None:
     last = run(digits, PGD(0.05, steps=6, restarts=3, loss=loss))
     every = run(digits, PGD(0.05, steps=6, restarts=3, loss=loss, early_stop=True))
     assert every.success[last.success].all() and 0 < last.success.sum() < 80
@@ -150,7 +156,7 @@ def test_looking_at_every_iterate_never_fools_fewer(digits, loss) -> None:
     assert (whole.forwards, whole.backwards) == (3 * 4 + 2, 3 * 4)
 
 
-def test_dlr_does_not_care_for_the_scale_of_the_logits(digits) -> None:
+def test_dlr_does_not_care_for_the_scale_of_the_logits(digits: DigitsCase) -> None:
     logits, labels = torch.tensor([[5.0, 1.0, 3.0, 0.0], [2.0, 4.0, 0.0, -2.0]]), torch.tensor([0, 0])
     # (other - own) / (first - third), and towards class 3 over first less the mean of third and fourth.
     assert dlr(logits, labels).tolist() == pytest.approx([(3 - 5) / (5 - 1), (4 - 2) / (4 - 0)])
@@ -167,12 +173,12 @@ def test_dlr_does_not_care_for_the_scale_of_the_logits(digits) -> None:
     assert run(digits, PGD(0.05, random_start=False), Steep()).success.sum() < plain.success.sum()
 
 
-def test_a_loss_that_the_classes_do_not_allow_is_said_beforehand(linear) -> None:
+def test_a_loss_that_the_classes_do_not_allow_is_said_beforehand(linear: LinearCase) -> None:
     with pytest.raises(UnavailableError, match="3 classes, not 2"):
         run(linear, PGD(0.02, loss="dlr"))
 
 
-def test_the_gradient_is_that_of_each_image_alone(digits) -> None:
+def test_the_gradient_is_that_of_each_image_alone(digits: DigitsCase) -> None:
     whole = input_gradient(CountingModel(digits.model), digits.images[:5], digits.labels[:5])
     x = digits.images[:5].double().requires_grad_()
     logits = copy.deepcopy(digits.model).double()(x)
@@ -187,19 +193,19 @@ def test_margin_is_positive_exactly_for_fooled_images() -> None:
     assert margin(logits, torch.tensor([1, 1])).tolist() == [-1.0, 1.0]
 
 
-def test_more_steps_are_not_weaker_on_a_curved_model(digits) -> None:
+def test_more_steps_are_not_weaker_on_a_curved_model(digits: DigitsCase) -> None:
     one = run(digits, FGSM(0.08)).success.float().mean()
     many = run(digits, PGD(0.08, steps=20, random_start=False)).success.float().mean()
     assert 0.1 < one < 0.95 and many > one
 
 
-def test_success_grows_with_the_budget(digits) -> None:
+def test_success_grows_with_the_budget(digits: DigitsCase) -> None:
     rates = [float(run(digits, PGD(eps, loss="margin")).success.float().mean()) for eps in (0, 0.02, 0.05, 0.1, 0.3)]
     assert rates == sorted(rates) and rates[0] == 0 and rates[-1] > 0.95
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits, loss) -> None:
+def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits: DigitsCase, loss: Loss) -> None:
     once = run(digits, PGD(0.05, steps=2, step_size=0.03, loss=loss))
     often = run(digits, PGD(0.05, steps=2, step_size=0.03, restarts=8, loss=loss))
     assert 0 < once.success.sum() < len(once.success)
@@ -215,13 +221,13 @@ def test_restarts_are_never_worse_and_keep_what_succeeded_first(digits, loss) ->
         PGD(1.0, steps=3, restarts=4, early_stop=True, norm="l1", share=0.05),
     ],
 )
-def test_images_that_leave_the_batch_change_nothing_for_the_others(digits, often) -> None:
+def test_images_that_leave_the_batch_change_nothing_for_the_others(digits: DigitsCase, often: Perturbation) -> None:
     whole = run(digits, often)
     alone = perturb_batch(often, digits.model, digits.images, digits.labels, digits.indices, 0, batch_size=1)
     assert ((whole.images - alone.images).abs() > 1e-4).float().mean() < 1e-3
 
 
-def test_counts_have_a_closed_form(linear) -> None:
+def test_counts_have_a_closed_form(linear: LinearCase) -> None:
     one = run(linear, PGD(0.02, steps=7))
     assert (one.forwards, one.backwards) == (7, 7)
     # Nothing is ever fooled: every restart is paid, and a check after each but the last.
@@ -236,7 +242,7 @@ def test_counts_have_a_closed_form(linear) -> None:
     assert some.forwards == pytest.approx(7 + 1 + 7 * left) and some.backwards == pytest.approx(7 + 7 * left)
 
 
-def test_the_seed_and_nothing_else_moves_random_starts(digits) -> None:
+def test_the_seed_and_nothing_else_moves_random_starts(digits: DigitsCase) -> None:
     attack = PGD(0.05, steps=2)
     assert torch.equal(run(digits, attack, seed=1).images, run(digits, attack, seed=1).images)
     assert not torch.equal(run(digits, attack, seed=1).images, run(digits, attack, seed=2).images)
@@ -247,7 +253,7 @@ def test_the_seed_and_nothing_else_moves_random_starts(digits) -> None:
 @pytest.mark.parametrize(
     "perturbation", [FGSM(0), FGSM(0, norm="l2"), PGD(0), PGD(0, norm="l2"), PGD(0, norm="l1"), Uniform(0)]
 )
-def test_a_budget_of_nothing_changes_nothing(linear, perturbation) -> None:
+def test_a_budget_of_nothing_changes_nothing(linear: LinearCase, perturbation: Perturbation) -> None:
     made = run(linear, perturbation)
     assert torch.equal(made.images, linear.images) and not made.success.any()
 
@@ -264,17 +270,17 @@ def test_the_default_step_is_two_and_a_half_budgets_over_the_steps() -> None:
         (lambda: PGD(float("nan")), "eps = nan"),
         (lambda: PGD(8.0), "8/255"),
         (lambda: FGSM(float("inf"), norm="l2"), "eps = inf"),
-        (lambda: FGSM(0.1, norm="l1"), "linf or l2"),
-        (lambda: PGD(0.1, norm="l0"), "linf or l2"),
+        (lambda: FGSM(0.1, norm="l1"), "linf or l2"),  # type: ignore[arg-type]
+        (lambda: PGD(0.1, norm="l0"), "linf or l2"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, steps=0), "steps = 0"),
-        (lambda: PGD(0.1, steps=2.5), "steps = 2.5"),
+        (lambda: PGD(0.1, steps=2.5), "steps = 2.5"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, step_size=0.0), "step_size"),
         (lambda: PGD(0.1, restarts=0), "restarts = 0"),
         (lambda: PGD(0.1, restarts=2, random_start=False), "random_start"),
-        (lambda: PGD(0.1, loss="hinge"), "ce or margin"),
+        (lambda: PGD(0.1, loss="hinge"), "ce or margin"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, momentum=-0.5), "momentum"),
         (lambda: PGD(0.1, target="random"), "targeted = true"),
-        (lambda: PGD(0.1, targeted=True, target="least"), "likeliest or random"),
+        (lambda: PGD(0.1, targeted=True, target="least"), "likeliest or random"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, norm="l1", share=0.0), "share"),
         (lambda: PGD(0.1, norm="l1", share=1.5), "at most 1"),
         (lambda: Gaussian(0.0), "std"),
@@ -283,13 +289,13 @@ def test_the_default_step_is_two_and_a_half_budgets_over_the_steps() -> None:
         (lambda: Uniform(-1), "eps"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
     assert PGD(3.0, norm="l2").eps == 3.0
 
 
-def test_gaussian_noise_has_its_standard_deviation(linear) -> None:
+def test_gaussian_noise_has_its_standard_deviation(linear: LinearCase) -> None:
     made = run(linear, Gaussian(0.05))
     delta = made.images - linear.images
     # Images in [0.3, 0.7] lie six standard deviations from the range's ends: nothing is clipped. 9600 draws.
@@ -297,7 +303,7 @@ def test_gaussian_noise_has_its_standard_deviation(linear) -> None:
     assert (made.forwards, made.backwards) == (0, 0)
 
 
-def test_uniform_noise_fills_its_budget(linear) -> None:
+def test_uniform_noise_fills_its_budget(linear: LinearCase) -> None:
     made = run(linear, Uniform(0.1))
     delta = made.images - linear.images
     assert float(delta.abs().max()) <= 0.1 + 1e-6 and float(delta.abs().max()) > 0.099
@@ -305,6 +311,6 @@ def test_uniform_noise_fills_its_budget(linear) -> None:
 
 
 @pytest.mark.parametrize("perturbation", [Gaussian(2.0), Uniform(1.0)])
-def test_noise_stays_in_range(linear, perturbation) -> None:
+def test_noise_stays_in_range(linear: LinearCase, perturbation: Perturbation) -> None:
     made = run(linear, perturbation)
     assert made.images.min() == 0 and made.images.max() == 1 and made.flags == ()

@@ -7,13 +7,15 @@ import pkgutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError
+from typing import Any
 
 import pytest
 import torch
 from aftershock.attacks import CountingModel
 from aftershock.attacks import builtin as builtin_perturbations
-from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.libraries import declare as library
 from aftershock.attacks.libraries.foolbox import gradient as foolbox_attacks
 from aftershock.attacks.libraries.foolbox.adapter import L2DeepFool, LinfDeepFool
@@ -23,16 +25,11 @@ from aftershock.attacks.native.pgd import PGD, margin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import PERTURBATIONS
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase, run
 from torch import Tensor, nn
 
 LIBRARY = [pytest.param(CW(c=20.0, lr=0.05), marks=pytest.mark.torchattacks), L2DeepFool(), LinfDeepFool()]
 names = ["CW", "L2DeepFool", "LinfDeepFool"]
-
-
-def run(case, perturbation, model: nn.Module | None = None, batch_size: int = 128) -> PerturbedBatch:
-    return perturb_batch(
-        perturbation, model or case.model, case.images, case.labels, case.indices, 0, batch_size=batch_size
-    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +37,7 @@ def run(case, perturbation, model: nn.Module | None = None, batch_size: int = 12
     [(L2DeepFool(), 2, 0.02), (L2DeepFool(overshoot=0.5), 2, 0.5), (LinfDeepFool(), 1, 0.02)],
 )
 def test_deepfool_on_a_linear_model_goes_beyond_the_boundary_by_its_overshoot(
-    linear, perturbation, dual: int, overshoot: float
+    linear: LinearCase, perturbation: Any, dual: int, overshoot: float
 ) -> None:
     made = run(linear, perturbation)
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach(), dual)
@@ -51,7 +48,7 @@ def test_deepfool_on_a_linear_model_goes_beyond_the_boundary_by_its_overshoot(
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_real_runs_fool_with_less_than_pgd(digits, perturbation) -> None:
+def test_real_runs_fool_with_less_than_pgd(digits: DigitsCase, perturbation: Any) -> None:
     made = run(digits, perturbation)
     assert made.success.float().mean() > 0.9 and made.flags == ()
     eps = {"linf": 0.3, "l2": 2.0}[perturbation.norm]
@@ -63,14 +60,16 @@ def test_real_runs_fool_with_less_than_pgd(digits, perturbation) -> None:
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_results_do_not_depend_on_the_batch(digits, perturbation) -> None:
+def test_results_do_not_depend_on_the_batch(digits: DigitsCase, perturbation: Any) -> None:
     whole, parts = run(digits, perturbation), run(digits, perturbation, batch_size=7)
     assert torch.equal(whole.success, parts.success)
     assert ((whole.images - parts.images).abs() > 1e-3).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("perturbation", LIBRARY, ids=names)
-def test_a_training_model_without_parameters_and_loud_libraries(linear, perturbation, capfd, monkeypatch) -> None:
+def test_a_training_model_without_parameters_and_loud_libraries(
+    linear: LinearCase, perturbation: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight, bias = linear.model.weight.detach(), linear.model.bias.detach()
 
     class Bare(nn.Module):
@@ -87,7 +86,7 @@ def test_a_training_model_without_parameters_and_loud_libraries(linear, perturba
     assert logging.getLogger().handlers == []
 
 
-def test_warnings_of_a_library_stay_inside_its_adapter(linear) -> None:
+def test_warnings_of_a_library_stay_inside_its_adapter(linear: LinearCase) -> None:
     class Loud(L2DeepFool):
         def run(self, model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
             warnings.warn("numpy 2 will not like this", DeprecationWarning, stacklevel=1)
@@ -101,14 +100,14 @@ def test_warnings_of_a_library_stay_inside_its_adapter(linear) -> None:
 
 
 @pytest.mark.torchattacks
-def test_cw_counts_one_pass_per_step(digits) -> None:
+def test_cw_counts_one_pass_per_step(digits: DigitsCase) -> None:
     # With so large a step the cost of the batch rises, where the library by itself would stop all of it.
     made = run(digits, CW(steps=20, lr=2.0))
     assert (made.forwards, made.backwards) == (20, 20)
 
 
 @pytest.mark.torchattacks
-def test_cw_does_not_care_where_zero_lies_among_the_logits(digits) -> None:
+def test_cw_does_not_care_where_zero_lies_among_the_logits(digits: DigitsCase) -> None:
     class Shifted(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return digits.model(images) - 50
@@ -121,7 +120,7 @@ def test_cw_does_not_care_where_zero_lies_among_the_logits(digits) -> None:
 
 
 @pytest.mark.torchattacks
-def test_cw_confidence_is_reached_or_the_image_comes_back(digits) -> None:
+def test_cw_confidence_is_reached_or_the_image_comes_back(digits: DigitsCase) -> None:
     made = run(digits, CW(c=50.0, kappa=4.0, steps=100, lr=0.05))
     assert made.success.float().mean() > 0.8
     with torch.no_grad():
@@ -132,7 +131,7 @@ def test_cw_confidence_is_reached_or_the_image_comes_back(digits) -> None:
 
 
 @pytest.mark.torchattacks
-def test_cw_minimises_whatever_its_budget(digits) -> None:
+def test_cw_minimises_whatever_its_budget(digits: DigitsCase) -> None:
     free, held = run(digits, CW(c=20.0, lr=0.05)), run(digits, CW(c=20.0, lr=0.05, eps=0.5))
     inside = free.norms["l2"] <= 0.5
     assert CW.info.minimises and 0 < inside.sum() < len(inside)
@@ -152,7 +151,7 @@ def test_cw_minimises_whatever_its_budget(digits) -> None:
         (lambda: LinfDeepFool(steps=True), "steps"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
 
@@ -166,12 +165,12 @@ def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
         (torch.rand(4, 3, 4, 4) - 0.5, r"\[0, 1\]"),
     ],
 )
-def test_the_adapter_itself_checks_its_input(linear, images: Tensor, message: str) -> None:
+def test_the_adapter_itself_checks_its_input(linear: LinearCase, images: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         L2DeepFool().perturb(CountingModel(linear.model), images, torch.zeros(4, dtype=torch.int64), Draws(0, range(4)))
 
 
-def test_a_missing_library_is_told_with_what_to_do(linear, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_told_with_what_to_do(linear: LinearCase, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -222,7 +221,9 @@ def attack_classes(base: type, *packages: str) -> set[str]:
     ("library_name", "unusable", "count"),
     [("foolbox", foolbox_attacks.UNUSABLE, 55), ("torchattacks", torchattacks_search.UNUSABLE, 41)],
 )
-def test_every_usable_attack_class_of_a_library_is_registered(library_name: str, unusable, count: int) -> None:
+def test_every_usable_attack_class_of_a_library_is_registered(
+    library_name: str, unusable: Mapping[str, str], count: int
+) -> None:
     library_ = pytest.importorskip(library_name)
     if library_name == "foolbox":
         classes = attack_classes(library_.attacks.Attack, "foolbox.attacks")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from aftershock.attacks import CountingModel, Perturbation
+from aftershock.attacks import Perturbation
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.benign.noise import Gaussian, RandomSign, SaltAndPepper, Shot, Speckle, Uniform
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.core.seeds import Draws
 from scipy import stats
-from torch import Tensor, nn
+from support.attack_cases import LinearCase, apply
+from torch import Tensor
 
 NOISES = [Gaussian(0.1), Uniform(0.1), RandomSign(8 / 255), SaltAndPepper(0.2), Shot(50.0), Speckle(0.3)]
 SHAPES = [(1, 8, 8), (3, 9, 13), (5, 7, 4), (2, 1, 1)]
@@ -17,12 +19,6 @@ SHAPES = [(1, 8, 8), (3, 9, 13), (5, 7, 4), (2, 1, 1)]
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def apply(noise: Perturbation, images: Tensor, seed: int = 0, indices=None) -> Tensor:
-    model = CountingModel(nn.Flatten())
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    return noise.perturb(model, images, labels, Draws(seed, range(len(images)) if indices is None else indices))
 
 
 def flat(value: float, n: int = 20, shape: tuple[int, int, int] = (3, 40, 40)) -> Tensor:
@@ -45,7 +41,7 @@ def test_an_image_gets_the_same_noise_in_any_batch(noise: Perturbation, shape: t
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=lambda n: type(n).__name__)
-def test_the_harness_has_nothing_to_mend(linear, noise: Perturbation) -> None:
+def test_the_harness_has_nothing_to_mend(linear: LinearCase, noise: Perturbation) -> None:
     made = perturb_batch(noise, linear.model, linear.images, linear.labels, linear.indices, seed=0)
     assert made.flags == () and made.forwards == made.backwards == 0
     assert noise.info.kind == noise.family == "noise" and noise.info.stochastic and not noise.info.gradients
@@ -135,7 +131,7 @@ def test_speckle_leaves_black_black() -> None:
         (lambda: Speckle(True), "std = True"),
     ],
 )
-def test_wrong_values_are_one_sentence(make, words: str) -> None:
+def test_wrong_values_are_one_sentence(make: Callable[[], object], words: str) -> None:
     with pytest.raises(UsageError, match=words) as raised:
         make()
     assert "\n" not in str(raised.value) and str(raised.value).endswith((".", ")."))

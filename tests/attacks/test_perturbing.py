@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel, Perturbation, PerturbationInfo
-from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.perturb_batch import WatchedModel, perturb_batch
 from aftershock.attacks.base.perturbation import Norm, norms
 from aftershock.attacks.benign.noise import Gaussian
 from aftershock.attacks.native.autopgd import AutoPGD
 from aftershock.attacks.native.pgd import FGSM, PGD
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from aftershock.harness.core.seeds import Draws
+from support.attack_cases import DigitsCase, LinearCase
+from support.generators import generator_states
 from torch import Tensor, nn
 
 Change = Callable[[CountingModel, Tensor, Tensor], Tensor]
@@ -40,7 +42,7 @@ def unchanged(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
     return images
 
 
-def test_results_are_measured(linear) -> None:
+def test_results_are_measured(linear: LinearCase) -> None:
     made = perturb_batch(FGSM(0.05), linear.model, linear.images, linear.labels, linear.indices, seed=0)
     assert made.images.dtype == torch.float32 and made.images.shape == linear.images.shape
     assert not made.images.requires_grad and made.images.device.type == "cpu"
@@ -57,7 +59,7 @@ def test_results_are_measured(linear) -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.5), ("l1", 2.0)])
-def test_an_attack_beyond_its_budget_is_projected_and_flagged(linear, norm: Norm, eps: float) -> None:
+def test_an_attack_beyond_its_budget_is_projected_and_flagged(linear: LinearCase, norm: Norm, eps: float) -> None:
     cheat = Planted(lambda model, images, labels: images + torch.linspace(-0.3, 0.3, 48).view(3, 4, 4), eps, norm)
     made = perturb_batch(cheat, linear.model, linear.images, linear.labels, linear.indices, seed=0)
     assert made.flags == ("over-budget",)
@@ -65,7 +67,7 @@ def test_an_attack_beyond_its_budget_is_projected_and_flagged(linear, norm: Norm
     assert (made.norms[norm] >= eps * 0.999).all()
 
 
-def test_an_l0_budget_is_checked_and_what_is_beyond_it_is_no_success(linear) -> None:
+def test_an_l0_budget_is_checked_and_what_is_beyond_it_is_no_success(linear: LinearCase) -> None:
     def change(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
         # Towards the other class in all channels of the first three pixels, in every other image of the first two.
         sign = torch.where(labels == 0, 1.0, -1.0).view(-1, 1, 1, 1) * linear.model.weight.view(3, 4, 4).sign()
@@ -85,7 +87,7 @@ def test_an_l0_budget_is_checked_and_what_is_beyond_it_is_no_success(linear) -> 
     assert perturb_batch(Planted(change, 3, "l0"), *case).flags == ()
 
 
-def test_only_images_beyond_their_budget_are_touched(linear) -> None:
+def test_only_images_beyond_their_budget_are_touched(linear: LinearCase) -> None:
     def cheat(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
         moved = images + 0.02
         moved[0] += 0.1
@@ -97,7 +99,7 @@ def test_only_images_beyond_their_budget_are_touched(linear) -> None:
     assert float(made.norms["linf"][0]) == pytest.approx(0.05, abs=1e-6)
 
 
-def test_rounding_at_the_boundary_is_no_cheat(linear) -> None:
+def test_rounding_at_the_boundary_is_no_cheat(linear: LinearCase) -> None:
     exact = Planted(lambda model, images, labels: images + 8 / 255, 8 / 255, "linf")
     assert perturb_batch(exact, linear.model, linear.images, linear.labels, linear.indices, seed=0).flags == ()
 
@@ -112,14 +114,14 @@ def broken_values(value: float) -> Change:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_non_finite_image_is_replaced_by_the_clean_one(linear, value: float) -> None:
+def test_a_non_finite_image_is_replaced_by_the_clean_one(linear: LinearCase, value: float) -> None:
     made = perturb_batch(Planted(broken_values(value)), linear.model, linear.images, linear.labels, linear.indices, 0)
     assert made.flags == ("non-finite",)
     assert torch.equal(made.images[1], linear.images[1])
     assert torch.equal(made.images[0], linear.images[0] + 0.01)
 
 
-def test_out_of_range_is_clipped_and_a_rounding_is_not_flagged(linear) -> None:
+def test_out_of_range_is_clipped_and_a_rounding_is_not_flagged(linear: LinearCase) -> None:
     made = perturb_batch(Planted(broken_values(1.5)), linear.model, linear.images, linear.labels, linear.indices, 0)
     assert made.flags == ("out-of-range",) and float(made.images.max()) == 1
     made = perturb_batch(Planted(broken_values(-2.9e-8)), linear.model, linear.images, linear.labels, range(200), 0)
@@ -135,13 +137,13 @@ def test_out_of_range_is_clipped_and_a_rounding_is_not_flagged(linear) -> None:
         lambda model, images, labels: images.numpy(),
     ],
 )
-def test_a_wrong_shape_counts_as_nothing_found(linear, change: Change) -> None:
+def test_a_wrong_shape_counts_as_nothing_found(linear: LinearCase, change: Change) -> None:
     made = perturb_batch(Planted(change), linear.model, linear.images, linear.labels, linear.indices, seed=0)
     assert made.flags == ("shape",)
     assert torch.equal(made.images, linear.images) and not made.success.any()
 
 
-def test_graphs_and_other_dtypes_are_taken_off(linear) -> None:
+def test_graphs_and_other_dtypes_are_taken_off(linear: LinearCase) -> None:
     attached = Planted(lambda model, images, labels: images.requires_grad_() * 0.9)
     made = perturb_batch(attached, linear.model, linear.images, linear.labels, linear.indices, seed=0)
     assert made.flags == ("attached",) and not made.images.requires_grad
@@ -150,7 +152,7 @@ def test_graphs_and_other_dtypes_are_taken_off(linear) -> None:
     assert made.flags == ("dtype",) and made.images.dtype == torch.float32
 
 
-def test_an_attack_that_writes_into_its_input_is_measured_against_the_clean_image(linear) -> None:
+def test_an_attack_that_writes_into_its_input_is_measured_against_the_clean_image(linear: LinearCase) -> None:
     before = linear.images.clone()
     inplace = Planted(lambda model, images, labels: images.add_(0.1), 0.01, "linf")
     made = perturb_batch(inplace, linear.model, linear.images, linear.labels, linear.indices, seed=0)
@@ -158,7 +160,7 @@ def test_an_attack_that_writes_into_its_input_is_measured_against_the_clean_imag
     assert made.flags == ("over-budget",) and float(made.norms["linf"].max()) == pytest.approx(0.01, abs=1e-6)
 
 
-def test_success_claimed_on_a_model_in_another_mode_is_none(linear) -> None:
+def test_success_claimed_on_a_model_in_another_mode_is_none(linear: LinearCase) -> None:
     # Dropout in train mode turns predictions; the harness measures in eval mode.
     model = nn.Sequential(nn.Dropout(0.9), linear.model)
 
@@ -176,21 +178,19 @@ def mixed_model() -> nn.Module:
     )
     model.train()
     model[1].eval()
-    model[0].weight.requires_grad_(False)
-    model[5].weight.grad = torch.full_like(model[5].weight, 0.25)
+    model.get_parameter("0.weight").requires_grad_(False)
+    last = model.get_parameter("5.weight")
+    last.grad = torch.full_like(last, 0.25)
     return model
 
 
 def snapshot(model: nn.Module) -> list[object]:
-    numpy_state = np.random.get_state()
     return [
         [m.training for m in model.modules()],
         [p.requires_grad for p in model.parameters()],
         [None if p.grad is None else (id(p.grad), p.grad.sum().item()) for p in model.parameters()],
         {name: value.clone().tolist() for name, value in model.state_dict().items()},
-        torch.get_rng_state().tolist(),
-        (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
-        random.getstate(),
+        *generator_states(),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
     ]
@@ -215,7 +215,7 @@ def raising(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("change", [unchanged, vandal, raising])
-def test_everything_is_as_before(digits, change: Change, context: Callable[[], torch.no_grad]) -> None:
+def test_everything_is_as_before(digits: DigitsCase, change: Change, context: Callable[[], torch.no_grad]) -> None:
     model = mixed_model()
     with context():
         before = snapshot(model)
@@ -227,7 +227,7 @@ def test_everything_is_as_before(digits, change: Change, context: Callable[[], t
         assert snapshot(model) == before
 
 
-def test_the_attack_sees_an_eval_model_with_frozen_parameters_and_a_working_autograd(digits) -> None:
+def test_the_attack_sees_an_eval_model_with_frozen_parameters_and_a_working_autograd(digits: DigitsCase) -> None:
     seen = []
 
     def look(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ def test_the_attack_sees_an_eval_model_with_frozen_parameters_and_a_working_auto
     assert seen == [(False, False, True)]
 
 
-def test_global_draws_are_seeded_by_micro_batch(linear) -> None:
+def test_global_draws_are_seeded_by_micro_batch(linear: LinearCase) -> None:
     def change(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
         return images + 0.01 * torch.rand(1) + 0.01 * float(np.random.rand()) + 0.01 * random.random()
 
@@ -261,7 +261,7 @@ def test_global_draws_are_seeded_by_micro_batch(linear) -> None:
 
 
 @pytest.mark.parametrize("perturbation", [Gaussian(0.1), FGSM(0.1, random_start=True), PGD(0.1), PGD(0.8, norm="l2")])
-def test_images_do_not_depend_on_batch_size_or_on_neighbours(digits, perturbation: Perturbation) -> None:
+def test_images_do_not_depend_on_batch_size_or_on_neighbours(digits: DigitsCase, perturbation: Perturbation) -> None:
     def run(rows: slice, batch_size: int) -> Tensor:
         part = (digits.images[rows], digits.labels[rows], digits.indices[rows])
         return perturb_batch(perturbation, digits.model, *part, seed=5, batch_size=batch_size).images
@@ -272,7 +272,7 @@ def test_images_do_not_depend_on_batch_size_or_on_neighbours(digits, perturbatio
         assert ((other - whole[rows]).abs() > 1e-4).float().mean() < 1e-3
 
 
-def test_no_images_work(linear) -> None:
+def test_no_images_work(linear: LinearCase) -> None:
     made = perturb_batch(PGD(0.1), linear.model, linear.images[:0], linear.labels[:0], [], seed=0)
     assert made.images.shape == (0, 3, 4, 4) and made.predictions.dtype == torch.int64
     assert made.success.shape == (0,) and made.success.dtype == torch.bool
@@ -280,7 +280,7 @@ def test_no_images_work(linear) -> None:
     assert (made.forwards, made.backwards, made.flags) == (0, 0, ())
 
 
-def test_passes_are_counted_per_image_and_measuring_is_free(linear) -> None:
+def test_passes_are_counted_per_image_and_measuring_is_free(linear: LinearCase) -> None:
     def three_forwards_one_backward(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
         model(images[: len(images) // 2])
         model(images)
@@ -295,7 +295,7 @@ def test_passes_are_counted_per_image_and_measuring_is_free(linear) -> None:
     assert made.seconds > 0
 
 
-def test_a_zero_gradient_is_flagged_only_where_the_attack_is_blind(linear) -> None:
+def test_a_zero_gradient_is_flagged_only_where_the_attack_is_blind(linear: LinearCase) -> None:
     class Saturated(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return 1e5 * linear.model(images)
@@ -312,7 +312,7 @@ def test_a_zero_gradient_is_flagged_only_where_the_attack_is_blind(linear) -> No
 class Quantised(nn.Module):
     """The linear model on pixels of 64 steps, which have a gradient of 0, for batches of less than ``from_`` images."""
 
-    def __init__(self, linear, from_: int) -> None:
+    def __init__(self, linear: LinearCase, from_: int) -> None:
         super().__init__()
         self.linear, self.from_ = linear, from_
 
@@ -329,7 +329,9 @@ class Quantised(nn.Module):
         AutoPGD(0.02, steps=4, restarts=2),
     ],
 )
-def test_a_zero_gradient_is_seen_in_an_attack_that_drops_what_it_fooled(linear, attack: Perturbation) -> None:
+def test_a_zero_gradient_is_seen_in_an_attack_that_drops_what_it_fooled(
+    linear: LinearCase, attack: Perturbation
+) -> None:
     # Passes of the whole batch have gradients; only the part that still stands after some were fooled has none.
     rows = torch.cat([linear.margins.argsort()[:40], linear.margins.argsort()[-40:]])
     case = (linear.images[rows], linear.labels[rows], range(80), 0)
@@ -381,13 +383,14 @@ def test_late_images_are_counted_whether_or_not_an_attack_drops_what_it_fooled(e
     assert late([5, 6, 40], steps=7) == 0
 
 
-def test_parts_of_a_part_are_put_down_to_the_right_images(linear) -> None:
+def test_parts_of_a_part_are_put_down_to_the_right_images(linear: LinearCase) -> None:
     def nested(model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
         first, second = torch.tensor([3, 5, 8, 13]), torch.tensor([1, 3])
         part = model.of(first).of(second)
         for _ in range(8):
             moved = images[first][second].requires_grad_()
             (gradient,) = torch.autograd.grad(part(moved).sum(), moved)
+        assert isinstance(model, WatchedModel)
         watch = model._watch
         assert watch.passes.nonzero().flatten().tolist() == [5, 13] and watch.passes.max() == 8
         assert gradient.shape == (2, 3, 4, 4) and part.forwards == model.forwards == part.backwards == 16
@@ -397,7 +400,7 @@ def test_parts_of_a_part_are_put_down_to_the_right_images(linear) -> None:
     perturb_batch(Planted(nested), linear.model, linear.images, linear.labels, linear.indices, 0, 200)
 
 
-def test_a_non_finite_gradient_is_flagged(linear) -> None:
+def test_a_non_finite_gradient_is_flagged(linear: LinearCase) -> None:
     class Root(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             # The derivative of the root at 0 is infinite, and infinity times 0 is NaN.
@@ -423,8 +426,8 @@ def test_a_non_finite_gradient_is_flagged(linear) -> None:
         ({"model": nn.Identity()}, "logits"),
     ],
 )
-def test_wrong_inputs_are_one_sentence(linear, change: dict[str, object], message: str) -> None:
-    arguments = {
+def test_wrong_inputs_are_one_sentence(linear: LinearCase, change: dict[str, object], message: str) -> None:
+    arguments: dict[str, Any] = {
         "model": linear.model,
         "images": torch.rand(4, 3, 4, 4),
         "labels": torch.zeros(4, dtype=torch.int64),
@@ -435,7 +438,7 @@ def test_wrong_inputs_are_one_sentence(linear, change: dict[str, object], messag
         perturb_batch(Planted(unchanged), **(arguments | change))
 
 
-def test_an_inapplicable_perturbation_says_why(linear) -> None:
+def test_an_inapplicable_perturbation_says_why(linear: LinearCase) -> None:
     class Never(Planted):
         def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:
             return f"not for {shape} and {classes}"

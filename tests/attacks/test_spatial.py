@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks import CountingModel, Perturbation
+from aftershock.attacks import Perturbation
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.benign.spatial import Rotate, Translate
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.core.seeds import Draws
 from scipy import ndimage
-from torch import Tensor, nn
+from support.attack_cases import DigitsCase, apply
+from torch import Tensor
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (5, 9, 13)]
 SPATIAL = [Rotate(20.0), Rotate(70.0, "border"), Translate(0.2), Translate(0.9, "border")]
@@ -20,12 +22,6 @@ SPATIAL = [Rotate(20.0), Rotate(70.0, "border"), Translate(0.2), Translate(0.9, 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def apply(perturbation: Perturbation, images: Tensor, seed: int = 0, indices=None) -> Tensor:
-    model = CountingModel(nn.Flatten())
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    return perturbation.perturb(model, images, labels, Draws(seed, range(len(images)) if indices is None else indices))
 
 
 def ramp(n: int, height: int, width: int) -> Tensor:
@@ -54,7 +50,7 @@ def test_nothing_moves_by_nothing(perturbation: Perturbation) -> None:
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("reflect", "mirror"), ("border", "nearest")])
-def test_rotation_is_scipys_to_the_left_or_to_the_right(padding, mode: str) -> None:
+def test_rotation_is_scipys_to_the_left_or_to_the_right(padding: Literal["reflect", "border"], mode: str) -> None:
     images = torch.rand(24, 1, 9, 13)
     made = apply(Rotate(20.0, padding), images)
     right = []
@@ -99,13 +95,13 @@ def test_translation_has_its_length_and_any_direction() -> None:
         (lambda: Translate(0.1, "wrap"), "reflect or border"),  # type: ignore[arg-type]
     ],
 )
-def test_wrong_values_are_one_sentence(make, words: str) -> None:
+def test_wrong_values_are_one_sentence(make: Callable[[], object], words: str) -> None:
     with pytest.raises(UsageError, match=words) as raised:
         make()
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("perturbation", SPATIAL, ids=lambda p: f"{type(p).__name__}-{p.padding}")
-def test_the_harness_has_nothing_to_mend(perturbation: Perturbation, digits) -> None:
+def test_the_harness_has_nothing_to_mend(perturbation: Perturbation, digits: DigitsCase) -> None:
     made = perturb_batch(perturbation, digits.model, digits.images, digits.labels, digits.indices, seed=0)
     assert made.flags == () and made.forwards == made.backwards == 0 and made.success.any()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
-from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
 from aftershock.attacks.base.perturbation import norms
 from aftershock.attacks.native.pgd import PGD
 from aftershock.attacks.native.square import (
@@ -16,11 +18,8 @@ from aftershock.attacks.native.square import (
 )
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
-from torch import Tensor, nn
-
-
-def run(case, perturbation, model: nn.Module | None = None, seed: int = 0, batch_size: int = 128) -> PerturbedBatch:
-    return perturb_batch(perturbation, model or case.model, case.images, case.labels, case.indices, seed, batch_size)
+from support.attack_cases import DigitsCase, LinearCase, Rounded, run
+from torch import Tensor
 
 
 def grey(n: int, channels: int = 3, side: int = 10) -> Tensor:
@@ -86,7 +85,7 @@ def test_an_l2_start_and_proposals_use_the_whole_budget() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 5), (1, 4, 4), (2, 28, 13)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_small_and_oblong_images(shape: tuple[int, int, int], norm) -> None:
+def test_small_and_oblong_images(shape: tuple[int, int, int], norm: Literal["linf", "l2"]) -> None:
     clean = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     made, values = search(lambda images, rows: 1 + images.flatten(1).mean(1), clean, 0.2, norm, 40, Draws(0, range(3)))
     assert made.shape == clean.shape and made.min() >= 0 and made.max() <= 1
@@ -94,7 +93,7 @@ def test_small_and_oblong_images(shape: tuple[int, int, int], norm) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_any_objective_can_be_searched_and_those_done_are_not_asked_again(norm) -> None:
+def test_any_objective_can_be_searched_and_those_done_are_not_asked_again(norm: Literal["linf", "l2"]) -> None:
     clean, asked = grey(30), torch.zeros(30, dtype=torch.int64)
     goals = torch.linspace(0.001, 0.3, 30) if norm == "linf" else torch.linspace(0.02, 2.0, 30)
 
@@ -117,7 +116,7 @@ def test_any_objective_can_be_searched_and_those_done_are_not_asked_again(norm) 
         assert done[goals < 0.9 * best].all()
     assert (seen[~done] == 200).all() and (seen[done] < 200).all()
     with pytest.raises(ValueError, match="l1"):
-        search(objective, clean, eps, "l1", 3, Draws(0, range(30)))
+        search(objective, clean, eps, "l1", 3, Draws(0, range(30)))  # type: ignore[arg-type]
 
 
 def test_an_objective_without_a_value_is_never_done() -> None:
@@ -128,7 +127,7 @@ def test_an_objective_without_a_value_is_never_done() -> None:
     assert values.isposinf().all() and (norms(made - clean)["linf"] <= 0.1 + 1e-6).all()
 
 
-def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear) -> None:
+def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear: LinearCase) -> None:
     distance = linear.margins / linear.model.weight.detach().abs().sum()
     made = run(linear, Square(0.02, queries=600))
     fooled, clear = distance < 0.02, (distance - 0.02).abs() > 1e-4
@@ -136,7 +135,7 @@ def test_on_a_linear_model_it_succeeds_exactly_below_the_dual_norm(linear) -> No
     assert torch.equal(made.success[clear], fooled[clear])
 
 
-def test_in_l2_it_never_passes_the_bound_of_a_linear_model_and_comes_near(linear) -> None:
+def test_in_l2_it_never_passes_the_bound_of_a_linear_model_and_comes_near(linear: LinearCase) -> None:
     distance = linear.margins / torch.linalg.vector_norm(linear.model.weight.detach())
     made = run(linear, Square(0.1, "l2", queries=600))
     assert not made.success[distance > 0.1001].any() and made.flags == ()
@@ -144,19 +143,8 @@ def test_in_l2_it_never_passes_the_bound_of_a_linear_model_and_comes_near(linear
     assert made.success[distance < 0.04].all() and (distance < 0.04).sum() > 30
 
 
-class Rounded(nn.Module):
-    """A network that rounds its input to 32 steps: its scores change as before, its gradient is 0 everywhere."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(torch.round(images * 32) / 32)
-
-
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.6)])
-def test_masked_gradients_stop_pgd_and_not_square(digits, norm, eps: float) -> None:
+def test_masked_gradients_stop_pgd_and_not_square(digits: DigitsCase, norm: Literal["linf", "l2"], eps: float) -> None:
     masked = Rounded(digits.model)
     assert run(digits, PGD(eps, norm=norm)).success.float().mean() > 0.6
     pgd = run(digits, PGD(eps, norm=norm, steps=20, restarts=3), masked)
@@ -166,10 +154,11 @@ def test_masked_gradients_stop_pgd_and_not_square(digits, norm, eps: float) -> N
 
 
 @pytest.mark.torchattacks
-def test_it_is_as_strong_as_another_implementation(digits) -> None:
+def test_it_is_as_strong_as_another_implementation(digits: DigitsCase) -> None:
     import torchattacks
 
-    for norm, eps in (("linf", 0.06), ("l2", 0.5)):
+    cases: tuple[tuple[Literal["linf", "l2"], float], ...] = (("linf", 0.06), ("l2", 0.5))
+    for norm, eps in cases:
         ours = run(digits, Square(eps, norm, queries=300))
         with torch.random.fork_rng(devices=[]):
             attack = torchattacks.Square(
@@ -183,7 +172,9 @@ def test_it_is_as_strong_as_another_implementation(digits) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, norm) -> None:
+def test_the_batch_and_the_run_change_nothing_and_the_seed_does(
+    digits: DigitsCase, norm: Literal["linf", "l2"]
+) -> None:
     attack = Square({"linf": 0.05, "l2": 0.5}[norm], norm, queries=60)
     whole, again, parts = run(digits, attack), run(digits, attack), run(digits, attack, batch_size=7)
     assert torch.equal(whole.images, again.images) and 0 < whole.success.sum() < 80
@@ -194,7 +185,7 @@ def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits, norm) ->
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_budget_of_nothing_fools_nothing_and_is_paid_in_full(linear, norm) -> None:
+def test_a_budget_of_nothing_fools_nothing_and_is_paid_in_full(linear: LinearCase, norm: Literal["linf", "l2"]) -> None:
     made = run(linear, Square(0.0, norm, queries=9))
     assert torch.equal(made.images, linear.images) and not made.success.any()
     assert (made.forwards, made.backwards) == (9, 0)
@@ -205,12 +196,12 @@ def test_a_budget_of_nothing_fools_nothing_and_is_paid_in_full(linear, norm) -> 
     [
         (lambda: Square(-0.1), "eps = -0.1"),
         (lambda: Square(8.0), "8/255"),
-        (lambda: Square(0.1, "l1"), "linf or l2"),
+        (lambda: Square(0.1, "l1"), "linf or l2"),  # type: ignore[arg-type]
         (lambda: Square(0.1, queries=0), "queries = 0"),
         (lambda: Square(0.1, p=0.0), "p = 0.0"),
         (lambda: Square(0.1, p=1.2), "at most 1"),
     ],
 )
-def test_wrong_parameters_are_one_sentence(make, message: str) -> None:
+def test_wrong_parameters_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()

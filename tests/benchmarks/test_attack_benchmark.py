@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +49,6 @@ class Case:
     def ours(self) -> Tensor:
         attack = PGD(self.eps, steps=STEPS, step_size=self.step_size, random_start=False)
         return attack.perturb(CountingModel(self.model), self.images, self.labels, Draws(0, range(len(self.images))))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a machine that others use too, several threads mostly measure how long they wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +123,8 @@ def _foolbox(case: Case) -> Callable[[], Tensor]:
 
 
 def _art(case: Case) -> Callable[[], Tensor]:
-    pytest.importorskip("art")
-    from art.attacks.evasion import ProjectedGradientDescentPyTorch
-    from art.estimators.classification import PyTorchClassifier
+    ProjectedGradientDescentPyTorch = pytest.importorskip("art.attacks.evasion").ProjectedGradientDescentPyTorch
+    PyTorchClassifier = pytest.importorskip("art.estimators.classification").PyTorchClassifier
 
     shape = tuple(case.images.shape[1:])
     seen = PyTorchClassifier(

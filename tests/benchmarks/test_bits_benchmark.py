@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,6 @@ def record(benchmark: Any, name: str, theirs: Callable[[], Any], rounds: int) ->
     seconds = fastest(theirs, rounds)
     benchmark.extra_info[f"{name}_seconds"] = seconds
     benchmark.extra_info[f"{name}_seconds_over_ours"] = seconds / benchmark.stats.stats.min
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """SciPy has one thread; so has everybody here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_one_set_beside_scipys_pdist(benchmark: Any, bits: torch.Tensor) -> None:

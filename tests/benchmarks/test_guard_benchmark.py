@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from aftershock.detectors.base.detector import Detector
 from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.models.architectures import resnet20
 from aftershock.harness.models.classifier import Classifier, Normalise
+from aftershock.harness.run.guard import Description, ModelDescription
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import Instruments, fit_traces
 
@@ -28,7 +30,7 @@ def fitted(name: str, model: Classifier, images: torch.Tensor) -> tuple[Detector
 
 @pytest.mark.parametrize("size", [1, 64])
 @pytest.mark.parametrize("name", ["msp", "mahalanobis", "bitvector", "codeshift"])
-def test_overhead_over_the_bare_model(benchmark, name: str, size: int) -> None:
+def test_overhead_over_the_bare_model(benchmark: Any, name: str, size: int) -> None:
     draw = torch.Generator().manual_seed(0)
     model = Classifier(resnet20((3, 32, 32), 10), Normalise([0.5] * 3, [0.25] * 3), (3, 32, 32), 10).eval()
     detector, instruments = fitted(name, model, torch.rand(300, 3, 32, 32, generator=draw))
@@ -48,12 +50,10 @@ def test_overhead_over_the_bare_model(benchmark, name: str, size: int) -> None:
     benchmark.extra_info["guard_over_bare_model"] = round(benchmark.stats.stats.median / sorted(times)[6], 2)
 
 
-def _about():
+def _about() -> Description:
     """A guard's description: only the shape of its images matters here."""
-    from aftershock.harness.run.guard import Description, ModelDescription
-
     model = ModelDescription(
         label="resnet20", dataset="noise", digest="", shape=(3, 32, 32), classes=10, normalise=None, taps=[],
         modules=[], bits_per_tap=None,
     )  # fmt: skip
-    return Description(format=1, detector="", label="", params={}, state=None, model=model, seed=0, versions={})
+    return Description(format=2, detector="", label="", params={}, state=None, model=model, seed=0, versions={})

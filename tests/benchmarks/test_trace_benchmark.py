@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
 
-import pytest
 import torch
 from aftershock.harness.models.architectures import resnet20
 from aftershock.harness.tracing.recorder import BATCH, Recording, discover, record
@@ -16,16 +14,6 @@ from torch import Tensor
 IMAGES, PAIRS = 256, 15
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """On a machine that others use too, several threads mostly measure how long they wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_an_instrumented_forward_beside_a_plain_one(benchmark) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     model = resnet20((3, 32, 32), 10).eval()

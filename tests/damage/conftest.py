@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import Forks
+from support.damage import Differences, Edit, Edits, Operation
+from support.suites import Tiny
+from support.tables import whole_tables
 
-Operation = Callable[[Path], None]
 # What may differ between two calls of one command.
 _VOLATILE = ("checksum", "started", "finished", "seconds", "costs", "files")
 
@@ -152,7 +155,7 @@ def _other(value: Any) -> Any:
     return value[1:] if value else [1] if isinstance(value, list) else 1
 
 
-def edits_of(path: Path) -> list[tuple[str, Callable[[], None]]]:
+def edits_of(path: Path) -> list[tuple[str, Edit]]:
     """Every field of a JSON file, and a function that changes it; the file's form and time stay."""
     whole = json.loads(path.read_text(encoding="utf-8"))
 
@@ -172,13 +175,13 @@ def edits_of(path: Path) -> list[tuple[str, Callable[[], None]]]:
 
 
 @pytest.fixture(scope="session")
-def edits() -> Callable[[Path], list[tuple[str, Callable[[], None]]]]:
+def edits() -> Edits:
     """Lists what can be edited in a JSON file."""
     return edits_of
 
 
 @pytest.fixture(scope="session")
-def damaged_place(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+def damaged_place(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> Path:
     """A folder with a suite, its finished run ``run``, and its cache ``cache``, no file of which is shared."""
     folder = tmp_path_factory.mktemp("damage")
     detectors = [{"name": "msp"}, {"name": "mahalanobis"}]
@@ -217,13 +220,13 @@ def shown(run: Path, tables: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def differences(tables: Callable) -> Callable[[Path, Path], list[str]]:
+def differences() -> Differences:
     """Tells in what one run directory differs from another one of the same suite; empty if it may pass for it."""
 
     def compare(run: Path, other: Path) -> list[str]:
         from aftershock.reports.site.build import build_site
 
-        left, right = (shown(folder, tables(folder)) for folder in (run, other))
+        left, right = (shown(folder, whole_tables(folder)) for folder in (run, other))
         found = [name for name in left if left[name] != right[name]]
         pages = {name: (run / "site" / name).read_bytes() for name in ("index.html", *_pages(other))}
         if any((other / "site" / name).read_bytes() != page for name, page in pages.items()):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from support.commands import Forks
+from support.damage import Differences, Edits, Operation
 
 FILES = (
     "run.json", "keys.txt", "tables/leaderboard.csv", "tables/scores.csv.gz", "tables/timings.csv",
@@ -24,7 +26,9 @@ KINDS = ("model", "fit", "score", "analysis")
 class Place:
     """A damaged copy of a run and its cache, and the command that made them."""
 
-    def __init__(self, origin: Path, folder: Path, forks: Callable, differences: Callable, counts: dict) -> None:
+    def __init__(
+        self, origin: Path, folder: Path, forks: Forks, differences: Differences, counts: dict[str, int]
+    ) -> None:
         self.origin, self.folder, self._forks, self._differences = origin, folder, forks, differences
         self.counts, self._number = counts, 0
 
@@ -56,11 +60,15 @@ class Place:
 
 
 @pytest.fixture
-def place(damaged_place: Path, tmp_path: Path, forks: Callable, differences: Callable, counted: dict) -> Place:
+def place(
+    damaged_place: Path, tmp_path: Path, forks: Forks, differences: Differences, counted: dict[str, int]
+) -> Place:
     return Place(damaged_place, tmp_path, forks, differences, counted)
 
 
-def some(operations: Mapping[str, Callable], everything: bool, number: int, count: int = 1) -> Iterator[tuple]:
+def some(
+    operations: Mapping[str, Operation], everything: bool, number: int, count: int = 1
+) -> Iterator[tuple[str, Operation]]:
     """All operations, or some of them, other ones for each file."""
     names = list(operations)
     chosen = names if everything else [names[(5 * number + i) % len(names)] for i in range(count)]
@@ -75,7 +83,7 @@ def of_kind(folder: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("number", range(len(FILES)), ids=FILES)
-def test_what_a_run_shows(number: int, place: Place, operations: Mapping, everything: bool) -> None:
+def test_what_a_run_shows(number: int, place: Place, operations: Mapping[str, Operation], everything: bool) -> None:
     if not everything and number % 6 != 2:
         pytest.skip("set AFTERSHOCK_DAMAGE to try every file")
     for name, damage in some(operations, everything, number):
@@ -87,7 +95,9 @@ def test_what_a_run_shows(number: int, place: Place, operations: Mapping, everyt
 
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=KINDS)
 @pytest.mark.parametrize("part", ["cells", "artifacts"])
-def test_cells_of_a_run(part: str, number: int, place: Place, operations: Mapping, everything: bool) -> None:
+def test_cells_of_a_run(
+    part: str, number: int, place: Place, operations: Mapping[str, Operation], everything: bool
+) -> None:
     if not everything and number != (2 if part == "cells" else 0):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every kind")
     for name, damage in some(operations, everything, number + 3):
@@ -102,7 +112,9 @@ def test_cells_of_a_run(part: str, number: int, place: Place, operations: Mappin
 
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=KINDS)
 @pytest.mark.parametrize("part", ["json", "safetensors"])
-def test_cells_of_the_cache(part: str, number: int, place: Place, operations: Mapping, everything: bool) -> None:
+def test_cells_of_the_cache(
+    part: str, number: int, place: Place, operations: Mapping[str, Operation], everything: bool
+) -> None:
     if not everything and number != (0 if part == "json" else 2):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every kind")
     for name, damage in some(operations, everything, number + 1):
@@ -114,7 +126,7 @@ def test_cells_of_the_cache(part: str, number: int, place: Place, operations: Ma
 
 
 @pytest.mark.parametrize("file", ["digests.json", "CACHEDIR.TAG"])
-def test_files_of_the_cache(file: str, place: Place, operations: Mapping, everything: bool) -> None:
+def test_files_of_the_cache(file: str, place: Place, operations: Mapping[str, Operation], everything: bool) -> None:
     for name, damage in some(operations, everything, len(file)):
         folder = place.fresh("run", "cache")
         target = folder / "cache" / file
@@ -123,7 +135,7 @@ def test_files_of_the_cache(file: str, place: Place, operations: Mapping, everyt
 
 
 @pytest.mark.parametrize("file", ["run.json", "model", "fit", "score", "analysis", "analyses/*/findings.json"])
-def test_every_field_of_a_json_file(file: str, place: Place, edits: Callable, everything: bool) -> None:
+def test_every_field_of_a_json_file(file: str, place: Place, edits: Edits, everything: bool) -> None:
     def target(folder: Path) -> Path:
         if "." in file:
             return next((folder / "run").glob(file))

@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +28,7 @@ from aftershock.harness.store.ledger import Record, dump_record, read_record
 from aftershock.reports.site.build import build_site
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.damage import Edits, Operation
 
 FILES = (
     "run.json", "keys.txt", "cells:model", "cells:fit/mahalanobis", "cells:score/mahalanobis/calibrate",
@@ -120,12 +122,12 @@ class Uses:
 
 
 @pytest.fixture
-def uses(damaged_place: Path, tmp_path: Path, undamaged: dict, counted: dict) -> Uses:
+def uses(damaged_place: Path, tmp_path: Path, undamaged: dict[str, Any], counted: dict[str, int]) -> Uses:
     return Uses(damaged_place / "run", tmp_path / "work", undamaged, counted)
 
 
 @pytest.mark.parametrize("number", range(len(FILES)), ids=FILES)
-def test_files_of_a_run(number: int, uses: Uses, operations: Mapping, everything: bool) -> None:
+def test_files_of_a_run(number: int, uses: Uses, operations: Mapping[str, Operation], everything: bool) -> None:
     if not everything and number % 3:
         pytest.skip("set AFTERSHOCK_DAMAGE to try every file")
     names = list(operations)
@@ -136,7 +138,7 @@ def test_files_of_a_run(number: int, uses: Uses, operations: Mapping, everything
 
 
 @pytest.mark.parametrize("file", ["run.json", "cells:model", "cells:fit/mahalanobis", "analyses/*/findings.json"])
-def test_every_field_of_a_json_file(file: str, uses: Uses, edits: Callable, everything: bool) -> None:
+def test_every_field_of_a_json_file(file: str, uses: Uses, edits: Edits, everything: bool) -> None:
     if not everything and file not in ("run.json", "cells:model"):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every file")
     names = [name for name, _ in edits(target(uses.origin, file))]
@@ -146,7 +148,11 @@ def test_every_field_of_a_json_file(file: str, uses: Uses, edits: Callable, ever
         uses.judge(run, f"edit {file}: {name}")
 
 
-def rewrite(run: Path, change: Callable[[dict], None]) -> None:
+# What a run says of itself, as it comes from JSON.
+Facts = dict[str, Any]
+
+
+def rewrite(run: Path, change: Callable[[Facts], None]) -> None:
     """Edit ``run.json`` as somebody does who knows its checksum."""
     facts = json.loads((run / "run.json").read_text())
     del facts["checksum"]
@@ -154,7 +160,7 @@ def rewrite(run: Path, change: Callable[[dict], None]) -> None:
     (run / "run.json").write_bytes(seal(facts))
 
 
-def rewrite_model(run: Path, change: Callable[[dict], None]) -> None:
+def rewrite_model(run: Path, change: Callable[[Facts], None]) -> None:
     """Edit what a run says of its model, with a right checksum."""
     path = target(run, "cells:model")
     record = read_record(path)
@@ -164,11 +170,13 @@ def rewrite_model(run: Path, change: Callable[[dict], None]) -> None:
     path.write_bytes(dump_record(Record(**{**vars(record), "values": values})))
 
 
-def entry(facts: dict) -> dict:
-    return facts["resolved"]["models"][0]
+def entry(facts: Facts) -> Facts:
+    """What a run says of its first model."""
+    found: Facts = facts["resolved"]["models"][0]
+    return found
 
 
-HUGE: Mapping[str, Callable[[dict], None]] = {
+HUGE: Mapping[str, Callable[[Facts], None]] = {
     "vit": lambda f: entry(f).update(name="vit_h_14", params={}),
     "vit of large images": lambda f: entry(f).update(name="vit_b_16", params={"image_size": 160_000}),
     "wide": lambda f: entry(f).update(name="resnet56", params={"width": 4000}),
@@ -185,8 +193,8 @@ HUGE: Mapping[str, Callable[[dict], None]] = {
 }
 
 
-def nested(depth: int) -> list:
-    found: list = ["msp"]
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = ["msp"]
     for _ in range(depth):
         found = [{"name": "combination", "of": found}]
     return found
@@ -213,7 +221,7 @@ def test_what_a_run_asks_to_be_built_is_bounded(name: str, uses: Uses, everythin
     ],
     ids=lambda change: f"{change}"[:40],
 )  # fmt: skip
-def test_what_a_run_says_of_its_model_is_checked(change: dict, uses: Uses, everything: bool) -> None:
+def test_what_a_run_says_of_its_model_is_checked(change: Facts, uses: Uses, everything: bool) -> None:
     if not everything and not {"shape", "taps"} & set(change):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every field")
     run = uses.fresh()
@@ -237,12 +245,13 @@ def test_scores_without_a_number_make_no_guard(uses: Uses) -> None:
         export_guard(run, "mahalanobis", uses.folder / "g.safetensors")
 
 
-def described(path: Path) -> dict:
+def described(path: Path) -> Facts:
     with safe_open(path, "pt") as stream:
-        return json.loads(stream.metadata()["guard"])
+        found: Facts = json.loads(stream.metadata()["guard"])
+    return found
 
 
-GUARDS: Mapping[str, Callable[[dict], None]] = {
+GUARDS: Mapping[str, Callable[[Facts], None]] = {
     "bits": lambda a: a["model"].update(bits_per_tap=-1),
     "classes": lambda a: a["model"].update(classes=7),
     "shape": lambda a: a["model"].update(shape=[1, 9, 9]),
@@ -275,7 +284,7 @@ def test_guards_of_somebody_are_checked(name: str, uses: Uses, everything: bool)
         assert "written by aftershock" in str(caught.value) and "schema 9" in str(caught.value)
 
 
-def test_a_damaged_guard_is_refused(uses: Uses, operations: Mapping, everything: bool) -> None:
+def test_a_damaged_guard_is_refused(uses: Uses, operations: Mapping[str, Operation], everything: bool) -> None:
     made, network = export_guard(uses.fresh(), "mahalanobis", uses.folder / "g.safetensors"), load_model(uses.origin)
     for name in operations if everything else ("flip_unseen", "pipe", "endless", "sparse"):
         path = uses.folder / f"{name}.safetensors"
@@ -297,7 +306,7 @@ def test_a_damaged_guard_is_refused(uses: Uses, operations: Mapping, everything:
 def test_a_newer_schema_is_refused_with_the_version_that_wrote_it(uses: Uses) -> None:
     for schema in (7, 1):
         run = uses.fresh()
-        rewrite(run, lambda f, schema=schema: f.update(schema=schema, versions={"aftershock": "4.2"}))  # type: ignore[misc]
+        rewrite(run, partial(dict.update, schema=schema, versions={"aftershock": "4.2"}))
         with pytest.raises(AftershockError, match=rf"written by aftershock 4\.2, schema {schema}"):
             load_model(run)
     with pytest.raises(AftershockError, match="reads up to 2"):

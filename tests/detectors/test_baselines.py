@@ -12,10 +12,11 @@ from aftershock.detectors.logits.baselines import Energy, MaxSoftmax
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import LiveTrace, Traces
 from scipy.special import logsumexp, softmax
+from support.activations import Sample, World
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0])
-def test_maximum_softmax_and_energy_are_their_formulas(world: Any, temperature: float) -> None:
+def test_maximum_softmax_and_energy_are_their_formulas(world: World, temperature: float) -> None:
     sample = world.clean(50, 1)
     logits = sample.logits.double().numpy()
     traces = world.traces(sample, ())
@@ -65,7 +66,7 @@ def test_means_and_precision_equal_those_of_pytorch_ood(pytorch_ood: Any) -> Non
     assert torch.equal(means, reference.mu) and torch.equal(precision, reference.precision)
 
 
-def pooled(world: Any, sample: Any, tap: str) -> np.ndarray:
+def pooled(world: World, sample: Sample, tap: str) -> np.ndarray:
     shape = next(t.shape for t in world.taps if t.name == tap)
     values = sample.before[tap].relu().double().numpy()
     return values.reshape(len(values), shape[0], -1).mean(2)
@@ -74,7 +75,7 @@ def pooled(world: Any, sample: Any, tap: str) -> np.ndarray:
 @pytest.mark.parametrize("layers", ["last:1", "all"])
 @pytest.mark.parametrize("dead", [0, 5])
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
-def test_mahalanobis_is_its_formula(world: Any, layers: str, dead: int, scale: float) -> None:
+def test_mahalanobis_is_its_formula(world: World, layers: str, dead: int, scale: float) -> None:
     """Also with dead channels and for features whose scale makes pytorch-ood's fixed ridge matter."""
 
     def change(x: Any) -> Any:
@@ -94,7 +95,7 @@ def test_mahalanobis_is_its_formula(world: Any, layers: str, dead: int, scale: f
     np.testing.assert_allclose(found.numpy(), np.mean(expected, axis=0), rtol=2e-3, atol=2e-3)
 
 
-def test_mahalanobis_does_not_depend_on_linear_maps_of_the_features(world: Any) -> None:
+def test_mahalanobis_does_not_depend_on_linear_maps_of_the_features(world: World) -> None:
     mixing = torch.randn(20, 20, generator=torch.Generator().manual_seed(3)) + 3 * torch.eye(20)
     scores = []
     for change in (lambda x: x.relu() + 50, lambda x: x.relu() @ mixing + 500):
@@ -107,7 +108,7 @@ def test_mahalanobis_does_not_depend_on_linear_maps_of_the_features(world: Any) 
     torch.testing.assert_close(*scores, rtol=5e-3, atol=5e-3)
 
 
-def test_mahalanobis_refuses_maps_that_never_vary(world: Any) -> None:
+def test_mahalanobis_refuses_maps_that_never_vary(world: World) -> None:
     sample = world.clean(30, 1).changed("dense", lambda x: torch.zeros_like(x))
     detector = Mahalanobis()
     with pytest.raises(UsageError, match="dense"):

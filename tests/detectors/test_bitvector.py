@@ -12,15 +12,17 @@ from aftershock.detectors.bits import blocks as bitblocks
 from aftershock.detectors.bits.bitvector import BitVector
 from aftershock.detectors.bits.blocks import BitBlocks
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.tracing.rows import Rows
 from aftershock.harness.tracing.traces import Need
 from scipy.stats import bernoulli
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
+from support.activations import Sample, World
 
 ALL = (Need("bits", "all"),)
 
 
-def bits_of(sample: Any, taps: list[str]) -> np.ndarray:
+def bits_of(sample: Sample, taps: list[str]) -> np.ndarray:
     return np.concatenate([(sample.before[t] > 0).numpy() for t in taps], 1).astype(float)
 
 
@@ -41,7 +43,7 @@ class TestLinear:
 
     @pytest.mark.usefixtures("in_small_blocks")
     @pytest.mark.parametrize("regularisation", [1e-1, 1e-2, 1e-3])
-    def test_logistic_is_scikit_learns(self, world: Any, regularisation: float) -> None:
+    def test_logistic_is_scikit_learns(self, world: World, regularisation: float) -> None:
         clean, perturbed, held_out = world.clean(180, 1), world.perturbed(90, 2), world.clean(50, 3)
         detector = BitVector("logistic", "all", regularisation)
         detector.fit(world.traces(clean, ALL, fit=True), world.traces(perturbed, ALL))
@@ -54,7 +56,7 @@ class TestLinear:
         np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
 
     @pytest.mark.parametrize("regularisation", [1e-1, 1e-2, 1e-3])
-    def test_svm_is_scikit_learns(self, world: Any, regularisation: float) -> None:
+    def test_svm_is_scikit_learns(self, world: World, regularisation: float) -> None:
         clean, perturbed, held_out = world.clean(180, 1), world.perturbed(90, 2), world.clean(50, 3)
         detector = BitVector("svm", "all", regularisation)
         detector.fit(world.traces(clean, ALL, fit=True), world.traces(perturbed, ALL))
@@ -69,7 +71,7 @@ class TestLinear:
         np.testing.assert_allclose(found, expected, atol=5e-3 * np.abs(expected).max())
 
     @pytest.mark.parametrize("method", ["logistic", "svm"])
-    def test_perturbed_images_are_required(self, world: Any, method: Any) -> None:
+    def test_perturbed_images_are_required(self, world: World, method: Any) -> None:
         traces = world.traces(world.clean(10, 1), ALL, fit=True)
         for perturbed in (None, traces[:0]):
             with pytest.raises(UsageError, match="fit_on"):
@@ -80,7 +82,7 @@ class TestLinear:
             True, True, False, False,
         ]  # fmt: skip
 
-    def test_what_separates_training_images_by_chance_does_not_carry_over(self, world: Any) -> None:
+    def test_what_separates_training_images_by_chance_does_not_carry_over(self, world: World) -> None:
         detector = BitVector("logistic", "all")
         detector.fit(world.traces(world.clean(100, 1), ALL, fit=True), world.traces(world.clean(100, 2), ALL))
         a, b = (detector.score(world.traces(world.clean(300, s), ALL)) for s in (3, 4))
@@ -90,7 +92,7 @@ class TestLinear:
 
 class TestBernoulli:
     @pytest.mark.usefixtures("in_small_blocks")
-    def test_is_the_mean_log_likelihood_per_unit_of_the_predicted_class(self, world: Any) -> None:
+    def test_is_the_mean_log_likelihood_per_unit_of_the_predicted_class(self, world: World) -> None:
         clean, held_out = world.clean(150, 1), world.perturbed(30, 2)
         # No fit image of class 3 is classified correctly.
         clean = clean.take(clean.labels != 3)
@@ -108,7 +110,7 @@ class TestBernoulli:
                 expected[i] -= bernoulli.logpmf(test[i].astype(int), chance).mean() / 2
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
-    def test_needs_no_perturbed_images(self, world: Any) -> None:
+    def test_needs_no_perturbed_images(self, world: World) -> None:
         traces = world.traces(world.clean(40, 1), ALL, fit=True)
         with_them = BitVector("bernoulli", "all").fit(traces, world.traces(world.perturbed(40, 2), ALL))
         without = BitVector("bernoulli", "all").fit(traces)
@@ -116,7 +118,7 @@ class TestBernoulli:
 
 
 class TestHamming:
-    def test_is_the_nearest_pattern_of_the_predicted_class(self, world: Any) -> None:
+    def test_is_the_nearest_pattern_of_the_predicted_class(self, world: World) -> None:
         clean, held_out = world.clean(120, 1), world.perturbed(40, 2)
         clean = clean.take(clean.labels != 3)
         detector = BitVector("hamming", "all", patterns=0).fit(world.traces(clean, ALL, fit=True))
@@ -124,7 +126,7 @@ class TestHamming:
         right = (clean.labels == clean.logits.argmax(1)).numpy()
         labels = clean.labels.numpy()[right]
         for i, predicted in enumerate(held_out.logits.argmax(1).tolist()):
-            total = 0
+            total = np.zeros(1)
             for tap in ("conv", "block.relu", "dense"):
                 train, test = bits_of(clean, [tap])[right], bits_of(held_out, [tap])[i]
                 # Class 3 has no pattern and is compared with all.
@@ -132,12 +134,12 @@ class TestHamming:
                 total = total + (own != test).mean(1) / 3
             assert found[i] == pytest.approx(total.min(), abs=1e-6)
 
-    def test_stored_images_have_distance_zero(self, world: Any) -> None:
+    def test_stored_images_have_distance_zero(self, world: World) -> None:
         clean = world.clean(60, 1, wrong=0)
         detector = BitVector("hamming", "all", patterns=0).fit(world.traces(clean, ALL, fit=True))
         assert float(detector.score(world.traces(clean, ALL)).abs().max()) == 0
 
-    def test_keeps_a_seeded_draw_of_the_patterns_of_each_class(self, world: Any) -> None:
+    def test_keeps_a_seeded_draw_of_the_patterns_of_each_class(self, world: World) -> None:
         clean = world.clean(200, 1)
         groups = class_groups(world.traces(clean, ALL, fit=True))
         kept = [
@@ -153,7 +155,7 @@ class TestHamming:
 @pytest.mark.parametrize("keep", [0, 1 << 20])
 @pytest.mark.parametrize("taps", [("conv", "block.relu"), ("conv", "block.relu", "dense"), ("dense",)])
 def test_blocks_hold_the_bits_side_by_side(
-    world: Any, monkeypatch: pytest.MonkeyPatch, keep: int, taps: tuple[str, ...]
+    world: World, monkeypatch: pytest.MonkeyPatch, keep: int, taps: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(bitblocks, "_BLOCK", 300)
     monkeypatch.setattr(bitblocks, "_KEEP", keep)
@@ -166,12 +168,12 @@ def test_blocks_hold_the_bits_side_by_side(
 
 
 @pytest.mark.parametrize("method", ["logistic", "svm", "bernoulli", "hamming"])
-def test_no_more_than_a_block_is_read_at_once(world: Any, method: Any) -> None:
+def test_no_more_than_a_block_is_read_at_once(world: World, method: Any) -> None:
     """Fit sets may be larger than memory."""
     sizes: list[int] = []
 
     class Watched:
-        def __init__(self, rows: torch.Tensor) -> None:
+        def __init__(self, rows: Rows) -> None:
             self.rows, self.shape = rows, rows.shape
 
         def __len__(self) -> int:

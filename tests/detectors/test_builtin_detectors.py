@@ -32,6 +32,7 @@ from aftershock.harness.tracing.traces import Traces
 from safetensors.torch import load, save
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+from support.activations import World
 from torch import Tensor
 
 MAKE: dict[str, Callable[[], Detector]] = {
@@ -99,7 +100,7 @@ LEAST_DESCENT = {"codeshift-disagreement": 0.85, "nap-vote": 0.85}
 every_detector = pytest.mark.parametrize("name", MAKE)
 
 
-def fit_new(name: str, world: Any) -> Detector:
+def fit_new(name: str, world: World) -> Detector:
     detector = MAKE[name]()
     clean = world.traces(world.clean(300, 1), detector.needs, fit=True)
     perturbed = world.traces(world.perturbed(200, 2), detector.needs, fit=True)
@@ -107,7 +108,7 @@ def fit_new(name: str, world: Any) -> Detector:
 
 
 @pytest.fixture(scope="module")
-def fitted(world: Any) -> Callable[[str], Detector]:
+def fitted(world: World) -> Callable[[str], Detector]:
     """Fitted once by name; for tests that only score."""
 
     @cache
@@ -123,7 +124,7 @@ def auroc(negative: Tensor, positive: Tensor) -> float:
 
 
 @every_detector
-def test_planted_perturbation_scores_higher_and_a_clean_one_does_not(name: str, world: Any, fitted: Any) -> None:
+def test_planted_perturbation_scores_higher_and_a_clean_one_does_not(name: str, world: World, fitted: Any) -> None:
     detector = fitted(name)
     clean, again, perturbed = (
         detector.score(world.traces(sample, detector.needs))
@@ -135,7 +136,7 @@ def test_planted_perturbation_scores_higher_and_a_clean_one_does_not(name: str, 
 
 
 @every_detector
-def test_scores_do_not_depend_on_how_images_are_cut_into_batches(name: str, world: Any, fitted: Any) -> None:
+def test_scores_do_not_depend_on_how_images_are_cut_into_batches(name: str, world: World, fitted: Any) -> None:
     detector = fitted(name)
     sample = world.clean(70, 6)
     traces = world.traces(sample, detector.needs)
@@ -150,14 +151,14 @@ def test_scores_do_not_depend_on_how_images_are_cut_into_batches(name: str, worl
 
 
 @every_detector
-def test_no_image_gives_no_score(name: str, world: Any, fitted: Any) -> None:
+def test_no_image_gives_no_score(name: str, world: World, fitted: Any) -> None:
     detector = fitted(name)
     traces = world.traces(world.clean(5, 6), detector.needs)
     assert detector.score(traces[:0]).shape == (0,)
 
 
 @every_detector
-def test_same_seed_same_scores(name: str, world: Any, fitted: Any) -> None:
+def test_same_seed_same_scores(name: str, world: World, fitted: Any) -> None:
     first = fitted(name)
     torch.manual_seed(2)
     before = torch.get_rng_state()
@@ -168,7 +169,7 @@ def test_same_seed_same_scores(name: str, world: Any, fitted: Any) -> None:
 
 
 @every_detector
-def test_state_survives_storage(name: str, world: Any, fitted: Any) -> None:
+def test_state_survives_storage(name: str, world: World, fitted: Any) -> None:
     detector = fitted(name)
     tensors, value = split_state(detector.state())
     stored = save(tensors), json.dumps(value)
@@ -183,7 +184,7 @@ def test_state_survives_storage(name: str, world: Any, fitted: Any) -> None:
 
 
 @every_detector
-def test_fitting_again_forgets_the_first_fit(name: str, world: Any) -> None:
+def test_fitting_again_forgets_the_first_fit(name: str, world: World) -> None:
     detector = fit_new(name, world)
     traces = world.traces(world.perturbed(50, 8), detector.needs)
     detector.score(traces)
@@ -194,7 +195,7 @@ def test_fitting_again_forgets_the_first_fit(name: str, world: Any) -> None:
 
 
 @every_detector
-def test_surrogate_follows_the_score(name: str, world: Any, fitted: Any) -> None:
+def test_surrogate_follows_the_score(name: str, world: World, fitted: Any) -> None:
     detector = fitted(name)
     clean, perturbed = world.clean(60, 9), world.perturbed(60, 10)
     scores, stand_ins = [], []
@@ -206,7 +207,7 @@ def test_surrogate_follows_the_score(name: str, world: Any, fitted: Any) -> None
         gradients = torch.autograd.grad(stand_in.sum(), leaves, allow_unused=True)
         used = [g for g in gradients if g is not None]
         assert used and all(bool(g.isfinite().all()) for g in used)
-        moved = sum(g.abs().sum(1) for g in used)
+        moved = torch.stack([g.abs().sum(1) for g in used]).sum(0)
         assert bool((moved > 0).all()), "an image gets no gradient"
         stand_ins.append(stand_in.detach())
     if detector.surrogate_kind == "exact":
@@ -218,7 +219,7 @@ def test_surrogate_follows_the_score(name: str, world: Any, fitted: Any) -> None
 
 
 @every_detector
-def test_surrogate_descends_the_score(name: str, world: Any, fitted: Any) -> None:
+def test_surrogate_descends_the_score(name: str, world: World, fitted: Any) -> None:
     detector = fitted(name)
     sample = world.perturbed(40, 11)
     before = detector.score(world.traces(sample, detector.needs))
@@ -239,7 +240,7 @@ def test_surrogate_descends_the_score(name: str, world: Any, fitted: Any) -> Non
 
 
 @every_detector
-def test_classes_that_the_fit_images_lack_get_finite_scores(name: str, world: Any) -> None:
+def test_classes_that_the_fit_images_lack_get_finite_scores(name: str, world: World) -> None:
     detector = MAKE[name]()
     sample = world.clean(200, 12)
     seen = sample.take((sample.labels < 2) & (sample.logits.argmax(1) < 2))
@@ -252,7 +253,7 @@ def test_classes_that_the_fit_images_lack_get_finite_scores(name: str, world: An
 
 @every_detector
 @pytest.mark.parametrize("count", [2, 7])
-def test_a_handful_of_fit_images_gives_finite_scores(name: str, count: int, world: Any) -> None:
+def test_a_handful_of_fit_images_gives_finite_scores(name: str, count: int, world: World) -> None:
     detector = MAKE[name]()
     perturbed = world.traces(world.perturbed(count, 14), detector.needs)
     detector.fit(world.traces(world.clean(count, 15), detector.needs, fit=True), perturbed)
@@ -260,7 +261,7 @@ def test_a_handful_of_fit_images_gives_finite_scores(name: str, count: int, worl
 
 
 @every_detector
-def test_a_model_that_is_never_right_can_be_fitted(name: str, world: Any) -> None:
+def test_a_model_that_is_never_right_can_be_fitted(name: str, world: World) -> None:
     detector = MAKE[name]()
     sample = world.clean(60, 17, wrong=1.1)
     assert not bool((sample.logits.argmax(1) == sample.labels).any())
@@ -270,7 +271,7 @@ def test_a_model_that_is_never_right_can_be_fitted(name: str, world: Any) -> Non
 
 
 @every_detector
-def test_units_that_never_vary_do_no_harm(name: str, world: Any) -> None:
+def test_units_that_never_vary_do_no_harm(name: str, world: World) -> None:
     """A dead map is constant over the fit images; at score time it moves a little."""
     detector = MAKE[name]()
 
@@ -294,7 +295,7 @@ def test_info_is_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in MAKE if n not in UNFITTED])
-def test_scoring_before_fitting_says_so(name: str, world: Any) -> None:
+def test_scoring_before_fitting_says_so(name: str, world: World) -> None:
     detector = MAKE[name]()
     with pytest.raises(UsageError, match="not fitted"):
         detector.score(world.traces(world.clean(3, 1), detector.needs))
@@ -303,7 +304,7 @@ def test_scoring_before_fitting_says_so(name: str, world: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in MAKE if n not in UNFITTED])
-def test_fitting_on_no_image_says_so(name: str, world: Any) -> None:
+def test_fitting_on_no_image_says_so(name: str, world: World) -> None:
     detector = MAKE[name]()
     traces: Traces = world.traces(world.clean(3, 1), detector.needs, fit=True)
     with pytest.raises(UsageError, match=r"data\.fit"):

@@ -12,11 +12,12 @@ from aftershock.detectors.activations.codeshift import PARTS, CodeShift
 from aftershock.harness.core.errors import UsageError
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
+from support.activations import Sample, World, rows_apart
 
 TAPS = ("conv", "block.relu", "dense")
 
 
-def pooled(sample: Any, world: Any, tap: str, statistic: str) -> np.ndarray:
+def pooled(sample: Sample, world: World, tap: str, statistic: str) -> np.ndarray:
     shape = next(t.shape for t in world.taps if t.name == tap)
     values = sample.before[tap].relu().numpy().astype(np.float64).reshape(len(sample.labels), shape[0], -1)
     if statistic == "std" and values.shape[2] == 1:
@@ -24,12 +25,12 @@ def pooled(sample: Any, world: Any, tap: str, statistic: str) -> np.ndarray:
     return np.asarray(getattr(values, statistic)(2))
 
 
-def vectors(sample: Any, world: Any, tap: str, statistic: str) -> np.ndarray:
+def vectors(sample: Sample, world: World, tap: str, statistic: str) -> np.ndarray:
     found = [pooled(sample, world, tap, part) for part in statistic.split("+")]
     return np.concatenate(found, 1)
 
 
-def expected_parts(world: Any, detector: CodeShift, train: Any, other: Any) -> dict[str, np.ndarray]:
+def expected_parts(world: World, detector: CodeShift, train: Any, other: Any) -> dict[str, np.ndarray]:
     """The components of each layer (n, layers) for ``other`` before scaling, from the prototypes alone."""
     right = (train.labels == train.logits.argmax(1)).numpy()
     labels, predictions = train.labels.numpy(), other.logits.argmax(1).numpy()
@@ -75,7 +76,7 @@ def expected_parts(world: Any, detector: CodeShift, train: Any, other: Any) -> d
     ],
 )
 def test_components_are_what_counting_gives(
-    world: Any, apart: Any, encoder: Any, component: Any, statistic: Any, weighting: Any
+    world: World, encoder: Any, component: Any, statistic: Any, weighting: Any
 ) -> None:
     clean, other = world.clean(160, 1), world.perturbed(40, 2)
     clean = clean.take(clean.labels != 3)
@@ -84,7 +85,7 @@ def test_components_are_what_counting_gives(
         weighting=weighting,
     )  # fmt: skip
     detector.fit(world.traces(clean, detector.needs, fit=True))
-    train_rows, held_rows, _ = apart(len(clean.labels), len(clean.labels) // 8)
+    train_rows, held_rows, _ = rows_apart(len(clean.labels), len(clean.labels) // 8)
     train, held_out = clean.take(train_rows), clean.take(held_rows)
     own = expected_parts(world, detector, train, held_out)
     parts = expected_parts(world, detector, train, other)
@@ -102,17 +103,17 @@ def test_components_are_what_counting_gives(
     np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-3, atol=1e-3)
 
 
-def test_held_out_clean_images_set_the_scale(world: Any, apart: Any) -> None:
+def test_held_out_clean_images_set_the_scale(world: World) -> None:
     clean = world.clean(200, 1)
     for component in PARTS:
         detector = CodeShift(rows=4, columns=4, epochs=5, component=component)
         detector.fit(world.traces(clean, detector.needs, fit=True))
-        scores = detector.score(world.traces(clean.take(apart(200, 25)[1]), detector.needs))
+        scores = detector.score(world.traces(clean.take(rows_apart(200, 25)[1]), detector.needs))
         assert float(scores.mean()) == pytest.approx(0, abs=1e-6)
         assert float(scores.std(correction=0)) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any) -> None:
+def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: World) -> None:
     """Either layer's images, moved by the same number of its own standard deviations, score the same."""
     clean, held_out = world.clean(400, 1), world.clean(100, 2)
     detector = CodeShift(["conv", "dense"], rows=3, columns=3, component="error")
@@ -126,7 +127,7 @@ def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any) -> None:
     torch.testing.assert_close(*scores)
 
 
-def test_layers_that_say_nothing_about_the_class_get_little_weight_by_agreement(world: Any) -> None:
+def test_layers_that_say_nothing_about_the_class_get_little_weight_by_agreement(world: World) -> None:
     clean = world.clean(400, 1)
     draw = torch.Generator().manual_seed(9)
     clean = clean.changed("conv", lambda x: torch.randn(x.shape, generator=draw))
@@ -137,16 +138,16 @@ def test_layers_that_say_nothing_about_the_class_get_little_weight_by_agreement(
 
 
 @pytest.mark.parametrize("encoder", ["som", "kmeans"])
-def test_codes_far_on_the_map_are_found_and_others_are_not(world: Any, encoder: Any) -> None:
+def test_codes_far_on_the_map_are_found_and_others_are_not(world: World, encoder: Any) -> None:
     """Images of one class that are predicted as another lie elsewhere on the map: 1.0; clean against clean: 0.5."""
     detector = CodeShift("last:1", encoder=encoder, rows=5, columns=5, component="distance")
 
-    def apart(sample: Any) -> Any:
+    def rows_apart(sample: Sample) -> Any:
         corners = 30 * torch.eye(5, 20)[sample.labels]
         return sample.changed("dense", lambda x: corners + 0.1 * x)
 
-    detector.fit(world.traces(apart(world.clean(500, 1, wrong=0)), detector.needs, fit=True))
-    clean, again = (apart(world.clean(200, seed, wrong=0)) for seed in (2, 3))
+    detector.fit(world.traces(rows_apart(world.clean(500, 1, wrong=0)), detector.needs, fit=True))
+    clean, again = (rows_apart(world.clean(200, seed, wrong=0)) for seed in (2, 3))
     turned = type(clean)(clean.before, clean.logits.roll(1, 1), clean.labels)
     scores = [detector.score(world.traces(s, detector.needs)) for s in (clean, again, turned)]
     assert roc_auc_score([0] * 200 + [1] * 200, torch.cat([scores[0], scores[2]])) == 1
@@ -154,7 +155,7 @@ def test_codes_far_on_the_map_are_found_and_others_are_not(world: Any, encoder: 
 
 
 @pytest.mark.parametrize("encoder", ["som", "kmeans"])
-def test_cold_and_straight_through_surrogates_are_the_score(world: Any, encoder: Any) -> None:
+def test_cold_and_straight_through_surrogates_are_the_score(world: World, encoder: Any) -> None:
     detector = CodeShift(encoder=encoder, rows=4, columns=4, statistic="mean+std")
     detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))
     sample = world.perturbed(40, 2)
@@ -168,7 +169,7 @@ def test_cold_and_straight_through_surrogates_are_the_score(world: Any, encoder:
     assert not torch.allclose(detector.surrogate(live).double(), expected, atol=1e-2)
 
 
-def test_images_of_one_class_predicted_as_another_contradict_their_codes(world: Any) -> None:
+def test_images_of_one_class_predicted_as_another_contradict_their_codes(world: World) -> None:
     detector = CodeShift(rows=4, columns=4, epochs=10, component="disagreement")
     detector.fit(world.traces(world.clean(400, 1), detector.needs, fit=True))
     clean = world.clean(100, 2, wrong=0)
@@ -177,7 +178,7 @@ def test_images_of_one_class_predicted_as_another_contradict_their_codes(world: 
     assert float((scores[1] > scores[0]).double().mean()) > 0.95
 
 
-def test_statistic_and_layers_say_what_is_read(world: Any) -> None:
+def test_statistic_and_layers_say_what_is_read(world: World) -> None:
     detector = CodeShift("first:1", statistic="max", rows=2, columns=2, epochs=2)
     (need,) = detector.needs
     assert (need.representation, need.statistic, need.taps) == ("pooled", "max", "first:1")
@@ -185,7 +186,7 @@ def test_statistic_and_layers_say_what_is_read(world: Any) -> None:
     assert [m["prototypes"].shape for m in detector.maps] == [torch.Size([4, 6])]
 
 
-def test_an_unknown_layer_is_named(world: Any) -> None:
+def test_an_unknown_layer_is_named(world: World) -> None:
     detector = CodeShift(["conv", "nope"])
     traces = world.traces(world.clean(5, 1), CodeShift().needs, fit=True)
     with pytest.raises(UsageError, match="nope"):

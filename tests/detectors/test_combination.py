@@ -12,7 +12,7 @@ import pytest
 import torch
 from aftershock.detectors.base.detector import Detector, DetectorInfo
 from aftershock.detectors.combine.columns import fit_columns, join_columns
-from aftershock.detectors.combine.combination import CombinedScore
+from aftershock.detectors.combine.combination import CombinedScore, Method
 from aftershock.detectors.combine.p_values import fit_tail, surprise
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import combine_pvalues
 from sklearn.metrics import roc_auc_score
+from support.activations import Sample, World
 from torch import Tensor
 
 
@@ -146,7 +147,8 @@ def test_mahalanobis_takes_correlation_into_account() -> None:
     common = normal(500, 1, 1)
     clean = torch.cat([common, common + 0.1 * normal(500, 2, 1), common], 1)
     odd = torch.tensor([[1.5, -1.5, 0.0]]).repeat(50, 1)
-    for method, least, most in (("mahalanobis", 0.999, 1.0), ("mean", 0.0, 0.6)):
+    expected: dict[Method, tuple[float, float]] = {"mahalanobis": (0.999, 1.0), "mean": (0.0, 0.6)}
+    for method, (least, most) in expected.items():
         detector = CombinedScore(of(0, 1), method).fit(scored(clean, fit=True))
         scores = torch.cat([detector.score(scored(clean)), detector.score(scored(odd))])
         assert least <= roc_auc_score([0] * 500 + [1] * 50, scores) <= most
@@ -181,7 +183,7 @@ def test_views_and_gradients_of_members_are_kept_apart() -> None:
     torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_members_see_what_they_asked_for_where_needs_are_capped(world: Any) -> None:
+def test_members_see_what_they_asked_for_where_needs_are_capped(world: World) -> None:
     """Two members read the same code at different layers; the harness keeps fewer units than were asked for."""
     detector = CombinedScore(
         [
@@ -192,7 +194,7 @@ def test_members_see_what_they_asked_for_where_needs_are_capped(world: Any) -> N
     )
     assert len(detector.needs) == 3
 
-    def traces(sample: Any, needs: tuple[Need, ...], fit: bool) -> Traces:
+    def traces(sample: Sample, needs: tuple[Need, ...], fit: bool) -> Traces:
         held = tuple(replace(n, units=16) if n.representation == "bits" else n for n in needs)
         everywhere = tuple(replace(n, taps="all") for n in held)
         return replace(world.traces(sample, everywhere, fit=fit), needs=held)
@@ -205,8 +207,12 @@ def test_members_see_what_they_asked_for_where_needs_are_capped(world: Any) -> N
         torch.testing.assert_close(column, member.score(alone).double())
 
 
-def test_state_holds_the_members(world: Any) -> None:
-    made = ["mahalanobis", {"name": "combination", "of": ["msp", "energy"], "method": "mean"}, "energy"]
+def test_state_holds_the_members(world: World) -> None:
+    made: list[str | dict[str, Any]] = [
+        "mahalanobis",
+        {"name": "combination", "of": ["msp", "energy"], "method": "mean"},
+        "energy",
+    ]
     DETECTORS._entries.setdefault("combination", Entry("combination", CombinedScore, Origin("session")))
     detector = CombinedScore(made)
     detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,7 @@ class Undeclared(Sound):
     info = DetectorInfo(title="Undeclared", paper="none", summary="", needs=(Need("pooled", "last:3"),))
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[type[Detector], str]] = {
     "info": (Nameless, r"info\.title = ''"),
     "described": (Terse, "lacks paper and summary"),
     "needs": (NoSuchTap, "no tap 'layer9'"),
@@ -249,7 +250,7 @@ BROKEN = {
     "few-fit-images": (Greedy, "ZeroDivisionError|not finite"),
     "surrogate": (Unrelated, "rank correlation of its surrogate with its score is -"),
 }
-MORE = {
+MORE: dict[str, list[tuple[type[Detector], str]]] = {
     "scores": [(Holes, "gave 1 values that are not finite"), (Counts, "gave bool values")],
     "batches": [(Peers, "a score moved")],
     "labels": [(Draws, "draws from the generator")],
@@ -266,7 +267,7 @@ CASES += [(name, *case) for name, cases in MORE.items() for case in cases]
 
 
 @parametrize_with_detector_checks([Sound(), "bitvector"])
-def test_a_sound_detector_passes_every_check(detector, check) -> None:
+def test_a_sound_detector_passes_every_check(detector: object, check: Callable[[object], None]) -> None:
     check(detector)
 
 
@@ -320,7 +321,7 @@ def test_names_and_parameters_that_are_wrong_are_one_sentence() -> None:
     with pytest.raises(UsageError, match="no check 'colour'"):
         check_detector("msp", only=["colour"])
     with pytest.raises(UsageError, match="is not a detector"):
-        check_detector(dict)
+        check_detector(dict)  # type: ignore[arg-type]
 
 
 def test_the_fixture_is_what_it_says() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from aftershock import Guard
+from aftershock.detectors.activations.latent import Latent
+from aftershock.detectors.bits.bitvector import BitVector
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.models.classifier import Classifier, Normalise
@@ -19,6 +19,9 @@ from aftershock.harness.run.load import RunFolder, load_detector, load_model
 from aftershock.harness.suite.resolve import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.commands import Forks
+from support.suites import Tiny
+from support.tables import read_table
 from torch import nn
 
 PARTS = """
@@ -46,10 +49,10 @@ DETECTORS = ("bits", "mahalanobis", "codeshift", "latent", "shaky")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("guard")
     (folder / "parts.py").write_text(PARTS)
-    detectors = [
+    detectors: list[dict[str, Any]] = [
         {"name": "bitvector", "label": "bits", "method": "hamming"}, {"name": "mahalanobis"},
         {"name": "codeshift", "rows": 3, "columns": 3, "epochs": 3}, {"name": "shaky"},
         {"name": "latent", "latent": 3, "hidden": [16], "epochs": 3},
@@ -65,15 +68,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callabl
 
 def scores_of(run: Path, detector: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions in the test split and scores of the clean evaluate images, as the table has them."""
-    with gzip.open(run / "tables" / "scores.csv.gz", "rt", newline="") as stream:
-        rows = [
-            r for r in csv.DictReader(stream)
-            if (r["detector"], r["set"], r["perturbation"]) == (detector, "clean", "none")
-        ]  # fmt: skip
+    rows = [
+        r for r in read_table(run, "scores.csv.gz")
+        if (r["detector"], r["set"], r["perturbation"]) == (detector, "clean", "none")
+    ]  # fmt: skip
     return torch.tensor([int(r["index"]) for r in rows]), torch.tensor([float(r["score"]) for r in rows]).double()
 
 
-def guard(run: Path, detector: str, folder: Path, **more) -> Guard:
+def guard(run: Path, detector: str, folder: Path, **more: Any) -> Guard:
     return Guard.load(export_guard(run, detector, folder / f"{detector}.safetensors"), load_model(run), **more)
 
 
@@ -105,6 +107,7 @@ def test_a_guard_of_a_latent_detector_has_a_live_map(run: Path, tmp_path: Path) 
     torch.testing.assert_close(made.positions(images[7:8]), found[7:8], rtol=1e-4, atol=1e-4)
     # What was fitted survived the file.
     fitted = RunFolder(run).detector("latent").detector
+    assert isinstance(fitted, Latent)
     assert torch.equal(fitted.landmarks()[0], points)
     # A map that means something: images lie nearer to the landmarks of their class than to those of the others.
     distances = torch.cdist(found, points)
@@ -178,7 +181,7 @@ def test_another_architecture_is_refused(run: Path, tmp_path: Path) -> None:
         ("cat.png", "str"),
     ],
 )
-def test_wrong_images_are_one_sentence(run: Path, tmp_path: Path, images, message: str) -> None:
+def test_wrong_images_are_one_sentence(run: Path, tmp_path: Path, images: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         guard(run, "mahalanobis", tmp_path)(images)
 
@@ -203,9 +206,9 @@ def test_files_that_are_no_guard_are_one_sentence(run: Path, tmp_path: Path) -> 
             Guard.load(tmp_path / f"{name}.safetensors", load_model(run))
 
 
-def test_a_score_that_is_no_number_raises_the_alarm(run: Path, tmp_path: Path) -> None:
+def test_a_score_that_is_no_number_raises_the_alarm(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = guard(run, "mahalanobis", tmp_path)
-    made.detector.score = lambda traces: torch.full((len(traces),), torch.nan)
+    monkeypatch.setattr(made.detector, "score", lambda traces: torch.full((len(traces),), torch.nan))
     assert made(torch.rand(3, 1, 8, 8)).alarm.tolist() == [True] * 3
 
 
@@ -216,7 +219,7 @@ def test_another_normalisation_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="normalises its input otherwise"):
         Guard.load(path, other)
     with pytest.raises(UsageError, match="not NoneType"):
-        Guard.load(path, None)
+        Guard.load(path, None)  # type: ignore[arg-type]
 
 
 def test_a_state_cannot_replace_methods_or_checked_parameters(run: Path) -> None:
@@ -225,6 +228,7 @@ def test_a_state_cannot_replace_methods_or_checked_parameters(run: Path) -> None
         with pytest.raises(UsageError, match=name):
             detector.load_state({name: 5})
     detector.load_state({"patterns": 10**9, "method": "forest"})
+    assert isinstance(detector, BitVector)
     assert detector.patterns == 500 and detector.method == "hamming"
 
 
@@ -235,7 +239,7 @@ def test_a_state_cannot_replace_methods_or_checked_parameters(run: Path) -> None
         {"seeds": []}, {"models": []}, {"models": [{"label": "mlp"}]}, {"data": "digits"},
     ],
 )  # fmt: skip
-def test_a_damaged_run_is_one_sentence(run: Path, tmp_path: Path, damage: dict) -> None:
+def test_a_damaged_run_is_one_sentence(run: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
     facts = json.loads((run / "run.json").read_text())
     facts["resolved"] |= damage
     (tmp_path / "run.json").write_text(json.dumps(facts))
@@ -243,7 +247,7 @@ def test_a_damaged_run_is_one_sentence(run: Path, tmp_path: Path, damage: dict) 
         load_detector(tmp_path, "bits")
 
 
-def test_what_only_left_out_is_still_there(run: Path, forks: Callable, tmp_path: Path) -> None:
+def test_what_only_left_out_is_still_there(run: Path, forks: Forks, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -253,11 +257,13 @@ def test_what_only_left_out_is_still_there(run: Path, forks: Callable, tmp_path:
         AFTERSHOCK_CACHE=str(run.parent / "cache"),
     )  # fmt: skip
     assert done.status == 0, done.output
-    assert load_detector(copy, "bits").method == "hamming"
+    found = load_detector(copy, "bits")
+    assert isinstance(found, BitVector) and found.method == "hamming"
 
 
 def test_a_fitted_detector_is_loaded_without_the_suite(run: Path) -> None:
     detector = load_detector(run, "bits")
+    assert isinstance(detector, BitVector)
     assert detector.method == "hamming" and detector.surrogate_kind == "relaxed"
     for label, model, message in (
         ("bit", None, "no detector 'bit'.*did you mean 'bits'"),
@@ -285,7 +291,7 @@ def test_a_changed_artifact_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_weights(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+def with_weights(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> Path:
     """A folder with a run of the weights that come with the package, and one of a user's own."""
     folder = tmp_path_factory.mktemp("weights")
     weights = builtin_suites()["quick"].parent / "weights" / "digits-mlp.safetensors"
@@ -314,7 +320,7 @@ def test_weights_of_a_user_are_asked_for_even_if_the_name_is_known(with_weights:
     load_model(with_weights / "own", weights=with_weights / "digits-mlp.safetensors")
 
 
-def test_the_command_line_writes_a_guard(run: Path, forks: Callable, tmp_path: Path) -> None:
+def test_the_command_line_writes_a_guard(run: Path, forks: Forks, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "g.safetensors"
     done = forks("guard", "export", str(run), "--detector", "mahalanobis", "--out", str(out), cwd=tmp_path)
     assert done.status == 0 and out.is_file(), done.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from aftershock.harness.tracing.traces import Traces
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, LeaveOneOut
 from sklearn.neighbors import KernelDensity as Reference
+from support.activations import World
 
 
 def with_passes(traces: Traces, detector: KernelDensity, spread: float, seed: int) -> Traces:
@@ -29,7 +29,7 @@ def with_passes(traces: Traces, detector: KernelDensity, spread: float, seed: in
 
 
 @pytest.mark.parametrize("bandwidth", [0.0, 0.7])
-def test_density_is_that_of_scikit_learn_given_the_predicted_class(world: Any, bandwidth: float) -> None:
+def test_density_is_that_of_scikit_learn_given_the_predicted_class(world: World, bandwidth: float) -> None:
     detector = KernelDensity(bandwidth=bandwidth)
     detector.fit(world.traces(world.clean(300, 1), detector.needs, fit=True))
     assert bandwidth == 0 or detector.width == bandwidth
@@ -44,7 +44,7 @@ def test_density_is_that_of_scikit_learn_given_the_predicted_class(world: Any, b
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_bandwidth_has_the_highest_leave_one_out_likelihood(world: Any) -> None:
+def test_bandwidth_has_the_highest_leave_one_out_likelihood(world: World) -> None:
     detector = KernelDensity(reference=60)
     sample = world.clean(300, 1, wrong=0)
     sample = sample.take(sample.labels == 2)
@@ -54,7 +54,7 @@ def test_bandwidth_has_the_highest_leave_one_out_likelihood(world: Any) -> None:
     assert search.best_params_["bandwidth"] == pytest.approx(detector.width)
 
 
-def test_a_class_without_fit_images_takes_all(world: Any) -> None:
+def test_a_class_without_fit_images_takes_all(world: World) -> None:
     detector = KernelDensity()
     sample = world.clean(200, 1, wrong=0)
     detector.fit(world.traces(sample.take(sample.labels != 4), detector.needs, fit=True))
@@ -62,7 +62,7 @@ def test_a_class_without_fit_images_takes_all(world: Any) -> None:
     assert bool(detector.score(unseen).isfinite().all())
 
 
-def test_dropout_spread_is_the_variance_of_the_softmax_and_counts(world: Any) -> None:
+def test_dropout_spread_is_the_variance_of_the_softmax_and_counts(world: World) -> None:
     detector = KernelDensity(dropout_passes=6, combination="logistic")
     assert len({view.name for view in detector.views}) == 6 and all(view.dropout for view in detector.views)
     # Clean samples on both sides: only the spread tells them apart, a planted case.
@@ -82,7 +82,7 @@ def test_dropout_spread_is_the_variance_of_the_softmax_and_counts(world: Any) ->
     assert bool(gradient.isfinite().all())
 
 
-def test_a_model_without_dropout_is_pointed_out_and_the_density_alone_counts(world: Any) -> None:
+def test_a_model_without_dropout_is_pointed_out_and_the_density_alone_counts(world: World) -> None:
     plain, passes = KernelDensity(combination="max"), KernelDensity(dropout_passes=2, combination="max")
     clean = world.traces(world.clean(200, 1), plain.needs, fit=True)
     plain.fit(clean)
@@ -93,7 +93,7 @@ def test_a_model_without_dropout_is_pointed_out_and_the_density_alone_counts(wor
     torch.testing.assert_close(passes.score(with_passes(test, passes, 0.0, 0)), expected)
 
 
-def test_wrong_parameters(world: Any) -> None:
+def test_wrong_parameters(world: World) -> None:
     for parameters, word in (
         ({"bandwidth": -1.0}, "bandwidth"),
         ({"dropout_passes": 1}, "dropout_passes"),

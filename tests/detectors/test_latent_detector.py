@@ -13,20 +13,21 @@ from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
+from support.activations import Sample, World, rows_apart
 
 
-def activations(world: Any, sample: Any) -> list[np.ndarray]:
+def activations(world: World, sample: Sample) -> list[np.ndarray]:
     return [sample.before[tap.name].relu().double().numpy() for tap in world.taps]
 
 
 @pytest.mark.parametrize("component", ["all", "reconstruction", "distance", "neighbours", "fringe"])
-def test_pca_is_scikit_learns(world: Any, apart: Any, component: Any) -> None:
+def test_pca_is_scikit_learns(world: World, component: Any) -> None:
     clean, other = world.clean(240, 1), world.perturbed(50, 2)
     clean = clean.take(clean.labels != 3)
     detector = Latent("pca", latent=4, units=200, component=component)
     found = detector.fit(world.traces(clean, detector.needs, fit=True)).score(world.traces(other, detector.needs))
 
-    train_rows, held_rows, _ = apart(len(clean.labels), len(clean.labels) // 8)
+    train_rows, held_rows, _ = rows_apart(len(clean.labels), len(clean.labels) // 8)
     clean, cut = clean.take(torch.cat([train_rows, held_rows])), len(train_rows)
     prepared = []
     for train, test in zip(activations(world, clean), activations(world, other), strict=True):
@@ -70,7 +71,7 @@ def test_pca_is_scikit_learns(world: Any, apart: Any, component: Any) -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any, apart: Any) -> None:
+def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: World) -> None:
     detector = Latent("pca", latent=4, units=200)
     clean = world.clean(200, 1)
     # Half of the narrow layer is dead: only units that vary count.
@@ -78,13 +79,13 @@ def test_a_wide_layer_weighs_no_more_than_a_narrow_one(world: Any, apart: Any) -
     traces = world.traces(clean, detector.needs, fit=True)
     detector.fit(traces)
     raw = torch.cat([traces.full(tap.name) for tap in world.taps], 1)
-    inputs = ((raw - detector.inputs["mean"]) * detector.inputs["scale"])[apart(200, 25)[0]]
+    inputs = ((raw - detector.inputs["mean"]) * detector.inputs["scale"])[rows_apart(200, 25)[0]]
     energies = [float(part.square().sum(1).mean()) for part in inputs.split([96, 72, 20], 1)]
     assert energies == pytest.approx([energies[0]] * 3, rel=1e-4)
     assert float(inputs[:, 168:178].abs().max()) == 0
 
 
-def test_the_autoencoder_learns_a_curve_that_principal_components_cannot(world: Any) -> None:
+def test_the_autoencoder_learns_a_curve_that_principal_components_cannot(world: World) -> None:
     """Images on an arc, against images inside and outside of it; a code of one number can follow the arc only."""
 
     def arc(n: int, seed: int, off: float) -> Any:
@@ -110,7 +111,7 @@ def test_the_autoencoder_learns_a_curve_that_principal_components_cannot(world: 
     assert separated["autoencoder"] > separated["pca"] + 0.2
 
 
-def test_the_seed_moves_the_autoencoder(world: Any) -> None:
+def test_the_seed_moves_the_autoencoder(world: World) -> None:
     clean, other = world.clean(100, 1), world.perturbed(30, 2)
     scores = []
     for seed in (0, 1, 0):
@@ -120,21 +121,21 @@ def test_the_seed_moves_the_autoencoder(world: Any) -> None:
     assert torch.equal(scores[0], scores[2]) and not torch.equal(scores[0], scores[1])
 
 
-def test_units_limits_what_is_read_of_each_layer(world: Any) -> None:
+def test_units_limits_what_is_read_of_each_layer(world: World) -> None:
     detector = Latent("pca", latent=2, units=30)
     assert [n.units for n in detector.needs] == [30]
     detector.fit(world.traces(world.clean(60, 1), detector.needs, fit=True))
     assert detector.inputs["mean"].shape == (30 + 30 + 20,)
 
 
-def test_activations_that_never_vary_are_refused(world: Any) -> None:
+def test_activations_that_never_vary_are_refused(world: World) -> None:
     detector = Latent("pca", ["dense"])
     sample = world.clean(60, 1).changed("dense", lambda x: torch.full_like(x, 2.0))
     with pytest.raises(UsageError, match="no unit whose activation varies"):
         detector.fit(world.traces(sample, detector.needs, fit=True))
 
 
-def test_a_class_with_fewer_images_than_neighbours_has_those_that_there_are(world: Any) -> None:
+def test_a_class_with_fewer_images_than_neighbours_has_those_that_there_are(world: World) -> None:
     clean = world.clean(200, 1, wrong=0)
     rare = (clean.labels == 4).nonzero()[:3, 0]
     clean = clean.take(torch.cat([(clean.labels != 4).nonzero()[:, 0], rare]).sort().values)
@@ -152,23 +153,23 @@ def test_a_class_with_fewer_images_than_neighbours_has_those_that_there_are(worl
 
 
 @pytest.mark.parametrize("component", ["distance", "neighbours", "fringe"])
-def test_codes_of_one_class_that_are_predicted_as_another_are_found(world: Any, component: Any) -> None:
+def test_codes_of_one_class_that_are_predicted_as_another_are_found(world: World, component: Any) -> None:
     """Planted: 1.0 for images of another class than the predicted one, 0.5 for clean images against clean ones."""
 
-    def apart(sample: Any) -> Any:
+    def rows_apart(sample: Sample) -> Any:
         corners = 12 * torch.eye(5, 20)[sample.labels]
         return sample.changed("dense", lambda x: corners + 0.3 * x)
 
     detector = Latent("pca", ["dense"], latent=4, component=component)
-    detector.fit(world.traces(apart(world.clean(400, 1, wrong=0)), detector.needs, fit=True))
-    clean, again = (apart(world.clean(200, seed, wrong=0)) for seed in (2, 3))
+    detector.fit(world.traces(rows_apart(world.clean(400, 1, wrong=0)), detector.needs, fit=True))
+    clean, again = (rows_apart(world.clean(200, seed, wrong=0)) for seed in (2, 3))
     turned = type(clean)(clean.before, clean.logits.roll(1, 1), clean.labels)
     scores = [detector.score(world.traces(s, detector.needs)) for s in (clean, again, turned)]
     assert roc_auc_score([0] * 200 + [1] * 200, torch.cat([scores[0], scores[2]])) == 1
     assert abs(roc_auc_score([0] * 200 + [1] * 200, torch.cat(scores[:2])) - 0.5) < 0.1
 
 
-def test_fringe_is_finite_where_all_fit_images_have_one_class(world: Any) -> None:
+def test_fringe_is_finite_where_all_fit_images_have_one_class(world: World) -> None:
     clean = world.clean(200, 1, wrong=0)
     clean = clean.take(clean.labels == 2)
     detector = Latent("pca", latent=3, component="fringe")
@@ -179,7 +180,7 @@ def test_fringe_is_finite_where_all_fit_images_have_one_class(world: Any) -> Non
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(stand_in.sum(), leaves[:-1]))
 
 
-def test_positions_have_as_many_axes_as_there_are_components(world: Any) -> None:
+def test_positions_have_as_many_axes_as_there_are_components(world: World) -> None:
     """Fewer images than components are asked for: the map has fewer axes, for images and landmarks alike."""
     detector = Latent("pca", latent=16, units=200)
     detector.fit(world.traces(world.clean(9, 1, wrong=0), detector.needs, fit=True))

@@ -15,9 +15,10 @@ from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
+from support.activations import Sample, World, rows_apart
 
 
-def components(world: Any, train: Any, latent: int) -> list[tuple[np.ndarray, np.ndarray, PCA]]:
+def components(world: World, train: Any, latent: int) -> list[tuple[np.ndarray, np.ndarray, PCA]]:
     """Mean, deviation and principal components of every layer of the training images."""
     fitted = []
     for tap in world.taps:
@@ -28,21 +29,21 @@ def components(world: Any, train: Any, latent: int) -> list[tuple[np.ndarray, np
     return fitted
 
 
-def standardised(world: Any, fitted: Any, sample: Any) -> list[tuple[np.ndarray, PCA]]:
+def standardised(world: World, fitted: Any, sample: Sample) -> list[tuple[np.ndarray, PCA]]:
     layers = zip(world.taps, fitted, strict=True)
     return [((sample.before[t.name].relu().double().numpy() - m) / s, pca) for t, (m, s, pca) in layers]
 
 
-def test_forest_on_components_is_scikit_learns(world: Any, apart: Any) -> None:
+def test_forest_on_components_is_scikit_learns(world: World) -> None:
     clean, other = world.clean(240, 1), world.perturbed(60, 2)
     detector = LayerAutoencoders(encoder="pca", latent=8, inputs="full", units=200, trees=30)
     found = detector.fit(world.traces(clean, detector.needs, fit=True)).score(world.traces(other, detector.needs))
 
-    train_rows, rest_rows, draw = apart(240, 60)
+    train_rows, rest_rows, draw = rows_apart(240, 60)
     train, rest = clean.take(train_rows), clean.take(rest_rows)
     fitted = components(world, train, 8)
 
-    def features(sample: Any) -> np.ndarray:
+    def features(sample: Sample) -> np.ndarray:
         columns = []
         for x, pca in standardised(world, fitted, sample):
             z = pca.transform(x)
@@ -60,20 +61,20 @@ def test_forest_on_components_is_scikit_learns(world: Any, apart: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["svc", "logistic"])
-def test_classifiers_on_components_are_scikit_learns(world: Any, apart: Any, method: Any) -> None:
+def test_classifiers_on_components_are_scikit_learns(world: World, method: Any) -> None:
     clean, seen, other = world.clean(160, 1), world.perturbed(40, 2), world.perturbed(50, 3)
     detector = LayerAutoencoders(method, encoder="pca", latent=6, inputs="full", units=200, regularisation=0.5)
     assert detector.supervised and detector.surrogate_kind == "exact"
     detector.fit(world.traces(clean, detector.needs, fit=True), world.traces(seen, detector.needs, fit=True))
     found = detector.score(world.traces(other, detector.needs))
 
-    fitted = components(world, clean.take(apart(160, 40)[0]), 6)
+    fitted = components(world, clean.take(rows_apart(160, 40)[0]), 6)
 
-    def codes(sample: Any) -> np.ndarray:
+    def codes(sample: Sample) -> np.ndarray:
         return np.concatenate([pca.transform(x) for x, pca in standardised(world, fitted, sample)], 1)
 
     # The clean side is what the coders were not fitted on.
-    fresh = codes(clean.take(apart(160, 40)[1]))
+    fresh = codes(clean.take(rows_apart(160, 40)[1]))
     mean, deviation = fresh.mean(0), fresh.std(0)
     rows = (np.concatenate([fresh, codes(seen)]) - mean) / deviation
     truth = [0] * 40 + [1] * 40
@@ -86,12 +87,12 @@ def test_classifiers_on_components_are_scikit_learns(world: Any, apart: Any, met
 
 @pytest.mark.parametrize("encoder", ["wae", "autoencoder", "pca"])
 @pytest.mark.parametrize("inputs", ["full", "pooled"])
-def test_planted_anomalies_score_1_and_clean_images_a_half(world: Any, encoder: Any, inputs: Any) -> None:
+def test_planted_anomalies_score_1_and_clean_images_a_half(world: World, encoder: Any, inputs: Any) -> None:
     detector = LayerAutoencoders(encoder=encoder, inputs=inputs, units=40, latent=8, hidden=32, epochs=2)
     clean = world.clean(300, 1)
     detector.fit(world.traces(clean, detector.needs, fit=True))
 
-    def loud(sample: Any) -> Any:
+    def loud(sample: Sample) -> Any:
         for tap in world.taps:
             sample = sample.changed(tap.name, lambda x: 6 * x.abs())
         return sample
@@ -102,12 +103,12 @@ def test_planted_anomalies_score_1_and_clean_images_a_half(world: Any, encoder: 
     assert abs(roc_auc_score([0] * 300 + [1] * 300, torch.cat(scores[:2])) - 0.5) < 0.1
 
 
-def test_autoencoders_leave_a_quarter_of_the_images_to_the_forest(world: Any, apart: Any) -> None:
+def test_autoencoders_leave_a_quarter_of_the_images_to_the_forest(world: World) -> None:
     """What the forest learned from is the held-out quarter: other images there change the judge, not the coders."""
     detector = LayerAutoencoders(inputs="full", units=40, latent=4, hidden=16, epochs=2, trees=5)
     clean, other = world.clean(80, 1), world.clean(80, 2)
     held = torch.zeros(80, 1, dtype=torch.bool)
-    held[apart(80, 20)[1]] = True
+    held[rows_apart(80, 20)[1]] = True
     before = {n: torch.where(held, other.before[n], x) for n, x in clean.before.items()}
     mixed = type(clean)(before, clean.logits, clean.labels)
     fitted = []
@@ -118,14 +119,14 @@ def test_autoencoders_leave_a_quarter_of_the_images_to_the_forest(world: Any, ap
     assert not torch.equal(fitted[0][1], fitted[1][1])
 
 
-def test_codes_are_no_larger_than_a_quarter_of_the_units_that_vary(world: Any) -> None:
+def test_codes_are_no_larger_than_a_quarter_of_the_units_that_vary(world: World) -> None:
     clean = world.clean(100, 1).changed("dense", lambda x: torch.cat([x.new_full((len(x), 12), -1), x[:, 12:]], 1))
     detector = LayerAutoencoders(inputs="full", units=200, latent=20, hidden=16, epochs=1)
     detector.fit(world.traces(clean, detector.needs, fit=True))
     assert [c["latent"] for c in detector.coders] == [20, 18, 2]
 
 
-def test_straight_through_is_the_score_and_temperature_softens(world: Any) -> None:
+def test_straight_through_is_the_score_and_temperature_softens(world: World) -> None:
     detector = LayerAutoencoders(inputs="full", units=40, latent=4, hidden=16, epochs=3)
     detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))
     sample = world.perturbed(40, 2)
@@ -140,7 +141,7 @@ def test_straight_through_is_the_score_and_temperature_softens(world: Any) -> No
     assert gaps == sorted(gaps)
 
 
-def test_a_supervised_method_without_perturbed_images_says_what_to_do(world: Any) -> None:
+def test_a_supervised_method_without_perturbed_images_says_what_to_do(world: World) -> None:
     detector = LayerAutoencoders("svc")
     with pytest.raises(UsageError, match="fit_on"):
         detector.fit(world.traces(world.clean(30, 1), detector.needs, fit=True))

@@ -12,11 +12,12 @@ from aftershock.detectors.bits.nap import ActivationPatterns
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import pool
 from sklearn.metrics import roc_auc_score
+from support.activations import Sample, World
 
 TAPS = ("conv", "block.relu", "dense")
 
 
-def pooled(sample: Any, world: Any, tap: str, statistic: Any) -> np.ndarray:
+def pooled(sample: Sample, world: World, tap: str, statistic: Any) -> np.ndarray:
     info = next(t for t in world.taps if t.name == tap)
     return np.asarray(pool(sample.before[tap].relu().unflatten(1, info.shape), statistic).numpy())
 
@@ -25,7 +26,7 @@ def bits(values: np.ndarray, quantile: float) -> np.ndarray:
     return np.asarray(values > np.quantile(values, quantile, axis=1, keepdims=True).astype(np.float32))
 
 
-def by_loops(world: Any, clean: Any, tested: Any, statistic: str, quantile: float, level: float) -> np.ndarray:
+def by_loops(world: World, clean: Any, tested: Any, statistic: str, quantile: float, level: float) -> np.ndarray:
     """Columns: the mean of scaled distances, the votes; (n, 2)."""
     labels, said = clean.labels.numpy(), clean.logits.argmax(1).numpy()
     right = labels == said
@@ -50,13 +51,13 @@ def by_loops(world: Any, clean: Any, tested: Any, statistic: str, quantile: floa
 
 
 @pytest.mark.parametrize(("statistic", "quantile"), [("mean", 0.5), ("max", 0.3), ("mean", 0.81)])
-def test_distances_and_votes_are_those_of_plain_loops(world: Any, statistic: Any, quantile: float) -> None:
+def test_distances_and_votes_are_those_of_plain_loops(world: World, statistic: Any, quantile: float) -> None:
     clean, tested = world.clean(130, 1), world.perturbed(40, 2)
     clean = clean.take(clean.labels != 3)
     expected = by_loops(world, clean, tested, statistic, quantile, 0.9)
     found = {}
     for combine in ("sum", "vote"):
-        detector = ActivationPatterns("all", statistic, quantile, combine, level=0.9)  # type: ignore[arg-type]
+        detector = ActivationPatterns("all", statistic, quantile, combine, level=0.9)
         detector.fit(world.traces(clean, detector.needs, fit=True))
         found[combine] = detector.score(world.traces(tested, detector.needs)).numpy()
     np.testing.assert_allclose(found["sum"], expected[:, 0], atol=1e-5)
@@ -68,7 +69,7 @@ def test_distances_and_votes_are_those_of_plain_loops(world: Any, statistic: Any
         assert bool((np.diff(found["vote"][same][order]) >= 0).all())
 
 
-def test_patterns_are_unique_and_limited(world: Any) -> None:
+def test_patterns_are_unique_and_limited(world: World) -> None:
     clean = world.clean(300, 1)
     twice = replace(
         clean,
@@ -88,7 +89,7 @@ def test_patterns_are_unique_and_limited(world: Any) -> None:
 
 
 @pytest.mark.parametrize("combine", ["sum", "vote"])
-def test_unseen_patterns_score_one_and_seen_ones_a_half(world: Any, combine: Any) -> None:
+def test_unseen_patterns_score_one_and_seen_ones_a_half(world: World, combine: Any) -> None:
     """Clean images all have one half of the maps of the last tap on, the planted ones the other half."""
 
     def one_half(on: slice) -> Any:
@@ -111,7 +112,7 @@ def test_unseen_patterns_score_one_and_seen_ones_a_half(world: Any, combine: Any
     assert roc_auc_score(truth, torch.cat([clean, again])) == 0.5
 
 
-def test_the_scale_of_an_image_does_not_matter(world: Any) -> None:
+def test_the_scale_of_an_image_does_not_matter(world: World) -> None:
     """The threshold is the image's own quantile."""
     detector = ActivationPatterns("all")
     detector.fit(world.traces(world.clean(100, 1), detector.needs, fit=True))
@@ -121,10 +122,10 @@ def test_the_scale_of_an_image_does_not_matter(world: Any) -> None:
     assert torch.equal(*scores)
 
 
-def test_straight_through_gives_the_score_forwards(world: Any) -> None:
+def test_straight_through_gives_the_score_forwards(world: World) -> None:
     sample = world.perturbed(40, 3)
     for combine in ("sum", "vote"):
-        detector = ActivationPatterns("all", combine=combine)  # type: ignore[arg-type]
+        detector = ActivationPatterns("all", combine=combine)
         detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))
         live, leaves = world.live(sample, detector.needs)
         found = detector.surrogate(replace(live, straight_through=True))

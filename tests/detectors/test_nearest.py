@@ -17,6 +17,7 @@ from aftershock.harness.tracing.traces import Need
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
+from support.activations import World
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,7 +47,7 @@ def test_nearest_has_a_finite_gradient_on_top_of_a_reference_row() -> None:
     assert bool(gradient.isfinite().all())
 
 
-def test_split_rows_and_picked(world: Any) -> None:
+def test_split_rows_and_picked(world: World) -> None:
     drawn, others = split_rows(torch.arange(3, 20), 5, torch.Generator().manual_seed(1))
     assert len(drawn) == 5 and sorted([*drawn.tolist(), *others.tolist()]) == list(range(3, 20))
     alone, copy = split_rows(torch.tensor([4]), 3, torch.Generator())
@@ -62,7 +63,7 @@ def test_split_rows_and_picked(world: Any) -> None:
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_knn_is_that_of_pytorch_ood(world: Any, pytorch_ood: Any, normalise: bool) -> None:
+def test_knn_is_that_of_pytorch_ood(world: World, pytorch_ood: Any, normalise: bool) -> None:
     detector = Neighbours(neighbours=7, normalise=normalise)
     detector.fit(world.traces(world.clean(200, 1), detector.needs, fit=True))
     reference = detector.fitted[0]["reference"]
@@ -93,7 +94,7 @@ def test_intrinsic_dimension_is_its_formula_and_bounded() -> None:
     assert intrinsic_dimension(torch.tensor([[0.0, 0.0], [1.0, 1.0]])).tolist() == pytest.approx([1000.0, 1000.0])
 
 
-def test_lid_learns_its_regression_from_fresh_clean_images_only(world: Any) -> None:
+def test_lid_learns_its_regression_from_fresh_clean_images_only(world: World) -> None:
     detector = Lid(neighbours=10, reference=60)
     clean = world.traces(world.clean(200, 1), detector.needs, fit=True)
     perturbed = world.traces(world.perturbed(80, 2), detector.needs, fit=True)
@@ -112,7 +113,7 @@ def test_lid_learns_its_regression_from_fresh_clean_images_only(world: Any) -> N
     np.testing.assert_allclose(detector.score(test).numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_lid_needs_perturbed_images_only_for_its_regression(world: Any) -> None:
+def test_lid_needs_perturbed_images_only_for_its_regression(world: World) -> None:
     clean = world.traces(world.clean(50, 1), Lid().needs, fit=True)
     assert Lid().supervised and not Lid(combination="mean").supervised
     with pytest.raises(UsageError, match="fit_on"):
@@ -133,7 +134,7 @@ def disagreeing(clean: Any, rows: Any, queries: Any, classes: Any) -> np.ndarray
     return total
 
 
-def test_dknn_is_credibility_with_an_order_among_the_incredible(world: Any) -> None:
+def test_dknn_is_credibility_with_an_order_among_the_incredible(world: World) -> None:
     detector = DeepNeighbours(neighbours=5, reference=80)
     clean = world.traces(world.clean(200, 1), detector.needs, fit=True)
     detector.fit(clean)
@@ -150,7 +151,7 @@ def test_dknn_is_credibility_with_an_order_among_the_incredible(world: Any) -> N
     np.testing.assert_allclose(detector.score(test).numpy(), 1 - credibility + counts / 15, atol=1e-12)
 
 
-def test_credibility_of_fresh_clean_images_is_evenly_spread(world: Any) -> None:
+def test_credibility_of_fresh_clean_images_is_evenly_spread(world: World) -> None:
     """That is what calibration means: the share of credibilities up to c is about c."""
     detector = DeepNeighbours(neighbours=5, held_out=0.5)
     detector.fit(world.traces(world.clean(600, 1, wrong=0), detector.needs, fit=True))
@@ -159,7 +160,7 @@ def test_credibility_of_fresh_clean_images_is_evenly_spread(world: Any) -> None:
         assert abs(float((found <= c).double().mean()) - c) < 0.12
 
 
-def test_no_difference_is_chance_and_a_wrong_prediction_is_found(world: Any) -> None:
+def test_no_difference_is_chance_and_a_wrong_prediction_is_found(world: World) -> None:
     """Well separated classes; the planted images get another prediction and keep their features."""
     detector = DeepNeighbours("last:1", neighbours=5)
     detector.fit(world.traces(world.clean(300, 1, wrong=0), detector.needs, fit=True))
@@ -187,7 +188,7 @@ def test_wrong_parameters(make: Any, word: str) -> None:
         make()
 
 
-def test_what_is_held_apart_is_drawn_and_not_the_last_rows(world: Any) -> None:
+def test_what_is_held_apart_is_drawn_and_not_the_last_rows(world: World) -> None:
     # With fit_negatives the last rows are all noise.
     traces = world.traces(world.clean(80, 2), (Need("pooled"),), fit=True)
     train, held_out = held_apart(traces, 16)

@@ -13,6 +13,7 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Traces
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
+from support.activations import World
 
 
 def read(traces: Traces, representation: str) -> np.ndarray:
@@ -31,7 +32,7 @@ def quantised(values: np.ndarray, clean: np.ndarray, levels: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("representation", "levels"), [("full", 2), ("full", 5), ("pooled", 4)])
-def test_is_scikit_learns_decision_function(world: Any, representation: Any, levels: int) -> None:
+def test_is_scikit_learns_decision_function(world: World, representation: Any, levels: int) -> None:
     detector = SafetyNet("all", representation, units=40, levels=levels, regularisation=2.0)
     clean, perturbed, tested = (
         world.traces(s, detector.needs, fit=True)
@@ -49,7 +50,7 @@ def test_is_scikit_learns_decision_function(world: Any, representation: Any, lev
     np.testing.assert_allclose(detector.score(tested).numpy(), expected, atol=1e-5)
 
 
-def test_codes_that_tell_score_one_and_the_same_codes_a_half(world: Any) -> None:
+def test_codes_that_tell_score_one_and_the_same_codes_a_half(world: World) -> None:
     """Clean activations of one tap are small where they are on, planted ones large; bits are the same."""
 
     def size(low: float) -> Any:
@@ -70,14 +71,14 @@ def test_codes_that_tell_score_one_and_the_same_codes_a_half(world: Any) -> None
     assert abs(roc_auc_score(truth, torch.cat([bits.score(held_out), bits.score(attacked[1])])) - 0.5) < 0.13
 
 
-def test_constant_codes_give_one_score_to_all(world: Any) -> None:
+def test_constant_codes_give_one_score_to_all(world: World) -> None:
     detector = SafetyNet("dense")
     traces = world.traces(world.clean(30, 1).changed("dense", lambda x: -x.abs() - 1), detector.needs, fit=True)
     scores = detector.fit(traces, traces).score(traces)
     assert bool(scores.isfinite().all()) and float(scores.std()) == 0
 
 
-def test_a_seeded_draw_of_images_is_used(world: Any) -> None:
+def test_a_seeded_draw_of_images_is_used(world: World) -> None:
     def fit(seed: int) -> SafetyNet:
         detector = SafetyNet("all", units=20, images=30)
         clean = world.traces(world.clean(200, 1), detector.needs, fit=True, seed=seed)
@@ -89,7 +90,7 @@ def test_a_seeded_draw_of_images_is_used(world: Any) -> None:
     assert not torch.equal(first.fitted["thresholds"], other.fitted["thresholds"])
 
 
-def test_straight_through_gives_the_score_forwards(world: Any) -> None:
+def test_straight_through_gives_the_score_forwards(world: World) -> None:
     detector = SafetyNet("all", units=40)
     clean = world.traces(world.clean(150, 1), detector.needs, fit=True)
     detector.fit(clean, world.traces(world.perturbed(100, 2), detector.needs))
@@ -103,7 +104,7 @@ def test_straight_through_gives_the_score_forwards(world: Any) -> None:
     assert any(g is not None and bool((g != 0).any()) for g in gradients)
 
 
-def test_perturbed_images_are_required(world: Any) -> None:
+def test_perturbed_images_are_required(world: World) -> None:
     detector = SafetyNet("all")
     traces = world.traces(world.clean(10, 1), detector.needs, fit=True)
     for perturbed in (None, traces[:0]):

@@ -15,6 +15,7 @@ from aftershock.harness.tracing.traces import Need
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+from support.activations import World
 
 
 @given(sources=st.lists(st.integers(0, 9), min_size=1, max_size=40), count=st.integers(1, 40), seed=st.integers(0, 5))
@@ -29,20 +30,21 @@ def test_rows_of_one_image_are_never_parted(sources: list[int], count: int, seed
         assert set(known[drawn].tolist()).isdisjoint(known[others].tolist())
 
 
-def test_noise_negatives_stay_with_their_originals(world: Any) -> None:
+def test_noise_negatives_stay_with_their_originals(world: World) -> None:
     traces = world.traces(world.clean(80, 2), (Need("pooled"),), fit=True)
     # The last 40 rows are noisy copies of the first 40.
     traces = replace(traces, source_rows=torch.arange(40).repeat(2))
     train, held_out = held_apart(traces, 16)
     assert len(train) == 64 and len(held_out) == 16
+    assert train.sources is not None and held_out.sources is not None
     assert set(train.sources.tolist()).isdisjoint(held_out.sources.tolist())
 
 
-def test_strangers_are_the_rows_whose_originals_are_not_kept(world: Any) -> None:
+def test_strangers_are_the_rows_whose_originals_are_not_kept(world: World) -> None:
     clean = replace(world.traces(world.clean(6, 1), (), fit=True), source_rows=torch.tensor([4, 7, 9, 11, 12, 30]))
     made = replace(world.traces(world.perturbed(4, 2), ()), source_rows=torch.tensor([7, 9, 30, 4]))
     left = exclude_training_sources(made, clean[:2])
-    assert left.sources.tolist() == [9, 30] and torch.equal(left.logits, made.logits[1:3])
+    assert left.sources is not None and left.sources.tolist() == [9, 30] and torch.equal(left.logits, made.logits[1:3])
     # Where every original is kept, or nobody knows, all are better than none.
     assert len(exclude_training_sources(made, clean)) == 4
     assert len(exclude_training_sources(replace(made, source_rows=None), clean[:1])) == 4
@@ -57,7 +59,7 @@ def test_strangers_are_the_rows_whose_originals_are_not_kept(world: Any) -> None
     ],
     ids=["knn", "lid", "kde"],
 )
-def test_closeness_to_its_own_original_is_no_sign_of_an_attack(world: Any, detector: Any) -> None:
+def test_closeness_to_its_own_original_is_no_sign_of_an_attack(world: World, detector: Any) -> None:
     """Planted: the perturbed images are the clean ones; only a detector that keeps the originals sees a difference."""
     sample, n = world.clean(300, 3, wrong=0), 300
     clean = replace(world.traces(sample, detector.needs, fit=True), source_rows=torch.arange(n))

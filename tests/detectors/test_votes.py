@@ -12,12 +12,13 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Need
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
+from support.activations import Sample, World
 
 ALL = (Need("bits", "all"),)
 TAPS = ("conv", "block.relu", "dense")
 
 
-def bits_of(sample: Any, taps: tuple[str, ...] = TAPS) -> np.ndarray:
+def bits_of(sample: Sample, taps: tuple[str, ...] = TAPS) -> np.ndarray:
     return np.concatenate([(sample.before[t] > 0).numpy() for t in taps], 1)
 
 
@@ -35,7 +36,7 @@ def frequencies(bits: np.ndarray, groups: np.ndarray, value: int, smoothing: flo
 class TestVotes:
     @pytest.mark.parametrize("weights", ["equal", "margin"])
     @pytest.mark.parametrize("by_class", [False, True])
-    def test_is_the_share_of_votes(self, world: Any, weights: Any, by_class: bool) -> None:
+    def test_is_the_share_of_votes(self, world: World, weights: Any, by_class: bool) -> None:
         clean, perturbed, held_out = world.clean(160, 1), world.perturbed(90, 2), world.clean(40, 3)
         # Nothing was perturbed into class 3: its bits are those of all classes.
         perturbed = perturbed.take(perturbed.logits.argmax(1) != 3)
@@ -61,7 +62,7 @@ class TestVotes:
             fitted = detector.fitted["index"][predicted if by_class else 0].numpy()
             np.testing.assert_allclose(np.abs(gap[fitted]), np.abs(gap[chosen]), atol=1e-6)
 
-    def test_bits_that_tell_score_one_and_bits_that_do_not_score_a_half(self, world: Any) -> None:
+    def test_bits_that_tell_score_one_and_bits_that_do_not_score_a_half(self, world: World) -> None:
         def marked(x: torch.Tensor) -> torch.Tensor:
             return torch.cat([-x[:, :5].abs() - 0.1, x[:, 5:]], 1)
 
@@ -80,18 +81,18 @@ class TestVotes:
         assert bool((attacked == 1).all()) and bool((clean == 0).all())
         assert auroc(clean, again) == 0.5
 
-    def test_chance_differences_do_not_carry_over(self, world: Any) -> None:
+    def test_chance_differences_do_not_carry_over(self, world: World) -> None:
         detector = BitVector("votes", "all", voters=30)
         detector.fit(world.traces(world.clean(100, 1), ALL, fit=True), world.traces(world.clean(100, 2), ALL))
         a, b = (detector.score(world.traces(world.clean(300, s), ALL)) for s in (3, 4))
         # The standard error of the AUROC of 300 against 300 is 0.024.
         assert abs(auroc(a, b) - 0.5) < 0.1
 
-    def test_perturbed_images_are_required(self, world: Any) -> None:
+    def test_perturbed_images_are_required(self, world: World) -> None:
         with pytest.raises(UsageError, match="fit_on"):
             BitVector("votes", "all").fit(world.traces(world.clean(10, 1), ALL, fit=True))
 
-    def test_no_bit_that_differs_gives_one_score_to_all(self, world: Any) -> None:
+    def test_no_bit_that_differs_gives_one_score_to_all(self, world: World) -> None:
         """The same images on both sides."""
         traces = world.traces(world.clean(50, 1, wrong=0), ALL, fit=True)
         for weights in ("equal", "margin"):
@@ -100,7 +101,7 @@ class TestVotes:
 
 
 class TestMarginWeights:
-    def test_is_the_nearest_pattern_when_units_weigh_by_their_margin(self, world: Any) -> None:
+    def test_is_the_nearest_pattern_when_units_weigh_by_their_margin(self, world: World) -> None:
         clean, held_out = world.clean(120, 1), world.perturbed(40, 2)
         clean = clean.take(clean.labels != 3)
         detector = BitVector("hamming", "all", patterns=0, weights="margin", smoothing=2.0)
@@ -118,7 +119,7 @@ class TestMarginWeights:
             # Margins are rounded to 255 steps of the layer's largest.
             assert found[i] == pytest.approx((total[own] if predicted != 3 else total).min(), rel=0.02)
 
-    def test_coin_tosses_count_for_little(self, world: Any) -> None:
+    def test_coin_tosses_count_for_little(self, world: World) -> None:
         """Units of fixed sign and units at chance: a flip of the former weighs many times a flip of the latter."""
         draw = torch.Generator().manual_seed(0)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import Forks
+from support.suites import Tiny
+from support.tables import read_table
 
 PARTS = """
 import torch
@@ -51,13 +52,8 @@ class Grid(Detector):
 """
 
 
-def table(run: Path, name: str) -> list[dict[str, str]]:
-    with (run / "tables" / f"{name}.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("adaptive")
     (folder / "parts.py").write_text(PARTS)
     perturbations = [
@@ -73,15 +69,17 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callabl
 
 
 def undetected(run: Path, perturbation: str, detector: str) -> float:
-    (row,) = [r for r in table(run, "attacks") if (r["perturbation"], r["detector"]) == (perturbation, detector)]
+    (row,) = [
+        r for r in read_table(run, "attacks.csv") if (r["perturbation"], r["detector"]) == (perturbation, detector)
+    ]
     return float(row["undetected_success_at_fpr_5"])
 
 
 def test_one_attack_is_made_for_each_detector_and_budget_and_seen_by_all(run: Path) -> None:
-    labels = {r["perturbation"] for r in table(run, "perturbations") if r["kind"] == "adaptive"}
+    labels = {r["perturbation"] for r in read_table(run, "perturbations.csv") if r["kind"] == "adaptive"}
     detectors = ("energy", "blind", "useless-surrogate", "grid")
     assert labels == {f"adaptive[eps={eps}]@{d}" for eps in ("0.05", "0.3") for d in detectors}
-    transfer = [r for r in table(run, "attacks") if r["perturbation"] == "adaptive[eps=0.3]@energy"]
+    transfer = [r for r in read_table(run, "attacks.csv") if r["perturbation"] == "adaptive[eps=0.3]@energy"]
     assert {r["detector"] for r in transfer} == {"none", *detectors}
     # Only the first images of the set were attacked, and only those the model gets right.
     assert all(0 < int(r["n"]) <= 40 for r in transfer)
@@ -90,7 +88,7 @@ def test_one_attack_is_made_for_each_detector_and_budget_and_seen_by_all(run: Pa
 @pytest.mark.parametrize("detector", ["energy", "blind", "useless-surrogate"])
 def test_a_weak_detector_falls_with_or_without_a_useful_surrogate(run: Path, detector: str) -> None:
     assert undetected(run, f"adaptive[eps=0.3]@{detector}", detector) >= 0.9
-    (row,) = [r for r in table(run, "leaderboard") if r["detector"] == detector]
+    (row,) = [r for r in read_table(run, "leaderboard.csv") if r["detector"] == detector]
     # Its fall is proof enough, but the attack covers only 40 images, and with fewer steps than the protocol asks for.
     # A surrogate that leads nowhere has no gradient either.
     blind = ["zero-gradient"] * (detector == "useless-surrogate")
@@ -107,56 +105,56 @@ def test_a_larger_budget_is_no_weaker(run: Path) -> None:
 
 
 def test_an_attack_that_never_gets_through_is_flagged_and_its_row_not_ranked(run: Path) -> None:
-    (row,) = [r for r in table(run, "leaderboard") if r["detector"] == "grid"]
+    (row,) = [r for r in read_table(run, "leaderboard.csv") if r["detector"] == "grid"]
     assert undetected(run, "adaptive[eps=0.3]@grid", "grid") < 0.5
     assert row["rank"] == "" and row["not_ranked_reason"].startswith("adaptive-incomplete")
 
 
 def test_a_detector_of_rounding_falls_to_images_that_were_saved(run: Path) -> None:
     """It flags what is not on the data's 17 levels, so every image within the threat is also rounded to these."""
-    (row,) = [r for r in table(run, "leaderboard") if r["detector"] == "grid"]
+    (row,) = [r for r in read_table(run, "leaderboard.csv") if r["detector"] == "grid"]
     assert undetected(run, "pgd", "grid") < 0.2
     assert float(row["robust_accuracy_at_fpr_5"]) <= 0.15
     assert float(row["adaptive_undetected_at_fpr_5"]) >= 0.85
 
 
 def test_every_turned_image_is_credited_to_a_part(run: Path) -> None:
-    rows = [r for r in table(run, "attacks") if r["against"] and r["detector"] == "none"]
+    rows = [r for r in read_table(run, "attacks.csv") if r["against"] and r["detector"] == "none"]
     credited = {r["perturbation"]: json.loads(r["parts"] or "{}") for r in rows}
     for r in rows:
         assert sum(credited[r["perturbation"]].values()) == round(float(r["success_rate"]) * int(r["n"]))
     # Without a surrogate there is nothing to run PGD on.
     assert set(credited["adaptive[eps=0.3]@blind"]) <= {"start", "feature-matching", "search"}
     assert "selective" in credited["adaptive[eps=0.3]@energy"]
-    assert all(r["parts"] == "" for r in table(run, "attacks") if not r["against"])
+    assert all(r["parts"] == "" for r in read_table(run, "attacks.csv") if not r["against"])
 
 
 def test_the_surrogate_that_was_used_is_said(run: Path) -> None:
-    kinds = {r["detector"]: r["surrogate"] for r in table(run, "leaderboard")}
+    kinds = {r["detector"]: r["surrogate"] for r in read_table(run, "leaderboard.csv")}
     assert (kinds["energy"], kinds["blind"], kinds["useless-surrogate"]) == ("exact", "none", "relaxed")
 
 
 def test_rounding_to_8_bits_hardly_matters_to_large_perturbations(run: Path) -> None:
-    (row,) = [r for r in table(run, "attacks") if (r["perturbation"], r["detector"]) == ("pgd", "energy")]
+    (row,) = [r for r in read_table(run, "attacks.csv") if (r["perturbation"], r["detector"]) == ("pgd", "energy")]
     assert abs(float(row["success_rate"]) - float(row["success_rate_8bit"])) <= 0.1
     # An attack against another detector is a transfer, whose rounding nobody asked for.
-    transfer = [r for r in table(run, "attacks") if r["against"] not in ("", r["detector"])]
+    transfer = [r for r in read_table(run, "attacks.csv") if r["against"] not in ("", r["detector"])]
     assert transfer and all(r["success_rate_8bit"] == "" for r in transfer)
 
 
 def test_what_a_limit_on_forwards_ended_is_a_result_with_a_flag(
-    tmp_path: Path, forks: Callable, tiny: Callable, run: Path
+    tmp_path: Path, forks: Forks, tiny: Tiny, run: Path
 ) -> None:
     suite = tiny(tmp_path / "l.toml", [{"name": "pgd", "eps": 0.3, "steps": 10}], [{"name": "msp"}])
     suite.write_text(suite.read_text() + "\n[limits]\nforwards = 5\n")
     cache = str(run.parent / "cache-of-limits")
     done = forks("run", "l.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=cache)
     assert done.status == 0, done.output
-    (row,) = table(tmp_path / "run", "perturbations")
+    (row,) = read_table(tmp_path / "run", "perturbations.csv")
     # PGD keeps what it found to itself: the clean images stand in.
     assert (row["reason"], row["success_rate"], row["max_linf"]) == ("", "0", "0")
     assert "limit" in row["flags"].split("; ") and float(row["forwards_per_image"]) <= 5
-    board = {r["detector"]: r for r in table(tmp_path / "run", "leaderboard")}
+    board = {r["detector"]: r for r in read_table(tmp_path / "run", "leaderboard.csv")}
     assert "limit" in board["none"]["flags"] and board["none"]["robust_accuracy_is_upper_bound"] == "1"
 
 
@@ -186,7 +184,7 @@ def nearest():
 """
 
 
-def test_a_model_without_a_gradient_is_attacked_by_asking_it(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+def test_a_model_without_a_gradient_is_attacked_by_asking_it(tmp_path: Path, forks: Forks, tiny: Tiny) -> None:
     (tmp_path / "parts.py").write_text(NO_GRADIENT)
     perturbations = [
         {"name": "pgd", "eps": 0.3}, {"name": "square", "eps": 0.3, "queries": 60},
@@ -199,13 +197,13 @@ def test_a_model_without_a_gradient_is_attacked_by_asking_it(tmp_path: Path, for
     suite.write_text(suite.read_text().replace(model, given))
     done = forks("run", "n.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
-    made = {r["perturbation"]: r for r in table(tmp_path / "run", "perturbations")}
+    made = {r["perturbation"]: r for r in read_table(tmp_path / "run", "perturbations.csv")}
     sentence = "the model gives no gradient with respect to its input"
     assert sentence in made["pgd"]["reason"] and "square" in made["pgd"]["reason"]
     for name in ("square", "adaptive@energy"):
         assert (made[name]["reason"], int(made[name]["n"]) > 30) == ("", True)
         assert float(made[name]["success_rate"]) > 0.3
-    board = {r["detector"]: r for r in table(tmp_path / "run", "leaderboard")}
+    board = {r["detector"]: r for r in read_table(tmp_path / "run", "leaderboard.csv")}
     assert board.keys() == {"energy", "none"}
     for row in board.values():
         assert row["rank"] == "" and "black-box-only" in row["not_ranked_reason"].split("; ")
@@ -261,19 +259,21 @@ class Origins(Detector):
 """
 
 
-def test_what_a_plugin_may_leave_out_and_what_fit_is_told(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+def test_what_a_plugin_may_leave_out_and_what_fit_is_told(tmp_path: Path, forks: Forks, tiny: Tiny) -> None:
     (tmp_path / "plugins.py").write_text(PLUGINS)
     perturbations = [{"name": "pgd", "eps": 0.3}, {"name": "mute", "eps": 0.3}]
     detectors = [{"name": "origins", "fit_on": ["pgd"]}]
     tiny(tmp_path / "a.toml", perturbations, detectors, plugins=["plugins.py"])
     done = forks("run", "a.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
-    (row,) = [r for r in table(tmp_path / "run", "attacks") if (r["group"], r["detector"]) == ("mute", "origins")]
+    (row,) = [
+        r for r in read_table(tmp_path / "run", "attacks.csv") if (r["group"], r["detector"]) == ("mute", "origins")
+    ]
     assert int(row["n"]) > 20 and row["undetected_success_at_fpr_5"] != "" and row["parts"] in ("", "{}")
 
 
 def test_feature_matching_attacks_a_detector_whose_surrogate_takes_gradients(
-    tmp_path: Path, forks: Callable, tiny: Callable
+    tmp_path: Path, forks: Forks, tiny: Tiny
 ) -> None:
     """Its aims are the features of clean images, which need no surrogate and no graph."""
     attacks = [{"name": "feature-matching", "eps": 0.3, "steps": 3, "images": 20}]
@@ -281,5 +281,7 @@ def test_feature_matching_attacks_a_detector_whose_surrogate_takes_gradients(
     only = ("--only", "perturb/feature-matching")
     done = forks("run", "a.toml", "--out", "run", *only, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
     assert done.status == 0, done.output
-    (row,) = [r for r in table(tmp_path / "run", "perturbations") if r["perturbation"] == "feature-matching@odin"]
+    (row,) = [
+        r for r in read_table(tmp_path / "run", "perturbations.csv") if r["perturbation"] == "feature-matching@odin"
+    ]
     assert row["reason"] == "" and 0 < int(row["n"]) <= 20

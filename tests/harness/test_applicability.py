@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -21,6 +20,9 @@ from aftershock.harness.plan import Plan, make_plan
 from aftershock.harness.plan.applicability import applicability, make_perturbations
 from aftershock.harness.suite.resolve import load_suite
 from PIL import Image
+from support.commands import CacheVariable, Forks
+from support.suites import Tiny
+from support.tables import read_table
 
 FGSM = {"name": "fgsm", "eps": 0.2}
 GAUSSIAN = {"name": "gaussian", "std": 0.1}
@@ -82,7 +84,7 @@ class AdaptiveColour(Planted):
 
 def arrays(path: Path, classes: int, train: int = 200, test: int = 280) -> Path:
     """An npz data set of 1 x 6 x 6 images: the place of a brighter band is the class."""
-    random, made = np.random.default_rng(0), {}
+    random, made = np.random.default_rng(0), dict[str, Any]()
     for part, count in (("train", train), ("test", test)):
         labels = np.arange(count) % classes
         images = random.uniform(0, 0.5, (count, 6, 6))
@@ -93,9 +95,7 @@ def arrays(path: Path, classes: int, train: int = 200, test: int = 280) -> Path:
     return path
 
 
-def planned(
-    path: Path, tiny: Callable, dataset: Dataset, perturbations: Sequence[Mapping[str, Any]], **more: Any
-) -> Plan:
+def planned(path: Path, tiny: Tiny, dataset: Dataset, perturbations: Sequence[Mapping[str, Any]], **more: Any) -> Plan:
     suite = load_suite(tiny(path, perturbations, **more))
     return make_plan(suite, dataset, "data", "cpu", {"mlp": None})
 
@@ -149,8 +149,8 @@ def test_a_file_that_cannot_be_read_has_no_known_task(content: bytes | None, tmp
 
 
 @pytest.mark.torchattacks
-def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Callable) -> None:
-    detectors = [
+def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Tiny) -> None:
+    detectors: list[dict[str, Any]] = [
         {"name": "msp"},
         {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["fgsm", "dlr"]},
     ]
@@ -174,7 +174,7 @@ def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Cal
     assert set(found((3, 8, 8), 1).inapplicable) >= {"fgsm", "autoattack", "aimed"}
 
 
-def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Callable, plugin: str) -> None:
+def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Tiny, plugin: str) -> None:
     suite = load_suite(tiny(tmp_path / "a.toml", [{"name": "unsure"}], plugins=[plugin]))
     assert applicability(suite, make_perturbations(suite), TaskShape((1, 8, 8), 2)).inapplicable == {}
 
@@ -188,7 +188,7 @@ def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Cal
     ],
 )
 def test_what_lacks_its_package_is_left_out_and_said_once(
-    entry: Mapping[str, Any], package: str, tmp_path: Path, tiny: Callable, digits: Dataset,
+    entry: Mapping[str, Any], package: str, tmp_path: Path, tiny: Tiny, digits: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def missing(name: str) -> str:
@@ -209,10 +209,10 @@ def test_what_lacks_its_package_is_left_out_and_said_once(
 
 
 def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
-    tmp_path: Path, tiny: Callable, binary: Dataset, plugin: str
+    tmp_path: Path, tiny: Tiny, binary: Dataset, plugin: str
 ) -> None:
     more = {"plugins": [plugin]}
-    with_all = [FGSM, DLR, GAUSSIAN, SATURATE, {"name": "adaptive-colour"}]
+    with_all: list[dict[str, Any]] = [FGSM, DLR, GAUSSIAN, SATURATE, {"name": "adaptive-colour"}]
     whole = planned(tmp_path / "a.toml", tiny, binary, with_all, **more)
     without = planned(tmp_path / "b.toml", tiny, binary, [FGSM, GAUSSIAN], **more)
     assert [c.name for c in whole.cells.values()] == [c.name for c in without.cells.values()]
@@ -227,7 +227,7 @@ def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
     assert len(set(whole.applicability.inapplicable)) == 5
 
 
-def test_single_seeds_share_their_series(tmp_path: Path, tiny: Callable, digits: Dataset) -> None:
+def test_single_seeds_share_their_series(tmp_path: Path, tiny: Tiny, digits: Dataset) -> None:
     plans = [planned(tmp_path / f"{n}.toml", tiny, digits, [FGSM], seeds=s) for n, s in enumerate(([0], [1], [0, 1]))]
     assert len({p.protocol_digests["mlp"] for p in plans}) == 3
     [series] = {p.series_digests["mlp"] for p in plans}
@@ -237,7 +237,7 @@ def test_single_seeds_share_their_series(tmp_path: Path, tiny: Callable, digits:
 
 
 def test_a_detector_that_learns_from_it_and_what_attacks_that_detector_have_no_cells(
-    tmp_path: Path, tiny: Callable, binary: Dataset
+    tmp_path: Path, tiny: Tiny, binary: Dataset
 ) -> None:
     bits = {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["dlr", "fgsm"]}
     adaptive = {"name": "adaptive", "eps": 0.1, "images": 10}
@@ -249,30 +249,38 @@ def test_a_detector_that_learns_from_it_and_what_attacks_that_detector_have_no_c
 
 
 def test_an_inapplicable_attack_counts_for_no_detector() -> None:
-    about = {"kind": "attack", "family": "pgd", "library": "aftershock", "reason": "The loss dlr needs 3 classes."}
+    about: dict[str, Any] = {
+        "kind": "attack",
+        "family": "pgd",
+        "library": "aftershock",
+        "reason": "The loss dlr needs 3 classes.",
+    }
     assert PerturbationResult("pgd", **about).threatens("msp")
     assert not PerturbationResult("pgd", **about, inapplicable=True).threatens("msp")
     with pytest.raises(ValueError, match="without a reason"):
         PerturbationResult("pgd", **(about | {"reason": ""}), inapplicable=True)
 
 
-def rows(run: Path, name: str) -> list[dict[str, str]]:
-    with (run / "tables" / name).open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 BITS = {"name": "bitvector", "label": "bits", "method": "logistic", "fit_on": ["dlr"]}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable, plugin: str) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, plugin: str) -> Path:
     folder = tmp_path_factory.mktemp("few-classes")
     arrays(folder / "two.npz", 2)
     data = {"name": "npz", "path": "two.npz"}
     # With fewer epochs it would be near chance, and nothing would be ranked.
     more: dict[str, Any] = {"data": data, "plugins": [plugin], "model": {"epochs": 20}}
     sought = {"name": "adaptive-square", "eps": 0.3, "queries": 5, "images": 20}
-    parts = [FGSM, DLR, AUTOATTACK, SATURATE, sought, {"name": "adaptive-colour"}, {"name": "lacks"}]
+    parts: list[dict[str, Any]] = [
+        FGSM,
+        DLR,
+        AUTOATTACK,
+        SATURATE,
+        sought,
+        {"name": "adaptive-colour"},
+        {"name": "lacks"},
+    ]
     tiny(folder / "whole.toml", parts, [{"name": "msp"}, BITS], **more)
     tiny(folder / "without.toml", [FGSM, AUTOATTACK, sought], [{"name": "msp"}], **more)
     tiny(folder / "broken.toml", [FGSM, {"name": "refuses"}], [{"name": "msp"}], **more)
@@ -281,7 +289,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable, plugin: str)
 
 
 @pytest.mark.torchattacks
-def test_validate_says_what_does_not_apply(place: Path, forks: Callable, tiny: Callable) -> None:
+def test_validate_says_what_does_not_apply(place: Path, forks: Forks, tiny: Tiny) -> None:
     done = forks("validate", "whole.toml", cwd=place)
     text = " ".join(done.output.split())
     assert done.status == 0, text
@@ -296,14 +304,14 @@ def test_validate_says_what_does_not_apply(place: Path, forks: Callable, tiny: C
 
 
 @pytest.mark.torchattacks
-def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, forks: Callable) -> None:
-    cache = {"AFTERSHOCK_CACHE": str(place / "cache")}
+def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, forks: Forks) -> None:
+    cache: CacheVariable = {"AFTERSHOCK_CACHE": str(place / "cache")}
     done = forks("run", "whole.toml", "--out", "whole", cwd=place, **cache)
     assert done.status == 0, done.output
     text = " ".join(done.output.split())
     for said in ("dlr does not apply to npz", "corruption.saturate does not apply", "bits is not fitted"):
         assert text.count(said) == 1
-    table = {r["perturbation"]: r for r in rows(place / "whole", "perturbations.csv")}
+    table = {r["perturbation"]: r for r in read_table(place / "whole", "perturbations.csv")}
     for label in ("dlr[eps=0.1]", "dlr[eps=0.2]"):
         assert table[label]["reason"] == "The loss dlr needs a model of at least 3 classes, not 2."
         assert table[label]["n"] in ("", "0")
@@ -318,7 +326,9 @@ def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, fo
     assert facts["notes"][0].startswith("No detector will have a rank")
     assert "does not apply to npz" in (place / "whole" / "site" / "index.html").read_text()
     assert forks("run", "without.toml", "--out", "without", cwd=place, **cache).status == 0
-    board, other = ({r["detector"]: r for r in rows(place / run, "leaderboard.csv")} for run in ("whole", "without"))
+    board, other = (
+        {r["detector"]: r for r in read_table(place / run, "leaderboard.csv")} for run in ("whole", "without")
+    )
     for detector in ("msp", "none"):
         assert board[detector] == other[detector]
         assert board[detector]["robust_accuracy_at_fpr_5"]
@@ -334,18 +344,18 @@ def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, fo
     assert "dlr does not apply to npz" in again.output
 
 
-def test_an_attack_that_raises_is_a_failure_and_leaves_no_number(place: Path, forks: Callable) -> None:
+def test_an_attack_that_raises_is_a_failure_and_leaves_no_number(place: Path, forks: Forks) -> None:
     done = forks("run", "broken.toml", "--out", "broken", cwd=place, AFTERSHOCK_CACHE=str(place / "cache"))
     assert done.status == 1, done.output
     assert "a part of it is not there" in done.output
     failed = json.loads((place / "broken" / "run.json").read_text())["failures"]
     assert "failed" in {f["status"] for f in failed if "/perturb/refuses/" in f["cell"]}
-    for row in rows(place / "broken", "leaderboard.csv"):
+    for row in read_table(place / "broken", "leaderboard.csv"):
         assert (row["rank"], row["robust_accuracy_at_fpr_5"]) == ("", "")
         assert "refuses is missing: a part of it is not there" in row["flags"]
 
 
-def test_a_suite_of_which_nothing_applies_is_one_without_perturbations(place: Path, forks: Callable) -> None:
+def test_a_suite_of_which_nothing_applies_is_one_without_perturbations(place: Path, forks: Forks) -> None:
     done = forks("run", "nothing.toml", "--out", "nothing", cwd=place, AFTERSHOCK_CACHE=str(place / "cache"))
     assert done.status == 0, done.output
-    assert {r["n"] for r in rows(place / "nothing", "perturbations.csv")} <= {"", "0"}
+    assert {r["n"] for r in read_table(place / "nothing", "perturbations.csv")} <= {"", "0"}

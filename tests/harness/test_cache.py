@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
 from aftershock.harness.store.ledger import SUFFIX
 from aftershock.harness.store.run_directory import Store
+from support.commands import Forks
 
 NAME = CellName("digits", "mlp", 0, "thing")
 KEYS = ["a" * 64, "b" * 64, "c" * 64]
@@ -147,7 +148,7 @@ def test_ages_and_sizes() -> None:
     ]  # fmt: skip
 
 
-def test_the_command_line(cache: Path, forks: Callable, tmp_path: Path) -> None:
+def test_the_command_line(cache: Path, forks: Forks, tmp_path: Path) -> None:
     def answer(*arguments: str, cache: Path = cache) -> tuple[int, str]:
         done = forks("cache", *arguments, cwd=tmp_path, AFTERSHOCK_CACHE=str(cache))
         return done.status, done.output
@@ -164,11 +165,18 @@ def test_the_command_line(cache: Path, forks: Callable, tmp_path: Path) -> None:
     assert answer("size", cache=tmp_path / "nowhere")[0] == 2
 
 
+def locked(store: Store, key: str) -> ExitStack:
+    """Hold a key, as soon as nobody else does."""
+    while (held := store.computing(key)) is None:
+        time.sleep(0.001)
+    return held
+
+
 def work(folder: Path, cache: Path, log: Path, cells: int) -> None:
     with Store(folder, cache) as store:
         for number in range(cells):
             key = f"{number:064x}"
-            with store.computing(key):
+            with locked(store, key):
                 if store.find(key) is None:
                     with log.open("a") as stream:
                         stream.write(f"{number} begins\n")
@@ -223,8 +231,19 @@ def test_a_cache_may_be_pruned_and_cleared_while_processes_work(tmp_path: Path) 
 
 def test_a_lock_is_gone_after_it_was_held_and_only_then(tmp_path: Path) -> None:
     with Store(tmp_path / "run", tmp_path / "cache") as store:
-        with store.computing(KEYS[0]), store.computing(KEYS[1]):
+        with locked(store, KEYS[0]), locked(store, KEYS[1]):
             assert len(list((tmp_path / "cache" / "locks").iterdir())) == 2
         assert not list((tmp_path / "cache" / "locks").iterdir())
-        with store.computing(KEYS[0]):
+        with locked(store, KEYS[0]):
             assert len(list((tmp_path / "cache" / "locks").iterdir())) == 1
+
+
+def test_a_key_that_another_run_holds_is_not_waited_for(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with Store(tmp_path / "one", cache) as one, Store(tmp_path / "other", cache) as other:
+        with locked(one, KEYS[0]):
+            assert other.computing(KEYS[0]) is None
+            with locked(other, KEYS[1]):
+                assert one.computing(KEYS[1]) is None
+        with locked(other, KEYS[0]):
+            pass

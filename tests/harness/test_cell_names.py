@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aftershock import load_detector, load_model, run
@@ -16,15 +16,19 @@ from aftershock.harness.run.runner import TimeLeft, choose
 from aftershock.harness.store.ledger import read_record
 from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite
+from support.suites import Tiny
 
 KEY = "a" * 64
 ODD = CellName("my/data", "cnn/wide[a/b]", 3, "score", "d[x=1/2]", source="control:pgd[eps=8/255]@d/e")
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Plan:
     path = tmp_path_factory.mktemp("names") / "a.toml"
-    attacks = [{"name": "fgsm", "eps": ["8/255", "64/255"]}, {"name": "adaptive", "eps": 0.3, "images": 20}]
+    attacks: list[dict[str, Any]] = [
+        {"name": "fgsm", "eps": ["8/255", "64/255"]},
+        {"name": "adaptive", "eps": 0.3, "images": 20},
+    ]
     tiny(path, attacks, [{"name": "feature-squeezing", "label": "squeezing"}])
     path.write_text(path.read_text() + '\n[[analyses]]\nname = "rdm"\n')
     return make_plan(load_suite(path), DATASETS.get("digits")(None).load(), "data", "cpu", {"mlp": None})
@@ -96,8 +100,8 @@ def test_fields_of_another_type_are_refused(wrong: dict[str, object]) -> None:
         CellName.from_json({**ODD.as_json(), **wrong})
 
 
-def test_what_another_run_called_otherwise_is_found_by_own_labels(tmp_path: Path, tiny: Callable[..., Path]) -> None:
-    attacks = [{"name": "fgsm", "eps": 0.3, "label": "f"}]
+def test_what_another_run_called_otherwise_is_found_by_own_labels(tmp_path: Path, tiny: Tiny) -> None:
+    attacks: list[dict[str, Any]] = [{"name": "fgsm", "eps": 0.3, "label": "f"}]
     tiny(tmp_path / "a.toml", attacks, [{"name": "mahalanobis", "label": "first"}], model={"label": "one"})
     # Two rows of the same content are one cell, and so is a model whose seed decides nothing.
     twice = [{"name": "mahalanobis", "label": label} for label in ("second", "third")]
@@ -122,7 +126,7 @@ def test_what_another_run_called_otherwise_is_found_by_own_labels(tmp_path: Path
     assert not renamed.computed and load_detector(tmp_path / "a", "last").state().keys()
 
 
-def test_a_model_of_every_seed_is_found(tmp_path: Path, tiny: Callable[..., Path]) -> None:
+def test_a_model_of_every_seed_is_found(tmp_path: Path, tiny: Tiny) -> None:
     from aftershock.harness.suite.resolve import builtin_suites
 
     weights = builtin_suites()["quick"].parent / "weights" / "digits-mlp.safetensors"
@@ -134,7 +138,7 @@ def test_a_model_of_every_seed_is_found(tmp_path: Path, tiny: Callable[..., Path
         load_detector(tmp_path / "run", "msp", seed=seed)
 
 
-def test_failures_have_their_fields(tmp_path: Path, tiny: Callable[..., Path]) -> None:
+def test_failures_have_their_fields(tmp_path: Path, tiny: Tiny) -> None:
     (tmp_path / "bad.py").write_text(
         "from aftershock.detectors import Detector, DetectorInfo, register\n"
         "@register('bad')\n"

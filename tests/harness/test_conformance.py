@@ -35,7 +35,7 @@ class SoundNoise(Perturbation):
     )  # fmt: skip
 
     def __init__(self, eps: float = 0.2) -> None:
-        self.eps = eps
+        self.eps: float = eps
 
     def perturb(self, model: Any, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         return (images + self.eps * (2 * draws.uniform(images) - 1)).clamp(0, 1)
@@ -151,7 +151,7 @@ def _another(shape: tuple[int, int, int], classes: int) -> nn.Module:
     made = network(shape, classes)
     _MADE.append(1)
     with torch.no_grad():
-        made[1].weight.add_(len(_MADE))  # type: ignore[union-attr, operator]  # a linear layer
+        made.get_parameter("1.weight").add_(len(_MADE))
     return made
 
 
@@ -273,17 +273,17 @@ def test_each_check_catches_what_breaks_its_rule(kind: PartKind, name: str, part
 
 
 @parametrize_with_checks("perturbation", [SoundNoise, SoundNoise(eps=0.1)])
-def test_a_sound_perturbation_passes(perturbation, check) -> None:
+def test_a_sound_perturbation_passes(perturbation: Perturbation, check: Callable[[object], None]) -> None:
     check(perturbation)
 
 
 @parametrize_with_checks("model", [network, "cnn"])
-def test_a_sound_model_passes(model, check) -> None:
+def test_a_sound_model_passes(model: object, check: Callable[[object], None]) -> None:
     check(model)
 
 
 @parametrize_with_checks("dataset", [shapes, "digits"])
-def test_a_sound_data_set_passes(dataset, check) -> None:
+def test_a_sound_data_set_passes(dataset: object, check: Callable[[object], None]) -> None:
     check(dataset)
 
 
@@ -323,7 +323,7 @@ def test_a_recommendation_in_pytest_is_a_warning() -> None:
     @parametrize_with_checks("perturbation", [noise(lambda r, x, m: r, paper="")])
     def contract(perturbation: Any, check: Any) -> None: ...
 
-    (mark,) = contract.pytestmark  # type: ignore[attr-defined]  # pytest's
+    (mark,) = contract.pytestmark
     (check,) = [case.values[1] for case in mark.args[1] if case.id.endswith("-described")]
     with pytest.warns(ConformanceWarning, match="info lacks paper"):
         check(mark.args[1][0].values[0])
@@ -350,7 +350,7 @@ def test_kinds_parts_and_parameters_that_are_wrong_are_one_sentence() -> None:
         (("dataset", 3), "is not a data set"),
     ):
         with pytest.raises(UsageError, match=message):
-            check_part(*given)  # type: ignore[arg-type]  # a wrong kind is one of them
+            check_part(*given)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(isinstance(f, Finding) for f in check_part("dataset", "digits", only=["found"]))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 import torch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.data import sets as datasets
-from aftershock.harness.data.types import ImageSplit, channel_statistics
+from aftershock.harness.data.types import DataSource, ImageSplit, channel_statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -150,7 +151,7 @@ def fake_mnist(root: Path, kind: str = "MNIST") -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("factory", "kind"), [(datasets.mnist, "MNIST"), (datasets.fashion_mnist, "FashionMNIST")])
-def test_idx_files_are_read_as_published(tmp_path: Path, factory: Callable[..., object], kind: str) -> None:
+def test_idx_files_are_read_as_published(tmp_path: Path, factory: Callable[..., DataSource], kind: str) -> None:
     arrays = fake_mnist(tmp_path, kind)
     # A legacy folder that torchvision's own class would prefer: its bytes are in no content key.
     processed = tmp_path / kind / "processed"
@@ -191,7 +192,7 @@ def test_a_broken_idx_file_is_one_sentence(tmp_path: Path, harm: str) -> None:
 @pytest.mark.parametrize(
     "factory", [datasets.mnist, datasets.fashion_mnist, datasets.cifar10, datasets.cifar100, datasets.svhn]
 )
-def test_missing_files_say_what_to_do(tmp_path: Path, factory: Callable[..., object]) -> None:
+def test_missing_files_say_what_to_do(tmp_path: Path, factory: Callable[..., DataSource]) -> None:
     with pytest.raises(UsageError) as error:
         factory(tmp_path, download=False)
     text = sentence(error)
@@ -264,7 +265,7 @@ def fake_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, kind: str, folder: s
     ],
 )
 def test_cifar_keeps_pixels_channels_and_labels_in_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: Callable[..., object], kind: str, folder: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: Callable[..., DataSource], kind: str, folder: str,
     labels: str, train: int,
 ) -> None:  # fmt: skip
     fake_cifar(tmp_path, monkeypatch, kind, folder, labels)
@@ -384,8 +385,8 @@ def test_grey_folders_have_one_channel_and_their_own_statistics(tmp_path: Path) 
 def test_the_fingerprint_of_a_folder_sees_names_and_parameters(tmp_path: Path) -> None:
     path = make_folder(tmp_path)
 
-    def made(**params: object) -> object:
-        return datasets.image_folder(Path("/nowhere"), path, **{"size": 8, **params}).fingerprint
+    def made(size: int = 8, **params: Any) -> object:
+        return datasets.image_folder(Path("/nowhere"), path, size=size, **params).fingerprint
 
     assert made() == made()
     assert made() != made(size=9)
@@ -443,7 +444,7 @@ def test_a_very_long_image_costs_little_memory(tmp_path: Path) -> None:
 # --- arrays -----------------------------------------------------------------------------------------------------
 
 
-def arrays(**changes: object) -> dict[str, np.ndarray]:
+def arrays(**changes: Any) -> dict[str, Any]:
     draws = np.random.default_rng(0)
     good = {
         "x_train": draws.random((12, 3, 6, 5)).astype(np.float32),
@@ -451,7 +452,7 @@ def arrays(**changes: object) -> dict[str, np.ndarray]:
         "x_test": draws.random((8, 3, 6, 5)).astype(np.float32),
         "y_test": np.arange(8) % 4,
     }
-    return {k: v for k, v in {**good, **changes}.items() if v is not None}  # type: ignore[misc]
+    return {k: v for k, v in {**good, **changes}.items() if v is not None}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
@@ -459,7 +460,7 @@ def arrays(**changes: object) -> dict[str, np.ndarray]:
 def test_arrays_come_back_as_they_are(tmp_path: Path, dtype: type, dims: int) -> None:
     draws = np.random.default_rng(0)
     shape = (9, 6, 5) if dims == 3 else (9, 2, 6, 5)
-    given_x = (draws.random(shape) * (255 if dtype is np.uint8 else 1)).astype(dtype)
+    given_x: np.ndarray = (draws.random(shape) * (255 if dtype is np.uint8 else 1)).astype(dtype)
     np.savez(
         tmp_path / "a.npz", **arrays(x_train=given_x, y_train=np.arange(9) % 3, x_test=given_x[:5], y_test=[0] * 5)
     )
@@ -551,7 +552,7 @@ def test_a_file_that_is_no_npz_is_one_sentence_and_runs_nothing(tmp_path: Path, 
     ],
 )
 def test_published_sets_have_the_published_sizes_and_statistics(
-    factory: Callable[..., object], lengths: tuple[int, int]
+    factory: Callable[..., DataSource], lengths: tuple[int, int]
 ) -> None:
     data = factory(Path(REAL or ""), download=False).load()
     assert (len(data.train), len(data.test)) == lengths

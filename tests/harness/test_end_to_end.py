@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from aftershock.harness.core.cell_names import CellName
+from aftershock.harness.evaluation.csv_files import table_file
 from safetensors.torch import load_file
-
-COLUMNS = {
-    "leaderboard.csv": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"
-    "robust_accuracy_high,adaptive_undetected_at_fpr_5,worst_auroc,worst_perturbation,mean_auroc_seen,"
-    "mean_auroc_unseen,n_unseen,control_flagged_at_fpr_5,benign_flagged_at_fpr_5,fpr_realised_5,surrogate,flags,seeds,"
-    "seed_sd,protocol_digest,n_images,not_ranked_reason,robust_accuracy_is_upper_bound,tpr_at_fpr_1,series_digest",
-    "metrics.csv": "dataset,model,seed,perturbation,kind,family,norm,eps,outcome,detector,fit_on,seen,negatives,"
-    "n_positive,n_negative,auroc,auroc_low,auroc_high,average_precision,tpr_at_fpr_1,tpr_at_fpr_5,tpr_at_fpr_10,"
-    "undetected_success_at_fpr_5,control_flagged_at_fpr_5,reason",
-    "scores.csv.gz": "dataset,model,seed,perturbation,detector,index,label,clean_prediction,prediction,set,score,"
-    "flagged_at_fpr_5,success,l0,l1,l2,linf",
-    "propagation.csv": "dataset,model,seed,perturbation,population,depth,tap,metric,n,mean,q05,q50,q95",
-    "perturbations.csv": "dataset,model,seed,perturbation,kind,family,library,norm,eps,n,success_rate,mean_l0,mean_l2,"
-    "mean_linf,max_linf,forwards_per_image,backwards_per_image,flags,reason",
-    "timings.csv": "dataset,model,seed,what,name,seconds,ms_per_image",
-}
+from support.columns import COLUMNS
+from support.commands import CacheVariable, Forks, shell
+from support.suites import Tiny
+from support.tables import read_table, whole_tables
 
 PLANTED = '''
 import hashlib
@@ -258,26 +245,20 @@ BROKEN = {
 }
 
 
-def rows(run: Path, name: str) -> list[dict[str, str]]:
-    data = (run / "tables" / name).read_bytes()
-    text = (gzip.decompress(data) if name.endswith(".gz") else data).decode()
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def ledger(run: Path) -> dict[str, dict]:
+def ledger(run: Path) -> dict[str, dict[str, Any]]:
     """The ledger's entries by cell name."""
     found = [json.loads(path.read_text()) for path in (run / "cells").iterdir()]
     return {str(CellName.from_json(entry["name"])): entry for entry in found}
 
 
 def one(run: Path, table: str, **where: str) -> dict[str, str]:
-    found = [row for row in rows(run, table) if all(row[k] == v for k, v in where.items())]
+    found = [row for row in read_table(run, table) if all(row[k] == v for k, v in where.items())]
     assert len(found) == 1, (table, where, len(found))
     return found[0]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("end-to-end")
     tiny(folder / "tiny.toml")
     (folder / "planted.py").write_text(PLANTED, encoding="utf-8")
@@ -285,12 +266,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -
 
 
 @pytest.fixture(scope="module")
-def cache(place: Path) -> dict[str, str]:
+def cache(place: Path) -> CacheVariable:
     return {"AFTERSHOCK_CACHE": str(place / "cache")}
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path, cache: dict[str, str], shell: Callable) -> Path:
+def finished(place: Path, cache: CacheVariable) -> Path:
     """The tiny suite, run by a real command; nobody writes to it afterwards."""
     done = shell("run", "tiny.toml", "--out", "finished", cwd=place, **cache)
     assert done.status == 0, done.output
@@ -301,16 +282,17 @@ def finished(place: Path, cache: dict[str, str], shell: Callable) -> Path:
 
 def test_tables_have_their_columns(finished: Path) -> None:
     for name, columns in COLUMNS.items():
-        data = (finished / "tables" / name).read_bytes()
-        text = (gzip.decompress(data) if name.endswith(".gz") else data).decode()
-        assert text.splitlines()[0] == columns, name
+        path = finished / "tables" / table_file(name)
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        assert text.splitlines()[0] == ",".join(columns), name
         assert len(text.splitlines()) > 1, name
     assert (finished / "site" / "index.html").stat().st_size > 10_000
-    assert {row["detector"] for row in rows(finished, "leaderboard.csv")} == {"none", "msp", "energy"}
+    assert {row["detector"] for row in read_table(finished, "leaderboard.csv")} == {"none", "msp", "energy"}
 
 
 def test_scores_hold_every_image_of_every_set(finished: Path) -> None:
-    found = [row for row in rows(finished, "scores.csv.gz") if row["detector"] == "msp"]
+    found = [row for row in read_table(finished, "scores.csv.gz") if row["detector"] == "msp"]
     by_set = {name: [r for r in found if r["set"] == name] for name in ("calibrate", "clean", "perturbed", "control")}
     assert len(by_set["calibrate"]) == 200
     assert len(by_set["clean"]) == 60
@@ -338,14 +320,14 @@ def test_run_json_says_what_was_run(finished: Path) -> None:
     assert facts["cells"]["failed"] == facts["cells"]["skipped"] == 0
     assert facts["suite"]["data"]["evaluate"] == 60
     assert facts["versions"]["torch"] == version("torch")
-    board = {(row["model"], row["detector"]) for row in rows(finished, "leaderboard.csv") if row["detector"] != "none"}
+    board = {
+        (row["model"], row["detector"]) for row in read_table(finished, "leaderboard.csv") if row["detector"] != "none"
+    }
     assert {(cost["model"], cost["detector"]) for cost in facts["costs"]} == board
     assert all(cost["fit_seconds"] > 0 and cost["score_ms_per_image"] > 0 for cost in facts["costs"])
 
 
-def test_the_same_command_again_takes_seconds(
-    place: Path, finished: Path, cache: dict[str, str], shell: Callable
-) -> None:
+def test_the_same_command_again_takes_seconds(place: Path, finished: Path, cache: CacheVariable) -> None:
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()}
     start = time.perf_counter()
     done = shell("run", "tiny.toml", "--out", "finished", cwd=place, **cache)
@@ -357,16 +339,14 @@ def test_the_same_command_again_takes_seconds(
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()} == before
 
 
-def test_without_the_cache_the_tables_are_the_same(
-    place: Path, finished: Path, forks: Callable, tables: Callable
-) -> None:
+def test_without_the_cache_the_tables_are_the_same(place: Path, finished: Path, forks: Forks) -> None:
     done = forks("run", "tiny.toml", "--out", "own", cwd=place, AFTERSHOCK_CACHE=str(place / "own-cache"))
     assert done.status == 0, done.output
-    assert tables(place / "own") == tables(finished)
+    assert whole_tables(place / "own") == whole_tables(finished)
 
 
-def test_fresh_computes_everything_again(place: Path, finished: Path, forks: Callable, tables: Callable) -> None:
-    cache = {"AFTERSHOCK_CACHE": str(place / "fresh-cache")}
+def test_fresh_computes_everything_again(place: Path, finished: Path, forks: Forks) -> None:
+    cache: CacheVariable = {"AFTERSHOCK_CACHE": str(place / "fresh-cache")}
     assert forks("run", "tiny.toml", "--out", "fresh", cwd=place, **cache).status == 0
     names = {p.name for p in (place / "fresh" / "artifacts").iterdir()}
     before = time.time_ns()
@@ -376,10 +356,10 @@ def test_fresh_computes_everything_again(place: Path, finished: Path, forks: Cal
     assert {p.name for p in (place / "fresh" / "artifacts").iterdir()} == names
     times = [(place / "fresh" / "artifacts" / n).stat().st_mtime_ns for n in names]
     assert min(times) > before
-    assert tables(place / "fresh") == tables(finished)
+    assert whole_tables(place / "fresh") == whole_tables(finished)
 
 
-def test_an_emptied_cache_leaves_the_run_whole(place: Path, forks: Callable) -> None:
+def test_an_emptied_cache_leaves_the_run_whole(place: Path, forks: Forks) -> None:
     own = place / "emptied-cache"
     assert forks("run", "tiny.toml", "--out", "emptied", cwd=place, AFTERSHOCK_CACHE=str(own)).status == 0
     shutil.rmtree(own)
@@ -389,7 +369,7 @@ def test_an_emptied_cache_leaves_the_run_whole(place: Path, forks: Callable) -> 
 
 
 def test_a_new_detector_costs_its_own_fit_and_scores(
-    place: Path, finished: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, finished: Path, forks: Forks, tiny: Tiny, cache: CacheVariable
 ) -> None:
     tiny(place / "grown.toml", detectors=[{"name": "msp"}, {"name": "energy"}])
     out = place / "grown"
@@ -415,14 +395,16 @@ def test_a_new_detector_costs_its_own_fit_and_scores(
     assert {n: t for n, t in ((p.name, p.stat().st_mtime_ns) for p in (out / "artifacts").iterdir()) if n in old} == old
     # What was there keeps its rows, to the last digit.
     for name in ("metrics.csv", "scores.csv.gz"):
-        assert [r for r in rows(out, name) if r["detector"] != "hot"] == rows(finished, name)
-    kept = [{k: v for k, v in r.items() if k != "rank"} for r in rows(out, "leaderboard.csv") if r["detector"] != "hot"]
-    assert kept == [{k: v for k, v in r.items() if k != "rank"} for r in rows(finished, "leaderboard.csv")]
+        assert [r for r in read_table(out, name) if r["detector"] != "hot"] == read_table(finished, name)
+    kept = [
+        {k: v for k, v in r.items() if k != "rank"}
+        for r in read_table(out, "leaderboard.csv")
+        if r["detector"] != "hot"
+    ]
+    assert kept == [{k: v for k, v in r.items() if k != "rank"} for r in read_table(finished, "leaderboard.csv")]
 
 
-def test_results_do_not_depend_on_the_rest_of_the_suite(
-    place: Path, finished: Path, forks: Callable, tiny: Callable
-) -> None:
+def test_results_do_not_depend_on_the_rest_of_the_suite(place: Path, finished: Path, forks: Forks, tiny: Tiny) -> None:
     # Other detectors (whose needs change what one pass records), another order, one more perturbation, no shared cache.
     tiny(
         place / "other.toml",
@@ -435,26 +417,26 @@ def test_results_do_not_depend_on_the_rest_of_the_suite(
     for name in ("metrics.csv", "scores.csv.gz"):
 
         def mine(run: Path, name: str = name) -> list[dict[str, str]]:
-            found = [r for r in rows(run, name) if r["detector"] == "msp" and r["perturbation"] != "uniform"]
+            found = [r for r in read_table(run, name) if r["detector"] == "msp" and r["perturbation"] != "uniform"]
             return sorted(found, key=lambda r: json.dumps(r, sort_keys=True))
 
         assert mine(out) == mine(finished)
 
 
-def test_limit_and_only(place: Path, forks: Callable, cache: dict[str, str]) -> None:
+def test_limit_and_only(place: Path, forks: Forks, cache: CacheVariable) -> None:
     done = forks("run", "tiny.toml", "--out", "limited", "--limit", "40", cwd=place, **cache)
     assert done.status == 0, done.output
-    scored = [r for r in rows(place / "limited", "scores.csv.gz") if r["detector"] == "msp"]
+    scored = [r for r in read_table(place / "limited", "scores.csv.gz") if r["detector"] == "msp"]
     assert sum(r["set"] == "calibrate" for r in scored) == 40
     # 40 calibrate images cannot give a threshold at 5 %: no number, and nothing flagged.
     assert {r["flagged_at_fpr_5"] for r in scored} == {""}
-    assert all(r["tpr_at_fpr_5"] == "" and r["reason"] for r in rows(place / "limited", "metrics.csv"))
+    assert all(r["tpr_at_fpr_5"] == "" and r["reason"] for r in read_table(place / "limited", "metrics.csv"))
     done = forks("run", "tiny.toml", "--out", "part", "--only", "perturb/fgsm", cwd=place, **cache)
     assert done.status == 0, done.output
     assert {e["name"]["kind"] for e in ledger(place / "part").values()} == {"model", "trace", "perturb"}
     assert json.loads((place / "part" / "run.json").read_text())["status"] == "incomplete"
     # Without the clean passes of both test sets nothing can be measured yet.
-    assert rows(place / "part", "metrics.csv") == []
+    assert read_table(place / "part", "metrics.csv") == []
     # The rest is computed by the same command without the pattern.
     assert forks("run", "tiny.toml", "--out", "part", cwd=place, **cache).status == 0
     assert (place / "part" / "tables" / "metrics.csv").read_bytes() == (
@@ -462,7 +444,7 @@ def test_limit_and_only(place: Path, forks: Callable, cache: dict[str, str]) -> 
     ).read_bytes()
 
 
-def test_only_takes_a_label_with_brackets(place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]) -> None:
+def test_only_takes_a_label_with_brackets(place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable) -> None:
     tiny(
         place / "budgets.toml",
         perturbations=[{"name": "fgsm", "eps": ["8/255", "64/255"]}],
@@ -475,25 +457,26 @@ def test_only_takes_a_label_with_brackets(place: Path, forks: Callable, tiny: Ca
         "digits/mlp/0/perturb/fgsm[eps=8/255]/evaluate/0"
     }
     assert forks("run", "budgets.toml", "--out", out, cwd=place, **cache).status == 0
-    budgets = {r["name"] for r in rows(out, "timings.csv") if r["what"] == "perturb"}
+    budgets = {r["name"] for r in read_table(out, "timings.csv") if r["what"] == "perturb"}
     assert budgets == {"fgsm[eps=8/255]", "fgsm[eps=64/255]"}
-    eps = {r["perturbation"]: float(r["eps"]) for r in rows(out, "perturbations.csv")}
+    eps = {r["perturbation"]: float(r["eps"]) for r in read_table(out, "perturbations.csv")}
     assert eps == pytest.approx({"fgsm[eps=8/255]": 8 / 255, "fgsm[eps=64/255]": 64 / 255}, rel=1e-5)
 
 
-def test_two_seeds(place: Path, finished: Path, forks: Callable, tiny: Callable, cache: dict[str, str]) -> None:
+def test_two_seeds(place: Path, finished: Path, forks: Forks, tiny: Tiny, cache: CacheVariable) -> None:
     tiny(place / "seeds.toml", seeds=[0, 1])
     out = place / "seeds"
     assert forks("run", "seeds.toml", "--out", out, cwd=place, **cache).status == 0
-    metrics = rows(out, "metrics.csv")
-    assert [r for r in metrics if r["seed"] == "0"] == rows(finished, "metrics.csv")
-    assert sum(r["seed"] == "1" for r in metrics) == len(rows(finished, "metrics.csv"))
+    metrics = read_table(out, "metrics.csv")
+    assert [r for r in metrics if r["seed"] == "0"] == read_table(finished, "metrics.csv")
+    assert sum(r["seed"] == "1" for r in metrics) == len(read_table(finished, "metrics.csv"))
     scores = {
-        s: [r["score"] for r in rows(out, "scores.csv.gz") if r["seed"] == s and r["set"] == "clean"] for s in "01"
+        s: [r["score"] for r in read_table(out, "scores.csv.gz") if r["seed"] == s and r["set"] == "clean"]
+        for s in "01"
     }
     assert scores["0"] != scores["1"]
     # Both seeds look at the same source images.
-    index = {s: {r["index"] for r in rows(out, "scores.csv.gz") if r["seed"] == s} for s in "01"}
+    index = {s: {r["index"] for r in read_table(out, "scores.csv.gz") if r["seed"] == s} for s in "01"}
     assert index["0"] == index["1"]
     board = one(out, "leaderboard.csv", detector="msp")
     assert board["seeds"] == "0 1"
@@ -523,7 +506,7 @@ def test_two_seeds(place: Path, finished: Path, forks: Callable, tiny: Callable,
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(
-    arguments: list[str], said: str, place: Path, forks: Callable, cache: dict[str, str]
+    arguments: list[str], said: str, place: Path, forks: Forks, cache: CacheVariable
 ) -> None:
     done = forks(*arguments, cwd=place, **cache)
     assert done.status == 2, done.output
@@ -531,13 +514,13 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert "Traceback" not in done.output
 
 
-def test_debug_shows_the_traceback(place: Path, forks: Callable, cache: dict[str, str]) -> None:
+def test_debug_shows_the_traceback(place: Path, forks: Forks, cache: CacheVariable) -> None:
     assert "Traceback" in forks("--debug", "run", "nowhere.toml", cwd=place, **cache).output
     assert "Traceback" in forks("run", "nowhere.toml", "--debug", cwd=place, **cache).output
 
 
 @pytest.fixture(scope="module")
-def planted(place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]) -> Path:
+def planted(place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable) -> Path:
     """A run with planted detectors that work, each other one broken in its own way, and a broken attack."""
     tiny(
         place / "planted.toml",
@@ -559,7 +542,7 @@ def test_a_broken_detector_is_a_row_with_a_reason(name: str, planted: Path) -> N
     board = one(planted, "leaderboard.csv", detector=name)
     assert board["rank"] == ""
     assert board["robust_accuracy_at_fpr_5"] == ""
-    mine = [r for r in rows(planted, "metrics.csv") if r["detector"] == name]
+    mine = [r for r in read_table(planted, "metrics.csv") if r["detector"] == name]
     assert mine
     for row in mine:
         assert row["auroc"] == ""
@@ -572,7 +555,7 @@ def test_a_broken_attack_is_a_row_with_a_reason(planted: Path) -> None:
     row = one(planted, "perturbations.csv", perturbation="raising")
     assert row["reason"] == "RuntimeError: the attack fell over"
     assert row["success_rate"] == ""
-    for metric in rows(planted, "metrics.csv"):
+    for metric in read_table(planted, "metrics.csv"):
         if metric["perturbation"] == "raising" and metric["detector"] == "msp":
             assert "the attack fell over" in metric["reason"]
 
@@ -595,7 +578,7 @@ def test_what_works_is_not_disturbed_by_what_is_broken(name: str, planted: Path)
     else:
         assert 0 <= auroc <= 1
     if name not in ("oracle", "constant"):
-        scored = {float(r["score"]) for r in rows(planted, "scores.csv.gz") if r["detector"] == name}
+        scored = {float(r["score"]) for r in read_table(planted, "scores.csv.gz") if r["detector"] == name}
         assert len(scored) > 100
 
 
@@ -609,7 +592,7 @@ def test_a_detector_that_draws_lots_is_worth_nothing(planted: Path) -> None:
 
 def test_a_monotone_change_of_the_score_changes_nothing(planted: Path) -> None:
     # "hundreds" is 700 + 300 times msp.
-    for found in rows(planted, "metrics.csv"):
+    for found in read_table(planted, "metrics.csv"):
         if found["detector"] == "msp" and found["perturbation"] != "raising":
             same = {k: found[k] for k in ("perturbation", "outcome", "negatives")}
             other = one(planted, "metrics.csv", detector="hundreds", **same)
@@ -631,7 +614,7 @@ def test_a_perturbation_without_success_is_a_row_with_a_reason(planted: Path) ->
 
 
 def test_a_perturbation_without_success_fails_nothing(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable
 ) -> None:
     # Empty sets of positives and controls reach every detector that reads codes, and the propagation report.
     tiny(
@@ -647,9 +630,7 @@ def test_a_perturbation_without_success_fails_nothing(
     assert done.status == 0, done.output
 
 
-def test_a_second_process_is_refused(
-    place: Path, finished: Path, shell: Callable, tiny: Callable, cache: dict[str, str]
-) -> None:
+def test_a_second_process_is_refused(place: Path, finished: Path, tiny: Tiny, cache: CacheVariable) -> None:
     from filelock import FileLock
 
     tiny(place / "second.toml", seeds=[7])
@@ -662,14 +643,14 @@ def test_a_second_process_is_refused(
 
 
 def test_perturbed_images_through_a_file_give_the_same_numbers(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable
 ) -> None:
     pgd = {"name": "pgd", "eps": 0.3, "steps": 3}
     tiny(place / "pgd.toml", perturbations=[pgd])
     assert forks("run", "pgd.toml", "--out", "pgd", cwd=place, **cache).status == 0
     entry = ledger(place / "pgd")["digits/mlp/0/perturb/pgd/evaluate/0"]
     made = load_file(place / "pgd" / "artifacts" / f"{entry['key']}.safetensors")
-    scored = [r for r in rows(place / "pgd", "scores.csv.gz") if r["detector"] == "msp" and r["set"] == "clean"]
+    scored = [r for r in read_table(place / "pgd", "scores.csv.gz") if r["detector"] == "msp" and r["set"] == "clean"]
     position = np.array([int(r["index"]) for r in scored])
     np.savez(place / "pgd.npz", x_adv=made["images"].numpy(), index=position[made["row"].numpy()])
     tiny(
@@ -681,7 +662,7 @@ def test_perturbed_images_through_a_file_give_the_same_numbers(
     for column in ("n", "success_rate", "mean_linf", "max_linf", "mean_l2", "norm"):
         assert first[column] == second[column], column
     keys = ("detector", "outcome", "negatives")
-    both = [{tuple(r[k] for k in keys): r for r in rows(place / run, "metrics.csv")} for run in ("pgd", "file")]
+    both = [{tuple(r[k] for k in keys): r for r in read_table(place / run, "metrics.csv")} for run in ("pgd", "file")]
     assert both[0].keys() == both[1].keys()
     compared = 0
     for key, row in both[0].items():
@@ -693,18 +674,20 @@ def test_perturbed_images_through_a_file_give_the_same_numbers(
     assert compared
 
 
-def test_a_changed_plugin_is_computed_again(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
-) -> None:
+def test_a_changed_plugin_is_computed_again(place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable) -> None:
     plugin = place / "changing.py"
     plugin.write_text(PLANTED)
     tiny(place / "changing.toml", detectors=[{"name": "constant"}], plugins=["changing.py"])
     assert forks("run", "changing.toml", "--out", "changing", cwd=place, **cache).status == 0
-    assert {r["score"] for r in rows(place / "changing", "scores.csv.gz") if r["detector"] == "constant"} == {"0.25"}
+    assert {r["score"] for r in read_table(place / "changing", "scores.csv.gz") if r["detector"] == "constant"} == {
+        "0.25"
+    }
     plugin.write_text(PLANTED.replace("0.25", "0.75"))
     os.utime(plugin, (0, 0))
     assert forks("run", "changing.toml", "--out", "changing", cwd=place, **cache).status == 0
-    assert {r["score"] for r in rows(place / "changing", "scores.csv.gz") if r["detector"] == "constant"} == {"0.75"}
+    assert {r["score"] for r in read_table(place / "changing", "scores.csv.gz") if r["detector"] == "constant"} == {
+        "0.75"
+    }
 
 
 def test_python_gives_the_same_tables(place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -714,10 +697,10 @@ def test_python_gives_the_same_tables(place: Path, finished: Path, monkeypatch: 
     found = aftershock.run(place / "tiny.toml", out=finished)
     assert found.computed == 0
     assert not found.failed
-    assert list(found.leaderboard.columns) == COLUMNS["leaderboard.csv"].split(",")
-    assert list(found.metrics.columns) == COLUMNS["metrics.csv"].split(",")
-    assert list(found.scores.columns) == COLUMNS["scores.csv.gz"].split(",")
-    assert len(found.scores) == len(rows(finished, "scores.csv.gz"))
+    assert list(found.leaderboard.columns) == [*COLUMNS["leaderboard"]]
+    assert list(found.metrics.columns) == [*COLUMNS["metrics"]]
+    assert list(found.scores.columns) == [*COLUMNS["scores"]]
+    assert len(found.scores) == len(read_table(finished, "scores.csv.gz"))
     again = aftershock.run(place / "tiny.toml", out=place / "python")
     assert again.computed == 0
     assert again.metrics.equals(found.metrics)

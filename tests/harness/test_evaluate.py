@@ -14,6 +14,7 @@ from aftershock import Detector, DetectorInfo, Perturbation, UsageError
 from aftershock.harness.conformance.fixture import make_fixture
 from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS
 from aftershock.harness.core.seeds import derive_seed
+from aftershock.harness.models.classifier import Classifier
 from aftershock.harness.models.weights import save_weights
 from aftershock.harness.plan.models import normalise_values
 
@@ -33,6 +34,13 @@ class Digits:
         self.images, self.labels = self.test[0][:EVALUATE], self.test[1][:EVALUATE]
 
 
+def classifier() -> Classifier:
+    """The kits' network."""
+    model = make_fixture().instruments.model
+    assert isinstance(model, Classifier)
+    return model
+
+
 @pytest.fixture(scope="module")
 def digits() -> Digits:
     return Digits()
@@ -49,7 +57,7 @@ def evaluate(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Callab
             "out": folder / "run", "cache": folder / "cache", "device": "cpu", **given,
         }  # fmt: skip
         images, labels = wanted.pop("images", digits.images), wanted.pop("labels", digits.labels)
-        return aftershock.evaluate(make_fixture().instruments.model, images, labels, **wanted)
+        return aftershock.evaluate(classifier(), images, labels, **wanted)
 
     return run
 
@@ -58,7 +66,7 @@ def test_arrays_give_the_numbers_of_a_suite_run_on_the_same_arrays(
     digits: Digits, evaluate: Callable[..., aftershock.Run], tmp_path: Path
 ) -> None:
     found = evaluate(detectors=["energy", "mahalanobis"])
-    model = make_fixture().instruments.model
+    model = classifier()
     save_weights(model.network, tmp_path / "cnn.safetensors")
     # Where the protocol draws the sets, the images that it draws for each are put in their places.
     order = torch.randperm(
@@ -139,7 +147,7 @@ def test_the_same_call_computes_nothing_again_and_another_model_everything(
 ) -> None:
     again = [evaluate(out=tmp_path / "run", cache=tmp_path / "cache") for _ in range(2)]
     assert again[0].computed and not again[1].computed
-    model = make_fixture().instruments.model
+    model = classifier()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     other = type(model)(model.network, torch.nn.Identity(), model.shape, model.classes).eval()
     changed = aftershock.evaluate(

@@ -5,10 +5,13 @@ More ways, and others than exits, are in ``tests/hostile``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.commands import Forks, Result
+from support.suites import Tiny
 
 PARTS = """
 import sys
@@ -76,14 +79,18 @@ def no_network(classes):
     sys.exit(0)
 """
 FGSM = {"name": "fgsm", "eps": 0.3}
+Entries = Sequence[Mapping[str, Any]]
 
 
 @pytest.fixture
-def command(tmp_path: Path, tiny: Callable, forks: Callable) -> Callable:
+def command(tmp_path: Path, tiny: Tiny, forks: Forks) -> Callable[..., Result]:
     (tmp_path / "parts.py").write_text(PARTS)
 
-    def run(what: str, attacks: object = (FGSM,), detectors: object = ({"name": "msp"},), **more: object) -> object:
-        suite = tiny(tmp_path / "s.toml", attacks, detectors, **{"plugins": ["parts.py"], **more})
+    def run(
+        what: str, attacks: Entries = (FGSM,), detectors: Entries = ({"name": "msp"},),
+        plugins: Sequence[str] = ("parts.py",), **more: Any,
+    ) -> Result:  # fmt: skip
+        suite = tiny(tmp_path / "s.toml", attacks, detectors, plugins=list(plugins), **more)
         arguments = ("--out", "run") if what == "run" else ()
         return forks(what, suite.name, *arguments, cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))
 
@@ -97,25 +104,27 @@ def command(tmp_path: Path, tiny: Callable, forks: Callable) -> Callable:
         ("validate", "stops", "GeneratorExit"),
     ],
 )  # fmt: skip
-def test_a_part_that_ends_the_program_when_it_is_made(command: Callable, what: str, part: str, reason: str) -> None:
+def test_a_part_that_ends_the_program_when_it_is_made(
+    command: Callable[..., Result], what: str, part: str, reason: str
+) -> None:
     entry = {"name": part}
     done = command(what, (FGSM, entry)) if part == "stops" else command(what, detectors=(entry,))
     assert done.status == 2 and reason in done.output and f"'{part}'" in done.output
     assert "s.toml:" in done.output and "Traceback" not in done.output
 
 
-def test_a_file_that_ends_the_program_when_it_is_imported(command: Callable, tmp_path: Path) -> None:
+def test_a_file_that_ends_the_program_when_it_is_imported(command: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "ends.py").write_text("raise KeyboardInterrupt\n")
     done = command("run", plugins=["ends.py"])
     assert done.status == 2 and "ends.py could not be loaded" in done.output and "Traceback" not in done.output
 
 
-def test_what_ends_the_program_while_the_run_is_planned(command: Callable) -> None:
+def test_what_ends_the_program_while_the_run_is_planned(command: Callable[..., Result]) -> None:
     for done in (command("run", data={"name": "no-data"}), command("run", detectors=({"name": "second-time"},))):
         assert done.status == 2 and "sys.exit(0)" in done.output and "Traceback" not in done.output
 
 
-def test_a_factory_that_ends_the_program_costs_its_models_cells(forks: Callable, tmp_path: Path) -> None:
+def test_a_factory_that_ends_the_program_costs_its_models_cells(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text(PARTS)
     suite = "name = 'tiny'\n[data]\nname = 'digits'\nfit = 20\ncalibrate = 20\nevaluate = 20\n"
     suite += "[threat]\nnorm = 'linf'\neps = 0.3\n[[models]]\nfactory = 'parts.py:no_network'\n"
@@ -125,7 +134,7 @@ def test_a_factory_that_ends_the_program_costs_its_models_cells(forks: Callable,
     assert done.status == 1 and "sys.exit(0)" in done.output and (tmp_path / "run" / "run.json").is_file()
 
 
-def test_budgets_are_numbers_whatever_a_constructor_says(command: Callable, tmp_path: Path) -> None:
+def test_budgets_are_numbers_whatever_a_constructor_says(command: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "budgets.py").write_text(
         "from aftershock.attacks import Perturbation, PerturbationInfo, register\n\n\n"
         "class Base(Perturbation):\n"

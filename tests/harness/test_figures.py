@@ -12,7 +12,6 @@ The run is of three detectors; ``docs/tools/figures.py`` measures the other rows
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 from pathlib import Path
@@ -21,6 +20,7 @@ from types import ModuleType
 import pytest
 import torch
 from aftershock.harness.suite.resolve import load_suite
+from support.tables import read_csv
 
 TOOLS = Path(__file__).parents[2] / "docs" / "tools"
 if not TOOLS.is_dir():
@@ -45,8 +45,7 @@ def figures() -> ModuleType:
 
 
 def recorded(name: str) -> list[dict[str, str]]:
-    with (RECORD / f"quick-{name}.csv").open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    return read_csv(RECORD / f"quick-{name}.csv")
 
 
 def tolerance(column: str, images: int) -> float:

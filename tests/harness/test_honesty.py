@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from support.commands import CacheVariable, Forks
+from support.suites import Tiny
+from support.tables import read_table
 
 PARTS = """
 from aftershock.attacks import Perturbation, PerturbationInfo, register
@@ -41,11 +43,6 @@ def broken():
 FGSM = {"name": "fgsm", "eps": 0.3}
 
 
-def table(run: Path, name: str) -> list[dict[str, str]]:
-    with (run / "tables" / f"{name}.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("honesty")
@@ -54,79 +51,81 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(place: Path) -> dict[str, str]:
+def cache(place: Path) -> CacheVariable:
     return {"AFTERSHOCK_CACHE": str(place / "cache")}
 
 
-def test_an_attack_that_fell_over_is_not_survived(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
-) -> None:
+def test_an_attack_that_fell_over_is_not_survived(place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable) -> None:
     tiny(place / "f.toml", [FGSM, {"name": "falls-over"}], [{"name": "msp"}], plugins=["parts.py"])
     assert forks("run", "f.toml", "--out", "fallen", cwd=place, **cache).status == 1
-    board = table(place / "fallen", "leaderboard")
+    board = read_table(place / "fallen", "leaderboard.csv")
     assert {r["detector"] for r in board} == {"msp", "none"}
     assert all(r["robust_accuracy_at_fpr_5"] == "" and "falls-over is missing" in r["flags"] for r in board)
-    fgsm = [r for r in table(place / "fallen", "metrics") if r["perturbation"] == "fgsm" and r["outcome"] == "success"]
+    fgsm = [
+        r
+        for r in read_table(place / "fallen", "metrics.csv")
+        if r["perturbation"] == "fgsm" and r["outcome"] == "success"
+    ]
     assert any(r["auroc"] for r in fgsm)
 
 
 def test_the_same_model_under_another_label_and_cap_shares_a_cache(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable
 ) -> None:
     hamming = {"name": "bitvector", "method": "hamming", "layers": "all"}
     boards = []
-    for number, model in enumerate(({"label": "a"}, {"label": "b"}, {"label": "c", "bits_per_tap": 8})):
+    models: list[dict[str, Any]] = [{"label": "a"}, {"label": "b"}, {"label": "c", "bits_per_tap": 8}]
+    for number, model in enumerate(models):
         tiny(place / f"l{number}.toml", [FGSM], [hamming, {"name": "msp"}][: number + 1], model=model)
         done = forks("run", f"l{number}.toml", "--out", f"label{number}", cwd=place, **cache)
         assert done.status == 0, done.output
-        found = table(place / f"label{number}", "metrics")
+        found = read_table(place / f"label{number}", "metrics.csv")
         boards.append({r["detector"]: r for r in found if r["outcome"] == "success"})
     same, capped = boards[1]["bitvector"], boards[2]["bitvector"]
     assert boards[0]["bitvector"]["auroc"] == same["auroc"] != capped["auroc"]
-    digests = [table(place / f"label{n}", "leaderboard")[0]["protocol_digest"] for n in range(3)]
+    digests = [read_table(place / f"label{n}", "leaderboard.csv")[0]["protocol_digest"] for n in range(3)]
     assert digests[0] == digests[1] == digests[2]
 
 
 def test_images_that_a_file_lacks_do_not_count_as_attacked(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable
 ) -> None:
     tiny(place / "first.toml", [FGSM], [{"name": "msp"}])
     assert forks("run", "first.toml", "--out", "first", cwd=place, **cache).status == 0
-    import gzip
-
-    with gzip.open(place / "first" / "tables" / "scores.csv.gz", "rt", newline="") as stream:
-        attacked = [int(r["index"]) for r in csv.DictReader(stream) if r["set"] == "perturbed"]
+    attacked = [int(r["index"]) for r in read_table(place / "first", "scores.csv.gz") if r["set"] == "perturbed"]
     kept = np.array(attacked[:7])
     np.savez(place / "part.npz", x_adv=np.ones((7, 1, 8, 8), np.float32), index=kept)
     tiny(place / "file.toml", [{"name": "file", "path": "part.npz"}], [{"name": "msp"}])
     done = forks("run", "file.toml", "--out", "file", cwd=place, **cache)
     assert done.status == 0, done.output
-    (row,) = table(place / "file", "perturbations")
+    (row,) = read_table(place / "file", "perturbations.csv")
     assert row["n"] == "7"
-    assert all(f"attacked 7 of {len(attacked)} images" in r["flags"] for r in table(place / "file", "leaderboard"))
+    assert all(
+        f"attacked 7 of {len(attacked)} images" in r["flags"] for r in read_table(place / "file", "leaderboard.csv")
+    )
 
 
 def test_an_adaptive_plugin_is_made_against_every_detector(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable
 ) -> None:
     detectors = [{"name": "msp"}, {"name": "energy"}]
     tiny(place / "k.toml", [FGSM, {"name": "knows-the-detector"}], detectors, plugins=["parts.py"])
     done = forks("run", "k.toml", "--out", "adaptive", cwd=place, **cache)
     assert done.status == 0, done.output
-    made = [row["perturbation"] for row in table(place / "adaptive", "perturbations")]
+    made = [row["perturbation"] for row in read_table(place / "adaptive", "perturbations.csv")]
     assert made == ["fgsm", "knows-the-detector@msp", "knows-the-detector@energy"]
     # It changes nothing, so the attack that knows no detector is the better one.
-    for row in table(place / "adaptive", "leaderboard"):
+    for row in read_table(place / "adaptive", "leaderboard.csv"):
         assert ("adaptive-weaker-than:fgsm" in row["flags"]) == (row["detector"] != "none")
 
 
 def test_a_model_that_fails_has_rows_with_the_reason(
-    place: Path, forks: Callable, tiny: Callable, cache: dict[str, str]
+    place: Path, forks: Forks, tiny: Tiny, cache: CacheVariable
 ) -> None:
     suite = tiny(place / "m.toml", [FGSM], [{"name": "msp"}])
     suite.write_text(suite.read_text() + '\n[[models]]\nlabel = "broken"\nfactory = "parts.py:broken"\n')
     assert forks("run", "m.toml", "--out", "models", cwd=place, **cache).status == 1
-    rows = {(r["model"], r["detector"]): r for r in table(place / "models", "leaderboard")}
+    rows = {(r["model"], r["detector"]): r for r in read_table(place / "models", "leaderboard.csv")}
     assert rows["mlp", "msp"]["robust_accuracy_at_fpr_5"] != ""
     assert "(n, 10) logits" in rows["broken", "msp"]["flags"]
     assert (place / "models" / "site" / "index.html").is_file()

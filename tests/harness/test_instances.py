@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABCMeta
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ import torch
 from aftershock.analyses.base import Analysis, AnalysisInfo
 from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.detectors.base.detector import Detector, DetectorInfo
+from aftershock.detectors.base.scores import checked_scores
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry
-from aftershock.harness.run.tasks.detectors import checked_scores
 from aftershock.harness.suite.instances import make_analysis, make_detector, make_perturbation
 from aftershock.harness.suite.problems import SuiteError
 from aftershock.harness.suite.resolve import load_suite
@@ -23,7 +24,7 @@ from aftershock.harness.suite.resolved import Part
 from aftershock.harness.tracing.extra_passes import InputGradient, View
 from aftershock.harness.tracing.traces import Need
 
-MAKE: dict[str, tuple[Registry, Callable[[Part], Any], type, object]] = {
+MAKE: dict[str, tuple[Registry, Callable[[Part], Any], ABCMeta, object]] = {
     "perturbation": (PERTURBATIONS, make_perturbation, Perturbation, PerturbationInfo("x", "attack", "x", "linf")),
     "detector": (DETECTORS, make_detector, Detector, DetectorInfo("x")),
     "analysis": (ANALYSES, make_analysis, Analysis, AnalysisInfo("x")),
@@ -70,7 +71,7 @@ def test_what_is_as_described_is_taken(kind: str, attributes: dict[str, object],
     assert made(kind, **attributes) is not None
 
 
-WRONG: list[tuple[str, dict[str, object]]] = [
+WRONG: list[tuple[str, Any]] = [
     *(("perturbation", {"eps": eps}) for eps in ("8/255", True, -0.1, math.nan, math.inf, [0.1], torch.tensor(0.1), 8)),
     *(("perturbation", {"norm": norm}) for norm in ("l3", "Linf", 2, ["linf"], True)),
     *(("perturbation", {"images": images}) for images in ("10", 0, -1, 2.0, True)),
@@ -127,12 +128,12 @@ WRONG: list[tuple[str, dict[str, object]]] = [
             ("needs", None),
             ("needs", ("bits",)),
             ("needs", (Need("bits", units=0),)),
-            ("needs", (Need("bits", taps=3),)),
+            ("needs", (Need("bits", taps=3),)),  # type: ignore[arg-type]
             ("views", ("a",)),
-            ("views", (View("a"), View("a"))),  # type: ignore[arg-type]
+            ("views", (View("a"), View("a"))),
             ("views", (View(""),)),
-            ("views", (View("a", transform=3),)),
-            ("gradients", (View("a"),)),  # type: ignore[arg-type]
+            ("views", (View("a", transform=3),)),  # type: ignore[arg-type]
+            ("gradients", (View("a"),)),
             ("gradients", (InputGradient("a", 3),)),  # type: ignore[arg-type]
         )
     ),

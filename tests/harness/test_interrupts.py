@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 from aftershock.harness.core.errors import UsageError
@@ -12,7 +13,7 @@ from aftershock.harness.core.interrupts import UserInterrupt, contained, listeni
 
 
 @pytest.fixture
-def heard() -> None:
+def heard() -> Iterator[None]:
     """SIGINT as it is for a command in the foreground, whatever these tests were started with."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

@@ -10,14 +10,16 @@ from aftershock.harness.core import code_digests
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.plan import make_plan
+from aftershock.harness.plan.cells import PerturbJob
 from aftershock.harness.suite.resolve import load_suite
+from support.suites import Tiny
 
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}
 ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}
 
 
 @pytest.fixture(scope="module")
-def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callable[[], dict[CellName, str]]:
+def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Callable[[], dict[CellName, str]]:
     path = tmp_path_factory.mktemp("keys") / "a.toml"
     tiny(
         path,
@@ -52,7 +54,11 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Callabl
     ],
 )
 def test_a_change_of_code_reaches_what_it_makes(
-    module: str, kinds: set[str], adaptive: set[str], plan_of: Callable, monkeypatch: pytest.MonkeyPatch
+    module: str,
+    kinds: set[str],
+    adaptive: set[str],
+    plan_of: Callable[[], dict[CellName, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, real = code_digests._path(module), code_digests._source
     assert path is not None
@@ -76,21 +82,21 @@ def test_a_change_of_code_reaches_what_it_makes(
     assert {name.kind for name in by_attack} == adaptive
 
 
-def test_the_check_at_the_large_budget_covers_enough_images_for_a_flag(tmp_path: Path, tiny: Callable) -> None:
+def test_the_check_at_the_large_budget_covers_enough_images_for_a_flag(tmp_path: Path, tiny: Tiny) -> None:
     """The model gets some of them wrong, and nothing is flagged from fewer than 30."""
     dataset = DATASETS.get("digits")(None).load()
     for evaluate, images in ((60, 48), (40, 40)):
         attack = {"name": "adaptive", "eps": 0.3, "images": 20}
         suite = load_suite(tiny(tmp_path / f"{evaluate}.toml", [attack], data={"evaluate": evaluate}))
         plan = make_plan(suite, dataset, "data", "cpu", {"mlp": None})
-        checks = [cell for cell in plan.cells.values() if cell.kind == "check"]
-        assert len(checks) == 2 and {(cell.job.start, cell.job.stop) for cell in checks} == {(0, images)}
-        assert {cell.job.part.params["eps"] for cell in checks} == {0.5}
+        checks = [cell.job for cell in plan.cells.values() if cell.kind == "check" and isinstance(cell.job, PerturbJob)]
+        assert len(checks) == 2 and {(job.start, job.stop) for job in checks} == {(0, images)}
+        assert {job.part.params["eps"] for job in checks} == {0.5}
         # The ranking is about the images that every adaptive attack covers.
         assert plan.ranked == 20
 
 
-def test_another_perturbation_measures_nothing_again(tmp_path: Path, tiny: Callable) -> None:
+def test_another_perturbation_measures_nothing_again(tmp_path: Path, tiny: Tiny) -> None:
     dataset = DATASETS.get("digits")(None).load()
 
     def keys(*names: str) -> set[str]:

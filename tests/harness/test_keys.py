@@ -11,6 +11,7 @@ import pytest
 from aftershock.harness.core import content_keys as keys
 from aftershock.harness.core.code_digests import code_digest, part_digest
 from aftershock.harness.core.content_keys import FileDigests, canonical, content_key, versions
+from aftershock.harness.core.files import file_digest
 from aftershock.harness.core.registry import DETECTORS, Entry, Origin, load_plugin_file
 from aftershock.harness.store.ledger import checked_key
 from hypothesis import given
@@ -108,9 +109,13 @@ def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path, memory = tmp_path / "data.bin", tmp_path / "memory" / "digests.json"
     path.write_bytes(b"one")
     first = FileDigests(memory).of([path])
-    hashed = []
-    real = keys.file_digest
-    monkeypatch.setattr(keys, "file_digest", lambda p: hashed.append(p) or real(p))
+    hashed: list[Path] = []
+
+    def digest(file: Path) -> str:
+        hashed.append(file)
+        return file_digest(file)
+
+    monkeypatch.setattr(keys, "file_digest", digest)
     assert FileDigests(memory).of([path]) == first
     assert hashed == []
     path.write_bytes(b"two")

@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.commands import Forks, Result
+from support.suites import Tiny
+from support.tables import whole_tables
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +60,7 @@ STEPS = ("link", "write_bytes", "replace", "unlink")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("kill")
     (folder / "killer.py").write_text(KILLER, encoding="utf-8")
     tiny(folder / "suite.toml", detectors=[{"name": "msp"}, {"name": "mahalanobis"}])
@@ -65,13 +68,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -
 
 
 @pytest.fixture(scope="module")
-def run_killed(place: Path, forks: Callable) -> Callable:
+def run_killed(place: Path, forks: Forks) -> Callable[..., Result]:
     """Runs a command with the killer at work."""
     return partial(forks, before=place / "killer.py")
 
 
 @pytest.fixture(scope="module")
-def steps(place: Path, run_killed: Callable) -> dict[str, int]:
+def steps(place: Path, run_killed: Callable[..., Result]) -> dict[str, int]:
     """How many steps of each kind an uninterrupted run takes; its directory is ``undisturbed``."""
     log = place / "steps.log"
     done = run_killed(
@@ -98,7 +101,7 @@ def no_leftovers(run: Path) -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_a_step_of_a_write(
-    step: str, after: bool, place: Path, steps: dict[str, int], run_killed: Callable, tables: Callable
+    step: str, after: bool, place: Path, steps: dict[str, int], run_killed: Callable[..., Result]
 ) -> None:
     out, cache = f"{step}-{after}", str(place / f"cache-{step}-{after}")
     total = steps[step]
@@ -115,12 +118,12 @@ def test_a_kill_at_a_step_of_a_write(
     assert killed >= 2
     done = run_killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
     assert done.status == 0, done.output
-    assert tables(place / out) == tables(place / "undisturbed")
+    assert whole_tables(place / out) == whole_tables(place / "undisturbed")
     no_leftovers(place / out)
 
 
 def test_a_kill_while_tables_and_report_are_written(
-    place: Path, steps: dict[str, int], run_killed: Callable, tables: Callable
+    place: Path, steps: dict[str, int], run_killed: Callable[..., Result]
 ) -> None:
     cache, log = str(place / "cache"), place / "again.log"
     done = run_killed("run", "suite.toml", "--out", "again", cwd=place, AFTERSHOCK_CACHE=cache, KILL_LOG=str(log))
@@ -136,13 +139,13 @@ def test_a_kill_while_tables_and_report_are_written(
         assert done.status == -signal.SIGKILL, done.output
         done = run_killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
         assert done.status == 0, done.output
-        assert tables(place / out) == tables(place / "undisturbed")
+        assert whole_tables(place / out) == whole_tables(place / "undisturbed")
         no_leftovers(place / out)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_kill_from_outside_at_any_moment(
-    seed: int, place: Path, steps: dict[str, int], run_killed: Callable, tables: Callable
+    seed: int, place: Path, steps: dict[str, int], run_killed: Callable[..., Result]
 ) -> None:
     draws = random.Random(seed)
     out, cache = place / f"outside-{seed}", str(place / f"cache-outside-{seed}")
@@ -161,11 +164,11 @@ def test_a_kill_from_outside_at_any_moment(
         assert not (out / "run.json").exists()
     done = run_killed("run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache)
     assert done.status == 0, done.output
-    assert tables(out) == tables(place / "undisturbed")
+    assert whole_tables(out) == whole_tables(place / "undisturbed")
     no_leftovers(out)
 
 
-def test_an_interrupt_says_what_to_do_next(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+def test_an_interrupt_says_what_to_do_next(tmp_path: Path, forks: Forks, tiny: Tiny) -> None:
     suite = tiny(tmp_path / "s.toml", model={"epochs": 3000})
 
     def interrupt(process: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import aftershock
 import pytest
@@ -14,6 +14,7 @@ from aftershock.harness.core.clock import Stopwatch
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.tracing.traces import Traces
+from support.suites import Tiny
 from torch import Tensor
 
 
@@ -27,7 +28,7 @@ class Base(Detector):
     info = DetectorInfo(title="x", needs=())
     calls = 0
 
-    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Detector:
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
         return self
 
     def score(self, traces: Traces) -> Tensor:
@@ -91,7 +92,7 @@ def test_what_was_imported_meanwhile_is_noticed() -> None:
         del sys.modules["aftershock_test_module"]
 
 
-def test_a_score_is_measured_again_before_it_fails(tmp_path: Path, tiny: Callable) -> None:
+def test_a_score_is_measured_again_before_it_fails(tmp_path: Path, tiny: Tiny) -> None:
     names = ("slow-at-first", "waits", "always-slow", "energy")
     suite = tiny(tmp_path / "s.toml", [{"name": "gaussian", "std": 0.5}], [{"name": name} for name in names])
     suite.write_text(suite.read_text() + "\n[limits]\nscore_seconds = 0.1\n")
@@ -102,8 +103,8 @@ def test_a_score_is_measured_again_before_it_fails(tmp_path: Path, tiny: Callabl
     assert AlwaysSlow.calls == 2
 
 
-def test_a_fit_of_the_package_that_takes_too_long_is_named_and_kept(tmp_path: Path, tiny: Callable) -> None:
-    suite, said = tiny(tmp_path / "s.toml", [{"name": "gaussian", "std": 0.5}], [{"name": "mahalanobis"}]), []
+def test_a_fit_of_the_package_that_takes_too_long_is_named_and_kept(tmp_path: Path, tiny: Tiny) -> None:
+    suite, said = tiny(tmp_path / "s.toml", [{"name": "gaussian", "std": 0.5}], [{"name": "mahalanobis"}]), list[str]()
     suite.write_text(suite.read_text() + "\n[limits]\nfit_seconds = 1e-9\n")
     found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache", only="fit/*", on_message=said.append)
     assert not found.failed and any("mahalanobis" in text and "fit_seconds" in text for text in said)
@@ -112,7 +113,7 @@ def test_a_fit_of_the_package_that_takes_too_long_is_named_and_kept(tmp_path: Pa
     assert aftershock.run(suite, tmp_path / "again", cache=tmp_path / "cache", only="fit/*").computed == 0
 
 
-def test_limits_have_defaults_and_are_checked(tmp_path: Path, tiny: Callable) -> None:
+def test_limits_have_defaults_and_are_checked(tmp_path: Path, tiny: Tiny) -> None:
     suite = tiny(tmp_path / "s.toml")
     limits = load_suite(suite).limits
     assert (limits.fit_seconds, limits.memory, limits.score_seconds) == (3600, 8, 1)

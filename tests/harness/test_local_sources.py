@@ -6,7 +6,6 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ from aftershock.harness.core.content_keys import FileDigests, sources_digest
 from aftershock.harness.core.local_sources import local_sources
 from aftershock.harness.models.weights import network_digest
 from aftershock.harness.run.up_to_date import fingerprint
+from support.commands import Forks
+from support.suites import Tiny
 from torch import nn
 
 # What the root file says, and which of the files below decide what it does.
@@ -163,7 +164,7 @@ def ready():
 
 
 def test_a_factory_that_reads_other_files_is_another_model_when_they_change(
-    tmp_path: Path, tiny: Callable[..., Path], forks: Callable
+    tmp_path: Path, tiny: Tiny, forks: Forks
 ) -> None:
     def run() -> tuple[float, bool]:
         done = forks("run", "suite.toml", "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(tmp_path / "cache"))

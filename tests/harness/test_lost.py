@@ -35,7 +35,7 @@ class Seen:
 
 
 @analysis("sees")
-class Sees(Analysis):
+class Sees(Analysis[Seen]):
     """Names what it is given."""
 
     info = AnalysisInfo(title="Sees", paper="none")

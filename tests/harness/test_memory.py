@@ -1,6 +1,7 @@
 """The peak memory of a block against allocations of known size."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ MIB = 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of resident memory")
-def test_the_peak_is_what_the_block_took_even_if_it_gave_it_back():
+def test_the_peak_is_what_the_block_took_even_if_it_gave_it_back() -> None:
     with peak_memory() as peak:
         torch.ones(100 * MIB, dtype=torch.uint8)
         torch.ones(40 * MIB, dtype=torch.uint8)
@@ -23,7 +24,7 @@ def test_the_peak_is_what_the_block_took_even_if_it_gave_it_back():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of resident memory")
-def test_an_earlier_peak_does_not_count():
+def test_an_earlier_peak_does_not_count() -> None:
     torch.ones(100 * MIB, dtype=torch.uint8)
     with peak_memory() as peak:
         torch.ones(10 * MIB, dtype=torch.uint8)
@@ -31,7 +32,7 @@ def test_an_earlier_peak_does_not_count():
     assert peak.rise <= 45 * MIB
 
 
-def test_where_the_system_does_not_tell_there_is_no_number(monkeypatch, tmp_path):
+def test_where_the_system_does_not_tell_there_is_no_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_RESET", tmp_path / "missing" / "clear_refs")
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
     with peak_memory() as peak:

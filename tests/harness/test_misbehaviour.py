@@ -7,9 +7,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import aftershock
 import numpy as np
@@ -23,9 +24,11 @@ from aftershock.attacks.base.perturbation import Perturbation, PerturbationInfo
 from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.evaluation.collect import Tables
 from aftershock.harness.tracing.traces import Traces
+from support.suites import Tiny
+from support.tables import whole_tables
 from torch import Tensor
 
-ENTERED: list[object] = []
+ENTERED: list[AbstractContextManager[object]] = []
 
 
 def detector(name: str, fit: Callable[[], object] = lambda: 0, score: Callable[[], object] = lambda: 0) -> None:
@@ -34,7 +37,7 @@ def detector(name: str, fit: Callable[[], object] = lambda: 0, score: Callable[[
     class Planted(Detector):
         info = DetectorInfo(title=name, needs=())
 
-        def fit(self, clean: Traces, perturbed: Traces | None = None) -> Detector:
+        def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
             fit()
             return self
 
@@ -141,7 +144,7 @@ class NoKind(Detector):
             raise RuntimeError("nobody knows")
         return "none"
 
-    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Detector:
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
         return self
 
     def score(self, traces: Traces) -> Tensor:
@@ -161,7 +164,7 @@ class Nothing:
 
 
 @analysis("untitled")
-class Untitled(Analysis):
+class Untitled(Analysis[Nothing]):
     info: ClassVar[AnalysisInfo] = Forgotten()  # type: ignore[assignment]
     needs = ()
 
@@ -195,14 +198,14 @@ def facts(run: aftershock.Run) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> aftershock.Run:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> aftershock.Run:
     folder = tmp_path_factory.mktemp("undisturbed")
     suite = tiny(folder / "s.toml", ATTACKS, HONEST)
     return aftershock.run(suite, folder / "run", cache=folder / "cache")
 
 
 def test_what_a_part_does_to_the_process_reaches_no_other_row_and_no_cache(
-    undisturbed: aftershock.Run, tmp_path: Path, tiny: Callable, tables: Callable, monkeypatch: pytest.MonkeyPatch
+    undisturbed: aftershock.Run, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     leaving = [{"name": f"leaves-{number}"} for number in range(len(LEAVES))]
@@ -211,8 +214,8 @@ def test_what_a_part_does_to_the_process_reaches_no_other_row_and_no_cache(
     # A relative run directory: where it lies is settled before any of them changes the working directory.
     found = aftershock.run("s.toml", "run", cache="cache")
     assert found.folder == tmp_path / "run" and not found.failed
-    own = rows_without(tables(found.folder), "leaves-", "thread-exits", "ruins-model")
-    assert same(own, rows_without(tables(undisturbed.folder)))
+    own = rows_without(whole_tables(found.folder), "leaves-", "thread-exits", "ruins-model")
+    assert same(own, rows_without(whole_tables(undisturbed.folder)))
     board = found.leaderboard.set_index("detector")
     for number, state in enumerate(LEAVES):
         assert f"changed-state:{state}" in board["flags"][f"leaves-{number}"].split("; ")
@@ -223,11 +226,11 @@ def test_what_a_part_does_to_the_process_reaches_no_other_row_and_no_cache(
     # Nothing of it went into the cache.
     tiny(tmp_path / "clean.toml", ATTACKS, HONEST)
     again = aftershock.run("clean.toml", "again", cache="cache")
-    assert again.computed == 0 and tables(again.folder) == tables(undisturbed.folder)
+    assert again.computed == 0 and whole_tables(again.folder) == whole_tables(undisturbed.folder)
 
 
 def test_what_would_end_the_run_costs_the_cells_of_its_part(
-    undisturbed: aftershock.Run, tmp_path: Path, tiny: Callable, tables: Callable
+    undisturbed: aftershock.Run, tmp_path: Path, tiny: Tiny
 ) -> None:
     labels = [f"{name}-in-{where}" for name in ENDS for where in ("fit", "score")]
     suite = tiny(tmp_path / "s.toml", ATTACKS, (HONEST[0], *({"name": label} for label in labels), HONEST[1]))
@@ -236,11 +239,11 @@ def test_what_would_end_the_run_costs_the_cells_of_its_part(
         reasons = [reason for cell, reason in found.failed.items() if f"/{label}" in cell]
         assert reasons and all(ENDS[label.partition("-in-")[0]][1] in reason for reason in reasons)
     assert len({cell.split("/")[4] for cell in found.failed}) == len(labels)
-    assert rows_without(tables(found.folder), "-in-") == rows_without(tables(undisturbed.folder))
+    assert rows_without(whole_tables(found.folder), "-in-") == rows_without(whole_tables(undisturbed.folder))
 
 
 def test_a_page_that_fails_is_named_and_parts_are_not_asked_again_for_tables(
-    undisturbed: aftershock.Run, tmp_path: Path, tiny: Callable, tables: Callable, monkeypatch: pytest.MonkeyPatch
+    undisturbed: aftershock.Run, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = tiny(tmp_path / "s.toml", (*ATTACKS, {"name": "no-effort"}), (*HONEST, {"name": "no-kind"}))
     text = "".join(f'\n[[analyses]]\nname = "{name}"\n' for name in ("untitled", "titled"))
@@ -263,8 +266,8 @@ def test_a_page_that_fails_is_named_and_parts_are_not_asked_again_for_tables(
     # What tables say of a part was asked when it was made, before any work: later it may say what it likes.
     assert any("titled.html" in reason and "no ink" in reason for reason in told.values())
     assert any("untitled" in name and "no title" in reason for name, reason in told.items()) and len(told) == 2
-    own = rows_without(tables(found.folder), "no-effort", "no-kind")
-    assert same(own, rows_without(tables(undisturbed.folder)))
+    own = rows_without(whole_tables(found.folder), "no-effort", "no-kind")
+    assert same(own, rows_without(whole_tables(undisturbed.folder)))
     assert {"no-kind", "msp"} <= set(found.leaderboard["detector"])
     assert found.report.is_file()
     assert {p.name for p in (found.folder / "analyses").iterdir()} == {"digits-mlp-0-titled"}
@@ -278,7 +281,7 @@ def test_a_page_that_fails_is_named_and_parts_are_not_asked_again_for_tables(
 
 
 def test_a_table_that_cannot_be_made_is_named_and_none_of_an_earlier_run_stays(
-    tmp_path: Path, tiny: Callable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = tiny(tmp_path / "s.toml", ATTACKS, HONEST)
 

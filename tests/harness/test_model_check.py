@@ -12,6 +12,7 @@ import torch
 from aftershock.harness.models import classifier as models
 from aftershock.harness.run.model_check import ModelCheck, check_models
 from aftershock.harness.suite.resolve import load_suite
+from support.commands import Forks
 from torch import nn
 
 MODELS = """
@@ -181,7 +182,7 @@ def test_weights_lie_under_the_data_root_too(checked: Check, tmp_path: Path) -> 
     assert checked('factory = "mine.py:Net"\nweights = "net.pt"', root=root)[0].problems == ()
 
 
-def test_validate_builds_models_unless_told_otherwise(checked: Check, forks: Any, tmp_path: Path) -> None:
+def test_validate_builds_models_unless_told_otherwise(checked: Check, forks: Forks, tmp_path: Path) -> None:
     checked('label = "a"\nfactory = "mine.py:Dict"')
     done = forks("validate", "suite.toml", cwd=tmp_path)
     line = HEAD.format(data='name = "digits"').count("\n") + 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from aftershock.harness.data.duplicates import duplicate_notes
 from aftershock.harness.data.sets import image_folder, npz, task_shape
 from aftershock.harness.data.types import Dataset, ImageSplit
 from PIL import Image
+from support.commands import Forks
+from support.suites import Tiny
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 
@@ -212,9 +215,9 @@ def test_channels_last_are_refused(channels: int, tmp_path: Path) -> None:
         npz(tmp_path, arrays(tmp_path / "a.npz", [0, 1] * 2, [0, 1], x_train=x)).load()
 
 
-def arrays(path: Path, train: list[int], test: list[int], **changes: np.ndarray) -> Path:
+def arrays(path: Path, train: list[int], test: list[int], **changes: Any) -> Path:
     draws = np.random.default_rng(0)
-    held = {
+    held: dict[str, Any] = {
         "x_train": draws.integers(0, 256, (len(train), 4, 4), dtype=np.uint8), "y_train": np.array(train),
         "x_test": draws.integers(0, 256, (len(test), 4, 4), dtype=np.uint8), "y_test": np.array(test),
     }  # fmt: skip
@@ -306,7 +309,7 @@ def test_copies_of_files_are_counted(tmp_path: Path) -> None:
     assert [n[:9] for n in notes] == ["2 of the "]
 
 
-def test_what_is_said_of_data_is_kept(tmp_path: Path, tiny: Callable[..., Path], forks: Callable) -> None:
+def test_what_is_said_of_data_is_kept(tmp_path: Path, tiny: Tiny, forks: Forks) -> None:
     draws = np.random.default_rng(0)
     x, y = draws.integers(0, 256, (300, 4, 4), dtype=np.uint8), np.arange(300) % 2 + 1
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)

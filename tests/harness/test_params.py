@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def part(
+def part(  # type: ignore[no-untyped-def]  # an author's parameter without annotation
     eps: float, steps: int = 10, name: str = "x", norm: Literal["linf", "l2"] = "linf", both: float | None = None,
     either: int | float = 1, text_or_number: str | float = "all", flag: bool = False, taps: tuple[str, ...] = (),
     plain=None,
-) -> None:  # type: ignore[no-untyped-def]  # fmt: skip
+) -> None:  # fmt: skip
     """A part with every kind of parameter."""
 
 
@@ -134,7 +134,7 @@ class Careless:
     """Annotations that a plugin's author left out or got wrong."""
 
     def __init__(  # type: ignore[no-untyped-def]
-        self, eps, large_eps: str = "", steps=10, rate=0.5, keep=False, mode="fast", tried: NoSuchName = 1,  # noqa: F821
+        self, eps, large_eps: str = "", steps=10, rate=0.5, keep=False, mode="fast", tried: NoSuchName = 1,  # type: ignore[name-defined]  # noqa: F821
         width: int = 3,
     ) -> None: ...  # fmt: skip
 

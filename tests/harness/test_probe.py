@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -239,9 +240,9 @@ def test_batch_norm_that_follows_eval_does_not_depend_on_the_batch_and_keeps_its
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert probe(model, images()).flags == ()
     ignoring = classifier(Ignores(nn.BatchNorm2d(1)))
-    kept = ignoring.network.layer.running_mean.clone()
+    kept = ignoring.get_buffer("network.layer.running_mean").clone()
     probe(ignoring, images())
-    assert torch.equal(kept, ignoring.network.layer.running_mean)
+    assert torch.equal(kept, ignoring.get_buffer("network.layer.running_mean"))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -314,9 +315,12 @@ def test_a_network_with_packed_weights_is_probed_and_says_that_its_state_is_not_
 class SetsItself(Net):
     """Keeps the first batch's mean, as an activation normalisation does, in one of several places."""
 
+    mean: Tensor
+    late: Tensor | None
+
     def __init__(self, place: str) -> None:
         super().__init__()
-        self.place, self.ready, self.seen = place, False, {"n": 0}
+        self.place, self.ready, self.seen = place, False, dict[str, Any](n=0)
         self.register_buffer("mean", torch.zeros(16))
         self.register_buffer("late", None)
 
@@ -334,7 +338,8 @@ class SetsItself(Net):
             else:
                 self.seen["mean"] = mean
             self.ready = True
-        held = {"late buffer": self.late, "attribute": getattr(self, "kept", None)}.get(self.place, self.mean)
+        others: dict[str, Any] = {"late buffer": self.late, "attribute": getattr(self, "kept", None)}
+        held = others.get(self.place, self.mean)
         return super().forward(x.flatten(1) - self.seen.get("mean", held))
 
 
@@ -407,8 +412,11 @@ def test_gradients_through_backward_alone_are_said() -> None:
 
 
 def test_smoothed_probabilities_are_noticed_in_their_logarithm() -> None:
+    def smoothed(z: Tensor, scale: float) -> Tensor:
+        return ((z / scale).softmax(1) + 0.01).log()
+
     for scale in (1, 50):
-        assert probed(lambda z, s=scale: ((z / s).softmax(1) + 0.01).log()).looks_like == "log-probabilities"
+        assert probed(partial(smoothed, scale=scale)).looks_like == "log-probabilities"
     assert probed(lambda z: z - z.logsumexp(1, keepdim=True) + 1).looks_like == ""
 
 

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aftershock.harness.evaluation.results
 import aftershock.harness.statistics.detection
@@ -32,12 +33,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Functions(TorchFunctionMode):
-    def __torch_function__(self, function, types, arguments=(), more=None):
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), more: Any = None) -> Any:
         return function(*arguments, **(more or {}))
 
 
 class Dispatch(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, arguments=(), more=None):
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), more: Any = None) -> Any:
         return function(*arguments, **(more or {}))
 
 
@@ -45,10 +46,10 @@ class Equal:
     def __eq__(self, other: object) -> bool:
         raise ValueError("ambiguous")
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
-KEPT: list[object] = []
+KEPT: list[contextlib.AbstractContextManager[object]] = []
 
 
 def enter(context: Callable[[], contextlib.AbstractContextManager[object]]) -> Callable[[], object]:
@@ -61,7 +62,7 @@ def enter(context: Callable[[], contextlib.AbstractContextManager[object]]) -> C
     return change
 
 
-NUMBERS = {
+NUMBERS: dict[str, Callable[[], object]] = {
     "default dtype": lambda: torch.set_default_dtype(torch.float64),
     "autocast": enter(lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
     "gradient mode": lambda: torch.set_grad_enabled(False),
@@ -78,7 +79,7 @@ NUMBERS = {
     "decimal context": lambda: setattr(decimal.getcontext(), "prec", 3),
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8" if locale.setlocale(locale.LC_ALL) == "C" else "C"),
 }
-OTHERS = {
+OTHERS: dict[str, Callable[[], object]] = {
     "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True),
     "floating point errors of NumPy": lambda: np.seterr(all="raise"),
     "print options of NumPy": lambda: np.set_printoptions(precision=1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.plan.cells import Cell
 from aftershock.harness.run.events import Event
 from aftershock.harness.run.runner import TimeLeft
+from support.suites import Tiny
 
 
 def cell(key: str, kind: str, images: int) -> Cell:
@@ -35,7 +35,7 @@ def test_a_long_cell_that_tells_its_share_is_no_longer_guessed() -> None:
     assert time.seconds() == pytest.approx(1)
 
 
-def test_an_analysis_tells_its_progress(tmp_path: Path, tiny: Callable) -> None:
+def test_an_analysis_tells_its_progress(tmp_path: Path, tiny: Tiny) -> None:
     tiny(tmp_path / "a.toml", [{"name": "fgsm", "eps": 0.3}])
     with (tmp_path / "a.toml").open("a") as stream:
         stream.write('\n[[analyses]]\nname = "functional_codes"\nrows = 2\ncolumns = 2\nepochs = 2\npermutations = 2\n')

@@ -33,7 +33,7 @@ THREAT = Threat("linf", EPS)
 DIGESTS = Protocol("digest", "series")
 # What the protocol asks of an adaptive attack at least.
 FLOOR = Effort(steps=50, restarts=2, queries=100)
-Row = dict[str, Cell]
+Row = dict[str, Any]
 
 
 def sources(m: int = 400, e: int = 300, wrong: int = 30, seed: int = 0) -> Sources:
@@ -437,7 +437,7 @@ def test_worst_case_is_per_image() -> None:
 )
 def test_only_what_stays_within_the_threat_counts(size: float, counts: bool) -> None:
     s = sources()
-    p = [perturbation(s, size=np.float32(size))]
+    p = [perturbation(s, size=float(np.float32(size)))]
     row = only(board(s, p, [detector(s, p, clean=spread, perturbed=hidden)]), detector="none")
     assert row["robust_accuracy_at_fpr_5"] == pytest.approx(0.0 if counts else 0.9)
 
@@ -727,7 +727,7 @@ def test_score_rows_hold_every_image_once() -> None:
     p = [dataclasses.replace(p[0], rounded=rounded)]
     d = detector(s, p, clean=spread, perturbed=high, control=spread)
     d = dataclasses.replace(d, rounded={("pgd", how): hidden(p[0].index) for how in ("8-bit", "levels")})
-    rows = [dict(zip(COLUMNS["scores"], row, strict=True)) for row in score_rows(s, p, d)]
+    rows: list[Row] = [dict(zip(COLUMNS["scores"], row, strict=True)) for row in score_rows(s, p, d)]
     sets = ("calibrate", "clean", "perturbed", "rounded-8-bit", "rounded-levels", "control")
     counts = {name: sum(row["set"] == name for row in rows) for name in sets}
     assert counts == dict(zip(sets, (250, 60, 55, 55, 55, 40), strict=True)) and sum(counts.values()) == len(rows)
@@ -776,7 +776,8 @@ def test_perturbation_rows_measure_all_attacked_images() -> None:
         perturbation(s, failed=90, size=size, flags=("unconverged", "weaker than one step")),
         perturbation(s, "blur", "corruption"),
     ]
-    first, second = perturbation_rows(s, p)
+    rows: list[Row] = list(perturbation_rows(s, p))
+    first, second = rows
     assert (first["n"], first["success_rate"]) == (270, pytest.approx(180 / 270))
     assert first["mean_linf"] == pytest.approx(0.02 * 180 / 270)
     assert (first["max_linf"], first["mean_l0"]) == (pytest.approx(0.02), 7.0)

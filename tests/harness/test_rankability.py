@@ -23,7 +23,6 @@ from aftershock.harness.evaluation.rankability import (
     unranked_suite,
 )
 from aftershock.harness.evaluation.results import (
-    Cell,
     DetectorResult,
     PerturbationResult,
     RoundedResult,
@@ -48,7 +47,7 @@ EPS = 0.1
 THREAT = Threat("linf", EPS)
 E, WRONG, M = 120, 20, 200
 RIGHT = np.arange(E - WRONG)
-Row = dict[str, Cell]
+Row = dict[str, Any]
 
 
 def sources(seed: int = 0, e: int = E, wrong: int = WRONG, gradient: bool = True) -> Sources:
@@ -73,7 +72,10 @@ def attack(label: str, fooled: int = len(RIGHT), index: np.ndarray = RIGHT, eps:
 
 
 def detector(
-    attacks: Sequence[PerturbationResult], label: str = "d", scores: float | dict[str, Any] = 2.0, **more: Any
+    attacks: Sequence[PerturbationResult],
+    label: str = "d",
+    scores: float | np.ndarray | dict[str, Any] = 2.0,
+    **more: Any,
 ) -> DetectorResult:
     """Clean scores in [0, 1) and perturbed ones as given: 2 is flagged, 0 passes."""
     of = {p.label: scores.get(p.label, 2.0) if isinstance(scores, dict) else scores for p in attacks if not p.reason}

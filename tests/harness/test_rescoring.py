@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from aftershock.detectors import Detector, DetectorInfo
 from aftershock.harness.tracing.traces import Traces
+from support.commands import Forks
+from support.suites import Tiny
+from support.tables import read_table
 from torch import Tensor
 
 # All have the same score (how small the logits are), to which each adds what it knows of the question.
@@ -179,7 +180,7 @@ CHEATS = {
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callable) -> dict[str, dict[str, str]]:
+def rows(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> dict[str, dict[str, str]]:
     """The rows of all of them in one run, by detector."""
     folder = tmp_path_factory.mktemp("rescoring")
     (folder / "parts.py").write_text(PARTS)
@@ -189,8 +190,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, forks: Callable, tiny: Callab
     only = ("--only", "digits/mlp/0/[cs][hc]")
     done = forks("run", "a.toml", "--out", "run", *only, cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
     assert done.status == 0, done.output
-    with (folder / "run" / "tables" / "leaderboard.csv").open(newline="") as stream:
-        return {row["detector"]: row for row in csv.DictReader(stream)}
+    return {row["detector"]: row for row in read_table(folder / "run", "leaderboard.csv")}
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -211,7 +211,7 @@ def test_a_score_that_depends_on_the_question_is_flagged_and_not_ranked(
     assert row["robust_accuracy_at_fpr_5"] != ""
 
 
-def test_drawn_scores_are_the_same_in_every_run(tmp_path: Path, forks: Callable, tiny: Callable) -> None:
+def test_drawn_scores_are_the_same_in_every_run(tmp_path: Path, forks: Forks, tiny: Tiny) -> None:
     """Whatever was computed before, and in whatever order."""
     (tmp_path / "parts.py").write_text(PARTS)
     attacks = [{"name": "fgsm", "eps": 0.3}, {"name": "short-margin", "eps": 0.3, "steps": 3, "images": 20}]
@@ -233,7 +233,7 @@ def test_what_only_one_detector_does_is_in_no_other_row(rows: dict[str, dict[str
 
 
 def test_a_detector_of_this_session_is_not_asked_elsewhere(
-    tmp_path: Path, tiny: Callable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No other process has it: that is said, and the row cannot be ranked."""
     import aftershock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from aftershock.harness.evaluation.results import DetectorResult, PerturbationResult, Threat
@@ -11,7 +12,7 @@ from aftershock.harness.evaluation.sanity import Got, adaptive_flags, beats, foo
 N = 200
 
 
-def attack(label: str, turned: float, eps: float = 0.1, **more: object) -> PerturbationResult:
+def attack(label: str, turned: float, eps: float = 0.1, **more: Any) -> PerturbationResult:
     """An attack that turns the first ``turned`` share of the images, with a measured norm of ``eps``."""
     success = np.arange(N) < turned * N
     given = {"kind": "attack", "family": "x", "library": "aftershock", "norm": "linf", "box": "white", **more}

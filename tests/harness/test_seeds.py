@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from aftershock.harness.core.seeds import Draws, derive_seed, forked_rng, generator
 from hypothesis import given
 from hypothesis import strategies as st
+from support.generators import generator_states
 
 IMAGES = torch.zeros(6, 2, 5, 5)
 
@@ -31,7 +33,7 @@ def test_derived_seeds_fit_every_generator(seed: int, axes: list[str]) -> None:
 
 
 def test_derived_seeds_differ_by_every_axis() -> None:
-    made = [
+    made: list[tuple[Any, ...]] = [
         (0,),
         (1,),
         (0, "a"),
@@ -88,15 +90,10 @@ def test_draws_for_another_number_of_images_are_refused() -> None:
     assert Draws(0, []).normal(IMAGES[:0]).shape == (0, 2, 5, 5)
 
 
-def state() -> tuple[object, ...]:
-    numpy_state = np.random.get_state()
-    return torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2], random.getstate()  # type: ignore[index, union-attr]
-
-
 @pytest.mark.parametrize("raises", [False, True])
 def test_forked_rng_puts_everything_back(raises: bool) -> None:
     torch.rand(1), np.random.rand(), random.random()
-    before = state()
+    before = generator_states()
     seen = []
     for _ in range(2):
         try:
@@ -109,7 +106,7 @@ def test_forked_rng_puts_everything_back(raises: bool) -> None:
                     raise RuntimeError
         except RuntimeError:
             pass
-        assert state() == before
+        assert generator_states() == before
     assert seen[0] == seen[1]
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def test_touching_an_artifact_is_no_damage(run: Path, held: Store) -> None:
 
 def entry(key: str = KEY, schema: int = SCHEMA, **changes: object) -> bytes:
     """A ledger entry with a right checksum, whatever it says."""
-    return seal({"schema": schema, "aftershock": "9.9", **asdict(Record(key, "n", "k", "done")), **changes})
+    return seal({"schema": schema, "aftershock": "9.9", **asdict(Record(key, NAME, "done")), **changes})
 
 
 DAMAGED = {
@@ -164,7 +164,7 @@ DAMAGED = {
     "no-checksum": json.dumps(asdict(Record(KEY, NAME, "done"))).encode(),
     "edited": entry(values={"clean_accuracy": 0.98}).replace(b"0.98", b"0.99"),
     "edited-seconds": entry(seconds=1.5).replace(b"1.5", b"2.5"),
-    "edited-name": entry().replace(b'"n"', b'"m"'),
+    "edited-name": entry().replace(b'"mlp"', b'"cnn"'),
     "older-schema": entry(schema=1),
     "other-key": entry(OTHER),
     "no-key": seal({"schema": SCHEMA, "aftershock": "9.9"}),
@@ -174,6 +174,12 @@ DAMAGED = {
     "odd-seconds": entry(seconds="fast"),
     "more-fields": entry(extra=1),
 }
+
+
+def test_a_ledger_entry_that_is_not_damaged_is_read(tmp_path: Path) -> None:
+    path = tmp_path / f"{KEY}.json"
+    path.write_bytes(entry(seconds=1.5))
+    assert read_record(path) == Record(KEY, NAME, "done", seconds=1.5)
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -204,11 +210,12 @@ def test_a_damaged_entry_of_the_cache_is_not_there(name: str, tmp_path: Path, ca
 def test_a_key_cannot_leave_the_directory(key: str, tmp_path: Path, run: Path, cache: Path) -> None:
     (tmp_path / "escape.json").write_text("precious")
     with Store(run, cache) as store:
-        for use in (
+        uses: tuple[Callable[[], object], ...] = (
             lambda: put(store, key),
             lambda: store.find(key),
             lambda: store.put_failure(key, NAME, "failed", ""),
-        ):
+        )
+        for use in uses:
             with pytest.raises(ValueError, match="not a content key"):
                 use()
     assert (tmp_path / "escape.json").read_text() == "precious"
@@ -276,9 +283,9 @@ def test_a_full_disk_loses_nothing_that_was_there(
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     with monkeypatch.context() as patched:
         patched.setattr(*STEPS[step], full(code))
-        for use in (lambda: put(held, OTHER), lambda: put(held, KEY, 2.0)):
+        for key, scale in ((OTHER, 1.0), (KEY, 2.0)):
             with pytest.raises(AftershockError, match="what was there is kept") as caught:
-                use()
+                put(held, key, scale)
             assert os.strerror(code) in str(caught.value)
         with pytest.raises(AftershockError, match="what was there is kept"):
             held.put_failure(OTHER, NAME, "failed", "why")
@@ -405,7 +412,8 @@ def test_a_cache_is_no_place_for_a_run(run: Path, cache: Path) -> None:
 
 def test_a_cache_that_is_a_file_is_done_without(run: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with Store(run, tmp_path / "cache") as store, store.computing(KEY):
+    with Store(run, tmp_path / "cache") as store:
+        assert store.computing(KEY) is not None
         put(store)
         assert store.find(KEY) is not None
 
@@ -417,8 +425,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(run: Path, cache: Path) 
     (cache / "locks" / f"{KEY}.lock").mkdir(parents=True)
     with Store(run, cache) as store:
         assert store.find(KEY) is None
-        with store.computing(KEY):
-            put(store)
+        assert store.computing(KEY) is not None
+        put(store)
         assert store.find(KEY) is not None
 
 

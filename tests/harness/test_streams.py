@@ -43,12 +43,14 @@ def command(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., tup
         ("$A list suites --json | (exec 0<&-; sleep 2); exit ${PIPESTATUS[0]}", "cut off"),
     ],
 )
-def test_output_that_cannot_be_written_is_a_sentence(line: str, says: str, command: Callable) -> None:
+def test_output_that_cannot_be_written_is_a_sentence(
+    line: str, says: str, command: Callable[..., tuple[int, str]]
+) -> None:
     status, errors = command(line)
     assert status == 1
     assert says in errors and len(errors.splitlines()) == 1
 
 
-def test_a_mistake_keeps_its_status_without_standard_error(command: Callable) -> None:
+def test_a_mistake_keeps_its_status_without_standard_error(command: Callable[..., tuple[int, str]]) -> None:
     assert command("$A list nothing > /dev/full 2> /dev/full") == (2, "")
     assert command("$A list suites 2>&-") == (0, "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from aftershock.harness.suite.schema import SuiteFile
 from aftershock.harness.suite.toml_lines import locate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.suites import Tiny
 
 GOOD = """\
 name = "good"
@@ -196,8 +196,8 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         *_, line, said = MISTAKES[mistake]
         assert any(said in message and place == line for place, message in found), mistake
     # In the order of the file.
-    said = [next(m for m in several if MISTAKES[m][3] in message) for _, message in found]
-    assert said == [
+    named = [next(m for m in several if MISTAKES[m][3] in message) for _, message in found]
+    assert named == [
         "missing-plugin", "unknown-data", "unknown-model-parameter", "unknown-parameter", "unknown-detector",
         "supervised-without",
     ]  # fmt: skip
@@ -554,7 +554,7 @@ def test_the_schema_refers_only_to_what_it_defines() -> None:
     ],
 )
 def test_sets_that_the_data_cannot_fill_are_found_without_loading_them(
-    data: dict[str, int], said: str, tmp_path: Path, tiny: Callable
+    data: dict[str, int], said: str, tmp_path: Path, tiny: Tiny
 ) -> None:
     with pytest.raises(SuiteError, match=re.escape(said)):
         load_suite(tiny(tmp_path / "a.toml", data=data))

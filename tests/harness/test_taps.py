@@ -129,6 +129,7 @@ def test_a_compiled_model_shows_the_same_taps(backend: str) -> None:
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4), nn.GELU()).eval()
     plain = record(model, X, discover(model, X), [Need("full")])
     compiled = torch.compile(model, backend=backend)
+    assert isinstance(compiled, nn.Module)
     if not hasattr(torch.compiler, "set_stance"):
         with pytest.raises(UsageError, match=r"before torch 2\.6: give the model as it was"):
             discover(compiled, X)
@@ -169,7 +170,8 @@ def test_a_model_in_train_mode_is_read_in_eval_mode_and_put_back_also_when_it_ra
     taps = discover(model, X)
     model.train()
     model.net[3].eval()
-    model.net[0].weight.grad = torch.ones_like(model.net[0].weight)
+    weight = model.get_parameter("net.0.weight")
+    weight.grad = torch.ones_like(weight)
     expected = record(model, X, taps, [Need("bits")]).logits
     before, rng = _state(model), torch.get_rng_state()
     model.angry = angry
@@ -237,11 +239,11 @@ def test_live_taps_keep_the_preactivation_and_its_gradient_also_in_place(inplace
     taps = discover(model, X)
     x = X.clone().requires_grad_(True)
     live = live_trace(model, x, taps, [Need("bits"), Need("full")])
-    relaxed = sum(torch.sigmoid(live.preactivation(t) / 0.1).sum() for t in live.tap_names("all"))
+    relaxed = torch.stack([torch.sigmoid(live.preactivation(t) / 0.1).sum() for t in live.tap_names("all")]).sum()
     (gradient,) = torch.autograd.grad(relaxed, x)
     y = X.clone().requires_grad_(True)
-    first = F.linear(y, model[0].weight, model[0].bias)
-    second = F.linear(F.relu(first), model[2].weight, model[2].bias)
+    first = F.linear(y, model.get_parameter("0.weight"), model.get_parameter("0.bias"))
+    second = F.linear(F.relu(first), model.get_parameter("2.weight"), model.get_parameter("2.bias"))
     (expected,) = torch.autograd.grad(torch.sigmoid(first / 0.1).sum() + torch.sigmoid(second / 0.1).sum(), y)
     assert torch.allclose(live.preactivation("1"), first) and torch.allclose(live.full("1"), F.relu(first))
     assert torch.allclose(gradient, expected, atol=1e-6)
@@ -277,7 +279,7 @@ def test_input_gradients_are_those_of_autograd_and_leave_parameters_alone() -> N
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     images = X.reshape(2, 1, 3, 4)
     found = input_gradient(model, images, lambda logits: logits[:, 1])
-    assert torch.allclose(found.flatten(1), model[1].weight[1].expand(2, 12))
+    assert torch.allclose(found.flatten(1), model.get_parameter("1.weight")[1].expand(2, 12))
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,16 +16,8 @@ from aftershock.harness.data.types import Dataset, ImageSplit
 from aftershock.harness.models import training
 from aftershock.harness.models.classifier import Classifier, ModelSpec, accuracy, build, obtain
 from aftershock.harness.models.training import Recipe, default_recipe, estimate_seconds, train
+from support.generators import numpy_state
 from torch import Tensor, nn
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from threads, and on a busy machine wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +42,7 @@ def test_digits_are_learned(digits: Dataset, name: str) -> None:
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
-def test_the_seed_decides_every_bit(digits: Dataset, augmentation: str) -> None:
+def test_the_seed_decides_every_bit(digits: Dataset, augmentation: Literal["none", "crop-flip"]) -> None:
     recipe = Recipe(epochs=2, batch_size=64, augmentation=augmentation)
     models = [fresh(digits, dropout=0.3) for _ in range(3)]
     for number, (model, seed) in enumerate(zip(models, (1, 1, 2), strict=True)):
@@ -72,11 +64,11 @@ def test_global_generators_are_untouched_even_inside_progress(digits: Dataset) -
     torch.manual_seed(3)
     np.random.seed(3)
     random.seed(3)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    before = torch.get_rng_state(), numpy_state(), random.getstate()
 
     def check(done: float) -> None:
         assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tolist() == before[1]
+        assert numpy_state() == before[1]
         assert random.getstate() == before[2]
 
     train(fresh(digits, dropout=0.3), digits.train, Recipe(epochs=1, augmentation="crop-flip"), 0, progress=check)
@@ -156,9 +148,9 @@ def test_every_epoch_shows_every_image_once() -> None:
 def test_a_split_smaller_than_a_batch_is_still_trained_on() -> None:
     split = ImageSplit(torch.rand(7, 1, 1, 1, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 2)
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
-    before = model[1].weight.detach().clone()
+    before = model.get_parameter("1.weight").detach().clone()
     train(model, split, Recipe(epochs=1, warmup=0), 0)
-    assert not torch.equal(before, model[1].weight)
+    assert not torch.equal(before, model.get_parameter("1.weight"))
 
 
 def test_a_diverging_training_stops_with_a_sentence(digits: Dataset) -> None:

@@ -778,7 +778,7 @@ def test_of_an_owner_that_is_killed_nothing_is_left(plugin: Path, what: str, lat
         time.sleep(later)
         inner = children(int(number))
         owner.kill()
-    wait_until(lambda: all(has_ended(process) for process in (number, *inner)))
+    wait_until(lambda: all(has_ended(process) for process in (int(number), *inner)))
     assert not Path(folder).exists()
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from support.commands import Forks
+from support.suites import Tiny
+from support.tables import whole_tables
 
 VARIANTS = Path(__file__).parent / "variants"
 # A process for each and one for the scores that are asked for again: more would only wait for each other.
@@ -299,7 +302,7 @@ class Ran:
 class Arena:
     """Suites with and without parts that misbehave, and commands on them."""
 
-    def __init__(self, tiny: Callable[..., Path], forks: Callable[..., Any]) -> None:
+    def __init__(self, tiny: Tiny, forks: Forks) -> None:
         self._tiny, self._forks, self._count = tiny, forks, 0
 
     def suite(self, folder: Path, name: str, planted: Iterable[Variant] = (), data: str = "digits") -> Path:
@@ -317,7 +320,10 @@ class Arena:
             folder / name, (*ours["attack"], NOISE, ATTACK, ADAPTIVE), (*ours["detector"], *DETECTORS),
             data={"name": data}, plugins=[*plugins, beside.name],
         )  # fmt: skip
-        tables = [("[limits]", LIMITS), *(("[[analyses]]", entry) for entry in (*ours["analysis"], *ANALYSES))]
+        tables: list[tuple[str, Mapping[str, Any]]] = [
+            ("[limits]", LIMITS),
+            *(("[[analyses]]", entry) for entry in (*ours["analysis"], *ANALYSES)),
+        ]
         text = "\n".join(
             f"{header}\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in e.items()) for header, e in tables
         )
@@ -333,7 +339,7 @@ class Arena:
         began = time.monotonic()
         done = self._forks(
             "run", suite.name, "--out", out, "--device", "cpu", cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"),
-            TMPDIR=str(temporary), **dict([sign.split("=")]),
+            TMPDIR=str(temporary), PLANTED=sign.partition("=")[2],
         )  # fmt: skip
         seconds = time.monotonic() - began
         # Torch makes a folder for its compiler's cache when that is imported, whoever does it.
@@ -358,16 +364,14 @@ def _running(sign: str, seconds: float = 5.0) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def arena(tiny: Callable[..., Path], forks: Callable[..., Any]) -> Arena:
+def arena(tiny: Tiny, forks: Forks) -> Arena:
     if not Path("/proc/self/environ").exists():
         pytest.skip("needs /proc, to see what is left running")
     return Arena(tiny, forks)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, arena: Arena, tables: Callable[[Path], dict[str, bytes]]
-) -> Callable[[str], dict[str, Any]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, arena: Arena) -> Callable[[str], dict[str, Any]]:
     """The rows of a run without any planted part, by data set; each is made once."""
     made: dict[str, dict[str, Any]] = {}
 
@@ -376,16 +380,16 @@ def undisturbed(
             folder = tmp_path_factory.mktemp(f"undisturbed-{data}")
             ran = arena(arena.suite(folder, "clean.toml", data=data), "run")
             assert ran.status == 0, ran.output
-            made[data] = read_rows(ran.out, tables(ran.out), ())
+            made[data] = read_rows(ran.out, whole_tables(ran.out), ())
         return made[data]
 
     return rows
 
 
 @pytest.fixture(scope="session")
-def rows(tables: Callable[[Path], dict[str, bytes]]) -> Callable[[Path, Sequence[Variant]], dict[str, Any]]:
+def rows() -> Callable[[Path, Sequence[Variant]], dict[str, Any]]:
     """Reads what a run shows of all but some parts."""
-    return lambda run, planted: read_rows(run, tables(run), planted)
+    return lambda run, planted: read_rows(run, whole_tables(run), planted)
 
 
 @pytest.fixture(scope="session")

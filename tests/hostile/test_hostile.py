@@ -8,18 +8,20 @@ each kind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aftershock.harness.core.formats import is_sealed
+from support.tables import whole_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_a_misbehaving_part_costs_itself_alone(
-    group: Sequence[Any], arena: Any, undisturbed: Callable, rows: Callable, tables: Callable, matches: Callable,
+    group: Sequence[Any], arena: Any, undisturbed: Callable[[str], dict[str, Any]],
+    rows: Callable[[Path, Sequence[Any]], dict[str, Any]], matches: Callable[[str, Iterable[str]], bool],
     tmp_path: Path,
 ) -> None:  # fmt: skip
     data = "copied" if group[0].part == "dataset" else "digits"
@@ -47,7 +49,7 @@ def test_a_misbehaving_part_costs_itself_alone(
         if variant.end == "fails":
             assert failed and matches(variant.says, failed), (variant.name, failed)
         elif variant.part != "dataset":
-            lines = b"\n".join(tables(ran.out).values()).decode().splitlines()
+            lines = b"\n".join(whole_tables(ran.out).values()).decode().splitlines()
             told = [text for text in (*lines, *ran.facts["notes"]) if variant.named_in(text)]
             assert not failed and (not variant.says or matches(variant.says, told)), (variant.name, failed)
     others = [f for f in ran.facts["failures"] if not any(v.named_in(f["cell"]) for v in group)]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
+def browser() -> Iterator[Browser]:
     program = os.environ.get("AFTERSHOCK_CHROMIUM", "/usr/bin/chromium")
     if not Path(program).is_file():
         pytest.skip(f"no Chromium at {program} (AFTERSHOCK_CHROMIUM names another)")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,6 +29,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from support.browser import Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 TAPS = ["stem.relu", "block1.relu:1", "block1.relu:2", "head.relu"]
 HOSTILE = [
@@ -501,36 +505,19 @@ def test_several_runs_share_a_page_and_copies_count_once(run: Path, tmp_path: Pa
 # In a browser
 
 
-class Visit:
-    """A page of an analysis opened from its file without a network; what went wrong is kept."""
-
-    def __init__(self, browser: Any, page: Path, width: int = 1280) -> None:
-        self.tab = browser.new_context(viewport={"width": width, "height": 900}, offline=True).new_page()
-        self.wrong: list[str] = []
-        self.requests: list[str] = []
-        self.tab.on("console", self._said)
-        self.tab.on("pageerror", lambda e: self.wrong.append(str(e)))
-        self.tab.on("dialog", lambda d: (self.wrong.append(f"dialog: {d.message}"), d.dismiss()))
-        self.tab.on("request", lambda r: self.requests.append(r.url))
-        self.tab.goto(page.as_uri())
-
-    def _said(self, message: Any) -> None:
-        # What a browser without a graphics card says of any 3-D scene is no fault of the page.
-        if not (message.type == "warning" and ("WebGL" in message.text or "Canvas2D" in message.text)):
-            self.wrong.append(f"{message.type}: {message.text}")
-
-    def figure(self, key: str, inside: str) -> Any:
-        self.tab.locator(f'[data-figure="{key}"]').scroll_into_view_if_needed()
-        return self.tab.wait_for_selector(f'[data-figure="{key}"] {inside}', state="attached")
+def figure(visit: Visit, key: str, inside: str) -> None:
+    """Wait until a part of a figure is there."""
+    visit.tab.locator(f'[data-figure="{key}"]').scroll_into_view_if_needed()
+    visit.tab.wait_for_selector(f'[data-figure="{key}"] {inside}', state="attached")
 
 
-def test_in_a_browser_every_kind_of_figure_appears(browser: Any, run: Path) -> None:
+def test_in_a_browser_every_kind_of_figure_appears(browser: Browser, run: Path) -> None:
     build_site([run], run / "site")
     visit = Visit(browser, run / "site/analyses/digits-cnn-rdm.html")
     tab = visit.tab
     for key, inside in (("0-0", ".scatterlayer .trace"), ("0-1", ".heatmaplayer image"), ("0-2", "canvas"),
                         ("0-4", ".scatterlayer .trace"), ("0-5", ".scatterlayer .points path")):  # fmt: skip
-        visit.figure(f"figure-{key}", inside)
+        figure(visit, f"figure-{key}", inside)
     # A part of a group has its colour and another mark.
     whole, part = tab.evaluate(
         "document.querySelector('[data-figure=\"figure-0-5\"]').data.map(t => [t.marker.color, t.marker.symbol])"
@@ -547,7 +534,7 @@ def test_in_a_browser_every_kind_of_figure_appears(browser: Any, run: Path) -> N
     assert tab.locator("#result-0").is_visible() and not tab.locator("#result-1").is_visible()
     tab.get_by_role("button", name="seed 1").click()
     assert tab.locator("#result-1").is_visible() and not tab.locator("#result-0").is_visible()
-    visit.figure("figure-1-0", ".scatterlayer .trace")
+    figure(visit, "figure-1-0", ".scatterlayer .trace")
     shown = tab.locator("#result-1 .pictures img")
     assert shown.count() == 5 and all(i.evaluate("e => e.naturalWidth") == 8 for i in shown.all())
     assert shown.first.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
@@ -560,22 +547,22 @@ def test_in_a_browser_every_kind_of_figure_appears(browser: Any, run: Path) -> N
     tab.locator(".card a").click()
     tab.wait_for_url("**/digits-cnn-rdm.html")
     assert visit.wrong == []
-    assert visit.requests and all(url.startswith(("file://", "data:", "blob:")) for url in visit.requests)
+    assert visit.requests and visit.elsewhere == []
 
 
 @pytest.mark.parametrize("words", [None, HOSTILE])
-def test_in_a_browser_a_narrow_page_does_not_scroll_sideways(browser: Any, tmp_path: Path, words: Any) -> None:
+def test_in_a_browser_a_narrow_page_does_not_scroll_sideways(browser: Browser, tmp_path: Path, words: Any) -> None:
     run = tmp_path / "run"
     findings = sample(0, words)
     put(run, replace(findings, figures=[f for i, f in enumerate(findings.figures) if i != 2]))  # 3-D takes seconds
     build_site([run], run / "site")
     visit = Visit(browser, run / "site/analyses/digits-cnn-rdm.html", width=400)
     for key in ("0-0", "0-1", "0-4"):
-        visit.figure(f"figure-{key}", ".plot-container .main-svg")
+        figure(visit, f"figure-{key}", ".plot-container .main-svg")
     assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 400
     if words:
         assert visit.tab.locator("[data-figure] a, [data-figure] b, img[src=x]").count() == 0
-        shown = visit.tab.locator('[data-figure="figure-0-1"]').text_content()
+        shown = str(visit.tab.locator('[data-figure="figure-0-1"]').text_content())
         assert "<b>x</b>" in shown or "<script>" in shown
     assert visit.wrong == []
     visit.tab.goto((run / "site/index.html").as_uri())

@@ -8,25 +8,24 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.evaluation.sanity import adaptive_flags, perturbation_flags
+from aftershock.harness.statistics.intervals import wilson
 from aftershock.reports.site.build import build_site
 from aftershock.reports.site.flags import FLAGS, flags
-from aftershock.reports.site.shares import wilson
+from support.browser import Visit
+from support.columns import COLUMNS
 
-COLUMNS = {
-    "leaderboard": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"
-    "robust_accuracy_high,adaptive_undetected_at_fpr_5,worst_auroc,worst_perturbation,mean_auroc_seen,"
-    "mean_auroc_unseen,n_unseen,control_flagged_at_fpr_5,benign_flagged_at_fpr_5,fpr_realised_5,surrogate,flags,"
-    "seeds,seed_sd,protocol_digest",
-    "perturbations": "dataset,model,seed,perturbation,kind,family,library,norm,eps,n,success_rate,mean_l0,mean_l2,"
-    "mean_linf,max_linf,forwards_per_image,backwards_per_image,flags,reason",
-    "attacks": "dataset,model,seed,perturbation,group,kind,against,norm,eps,n,detector,success_rate,flagged_at_fpr_5,"
-    "undetected_success_at_fpr_5,success_rate_8bit,flagged_at_fpr_5_8bit,undetected_success_at_fpr_5_8bit,parts",
-}
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+TABLES = ("leaderboard", "perturbations", "attacks")
 LEVELS = (2, 4, 8, 16)
+# The figure of budgets is there.
+DRAWN = "#budget-plot .scatterlayer .trace"
 DETECTORS = ("latent", "msp")
 # Success at each level, and what share of it a detector flags.
 PGD = {2: 0.25, 4: 0.5, 8: 0.9, 16: 1.0}
@@ -38,7 +37,7 @@ Rows = dict[str, list[dict[str, object]]]
 
 def fabricate(seeds: Sequence[int] = (0, 1), levels: Sequence[int] = LEVELS) -> Rows:
     """Tables of one model under two attacks and an adaptive one; the second seed lies 0.02 lower."""
-    made: Rows = {name: [] for name in COLUMNS}
+    made: Rows = {name: [] for name in TABLES}
     board = {"dataset": "cifar10", "model": "resnet", "norm": "linf", "eps": 8 / 255, "protocol_digest": "d" * 64}
     for rank, detector in enumerate((*DETECTORS, "none"), 1):
         ranked = {**board, "detector": detector, "rank": "" if detector == "none" else rank}
@@ -76,7 +75,7 @@ def condition(made: Rows, head: dict[str, object], group: str, label: str, again
 def write(made: Rows, path: Path, leave_out: Sequence[str] = ("parts",)) -> Path:
     (path / "tables").mkdir(parents=True)
     for name, rows in made.items():
-        columns = [c for c in COLUMNS[name].split(",") if name != "attacks" or c not in leave_out]
+        columns = [c for c in COLUMNS[name] if name != "attacks" or c not in leave_out]
         with (path / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
             writer.writeheader()
@@ -89,10 +88,10 @@ def site(made: Rows, tmp_path: Path, leave_out: Sequence[str] = ("parts",)) -> s
     return build_site([write(made, tmp_path / "run", leave_out)], tmp_path / "site").read_text("utf-8")
 
 
-def budgets_of(page: str) -> list[dict[str, object]]:
+def budgets_of(page: str) -> list[dict[str, Any]]:
     block = re.search(r'<script type="application/json" id="budget-data">(.*?)</script>', page, re.S)
     assert block
-    found: list[dict[str, object]] = json.loads(block[1])
+    found: list[dict[str, Any]] = json.loads(block[1])
     return found
 
 
@@ -112,12 +111,12 @@ def test_the_curves_hold_the_tables_numbers(tmp_path: Path) -> None:
     (data,) = budgets_of(site(made, tmp_path))
     assert data["detectors"] == ["latent", "msp", "none"] and data["seeds"] == 2
     assert data["attacks"] == [["pgd", False], ["fgsm", False], ["adaptive", True]]
-    (norm,) = data["norms"]  # type: ignore[misc]
-    assert (norm["name"], norm["unit"], norm["threat"]) == ("L∞", "in 1/255", pytest.approx(8, rel=1e-4))
+    (norm,) = data["norms"]
+    assert (norm["name"], norm["unit"]) == ("L∞", "in 1/255") and norm["threat"] == pytest.approx(8, rel=1e-4)
     assert [t[1] for t in norm["ticks"]] == ["2", "4", "8", "16"]
-    series = {(s[1], s[2]): s[3] for s in data["series"]}  # type: ignore[attr-defined]
-    for d, detector in enumerate(data["detectors"]):  # type: ignore[arg-type, var-annotated]
-        for a, (attack, knows) in enumerate(data["attacks"]):  # type: ignore[arg-type, var-annotated]
+    series = {(s[1], s[2]): s[3] for s in data["series"]}
+    for d, detector in enumerate(data["detectors"]):
+        for a, (attack, knows) in enumerate(data["attacks"]):
             own = [r for r in made["attacks"] if r["group"] == attack and r["detector"] == detector
                    and r["against"] == (detector if knows else "")]  # fmt: skip
             assert ((d, a) in series) == bool(own)
@@ -146,7 +145,7 @@ def test_detection_is_a_share_of_the_fooling_images_and_empty_where_there_are_no
         if row["perturbation"] == "pgd[eps=2/255]":
             row.update(success_rate=0, flagged_at_fpr_5="", undetected_success_at_fpr_5=0)
     (data,) = budgets_of(site(made, tmp_path))
-    points = next(s[3] for s in data["series"] if s[1:3] == [0, 0])  # type: ignore[attr-defined]
+    points = next(s[3] for s in data["series"] if s[1:3] == [0, 0])
     assert points[0][4] == [None, None, None]
     # Half of the 50 that fool the model, of 100 that were attacked.
     assert points[1][4] == pytest.approx([0.5, *wilson(0.5, 50)], abs=2e-5)
@@ -233,9 +232,9 @@ def test_runs_that_share_a_protocol_share_their_attacks(tmp_path: Path) -> None:
     (data,) = budgets_of(build_site(runs, tmp_path / "site").read_text("utf-8"))
     assert data["detectors"] == ["msp (curves, run 3)", "latent", "msp", "none"]  # by robust accuracy
     for detector, flagged in ((0, 0.25), (2, 0.5)):
-        (points,) = [s[3] for s in data["series"] if s[1:3] == [detector, 0]]  # type: ignore[attr-defined]
+        (points,) = [s[3] for s in data["series"] if s[1:3] == [detector, 0]]
         assert len(points) == 4 and points[3][4][0] == flagged
-    assert len([s for s in data["series"] if s[2] == 2]) == 3  # type: ignore[attr-defined]
+    assert len([s for s in data["series"] if s[2] == 2]) == 3
 
 
 @pytest.mark.parametrize(
@@ -311,41 +310,32 @@ def test_absurd_numbers_do_not_break_the_page(tmp_path: Path, number: str) -> No
     assert budgets_of(page) and "nan" not in section(page, 'id="budgets"', 'id="propagation"').lower()
 
 
-def visit(browser: object, page: Path, width: int) -> tuple[object, list[str]]:
-    tab = browser.new_context(viewport={"width": width, "height": 900}, offline=True).new_page()  # type: ignore[attr-defined]
-    wrong: list[str] = []
-    tab.on("console", lambda m: wrong.append(m.text))
-    tab.on("pageerror", lambda e: wrong.append(str(e)))
-    tab.on("dialog", lambda d: (wrong.append(d.message), d.dismiss()))
-    tab.on("request", lambda r: None if r.url.startswith("file://") else wrong.append(r.url))
-    tab.goto(page.as_uri())
-    tab.wait_for_selector("#budget-plot .scatterlayer .trace")
-    return tab, wrong
-
-
-def test_in_a_browser_the_figure_follows_its_choices(browser: object, tmp_path: Path) -> None:
-    tab, wrong = visit(browser, build_site([write(fabricate(), tmp_path / "run")], tmp_path / "site"), 1280)
-    plot = tab.locator("#budget-plot")  # type: ignore[attr-defined]
+def test_in_a_browser_the_figure_follows_its_choices(browser: Browser, tmp_path: Path) -> None:
+    page = build_site([write(fabricate(), tmp_path / "run")], tmp_path / "site")
+    visit = Visit(browser, page, wait_for=DRAWN)
+    tab = visit.tab
+    plot = tab.locator("#budget-plot")
     assert plot.locator(".scatterlayer .trace").count() == 3 + 3 + 2  # two detectors with the adaptive attack, and none
     assert "budget, L∞ in 1/255 (log scale)" in plot.inner_text() and "share of attacked images" in plot.inner_text()
-    tab.get_by_role("button", name="Detection", exact=True).click()  # type: ignore[attr-defined]
+    tab.get_by_role("button", name="Detection", exact=True).click()
     assert plot.get_attribute("data-measure") == "detection"
     assert plot.locator(".scatterlayer .trace").count() == 6  # `none` flags nothing
-    tab.select_option("#budget-detector", label="msp")  # type: ignore[attr-defined]
+    tab.select_option("#budget-detector", label="msp")
     assert plot.get_attribute("data-measure") == "all" and plot.locator(".scatterlayer .trace").count() == 9
-    tab.locator("#budget-chips").get_by_role("button", name="fgsm").click()  # type: ignore[attr-defined]
+    tab.locator("#budget-chips").get_by_role("button", name="fgsm").click()
     assert plot.locator(".scatterlayer .trace").count() == 6
-    assert "short of 100" in tab.locator("#budget-ends").inner_text()  # type: ignore[attr-defined]
-    tab.select_option("select[data-pick]", label="msp")  # type: ignore[attr-defined]
-    shown = tab.locator("table.rounding:visible")  # type: ignore[attr-defined]
+    assert "short of 100" in tab.locator("#budget-ends").inner_text()
+    tab.select_option("select[data-pick]", label="msp")
+    shown = tab.locator("table.rounding:visible")
     assert shown.count() == 1 and "@msp" in shown.inner_text() and "@latent" not in shown.inner_text()
-    assert wrong == []
+    assert visit.wrong == [] and visit.elsewhere == []
 
 
 def test_in_a_browser_a_narrow_hostile_page_stays_in_its_width_and_its_names_stay_names(
-    browser: object, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
-    tab, wrong = visit(browser, hostile(tmp_path), 400)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 400  # type: ignore[attr-defined]
-    assert HOSTILE[0] in tab.locator("#budget-plot").text_content()  # type: ignore[attr-defined]
-    assert tab.locator("img").count() == 0 and wrong == []  # type: ignore[attr-defined]
+    visit = Visit(browser, hostile(tmp_path), 400, wait_for=DRAWN)
+    tab = visit.tab
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+    assert HOSTILE[0] in str(tab.locator("#budget-plot").text_content())
+    assert tab.locator("img").count() == 0 and visit.wrong == [] and visit.elsewhere == []

@@ -33,6 +33,7 @@ from aftershock.reports.read.run_directory import Row, read_run
 from aftershock.reports.site import joined_ranks
 from aftershock.reports.site.build import build_site
 from aftershock.reports.site.joined_ranks import NO_SCORES, OTHER_ACCURACY, OTHER_IMAGES, common_ranks, sample_of
+from support.tables import read_csv
 
 EPS = 8 / 255
 THREAT = Threat("linf", EPS)
@@ -315,8 +316,7 @@ def test_a_table_that_its_scores_do_not_give_has_no_rank(tmp_path: Path) -> None
 def rewrite(run: Path, change: Callable[[list[dict[str, str]]], list[dict[str, str]]], columns: Sequence[str]) -> None:
     """Change the rows of a run's scores."""
     file = run / "tables/scores.csv.gz"
-    with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
-        rows = change(list(csv.DictReader(stream)))
+    rows = change(read_csv(file))
     with gzip.open(file, "wt", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from aftershock import run
 from aftershock.reports.site.build import build_site, site_files
+from support.suites import Tiny
 
 BAD = """
 from aftershock.detectors import Detector, DetectorInfo, register
@@ -29,7 +29,7 @@ def pages(site: Path) -> dict[str, bytes]:
     return {str(path.relative_to(site)): path.read_bytes() for path in sorted(site.rglob("*")) if path.is_file()}
 
 
-def test_the_pages_of_a_run_are_those_of_a_report(tmp_path: Path, tiny: Callable[..., Path]) -> None:
+def test_the_pages_of_a_run_are_those_of_a_report(tmp_path: Path, tiny: Tiny) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     suite = tiny(
         tmp_path / "a.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "msp"}, {"name": "bad"}], plugins=["bad.py"]

@@ -15,11 +15,11 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aftershock.harness.core.errors import AftershockError, UsageError
-from aftershock.harness.evaluation.csv_files import COLUMNS, leaderboard_text, write_csv
+from aftershock.harness.evaluation.csv_files import leaderboard_text, write_csv
 from aftershock.harness.evaluation.leaderboard import place
 from aftershock.harness.evaluation.results import Cell
 from aftershock.harness.evaluation.verdict import Standing, sentence, verdict
@@ -29,19 +29,15 @@ from aftershock.reports.site.joined_ranks import NO_SCORES
 from aftershock.reports.site.leaderboard import BOARD, budget
 from aftershock.reports.templates.rendering import json_block
 from rich.console import Console
+from support.browser import Visit
+from support.columns import COLUMNS
+from support.tables import read_table
 
-HEADERS = {
-    "leaderboard": "rank,dataset,model,detector,norm,eps,robust_accuracy_at_fpr_5,robust_accuracy_low,"
-    "robust_accuracy_high,adaptive_undetected_at_fpr_5,worst_auroc,worst_perturbation,mean_auroc_seen,"
-    "mean_auroc_unseen,n_unseen,control_flagged_at_fpr_5,benign_flagged_at_fpr_5,fpr_realised_5,surrogate,flags,"
-    "seeds,seed_sd,protocol_digest,n_images,not_ranked_reason,robust_accuracy_is_upper_bound,tpr_at_fpr_1,series_digest",
-    "metrics": "dataset,model,seed,perturbation,kind,family,norm,eps,outcome,detector,fit_on,seen,negatives,n_positive,"
-    "n_negative,auroc,auroc_low,auroc_high,average_precision,tpr_at_fpr_1,tpr_at_fpr_5,tpr_at_fpr_10,"
-    "undetected_success_at_fpr_5,control_flagged_at_fpr_5,reason",
-    "perturbations": "dataset,model,seed,perturbation,kind,family,library,norm,eps,n,success_rate,mean_l0,mean_l2,"
-    "mean_linf,max_linf,forwards_per_image,backwards_per_image,flags,reason",
-    "propagation": "dataset,model,seed,perturbation,population,depth,tap,metric,n,mean,q05,q50,q95",
-}
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+TABLES = ("leaderboard", "metrics", "perturbations", "propagation")
+PROPAGATION = ",".join(COLUMNS["propagation"])
 DIGEST = "5f0c2d9e8ab14c7793be61d2a0f4477c1d6e2b90c8a35f7e4410b6d9e2f8a7c3"
 KINDS = {
     # perturbation: kind, family, library, norm, eps, success, l0, l2, linf, forwards, backwards
@@ -73,11 +69,11 @@ class Tables:
     """A run directory in the making: rows by table, in the columns of the format."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[dict[str, object]]] = {name: [] for name in HEADERS}
+        self.rows: dict[str, list[dict[str, object]]] = {name: [] for name in TABLES}
         self.facts: dict[str, object] = {}
 
     def add(self, table: str, **cells: object) -> None:
-        unknown = set(cells) - set(HEADERS[table].split(","))
+        unknown = set(cells) - set(COLUMNS[table])
         assert not unknown, unknown
         self.rows[table].append(cells)
 
@@ -85,7 +81,7 @@ class Tables:
         (path / "tables").mkdir(parents=True)
         for name, rows in self.rows.items():
             with (path / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.DictWriter(stream, HEADERS[name].split(","), restval="")
+                writer = csv.DictWriter(stream, COLUMNS[name], restval="")
                 writer.writeheader()
                 writer.writerows(rows)
         (path / "run.json").write_text(json.dumps(self.facts), encoding="utf-8")
@@ -419,9 +415,8 @@ def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_numb
     heat = tables_of(page, "heat")
     assert len(heat) == 8  # four measures for each of two models
     latent = next(row for row in heat[0] if row[0] == "latent")
-    with (run / "tables/metrics.csv").open(encoding="utf-8") as stream:
-        own = [r for r in csv.DictReader(stream) if r["detector"] == "latent" and r["model"] == "cnn"
-               and r["negatives"] == "clean"]  # fmt: skip
+    wanted = {"detector": "latent", "model": "cnn", "negatives": "clean"}.items()
+    own = [r for r in read_table(run, "metrics.csv") if wanted <= r.items()]
     pgd = [float(r["auroc"]) for r in own if r["perturbation"] == "pgd"]
     assert len(pgd) == 2
     assert latent[3].split()[0] == f"{sum(pgd) / 2:.2f}"
@@ -436,10 +431,9 @@ def test_curves_are_the_mean_over_seeds_in_order_of_depth(run: Path, page: str) 
     cnn = curves[0]
     assert cnn["taps"] == TAPS["cnn"]
     assert [m[0] for m in cnn["metrics"]] == ["relative_l2", "bit_flip_rate", "cka"]  # type: ignore[attr-defined]
-    with (run / "tables/propagation.csv").open(encoding="utf-8") as stream:
-        wanted = {"model": "cnn", "perturbation": "pgd", "population": "success", "tap": "head.relu:2"}
-        rows = [r for r in csv.DictReader(stream) if r["metric"] == "relative_l2" and wanted.items() <= r.items()]
-    own = [float(r["q95"]) for r in rows]
+    wanted = {"metric": "relative_l2", "model": "cnn", "perturbation": "pgd", "population": "success"}
+    wanted |= {"tap": "head.relu:2"}
+    own = [float(r["q95"]) for r in read_table(run, "propagation.csv") if wanted.items() <= r.items()]
     populations = [p[0] for p in cnn["populations"]]  # type: ignore[attr-defined]
     key = [0, populations.index("success"), cnn["perturbations"].index("pgd")]  # type: ignore[attr-defined]
     series = next(s for s in cnn["series"] if s[:3] == key)  # type: ignore[attr-defined]
@@ -591,9 +585,9 @@ def test_metrics_without_a_row_and_a_detector_without_numbers(tmp_path: Path) ->
         ("tables/metrics.csv", b"a,b\n1,2\n", "metrics.csv has no column dataset"),
         ("tables/metrics.csv", b"", "metrics.csv is not a table"),
         ("tables/perturbations.csv", b"\xff\xfe\x00", "perturbations.csv is not a table"),
-        ("tables/propagation.csv", (HEADERS["propagation"] + "\n" + "x," * 40 + "\n").encode(),
+        ("tables/propagation.csv", (PROPAGATION + "\n" + "x," * 40 + "\n").encode(),
          "propagation.csv is not"),
-        ("tables/propagation.csv", (HEADERS["propagation"] + "\nd,m,0,p,success,deep,t,x,1,1,1,1,1\n").encode(),
+        ("tables/propagation.csv", (PROPAGATION + "\nd,m,0,p,success,deep,t,x,1,1,1,1,1\n").encode(),
          "propagation.csv has 'deep' in column depth, row 2"),
     ],
 )  # fmt: skip
@@ -722,45 +716,33 @@ def test_budgets_and_flags_are_read_as_people_write_them() -> None:
 # In a browser
 
 
-class Visit:
-    """A page opened from its file without a network; what went wrong is kept."""
-
-    def __init__(self, browser: object, page: Path, width: int = 1400) -> None:
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)  # type: ignore[attr-defined]
-        self.tab = context.new_page()
-        self.wrong: list[str] = []
-        self.requests: list[str] = []
-        self.tab.on("console", lambda m: self.wrong.append(f"{m.type}: {m.text}"))
-        self.tab.on("pageerror", lambda e: self.wrong.append(str(e)))
-        self.tab.on("requestfailed", lambda r: self.wrong.append(f"failed: {r.url}"))
-        self.tab.on("dialog", lambda d: (self.wrong.append(f"dialog: {d.message}"), d.dismiss()))
-        self.tab.on("request", lambda r: self.requests.append(r.url))
-        self.tab.goto(page.as_uri())
-        self.tab.wait_for_selector("#curve-plot .scatterlayer .trace")
-
-    def detectors(self) -> list[str]:
-        found = self.tab.locator("#leaderboard table").first.locator("tbody td.detector .value").all_inner_texts()
-        return [str(name) for name in found]
+# The figure of curves is there.
+DRAWN = "#curve-plot .scatterlayer .trace"
 
 
-def test_in_a_browser_tables_sort_and_switches_switch(browser: object, tmp_path: Path) -> None:
+def detectors(visit: Visit) -> list[str]:
+    """The detectors of the first leaderboard, in the order that is seen."""
+    return visit.tab.locator("#leaderboard table").first.locator("tbody td.detector .value").all_inner_texts()
+
+
+def test_in_a_browser_tables_sort_and_switches_switch(browser: Browser, tmp_path: Path) -> None:
     made = fabricate()
     for detector in ("codeshift", "mahalanobis"):
         first_row(made, detector)["rank"] = 1
-    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"))
+    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"), 1400, DRAWN)
     tab = visit.tab
-    before = visit.detectors()
+    before = detectors(visit)
     heading = tab.locator("#leaderboard table").first.locator("th.worst_auroc")
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
-    assert visit.detectors() == ["latent", "mahalanobis", "codeshift", "kde", "bits-on-pgd", "energy", "msp", "none"]
+    assert detectors(visit) == ["latent", "mahalanobis", "codeshift", "kde", "bits-on-pgd", "energy", "msp", "none"]
     heading.locator("button").press("Enter")
     assert heading.get_attribute("aria-sort") == "ascending"
-    assert visit.detectors()[:3] == ["msp", "energy", "bits-on-pgd"] and visit.detectors()[-1] == "none"
+    assert detectors(visit)[:3] == ["msp", "energy", "bits-on-pgd"] and detectors(visit)[-1] == "none"
     rank = tab.locator("#leaderboard table").first.locator("th.rank")
     assert rank.get_attribute("aria-sort") is None
     rank.locator("button").click()
-    assert visit.detectors() == before  # rows that share a rank in their old order; the row without a rank stays last
+    assert detectors(visit) == before  # rows that share a rank in their old order; the row without a rank stays last
 
     matrix = tab.locator(".switched").first
     matrix.get_by_role("button", name="TPR at FPR 5 %").click()
@@ -780,17 +762,17 @@ def test_in_a_browser_tables_sort_and_switches_switch(browser: object, tmp_path:
     assert panels == 1 and "pgd" not in tab.locator("#curve-plot").inner_text()
 
     assert visit.wrong == []
-    assert visit.requests and all(url.startswith("file://") for url in visit.requests)
+    assert visit.requests and visit.elsewhere == []
 
 
-def test_in_a_browser_a_wide_page_shows_every_column_of_the_leaderboard(browser: object, tmp_path: Path) -> None:
+def test_in_a_browser_a_wide_page_shows_every_column_of_the_leaderboard(browser: Browser, tmp_path: Path) -> None:
     made = fabricate()
     for row in made.rows["leaderboard"]:
         row.update(
             robust_accuracy_is_upper_bound=1, worst_perturbation=f"adaptive@{row['detector']}", tpr_at_fpr_1=0.31
         )
         row.update(flags="control-flagged; benign-flagged")
-    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"))
+    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"), 1400, DRAWN)
     boards = visit.tab.locator("#leaderboard .scroll")
     assert boards.count() == 2
     for board in boards.all():
@@ -798,16 +780,16 @@ def test_in_a_browser_a_wide_page_shows_every_column_of_the_leaderboard(browser:
     assert visit.wrong == []
 
 
-def test_in_a_browser_a_narrow_page_does_not_scroll_sideways(browser: object, run: Path, tmp_path: Path) -> None:
-    visit = Visit(browser, build_site([run], tmp_path / "site"), width=400)
+def test_in_a_browser_a_narrow_page_does_not_scroll_sideways(browser: Browser, run: Path, tmp_path: Path) -> None:
+    visit = Visit(browser, build_site([run], tmp_path / "site"), 400, DRAWN)
     assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 400
     assert visit.wrong == []
 
 
-def test_in_a_browser_hostile_names_stay_names(browser: object, tmp_path: Path) -> None:
-    visit = Visit(browser, build_site([hostile(tmp_path)], tmp_path / "site"))
+def test_in_a_browser_hostile_names_stay_names(browser: Browser, tmp_path: Path) -> None:
+    visit = Visit(browser, build_site([hostile(tmp_path)], tmp_path / "site"), 1400, DRAWN)
     tab = visit.tab
-    shown = tab.locator("#curve-plot").text_content()
+    shown = str(tab.locator("#curve-plot").text_content())
     assert HOSTILE[0] in shown and HOSTILE[1] in shown and "<b>x</b>" in shown
     assert tab.locator("img").count() == 0 and tab.locator("#curve-plot a").count() == 0
     assert tab.locator("#curve-metric option", has_text="<script>alert(1)</script>").count() == 1
@@ -816,7 +798,8 @@ def test_in_a_browser_hostile_names_stay_names(browser: object, tmp_path: Path) 
     assert visit.wrong == []
 
 
-def centre_of_first_marker(tab: object) -> tuple[float, float]:
-    tab.locator("#curve-plot").scroll_into_view_if_needed()  # type: ignore[attr-defined]
-    box = tab.locator("#curve-plot .points path").nth(2).bounding_box()  # type: ignore[attr-defined]
+def centre_of_first_marker(tab: Page) -> tuple[float, float]:
+    tab.locator("#curve-plot").scroll_into_view_if_needed()
+    box = tab.locator("#curve-plot .points path").nth(2).bounding_box()
+    assert box is not None
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -9,6 +9,7 @@ from aftershock.detectors.codes.codebook import quantisation_error
 from aftershock.detectors.codes.kmeans import fit_kmeans
 from scipy.cluster.vq import vq
 from sklearn.cluster import KMeans
+from support.generators import generator_states
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -52,11 +53,10 @@ def test_matches_are_scipys() -> None:
 
 def test_the_generator_decides_and_the_global_states_stay() -> None:
     data = torch.randn(200, 4, generator=seeded(4))
-    before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = generator_states()
     first, again, other = (fit_kmeans(data, 12, seeded(s)).prototypes for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), before)
-    np.testing.assert_array_equal(np.random.get_state()[1], legacy)
+    assert generator_states() == before
 
 
 def test_fewer_distinct_samples_than_units_give_fewer_units() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +11,6 @@ import torch
 from aftershock.detectors.codes.codebook import quantisation_error
 from aftershock.detectors.codes.som import SOM, fit_som, initial_prototypes, radii, topographic_error
 from minisom import MiniSom
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Many small steps: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def planted(n: int = 300, d: int = 6, seed: int = 0) -> torch.Tensor:
@@ -227,7 +218,7 @@ def test_no_samples_and_one_unit() -> None:
         (torch.zeros(4, 2), {"last_radius": -1.0}, "positive"),
     ],
 )
-def test_what_cannot_be_fitted_says_why(data: torch.Tensor, options: dict[str, float], reason: str) -> None:
+def test_what_cannot_be_fitted_says_why(data: torch.Tensor, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         fit_som(data, 2, 2, **options)
 

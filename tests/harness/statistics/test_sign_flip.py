@@ -48,7 +48,7 @@ def test_sign_flip_of_nothing_and_of_all() -> None:
     assert sign_flip_p(np.zeros(0, np.int64)) == sign_flip_p(np.zeros(9, np.int64)) == 1
     assert sign_flip_p(np.full(20, 3)) == pytest.approx(2.0**-19)
     with pytest.raises(ValueError, match="whole numbers"):
-        sign_flip_p(np.array([0.5]))  # type: ignore[arg-type]
+        sign_flip_p(np.array([0.5]))
 
 
 def test_many_pairs_at_once_are_the_pairs_one_by_one() -> None:
