@@ -121,7 +121,7 @@ STATED: list[tuple[str, str, list[float]]] = [
         r"(\d+) steps, (\d+) restarts and (\d+) queries for each image that .*?, on at least (\d+) images",
         [FLOOR.steps, FLOOR.restarts, FLOOR.queries, rankability.FLOOR_IMAGES],
     ),
-    ("protocol.md", r"goes on, (\w+) at most", [worst_case._FURTHER]),
+    ("protocol.md", r"last quarter continues, (\w+) at most", [worst_case._FURTHER]),
     ("results.md", r"What version (\d) of the protocol changes", [content_keys.PROTOCOL_VERSION]),
     ("files.md", r"at most (\w+) times as many bytes \(and (\d) MiB more\)", [bounded._WIDER, bounded._SLACK / MIB]),
     (

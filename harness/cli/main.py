@@ -339,7 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         pool = sys.modules.get("aftershock.harness.run.workers.pool")
         if pool is not None:
-            # However the command ended: nothing that it started goes on.
+            # However the command ended: nothing that it started keeps running.
             pool.POOL.close()
 
 

@@ -1,7 +1,7 @@
 """Names to parts: built-ins, installed plugins (entry points) and local files, looked up only when named.
 
 A registry holds lazy targets for built-ins, so nothing heavy is imported before it is asked for; entry points
-are read when a name is not found or when everything is listed. A broken plugin is one warning, the rest goes on.
+are read when a name is not found or when everything is listed. A broken plugin is one warning; the others are loaded.
 
 The code of plugins runs in processes of its own, opened by a :class:`PluginHost`: what is registered here for their
 parts are stand-ins. Only models are imported into this process, since a user's own network is trusted anyway; and in

@@ -1,4 +1,4 @@
-"""Everything measured for one model and seed; a part whose results cannot be read costs its own rows alone."""
+"""Everything measured for one model and seed; a part whose results cannot be read loses its own rows alone."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def metrics_rows(
 
     - ``auroc``, its interval and ``average_precision``: positives of that outcome against those negatives; both sets
       need :data:`MIN_IMAGES` images.
-    - ``tpr_at_fpr_1``, ``_5``, ``_10``: the share of the positives with score > t; the negatives play no part. Needs
+    - ``tpr_at_fpr_1``, ``_5``, ``_10``: the share of the positives with score > t; the negatives are not used. Needs
       :data:`MIN_IMAGES` positives and 10 / alpha calibrate images.
     - ``undetected_success_at_fpr_5`` (``success`` and ``all``): the share of *all attacked* images that are
       misclassified and whose score is at most t. The row of ``all`` has it also where there are too few successes.
