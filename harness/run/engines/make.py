@@ -29,7 +29,7 @@ def make_engine(
         context: surroundings of the run's tasks.
         store: of the run.
         here: computes tasks in this process.
-        on_message: told sentences that a person should see.
+        on_message: called with sentences that a person should see.
         debug: stop at the first error: everything is computed here, where its traceback can be shown.
 
     Raises:

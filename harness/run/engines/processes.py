@@ -79,7 +79,7 @@ class WorkersEngine:
                 worker.give(self._waiting.popleft())
 
     def _heard(self, worker: _Worker, on_progress: Callable[[int, float], None]) -> Outcome | None:
-        """What a worker said: the outcome of its task, or ``None`` for anything else."""
+        """Return what a worker said: the outcome of its task, or ``None`` for anything else."""
         if (task := worker.task) is None:
             return None
         try:

@@ -62,8 +62,8 @@ def send(connection: Connection, value: object) -> None:
 
 
 def receive(connection: Connection) -> Any:
-    """The next value; raises :class:`EOFError` or :class:`OSError` where there is none."""
-    # From our own process, over a connection that nobody else has.
+    """Return the next value; raises ``EOFError`` or ``OSError`` where there is none."""
+    # From our own process, over a connection that no other process has.
     return pickle.loads(connection.recv_bytes())  # noqa: S301
 
 
