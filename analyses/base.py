@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..harness.core.errors import UsageError
+from ..harness.core.ranges import Ranged
 from ..harness.core.registry import ANALYSES
 from ..harness.tracing.traces import Need
 from .common.inputs import AnalysisInput, ImageSet, PerturbedSet, Untrained
@@ -27,6 +29,7 @@ __all__ = [
     "Untrained",
     "measured_class",
     "register",
+    "returned_class",
 ]
 
 Measured = TypeVar("Measured")
@@ -47,8 +50,8 @@ class AnalysisInfo:
     summary: str = ""
 
 
-class Analysis(ABC, Generic[Measured]):
-    """Base of every analysis; the constructor's parameters are what a suite may set.
+class Analysis(Ranged, ABC, Generic[Measured]):
+    """Base of every analysis; the constructor's parameters are what a suite may set, in their annotations' ranges.
 
     Parameters that bound the work (images, taps, steps) have defaults for real data; small ones make it run in
     seconds.
@@ -81,12 +84,16 @@ class Analysis(ABC, Generic[Measured]):
 
 
 def measured_class(analysis: Analysis[Any]) -> type[Any]:
-    """The class of what an analysis measures, by the annotation of its ``measure``.
+    """The class of what an analysis measures, by the annotation of its ``measure``; see :func:`returned_class`."""
+    return returned_class(type(analysis).measure)
+
+
+def returned_class(method: Callable[..., Any]) -> type[Any]:
+    """The class of what a method gives to be stored, by its annotation.
 
     Raises:
         UsageError: where it names no dataclass.
     """
-    method = type(analysis).measure
     try:
         found = typing.get_type_hints(method).get("return")
     except NameError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 DECIDES_NO_NUMBER = True
 
 BUILTIN: Mapping[str, str] = {
-    "propagation": "aftershock.analyses.propagation.measures",
+    "propagation": "aftershock.analyses.propagation.analysis:Propagation",
     "rdm": "aftershock.analyses.rdm.analysis:Rdm",
     "functional_codes": "aftershock.analyses.functional_codes.analysis:FunctionalCodes",
     "self_introspection": "aftershock.analyses.self_introspection.analysis:SelfIntrospection",

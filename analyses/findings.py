@@ -19,8 +19,8 @@ from ..harness.core.state import join_state, split_state
 DECIDES_NO_NUMBER = True
 
 Value = str | int | float | None
-# A number, alone or with the ends of its interval.
-Estimate = int | float | None | tuple[float | None, float | None, float | None]
+# A number as a claim quotes it: alone, or with the ends of its interval.
+Quoted = int | float | None | tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Claim:
 
     kind: str
     subject: str = ""
-    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    estimates: Mapping[str, Quoted] = field(default_factory=dict)
     verdict: str = ""
     sentence: str = ""
 
@@ -205,11 +205,11 @@ def _claims(whole: Mapping[str, Any]) -> list[Claim]:
 
 
 def _claim(value: dict[str, Any]) -> Claim:
-    estimates = {_word(k): _estimate(v) for k, v in dict(value.pop("estimates")).items()}
+    estimates = {_word(k): _quoted(v) for k, v in dict(value.pop("estimates")).items()}
     return Claim(estimates=estimates, **{k: _word(v) for k, v in value.items()})
 
 
-def _estimate(value: object) -> Estimate:
+def _quoted(value: object) -> Quoted:
     if isinstance(value, list | tuple):
         middle, low, high = (None if v is None else _number(v) for v in value)
         return middle, low, high

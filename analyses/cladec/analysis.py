@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import untouched
 from ...harness.core.parameters import grouped
-from ...harness.core.ranges import Count, Ranged
+from ...harness.core.ranges import Count, Natural
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need
 from ..base import Analysis, AnalysisInfo
@@ -31,14 +30,13 @@ from .report.text import claims
 from .training import RANDOM, REFERENCE, Key, Source, Trained, cladec, train_decoders
 
 Target = Literal["label", "prediction"]
-Natural = Annotated[int, Ge(0)]
 # Images in the causal check: enough for means, few enough for a pass per unit.
 _CAUSAL_IMAGES = 128
 # Share of the progress that a seed's decoders take; the judges take the rest.
 _DECODING = 0.6
 
 
-class ClaDec(Ranged, Analysis[Decoded]):
+class ClaDec(Analysis[Decoded]):
     """Decodes the input from the activations at some taps and asks what a reader of the pictures could tell.
 
     For each tap, decoders of one architecture, budget and initialisation turn activations back into images. The sources

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate, rank_correlation_interval
 from ...harness.tracing.traced_model import Instruments
 from .networks import Decoder, changed_logits, encode
-
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,19 +26,14 @@ class Causes:
     on_image: Tensor
     on_output: Tensor
 
-    def correlation(self) -> tuple[float, float, float] | None:
-        """Spearman's between both effects, with its 95 % interval; ``None`` where it is not defined.
-
-        The interval is Fisher's with the variance of Bonett and Wright (2000).
-        """
+    def correlation(self) -> Estimate | None:
+        """Spearman's between both effects, with its interval; ``None`` where it is not defined."""
         from scipy.stats import spearmanr
 
         if len(self.units) < 5 or min(float(self.on_image.std()), float(self.on_output.std())) == 0:
             return None
         rho = float(spearmanr(self.on_image.numpy(), self.on_output.numpy()).statistic)
-        reach = _Z * math.sqrt((1 + rho**2 / 2) / (len(self.units) - 3))
-        centre = math.atanh(max(-0.999999, min(0.999999, rho)))
-        return rho, math.tanh(centre - reach), math.tanh(centre + reach)
+        return rank_correlation_interval(rho, len(self.units))
 
 
 def causes(

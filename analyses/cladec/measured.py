@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate
 from .causal import Causes
-from .measures import SHARES, Estimate, difference, estimate
+from .measures import SHARES, difference, estimate
 from .training import Budget, Key, Source
 
 # The column of the images themselves, before any tap.

@@ -14,36 +14,13 @@ from ...harness.core.seeds import forked_rng
 from ...harness.data.types import ImageSplit
 from ...harness.models.architectures import cnn
 from ...harness.models.training import Recipe, train
+from ...harness.statistics.intervals import Estimate, Z, student_quantile, wilson
 from ...harness.tracing.traced_model import Instruments
 from .networks import fresh
 from .training import BATCH
 
-_Z = 1.959963984540054
 # Measures that are shares of images.
 SHARES = frozenset({"fresh_accuracy", "retrained_accuracy", "own_accuracy", "own_agreement"})
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images and seeds with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def percent(self) -> str:
-        """For a sentence about a share."""
-        return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-    @property
-    def ends(self) -> tuple[float, float, float]:
-        """For a table or a claim."""
-        return self.mean, self.low, self.high
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
 
 
 def estimate(values: Tensor, share: bool) -> Estimate:
@@ -53,16 +30,12 @@ def estimate(values: Tensor, share: bool) -> Estimate:
     the safe side: part of one is in the other.
     """
     values = values.double()
-    mean, count = float(values.mean()), values.shape[1]
-    seeds = _over_seeds(values)
+    mean, seeds = float(values.mean()), _over_seeds(values)
     if not share:
-        reach = math.hypot(seeds, _over_images(values.mean(0)))
-        return Estimate(mean, mean - reach, mean + reach)
-    centre = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(max(mean * (1 - mean), 0) / count + _Z**2 / (4 * count**2))
-    low = mean - math.hypot(seeds, mean - (centre - half))
-    high = mean + math.hypot(seeds, centre + half - mean)
-    return Estimate(mean, max(low, 0.0), min(high, 1.0))
+        return _around(mean, math.hypot(seeds, _over_images(values.mean(0))))
+    ends = wilson(mean, values.shape[1])
+    low, high = mean - math.hypot(seeds, mean - ends[0]), mean + math.hypot(seeds, ends[1] - mean)
+    return Estimate(mean, max(low, 0.0), min(high, 1.0), "Student's t over seeds, Wilson over images")
 
 
 def difference(values: Tensor, share: bool) -> Estimate:
@@ -71,25 +44,23 @@ def difference(values: Tensor, share: bool) -> Estimate:
     Two more images, one for and one against, keep the interval of a share from closing where no image differs.
     """
     values = values.double()
-    mean = float(values.mean())
     paired = values.mean(0)
     if share:
         paired = torch.cat([paired, torch.tensor([1.0, -1.0], dtype=torch.float64)])
-    reach = math.hypot(_over_seeds(values), _over_images(paired))
-    return Estimate(mean, mean - reach, mean + reach)
+    return _around(float(values.mean()), math.hypot(_over_seeds(values), _over_images(paired)))
+
+
+def _around(mean: float, reach: float) -> Estimate:
+    return Estimate(mean, mean - reach, mean + reach, "Student's t over seeds, normal over images")
 
 
 def _over_seeds(values: Tensor) -> float:
-    from scipy.stats import t
-
     seeds = len(values)
-    if seeds < 2:
-        return 0.0
-    return float(t.ppf(0.975, seeds - 1) * values.mean(1).std() / math.sqrt(seeds))
+    return student_quantile(seeds - 1) * float(values.mean(1).std() / math.sqrt(seeds)) if seeds > 1 else 0.0
 
 
 def _over_images(paired: Tensor) -> float:
-    return float(_Z * paired.std() / math.sqrt(len(paired))) if len(paired) > 1 else 0.0
+    return float(Z * paired.std() / math.sqrt(len(paired))) if len(paired) > 1 else 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,8 +74,9 @@ class AnalysisInput:
         evaluate: clean images of the test split, disjoint from those.
         perturbed: by label; empty unless the analysis asks for them
             (:attr:`~aftershock.analyses.base.Analysis.reads_perturbed`).
-        seed: of the run and this analysis.
+        seed: of the run and this analysis; of the run alone for one that is part of every run.
         progress: told the share that is done, from 0 to 1.
+        prepared: what an analysis that is part of every run learned of the model before; ``None`` for others.
     """
 
     instruments: Instruments
@@ -86,6 +87,7 @@ class AnalysisInput:
     perturbed: Mapping[str, PerturbedSet]
     seed: int
     progress: Callable[[float], None] = lambda share: None
+    prepared: object = None
 
     def untrained_or_reason(self) -> tuple[Instruments | None, str]:
         """The untrained network and an empty text, or ``None`` and why there is none."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from ...harness.statistics.intervals import Estimate
 from ..findings import Claim, Series, Value
 
 DECIDES_NO_NUMBER = True
 
-Interval = tuple[float, float | None, float | None]
 Style = Literal["solid", "dashed", "dotted"]
 
 
@@ -19,33 +19,37 @@ def known(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def ends(interval: Interval) -> tuple[float | None, float | None, float | None]:
+def ends(found: Estimate) -> tuple[float | None, float | None, float | None]:
     """A number and the ends of its interval for a table or a claim."""
-    value, low, high = interval
-    return known(value), known(low), known(high)
+    return known(found.value), known(found.low), known(found.high)
 
 
-def with_interval(interval: Interval, digits: int = 2, unit: str = "", factor: float = 1.0) -> str:
-    """``1.23 [1.10, 1.36]``; the number alone where it has no interval."""
-    value, low, high = interval
-    text = f"{factor * value:.{digits}f}{unit}"
-    if known(low) is None or low is None or high is None:
-        return text
-    return f"{text} [{factor * low:.{digits}f}, {factor * high:.{digits}f}]"
+def with_interval(found: Estimate, digits: int = 2, unit: str = "", factor: float = 1.0, sign: str = "") -> str:
+    """``1.23 [1.10, 1.36]``; the number alone where it has no interval; with the sign ``+`` also above 0."""
+    value, low, high = (f"{factor * end:{sign}.{digits}f}" for end in found.ends)
+    return f"{value}{unit}" if known(found.low) is None else f"{value}{unit} [{low}, {high}]"
 
 
-def side(interval: Interval, of: float = 0.0) -> Literal["above", "below", "either"]:
+def percent(found: Estimate) -> str:
+    """A share for a sentence."""
+    return with_interval(found, 1, " %", 100)
+
+
+def side(found: Estimate, of: float = 0.0) -> Literal["above", "below", "either"]:
     """On which side of a number an interval lies."""
-    _, low, high = interval
-    if low is not None and low > of:
-        return "above"
-    return "below" if high is not None and high < of else "either"
+    return "above" if found.low > of else "below" if found.high < of else "either"
 
 
-def series(name: str, values: Sequence[Interval], style: Style = "solid", band: bool = True) -> Series:
-    """A curve, with its intervals or without."""
-    y, low, high = ([known(v) for v in column] for column in zip(*values, strict=True))
-    return Series(name, y, low if band else (), high if band else (), style)
+def methods(found: Iterable[Estimate]) -> str:
+    """How the intervals of a table or a figure were made, for its caption: ``95 % intervals: Wilson``."""
+    known_ones = dict.fromkeys(one.method for one in found if one.method)
+    return f"95 % intervals: {' or '.join(known_ones)}" if known_ones else "no intervals"
+
+
+def series(name: str, values: Sequence[Estimate | None], style: Style = "solid", band: bool = True) -> Series:
+    """A curve, with its intervals or without; ``None`` where there is no number."""
+    y, low, high = zip(*((None,) * 3 if v is None else ends(v) for v in values), strict=True)
+    return Series(name, list(y), list(low) if band else (), list(high) if band else (), style)
 
 
 def no_untrained(reason: str) -> list[Claim]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
+from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
-from ...harness.statistics.intervals import proportion
+from ...harness.core.ranges import Count, Natural
+from ...harness.statistics.intervals import Estimate, proportion
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces, select_taps
 from ..base import Analysis, AnalysisInfo
@@ -18,7 +21,6 @@ from ..common.inputs import AnalysisInput, PerturbedSet
 from ..common.populations import FAILED, Population, chosen_perturbations, controls, perturbed, target_class
 from ..common.recording import pooled_rows, tap_groups
 from ..findings import Findings
-from .events import Interval
 from .examples import Key, examples
 from .measured import Departed, Followed, Reading
 from .probes import Kind, fit_reader, spread
@@ -71,23 +73,15 @@ class Departure(Analysis[Departed]):
     def __init__(
         self,
         reader: Kind = "centroid",
-        images: int = 500,
-        fit: int = 4000,
+        images: Count = 500,
+        fit: Annotated[int, Ge(2)] = 4000,
         layers: str | list[str] = "all",
-        taps: int = 32,
-        neighbours: int = 10,
+        taps: Count = 32,
+        neighbours: Count = 10,
         perturbations: list[str] | None = None,
-        examples: int = 3,
-        indices: list[int] | None = None,
+        examples: Natural = 3,
+        indices: list[Natural] | None = None,
     ) -> None:
-        check_choice("reader", reader, Kind)
-        check_count("images", images)
-        check_count("fit", fit, 2)
-        check_count("taps", taps)
-        check_count("neighbours", neighbours)
-        check_count("examples", examples, 0)
-        for index in indices or []:
-            check_count("indices", index, 0)
         self.reader: Kind = reader
         self.images, self.fit, self.taps, self.neighbours = images, fit, taps, neighbours
         self.layers = check_layers(layers)
@@ -122,10 +116,10 @@ class Departure(Analysis[Departed]):
         offered = traces.tap_names()
         taps = [offered[i] for i in spread(offered, self.taps)]
         truth = traces.labels[checked]
-        chance = proportion(int(truth.bincount().max()), len(truth))[0]
+        chance = proportion(int(truth.bincount().max()), len(truth)).value
         populations = _populations(given, chosen, images)
         accuracy, read = self._read(given, taps, fit, labels, checked, images, populations)
-        usable = np.array([low > chance for _, low, _ in accuracy], dtype=np.bool_)
+        usable = np.array([found.low > chance for found in accuracy], dtype=np.bool_)
         followed = {key: Followed(*key, p.rows, p.own, p.reached, read[key], usable) for key, p in populations.items()}
         untrained, reason = given.untrained_or_reason()
         accuracies = {"trained": accuracy}
@@ -154,7 +148,7 @@ class Departure(Analysis[Departed]):
     def _read(
         self, given: AnalysisInput, taps: Sequence[str], fit: Tensor, labels: Tensor, checked: Tensor, images: int,
         populations: Mapping[Key, Population],
-    ) -> tuple[list[Interval], dict[Key, Reading]]:  # fmt: skip
+    ) -> tuple[list[Estimate], dict[Key, Reading]]:  # fmt: skip
         """Accuracy of the readers on held-out images, and what they say of every population at every tap."""
         everyone = torch.arange(images)
         truth = given.evaluate.traces.labels[checked]
@@ -178,7 +172,7 @@ class Departure(Analysis[Departed]):
     def _untrained(
         self, given: AnalysisInput, untrained: Instruments, taps: Sequence[str], fit: Tensor, labels: Tensor,
         checked: Tensor,
-    ) -> list[Interval]:  # fmt: skip
+    ) -> list[Estimate]:  # fmt: skip
         """The accuracy of readers that are fitted on the same images' codes in an untrained network."""
         truth = given.evaluate.traces.labels[checked]
         found = []

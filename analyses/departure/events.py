@@ -9,26 +9,22 @@ its true class: there it is *readable*.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...harness.statistics.intervals import median_interval, proportion
+from ...harness.statistics.intervals import Estimate, median_interval, paired_difference, proportion, student
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-Interval = tuple[float, float, float]
 
 UNREADABLE = -1
 # Fewer images than this make no curve.
 FEWEST = 10
 # The extremes of five values hold the median in 94 % of samples, those of six in 97 %.
 _FEWEST_FOR_INTERVAL = 6
-_Z = NormalDist().inv_cdf(0.975)
 
 
 def readable(own: IntArray, clean: IntArray, usable: BoolArray) -> BoolArray:
@@ -79,52 +75,29 @@ def _first(mark: BoolArray, judged: BoolArray) -> IntArray:
     return np.asarray(np.where(judged.any(1), found, UNREADABLE), dtype=np.int64)
 
 
-def cumulative(events: IntArray, taps: int) -> list[Interval]:
+def cumulative(events: IntArray, taps: int) -> list[Estimate]:
     """By tap: the share of images that can be judged whose event lies at it or before; Wilson 95 % interval."""
     known = events[events != UNREADABLE]
     return [proportion(int((known <= t).sum()), len(known)) for t in range(taps)]
 
 
-def share(mark: BoolArray, among: BoolArray) -> list[tuple[int, Interval]]:
+def share(mark: BoolArray, among: BoolArray) -> list[tuple[int, Estimate]]:
     """By tap: how many images are ``among``, and which share of them is marked; Wilson 95 % interval."""
     counts, hits = among.sum(0), (mark & among).sum(0)
     return [(int(n), proportion(int(k), int(n))) for k, n in zip(hits, counts, strict=True)]
 
 
-def beyond(mark: BoolArray, other: BoolArray, among: BoolArray) -> list[tuple[int, Interval]]:
-    """By tap: how many images are ``among``, and how much more of them are marked than are under the other mark.
-
-    The 95 % interval of the difference of two shares of the same images is Bonett and Price's (2012), which keeps its
-    coverage for few images and near 0 and 1; it is widened, where needed, to hold the difference itself.
-    """
-    found: list[tuple[int, Interval]] = []
+def beyond(mark: BoolArray, other: BoolArray, among: BoolArray) -> list[tuple[int, Estimate]]:
+    """By tap: how many images are ``among``, and how much more of them are marked than are under the other mark."""
     more, less = (mark & ~other & among).sum(0), (other & ~mark & among).sum(0)
-    for n, up, down in zip(among.sum(0).tolist(), more.tolist(), less.tolist(), strict=True):
-        if not n:
-            found.append((0, (np.nan, np.nan, np.nan)))
-            continue
-        a, b = (up + 1) / (n + 2), (down + 1) / (n + 2)
-        width = _Z * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
-        value = (up - down) / n
-        found.append((n, (value, min(value, max(-1.0, a - b - width)), max(value, min(1.0, a - b + width)))))
-    return found
+    counts = zip(among.sum(0).tolist(), more.tolist(), less.tolist(), strict=True)
+    return [(n, paired_difference(up, down, n)) for n, up, down in counts]
 
 
-def student(values: NDArray[np.float32]) -> list[Interval]:
-    """By tap: the mean of (images, taps) numbers and its 95 % interval (Student); NaN for fewer than two images."""
-    from scipy.stats import t
-
-    x = values.astype(np.float64)
-    n = np.isfinite(x).sum(0)
-    found = []
-    for column, count in zip(x.T, n, strict=True):
-        known = column[np.isfinite(column)]
-        if count < 2:
-            found.append((np.nan, np.nan, np.nan))
-            continue
-        mean, width = known.mean(), t.ppf(0.975, count - 1) * known.std(ddof=1) / np.sqrt(count)
-        found.append((float(mean), float(mean - width), float(mean + width)))
-    return found
+def means(values: NDArray[np.float32]) -> list[Estimate]:
+    """By tap: the mean of (images, taps) numbers; NaN for fewer than two images."""
+    columns = values.astype(np.float64).T
+    return [student(c) if np.isfinite(c).sum() > 1 else Estimate(np.nan) for c in columns]
 
 
 @dataclass(frozen=True)
@@ -148,8 +121,8 @@ def half(events: IntArray) -> Half:
     median = int(known[(len(known) - 1) // 2])
     if len(known) < _FEWEST_FOR_INTERVAL:
         return Half(len(known), median)
-    _, low, high = median_interval(torch.from_numpy(known))
-    return Half(len(known), median, int(low), int(high))
+    found = median_interval(torch.from_numpy(known))
+    return Half(len(known), median, int(found.low), int(found.high))
 
 
 @dataclass(frozen=True)

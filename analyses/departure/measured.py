@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate
 from ..common.populations import CONTROL, SUCCESS
-from .events import FEWEST, BoolArray, IntArray, Interval, departed, first_change, readable, settled
+from .events import FEWEST, BoolArray, IntArray, departed, first_change, readable, settled
 
 Margins = NDArray[np.float32]
 
@@ -167,7 +168,7 @@ class Departed:
     fitted: int
     checked: int
     chance: float
-    accuracy: Mapping[str, Sequence[Interval]]
+    accuracy: Mapping[str, Sequence[Estimate]]
     usable: BoolArray
     populations: Mapping[tuple[str, str], Followed]
     kinds: Mapping[str, str]

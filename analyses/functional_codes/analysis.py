@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
+from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Statistic, Traces
 from ..base import Analysis, AnalysisInfo
@@ -77,28 +80,19 @@ class FunctionalCodes(Analysis[Codes]):
         self,
         layers: str | list[str] = "all",
         statistic: Statistic = "mean",
-        rows: int = 8,
-        columns: int = 8,
-        epochs: int = 20,
-        images: int = 4000,
-        perturbed_images: int = 2000,
-        permutations: int = 20,
-        untrained_draws: int = 3,
-        pictured_taps: int = 3,
-        pictured_units: int = 6,
-        nearest: int = 6,
+        rows: Count = 8,
+        columns: Count = 8,
+        epochs: Count = 20,
+        images: Annotated[int, Ge(20)] = 4000,
+        perturbed_images: Count = 2000,
+        permutations: Count = 20,
+        untrained_draws: Count = 3,
+        pictured_taps: Count = 3,
+        pictured_units: Count = 6,
+        nearest: Count = 6,
     ) -> None:
-        check_choice("statistic", statistic, Statistic)
-        for name, value in (("rows", rows), ("columns", columns), ("epochs", epochs), ("nearest", nearest)):
-            check_count(name, value)
         if rows * columns < 2:
             raise UsageError("rows = 1 and columns = 1 give a map of one unit: raise one of them.")
-        check_count("images", images, 20)
-        check_count("perturbed_images", perturbed_images)
-        check_count("permutations", permutations)
-        check_count("untrained_draws", untrained_draws)
-        check_count("pictured_taps", pictured_taps)
-        check_count("pictured_units", pictured_units)
         self.layers = check_layers(layers)
         self.statistic: Statistic = statistic
         self.sizes = Sizes(rows, columns, epochs, permutations)

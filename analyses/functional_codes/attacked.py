@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate, proportion
 from ..common.inputs import AnalysisInput, PerturbedSet
 from ..common.populations import Population, controls, originals, perturbed
 from ..common.recording import pooled_rows
 from .layers import Layer
 from .measured import CLEAN, NOISE, PERTURBED, Landing
-from .measures import divergence, proportion
+from .measures import columns, divergence
 
 
 def groups_of(given: AnalysisInput, one: PerturbedSet, limit: int) -> dict[str, Population]:
@@ -56,11 +57,10 @@ def _numbers(
         ("reached", majority == group.reached),
         ("changed", units != clean[0]),
     ):
-        found.update(zip((f"{name}_share", f"{name}_low", f"{name}_high"), proportion(hits), strict=True))
+        found |= columns(name, proportion(int(hits.sum()), len(hits)), f"{name}_share")
     # A noise that fools nobody has no images here, and no share either.
     found["other_share"] = 1 - found["true_share"] - found["reached_share"]
-    steps = _mean(layer.som.grid_distance(units, clean[0]))
-    found.update(zip(("map_steps", "map_steps_low", "map_steps_high"), steps, strict=True))
+    found |= columns("map_steps", _mean(layer.som.grid_distance(units, clean[0])))
     usual = float(clean[1].double().mean()) if len(units) else math.nan
     found["error_ratio"] = float(errors.double().mean()) / usual if len(units) and usual > 0 else math.nan
     found["distance_to_true"] = divergence(units, group.own, layer.counts)
@@ -68,9 +68,9 @@ def _numbers(
     return found
 
 
-def _mean(values: Tensor) -> tuple[float, float, float]:
+def _mean(values: Tensor) -> Estimate:
     """Mean and its 95 % interval (normal)."""
     if len(values) < 2:
-        return (float(values.mean()) if len(values) else math.nan, math.nan, math.nan)
+        return Estimate(float(values.mean()) if len(values) else math.nan)
     middle, half = float(values.double().mean()), 1.96 * float(values.double().std()) / math.sqrt(len(values))
-    return middle, middle - half, middle + half
+    return Estimate(middle, middle - half, middle + half)

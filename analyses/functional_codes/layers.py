@@ -13,21 +13,22 @@ from ...detectors.codes.codebook import Codebook, quantisation_error
 from ...detectors.codes.kmeans import fit_kmeans
 from ...detectors.codes.latent import Standardiser, fit_standardiser
 from ...detectors.codes.som import SOM, fit_som, topographic_error
+from ...harness.statistics.intervals import proportion
 from ..common.inputs import AnalysisInput
 from .measured import CodedLayer, Telescope
 from .measures import (
     class_counts,
     class_distances,
+    columns,
     components_for,
     entropy,
     gaussian_like,
     highest_information,
-    jackknife,
     majority_classes,
     mean_cosine,
     mutual_information,
+    over_images,
     participation_ratio,
-    proportion,
     relative_error,
     variance_share,
 )
@@ -210,15 +211,13 @@ def _meaning(layer: Layer, classes: Classes) -> dict[str, float]:
     units = layer.held_units
     found: dict[str, float] = {}
 
-    def with_interval(name: str, values: tuple[float, float, float]) -> None:
-        found.update(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-
     def shared(with_what: Tensor) -> Callable[[Tensor], float]:
         return lambda kept: mutual_information(units[kept], with_what[kept])
 
-    with_interval("accuracy", proportion(layer.majority[units] == classes.held_labels))
-    with_interval("ami_label", jackknife(shared(classes.held_labels), len(units)))
-    with_interval("ami_prediction", jackknife(shared(classes.held_predictions), len(units)))
+    hits = layer.majority[units] == classes.held_labels
+    found |= columns("accuracy", proportion(int(hits.sum()), len(hits)))
+    found |= columns("ami_label", over_images(shared(classes.held_labels), len(units)))
+    found |= columns("ami_prediction", over_images(shared(classes.held_predictions), len(units)))
     found["ami_label_highest_possible"] = highest_information(units, classes.held_labels)
     if isinstance(layer.book, SOM):
         steps = class_distances(layer.book, units, classes.held_labels)
@@ -233,8 +232,7 @@ def _paired(ours: Layer, theirs: Layer, classes: Classes) -> dict[str, float]:
         labels = classes.held_labels[kept]
         return mutual_information(ours.held_units[kept], labels) - mutual_information(theirs.held_units[kept], labels)
 
-    names = ("ami_above_kmeans", "ami_above_kmeans_low", "ami_above_kmeans_high")
-    return dict(zip(names, jackknife(difference, len(classes.held_labels)), strict=True))
+    return columns("ami_above_kmeans", over_images(difference, len(classes.held_labels)))
 
 
 def _shuffled(layer: Layer, classes: Classes, draws: torch.Generator, sizes: Sizes) -> dict[str, float]:
@@ -248,13 +246,13 @@ def _shuffled(layer: Layer, classes: Classes, draws: torch.Generator, sizes: Siz
 
 def _telescope(layer: Layer, pooled: Tensor) -> Telescope:
     """How wide the layer's cloud is, in its own units: standardising would make every map count the same."""
-    ratio = jackknife(lambda kept: participation_ratio(pooled[kept]), len(pooled))
+    ratio = over_images(lambda kept: participation_ratio(pooled[kept]), len(pooled))
     scale = layer.standardiser.scale
     spread = torch.where(scale > 0, 1 / scale.clamp(min=1e-30), 0.0)
     prototypes = layer.book.prototypes.cpu()[layer.counts.sum(0) > 0] * spread + layer.standardiser.mean
     numbers = {
         "width": pooled.shape[1],
-        **dict(zip(("participation_ratio", "participation_ratio_low", "participation_ratio_high"), ratio, strict=True)),
+        **columns("participation_ratio", ratio),
         "components_for_90_percent": components_for(pooled, 0.9),
         "prototype_cosine": mean_cosine(prototypes),
     }

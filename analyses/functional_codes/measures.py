@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...detectors.codes.codebook import Codebook
 from ...detectors.codes.som import SOM
-from ...harness.statistics import intervals
+from ...harness.statistics.intervals import Estimate, jackknife
 
-Interval = tuple[float, float, float]
 # Parts of the images of which each is left out once.
 _GROUPS = 10
 
@@ -58,7 +58,7 @@ def highest_information(units: Tensor, classes: Tensor) -> float:
     return (min(entropies) - expected) / possible if possible > 0 else math.nan
 
 
-def jackknife(statistic: Callable[[Tensor], float], count: int) -> Interval:
+def over_images(statistic: Callable[[Tensor], float], count: int) -> Estimate:
     """A statistic of all of ``count`` images with its 95 % interval, by leaving out every tenth image in turn.
 
     Not a bootstrap: images that are drawn twice share their unit and their class, which would look like information.
@@ -67,22 +67,17 @@ def jackknife(statistic: Callable[[Tensor], float], count: int) -> Interval:
         statistic: positions of images (int64) to a number.
         count: how many images there are.
     """
-    from scipy.stats import t
-
     every = torch.arange(count)
     value = statistic(every)
     groups = min(_GROUPS, count)
     if groups < 2 or not math.isfinite(value):
-        return value, math.nan, math.nan
-    parts = torch.tensor([statistic(every[every % groups != g]) for g in range(groups)], dtype=torch.float64)
-    error = math.sqrt((groups - 1) / groups * float((parts - parts.mean()).square().sum()))
-    half = float(t.ppf(0.975, groups - 1)) * error
-    return value, value - half, value + half
+        return Estimate(value)
+    return jackknife(value, np.array([statistic(every[every % groups != g]) for g in range(groups)]))
 
 
-def proportion(hits: Tensor) -> Interval:
-    """The share of true values (n,) and its Wilson interval (95 %); NaN of none."""
-    return intervals.proportion(int(hits.sum()), len(hits))
+def columns(name: str, found: Estimate, value: str = "") -> dict[str, float]:
+    """An estimate as columns of a table: its number under ``name`` or another one, and its ends."""
+    return dict(zip((value or name, f"{name}_low", f"{name}_high"), found.ends, strict=True))
 
 
 def class_counts(units: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:

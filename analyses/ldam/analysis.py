@@ -10,7 +10,7 @@ from torch import Tensor
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import one_thread, untouched
 from ...harness.core.parameters import grouped
-from ...harness.core.ranges import Count, NotNegative, Positive, Ranged
+from ...harness.core.ranges import Count, Natural, NotNegative, Positive
 from ...harness.tracing.traces import Need, TapInfo
 from ..base import Analysis, AnalysisInfo
 from ..common.inputs import AnalysisInput
@@ -23,7 +23,7 @@ from .energy import Activations, Energy, Scale, Target, ascend, parse
 from .judge import train_judge
 from .measured import PLAIN, RANDOM, REFERENCE, SMOOTH, TOP, Group, Learning, Sampled, langevin_name
 from .metrics import Features, Metrics
-from .parameters import Ascent, Averaging, DiscriminatorTraining, Natural, Sampler
+from .parameters import Ascent, Averaging, DiscriminatorTraining, Sampler
 from .report.figures import figures
 from .report.tables import tables
 from .report.text import claims
@@ -35,7 +35,7 @@ _SMALL = 256
 _JITTER = 1
 
 
-class Ldam(Ranged, Analysis[Sampled]):
+class Ldam(Analysis[Sampled]):
     """What excites a unit? Samples of images by Langevin dynamics, from noise-like to natural by one dial.
 
     Chains sample p(w) ∝ exp(−E(x(w)) / T), a density in their coordinates w (off T = 1, other coordinates would make it

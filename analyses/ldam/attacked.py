@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ...harness.statistics.detection import MIN_IMAGES, auroc, auroc_interval
+from ...harness.statistics.detection import MIN_IMAGES
+from ...harness.statistics.intervals import Estimate, auroc_estimate
 from ..common.inputs import AnalysisInput
 from ..common.recording import read_images
 from .discriminator import logits_of
 from .judge import Judge
 from .measured import Reading
-from .measures import Estimate
 from .space import Space
 
 CLEAN, NOISE = "clean images", "noise of the same size"
@@ -69,8 +69,6 @@ def _reading(
     what = "successes", against if against == CLEAN else f"images with {against}"
     for count, words in zip(counts, what, strict=True):
         if count < MIN_IMAGES:
-            nothing = Estimate(math.nan, math.nan, math.nan)
-            return Reading(label, score, against, nothing, *counts, f"{count} {words}, {MIN_IMAGES} are needed")
-    area = auroc(success[0], others[0])
-    ends = auroc_interval(success[0], others[0], positive_source=success[1], negative_source=others[1])
-    return Reading(label, score, against, Estimate(area, *ends), *counts)
+            reason = f"{count} {words}, {MIN_IMAGES} are needed"
+            return Reading(label, score, against, Estimate(math.nan), *counts, reason)
+    return Reading(label, score, against, auroc_estimate(success[0], others[0], success[1], others[1]), *counts)

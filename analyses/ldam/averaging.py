@@ -14,14 +14,14 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ...harness.core.model_state import untouched
 from ...harness.core.seeds import forked_rng
-from ...harness.statistics.intervals import proportion
+from ...harness.statistics.intervals import Estimate, proportion, student
 from ...harness.statistics.multiple_testing import holm
 from ...harness.tracing.traced_model import Instruments
 from .diagnostics import validate_chains
 from .energy import Activations, Energy, Scale, Target
 from .judge import Judge
 from .measured import Averaging, Group, langevin_name
-from .measures import Estimate, over_chains, p_value
+from .measures import p_value
 from .metrics import Features, Metrics
 from .sampler import Plan, langevin
 
@@ -160,8 +160,8 @@ def case_study(
             group = group.diagnosed(run, rows, energy.space.unbounded)
             own_metrics.measure(group)
             groups[name, one.name, value] = group
-    accuracy = {n: Estimate(*proportion(int(r.sum()), len(r))) for n, r in right.items()}
-    difference = over_chains((right[AVERAGE] - right[LAST]).numpy())
+    accuracy = {n: proportion(int(r.sum()), len(r)) for n, r in right.items()}
+    difference = student((right[AVERAGE] - right[LAST]).numpy())
     return Averaging(steps, rate, accuracy, difference, groups, *_compare(groups, targets, weights))
 
 
@@ -180,7 +180,7 @@ def _compare(
             # The chains of all targets start from the same states: a chain's mean over targets is one observation.
             if pairs:
                 apart = np.mean(pairs, 0)
-                differences[value, measure] = over_chains(apart)
+                differences[value, measure] = student(apart)
                 if measure in TESTED:
                     p_values[value, measure] = p_value(apart)
     return differences, dict(zip(p_values, holm(list(p_values.values())), strict=True))
@@ -191,8 +191,3 @@ def _right(own: Instruments, held_out: tuple[Tensor, Tensor], device: torch.devi
     with torch.no_grad():
         said = torch.cat([own.model(part.to(device)).argmax(1).cpu() for part in images.split(4 * _BATCH)])
     return (said == labels).double()
-
-
-def share(estimate: Estimate) -> str:
-    """A share in per cent with its interval."""
-    return estimate.text(1, 100, "%")

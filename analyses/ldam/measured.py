@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate, student
 from .energy import Target
-from .measures import Array, Estimate, diversity, effective_size, over_chains, over_targets, split_rhat
+from .measures import Array, diversity, effective_size, over_targets, split_rhat
 from .sampler import Chains
 
 Kind = Literal["langevin", "ascent", "reference", "data"]
@@ -198,13 +199,13 @@ class Sampled:
             return shown(measure, over_targets([g.measures[measure] for g in groups]))
         if any(measure in g.pair_values for g in groups):
             return shown(measure, diversity(torch.stack([g.pair_values[measure] for g in groups]).mean(0)))
-        return shown(measure, over_chains(_mean([g.chain_values[measure] for g in groups])))
+        return shown(measure, student(_mean([g.chain_values[measure] for g in groups])))
 
     def change(self, one: str, other: str, measure: str) -> Estimate:
         """``other`` minus ``one``, settings of chains, paired by the chains' starts; a mean over targets first."""
         sides = [[self.groups[t.name, s].chain_values.get(measure) for t in self.targets] for s in (one, other)]
         pairs = [new - old for old, new in zip(*sides, strict=True) if old is not None and new is not None]
-        return over_chains(_mean(pairs))
+        return student(_mean(pairs))
 
     def of(self, kind: Kind) -> list[str]:
         """Settings of a kind."""

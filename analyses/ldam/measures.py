@@ -4,42 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate, jackknife
+
 Array = NDArray[np.float64]
 # Below this, chains are taken to have mixed (Vehtari et al. 2021).
 MIXED = 1.01
 # Above this, they plainly have not.
 UNMIXED = 1.1
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval; NaN ends where there is nothing to say how sure it is."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def ends(self) -> tuple[float, float, float]:
-        """For a curve, a table or a claim."""
-        return self.mean, self.low, self.high
-
-    def text(self, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:
-        """``1.23 [1.10, 1.36]`` for a sentence."""
-        mean, low, high = (f"{factor * v:.{digits}f}" for v in (self.mean, self.low, self.high))
-        tail = f" {unit}" if unit else ""
-        return f"{mean}{tail} [{low}, {high}]" if math.isfinite(self.low) else f"{mean}{tail}"
-
-    def within(self, low: float, high: float) -> Estimate:
-        """With ends that a share can have."""
-        return Estimate(self.mean, max(self.low, low), min(self.high, high)) if math.isfinite(self.low) else self
 
 
 def p_value(differences: Array) -> float | None:
@@ -54,28 +31,14 @@ def p_value(differences: Array) -> float | None:
     return float(ttest_1samp(known, 0.0).pvalue)
 
 
-def over_chains(values: Array) -> Estimate:
-    """The mean of one number per chain, (chains,), as a sample of chains (Student's t)."""
-    from scipy.stats import t
-
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return Estimate(math.nan, math.nan, math.nan)
-    mean = float(known.mean())
-    if len(known) < 2:
-        return Estimate(mean, math.nan, math.nan)
-    reach = float(t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
-    return Estimate(mean, mean - reach, mean + reach)
-
-
 def over_targets(groups: Sequence[Estimate]) -> Estimate:
     """The mean over targets that are taken as they are, where nothing is shared, so that errors are independent."""
-    known = [g for g in groups if math.isfinite(g.mean)]
+    known = [g for g in groups if math.isfinite(g.value)]
     if not known:
-        return Estimate(math.nan, math.nan, math.nan)
-    mean = sum(g.mean for g in known) / len(known)
-    reach = math.sqrt(sum((g.high - g.mean) ** 2 for g in known)) / len(known)
-    return Estimate(mean, mean - reach, mean + reach)
+        return Estimate(math.nan)
+    mean = sum(g.value for g in known) / len(known)
+    reach = math.sqrt(sum((g.high - g.value) ** 2 for g in known)) / len(known)
+    return Estimate(mean, mean - reach, mean + reach, known[0].method)
 
 
 def split_rhat(draws: Array) -> float:
@@ -191,14 +154,11 @@ def diversity(between: Tensor) -> Estimate:
     """The mean distance between different chains, (chains, chains) being given, with a jackknife over chains."""
     m = len(between)
     if m < 2:
-        return Estimate(math.nan, math.nan, math.nan)
+        return Estimate(math.nan)
     off = between * (1 - torch.eye(m, dtype=torch.float64))
     total = float(off.sum())
     mean = total / (m * (m - 1))
     if m < 3:
-        return Estimate(mean, math.nan, math.nan)
+        return Estimate(mean)
     without = (total - 2 * off.sum(1)) / ((m - 1) * (m - 2))
-    from scipy.stats import t
-
-    reach = float(t.ppf(0.975, m - 1)) * math.sqrt((m - 1) / m * float((without - without.mean()).square().sum()))
-    return Estimate(mean, mean - reach, mean + reach)
+    return jackknife(mean, without.numpy())

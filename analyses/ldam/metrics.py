@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ...harness.statistics.intervals import Estimate, student
 from ...harness.tracing.traces import Need
 from .discriminator import logits_of
 from .energy import Activations, Scale, total_variation
 from .judge import Judge
 from .measured import TOP, Group
 from .measures import (
-    Estimate,
     between_chains,
     cosine_distances,
     diversity,
     high_frequency,
-    over_chains,
     percentiles,
     pixel_distances,
 )
@@ -68,7 +66,7 @@ class Metrics:
             values["transfer"] = (self.judge.reads(flat) == group.target.index).double()
         for name, found in values.items():
             group.chain_values[name] = found.reshape(chains, kept).mean(1).numpy()
-            group.measures[name] = over_chains(group.chain_values[name])
+            group.measures[name] = student(group.chain_values[name])
         chain = torch.arange(chains).repeat_interleave(kept)
         apart = (cosine_distances(self.features(flat)), pixel_distances(flat))
         for name, distances, unit in zip(("diversity_features", "diversity_pixels"), apart, reference, strict=True):
@@ -76,13 +74,13 @@ class Metrics:
             group.measures[name] = diversity(group.pair_values[name])
         if group.setting == TOP:
             # The most extreme of many images are no sample of anything.
-            group.measures.update({n: Estimate(e.mean, math.nan, math.nan) for n, e in group.measures.items()})
+            group.measures.update({n: Estimate(e.value) for n, e in group.measures.items()})
 
     def reference_distances(self, images: Tensor) -> tuple[float, float]:
         """Mean distances of real images (n, channels, height, width), in features and in pixels."""
         chain = torch.arange(len(images))
         found = (cosine_distances(self.features(images)), pixel_distances(images))
-        features, pixels = (diversity(between_chains(d, chain)).mean for d in found)
+        features, pixels = (diversity(between_chains(d, chain)).value for d in found)
         return max(features, 1e-12), max(pixels, 1e-12)
 
 

@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from ...harness.core.errors import UsageError
-from ...harness.core.ranges import Count, Positive
+from ...harness.core.ranges import Count, Natural, Positive
 from .discriminator import Rounds
 from .sampler import Decay, Method, Plan, Schedule
 
 Coordinates = Literal["gaussian", "pixels"]
-Natural = Annotated[int, Ge(0)]
 # Chains begin with large steps: the polynomial schedule's offset and power (Welling & Teh 2011 want 0.5 to 1).
 _POWER, _OFFSET = 0.55, 100.0
 

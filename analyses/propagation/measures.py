@@ -1,28 +1,20 @@
 """How a perturbation moves through the layers: what changes at each tap between a clean image and its perturbed one.
 
-The report brings encoders of its own, fitted on clean fit images, so that its numbers do not depend on which detectors
-a suite has. Every measure is taken per image and tap, except linear CKA, which compares two whole sets.
+Every measure is taken per image and tap, except linear CKA, which compares two whole sets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ...detectors.codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
-from ...detectors.codes.som import SOM, fit_som
 from ...harness.core.errors import UsageError
-from ...harness.core.state import join_state, split_state
 from ...harness.tracing.bits import flips
-from ...harness.tracing.traces import Need, Traces
-
-NEEDS = (Need("bits"), Need("pooled"), Need("full", units=256))
-"""What the traces given to this report must hold."""
+from ...harness.tracing.traces import Traces
+from .encoders import Encoders, TapEncoder
 
 METRICS = (
     "relative_l2",
@@ -35,121 +27,9 @@ METRICS = (
 )
 """The measures per image, in the order of the first axis of :func:`measure`."""
 
-SET_METRICS = ("cka",)
-"""The measures of a whole set."""
-
-_LATENT = 16
-_GRID = 8
-# Enough for 64 units; a longer fit set is thinned evenly, so that memory and time stay bounded.
-_SOM_IMAGES = 4000
 # Norms below this count as 0: a tap whose sampled units are all silent for an image.
 _SILENT = 1e-12
 _FEWEST_FOR_CKA = 4
-
-
-@dataclass(frozen=True, eq=False)
-class TapEncoder:
-    """What was learned about one tap from clean images.
-
-    Attributes:
-        standardiser: of the pooled means.
-        som: over standardised pooled means.
-        pca: of the full codes (sampled units).
-        centroids: (classes that have one, maps): mean standardised pooled means by class.
-    """
-
-    standardiser: Standardiser
-    som: SOM
-    pca: PCA
-    centroids: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Encoders:
-    """The encoders of all taps, in execution order."""
-
-    taps: Mapping[str, TapEncoder]
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by path, and a JSON value that says where they belong."""
-        return split_state(
-            {
-                "taps": [
-                    {
-                        "name": name,
-                        "mean": tap.standardiser.mean,
-                        "scale": tap.standardiser.scale,
-                        "prototypes": tap.som.prototypes,
-                        "rows": tap.som.rows,
-                        "columns": tap.som.columns,
-                        "full_mean": tap.pca.mean,
-                        "components": tap.pca.components,
-                        "deviations": tap.pca.deviations,
-                        "centroids": tap.centroids,
-                    }
-                    for name, tap in self.taps.items()
-                ]
-            }
-        )
-
-    @classmethod
-    def from_state(cls, tensors: Mapping[str, Tensor], value: Mapping[str, Any]) -> Encoders:
-        """The inverse of :meth:`state`."""
-        return cls(
-            {
-                tap["name"]: TapEncoder(
-                    Standardiser(tap["mean"], tap["scale"]),
-                    SOM(tap["prototypes"], tap["rows"], tap["columns"]),
-                    PCA(tap["full_mean"], tap["components"], tap["deviations"]),
-                    tap["centroids"],
-                )
-                for tap in join_state(tensors, dict(value))["taps"]
-            }
-        )
-
-
-def fit_encoders(clean: Traces) -> Encoders:
-    """Learn the encoders from clean fit images, tap by tap; nothing is drawn at random.
-
-    The map has 8 × 8 units, fewer below 164 images (5 √n units: Vesanto's rule) and never more than images. The
-    latent space has up to 16 principal components. Class centroids come from images that the model gets right (from
-    predicted classes where it gets none right).
-
-    Args:
-        clean: traces with labels that hold :data:`NEEDS`.
-
-    Raises:
-        UsageError: without an image.
-    """
-    if not len(clean):
-        raise UsageError("The propagation report learns from clean fit images and there are none: raise fit in [data].")
-    right = clean.predictions == clean.labels
-    groups = clean.labels.where(right, -1) if bool(right.any()) else clean.predictions
-    return Encoders({tap: _fit_tap(clean, tap, groups) for tap in clean.tap_names("all")})
-
-
-def _fit_tap(clean: Traces, tap: str, groups: Tensor) -> TapEncoder:
-    n = len(clean)
-    standardiser = fit_standardiser(part.pooled(tap, "mean") for part in clean.batches())
-    classes = torch.unique(groups[groups >= 0])
-    sums = torch.zeros(len(classes), len(standardiser.mean), dtype=torch.float64)
-    step = -(-n // _SOM_IMAGES)
-    thinned = []
-    start = 0
-    for part in clean.batches():
-        pooled = standardiser.apply(part.pooled(tap, "mean"))
-        member = (groups[start : start + len(part)] == classes.unsqueeze(1)).double()
-        sums += member @ pooled.double()
-        thinned.append(pooled[-start % step :: step])
-        start += len(part)
-    counts = (groups == classes.unsqueeze(1)).sum(1, keepdim=True)
-    side = min(_GRID, math.isqrt(min(n, int(5 * math.sqrt(n)))))
-    return TapEncoder(
-        standardiser,
-        fit_som(torch.cat(thinned), side, side),
-        fit_pca(lambda: (part.full(tap) for part in clean.batches()), _LATENT),
-        (sums / counts).float(),
-    )
 
 
 def measure(encoders: Encoders, clean: Traces, other: Traces) -> Tensor:
@@ -167,7 +47,7 @@ def measure(encoders: Encoders, clean: Traces, other: Traces) -> Tensor:
 
     Args:
         encoders: fitted on the same model.
-        clean: traces of n images that hold :data:`NEEDS`.
+        clean: traces of n images that hold :data:`~.encoders.NEEDS`.
         other: traces of n images; row i belongs to row i of ``clean`` (its perturbed version, its control, or a clean
             image of the class that was reached).
 
@@ -298,55 +178,3 @@ def _pooled(traces: Traces, tap: str, chosen: Tensor | None) -> Iterator[Tensor]
 
 def _total(traces: Traces, tap: str, chosen: Tensor | None) -> Tensor:
     return torch.stack([pooled.sum(0) for pooled in _pooled(traces, tap, chosen)]).sum(0)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The distribution of a measure over n images: mean and 5 %, 50 % and 95 % quantiles (``None`` without images)."""
-
-    n: int
-    mean: float | None = None
-    q05: float | None = None
-    q50: float | None = None
-    q95: float | None = None
-
-
-def summarise(values: Tensor) -> Summary:
-    """Summarise values (n,); quantiles interpolate linearly."""
-    n = len(values)
-    if not n:
-        return Summary(0)
-    values = values.double()
-    low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
-    return Summary(n, values.mean().item(), low, middle, high)
-
-
-def propagation_rows(
-    base: Mapping[str, Any], population: str, taps: Sequence[str], values: Tensor, cka: Tensor | None = None
-) -> list[dict[str, Any]]:
-    """Rows of ``propagation.csv`` for one perturbation and population; none without images.
-
-    Args:
-        base: ``dataset``, ``model``, ``seed`` and ``perturbation``.
-        population: ``success``, ``failed``, ``control`` or ``target-class``.
-        taps: names in execution order; the depth is the index in it.
-        values: (metrics, n, taps) from :func:`measure`, only the images of the population.
-        cka: (taps,) from :func:`cka` for the same images; its quantiles stay empty, as does a NaN's mean.
-    """
-    if values.shape[0] != len(METRICS) or values.shape[2] != len(taps) or (cka is not None and len(cka) != len(taps)):
-        raise ValueError(
-            f"values of shape {tuple(values.shape)} do not fit {len(METRICS)} metrics and {len(taps)} taps"
-        )
-    n = values.shape[1]
-    if not n:
-        return []
-    rows = []
-    for depth, tap in enumerate(taps):
-        summaries = [(name, summarise(values[i, :, depth])) for i, name in enumerate(METRICS)]
-        if cka is not None:
-            whole = float(cka[depth])
-            summaries.append(("cka", Summary(n, None if math.isnan(whole) else whole)))
-        for metric, found in summaries:
-            place = {"population": population, "depth": depth, "tap": tap, "metric": metric}
-            rows.append({**base, **place, **vars(found)})
-    return rows

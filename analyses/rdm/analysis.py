@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...detectors.base.parameters import check_choice, check_count, check_layers, selection
+from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count, Natural
 from ...harness.tracing.traces import Need, Traces, select_taps
 from ..base import Analysis, AnalysisInfo
 from ..common.inputs import AnalysisInput
@@ -84,29 +86,18 @@ class Rdm(Analysis[Separation]):
 
     def __init__(
         self,
-        images: int = 100,
-        classes: int = 10,
+        images: Annotated[int, Ge(2)] = 100,
+        classes: Annotated[int, Ge(2)] = 10,
         layers: str | list[str] = "all",
-        units: int | None = None,
+        units: Count | None = None,
         laplacian: Laplacian = "both",
-        activation_units: int = 2048,
-        permutations: int = 200,
-        maps: int = 4,
-        map_images: int = 20,
-        attacks: int = 4,
-        attacked: int = 200,
+        activation_units: Natural = 2048,
+        permutations: Annotated[int, Ge(20)] = 200,
+        maps: Count = 4,
+        map_images: Count = 20,
+        attacks: Natural = 4,
+        attacked: Count = 200,
     ) -> None:
-        check_count("images", images, 2)
-        check_count("classes", classes, 2)
-        if units is not None:
-            check_count("units", units)
-        check_choice("laplacian", laplacian, Laplacian)
-        check_count("activation_units", activation_units, 0)
-        check_count("permutations", permutations, 20)
-        check_count("maps", maps)
-        check_count("map_images", map_images)
-        check_count("attacks", attacks, 0)
-        check_count("attacked", attacked)
         self.images, self.classes, self.units, self.laplacian = images, classes, units, laplacian
         self.layers = check_layers(layers)
         self.activation_units, self.permutations = activation_units, permutations

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate, jackknife
 from ...harness.tracing import bits
 
 Array = NDArray[np.float64]
@@ -174,33 +175,20 @@ def permuted(images: int, permutations: int, draws: torch.Generator) -> Signs:
 
 
 def class_interval(
-    values: Array,
-    members: Sequence[tuple[int, ...]],
-    level: float = 0.95,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> tuple[float, float | None, float | None]:
+    values: Array, members: Sequence[tuple[int, ...]], bounds: tuple[float, float] = (0.0, 1.0)
+) -> Estimate:
     """A mean over pairs of classes, and its interval by the jackknife over classes.
 
     Pairs that share a class are not independent, which a standard error over pairs would take them to be: each class
-    is left out in turn with all its pairs.
+    is left out in turn with all its pairs. There is no interval for fewer than three classes.
 
     Args:
         values: (p,).
         members: the classes that each value belongs to: one, or the two of a pair.
         bounds: that a mean cannot leave.
-        level: of confidence; the quantile is that of Student's t with one degree less than there are classes.
-
-    Returns:
-        The mean and both ends; ``None`` where fewer than three classes leave nothing to estimate.
     """
-    from scipy.stats import t
-
-    mean = float(values.mean())
     classes = sorted({c for group in members for c in group})
     if len(classes) < 3:
-        return mean, None, None
-    without = np.array([values[[c not in group for group in members]].mean() for c in classes])
-    k = len(classes)
-    error = float(np.sqrt((k - 1) / k * ((without - without.mean()) ** 2).sum()))
-    reach = float(t.ppf(0.5 + level / 2, k - 1)) * error
-    return mean, max(bounds[0], mean - reach), min(bounds[1], mean + reach)
+        return Estimate(float(values.mean()))
+    without = [values[[c not in group for group in members]].mean() for c in classes]
+    return jackknife(float(values.mean()), np.array(without)).within(*bounds)

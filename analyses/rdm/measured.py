@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..common.text import Interval, Style
+from ...harness.statistics.intervals import Estimate
+from ..common.text import Style
 from .graph import Array, Flags, class_interval
 
 
@@ -109,7 +110,7 @@ class Separation:
         """Of one graph at one tap."""
         return self.splits[variant.name, tap]
 
-    def mean(self, variant: Variant, tap: str) -> Interval:
+    def mean(self, variant: Variant, tap: str) -> Estimate:
         """Mean accuracy over pairs with its interval."""
         return class_interval(self.split(variant, tap).accuracy, self.pairs)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from ...detectors.activations.latent import Latent
-from ...detectors.base.parameters import check_count, check_layers, selection
+from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
+from ...harness.core.ranges import Count
 from ...harness.core.seeds import derive_seed
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import Need, Traces
@@ -91,26 +94,19 @@ class SelfIntrospection(Analysis[Introspection]):
     def __init__(
         self,
         layers: str | list[str] = "all",
-        units: int = 256,
-        latent: int = 16,
-        hidden: tuple[int, ...] = (512, 128),
-        epochs: int = 15,
-        fit_images: int = 4000,
-        images: int = 1000,
-        neighbours: int = 10,
-        steps: int = 11,
-        tracked: int = 50,
-        drawn: int = 3,
-        shown: int = 3,
-        pictured: int = 3,
+        units: Count = 256,
+        latent: Count = 16,
+        hidden: tuple[Count, ...] = (512, 128),
+        epochs: Count = 15,
+        fit_images: Annotated[int, Ge(2)] = 4000,
+        images: Annotated[int, Ge(3)] = 1000,
+        neighbours: Count = 10,
+        steps: Annotated[int, Ge(2)] = 11,
+        tracked: Count = 50,
+        drawn: Count = 3,
+        shown: Count = 3,
+        pictured: Count = 3,
     ) -> None:
-        # The detector checks what is its own.
-        Latent(layers=layers, latent=latent, units=units, hidden=hidden, epochs=epochs, neighbours=neighbours)
-        check_count("fit_images", fit_images, 2)
-        check_count("images", images, 3)
-        check_count("steps", steps, 2)
-        for name, value in (("tracked", tracked), ("drawn", drawn), ("shown", shown), ("pictured", pictured)):
-            check_count(name, value)
         self.layers = check_layers(layers)
         self.units = units
         self.latent = latent

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...harness.statistics.detection import auroc, auroc_interval
-from ...harness.statistics.intervals import FloatArray, auroc_difference
+from ...harness.statistics.intervals import FloatArray, auroc_difference, auroc_estimate
 from ...harness.tracing.traces import Traces
 from ..common.recording import BATCH
 from .latent_map import Code
@@ -68,8 +67,8 @@ def merits(scores: Mapping[str, FloatArray], wrong: Tensor, reference: str, seed
     found = []
     for name, score in scores.items():
         up, down = score[positive], score[~positive]
-        area = (auroc(up, down), *auroc_interval(up, down))
-        found.append(Merit(name, area, auroc_difference(score, scores[reference], positive, seed)))
+        beyond = auroc_difference(score, scores[reference], positive, seed)
+        found.append(Merit(name, auroc_estimate(up, down), beyond))
     return found
 
 

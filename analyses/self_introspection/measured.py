@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...harness.statistics.intervals import Estimate
 from .relevance import Orders
 
-Interval = tuple[float, float, float]
 ATTACK, NOISE = "perturbation", "noise"
 
 
@@ -21,8 +21,8 @@ class Merit:
     """How well a score tells wrong predictions from right ones: an AUROC, and its difference to max-softmax."""
 
     name: str
-    auroc: Interval
-    difference: Interval
+    auroc: Estimate
+    difference: Estimate
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Purity:
 
     space: str
     size: int
-    share: Interval
+    share: Estimate
     chance: float
     silhouette: float
 
@@ -97,14 +97,14 @@ class Crossing:
     code: str
     images: int
     share: Sequence[float]
-    nearing: Mapping[str, Sequence[Interval]]
+    nearing: Mapping[str, Sequence[Estimate]]
     changed: Mapping[str, Sequence[float]]
-    flip: Interval
-    start: Interval
-    end: Mapping[str, Interval]
+    flip: Estimate
+    start: Estimate
+    end: Mapping[str, Estimate]
     crossed: int
-    crossing: Interval
-    lag: Interval
+    crossing: Estimate
+    lag: Estimate
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Missed:
     code: str
     images_of: str
     images: int
-    median: Sequence[Interval]
+    median: Sequence[Estimate]
     mean: Sequence[float]
 
 
@@ -144,7 +144,7 @@ class Told:
     against: str
     positives: int
     negatives: int
-    auroc: Interval
+    auroc: Estimate
 
 
 @dataclass(frozen=True, eq=False)

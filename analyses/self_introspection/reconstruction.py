@@ -8,14 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...harness.statistics.detection import auroc, auroc_interval
-from ...harness.statistics.intervals import median_interval
+from ...harness.statistics.intervals import auroc_estimate, median_interval
 from ...harness.tracing.traces import Traces
 from ..common.inputs import PerturbedSet
 from ..common.recording import BATCH
 from .fringe import reconstruction
 from .latent_map import Code, activations
-from .measured import Interval, Missed, Told
+from .measured import Missed, Told
 
 RIGHT, WRONG = "clean, right", "clean, wrong"
 
@@ -54,7 +53,7 @@ def compare_reconstructions(
             high = score(attack)
             for against, other, sources in (("clean", raw[rows], rows), ("noise", noise, noise_rows)):
                 if len(other):
-                    area = _area(high, score(other), rows, sources)
+                    area = auroc_estimate(high.numpy(), score(other).numpy(), rows.numpy(), sources.numpy())
                     told.append(Told(each.label, name, against, len(attack), len(other), area))
     missed = []
     for name, code in codes.items():
@@ -104,9 +103,3 @@ def sum_by_layer(values: Tensor, units: Sequence[int]) -> Tensor:
 def activation_norm(code: Code, raw: Tensor) -> Tensor:
     """Euclidean norm of the standardised activations, float64 (n,): what a reconstruction error must beat."""
     return torch.cat([code.standardise(x).double().norm(dim=1) for x in raw.split(BATCH)])
-
-
-def _area(positive: Tensor, negative: Tensor, rows: Tensor, other_rows: Tensor) -> Interval:
-    up, down = positive.numpy(), negative.numpy()
-    low, high = auroc_interval(up, down, positive_source=rows.numpy(), negative_source=other_rows.numpy())
-    return auroc(up, down), low, high

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...harness.core.model_state import untouched
-from ...harness.statistics.intervals import fisher_interval, image_weights
+from ...harness.statistics.intervals import Estimate, fisher_interval, image_weights
 from ...harness.tracing.taps import TapCall, Taps
 from ...harness.tracing.traced_model import Instruments
 from ...harness.tracing.traces import TapInfo, sampled_units
@@ -169,7 +169,7 @@ class Orders:
 
     Attributes:
         correlation, attribution: relevances to the predicted class, float64 (d,).
-        shares: of the layers, float64 (2, layers), correlation first; ``low`` and ``high`` are their interval.
+        shares: of the layers, by correlation and by attribution.
         agreement: Spearman's correlation of the two orders over all units, with its interval over images.
         within: the same inside each layer, with intervals; NaN where a layer has too few varying units.
         halves: the correlation of each order with itself on the other half of the images: what agreement could reach.
@@ -178,18 +178,11 @@ class Orders:
 
     correlation: Tensor
     attribution: Tensor
-    shares: Tensor
-    low: Tensor
-    high: Tensor
-    agreement: tuple[float, float, float]
-    within: list[tuple[float, float, float]]
+    shares: tuple[Sequence[Estimate], Sequence[Estimate]]
+    agreement: Estimate
+    within: list[Estimate]
     halves: tuple[float, float]
     permuted: float
-
-    def intervals(self, order: int) -> list[tuple[float, float, float]]:
-        """The layers' shares in one order, with their intervals."""
-        columns = (self.shares[order].tolist(), self.low[order].tolist(), self.high[order].tolist())
-        return list(zip(*columns, strict=True))
 
 
 def compare_orders(evidence: Evidence, draws: torch.Generator) -> Orders:
@@ -217,9 +210,19 @@ def compare_orders(evidence: Evidence, draws: torch.Generator) -> Orders:
     halves = [rank_correlation(x[varying], y[varying]) for x, y in zip(first, second, strict=True)]
     shuffled = by_correlation(evidence.activations, evidence.logits[torch.randperm(n, generator=draws)])
     all_shares = torch.stack(shares)
-    estimate = torch.stack([layer_shares(x, units, totals) for x in (correlation, attribution)])
+    own = [
+        _bootstrapped(layer_shares(x, units, totals), all_shares[:, k])
+        for k, x in enumerate((correlation, attribution))
+    ]
     return Orders(
-        correlation, attribution, estimate,
-        torch.minimum(all_shares.quantile(0.025, 0), estimate), torch.maximum(all_shares.quantile(0.975, 0), estimate),
-        found[0], found[1:], (halves[0], halves[1]), float(shuffled[:, varying].abs().mean()),
+        correlation, attribution, (own[0], own[1]), found[0], found[1:], (halves[0], halves[1]),
+        float(shuffled[:, varying].abs().mean()),
     )  # fmt: skip
+
+
+def _bootstrapped(values: Tensor, resampled: Tensor) -> list[Estimate]:
+    """Numbers (k,) with the middle 95 % of their resampled values (resamples, k), widened where needed to hold them."""
+    low, high = resampled.quantile(0.025, 0).minimum(values), resampled.quantile(0.975, 0).maximum(values)
+    return [
+        Estimate(*each, "Bayesian bootstrap") for each in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
+    ]

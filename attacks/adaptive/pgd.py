@@ -8,14 +8,13 @@ raised: the margin (positive once fooled), and minus the suspicion.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
-from ...harness.core.ranges import Count, Positive
+from ...harness.core.ranges import Count, Natural, Positive
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, project, random_in_ball
@@ -116,7 +115,7 @@ class _Iterative(Adaptive):
         restarts: Count = 1,
         images: int | None = 200,
         large_eps: float | None = None,
-        first_run: Annotated[int, Ge(0)] = 0,
+        first_run: Natural = 0,
     ) -> None:
         super().__init__(eps, norm, images, large_eps)
         self.steps = steps

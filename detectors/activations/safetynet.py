@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ...harness.core.ranges import Count, Positive
+from ...harness.core.ranges import Count, Natural, Positive
 from ...harness.tracing.traces import LiveTrace, Need, Representation, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo
@@ -68,7 +68,7 @@ class SafetyNet(Detector):
         units: Count = 512,
         levels: Annotated[int, Ge(2)] = 4,
         regularisation: Positive = 1.0,
-        images: Annotated[int, Ge(0)] = 2000,
+        images: Natural = 2000,
         temperature: Positive = 0.2,
     ) -> None:
         self.layers = check_layers(layers)

@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 from ...harness.core.errors import UsageError
 from ...harness.tracing.traces import Traces
-
-
-def check_choice(name: str, value: object, choices: object) -> None:
-    """``value`` must be one of the members of a ``Literal``."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise UsageError(f"{name} = {value!r}: choose one of {', '.join(map(str, allowed))}.")
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """``value`` must be a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} = {value!r}: give a whole number of at least {least}.")
 
 
 def check_layers(layers: str | Sequence[str]) -> str | list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
-from ...harness.core.ranges import Count, Positive
+from ...harness.core.ranges import Count, Natural, Positive
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo
@@ -84,7 +83,7 @@ class BitVector(Detector):
         layers: str | list[str] = "last:6",
         regularisation: Positive = 3e-5,
         smoothing: Positive = 1.0,
-        patterns: Annotated[int, Ge(0)] = 500,
+        patterns: Natural = 500,
         weights: Weights = "equal",
         voters: Count = 1024,
         by_class: bool = False,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from ...harness.core.ranges import Positive, Share
+from ...harness.core.ranges import Natural, Positive, Share
 from ...harness.tracing.bits import hamming, pack
 from ...harness.tracing.traces import LiveTrace, Need, Statistic, Traces
 from ..base.classes import class_groups, present_classes
@@ -75,7 +74,7 @@ class ActivationPatterns(Detector):
         quantile: Share = 0.5,
         combine: Combine = "sum",
         level: Share = 0.95,
-        patterns: Annotated[int, Ge(0)] = 0,
+        patterns: Natural = 0,
         temperature: Positive = 0.1,
     ) -> None:
         self.layers = check_layers(layers)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from ...harness.core.ranges import Positive
+from ...harness.core.ranges import Natural, Positive
 from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo
@@ -46,7 +45,7 @@ class Vim(Detector):
         summary="Features outside the principal subspace, against the energy of the logits.",
     )
 
-    def __init__(self, layer: str = "last:1", dimensions: Annotated[int, Ge(0)] = 0) -> None:
+    def __init__(self, layer: str = "last:1", dimensions: Natural = 0) -> None:
         self.layer = check_layers(layer)
         self.dimensions = dimensions
         self.origin = torch.empty(0, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..conformance import Finding
     from ..run.api import Run
-    from ..run.runner import Event
+    from ..run.events import Event
+    from ..run.sharding import ShardRun
 
 
 class Console:
@@ -98,7 +99,28 @@ def show_leaderboard(run: Run) -> None:
     console.print(leaderboard_text(rows))
     for text in verdicts(rows):
         console.print(escape(text), highlight=False)
-    for what, found in (("failed", run.failed), ("skipped", run.skipped)):
+    _show_reasons(console, run.failed, run.skipped)
+    if not run.computed and not run.failed:
+        text = "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
+        console.print(text, highlight=False)
+    here = Path.cwd()
+    report = run.report.relative_to(here) if run.report.is_relative_to(here) else run.report
+    console.print(f"Report: {escape(str(report))}", highlight=False, soft_wrap=True)
+
+
+def show_shard(shard: str, run: ShardRun) -> None:
+    """The end of a shard: what it computed, what failed, and how to go on."""
+    console = _console()
+    _show_reasons(console, run.failed, run.skipped)
+    cells = f"{run.computed} cell{'s' if run.computed != 1 else ''}"
+    console.print(
+        f"Shard {shard} computed {cells}; nothing is left to compute. The same command without --shard makes the "
+        "tables and the report.", highlight=False,
+    )  # fmt: skip
+
+
+def _show_reasons(console: RichConsole, failed: Mapping[str, str], skipped: Mapping[str, str]) -> None:
+    for what, found in (("failed", failed), ("skipped", skipped)):
         same: dict[str, list[str]] = {}
         for name, reason in found.items():
             same.setdefault(reason, []).append(name)
@@ -111,12 +133,6 @@ def show_leaderboard(run: Run) -> None:
             console.print(f"  and {len(same) - 10} more reasons: see the report", highlight=False)
         if what == "failed" and found:
             console.print("  --debug stops at the first error and shows where it was raised.", highlight=False)
-    if not run.computed and not run.failed:
-        text = "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
-        console.print(text, highlight=False)
-    here = Path.cwd()
-    report = run.report.relative_to(here) if run.report.is_relative_to(here) else run.report
-    console.print(f"Report: {escape(str(report))}", highlight=False, soft_wrap=True)
 
 
 def _console() -> RichConsole:

@@ -82,18 +82,40 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     cache: Annotated[Path | None, typer.Option(help="The shared cache [env: AFTERSHOCK_CACHE].")] = None,
     engine: Annotated[str, typer.Option(help="Where cells are computed.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that compute [default: one for each GPU, else one].")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: compute beside n - 1 others that share the cache; run without it at the end."),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Stop at the first error and show its traceback.")] = False,
 ) -> None:
     """Run a suite. The same command again continues where it stopped."""
     debug = debug or bool(context.obj)
     context.obj = debug
+    if shard is not None:
+        if out is not None or fresh or engine != "local":
+            raise UsageError("--shard goes without --out, --fresh and --engine: shards only fill the cache.")
+        from ..run.sharding import run_shard
+        from .console import Console, show_shard
+
+        with Console(sys.stderr) as console:
+            filled = run_shard(
+                suite, shard, data=data, device=device, plugins=plugin, limit=limit, only=only, cache=cache,
+                workers=workers, tell=console.tell, say=console.say, debug=debug,
+            )  # fmt: skip
+        show_shard(shard, filled)
+        if filled.failed:
+            raise typer.Exit(1)
+        return
     from ..run.api import run as run_suite
     from .console import Console, show_leaderboard
 
     with Console(sys.stderr) as console:
         found = run_suite(
             suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, fresh=fresh, cache=cache,
-            engine=engine, tell=console.tell, say=console.say, debug=debug,
+            engine=engine, workers=workers, tell=console.tell, say=console.say, debug=debug,
         )  # fmt: skip
     show_leaderboard(found)
     if found.failed:

@@ -22,6 +22,7 @@ from .errors import UsageError
 DECIDES_NO_NUMBER = True
 
 Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 # Between 0 and 1, both excluded, and from 0 to 1.

@@ -474,7 +474,7 @@ def import_file(path: Path, around: _Loading | None = None, purpose: str = "file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with around or _Loading([], Origin("file")):
+        with around or _Loading([], Origin("file")), _search_path_kept():
             spec.loader.exec_module(module)
     except UsageError:
         del sys.modules[name]
@@ -483,6 +483,16 @@ def import_file(path: Path, around: _Loading | None = None, purpose: str = "file
         del sys.modules[name]
         raise UsageError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
     return module
+
+
+@contextmanager
+def _search_path_kept() -> Iterator[None]:
+    """Keep what was on ``sys.path``; a file may add to it, but modules and versions are looked up later, too."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path.extend(place for place in before if place not in sys.path)
 
 
 class _FromSource(SourceFileLoader):

@@ -12,9 +12,9 @@ from .csv_files import COLUMNS, table_file, write_csv, write_csv_gz
 from .finished import Finished
 from .leaderboard import Protocol, leaderboard_rows
 from .problems import Problems
-from .propagation_table import propagation_rows
 from .results import DetectorResult, SeedResult
 from .seed_results import seed_result
+from .standing_tables import standing_rows
 from .tables import metrics_rows, perturbation_rows, score_rows
 
 Row = dict[str, Any]
@@ -46,9 +46,8 @@ class Tables:
                     missing[subject.seed] = self.found.without_clean(subject)
                     continue
                 seeds.append(result)
-                for name, found in self._rows(result).items():
+                for name, found in (self._rows(result) | standing_rows(self.found, self.problems, subject)).items():
                     rows[name] += found
-                rows["propagation"] += propagation_rows(self.found, self.problems, subject)
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:
                 protocol = Protocol(self.plan.protocol_digests[part.label], self.plan.series_digests[part.label])

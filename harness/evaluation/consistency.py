@@ -6,15 +6,14 @@ which it is asked, gets a robust accuracy that means nothing. Each difference is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import chdtrc
 
 from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reason
 from ..statistics.multiple_testing import holm
+from ..statistics.pass_rates import squares_p, sum_p
 from .results import DetectorResult, FloatArray, PerturbationResult
 
 # Rows of a set that are scored again; sets of an adaptive attack are scored again whole.
@@ -40,7 +39,8 @@ _PLACES = 0.02
 _FEWEST = 5
 # A bit or a unit may change where an activation lies on its boundary: so many rows of a set may differ.
 _SHARE, _ROWS = 0.02, 2
-_LEVEL = 0.01
+# An honest detector that declares drawn scores is flagged in at most one of a thousand suites.
+_LEVEL = 0.001
 
 
 @dataclass
@@ -62,8 +62,8 @@ def consistency_flags(detector: DetectorResult, perturbations: Sequence[Perturba
     - ``unchecked-in-another-process``: the detector was registered in a session, so no other process has it.
 
     Scores that are not declared as randomised must agree image by image. Of a detector that declares it, the pass rates
-    over :data:`EVALUATIONS` evaluations must agree: a two-sample test for each set and context, Holm's correction over
-    them, at .01. Nothing is flagged from fewer than 30 images.
+    over :data:`EVALUATIONS` evaluations must agree: exact two-sample tests for each set and context, Holm's correction
+    over them, at .001. Nothing is flagged from fewer than 30 images.
     """
     if detector.failure() or threshold_reason(len(detector.calibrate), ALPHAS["5"]):
         return ()
@@ -165,20 +165,15 @@ def _values(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray,
 
 
 def _rates(e: _Evidence, detector: DetectorResult, t: float, first: FloatArray, second: FloatArray) -> None:
-    """Note the p-values of two-sample tests of the pass rates, images as strata.
+    """Note the p-values of exact two-sample tests of the pass rates, images as strata.
 
-    One of the sum over images (Cochran 1954) and, where there are enough evaluations of each, one of the sum of
-    squares, which differences of either sign add to.
+    One of the total over images and, where there are enough evaluations of each, one of the sum of squares, which
+    differences of either sign add to.
     """
-    n, m = len(first), len(second)
-    if not (n and m):
+    evaluations = len(first), len(second)
+    if not all(evaluations):
         return
-    one, other = (first <= t).mean(0), (second <= t).mean(0)
-    pooled = (n * one + m * other) / (n + m)
-    variances = pooled * (1 - pooled) * (1 / n + 1 / m)
-    variance, difference = float(variances.sum()), abs(float((one - other).sum()))
-    e.p_values.append(math.erfc(difference / math.sqrt(2 * variance)) if variance else float(difference == 0))
-    drawn = variances > 0
-    if min(n, m) >= _FEWEST and drawn.any():
-        squares = float(((one - other)[drawn] ** 2 / variances[drawn]).sum())
-        e.p_values.append(float(chdtrc(int(drawn.sum()), squares)))
+    passes = (first <= t).sum(0), (second <= t).sum(0)
+    e.p_values.append(sum_p(*passes, evaluations))
+    if min(evaluations) >= _FEWEST:
+        e.p_values.append(squares_p(*passes, evaluations))

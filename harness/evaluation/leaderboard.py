@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..statistics.detection import ALPHAS, MIN_IMAGES, auroc, threshold, threshold_reason
-from ..statistics.proportions import wilson
+from ..statistics.intervals import wilson
 from ..statistics.ranks import RowSample, ranks
 from ..statistics.samples import WorstCase, row_interval, row_sample
 from .consistency import consistency_flags, majority_scores

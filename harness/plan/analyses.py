@@ -1,53 +1,91 @@
-"""Plans analyses: one cell for each analysis and model, over traces that the rest of the run has anyway."""
+"""Plans analyses over traces that the rest of the run has anyway.
+
+One that a suite names is a cell for each model; one that is part of every run is a cell for each perturbation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from ..core.cell_names import CellName
 from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import ANALYSES
 from ..core.seeds import derive_seed
-from .cells import AnalysisJob, PerturbedKeys
+from ..suite.resolved import Part, PerturbationPart
+from .cells import AnalysisJob, PerturbedKeys, PreparationJob
 from .draft import Draft, all_keys, cut
 from .plan import Subject
+
+if TYPE_CHECKING:
+    from ...analyses.base import Analysis
 
 DECIDES_NO_NUMBER = True
 
 
 def plan_analyses(draft: Draft, subject: Subject) -> None:
-    """Plan every analysis of one model, all of whose oblivious perturbations are planned.
+    """Plan every analysis that the suite names of one model, all of whose oblivious perturbations are planned.
 
     It sees those that are not known to be lost: what ten attacks show is shown although an eleventh failed.
     """
     lost = draft.lost.get(subject.key, ())
+    # What was made against one detector says more about that detector than about the model.
+    readable = [p for p in draft.planned if not p.against and p.label not in lost]
     for part in draft.suite.analyses:
         analysis = draft.analyses[part.label]
-        needs = draft.stored_needs(subject.part, analysis.needs)
-        fit, evaluate = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
-        perturbed = []
-        for p in draft.planned if analysis.reads_perturbed else ():
-            # What was made against one detector says more about that detector than about the model.
-            if not p.against and p.label not in lost:
-                traces = cut(draft.perturbed_traces(subject, p.label, "evaluate", needs), needs)
-                control = cut(draft.control_traces(subject, p.label, needs), needs)
-                kind = draft.perturbations[p.label].info.kind
-                perturbed.append(PerturbedKeys(p.label, kind, traces, control))
-        groups = (fit, evaluate, *(t for p in perturbed for t in (p.traces, p.control)))
-        inputs = all_keys(*groups)
-        made = tuple(t.images.source for p in perturbed for t in (*p.traces, *p.control))
-        identity = [part.name, part.params, part_digest(ANALYSES.entry(part.name), "analyses.base")]
         seed = derive_seed(subject.seed, "analysis", canonical([part.name, _flat(part.params)]))
-        key = content_key(
-            "analysis", identity=identity, inputs=inputs, seed=seed,
-            code=code_digest("harness.run.tasks.analyses"),
-            versions=versions("torch", "numpy", "scipy", "scikit-learn"),
-        )  # fmt: skip
-        job = AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed)
+        job = _job(draft, subject, part, analysis, readable if analysis.reads_perturbed else (), seed)
         name = draft.name(subject, "analysis", part.label)
         images = len(draft.sets.fit) + len(draft.sets.evaluate)
-        subject.analyses[part.label] = draft.add(key, name, job, (subject.key, *inputs, *made), images)
+        subject.analyses[part.label] = _add(draft, job, name, images)
+
+
+def plan_standing(draft: Draft, subject: Subject) -> None:
+    """Plan the analyses that are part of every run, all of whose perturbations are planned."""
+    for name, analysis in draft.standing.items():
+        part = Part(name, name, {})
+        fit = cut(subject.clean["fit"], draft.stored_needs(subject.part, analysis.needs))
+        prepared = _add(
+            draft, PreparationJob(subject.key, part, fit), draft.name(subject, analysis.prepared_as),
+            len(draft.sets.fit),
+        )  # fmt: skip
+        found = subject.standing[name] = {}
+        for p in draft.planned:
+            job = _job(draft, subject, part, analysis, (p,), subject.seed, prepared)
+            found[p.label] = _add(draft, job, draft.name(subject, name, p.label), len(draft.sets.evaluate))
+
+
+def _job(
+    draft: Draft, subject: Subject, part: Part, analysis: Analysis[Any], perturbations: Iterable[PerturbationPart],
+    seed: int, prepared: str = "",
+) -> AnalysisJob:  # fmt: skip
+    needs = draft.stored_needs(subject.part, analysis.needs)
+    fit, evaluate = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
+    perturbed = []
+    for p in perturbations:
+        traces = cut(draft.perturbed_traces(subject, p.label, "evaluate", needs), needs)
+        control = cut(draft.control_traces(subject, p.label, needs), needs)
+        perturbed.append(PerturbedKeys(p.label, draft.perturbations[p.label].info.kind, traces, control))
+    return AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed, prepared)
+
+
+def _add(draft: Draft, job: AnalysisJob | PreparationJob, name: CellName, images: int) -> str:
+    """Plan a cell, after its inputs."""
+    part, groups, more, before = job.part, [job.fit], {}, []
+    if isinstance(job, AnalysisJob):
+        groups += [job.evaluate, *(t for p in job.perturbed for t in (p.traces, p.control))]
+        before = [t.images.source for p in job.perturbed for t in (*p.traces, *p.control)]
+        before += [job.prepared] if job.prepared else []
+        more = {"seed": job.seed, "prepared": job.prepared}
+    inputs = all_keys(*groups)
+    key = content_key(
+        "analysis" if isinstance(job, AnalysisJob) else "preparation",
+        identity=[part.name, part.params, part_digest(ANALYSES.entry(part.name), "analyses.base")],
+        inputs=inputs, code=code_digest("harness.run.tasks.analyses"),
+        versions=versions("torch", "numpy", "scipy", "scikit-learn"), **more,
+    )  # fmt: skip
+    return draft.add(key, name, job, (job.model, *inputs, *before), images)
 
 
 def _flat(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -185,26 +185,6 @@ class ScoreJob:
 
 
 @dataclass(frozen=True)
-class EncodersJob:
-    """Fit the propagation report's own encoders."""
-
-    model: str
-    clean: tuple[TraceKeys, ...]
-
-
-@dataclass(frozen=True)
-class PropagationJob:
-    """Measure a perturbation, its control and the reached class against the clean images, tap by tap."""
-
-    model: str
-    encoders: str
-    clean: tuple[TraceKeys, ...]
-    perturbed: tuple[TraceKeys, ...]
-    control: tuple[TraceKeys, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
 class PerturbedKeys:
     """The traces of one perturbation's images and of its control."""
 
@@ -215,8 +195,21 @@ class PerturbedKeys:
 
 
 @dataclass(frozen=True)
+class PreparationJob:
+    """Let an analysis that is part of every run learn of a model what it needs for every perturbation."""
+
+    model: str
+    part: Part
+    fit: tuple[TraceKeys, ...]
+
+
+@dataclass(frozen=True)
 class AnalysisJob:
-    """Run an analysis on the clean images of one model and, if it asks for them, on perturbed ones."""
+    """Run an analysis on the clean images of one model and, if it asks for them, on perturbed ones.
+
+    Attributes:
+        prepared: the cell with what it learned before; empty for one that is not part of every run.
+    """
 
     model: str
     part: Part
@@ -224,6 +217,7 @@ class AnalysisJob:
     evaluate: tuple[TraceKeys, ...]
     perturbed: tuple[PerturbedKeys, ...]
     seed: int
+    prepared: str = ""
 
 
 Job = (
@@ -235,8 +229,7 @@ Job = (
     | ControlJob
     | FitJob
     | ScoreJob
-    | EncodersJob
-    | PropagationJob
+    | PreparationJob
     | AnalysisJob
 )
 

@@ -14,7 +14,7 @@ from ..core.content_keys import content_key, versions
 from ..core.files import file_digest
 from ..core.registry import PERTURBATIONS
 from ..data.types import TaskShape
-from ..suite.instances import make_analysis, make_detector
+from ..suite.instances import make_analysis, make_detector, standing_analyses
 from ..suite.resolved import ModelPart, PerturbationPart, Suite
 from ..tracing.traces import Need, capped
 from .applicability import applicability, make_perturbations
@@ -84,6 +84,7 @@ class Draft:
         self.planned = tuple(p for p in self.applicable if p.against not in self.applicability.unfitted)
         self.detectors: dict[str, Detector] = {d.label: make_detector(d) for d in suite.detectors}
         self.analyses: dict[str, Analysis[Any]] = {a.label: make_analysis(a) for a in suite.analyses}
+        self.standing = standing_analyses()
         self.facts = Facts(
             {
                 p.label: perturbation_facts(self.perturbations[p.label], PERTURBATIONS.entry(p.name).origin)

@@ -19,7 +19,8 @@ class Subject:
     """Everything planned for one model and seed.
 
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
-    ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that.
+    ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that; ``standing``,
+    by the name of an analysis that is part of every run and the label of a perturbation, what was measured of it.
     """
 
     part: ModelPart
@@ -32,7 +33,7 @@ class Subject:
     rounded: dict[tuple[str, Rounding], tuple[str, ...]] = field(default_factory=dict)
     fits: dict[str, str] = field(default_factory=dict)
     scores: dict[tuple[str, str], str] = field(default_factory=dict)
-    propagation: dict[str, str] = field(default_factory=dict)
+    standing: dict[str, dict[str, str]] = field(default_factory=dict)
     analyses: dict[str, str] = field(default_factory=dict)
 
 

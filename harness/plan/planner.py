@@ -12,14 +12,13 @@ from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..suite.resolved import ModelPart, Suite
 from ..tracing.traced_model import NeedsCodes
-from .analyses import plan_analyses
+from .analyses import plan_analyses, plan_standing
 from .cells import Images
 from .detectors import DetectorPlanner
 from .draft import Draft, Made
 from .models import model_identity, ready_state
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import Plan, Subject
-from .propagation import plan_propagation, propagation_needs
 from .sets import make_sets
 
 DECIDES_NO_NUMBER = True
@@ -67,8 +66,10 @@ def make_plan(
 def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
     """Plan everything for one model and seed, in an order in which inputs come first."""
     subject = Subject(part, seed, draft.model(part, seed))
-    readers: tuple[NeedsCodes, ...] = (*draft.detectors.values(), *draft.analyses.values())
-    needs = draft.stored_needs(part, (*propagation_needs(), *(n for reader in readers for n in reader.needs)))
+    readers: tuple[NeedsCodes, ...] = (
+        *draft.standing.values(), *draft.detectors.values(), *draft.analyses.values()
+    )  # fmt: skip
+    needs = draft.stored_needs(part, (need for reader in readers for need in reader.needs))
     for name in ("fit", "calibrate", "evaluate"):
         subject.clean[name] = tuple(
             draft.traces(subject, Images(name, start, stop), needs, Made("none", name))
@@ -94,7 +95,7 @@ def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
             plan_rounding(draft, subject, perturbation)
     for detector in detectors:
         detector.score_perturbed()
-    plan_propagation(draft, subject)
+    plan_standing(draft, subject)
     plan_analyses(draft, subject)
     return subject
 

@@ -19,14 +19,14 @@ from ..core.content_keys import FileDigests
 from ..core.errors import UsageError
 from ..core.files import is_file
 from ..core.interrupts import contained, listening
-from .options import Options
+from .options import EngineChoice, Options
 from .up_to_date import fingerprint, is_finished
 
 if TYPE_CHECKING:
     import pandas
 
     from ..suite.resolved import Suite
-    from .runner import Event
+    from .events import Event
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def run(
     fresh: bool = False,
     cache: Path | str | None = None,
     engine: str = "local",
+    workers: int | None = None,
     tell: Callable[[Event], None] = lambda event: None,
     say: Callable[[str], None] = lambda text: None,
     debug: bool = False,
@@ -124,6 +125,7 @@ def run(
         fresh: compute everything again.
         cache: the shared cache; by default ``AFTERSHOCK_CACHE`` or the user's cache directory.
         engine: where cells are computed.
+        workers: processes that compute them; by default one for each graphics processor, else one.
         tell: called with every progress event.
         say: told sentences that a person should see.
         debug: raise the first error of a cell instead of noting it.
@@ -133,8 +135,9 @@ def run(
         AftershockError: if the run directory cannot be written.
         KeyboardInterrupt: for Ctrl-C.
     """
+    choice = EngineChoice(engine, workers)
     with listening() as interrupt, contained():
-        options = Options(device, limit, only, fresh, engine, tell, say, debug, interrupt)
+        options = Options(device, limit, only, fresh, choice, tell, say, debug, interrupt)
         return _run(suite, out, data, plugins, cache, options)
 
 
@@ -204,7 +207,6 @@ def _compute(
     from ..store.run_directory import Store
     from .changed_state import changed_state
     from .computing import compute_cells, open_engine
-    from .engines import engine_of
     from .opening import open_run
     from .run_facts import run_facts
     from .workers.pool import POOL
@@ -212,12 +214,11 @@ def _compute(
     from .writing import write_run
 
     started, clock = datetime.now(UTC), time.perf_counter()
-    make_engine = engine_of(options.engine)
     POOL.allow(Allowance.of(suite.limits, output=options.debug))
     opened = open_run(suite, root, digests, options)
     problems = Problems(options.debug)
     # Tables ask the processes of plugins, too.
-    with Store(place, cache, options.fresh) as store, open_engine(opened, store, make_engine, options.say) as engine:
+    with Store(place, cache, options.fresh) as store, open_engine(opened, store, options) as engine:
         computed = compute_cells(opened, store, engine, options)
         changes = changed_state(computed.finished)
         for text in changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +12,12 @@ from ..evaluation.finished import Finished
 from ..plan import Plan, lost_perturbations
 from ..store.run_directory import Store
 from .context import Context
-from .engines import Compute, Engine
+from .engines.make import make_engine
 from .opening import Opened
 from .options import Options
 from .runner import Runner, choose
 from .tasks import Workbench, compute
+from .work import Engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +41,26 @@ class Computed:
 
 
 @contextmanager
-def open_engine(
-    opened: Opened, store: Store, make_engine: Callable[[Compute], Engine], say: Callable[[str], None]
-) -> Iterator[Engine]:
-    """Hold an engine with what its cells need; processes of plugins end with it."""
+def open_engine(opened: Opened, store: Store, options: Options) -> Iterator[Engine]:
+    """Hold an engine with what its cells need; it ends with all processes that were started.
+
+    Raises:
+        UsageError: if the suite cannot be computed as the caller chose.
+    """
     suite, plan = opened.suite, opened.plan
     parts = {subject.key: subject.part for subject in plan.subjects}
     context = Context(
         suite, opened.root.resolve(), Path(store.folder).resolve(), plan.sets, str(opened.device), parts, opened.weights
     )
-    bench = Workbench(suite, opened.dataset, plan.sets, store, opened.device, parts, opened.weights, say, context)
+    bench = Workbench(
+        suite, opened.dataset, plan.sets, store, opened.device, parts, opened.weights, options.say, context
+    )
     try:
-        yield make_engine(partial(compute, bench))
+        engine = make_engine(options.engine, context, partial(compute, bench), options.say, options.debug)
+        try:
+            yield engine
+        finally:
+            engine.close()
     finally:
         bench.close()
 
@@ -63,13 +72,13 @@ def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options
         AftershockError: if the run directory cannot be written.
     """
     plan, cells = opened.plan, opened.cells
-    summary = Runner(cells, store, engine, options.tell, options.debug, options.interrupt).run()
+    summary = Runner(cells, store, engine, options.tell, options.debug, options.interrupt, options.shard).run()
     lost = lost_perturbations(plan, summary.done, summary.ended)
     if lost:
         plan = opened.make_plan(lost=lost)
         cells, first = choose(plan.cells, options.only), cells
         left = {key: cell for key, cell in cells.items() if key not in first}
-        later = Runner(left, store, engine, options.tell, options.debug, options.interrupt).run()
+        later = Runner(left, store, engine, options.tell, options.debug, options.interrupt, options.shard).run()
         summary = summary.then(later, plan.cells)
     # What --only left out but an earlier call in this directory finished belongs to the tables.
     held = {record.key for record in store.records() if record.status == "done"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..data.types import DataSource, ImageSplit
-    from .runner import Event
+    from .events import Event
 
 # What names the model and the data in the registries while a call lasts.
 _MODEL = "model of this session"

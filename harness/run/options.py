@@ -4,12 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
+from ..core.errors import UsageError
 from ..core.interrupts import Interrupt
+from ..core.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from .runner import Event
+    from .events import Event
+
+
+EngineName = Literal["local"]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What a caller chose.
+
+    Attributes:
+        name: of the engine.
+        workers: processes that compute; ``None`` for as many as help.
+
+    Raises:
+        UsageError: for an unknown name, and less than one worker.
+    """
+
+    name: str = "local"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        names = list(get_args(EngineName))
+        if self.name not in names:
+            raise UsageError(f"There is no engine {self.name!r}{did_you_mean(self.name, names)}; there is 'local'.")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: give at least 1.")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of several processes this is that share a cache: number ``index`` (from 1) of ``count``."""
+
+    index: int
+    count: int
+
+    def owns(self, group: str) -> bool:
+        """Whether a group of cells, by its key, is one that this process begins with."""
+        return int(group[:15], 16) % self.count == self.index - 1
 
 
 @dataclass(frozen=True)
@@ -18,14 +58,16 @@ class Options:
 
     Attributes:
         interrupt: knows of a Ctrl-C, which a part may have caught.
+        shard: which of several processes this is.
     """
 
     device: str
     limit: int | None
     only: str | None
     fresh: bool
-    engine: str
+    engine: EngineChoice
     tell: Callable[[Event], None]
     say: Callable[[str], None]
     debug: bool
     interrupt: Interrupt
+    shard: Shard | None = None

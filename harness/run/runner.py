@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import count
 from typing import Literal
 
 from ..core.errors import AftershockError, UnavailableError, UsageError, described
@@ -17,23 +16,17 @@ from ..core.registry import did_you_mean
 from ..plan.cells import Cell
 from ..plan.summary import Summary
 from ..store.run_directory import Store
-from .engines import Engine, Outcome, Task
+from .events import Event
+from .options import Shard
+from .schedule import Schedule
+from .work import Engine, Outcome, Task
 
 # Seconds per image before anything was measured, by kind: only for the first guess of the time left.
-GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003, "propagation": 0.001}
+GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003}
 
 
-@dataclass(frozen=True)
-class Event:
-    """Progress: a cell starts, a share of it is done (long ones tell), or it is over."""
-
-    kind: Literal["start", "share", "done", "kept", "failed", "skipped"]
-    cell: Cell
-    finished: int
-    total: int
-    seconds_left: float
-    reason: str = ""
-    share: float = 0.0
+# Seconds after which cells that another run computes are looked for again.
+POLL = 0.2
 
 
 class TimeLeft:
@@ -71,6 +64,10 @@ class TimeLeft:
             waiting[_like(cell), cell.kind] -= max(1, cell.images)
         known = sum(left for _, left in self._shared.values())
         return known + sum(self._rate(like, kind) * images for (like, kind), images in waiting.items() if images > 0)
+
+    def expected(self, cell: Cell) -> float:
+        """The expected seconds of one cell."""
+        return self._rate(_like(cell), cell.kind) * max(1, cell.images)
 
     def _rate(self, like: str, kind: str) -> float:
         for group in (like, kind):
@@ -117,6 +114,7 @@ class Runner:
         tell: called with every event.
         debug: let the first error of a cell through instead of noting it.
         interrupt: knows of a Ctrl-C, which a part may have caught.
+        shard: which of several processes this is that share the work.
     """
 
     def __init__(
@@ -127,17 +125,21 @@ class Runner:
         tell: Callable[[Event], None],
         debug: bool = False,
         interrupt: Interrupt | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self.cells, self.store, self.engine = cells, store, engine
         self.tell, self.debug, self.interrupt = tell, debug, interrupt or Interrupt()
+        self.first = (lambda group: True) if shard is None else shard.owns
         self.summary = Summary()
         self.time = TimeLeft()
-        self._order = {key: i for i, key in enumerate(cells)}
         self._running: dict[int, tuple[list[Cell], ExitStack]] = {}
         # Outcomes for which nothing has to be computed: inputs that failed, cells that somebody else computed.
         self._known: deque[Outcome] = deque()
         # By number of a task: the cell that is shown for it, and when it was submitted.
         self._begun: dict[int, tuple[Cell, float]] = {}
+        # Groups that another run computes at the moment.
+        self._elsewhere: deque[list[Cell]] = deque()
+        self._numbers = count()
 
     def run(self) -> Summary:
         """Work until nothing is left that can be done.
@@ -148,25 +150,19 @@ class Runner:
         pending = self._keep_stored()
         for cell in pending.values():
             self.time.expect(cell)
-        waiting = {key: {i for i in cell.inputs if i in pending} for key, cell in pending.items()}
-        dependents: dict[str, list[str]] = defaultdict(list)
-        for key, inputs in waiting.items():
-            for needed in inputs:
-                dependents[needed].append(key)
-        ready = [(self._order[key], key) for key, inputs in waiting.items() if not inputs]
-        heapq.heapify(ready)
-        taken: set[str] = set()
+        schedule = Schedule(pending, self.time.expected, self.engine.slots, self.first)
         try:
-            self._submit_next(ready, waiting, taken)
-            while self._running:
+            while schedule or self._elsewhere or self._running:
+                self._submit_next(schedule)
+                if not self._running:
+                    # All that is left is being computed by others.
+                    time.sleep(POLL)
+                    self.interrupt.check()
+                    continue
                 outcome = self._known.popleft() if self._known else self.engine.next(self._share)
                 self.interrupt.check()
                 for key in self._take(outcome):
-                    for dependent in dependents[key]:
-                        waiting[dependent].discard(key)
-                        if not waiting[dependent]:
-                            heapq.heappush(ready, (self._order[dependent], dependent))
-                self._submit_next(ready, waiting, taken)
+                    schedule.settle(key)
         finally:
             for _, lock in self._running.values():
                 lock.close()
@@ -185,22 +181,29 @@ class Runner:
             self._say("kept", cell)
         return pending
 
-    def _submit_next(self, ready: list[tuple[int, str]], waiting: Mapping[str, set[str]], taken: set[str]) -> None:
-        """Give the engine the next group in the plan's order, so that one model's work stays together.
+    def _submit_next(self, schedule: Schedule) -> None:
+        """Fill the engine; what another run computes comes last.
 
         Cells whose inputs failed are settled on the way: nothing has to be computed to know that.
         """
-        while ready and len(self._running) < self.engine.slots:
-            order, key = heapq.heappop(ready)
-            if key in taken:
+        again = len(self._elsewhere)
+        while (schedule or again) and len(self._running) < self.engine.slots:
+            if schedule:
+                cells = schedule.next()
+            else:
+                again -= 1
+                cells = self._elsewhere.popleft()
+            lock = self.store.computing(cells[0].group)
+            if lock is None:
+                self._elsewhere.append(cells)
                 continue
-            group = self.cells[key].group
-            same = [k for o, k in ready if self.cells[k].group == group and k not in taken]
-            cells = sorted((self.cells[k] for k in {key, *same}), key=lambda c: self._order[c.key])
-            taken.update(c.key for c in cells)
             # A unit that another process computed meanwhile is only linked.
-            self._running[order] = (cells, self.store.computing(group))
-            self._submit(order, cells)
+            self._hold(cells, lock)
+
+    def _hold(self, cells: Sequence[Cell], lock: ExitStack) -> None:
+        number = next(self._numbers)
+        self._running[number] = (list(cells), lock)
+        self._submit(number, cells)
 
     def _submit(self, number: int, cells: Sequence[Cell]) -> None:
         blocked = self._blocked(cells[0])
@@ -236,12 +239,12 @@ class Runner:
                     return self._one_by_one(cells, lock)
                 self._note_failure(cells, outcome.error)
                 return [cell.key for cell in cells]
-            outputs = {output.key: output for output in outcome.outputs}
+            results = {result.key: result for result in outcome.results}
             for cell in cells:
-                output = outputs.get(cell.key)
-                if output is not None:
+                result = results.get(cell.key)
+                if result is not None:
                     try:
-                        self.store.put(cell.key, cell.name, output.tensors, output.values, output.seconds)
+                        self.store.put(cell.key, cell.name, result.artifact, result.values, result.seconds)
                     except AftershockError:
                         raise
                     except Exception as error:
@@ -249,11 +252,11 @@ class Runner:
                         self._note_failure([cell], error)
                         continue
                 self.time.settle(cell)
-                if output is not None:
-                    self.time.learn(cell, output.seconds)
+                if result is not None:
+                    self.time.learn(cell, result.seconds)
                     self.summary.computed.add(cell.key)
                 self.summary.done.add(cell.key)
-                self._say("done" if output is not None else "kept", cell)
+                self._say("done" if result is not None else "kept", cell)
             return [cell.key for cell in cells]
         finally:
             lock.close()
@@ -262,9 +265,7 @@ class Runner:
         """Submit the cells of a group that failed again, each alone; nothing is settled yet."""
         lock.close()
         for cell in cells:
-            task = self._order[cell.key]
-            self._running[task] = ([cell], self.store.computing(cell.key))
-            self._submit(task, [cell])
+            self._hold([cell], self.store.computing(cell.key) or ExitStack())
         return []
 
     def _note_failure(self, cells: Iterable[Cell], error: BaseException) -> None:
@@ -283,4 +284,4 @@ class Runner:
         share: float = 0.0,
     ) -> None:  # fmt: skip
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
-        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds(), reason, share))
+        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds() / self.engine.slots, reason, share))

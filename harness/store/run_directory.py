@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import safetensors
-import safetensors.torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from ..core.cell_names import CellName
 from ..core.errors import AftershockError, UsageError
 from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, replacing, why, write_atomic
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
+from .artifacts import Artifact
 from .cache import CACHE_SIGNATURE, CACHE_TAG
 from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
 
@@ -173,26 +173,27 @@ class Store:
         """Every entry of the ledger, by name."""
         return sorted(self._records.values(), key=lambda r: (str(r.name), r.key))
 
-    def put(
-        self, key: str, name: CellName, tensors: Mapping[str, Tensor], values: Mapping[str, Any], seconds: float
-    ) -> Record:
-        """Store a finished cell.
+    def put(self, key: str, name: CellName, artifact: Artifact, values: Mapping[str, Any], seconds: float) -> Record:
+        """Store a finished cell; a file that is given is moved into the run directory.
 
         Raises:
-            AftershockError: if it cannot be written (a full disk); what was there stays.
+            AftershockError: if it cannot be written (a full disk), or bytes that were sent are not those that were
+                made; what was there stays.
         """
-        # Copies: safetensors refuses tensors that share memory, as a detector's attributes may.
-        data = safetensors.torch.save({n: t.contiguous().clone() for n, t in tensors.items()}) if tensors else b""
-        digest = hashlib.sha256(data).hexdigest() if data else ""
         modified = 0
         try:
-            if data:
-                write_atomic(self._artifact(key), data)
+            if artifact.path is not None:
+                artifact.path.replace(self._artifact(key))
+            elif artifact.size:
+                if hashlib.sha256(artifact.data).hexdigest() != artifact.digest:
+                    raise AftershockError(f"the artifact of {name} was damaged on its way")
+                write_atomic(self._artifact(key), artifact.data)
+            if artifact.size:
                 modified = self._artifact(key).stat().st_mtime_ns
         except OSError as error:
             raise unwritable(self.folder, error) from error
         record = self._enter(
-            Record(key, name, "done", "", round(seconds, 6), dict(values), digest, len(data), modified)
+            Record(key, name, "done", "", round(seconds, 6), dict(values), artifact.digest, artifact.size, modified)
         )
         self._hashed[key] = self._stamp(key)
         self._publish(key, record)
@@ -224,10 +225,13 @@ class Store:
         """What the ledger says of a finished cell."""
         return self._records[key]
 
-    def computing(self, key: str) -> ExitStack:
-        """Lock a key from this call until what is returned is closed: two runs that share a cache do not do work twice.
+    def computing(self, key: str) -> ExitStack | None:
+        """Lock a key from this call until what is returned is closed: runs that share a cache do no work twice.
 
         Locking is best effort: without it, work may be done twice.
+
+        Returns:
+            ``None`` if another run holds it.
         """
         held = ExitStack()
         if self.cache is None:
@@ -236,8 +240,10 @@ class Store:
         try:
             place.mkdir(parents=True, exist_ok=True)
             lock = FileLock(place / f"{checked_key(key)}.lock")
-            held.enter_context(lock.acquire())
+            held.enter_context(lock.acquire(timeout=0))
             held.callback(_remove_lock, lock)
+        except Timeout:
+            return None
         except OSError:
             pass
         return held

@@ -19,6 +19,7 @@ from .resolved import Part
 
 if TYPE_CHECKING:
     from ...analyses.base import Analysis
+    from ...analyses.standing import StandingAnalysis
     from ...attacks.base.perturbation import Perturbation
     from ...detectors.base.detector import Detector
 
@@ -144,6 +145,19 @@ def checked_analysis(made: object) -> Analysis[Any]:
     _needs(made.needs)
     _truth("reads_perturbed", made.reads_perturbed)
     return made
+
+
+def standing_analyses() -> dict[str, StandingAnalysis[Any, Any]]:
+    """Return the analyses that are part of every run, by name."""
+    built_in = {name: ANALYSES.get(name) for name in ANALYSES.builtins}
+    return {name: analysis() for name, analysis in built_in.items() if is_standing(analysis)}
+
+
+def is_standing(analysis: object) -> bool:
+    """Whether an analysis is part of every run."""
+    from ...analyses.standing import StandingAnalysis
+
+    return isinstance(analysis, type) and issubclass(analysis, StandingAnalysis)
 
 
 def _info(info: object, kind: type, needed: Collection[str], rest: Collection[str]) -> None:

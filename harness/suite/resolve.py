@@ -30,7 +30,7 @@ from ..core.registry import (
     plugin_host,
 )
 from ..data.sets import SIZES
-from .instances import make_analysis, make_detector, make_perturbation
+from .instances import is_standing, make_analysis, make_detector, make_perturbation
 from .problems import Checker, Problem, SuiteError, told
 from .resolved import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .schema import (
@@ -297,11 +297,11 @@ def _analysis(entry: AnalysisEntry, index: int, checker: Checker) -> Part:
     label = entry.label or entry.name or ""
     location = ("analyses", index)
     part = Part(entry.name, label, {})
-    if entry.name == "propagation":
-        checker.add((*location, "name"), "propagation is part of every run: leave it out")
-        return part
     factory = checker.part("analysis", ANALYSES, entry, location)
     if factory is None:
+        return part
+    if is_standing(factory):
+        checker.add((*location, "name"), f"{entry.name} is part of every run: leave it out")
         return part
     params = checker.bound(factory, entry.params, f"analysis {label!r}", location, entry)
     if params is not None:

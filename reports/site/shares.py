@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...harness.statistics.proportions import wilson
+from ...harness.statistics.intervals import wilson
 from ..read.run_directory import Row
 from .flags import BEYOND, Flag
 from .leaderboard import ABLATION, SPACE, budget, percent

@@ -354,8 +354,8 @@ def test_the_rank_correlation_is_scipys() -> None:
     x, y = draws.normal(size=12), draws.normal(size=12)
     found = Causes(torch.arange(12), torch.from_numpy(x), torch.from_numpy(y)).correlation()
     assert found is not None
-    assert found[0] == pytest.approx(spearmanr(x, y).statistic)
-    assert found[1] < found[0] < found[2]
+    assert found.value == pytest.approx(spearmanr(x, y).statistic)
+    assert found.low < found.value < found.high
     same = torch.arange(12.0, dtype=torch.float64)
     assert Causes(torch.arange(12), same, same * 0).correlation() is None
 
@@ -364,7 +364,7 @@ def test_the_rank_correlation_is_scipys() -> None:
 def test_the_interval_of_a_share_is_wilsons(right: int) -> None:
     found = estimate((torch.arange(40) < right).float()[None], True)
     low, high = binomtest(right, 40).proportion_ci(method="wilson")
-    assert (found.mean, found.low, found.high) == pytest.approx((right / 40, low, high), abs=1e-9)
+    assert (found.value, found.low, found.high) == pytest.approx((right / 40, low, high), abs=1e-9)
 
 
 def test_the_interval_over_seeds_is_students() -> None:

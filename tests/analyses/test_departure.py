@@ -20,9 +20,9 @@ from aftershock.analyses.departure.events import (
     departed,
     first_change,
     half,
+    means,
     readable,
     settled,
-    student,
 )
 from aftershock.analyses.departure.probes import fit_reader, spread
 from aftershock.analyses.findings import Claim, Findings, HeatMaps, Lines, Pictures
@@ -109,9 +109,9 @@ def test_events_are_what_a_loop_finds(rows: list[tuple[int, ...]]) -> None:
 def test_cumulative_shares_have_wilsons_band() -> None:
     events = np.array([0, 0, 2, 2, 2, 5, 5, -1, -1])
     found = cumulative(events, 5)
-    assert [v[0] * 7 for v in found] == pytest.approx([2, 2, 5, 5, 5])
+    assert [v.value * 7 for v in found] == pytest.approx([2, 2, 5, 5, 5])
     z, n = 1.959963984540054, 7
-    for share, low, high in found:
+    for share, low, high in (v.ends for v in found):
         middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
         width = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
         assert (low, high) == pytest.approx((middle - width, middle + width))
@@ -127,8 +127,8 @@ def test_paired_shares_cover() -> None:
         # One draw decides both marks, so they go together.
         found = beyond(one < chances[:, 0], one < chances[:, 1], np.ones((30, 5), dtype=bool))
         apart = chances[:, 0] - chances[:, 1]
-        inside += [low <= d <= high for (_, (_, low, high)), d in zip(found, apart, strict=True)]
-        assert all(-1 <= low <= v <= high <= 1 for _, (v, low, high) in found)
+        inside += [v.low <= d <= v.high for (_, v), d in zip(found, apart, strict=True)]
+        assert all(-1 <= v.low <= v.value <= v.high <= 1 for _, v in found)
     assert (inside / 1000 > 0.93).all()
 
 
@@ -136,20 +136,21 @@ def test_paired_shares_by_hand() -> None:
     mark, other = (np.array(v, dtype=bool)[:, None] for v in ([1] * 8 + [0] * 4, [1] * 2 + [0] * 9 + [1]))
     among = np.ones((12, 1), dtype=bool)
     # Newcombe's discordant cells: 6 and 1 of 12; (7 - 2) / 14 and its standard error.
-    (n, (value, low, high)) = beyond(mark, other, among)[0]
+    n, gap = beyond(mark, other, among)[0]
+    value, low, high = gap.ends
     error = np.sqrt((9 / 14 - (5 / 14) ** 2) / 14)
     assert n == 12 and value == pytest.approx(5 / 12)
     assert [low, high] == pytest.approx([5 / 14 - 1.959964 * error, 5 / 14 + 1.959964 * error])
-    assert np.isnan(beyond(mark, other, ~among)[0][1]).all()
+    assert np.isnan(beyond(mark, other, ~among)[0][1].ends).all()
 
 
 def test_means_have_students_interval() -> None:
     values = np.random.default_rng(5).normal(1, 2, (40, 2)).astype(np.float32)
     values[:39, 1] = np.nan
-    found = student(values)
+    found = means(values)
     reach = ttest_1samp(values[:, 0].astype(float), 0).confidence_interval()
-    assert found[0] == pytest.approx((values[:, 0].astype(float).mean(), reach.low, reach.high))
-    assert np.isnan(found[1]).all()
+    assert found[0].ends == pytest.approx((values[:, 0].astype(float).mean(), reach.low, reach.high))
+    assert np.isnan(found[1].ends).all()
 
 
 def test_half_is_the_tap_by_which_half_have_left() -> None:

@@ -177,7 +177,7 @@ def test_the_highest_information_is_that_of_pure_units() -> None:
 
 def test_jackknife_of_a_mean_has_its_standard_error() -> None:
     x = torch.randn(10, generator=draws(), dtype=torch.float64)
-    value, low, high = measures.jackknife(lambda kept: float(x[kept].mean()), 10)
+    value, low, high = measures.over_images(lambda kept: float(x[kept].mean()), 10).ends
     assert value == pytest.approx(float(x.mean()))
     # Groups of one image: the standard error of a mean, exactly; 2.262 is Student's quantile with 9 degrees.
     assert (high - low) / 2 == pytest.approx(2.2621571627 * float(x.std()) / math.sqrt(10), rel=1e-8)

@@ -14,8 +14,9 @@ from aftershock.analyses.ldam.attacked import CLEAN, DISCRIMINATOR, NOISE
 from aftershock.analyses.ldam.averaging import TESTED
 from aftershock.analyses.ldam.energy import Target
 from aftershock.analyses.ldam.measured import RANDOM, REFERENCE, Averaging, Group, Kind, Reading, Sampled
-from aftershock.analyses.ldam.measures import Array, Estimate, diversity, over_chains
+from aftershock.analyses.ldam.measures import Array, diversity
 from aftershock.analyses.ldam.report.text import attack_claims, averaging_claim
+from aftershock.harness.statistics.intervals import Estimate, student
 
 TARGETS = tuple(Target(f"logit:{i}", "logit", i) for i in range(3))
 NOTHING = torch.empty(0)
@@ -28,7 +29,7 @@ def planted(
     groups = {}
     for target, found in zip(TARGETS, values, strict=True):
         groups[target.name, setting] = Group(
-            target, setting, kind, 0.0, NOTHING, {measure: over_chains(found)}, {measure: found}
+            target, setting, kind, 0.0, NOTHING, {measure: student(found)}, {measure: found}
         )
     return Sampled(TARGETS, [setting], groups)
 
@@ -36,15 +37,15 @@ def planted(
 def test_the_same_images_for_every_target_are_not_more_of_them() -> None:
     values = np.random.default_rng(0).normal(2, 0.5, 6)
     found = planted([values] * 3, setting=REFERENCE, kind="reference").over(REFERENCE, "distance_ratio")
-    alone = over_chains(values)
-    assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, alone.low, alone.high))
+    alone = student(values)
+    assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
 
 
 def test_other_images_for_every_target_are() -> None:
     values = [np.random.default_rng(i).normal(2, 0.5, 30) for i in range(3)]
     found = planted(values, setting=RANDOM, kind="data").over(RANDOM, "distance_ratio")
-    errors = [over_chains(v).high - v.mean() for v in values]
-    assert found.high - found.mean == pytest.approx(math.sqrt(sum(e**2 for e in errors)) / 3)
+    errors = [student(v).high - v.mean() for v in values]
+    assert found.high - found.value == pytest.approx(math.sqrt(sum(e**2 for e in errors)) / 3)
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0])
@@ -60,7 +61,7 @@ def test_intervals_over_targets_cover_whether_starts_matter_or_not(shared: float
         one = replace(one, groups={**one.groups, **other.groups})
         found, change = one.over("a", "distance_ratio"), one.change("a", "b", "distance_ratio")
         # The measure may not be below 0, so its upper end alone is looked at twice.
-        hits += found.high >= 0 and over_chains(-_mean(one, "a")).high >= 0
+        hits += found.high >= 0 and student(-_mean(one, "a")).high >= 0
         changes += change.low <= 0 <= change.high
     assert 0.92 <= hits / 400 <= 0.98
     assert 0.92 <= changes / 400 <= 0.98
@@ -75,13 +76,13 @@ def _mean(study: Sampled, setting: str) -> Array:
 def test_intervals_of_shares_are_clamped_at_the_very_end(kind: Kind) -> None:
     values = np.array([1, 1, 1, 1, 1, 0.4])
     study = planted([values] * 3, "realism", kind=kind)
-    raw = over_chains(values)
+    raw = student(values)
     assert raw.high > 1
     found = study.over("a", "realism")
     assert found.high == 1
     # Three equal groups: the error that was there before the clamp, over sqrt(3) for independent ones.
-    reach = (raw.high - raw.mean) / (math.sqrt(3) if kind == "data" else 1)
-    assert found.low == pytest.approx(raw.mean - reach)
+    reach = (raw.high - raw.value) / (math.sqrt(3) if kind == "data" else 1)
+    assert found.low == pytest.approx(raw.value - reach)
 
 
 def test_diversities_over_targets_share_their_chains() -> None:
@@ -93,7 +94,7 @@ def test_diversities_over_targets_share_their_chains() -> None:
         group.measures["diversity_pixels"] = diversity(apart)
     found, alone = study.over("a", "diversity_pixels"), diversity(apart)
     assert alone.low < 0
-    assert (found.mean, found.low, found.high) == pytest.approx((alone.mean, 0.0, alone.high))
+    assert (found.value, found.low, found.high) == pytest.approx((alone.value, 0.0, alone.high))
 
 
 def compared(p_values: dict[tuple[float, str], float | None]) -> Claim:
@@ -126,7 +127,7 @@ def test_averaging_speaks_of_what_is_left_after_correction() -> None:
 def test_verdicts_on_attacks(clean: tuple[float, float], noise: tuple[float, float] | None, words: str) -> None:
     attacks = []
     for against, ends in ((CLEAN, clean), (NOISE, noise)):
-        area = Estimate(sum(ends) / 2, *ends) if ends else Estimate(math.nan, math.nan, math.nan)
+        area = Estimate(sum(ends) / 2, *ends) if ends else Estimate(math.nan)
         reason = "" if ends else "3 images with noise of the same size, 30 are needed"
         attacks.append(Reading("pgd", DISCRIMINATOR, against, area, 40, 40, reason))
     (claim,) = attack_claims(Sampled(TARGETS, asked_attacks=1, attacks=attacks))

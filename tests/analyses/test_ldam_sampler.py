@@ -9,12 +9,10 @@ import pytest
 import torch
 from aftershock.analyses.ldam.diagnostics import validate_chains
 from aftershock.analyses.ldam.measures import (
-    Estimate,
     between_chains,
     diversity,
     effective_size,
     high_frequency,
-    over_chains,
     over_targets,
     p_value,
     percentiles,
@@ -23,6 +21,7 @@ from aftershock.analyses.ldam.measures import (
 from aftershock.analyses.ldam.sampler import Chains, Method, Plan, Potential, Schedule, langevin
 from aftershock.analyses.ldam.space import EDGE, Gaussian, Pixels, estimated_shrinkage
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.statistics.intervals import Estimate, student
 from scipy import stats
 from torch import Tensor
 
@@ -293,23 +292,23 @@ def test_high_frequencies_of_waves() -> None:
 
 def test_intervals_are_students() -> None:
     values = np.array([1.0, 2.0, 4.0, 5.0])
-    found = over_chains(values)
+    found = student(values)
     low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
-    assert (found.mean, found.low, found.high) == pytest.approx((3.0, low, high))
-    assert math.isnan(over_chains(values[:1]).low)
+    assert (found.value, found.low, found.high) == pytest.approx((3.0, low, high))
+    assert math.isnan(student(values[:1]).low)
     assert p_value(values) == pytest.approx(float(stats.ttest_1samp(values, 0).pvalue))
     assert (p_value(np.zeros(3)), p_value(np.ones(3)), p_value(np.ones(1))) == (1.0, 0.0, None)
     both = over_targets([Estimate(1, 0.7, 1.3), Estimate(3, 2.6, 3.4)])
-    assert (both.mean, both.high) == pytest.approx((2, 2 + 0.25))
+    assert (both.value, both.high) == pytest.approx((2, 2 + 0.25))
 
 
 def test_diversity_compares_chains_and_not_their_states() -> None:
     points = torch.tensor([0.0, 0.0, 1.0, 1.0, 4.0, 4.0])
     apart = (points[:, None] - points[None]).abs()
     found = diversity(between_chains(apart, torch.tensor([0, 0, 1, 1, 2, 2])))
-    assert found.mean == pytest.approx((1 + 4 + 3) / 3)
-    assert found.low < found.mean < found.high
+    assert found.value == pytest.approx((1 + 4 + 3) / 3)
+    assert found.low < found.value < found.high
     # By hand: the means without one chain are 3, 4 and 1.
     without = np.array([3.0, 4.0, 1.0])
     error = math.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum())
-    assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, 2) * error)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 2) * error)

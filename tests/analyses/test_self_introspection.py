@@ -126,7 +126,7 @@ class TestRelevance:
         torch.testing.assert_close(correlation.float(), strengths / strengths.norm())
         torch.testing.assert_close(gradient.float(), 0.5 * strengths)
         orders = compare_orders(evidence, torch.Generator().manual_seed(0))
-        assert orders.agreement[0] == pytest.approx(1, abs=1e-9)
+        assert orders.agreement.value == pytest.approx(1, abs=1e-9)
 
     @pytest.mark.parametrize("inplace", [False, True])
     def test_attributions_are_gradient_times_activation(self, inplace: bool) -> None:
@@ -194,7 +194,7 @@ class TestRelevance:
         a, logits = torch.randn(200, 300, generator=draw), torch.randn(200, CLASSES, generator=draw)
         evidence = Evidence(a, logits, torch.rand(300, generator=draw).expand(200, 300), [150, 150], [150, 150])
         orders = compare_orders(evidence, draw)
-        assert orders.agreement[1] < 0 < orders.agreement[2]
+        assert orders.agreement.low < 0 < orders.agreement.high
         assert orders.halves[1] == pytest.approx(1)
         # What chance makes of a correlation: the mean of |r| under independence is about sqrt(2 / (pi n)).
         assert orders.permuted == pytest.approx(math.sqrt(2 / (math.pi * 200)), rel=0.1)
@@ -297,11 +297,11 @@ class TestFringe:
         scores = error_scores(held_out, held_out.full("relu"), {"pca": code}, 10)
         found = {m.name: m for m in merits(scores, wrong, "max-softmax", seed=0)}
         fringe = found["fringe, pca"]
-        assert fringe.auroc[0] == pytest.approx(expected, abs=0.02 if in_fringe else 0.08)
-        assert fringe.auroc[0] == pytest.approx(roc_auc_score(wrong, scores["fringe, pca"]))
-        assert found["max-softmax"].auroc[0] == pytest.approx(0.5, abs=0.08)
-        assert fringe.difference[0] == pytest.approx(fringe.auroc[0] - found["max-softmax"].auroc[0])
-        assert (fringe.difference[1] > 0) == in_fringe
+        assert fringe.auroc.value == pytest.approx(expected, abs=0.02 if in_fringe else 0.08)
+        assert fringe.auroc.value == pytest.approx(roc_auc_score(wrong, scores["fringe, pca"]))
+        assert found["max-softmax"].auroc.value == pytest.approx(0.5, abs=0.08)
+        assert fringe.difference.value == pytest.approx(fringe.auroc.value - found["max-softmax"].auroc.value)
+        assert (fringe.difference.low > 0) == in_fringe
 
     def test_neighbours_of_one_class_have_no_entropy_and_of_two_have_some(self) -> None:
         labels = torch.arange(80) % 2
@@ -330,10 +330,10 @@ class TestIntervals:
         draw = np.random.default_rng(0)
         positive = draw.random(300) < 0.3
         good, bad = draw.normal(size=300) + 2 * positive, draw.normal(size=300)
-        estimate, low, high = auroc_difference(good, bad, positive, 0)
+        estimate, low, high = auroc_difference(good, bad, positive, 0).ends
         assert estimate == pytest.approx(roc_auc_score(positive, good) - roc_auc_score(positive, bad))
         assert 0 < low < estimate < high
-        assert auroc_difference(good, good, positive, 0) == (0, 0, 0)
+        assert auroc_difference(good, good, positive, 0).ends == (0, 0, 0)
 
     def test_the_interval_of_a_difference_is_as_wide_as_its_spread_over_samples(self) -> None:
         widths, estimates = [], []
@@ -342,25 +342,25 @@ class TestIntervals:
             positive = np.arange(120) < 30
             signal = draw.normal(size=120) + positive
             scores = signal + draw.normal(size=120), signal + 0.3 * draw.normal(size=120)
-            estimate, low, high = auroc_difference(*scores, positive, seed)
+            estimate, low, high = auroc_difference(*scores, positive, seed).ends
             estimates.append(estimate)
             widths.append((high - low) / 3.92)
         assert np.mean(widths) == pytest.approx(np.std(estimates), rel=0.2)
 
     def test_a_correlation_keeps_its_centre(self) -> None:
         draw = np.random.default_rng(0)
-        value, low, high = fisher_interval(0.8, np.tanh(math.atanh(0.7) + 0.1 * draw.normal(size=4000)))
+        value, low, high = fisher_interval(0.8, np.tanh(math.atanh(0.7) + 0.1 * draw.normal(size=4000))).ends
         assert value == 0.8
         assert math.atanh(high) - math.atanh(0.8) == pytest.approx(0.196, rel=0.05)
         assert math.atanh(0.8) - math.atanh(low) == pytest.approx(0.196, rel=0.05)
 
     def test_medians_and_shares_of_few(self) -> None:
-        assert median_interval(torch.tensor([1.0, 2, 9])) == (2, 1, 9)
-        value, low, high = median_interval(torch.arange(1000.0))
+        assert median_interval(torch.tensor([1.0, 2, 9])).ends == (2, 1, 9)
+        value, low, high = median_interval(torch.arange(1000.0)).ends
         assert value == 499.5 and [low, high] == pytest.approx([469, 530], abs=2)
-        assert all(math.isnan(v) for v in proportion(0, 0))
-        assert proportion(0, 10)[:2] == (0, 0)
-        assert 0.2 < proportion(0, 10)[2] < 0.35
+        assert all(math.isnan(v) for v in proportion(0, 0).ends)
+        assert proportion(0, 10).ends[:2] == (0, 0)
+        assert 0.2 < proportion(0, 10).high < 0.35
 
 
 def material(untrained: bool = True, wrong: bool = True) -> AnalysisInput:

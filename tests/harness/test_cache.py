@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
 from aftershock.harness.store.ledger import SUFFIX
 from aftershock.harness.store.run_directory import Store
@@ -28,7 +30,7 @@ def cache(tmp_path: Path) -> Path:
     root = tmp_path / "cache"
     with Store(tmp_path / "run", root) as store:
         for days, key in zip((1, 10, 100), KEYS, strict=True):
-            store.put(key, NAME, {"x": torch.arange(1000.0)}, {}, 0.0)
+            store.put(key, NAME, Artifact.of({"x": torch.arange(1000.0)}), {}, 0.0)
             used = time.time() - days * DAY
             os.utime(root / "cells" / key[:2] / f"{key}.json", (used, used))
     return root
@@ -163,16 +165,23 @@ def test_the_command_line(cache: Path, forks: Forks, tmp_path: Path) -> None:
     assert answer("size", cache=tmp_path / "nowhere")[0] == 2
 
 
+def locked(store: Store, key: str) -> ExitStack:
+    """Wait until nobody else computes a key."""
+    while (held := store.computing(key)) is None:
+        time.sleep(0.001)
+    return held
+
+
 def work(folder: Path, cache: Path, log: Path, cells: int) -> None:
     with Store(folder, cache) as store:
         for number in range(cells):
             key = f"{number:064x}"
-            with store.computing(key):
+            with locked(store, key):
                 if store.find(key) is None:
                     with log.open("a") as stream:
                         stream.write(f"{number} begins\n")
                     time.sleep(0.001)
-                    store.put(key, NAME, {"x": torch.full((10,), float(number))}, {"n": number}, 0.0)
+                    store.put(key, NAME, Artifact.of({"x": torch.full((10,), float(number))}), {"n": number}, 0.0)
                     with log.open("a") as stream:
                         stream.write(f"{number} ends\n")
             assert store.find(key) is not None and float(store.tensor(key, "x")[0]) == number
@@ -222,8 +231,8 @@ def test_a_cache_may_be_pruned_and_cleared_while_processes_work(tmp_path: Path) 
 
 def test_a_lock_is_gone_after_it_was_held_and_only_then(tmp_path: Path) -> None:
     with Store(tmp_path / "run", tmp_path / "cache") as store:
-        with store.computing(KEYS[0]), store.computing(KEYS[1]):
+        with locked(store, KEYS[0]), locked(store, KEYS[1]):
             assert len(list((tmp_path / "cache" / "locks").iterdir())) == 2
         assert not list((tmp_path / "cache" / "locks").iterdir())
-        with store.computing(KEYS[0]):
+        with locked(store, KEYS[0]):
             assert len(list((tmp_path / "cache" / "locks").iterdir())) == 1

@@ -294,6 +294,11 @@ def test_built_in_perturbations_keep_every_rule(name: str) -> None:
     assert not [str(f) for f in findings if f.status == "failed"]
 
 
+def test_an_analysis_that_no_suite_names_is_checked() -> None:
+    findings = check_part("analysis", "propagation")
+    assert not [str(f) for f in findings if f.status != "passed"]
+
+
 def test_the_weights_of_the_model_are_watched() -> None:
     from aftershock.harness.conformance.fixture import make_fixture
 

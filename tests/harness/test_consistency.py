@@ -171,7 +171,7 @@ def test_declared_randomness_is_compared_by_pass_rates() -> None:
 
 
 def test_honest_randomness_is_rarely_flagged() -> None:
-    """Three comparisons of each of 60 detectors, at a level of .01 for each detector."""
+    """Three comparisons of each of 60 detectors, at a level of .001 for each detector."""
     flagged = 0
     for seed in range(60):
         chance = np.random.default_rng(1000 + seed).random(N)
@@ -181,7 +181,7 @@ def test_honest_randomness_is_rarely_flagged() -> None:
             rescored={"clean": rescored(contexts, np.arange(N))}, randomised=True,
         )  # fmt: skip
         flagged += bool(consistency_flags(one, []))
-    assert flagged <= 3
+    assert flagged <= 1
 
 
 def test_a_declared_detector_is_not_called_randomised_and_must_tell_attacks_the_same() -> None:

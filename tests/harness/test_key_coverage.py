@@ -94,3 +94,16 @@ def test_the_check_at_the_large_budget_covers_enough_images_for_a_flag(tmp_path:
         assert {job.part.params["eps"] for job in checks} == {0.5}
         # The ranking is about the images that every adaptive attack covers.
         assert plan.ranked == 20
+
+
+def test_another_perturbation_measures_nothing_again(tmp_path: Path, tiny: Tiny) -> None:
+    dataset = DATASETS.get("digits")(None).load()
+
+    def keys(*names: str) -> set[str]:
+        suite = load_suite(tiny(tmp_path / "a.toml", [{"name": name, "eps": 0.3} for name in names]))
+        cells = make_plan(suite, dataset, "data", "cpu", {"mlp": None}).cells.values()
+        return {cell.key for cell in cells if cell.kind in ("encoders", "propagation")}
+
+    one, both = keys("fgsm"), keys("fgsm", "pgd")
+    assert one < both
+    assert (len(one), len(both)) == (2, 3)

@@ -10,7 +10,8 @@ from aftershock import run
 from aftershock.harness.cli.console import Console
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.plan.cells import Cell
-from aftershock.harness.run.runner import Event, TimeLeft
+from aftershock.harness.run.events import Event
+from aftershock.harness.run.runner import TimeLeft
 from support.suites import Tiny
 
 

@@ -191,6 +191,16 @@ def test_a_local_file_is_loaded_once_and_again_when_it_changed(tmp_path: Path) -
     assert DETECTORS.get(name).value == 2
 
 
+def test_a_file_may_add_to_the_search_path_but_takes_nothing_from_it(tmp_path: Path) -> None:
+    before, path = list(sys.path), tmp_path / "clears.py"
+    path.write_text("import sys\nsys.path[:] = ['added']\n")
+    try:
+        load_plugin_file(path)
+        assert sys.path == ["added", *before]
+    finally:
+        sys.path[:] = before
+
+
 def test_two_files_cannot_share_a_name(tmp_path: Path) -> None:
     name = f"shared-{next(numbers)}"
     load_plugin_file(plugin(tmp_path / "a.py", name))

@@ -17,6 +17,7 @@ from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.files import write_atomic
 from aftershock.harness.core.formats import seal
+from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.ledger import SCHEMA, SUFFIX, Record, is_whole, read_record
 from aftershock.harness.store.run_directory import Store
 
@@ -26,7 +27,7 @@ NAME = CellName("digits", "mlp", 0, "thing")
 
 def put(store: Store, key: str = KEY, scale: float = 1.0) -> Record:
     tensors = {"x": torch.arange(1000.0) * scale, "flags": torch.tensor([True, False])}
-    return store.put(key, NAME, tensors, {"n": 3, "share": 0.1}, 1.5)
+    return store.put(key, NAME, Artifact.of(tensors), {"n": 3, "share": 0.1}, 1.5)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_what_is_put_is_read_back_exactly(run: Path, reopen: bool) -> None:
     values = {"list": [1, 2.5, None, "ü"], "nan": float("inf"), "deep": {"a": {"b": True}}}
     strided = torch.arange(12.0).reshape(3, 4).t()
     store = Store(run)
-    store.put(KEY, NAME, {"a": strided, "b": strided[0], "empty": torch.empty(0, 5)}, values, 0.25)
+    store.put(KEY, NAME, Artifact.of({"a": strided, "b": strided[0], "empty": torch.empty(0, 5)}), values, 0.25)
     if reopen:
         store.close()
         store = Store(run)
@@ -78,7 +79,7 @@ def test_what_is_put_is_read_back_exactly(run: Path, reopen: bool) -> None:
 
 def test_a_cell_without_tensors(run: Path) -> None:
     with Store(run) as store:
-        store.put(KEY, NAME, {}, {"only": "values"}, 0.0)
+        store.put(KEY, NAME, Artifact.of({}), {"only": "values"}, 0.0)
     with Store(run) as store:
         assert store.find(KEY) is not None
         assert store.load(KEY) == {}
@@ -411,7 +412,8 @@ def test_a_cache_is_no_place_for_a_run(run: Path, cache: Path) -> None:
 
 def test_a_cache_that_is_a_file_is_done_without(run: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with Store(run, tmp_path / "cache") as store, store.computing(KEY):
+    with Store(run, tmp_path / "cache") as store:
+        assert store.computing(KEY) is not None
         put(store)
         assert store.find(KEY) is not None
 
@@ -423,8 +425,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(run: Path, cache: Path) 
     (cache / "locks" / f"{KEY}.lock").mkdir(parents=True)
     with Store(run, cache) as store:
         assert store.find(KEY) is None
-        with store.computing(KEY):
-            put(store)
+        assert store.computing(KEY) is not None
+        put(store)
         assert store.find(KEY) is not None
 
 

@@ -166,6 +166,9 @@ MISTAKES = {
     "two-equal-labels": ('label = "bits"', 'label = "msp"', 'label = "msp"', "two detectors have the label 'msp'"),
     "missing-plugin": ('name = "good"', 'name = "good"\nplugins = ["no.py"]', 'plugins = ["no.py"]', "does not exist"),
     "analysis": ("[threat]", '[[analyses]]\nname = "tea-leaves"\n[threat]', 'name = "tea-leaves"', "tea-leaves"),
+    "standing-analysis": (
+        "[threat]", '[[analyses]]\nname = "propagation"\n[threat]', 'name = "propagation"', "part of every run"
+    ),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.evaluation.sanity import adaptive_flags, perturbation_flags
-from aftershock.harness.statistics.proportions import wilson
+from aftershock.harness.statistics.intervals import wilson
 from aftershock.reports.site.build import build_site
 from aftershock.reports.site.flags import FLAGS, flags
 from support.browser import Visit

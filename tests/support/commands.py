@@ -55,7 +55,7 @@ IMPORTED = (
     "aftershock.harness.run.tasks",
     "aftershock.harness.evaluation.collect",
     "aftershock.reports.site.build",
-    "aftershock.analyses.propagation.measures",
+    "aftershock.analyses.propagation.analysis",
     "aftershock.harness.cli.console",
     "aftershock.harness.data.sets",
     "aftershock.harness.models.architectures",

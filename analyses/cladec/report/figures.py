@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ....harness.statistics.intervals import Estimate
 from ...common.text import series
 from ...findings import Figure, Lines, Pictures, Series
 from ..measured import Decoded, Reading
-from ..measures import Estimate
 from ..training import Source
 from .tables import MEASURES
 
@@ -34,8 +33,7 @@ def figures(measured: Decoded) -> list[Figure]:
 
 
 def _curve(name: str, found: Sequence[Estimate | None], dashed: bool = False) -> Series:
-    nothing = (math.nan, math.nan, math.nan)
-    return series(name, [nothing if f is None else f.ends for f in found], "dashed" if dashed else "solid")
+    return series(name, found, "dashed" if dashed else "solid")
 
 
 def _flat(name: str, value: float, count: int) -> Series:
@@ -50,7 +48,7 @@ def _by_depth(measured: Decoded, measure: str, title: str, unit: str) -> Lines:
     if measure == "squared_error":
         curves.append(_flat("mean image", measured.mean_error, len(measured.taps)))
     else:
-        curves.append(_flat("originals", measured.baseline(measure).mean, len(measured.taps)))
+        curves.append(_flat("originals", measured.baseline(measure).value, len(measured.taps)))
     caption = (
         f"{MEASURES[measure].capitalize()}, on {measured.tested_on} evaluate images; bands: 95 % over images and "
         f"{measured.seeds} seed{'s' * (measured.seeds > 1)}."

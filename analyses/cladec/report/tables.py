@@ -46,11 +46,11 @@ def _summary(measured: Decoded) -> Table:
     used = [m for m in MEASURES if measured.retrained or not m.startswith("retrained")]
     originals: list[Value] = [None, None, "original", None, None, 0.0, 0.0]
     for measure in used[1:]:
-        originals.append(1.0 if measure == "own_agreement" else measured.baseline(measure).mean)
+        originals.append(1.0 if measure == "own_agreement" else measured.baseline(measure).value)
     mean_image: list[Value] = [None, None, "mean image", None, None, measured.mean_error, measured.mean_error * pixels]
     rows: list[list[Value]] = [originals, mean_image + [None] * (len(used) - 1)]
     for depth, tap, source in _rows(measured):
-        means = [measured.estimate(tap, source, m).mean for m in used]
+        means = [measured.estimate(tap, source, m).value for m in used]
         weight = alpha_sum(source.alpha, pixels) if source.encoder == "own" else None
         rows.append([tap, depth, source.kind, _alpha(source), weight, means[0], means[0] * pixels, *means[1:]])
     caption = (
@@ -124,7 +124,8 @@ def _causes(measured: Decoded) -> Table:
     rows: list[list[Value]] = []
     for (tap, source), found in measured.causes.items():
         rho = found.correlation()
-        rows.append([tap, measured.taps.index(tap), source.kind, len(found.units), *(rho or (None, None, None))])
+        effects = (None, None, None) if rho is None else rho.ends
+        rows.append([tap, measured.taps.index(tap), source.kind, len(found.units), *effects])
     caption = (
         "Rank correlation, over units, between how much mixing a unit up between images moves the reconstruction and "
         "how much it moves the network's output, with 95 % intervals."

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from ...findings import Claim, Estimate
+from ....harness.statistics.intervals import Estimate
+from ...common.text import percent, with_interval
+from ...findings import Claim, Quoted
 from ..measured import IMAGE, Decoded, Reading
-from ..measures import Estimate as Mean
 from ..training import Source
 
 
@@ -38,15 +39,15 @@ def _class_information(measured: Decoded, reference: Source, random: Source | No
     read["originals"] = measured.baseline("fresh_accuracy")
     text = (
         f"At {deep}, fresh classifiers of clean images read the class from {first.name} in "
-        f"{read[first.name].percent()} of the reconstructions, from the RefAE in {read[reference.name].percent()}"
+        f"{percent(read[first.name])} of the reconstructions, from the RefAE in {percent(read[reference.name])}"
     )
     if random is not None:
-        text += f", from the random encoder in {read[random.name].percent()}"
-    text += f", and from the originals in {read['originals'].percent()}"
+        text += f", from the random encoder in {percent(read[random.name])}"
+    text += f", and from the originals in {percent(read['originals'])}"
     measures = [("fresh_accuracy", "read by them")]
     if measured.retrained:
         measures.append(("retrained_accuracy", "learnt from the reconstructions, the papers' measure"))
-    estimates: dict[str, Estimate] = {name: found.ends for name, found in read.items()}
+    estimates: dict[str, Quoted] = {name: found.ends for name, found in read.items()}
     verdict = ""
     for measure, how in measures:
         parts = []
@@ -59,23 +60,23 @@ def _class_information(measured: Decoded, reference: Source, random: Source | No
     return Claim("class-information", deep, estimates, verdict, f"{text}.")
 
 
-def _more(gap: Mean) -> str:
-    return ("more" if gap.mean > 0 else "less") if gap.differs else "no different"
+def _more(gap: Estimate) -> str:
+    return ("more" if gap.value > 0 else "less") if gap.differs else "no different"
 
 
-def _points(gap: Mean) -> str:
-    return f"{100 * gap.mean:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+def _points(gap: Estimate) -> str:
+    return with_interval(gap, 1, " points", 100, "+")
 
 
 def _error(measured: Decoded, reference: Source, random: Source | None) -> Claim:
     first = measured.decoders[0]
     lower = [t for t in measured.taps if measured.difference(t, first, reference, "squared_error").low > 0]
     parts = []
-    estimates: dict[str, Estimate] = {"mean image": measured.mean_error, "taps where RefAE is better": len(lower)}
+    estimates: dict[str, Quoted] = {"mean image": measured.mean_error, "taps where RefAE is better": len(lower)}
     for tap in measured.taps:
         means = {s.name: measured.estimate(tap, s, "squared_error") for s in (first, reference, random) if s}
         estimates |= {f"{name} at {tap}": found.ends for name, found in means.items()}
-        parts.append(f"at {tap} {', '.join(f'{name} {found.mean:.4f}' for name, found in means.items())}")
+        parts.append(f"at {tap} {', '.join(f'{name} {found.value:.4f}' for name, found in means.items())}")
     text = (
         f"The RefAE reconstructs reliably better in {len(lower)} of {len(measured.taps)} taps (mean squared error, "
         f"where the mean image has {measured.mean_error:.4f}: {'; '.join(parts)})."
@@ -87,7 +88,7 @@ def _alone(measured: Decoded) -> Claim:
     first = measured.decoders[0]
     read = {t: measured.estimate(t, first, "fresh_accuracy") for t in measured.taps}
     parts = [
-        f"{found.percent()} at {t} (mean squared error {measured.estimate(t, first, 'squared_error').mean:.4f})"
+        f"{percent(found)} at {t} (mean squared error {measured.estimate(t, first, 'squared_error').value:.4f})"
         for t, found in read.items()
     ]
     text = (
@@ -102,13 +103,13 @@ def _trade_off(measured: Decoded) -> Claim:
     low, high, deep = measured.decoders[0], measured.decoders[-1], measured.taps[-1]
     fresh = measured.difference(deep, high, low, "fresh_accuracy")
     own = measured.difference(deep, high, low, "own_accuracy")
-    errors = [measured.estimate(deep, s, "squared_error").mean for s in (low, high)]
+    errors = [measured.estimate(deep, s, "squared_error").value for s in (low, high)]
     text = (
         f"From α = {low.alpha:g} to {high.alpha:g}, {deep}: error {errors[0]:.4f} to {errors[1]:.4f}, accuracy of "
         f"fresh classifiers {_points(fresh)}, of the classifier under study {_points(own)}; a gain that it alone "
         "sees is a pattern that it likes, not class information."
     )
-    estimates: dict[str, Estimate] = {"fresh classifiers": fresh.ends, "classifier under study": own.ends}
+    estimates: dict[str, Quoted] = {"fresh classifiers": fresh.ends, "classifier under study": own.ends}
     return Claim("trade-off", deep, estimates, sentence=text)
 
 
@@ -121,32 +122,32 @@ def _fooling(measured: Decoded, reading: Reading) -> Claim:
         else "at no depth is the decoded image read as the reached class reliably more often than as the true one"
     )
     parts = []
-    estimates: dict[str, Estimate] = {"images": reading.images}
+    estimates: dict[str, Quoted] = {"images": reading.images}
     for where, source, name in ((IMAGE, "", "undecoded"), (deep, first, f"decoded from {deep}")):
         told = []
         for measure, words in (("reached", "reached"), ("true", "true"), ("control_reached", "noise control reached")):
             share = reading.estimate(where, source, measure)
             if share is not None:
                 estimates[f"{name}: {words}"] = share.ends
-                told.append(f"{words} {share.percent()}")
+                told.append(f"{words} {percent(share)}")
         parts.append(f"{name}: {', '.join(told)}")
     reference = measured.source("refae")
     share = None if reference is None else reading.estimate(deep, reference.name, "reached")
     if share is not None:
         estimates["RefAE: reached"] = share.ends
-        parts.append(f"RefAE there: reached {share.percent()}")
+        parts.append(f"RefAE there: reached {percent(share)}")
     verdict = f"read as the reached class from {tap} on" if tap else "at no depth"
     return Claim("perturbed", reading.label, estimates, verdict, f"{text} ({'; '.join(parts)}).")
 
 
 def _causes(measured: Decoded) -> Claim:
     parts = []
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, Quoted] = {}
     for tap in measured.taps:
         values = []
         for who, rho in _correlations(measured, tap):
-            estimates[f"{who} at {tap}"] = rho
-            values.append(f"{who} {rho[0]:.2f} [{rho[1]:.2f}, {rho[2]:.2f}]")
+            estimates[f"{who} at {tap}"] = rho.ends
+            values.append(f"{who} {with_interval(rho)}")
         parts.append(f"{tap}: {', '.join(values) or 'not defined'}")
     text = (
         "Decodable is not yet used: over units, the rank correlation between how much a unit moves the picture and how "
@@ -155,7 +156,7 @@ def _causes(measured: Decoded) -> Claim:
     return Claim("used", "", estimates, sentence=text)
 
 
-def _correlations(measured: Decoded, tap: str) -> Iterator[tuple[str, tuple[float, float, float]]]:
+def _correlations(measured: Decoded, tap: str) -> Iterator[tuple[str, Estimate]]:
     for (name, source), found in measured.causes.items():
         rho = found.correlation() if name == tap else None
         if rho is not None:
@@ -167,7 +168,7 @@ def _limits(measured: Decoded, reference: Source | None) -> Claim:
         f"Decoders had {measured.budget.epochs} epochs of {measured.trained_on} images, {measured.seeds} "
         f"seed{'s' * (measured.seeds > 1)}, {measured.tested_on} evaluate images"
     )
-    estimates: dict[str, Estimate] = {"seeds": measured.seeds, "images": measured.tested_on}
+    estimates: dict[str, Quoted] = {"seeds": measured.seeds, "images": measured.tested_on}
     falling = []
     for source in (measured.decoders[0], reference):
         if source is not None and measured.budget.epochs > 1:

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ....harness.statistics.intervals import Estimate
 from ...common.populations import CONTROL, FAILED, SUCCESS, TARGET
 from ...common.text import Style, known, series
 from ...findings import Figure, HeatMaps, Lines, Panel, Pictures, Series
-from ..events import FEWEST, UNREADABLE, IntArray, Interval, beyond, cumulative, share, student
+from ..events import FEWEST, UNREADABLE, IntArray, beyond, cumulative, means, share
 from ..measured import Departed, Example, Followed
 
 Margins = NDArray[np.float32]
@@ -83,19 +84,19 @@ def _changed(measured: Departed, drawn: Sequence[str]) -> Lines:
     )
 
 
-def changed_beyond(measured: Departed, label: str) -> list[Interval]:
+def changed_beyond(measured: Departed, label: str) -> list[Estimate]:
     """By tap, how much more often successes are read as another class than their controls; NaN for few images."""
     success, where, control = measured.pair(label)
     return _enough(beyond(success.changed[where], control.changed, control.judged))
 
 
-def changed(followed: Followed) -> list[Interval]:
+def changed(followed: Followed) -> list[Estimate]:
     """By tap, the share of readable images that are not read as their class; NaN for fewer than :data:`FEWEST`."""
     return _enough(share(followed.changed, followed.judged))
 
 
-def _enough(found: Sequence[tuple[int, Interval]]) -> list[Interval]:
-    return [v if n >= FEWEST else (np.nan, np.nan, np.nan) for n, v in found]
+def _enough(found: Sequence[tuple[int, Estimate]]) -> list[Estimate]:
+    return [v if n >= FEWEST else Estimate(np.nan) for n, v in found]
 
 
 def _lost(measured: Departed, drawn: Sequence[str]) -> Lines:
@@ -112,10 +113,10 @@ def _lost(measured: Departed, drawn: Sequence[str]) -> Lines:
     )
 
 
-def lost(measured: Departed, label: str) -> list[Interval]:
+def lost(measured: Departed, label: str) -> list[Estimate]:
     """By tap, the control's margin less the success's, mean over images that have both, with its 95 % interval."""
     success, where, control = measured.pair(label)
-    return student(control.margins - success.margins[where])
+    return means(control.margins - success.margins[where])
 
 
 def _by_tap(measured: Departed, label: str) -> Lines:
@@ -224,7 +225,8 @@ def quantiles(margins: Margins) -> list[tuple[float, float, float, float]]:
 
 def spread(name: str, margins: Margins, style: Style = "solid", band: bool = True) -> Series:
     """The mean margin by tap, with the middle 90 % of images."""
-    return series(name, [(mean, low, high) for mean, low, _, high in quantiles(margins)], style, band)
+    mean, low, _, high = ([known(v) for v in column] for column in zip(*quantiles(margins), strict=True))
+    return Series(name, mean, low if band else (), high if band else (), style)
 
 
 def _maps(measured: Departed, drawn: Sequence[str]) -> HeatMaps:

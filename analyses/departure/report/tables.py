@@ -108,7 +108,7 @@ def _shares(measured: Departed) -> Table:
     n = int((pool >= 0).sum())
     if n:
         rows += [
-            (tap, measured.depths[t], "all of these", CONTROL, GOOD, n, int((pool == t).sum()), float(v[0]), None, None)
+            (tap, measured.depths[t], "all of these", CONTROL, GOOD, n, int((pool == t).sum()), v.value, None, None)
             for t, (tap, v) in enumerate(zip(measured.taps, cumulative(pool, len(measured.taps)), strict=True))
         ]
     return Table(
@@ -174,7 +174,7 @@ def _beyond(measured: Departed) -> Table:
         "departure-beyond-noise",
         "Successes against noise of the same size on the same images: the difference of the shares read as another "
         "class, among images whose clean code the tap reads as the true class (judged), and how much less margin the "
-        "success has, over all; 95 % intervals of the paired differences.",
+        "success has, over all; 95 % intervals of the paired differences (Bonett and Price; Student's t).",
         (
             "tap", "depth", "perturbation", "images", "judged", "changed_beyond", "changed_low", "changed_high",
             "margin_lost", "lost_low", "lost_high",
@@ -186,7 +186,7 @@ def _beyond(measured: Departed) -> Table:
 def _readers(measured: Departed) -> Table:
     rows = [
         (
-            tap, measured.depths[t], network, measured.reader, measured.fitted, measured.checked, *values[t],
+            tap, measured.depths[t], network, measured.reader, measured.fitted, measured.checked, *values[t].ends,
             measured.chance, int(measured.usable[t]),
         )
         for network, values in measured.accuracy.items()

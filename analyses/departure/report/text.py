@@ -8,7 +8,7 @@ import numpy as np
 
 from ...common.populations import CONTROL, FAILED, SUCCESS, TARGET
 from ...common.text import ends, no_untrained
-from ...findings import Claim, Estimate
+from ...findings import Claim, Quoted
 from ..events import FEWEST, Half, cumulative, half, share
 from ..measured import Departed
 from .figures import changed_beyond
@@ -31,7 +31,7 @@ def claims(measured: Departed) -> list[Claim]:
     if drawn:
         found += [_lead(measured, drawn), _left(measured, drawn), *_first(measured, drawn), *_parting(measured, drawn)]
         found += [*_order(measured, drawn), _arrived(measured, drawn)]
-    few: dict[str, Estimate] = {p: _judged(measured, p, SUCCESS) for p in measured.perturbations if p not in drawn}
+    few: dict[str, Quoted] = {p: _judged(measured, p, SUCCESS) for p in measured.perturbations if p not in drawn}
     if few:
         counts = ", ".join(f"{p} ({n} successes)" for p, n in few.items())
         text = f"Fewer than {FEWEST} images that can be judged make no curve: {counts}."
@@ -51,7 +51,7 @@ def _depth(measured: Departed, middle: Half) -> str:
     return f"{measured.place(middle.median or 0)} [{low}, {high if high != measured.total + 1 else last}]"
 
 
-def _depths(measured: Departed, middle: Half) -> Estimate:
+def _depths(measured: Departed, middle: Half) -> Quoted:
     return measured.depth(middle.median), measured.depth(middle.low), measured.depth(middle.high)
 
 
@@ -71,7 +71,7 @@ def _lead(measured: Departed, drawn: Sequence[str]) -> Claim:
 
 def _left(measured: Departed, drawn: Sequence[str]) -> Claim:
     parts: list[str] = []
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, Quoted] = {}
     for label in drawn:
         middle = half(measured.of(label, SUCCESS).good)
         estimates[label] = _depths(measured, middle)
@@ -80,8 +80,8 @@ def _left(measured: Departed, drawn: Sequence[str]) -> Claim:
         beside = ""
         if measured.enough(label, CONTROL):
             n, found = share(noise.changed, noise.judged)[at]
-            gone = cumulative(noise.good, len(measured.taps))[at][0]
-            beside = f"; noise: {found[0]:.0%} read as another class there, {gone:.0%} left for good" if n else ""
+            gone = cumulative(noise.good, len(measured.taps))[at].value
+            beside = f"; noise: {found.value:.0%} read as another class there, {gone:.0%} left for good" if n else ""
         parts.append(f"{label} {_depth(measured, middle)} (n = {middle.images}{beside})")
     text = (
         "By name, with the 95 % interval of that depth, and beside noise of the same size: "
@@ -93,7 +93,7 @@ def _left(measured: Departed, drawn: Sequence[str]) -> Claim:
 
 def _first(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
     parts: list[str] = []
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, Quoted] = {}
     for label in drawn:
         if measured.enough(label, CONTROL):
             success, noise = (half(measured.of(label, p).first) for p in (SUCCESS, CONTROL))
@@ -106,7 +106,7 @@ def _first(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
             for label in measured.perturbations
             if measured.enough(label, FAILED)
         }
-        told = ", ".join(f"{label} {found[0]:.0%}" for label, found in failed.items())
+        told = ", ".join(f"{label} {found.value:.0%}" for label, found in failed.items())
         more = f" Of failed images, whose prediction is still right, have left for good: {told}." if failed else ""
         text = (
             "A first change of verdict comes earlier and also to noise: half of the images have seen one by "
@@ -118,7 +118,7 @@ def _first(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
 
 def _parting(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
     parts: list[str] = []
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, Quoted] = {}
     for label in drawn:
         if not measured.enough(label, CONTROL):
             continue
@@ -128,7 +128,7 @@ def _parting(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
             parts.append(f"{label} at no tap")
             continue
         populations = (measured.of(label, p) for p in (SUCCESS, CONTROL))
-        shares = [share(followed.changed, followed.judged)[at][1][0] for followed in populations]
+        shares = [share(followed.changed, followed.judged)[at][1].value for followed in populations]
         parts.append(f"{label} {measured.place(at)}, {shares[0]:.0%} against {shares[1]:.0%}")
     if parts:
         text = (
@@ -141,10 +141,10 @@ def _parting(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
 def parting(measured: Departed, label: str) -> int | None:
     """The first tap from which on successes change more often than their controls (95 %); ``None`` for none."""
     found = None
-    for t, (_, low, _) in reversed(list(enumerate(changed_beyond(measured, label)))):
-        if np.isnan(low):
+    for t, gap in reversed(list(enumerate(changed_beyond(measured, label)))):
+        if np.isnan(gap.low):
             continue
-        if low <= 0:
+        if gap.low <= 0:
             break
         found = t
     return found
@@ -166,7 +166,7 @@ def _order(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
         yield Claim("order", "", {"tests": len(known)}, "no difference", text)
     else:
         parts: list[str] = []
-        estimates: dict[str, Estimate] = {}
+        estimates: dict[str, Quoted] = {}
         for c in sorted(clear, key=lambda c: -abs(c.difference or 0)):
             early, late = (c.first, c.second) if (c.difference or 0) < 0 else (c.second, c.first)
             counts = (c.earlier, c.later) if early == c.first else (c.later, c.earlier)
@@ -185,7 +185,7 @@ def _order(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
 
 def _arrived(measured: Departed, drawn: Sequence[str]) -> Claim:
     parts: list[str] = []
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, Quoted] = {}
     for label in drawn:
         success, target = measured.of(label, SUCCESS), measured.of(label, TARGET)
         arrived, clean = half(success.arrival), half(target.arrival)
@@ -201,17 +201,21 @@ def _arrived(measured: Departed, drawn: Sequence[str]) -> Claim:
 def _readers(measured: Departed) -> Claim:
     trained = measured.accuracy["trained"]
     text = (
-        f"The {measured.reader} reader, fitted on {measured.fitted} images, reads {trained[0][0]:.0%} of "
-        f"{measured.checked} held-out clean images as their class at {measured.place(0)} and {trained[-1][0]:.0%} at "
-        f"{measured.place(len(trained) - 1)} (most frequent class: {measured.chance:.0%})"
+        f"The {measured.reader} reader, fitted on {measured.fitted} images, reads {trained[0].value:.0%} of "
+        f"{measured.checked} held-out clean images as their class at {measured.place(0)} and {trained[-1].value:.0%} "
+        f"at {measured.place(len(trained) - 1)} (most frequent class: {measured.chance:.0%})"
     )
-    estimates: dict[str, Estimate] = {"first tap": trained[0], "last tap": trained[-1], "chance": measured.chance}
+    estimates: dict[str, Quoted] = {
+        "first tap": trained[0].ends,
+        "last tap": trained[-1].ends,
+        "chance": measured.chance,
+    }
     verdict = ""
     if "untrained" in measured.accuracy:
         other = measured.accuracy["untrained"]
-        estimates |= {"untrained, first tap": other[0], "untrained, last tap": other[-1]}
-        ahead = [t for t, (a, b) in enumerate(zip(trained, other, strict=True)) if a[1] > b[2]]
-        text += f"; in the untrained network {other[0][0]:.0%} and {other[-1][0]:.0%}"
+        estimates |= {"untrained, first tap": other[0].ends, "untrained, last tap": other[-1].ends}
+        ahead = [t for t, (a, b) in enumerate(zip(trained, other, strict=True)) if a.low > b.high]
+        text += f"; in the untrained network {other[0].value:.0%} and {other[-1].value:.0%}"
         if ahead:
             verdict = f"training helps from {measured.taps[ahead[0]]} on"
             text += f", and {measured.place(ahead[0])} is the first tap where training clearly helps"

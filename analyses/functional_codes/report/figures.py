@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
-from ...common.text import Style, series
+from ...common.text import Style, known
 from ...findings import Figure, HeatMaps, Lines, Panel, Pictures, Series
 from ..measured import CLEAN, NOISE, PERTURBED, CodedLayer, Codes, Landing, Telescope, UnitFields, UnitImages
 from ..pictures import KEPT
@@ -34,8 +34,8 @@ def _curve(name: str, measured: Sequence[CodedLayer | Telescope], column: str, s
 def _numbers(name: str, rows: Sequence[Mapping[str, float]], column: str, style: Style) -> list[Series]:
     prefix = next((p for p in (column, column.removesuffix("_share")) if f"{p}_low" in rows[0]), "")
     low, high = (f"{prefix}_low", f"{prefix}_high") if prefix else (column, column)
-    values = [(row.get(column, math.nan), row.get(low, math.nan), row.get(high, math.nan)) for row in rows]
-    return [series(name, values, style, bool(prefix))]
+    y, lows, highs = ([known(row.get(c)) for row in rows] for c in (column, low, high))
+    return [Series(name, y, lows if prefix else (), highs if prefix else (), style)]
 
 
 def _layers(measured: Codes) -> list[Figure]:
@@ -49,8 +49,8 @@ def _layers(measured: Codes) -> list[Figure]:
     by_tap = measured.by_tap()
     spread = [by_tap.get(tap, []) for tap in taps]
     drawn = max(map(len, spread), default=0)
-    ranges = [(sum(v) / len(v), min(v), max(v)) if v else (math.nan,) * 3 for v in spread]
-    untrained = [series("untrained network, with label", ranges, "dashed")] if drawn else []
+    middle, lowest, highest = ([f(v) if v else None for v in spread] for f in (fmean, min, max))
+    untrained = [Series("untrained network, with label", middle, lowest, highest, "dashed")] if drawn else []
     return [
         Lines(
             "What a unit says about the class",

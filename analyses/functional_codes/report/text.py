@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from ....harness.statistics.intervals import Estimate
 from ...common.text import no_untrained, with_interval
-from ...findings import Claim, Estimate
+from ...findings import Claim, Quoted
 from ..measured import CLEAN, NOISE, PERTURBED, CodedLayer, Codes, Landing, Telescope
 
 
@@ -24,12 +25,12 @@ def claims(measured: Codes) -> list[Claim]:
 
 
 def _band(numbers: Mapping[str, float], column: str, digits: int = 2) -> str:
-    return with_interval(_interval(numbers, column), digits)
+    return with_interval(_estimate(numbers, column), digits)
 
 
-def _interval(numbers: Mapping[str, float], column: str) -> tuple[float, float, float]:
+def _estimate(numbers: Mapping[str, float], column: str) -> Estimate:
     value, low, high = (numbers.get(name, math.nan) for name in (column, f"{column}_low", f"{column}_high"))
-    return value, low, high
+    return Estimate(value, low, high)
 
 
 def _column(layers: Sequence[CodedLayer], column: str) -> list[float]:
@@ -44,8 +45,8 @@ def _meaning(measured: Codes) -> Claim:
         f"the first tap ({first.tap}) and {_band(end.numbers, 'ami_label')} at the last ({end.tap}; at "
         f"most {end.numbers['ami_label_highest_possible']:.2f} is possible), on {measured.held} held-out images"
     )
-    estimates: dict[str, Estimate] = {
-        "first tap": _interval(first.numbers, "ami_label"), "last tap": _interval(end.numbers, "ami_label"),
+    estimates: dict[str, Quoted] = {
+        "first tap": _estimate(first.numbers, "ami_label").ends, "last tap": _estimate(end.numbers, "ami_label").ends,
         "shuffled": end.numbers["ami_shuffled_highest"],
     }  # fmt: skip
     if not fresh:
@@ -85,7 +86,7 @@ def _topology(measured: Codes) -> Claim:
         f"surely ahead at {ahead} and surely behind at {behind} of {len(differences)} taps. Its topographic error is "
         f"{min(error):.2f} to {max(error):.2f}."
     )
-    estimates: dict[str, Estimate] = {"map minus k-means": mean, "ahead": ahead, "behind": behind}
+    estimates: dict[str, Quoted] = {"map minus k-means": mean, "ahead": ahead, "behind": behind}
     return Claim("topology", "", estimates, sentence=text)
 
 
@@ -103,7 +104,7 @@ def _finite(measured: Codes) -> Claim:
     )
     if fresh:
         text += f" (untrained network: {_tighter(fresh)} of {len(fresh)})"
-    estimates: dict[str, Estimate] = {"fewest codes": min(codes), "most codes": max(codes), "tighter taps": tighter}
+    estimates: dict[str, Quoted] = {"fewest codes": min(codes), "most codes": max(codes), "tighter taps": tighter}
     return Claim("finite-codes", "", estimates, sentence=f"{text}.")
 
 
@@ -130,7 +131,7 @@ def _telescope(measured: Codes) -> Claim:
     text += f". The mean cosine between prototypes goes from {_ends(trained, 'prototype_cosine', 2)}"
     if fresh:
         text += f" (untrained: from {_ends(fresh, 'prototype_cosine', 2)})"
-    estimates = {x.tap: _interval(x.numbers, "participation_ratio") for x in trained}
+    estimates = {x.tap: _estimate(x.numbers, "participation_ratio").ends for x in trained}
     return Claim("telescope", "", dict(estimates), f"lowest at {trained[low].tap}", f"{text}.")
 
 
@@ -162,7 +163,7 @@ def _landing(label: str, landings: Sequence[Landing]) -> Claim:
         text += f"; from {flip} on the reached class surely outweighs the true one"
     if first is not None:
         text += f", and from {first} on more land there than under noise"
-    estimates: dict[str, Estimate] = {
+    estimates: dict[str, Quoted] = {
         kind: (hit[f"{kind}_share"], hit[f"{kind}_low"], hit[f"{kind}_high"]) for kind in ("reached", "true")
     }
     estimates["images"] = hit["n"]

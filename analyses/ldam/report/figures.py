@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ....harness.statistics.intervals import Estimate
 from ...common.text import Style, known, series
 from ...findings import Lines, Pictures, Series
 from ..averaging import AVERAGE, LAST
 from ..measured import TOP, Group, Learning, Sampled, langevin_name
-from ..measures import Estimate
 
 # Measures that are shares or ratios around 1, so that one axis holds them.
 _DIAL = {
@@ -62,9 +62,9 @@ def _gallery(measured: Sampled, target: str, columns: int) -> Pictures:
     )
 
 
-def _curve(name: str, found: Sequence[Estimate], style: Style = "solid") -> Series:
-    banded = any(known(e.low) is not None for e in found)
-    return series(name, [e.ends for e in found], style if banded else "solid", banded)
+def _curve(name: str, found: Sequence[Estimate | None], style: Style = "solid") -> Series:
+    banded = any(e is not None and known(e.low) is not None for e in found)
+    return series(name, found, style if banded else "solid", banded)
 
 
 def _dial(measured: Sampled) -> Lines:
@@ -72,7 +72,7 @@ def _dial(measured: Sampled) -> Lines:
     curves = []
     for measure, name in _DIAL.items():
         found = [measured.over(s, measure) for s in settings]
-        if any(math.isfinite(e.mean) for e in found):
+        if any(math.isfinite(e.value) for e in found):
             curves.append(_curve(name, found, "dashed" if measure == "diversity_pixels" else "solid"))
     return Lines(
         "Activation, diversity and realism by setting",
@@ -162,11 +162,10 @@ def _attacks(measured: Sampled) -> Lines:
     curves = []
     for score, against in dict.fromkeys((r.score, r.against) for r in measured.attacks):
         by = {r.label: r.area for r in measured.attacks if (r.score, r.against) == (score, against)}
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        if not any(math.isfinite(a.mean) for a in by.values()):
+        if not any(math.isfinite(a.value) for a in by.values()):
             continue
         style: Style = "solid" if against == measured.attacks[0].against else "dashed"
-        curves.append(_curve(f"{score}, against {against}", [by.get(n, nothing) for n in labels], style))
+        curves.append(_curve(f"{score}, against {against}", [by.get(n) for n in labels], style))
     return Lines(
         "Does it look less real once it is attacked?",
         "AUROC of the frozen discriminator's and of the judge's score for successes of each perturbation, against "

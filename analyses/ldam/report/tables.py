@@ -26,7 +26,7 @@ def tables(measured: Sampled) -> list[Table]:
         found += _averaging_tables(measured.averaging)
     if measured.attacks:
         rows_ = [
-            [r.label, r.score, r.against, *ends(r.area.ends), r.successes, r.others, r.reason] for r in measured.attacks
+            [r.label, r.score, r.against, *ends(r.area), r.successes, r.others, r.reason] for r in measured.attacks
         ]  # fmt: skip
         found.append(
             Table("ldam-attacks", "How well a score tells a perturbation's successes from other images, by AUROC.",
@@ -51,9 +51,9 @@ def _summary(measured: Sampled) -> Table:
     for setting in measured.settings:
         group = measured.groups[measured.targets[0].name, setting]
         rows += [
-            [setting, group.kind, _weight(group), measure, *ends(found.ends)]
+            [setting, group.kind, _weight(group), measure, *ends(found)]
             for measure in MEASURES
-            if math.isfinite((found := measured.over(setting, measure)).mean)
+            if math.isfinite((found := measured.over(setting, measure)).value)
         ]
     return Table(
         "ldam-settings", "Means over targets of one measure under one setting, with 95 % intervals over chains.",
@@ -65,7 +65,7 @@ def _by_target(measured: Sampled) -> Table:
     rows: list[Sequence[Value]] = []
     for (name, setting), group in measured.groups.items():
         rows += [
-            [name, setting, group.kind, _weight(group), measure, *ends(shown(measure, found).ends)]
+            [name, setting, group.kind, _weight(group), measure, *ends(shown(measure, found))]
             for measure, found in group.measures.items()
         ]
     return Table(
@@ -105,18 +105,18 @@ def _trace(measured: Sampled) -> Table:
 
 def _averaging_tables(case: Averaging) -> list[Table]:
     rows: list[Sequence[Value]] = [
-        [network, "", None, "accuracy", *ends(found.ends), None] for network, found in case.accuracy.items()
+        [network, "", None, "accuracy", *ends(found), None] for network, found in case.accuracy.items()
     ]
-    rows.append(["average - last", "", None, "accuracy", *ends(case.accuracy_difference.ends), None])
+    rows.append(["average - last", "", None, "accuracy", *ends(case.accuracy_difference), None])
     for (network, target, weight), group in case.groups.items():
         rows += [
-            [network, target, weight, m, *ends(shown(m, found).ends), None]
+            [network, target, weight, m, *ends(shown(m, found)), None]
             for m, found in group.measures.items()
             if m in COMPARED or m.startswith("diversity")
         ]
         rows.append([network, target, weight, "rhat", _infinite(group.rhat), None, None, None])
     for (weight, measure), found in case.differences.items():
-        rows.append(["average - last", "", weight, measure, *ends(found.ends), case.p_values.get((weight, measure))])
+        rows.append(["average - last", "", weight, measure, *ends(found), case.p_values.get((weight, measure))])
     caption = (
         "Last against averaged weights: means over chains with 95 % intervals; differences are paired by chain, and "
         "mean over targets, those in words with p-values of Student's t after Holm's correction. Diversity is an "

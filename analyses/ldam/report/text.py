@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ...findings import Claim, Estimate
+from ...common.text import percent, with_interval
+from ...findings import Claim, Quoted
 from ..attacked import CLEAN, DISCRIMINATOR, NOISE
-from ..averaging import AVERAGE, BEFORE, LAST, TESTED, share
+from ..averaging import AVERAGE, BEFORE, LAST, TESTED
 from ..measured import PLAIN, RANDOM, REFERENCE, Averaging, Reading, Sampled, langevin_name
 from ..measures import MIXED, UNMIXED
 
@@ -27,21 +28,21 @@ def claims(measured: Sampled) -> list[Claim]:
 
 def _weights(measured: Sampled) -> Claim:
     parts = []
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, Quoted] = {}
     for weight in measured.weights:
         name = langevin_name(weight)
         seen = {m: measured.over(name, m) for m in ("activation_percentile", "diversity_features", "realism")}
         estimates |= {f"{m} at weight {weight:g}": found.ends for m, found in seen.items()}
         parts.append(
-            f"at weight {weight:g}, activation above {seen['activation_percentile'].text(0, 100, '%')} of data images, "
-            f"diversity {seen['diversity_features'].text()} of random data images', realism "
-            f"{seen['realism'].text()}"
+            f"at weight {weight:g}, activation above {with_interval(seen['activation_percentile'], 0, ' %', 100)} of "
+            f"data images, diversity {with_interval(seen['diversity_features'])} of random data images', realism "
+            f"{with_interval(seen['realism'])}"
         )
     text = (
         f"Langevin samples, means over {len(measured.targets)} targets: {'; '.join(parts)}. Realism is the share of "
         "held-out images that lie at least as far from the others: 0.5 for a typical one, 0 for what lies further out "
         f"than all, near 1 for images closer to the data than typical held-out ones; random ones of the targets' "
-        f"classes have {measured.over(RANDOM, 'realism').text()}."
+        f"classes have {with_interval(measured.over(RANDOM, 'realism'))}."
     )
     return Claim("samples", "", estimates, sentence=text)
 
@@ -63,7 +64,7 @@ def _lead(measured: Sampled) -> Claim:
     return Claim("weight", "", _changes(measured), f"{nearer}, {cost}", text)
 
 
-def _changes(measured: Sampled) -> dict[str, Estimate]:
+def _changes(measured: Sampled) -> dict[str, Quoted]:
     """What changes from the first weight to the last."""
     low, high = langevin_name(measured.weights[0]), langevin_name(measured.weights[-1])
     return {m: measured.change(low, high, m).ends for m in ("distance_ratio", "activation_sd")}
@@ -90,19 +91,19 @@ def _distance(measured: Sampled) -> Claim:
     text = (
         "Distance to data in the features of an independent classifier (held-out accuracy "
         f"{100 * measured.judge_accuracy:.0f} %; 1: a median held-out image): plain activation "
-        f"maximisation {found[PLAIN].text()}, the reference measure alone "
-        f"{found[REFERENCE].text()}, random data images {found[RANDOM].text()}"
+        f"maximisation {with_interval(found[PLAIN])}, the reference measure alone "
+        f"{with_interval(found[REFERENCE])}, random data images {with_interval(found[RANDOM])}"
     )
-    estimates: dict[str, Estimate] = {s: e.ends for s, e in found.items()}
+    estimates: dict[str, Quoted] = {s: e.ends for s, e in found.items()}
     estimates["judge_accuracy"] = measured.judge_accuracy
     if low == high:
-        return Claim("distance", "", estimates, sentence=f"{text}, {low} {found[low].text()}.")
+        return Claim("distance", "", estimates, sentence=f"{text}, {low} {with_interval(found[low])}.")
     change, lost = (measured.change(low, high, m) for m in ("distance_ratio", "activation_sd"))
     nearer, cost = _verdicts(measured)
     text = (
-        f"{text}; {low} {found[low].text()}, {high} {found[high].text()}. From weight {measured.weights[0]:g} to "
-        f"{measured.weights[-1]:g} samples come {nearer} ({change.text()}) and activations are {cost} "
-        f"({lost.text()} standard deviations)."
+        f"{text}; {low} {with_interval(found[low])}, {high} {with_interval(found[high])}. From weight "
+        f"{measured.weights[0]:g} to {measured.weights[-1]:g} samples come {nearer} ({with_interval(change)}) and "
+        f"activations are {cost} ({with_interval(lost)} standard deviations)."
     )
     return Claim("distance", "", estimates, nearer, text)
 
@@ -144,7 +145,7 @@ def _chains(measured: Sampled) -> Claim:
         f"target and weight: {words}; the smallest effective sample size is {smallest:.0f}, a Metropolis test "
         f"{accepts} {100 * acceptance:.0f} % of the steps{temperature}."
     )
-    estimates: dict[str, Estimate] = {
+    estimates: dict[str, Quoted] = {
         "worst R-hat": worst, "smallest effective size": smallest, "acceptance": acceptance
     }  # fmt: skip
     return Claim("mixing", "", estimates, verdict, text)
@@ -154,13 +155,13 @@ def averaging_claim(case: Averaging) -> Claim:
     """What averaging weights does to samples, after correction for all tests."""
     differing: list[str] = []
     same: dict[float, list[str]] = {}
-    estimates: dict[str, Estimate] = {name: found.ends for name, found in case.accuracy.items()}
+    estimates: dict[str, Quoted] = {name: found.ends for name, found in case.accuracy.items()}
     estimates["average - last"] = case.accuracy_difference.ends
     for (weight, measure), p in case.p_values.items():
         if p is not None and p < _LEVEL:
             change = case.differences[weight, measure]
             estimates[f"{TESTED[measure]} at weight {weight:g}"] = change.ends
-            differing.append(f"{TESTED[measure]} at weight {weight:g} by {change.text(3)} (p = {p:.2g})")
+            differing.append(f"{TESTED[measure]} at weight {weight:g} by {with_interval(change, 3)} (p = {p:.2g})")
         else:
             same.setdefault(weight, []).append(TESTED[measure])
     alike = "; ".join(f"{', '.join(words)} at weight {weight:g}" for weight, words in same.items())
@@ -168,8 +169,8 @@ def averaging_claim(case: Averaging) -> Claim:
     rest = f"; no difference shown in {alike}" if differing and alike else ""
     text = (
         f"Parameter averaging after {case.steps} SGD steps: the averaged weights have a held-out accuracy of "
-        f"{share(case.accuracy[AVERAGE])}, the last ones {share(case.accuracy[LAST])} (before: "
-        f"{share(case.accuracy[BEFORE])}; difference {share(case.accuracy_difference)}); from the same starts and "
+        f"{percent(case.accuracy[AVERAGE])}, the last ones {percent(case.accuracy[LAST])} (before: "
+        f"{percent(case.accuracy[BEFORE])}; difference {percent(case.accuracy_difference)}); from the same starts and "
         f"noise, average minus last (Student's t, {len(case.p_values)} tests with Holm's correction at {_LEVEL:g}), "
         f"{what}{rest}."
     )
@@ -191,12 +192,12 @@ def attack_claims(measured: Sampled) -> Iterator[Claim]:
         return
     for label in list(dict.fromkeys(r.label for r in measured.attacks))[:3]:
         parts = []
-        estimates: dict[str, Estimate] = {}
+        estimates: dict[str, Quoted] = {}
         mine = [r for r in measured.attacks if r.label == label]
         for score in dict.fromkeys(r.score for r in measured.attacks):
             given = [r for r in mine if r.score == score]
             estimates |= {f"{score} against {r.against}": r.area.ends for r in given if not r.reason}
-            told = [f"{r.area.text()} against {r.against}" for r in given if not r.reason]
+            told = [f"{with_interval(r.area)} against {r.against}" for r in given if not r.reason]
             why = dict.fromkeys(f"no number ({r.reason})" for r in given if r.reason)
             parts.append(f"the {score} " + ", ".join([*told, *why]))
         verdict = _noticed([r for r in mine if r.score == DISCRIMINATOR])

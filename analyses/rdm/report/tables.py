@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...common.text import Interval
+from ....harness.statistics.intervals import Estimate, proportion
+from ...common.text import ends
 from ...findings import Table, Value
 from ..graph import Array, class_interval
 from ..measured import Separation
@@ -30,7 +31,7 @@ def tables(measured: Separation) -> list[Table]:
     return found
 
 
-def spread(measured: Separation, key: str, tap: str, name: str) -> Interval:
+def spread(measured: Separation, key: str, tap: str, name: str) -> Estimate:
     means = measured.dissimilarity[key, tap]
     if name == "within":
         return class_interval(means.diagonal(), [(c,) for c in range(len(means))])
@@ -39,8 +40,6 @@ def spread(measured: Separation, key: str, tap: str, name: str) -> Interval:
 
 def placed_rows(measured: Separation) -> Iterator[tuple[Value, ...]]:
     """Rows by tap, attack and population, and over all attacks."""
-    from scipy.stats import binomtest
-
     found: dict[tuple[str, str, str], list[Array]] = {}
     for one in measured.placed:
         found.setdefault((one.tap, one.attack, one.population), []).append(one.shares)
@@ -48,12 +47,9 @@ def placed_rows(measured: Separation) -> Iterator[tuple[Value, ...]]:
     for (tap, attack, population), parts in found.items():
         shares = np.concatenate(parts)
         # An image on neither side is half an image on either.
-        reach = binomtest(round(float(shares.sum())), len(shares)).proportion_ci(method="wilson")
-        share = float(shares.mean())
-        yield (
-            tap, measured.depth[tap], attack, population, len(shares), share, min(share, float(reach.low)),
-            max(share, float(reach.high)),
-        )  # fmt: skip
+        reach, share = proportion(round(float(shares.sum())), len(shares)), float(shares.mean())
+        low, high = min(share, reach.low), max(share, reach.high)
+        yield tap, measured.depth[tap], attack, population, len(shares), share, low, high
 
 
 def _accuracy_table(measured: Separation) -> Table:
@@ -61,11 +57,11 @@ def _accuracy_table(measured: Separation) -> Table:
     for variant in measured.variants:
         for tap in measured.taps:
             pairs, null = measured.split(variant, tap).accuracy, measured.split(variant, tap).null
-            mean, low, high = measured.mean(variant, tap)
+            found = measured.mean(variant, tap)
             # The share of permutations at least as good, the observed labels among them.
-            p_value = (1 + int((null >= mean).sum())) / (1 + len(null))
+            p_value = (1 + int((null >= found.value).sum())) / (1 + len(null))
             rows.append((
-                tap, measured.depth[tap], variant.name, variant.network, variant.laplacian, len(pairs), mean, low, high,
+                tap, measured.depth[tap], variant.name, variant.network, variant.laplacian, len(pairs), *ends(found),
                 float(pairs.min()), float(np.median(pairs)), float(null.mean()), float(np.quantile(null, 0.025)),
                 float(np.quantile(null, 0.975)), p_value, float(measured.split(variant, tap).smaller.mean()),
                 int((~measured.split(variant, tap).unique).sum()),
@@ -108,7 +104,7 @@ def _distance_table(measured: Separation) -> Table:
         network = "trained" if key == "hamming" else "untrained"
         head = (tap, measured.depth[tap], network)
         for name in ("within", "between"):
-            rows.append((*head, f"all, {name}", f"all, {name}", *spread(measured, key, tap, name)))
+            rows.append((*head, f"all, {name}", f"all, {name}", *ends(spread(measured, key, tap, name))))
         for i, first in enumerate(measured.classes):
             rows += [(*head, first, measured.classes[j], float(means[i, j]), None, None) for j in range(i, len(means))]
     return Table(

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...common.text import Interval, ends, no_untrained, number, side, span, with_interval
-from ...findings import Claim, Estimate
+from ....harness.statistics.intervals import Estimate
+from ...common.text import ends, no_untrained, number, side, span, with_interval
+from ...findings import Claim, Quoted
 from ..attacked import ATTACKED
 from ..graph import class_interval
 from ..measured import Separation, Variant
@@ -41,7 +42,7 @@ def _separation(measured: Separation) -> Claim:
 
 def _course(measured: Separation) -> Iterator[Claim]:
     main, last = measured.variants[0], measured.taps[-1]
-    means = [measured.mean(main, tap)[0] for tap in measured.taps]
+    means = [measured.mean(main, tap).value for tap in measured.taps]
     if len(means) <= 2 or len(set(means)) <= 1:
         return
     from scipy.stats import spearmanr
@@ -59,7 +60,7 @@ def _course(measured: Separation) -> Iterator[Claim]:
         f"The accuracy {course} with depth (Spearman {correlation:.2f} with the tap's number); {reach}. The "
         f"hardest pair at the last tap is {measured.pair(hardest)} ({pairs[hardest]:.3f})."
     )
-    estimates: dict[str, Estimate] = {"spearman": correlation, measured.pair(hardest): float(pairs[hardest])}
+    estimates: dict[str, Quoted] = {"spearman": correlation, measured.pair(hardest): float(pairs[hardest])}
     yield Claim("course", steady[0] if steady else "", estimates, course, text)
 
 
@@ -85,7 +86,7 @@ def _raw(measured: Separation, other: Variant) -> Claim:
         "it cuts fewer than one image in ten off in at least half of the pairs (normalised: at "
         f"{tight}){': it follows outliers there' if loose > tight else ''}."
     )
-    estimates: dict[str, Estimate] = {"accuracy": ends(raw), "uneven taps": loose, "uneven taps, normalised": tight}
+    estimates: dict[str, Quoted] = {"accuracy": ends(raw), "uneven taps": loose, "uneven taps, normalised": tight}
     return Claim("raw-laplacian", last, estimates, "follows outliers" if loose > tight else "", text)
 
 
@@ -138,7 +139,7 @@ def _few(measured: Separation) -> Iterator[Claim]:
         yield Claim("few-images", "", {"images": fewest, "classes left out": measured.left_out}, sentence=text)
 
 
-def _gap(measured: Separation, variant: Variant, other: Variant, tap: str | None = None) -> Interval:
+def _gap(measured: Separation, variant: Variant, other: Variant, tap: str | None = None) -> Estimate:
     """Differences in accuracy, pair by pair, at one tap or on average over all, with their interval."""
     taps = measured.taps if tap is None else [tap]
     gaps = np.mean([measured.split(variant, t).accuracy - measured.split(other, t).accuracy for t in taps], axis=0)
@@ -149,10 +150,9 @@ def _unstable(measured: Separation, variant: Variant) -> int:
     return sum(float(np.median(measured.split(variant, tap).smaller)) < 0.1 for tap in measured.taps)
 
 
-def _share(found: Interval) -> str:
+def _share(found: Estimate) -> str:
     return with_interval(found, 3)
 
 
-def _difference(found: Interval) -> str:
-    mean, low, high = found
-    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _difference(found: Estimate) -> str:
+    return with_interval(found, 3, sign="+")

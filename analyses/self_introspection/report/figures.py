@@ -135,7 +135,7 @@ def _relevance(measured: Introspection) -> Lines:
     curves = [
         series(
             name if network == "trained" else f"{name}, {network}",
-            orders.intervals(k),
+            orders.shares[k],
             "solid" if network == "trained" else "dashed",
         )
         for network, orders in measured.orders.items()

@@ -31,7 +31,7 @@ def _errors(measured: Introspection) -> list[Table]:
             "misclassification", "How well a score tells wrong predictions from right ones on clean held-out images.",
             ["score", "wrong", "images", "auroc", "auroc_low", "auroc_high", "minus_max_softmax", "minus_low",
              "minus_high"],
-            [[m.name, errors.wrong, errors.images, *m.auroc, *m.difference] for m in errors.merits],
+            [[m.name, errors.wrong, errors.images, *m.auroc.ends, *m.difference.ends] for m in errors.merits],
         ),
         Table(
             "risk-coverage", "Error rate among the share of images that a score finds least suspicious.",
@@ -45,7 +45,7 @@ def _purity(measured: Introspection) -> Table:
     return Table(
         "purity", "Share of an image's nearest held-out neighbours that have its class, in each space.",
         ["space", "numbers", "purity", "purity_low", "purity_high", "chance", "silhouette"],
-        [[p.space, p.size, *p.share, p.chance, known(p.silhouette)] for p in measured.purities],
+        [[p.space, p.size, *p.share.ends, p.chance, known(p.silhouette)] for p in measured.purities],
     )  # fmt: skip
 
 
@@ -79,7 +79,18 @@ _ENDS = ("mean", "low", "high")
 
 def _crossings(measured: Introspection) -> Table:
     rows: list[list[Value]] = [
-        [c.label, c.code, c.images, *c.flip, *c.start, *c.end[ATTACK], *c.end[NOISE], c.crossed, *c.crossing, *c.lag]
+        [
+            c.label,
+            c.code,
+            c.images,
+            *c.flip.ends,
+            *c.start.ends,
+            *c.end[ATTACK].ends,
+            *c.end[NOISE].ends,
+            c.crossed,
+            *c.crossing.ends,
+            *c.lag.ends,
+        ]
         for c in measured.crossings
     ]
     return Table(
@@ -95,7 +106,15 @@ def _crossings(measured: Introspection) -> Table:
 
 def _nearing(measured: Introspection) -> Table:
     rows: list[list[Value]] = [
-        [c.label, c.code, t, *c.nearing[ATTACK][i], *c.nearing[NOISE][i], c.changed[ATTACK][i], c.changed[NOISE][i]]
+        [
+            c.label,
+            c.code,
+            t,
+            *c.nearing[ATTACK][i].ends,
+            *c.nearing[NOISE][i].ends,
+            c.changed[ATTACK][i],
+            c.changed[NOISE][i],
+        ]
         for c in measured.crossings
         for i, t in enumerate(c.share)
     ]
@@ -108,7 +127,7 @@ def _nearing(measured: Introspection) -> Table:
 
 def _reconstruction(measured: Introspection) -> Table:
     rows: list[list[Value]] = [
-        [tap, i, m.code, m.images_of, m.images, *median, mean]
+        [tap, i, m.code, m.images_of, m.images, *median.ends, mean]
         for m in measured.missed
         for i, (tap, median, mean) in enumerate(zip(measured.taps, m.median, m.mean, strict=True))
     ]
@@ -124,16 +143,16 @@ def _told(measured: Introspection) -> Table:
     return Table(
         "reconstruction-auroc", "How well reconstruction errors tell successes from clean images and noise.",
         ["perturbation", "score", "against", "positives", "negatives", "auroc", "auroc_low", "auroc_high"],
-        [[t.label, t.score, t.against, t.positives, t.negatives, *t.auroc] for t in measured.told],
+        [[t.label, t.score, t.against, t.positives, t.negatives, *t.auroc.ends] for t in measured.told],
     )  # fmt: skip
 
 
 def _layers(measured: Introspection) -> Table:
     rows: list[list[Value]] = [
-        [tap, depth, network, name, *share, *orders.within[depth]]
+        [tap, depth, network, name, *share.ends, *orders.within[depth].ends]
         for network, orders in measured.orders.items()
         for k, name in enumerate(ORDERS)
-        for depth, (tap, share) in enumerate(zip(measured.taps, orders.intervals(k), strict=True))
+        for depth, (tap, share) in enumerate(zip(measured.taps, orders.shares[k], strict=True))
     ]
     return Table(
         "relevance-layers", "Share of relevance to the predicted class by layer, and the rank correlation of both "
@@ -146,7 +165,7 @@ def _layers(measured: Introspection) -> Table:
 
 def mean_within(orders: Orders) -> float:
     """The rank correlation of both orders inside a layer, mean over layers that have one."""
-    found = [value for value, _, _ in orders.within if math.isfinite(value)]
+    found = [one.value for one in orders.within if math.isfinite(one.value)]
     return sum(found) / len(found) if found else math.nan
 
 
@@ -156,7 +175,7 @@ def _orders(measured: Introspection) -> Table:
         "layers; of each order with itself on the other half of the images; mean |correlation| after shuffling.",
         ["network", "rank_correlation", "low", "high", "within_layers_mean", "halves_correlation",
          "halves_gradient_x_activation", "shuffled_mean_correlation"],
-        [[n, *o.agreement, mean_within(o), *o.halves, o.permuted] for n, o in measured.orders.items()],
+        [[n, *o.agreement.ends, mean_within(o), *o.halves, o.permuted] for n, o in measured.orders.items()],
     )  # fmt: skip
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from ....harness.statistics.intervals import Estimate
 from ...common.text import no_untrained, side, with_interval
-from ...findings import Claim, Estimate
-from ..measured import ATTACK, NOISE, Crossing, Interval, Introspection
+from ...findings import Claim, Quoted
+from ..measured import ATTACK, NOISE, Crossing, Introspection
 from ..strips import ORDERS
 from .figures import FEWEST, shown_paths
 from .tables import mean_within
@@ -18,13 +19,17 @@ def claims(measured: Introspection, shown: int) -> list[Claim]:
     return [*found, _agreement(measured), _layers(measured), *no_untrained(measured.no_untrained)]
 
 
-def _text(interval: Interval, digits: int = 3) -> str:
-    return with_interval(interval, digits)
+def _text(found: Estimate, digits: int = 3) -> str:
+    return with_interval(found, digits)
+
+
+def _ends(found: Mapping[str, Estimate]) -> dict[str, Quoted]:
+    return {name: one.ends for name, one in found.items()}
 
 
 def _errors(measured: Introspection) -> Claim:
     errors = measured.errors
-    estimates: dict[str, Estimate] = {"wrong": errors.wrong, "images": errors.images}
+    estimates: dict[str, Quoted] = {"wrong": errors.wrong, "images": errors.images}
     if not errors.merits:
         text = (
             f"The model is wrong about {errors.wrong} of {errors.images} held-out images, too few (or too many) to say "
@@ -40,8 +45,11 @@ def _errors(measured: Introspection) -> Claim:
         f"entropy {_text(merits['entropy'].auroc)}. The difference to max-softmax, {_text(fringe.difference)}, is "
         f"{where}; with principal components of the same size the fringe has {_text(linear.auroc)}."
     )
-    estimates |= {"fringe": fringe.auroc, "fringe minus max-softmax": fringe.difference, "fringe, pca": linear.auroc}
-    estimates |= {name: merits[name].auroc for name in ("max-softmax", "entropy")}
+    estimates |= {
+        "fringe": fringe.auroc.ends, "fringe minus max-softmax": fringe.difference.ends,
+        "fringe, pca": linear.auroc.ends,
+    }  # fmt: skip
+    estimates |= {name: merits[name].auroc.ends for name in ("max-softmax", "entropy")}
     return Claim("errors-in-fringe", "", estimates, where, text)
 
 
@@ -59,7 +67,7 @@ def _purity(measured: Introspection) -> Claim:
     )
     text += f", in an untrained network {_text(shares['untrained'])}" if "untrained" in shares else ""
     text += f", in the pooled last layer, without a code, {_text(shares['pooled'])}."
-    return Claim("purity", "", {**shares, "chance": chance}, sentence=text)
+    return Claim("purity", "", {**_ends(shares), "chance": chance}, sentence=text)
 
 
 def _tracks(measured: Introspection, shown: int) -> Iterator[Claim]:
@@ -94,15 +102,15 @@ def _crossing(c: Crossing) -> Claim:
         f"to the reached class lie {_text(c.start, 2)} of the images at the start, {_text(c.end[ATTACK], 2)} at the "
         f"end, and {_text(c.end[NOISE], 2)} with noise of the same size."
     )
-    estimates: dict[str, Estimate] = {
-        "flip": c.flip, "start": c.start, "end": c.end[ATTACK], "noise": c.end[NOISE], "crossed": c.crossed,
-        "crossing": c.crossing, "lag": c.lag,
+    estimates: dict[str, Quoted] = {
+        "flip": c.flip.ends, "start": c.start.ends, "end": c.end[ATTACK].ends, "noise": c.end[NOISE].ends,
+        "crossed": c.crossed, "crossing": c.crossing.ends, "lag": c.lag.ends,
     }  # fmt: skip
     return Claim("crossing", c.label, estimates, verdict, text)
 
 
 def _reconstruction(measured: Introspection, shown: int) -> list[Claim]:
-    by_label: dict[str, dict[tuple[str, str], Interval]] = {}
+    by_label: dict[str, dict[tuple[str, str], Estimate]] = {}
     for t in measured.told:
         if t.positives >= FEWEST:
             by_label.setdefault(t.label, {})[t.score, t.against] = t.auroc
@@ -121,7 +129,7 @@ def _reconstruction(measured: Introspection, shown: int) -> list[Claim]:
                 f"{_text(estimates['noise, pca'])}, plain activation norm "
                 f"{_text(estimates['noise, activation norm'])})."
             )
-            found.append(Claim("reconstruction", label, dict(estimates), sentence=text))
+            found.append(Claim("reconstruction", label, _ends(estimates), sentence=text))
     return found
 
 
@@ -132,10 +140,10 @@ def _agreement(measured: Introspection) -> Claim:
         f"rank correlation {_text(trained.agreement, 2)} over all layers and {within:.2f} on average "
         f"inside a layer (each order with itself on other images: {trained.halves[0]:.2f} and {trained.halves[1]:.2f})"
     )
-    estimates: dict[str, Estimate] = {"all layers": trained.agreement, "within layers": within}
+    estimates: dict[str, Quoted] = {"all layers": trained.agreement.ends, "within layers": within}
     if "untrained" in measured.orders:
         before = measured.orders["untrained"]
-        estimates |= {"untrained, all layers": before.agreement, "untrained, within layers": mean_within(before)}
+        estimates |= {"untrained, all layers": before.agreement.ends, "untrained, within layers": mean_within(before)}
         text += f"; in the untrained network {_text(before.agreement, 2)} and {mean_within(before):.2f}"
     return Claim("orders-agree", "", estimates, sentence=f"{text}.")
 
@@ -143,10 +151,10 @@ def _agreement(measured: Introspection) -> Claim:
 def _layers(measured: Introspection) -> Claim:
     tops = {}
     for k, name in enumerate(ORDERS):
-        shares = measured.orders["trained"].intervals(k)
-        top = int(measured.orders["trained"].shares[k].argmax())
+        shares = measured.orders["trained"].shares[k]
+        top = max(range(len(shares)), key=lambda i: shares[i].value)
         tops[name] = (measured.taps[top], shares[top])
     parts = "; by ".join(f"{name}: {tap} with {_text(share, 2)}" for name, (tap, share) in tops.items())
-    estimates = {f"{name}: {tap}": share for name, (tap, share) in tops.items()}
+    estimates = _ends({f"{name}: {tap}": share for name, (tap, share) in tops.items()})
     text = f"The layer with the largest share of relevance is, by {parts}."
-    return Claim("most-relevant-layer", "", dict(estimates), sentence=text)
+    return Claim("most-relevant-layer", "", estimates, sentence=text)

@@ -1,4 +1,4 @@
-"""The default engine: tasks one after the other, in this process."""
+"""Tasks one after the other, in this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ...core.interrupts import contained
-from . import Compute, Outcome, Task
+from ..work import Compute, Outcome, Result, Task
 
 DECIDES_NO_NUMBER = True
 
@@ -33,6 +33,11 @@ class LocalEngine:
         task = self._waiting.popleft()
         try:
             with contained():
-                return Outcome(task.number, tuple(self._compute(task, lambda share: tell(task.number, share))))
+                outputs = self._compute(task, lambda share: tell(task.number, share))
+                return Outcome(task.number, tuple(Result.of(output) for output in outputs))
         except Exception as error:
             return Outcome(task.number, error=error)
+
+    def close(self) -> None:
+        """Nothing was started."""
+        self._waiting.clear()

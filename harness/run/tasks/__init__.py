@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .dispatch import compute
-from .workbench import Workbench
+from .workbench import Workbench, open_bench
 
-__all__ = ["Workbench", "compute"]
+__all__ = ["Workbench", "compute", "open_bench"]

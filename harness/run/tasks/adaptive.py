@@ -16,8 +16,8 @@ from ...core.seeds import derive_seed, forked_rng
 from ...plan.cells import Opponent, PerturbJob
 from ...suite.instances import make_perturbation
 from ...tracing.traced_model import Instruments
-from ..engines import Output
 from ..fitted_target import DetectorDefence
+from ..work import Output
 from .lent import lent, lent_instruments
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
 from .workbench import Workbench

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....analyses.base import AnalysisInput, ImageSet, PerturbedSet, measured_class
+from ....analyses.standing import prepared_class
 from ...core.errors import AftershockError
-from ...core.process_state import guarded_part, noted
+from ...core.process_state import Changes, guarded_part, noted
 from ...core.registry import ANALYSES
 from ...core.seeds import derive_seed
 from ...core.state import decode, encode
-from ...plan.cells import AnalysisJob, PerturbedKeys, SetName, TraceKeys
+from ...plan.cells import AnalysisJob, PerturbedKeys, PreparationJob, SetName, TraceKeys
 from ...plan.models import untrained_classifier
 from ...tracing.rows import ChunkedRows
 from ...tracing.traced_model import Instruments
 from ...tracing.traces import Need
-from ..engines import Output
+from ..work import Output
 from ..workers.standins.analyses import PluginAnalysis
 from .lent import lent_instruments
 from .workbench import Workbench
@@ -36,33 +38,50 @@ def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
         instruments=instruments,
         untrained=lambda draw=0: _untrained(bench, job.model, instruments, job.seed, draw),
         classes=tuple(bench.dataset.classes),
-        fit=_clean(bench, job, job.fit, "fit", needs),
-        evaluate=_clean(bench, job, job.evaluate, "evaluate", needs),
+        fit=_clean(bench, job.model, job.fit, "fit", needs),
+        evaluate=_clean(bench, job.model, job.evaluate, "evaluate", needs),
         perturbed={p.label: _perturbed(bench, job, p, needs) for p in job.perturbed},
         seed=job.seed,
         progress=bench.tell,
+        prepared=_prepared(bench, job, analysis) if job.prepared else None,
     )
-    kind = measured_class(analysis)
     with guarded_part(analysis) as changes:
         measured = analysis.measure(given)
-    if not isinstance(measured, kind):
-        raise AftershockError(f"measure() returned {type(measured).__name__} instead of {kind.__name__}")
-    tensors, value = encode(measured)
+    return _output(key, "measure", measured, measured_class(analysis), changes)
+
+
+def compute_preparation(bench: Workbench, key: str, job: PreparationJob) -> Output:
+    """Let an analysis learn of a model what it needs for every perturbation."""
+    analysis = ANALYSES.get(job.part.name)(**job.part.params)
+    fit = _clean(bench, job.model, job.fit, "fit", analysis.needs)
+    with guarded_part(analysis) as changes:
+        prepared = analysis.prepare(fit)
+    return _output(key, "prepare", prepared, prepared_class(analysis), changes)
+
+
+def _output(key: str, method: str, made: object, kind: type[Any], changes: Changes) -> Output:
+    """What a method made, as it is stored."""
+    if not isinstance(made, kind):
+        raise AftershockError(f"{method}() returned {type(made).__name__} instead of {kind.__name__}")
+    tensors, value = encode(made)
     # What cannot be read again is said now, not when tables are written.
     decode(kind, tensors, value)
-    return Output(key, tensors, noted({"measured": value}, changes))
+    return Output(key, tensors, noted({f"{method}d": value}, changes))
 
 
-def _clean(
-    bench: Workbench, job: AnalysisJob, chunks: Sequence[TraceKeys], name: SetName, needs: Sequence[Need]
-) -> ImageSet:
+def _prepared(bench: Workbench, job: AnalysisJob, analysis: Any) -> object:
+    tensors, values = bench.reader.load(job.prepared), bench.reader.values(job.prepared)
+    return decode(prepared_class(analysis), tensors, values["prepared"])
+
+
+def _clean(bench: Workbench, model: str, chunks: Sequence[TraceKeys], name: SetName, needs: Sequence[Need]) -> ImageSet:
     positions, split = bench.sets.of(name), bench.source(name)
     labels = split.labels(positions.tolist())
 
     def read(rows: slice) -> Tensor:
         return split.images(positions[rows].tolist())
 
-    return _set(bench, job.model, chunks, needs, labels, read)
+    return _set(bench, model, chunks, needs, labels, read)
 
 
 def _set(

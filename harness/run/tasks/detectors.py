@@ -20,13 +20,14 @@ from ...core.seeds import derive_seed, forked_rng, generator
 from ...evaluation.rankability import OPENED, STARTED
 from ...plan.cells import FitJob, ScoreJob, TraceKeys
 from ...tracing.traces import Traces
-from ..engines import Output
+from ..work import Output
 from ..workers.standins.detectors import PluginDetector
 from .rescoring import rescore
 from .workbench import Workbench
 
-# Rows that a detector scores at once: few at first, so that a slow one is noticed early.
-SCORE_BATCHES = (1, 8, 64, 512)
+# Rows that a detector scores at once, and those that are tried before, so that a slow one is noticed early.
+SCORE_BATCH = 512
+TRIED_BATCHES = (1, 8, 64)
 
 
 def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
@@ -86,32 +87,43 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
     """Score traces with a fitted detector, float64 (n,)."""
     detector = bench.detector(job.fit, job.part)
     traces = bench.traces(job.model, job.traces, detector.needs)
-    spent = 0.0
-    scores, start, limit = [torch.empty(0, dtype=torch.float64)], 0, bench.suite.limits.score_seconds
-    # One that was fast enough before need not be watched so closely again; what is drawn depends on the batches.
-    sizes = SCORE_BATCHES[-1:] if job.fit in bench.timely and not detector.randomised else SCORE_BATCHES
-    changes = []
-    while start < len(traces):
-        batch = traces[start : start + sizes[min(len(scores), len(sizes)) - 1]].alone()
-        seed = derive_seed(0, "score", key, start)
-        given, taken, imported, changed = _score(detector, batch, seed)
-        if imported or taken > limit * len(batch):
-            # Only the first call pays for imports and compilation, and a disturbance is over.
-            taken = _score(detector, batch, seed)[1]
-        if taken > limit * len(batch):
-            raise AftershockError(
-                f"score() took {taken / len(batch):.2g} CPU seconds per image, twice: make it faster, or raise "
-                f"score_seconds = {limit:g} under [limits] in the suite"
-            )
-        scores.append(given)
+    limit = bench.suite.limits.score_seconds
+    scored = [torch.empty(0, dtype=torch.float64)]
+    changes, spent = [], 0.0
+    if job.fit not in bench.timely:
+        # One that takes very long is noticed with few images. These scores are not kept: how images are put into
+        # batches must not depend on what was computed before, since it moves last digits and what is drawn.
+        for size in (size for size in TRIED_BATCHES if size < len(traces)):
+            changes.append(_score_in_time(detector, traces[:size].alone(), derive_seed(0, "try", key, size), limit)[2])
+    for start in range(0, len(traces), SCORE_BATCH):
+        batch = traces[start : start + SCORE_BATCH].alone()
+        given, taken, changed = _score_in_time(detector, batch, derive_seed(0, "score", key, start), limit)
+        scored.append(given)
         changes.append(changed)
         spent += taken
-        start += len(batch)
     bench.timely.add(job.fit)
-    found = torch.cat(scores)
+    found = torch.cat(scored)
     again, reasons = rescore(bench, job, traces, found) if job.recheck != "none" and len(traces) else ({}, {})
     values = {"score_seconds": spent, "rows": len(traces), "recheck": reasons, **notes_of(detector)}
     return Output(key, {"score": found, **again}, noted(values, *changes))
+
+
+def _score_in_time(detector: Detector, batch: Traces, seed: int, limit: float) -> tuple[Tensor, float, Changes]:
+    """Return scores, the seconds that they took, and what the call changed; one that took too long is repeated.
+
+    Raises:
+        AftershockError: if it takes more than ``limit`` CPU seconds an image both times.
+    """
+    given, taken, imported, changed = _score(detector, batch, seed)
+    if imported or taken > limit * len(batch):
+        # Only the first call pays for imports and compilation, and a disturbance is over.
+        taken = _score(detector, batch, seed)[1]
+    if taken > limit * len(batch):
+        raise AftershockError(
+            f"score() took {taken / len(batch):.2g} CPU seconds per image, twice: make it faster, or raise "
+            f"score_seconds = {limit:g} under [limits] in the suite"
+        )
+    return given, taken, changed
 
 
 def _score(detector: Detector, batch: Traces, seed: int) -> tuple[Tensor, float, bool, Changes]:

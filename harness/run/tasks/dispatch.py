@@ -16,21 +16,19 @@ from ...plan.cells import (
     AnalysisJob,
     ControlJob,
     DerivedJob,
-    EncodersJob,
     ExtraJob,
     FitJob,
     ModelJob,
     PerturbJob,
-    PropagationJob,
+    PreparationJob,
     ScoreJob,
     TraceJob,
 )
-from ..engines import Output, Task
+from ..work import Output, Task
 from .adaptive import compute_adaptive
-from .analyses import compute_analysis
+from .analyses import compute_analysis, compute_preparation
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
-from .propagation import compute_encoders, compute_propagation
 from .traces import compute_extra, compute_traces
 from .workbench import Workbench
 
@@ -45,8 +43,7 @@ _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
     ExtraJob: compute_extra,
     FitJob: compute_fit,
     ScoreJob: compute_scores,
-    EncodersJob: compute_encoders,
-    PropagationJob: compute_propagation,
+    PreparationJob: compute_preparation,
     AnalysisJob: compute_analysis,
 }
 

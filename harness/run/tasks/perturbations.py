@@ -16,7 +16,7 @@ from ...core.seeds import Draws, derive_seed
 from ...plan.cells import ControlJob, DerivedJob, PerturbJob
 from ...suite.instances import make_perturbation
 from ...tracing.traced_model import Instruments
-from ..engines import Output
+from ..work import Output
 from ..workers.standins.detectors import PluginDetector
 from ..workers.standins.perturbations import PluginPerturbation
 from .lent import lent_instruments

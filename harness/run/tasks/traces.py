@@ -10,7 +10,7 @@ from ...core.seeds import generator
 from ...plan.cells import Cell, ExtraJob, TraceJob
 from ...tracing.recorder import input_gradient, record
 from ...tracing.traced_model import view_seed
-from ..engines import Output
+from ..work import Output
 from .workbench import Workbench
 
 

@@ -23,7 +23,7 @@ from ...suite.resolved import DetectorPart, ModelPart, Suite
 from ...tracing.traced_model import Instruments
 from ...tracing.traces import Need, Traces
 from ..context import Context
-from ..engines import Output
+from ..work import Output
 from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
 from ..workers.standins.detectors import PluginDetector

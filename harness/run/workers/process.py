@@ -338,7 +338,7 @@ class Worker:
         if self._process is not None:
             # A moment for one that is ending by itself, whose status says more.
             with suppress(subprocess.TimeoutExpired):
-                why = f"it ended its process ({_status(self._process.wait(2))})"
+                why = f"it ended its process ({ended_how(self._process.wait(2))})"
         self.close()
         return WorkerEndedError(why)
 
@@ -367,7 +367,8 @@ def _is_answer(values: Mapping[str, Any]) -> bool:
     return numbers and all(isinstance(names, list) for names in lists)
 
 
-def _status(status: int) -> str:
+def ended_how(status: int) -> str:
+    """The status of a process that has ended, or the signal that ended it, for a person."""
     if status >= 0:
         return f"status {status}"
     try:

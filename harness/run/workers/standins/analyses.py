@@ -13,7 +13,7 @@ from .....analyses.base import Analysis, AnalysisInfo, AnalysisInput
 from .....analyses.findings import Findings
 from ....core.errors import AftershockError
 from ....tracing.traces import Need
-from ...engines import Output
+from ...work import Output
 from ..channel import Message
 from ..packing import unpack_needs
 from .part import Instance, PluginPart

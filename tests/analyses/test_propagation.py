@@ -10,20 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aftershock.analyses.propagation import measures as propagation
-from aftershock.analyses.propagation.measures import (
-    METRICS,
-    NEEDS,
-    Encoders,
-    Summary,
-    cka,
-    fit_encoders,
-    measure,
-    propagation_rows,
-    summarise,
-)
+from aftershock.analyses.propagation import encoders as learned
+from aftershock.analyses.propagation.encoders import NEEDS, Encoders, fit_encoders
+from aftershock.analyses.propagation.measured import Moved, Propagated
+from aftershock.analyses.propagation.measures import METRICS, cka, measure
+from aftershock.analyses.propagation.report.tables import Summary, summarise, tables
 from aftershock.detectors.codes.som import fit_som as fit_map
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.core.state import decode, encode
+from aftershock.harness.evaluation.csv_files import COLUMNS
 from aftershock.harness.tracing.bits import pack
 from aftershock.harness.tracing.traces import Need, TapInfo, Traces, pool, sampled_units
 from safetensors.torch import load_file, save_file
@@ -216,8 +211,8 @@ def test_a_tap_that_never_varies_in_fit_is_measured(clean_values: list[Tensor]) 
     assert values.isfinite().all()
     # Nothing was learned about it, but what needs no encoder still sees the change.
     assert (values[METRICS.index("bit_flip_rate"), :, 1] > 0).all()
-    tensors, state = fitted.state()
-    again = Encoders.from_state(tensors, state)
+    tensors, state = encode(fitted)
+    again = decode(Encoders, tensors, state)
     assert torch.equal(measure(again, record(dead), record(clean_values)), values)
 
 
@@ -250,8 +245,8 @@ def test_a_long_fit_set_is_thinned_evenly_for_the_map(
         seen.append(data)
         return fit_map(data, rows, columns)
 
-    monkeypatch.setattr(propagation, "fit_som", fit_som)
-    monkeypatch.setattr(propagation, "_SOM_IMAGES", 80)
+    monkeypatch.setattr(learned, "fit_som", fit_som)
+    monkeypatch.setattr(learned, "_SOM_IMAGES", 80)
     batches = Traces.batches
     monkeypatch.setattr(Traces, "batches", lambda self, size=256: batches(self, 37))
     found = fit_encoders(record(fit_values, torch.arange(300) % CLASSES))
@@ -301,7 +296,7 @@ def test_few_images_are_measured(encoders: Encoders, clean_values: list[Tensor],
     alignment = cka(clean, moved)
     assert alignment.shape == (len(TAPS),)
     assert alignment.isnan().all()
-    rows = propagation_rows({}, "success", [t.name for t in TAPS], values, alignment)
+    rows = rows_of([t.name for t in TAPS], {"success": Moved(values, alignment)})
     assert len(rows) == (len(METRICS) + 1) * len(TAPS) * n
 
 
@@ -370,7 +365,7 @@ def test_encoders_are_deterministic_and_draw_nothing(fit_values: list[Tensor], e
     before = torch.get_rng_state()
     again = fit_encoders(record(fit_values, torch.arange(300) % CLASSES))
     assert torch.equal(torch.get_rng_state(), before)
-    first, second = encoders.state(), again.state()
+    first, second = encode(encoders), encode(again)
     assert first[1] == second[1]
     assert all(torch.equal(first[0][k], second[0][k]) for k in first[0])
 
@@ -378,9 +373,9 @@ def test_encoders_are_deterministic_and_draw_nothing(fit_values: list[Tensor], e
 def test_encoders_go_through_safetensors_and_json(
     encoders: Encoders, clean_values: list[Tensor], moved_values: list[Tensor], tmp_path: Path
 ) -> None:
-    tensors, state = encoders.state()
+    tensors, state = encode(encoders)
     save_file(tensors, tmp_path / "encoders.safetensors")
-    again = Encoders.from_state(load_file(tmp_path / "encoders.safetensors"), json.loads(json.dumps(state)))
+    again = decode(Encoders, load_file(tmp_path / "encoders.safetensors"), json.loads(json.dumps(state)))
     assert list(again.taps) == list(encoders.taps)
     clean, moved = record(clean_values), record(moved_values)
     assert torch.equal(measure(again, clean, moved), measure(encoders, clean, moved))
@@ -396,13 +391,17 @@ def test_a_summary_is_numpys() -> None:
     assert summarise(torch.empty(0)) == Summary(0)
 
 
+def rows_of(taps: list[str], populations: dict[str, Moved]) -> list[dict[str, object]]:
+    (table,) = tables(Propagated(taps, {"pgd": populations}))
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
 def test_rows_have_the_tables_columns() -> None:
-    base = {"dataset": "digits", "model": "cnn", "seed": 0, "perturbation": "pgd"}
     values = torch.arange(len(METRICS) * 5 * 2.0).reshape(len(METRICS), 5, 2)
-    rows = propagation_rows(base, "failed", ["x", "y"], values, torch.tensor([0.25, math.nan]))
-    columns = "dataset,model,seed,perturbation,population,depth,tap,metric,n,mean,q05,q50,q95"
-    assert all(",".join(row) == columns for row in rows)
+    rows = rows_of(["x", "y"], {"failed": Moved(values, torch.tensor([0.25, math.nan]))})
+    assert all(("dataset", "model", "seed", *row) == COLUMNS["propagation"] for row in rows)
     assert len(rows) == 2 * (len(METRICS) + 1)
+    assert {row["perturbation"] for row in rows} == {"pgd"}
     flips = next(r for r in rows if r["metric"] == "bit_flip_rate" and r["tap"] == "y")
     own = values[METRICS.index("bit_flip_rate"), :, 1]
     assert (flips["population"], flips["depth"], flips["n"], flips["mean"]) == ("failed", 1, 5, float(own.mean()))
@@ -411,7 +410,6 @@ def test_rows_have_the_tables_columns() -> None:
         (0.25, None, None, None, 5),
         (None, None, None, None, 5),
     ]
-    assert not any(r["metric"] == "cka" for r in propagation_rows(base, "failed", ["x", "y"], values))
 
 
 def test_mistakes_say_what_to_do(encoders: Encoders, clean_values: list[Tensor]) -> None:
@@ -427,4 +425,4 @@ def test_mistakes_say_what_to_do(encoders: Encoders, clean_values: list[Tensor])
     with pytest.raises(UsageError, match="different taps"):
         cka(clean, replace(clean, taps=TAPS[:2]))
     with pytest.raises(ValueError, match="do not fit"):
-        propagation_rows({}, "success", ["x"], torch.zeros(len(METRICS), 3, 2))
+        Moved(torch.zeros(len(METRICS), 3, 2), torch.zeros(1))

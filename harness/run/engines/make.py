@@ -1,0 +1,69 @@
+"""Making the engine that a caller chose, with as many workers as there are to be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from ...core.errors import UsageError
+from ...core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS
+from ..context import Context
+from ..options import EngineChoice
+from ..work import Compute, Engine
+from .local import LocalEngine
+from .processes import WorkersEngine
+
+DECIDES_NO_NUMBER = True
+
+
+def make_engine(
+    choice: EngineChoice, context: Context, here: Compute, say: Callable[[str], None], debug: bool
+) -> Engine:
+    """Return the engine that a caller chose.
+
+    Args:
+        choice: made by the caller.
+        context: surroundings of the run's tasks.
+        here: computes tasks in this process.
+        say: told sentences that a person should see.
+        debug: stop at the first error: everything is computed here, where its traceback can be shown.
+
+    Raises:
+        UsageError: for several workers, where a part is known to this process alone.
+        AftershockError: if they cannot be started.
+    """
+    session = _of_this_session(context)
+    if choice.workers is not None and choice.workers > 1 and session:
+        raise UsageError(
+            f"--workers {choice.workers}: {session} is registered in this process alone; put its code into a file "
+            "that the suite names under `plugins`, or use one worker."
+        )
+    devices = (context.device,) if debug or session else _devices(choice.workers, context.device)
+    if len(devices) == 1:
+        return LocalEngine(here)
+    threads = max(1, torch.get_num_threads() // len(devices))
+    return WorkersEngine(context, devices, threads, say)
+
+
+def _devices(workers: int | None, device: str) -> tuple[str, ...]:
+    """The device of each worker: each graphics processor has one, and they take turns where there are more workers."""
+    if os.name != "posix":
+        if workers is not None and workers > 1:
+            raise UsageError(f"--workers {workers}: several workers need Linux or macOS; use one.")
+        return (device,)
+    places = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    count = workers or len(places)
+    return tuple(places[i % len(places)] for i in range(count))
+
+
+def _of_this_session(context: Context) -> str:
+    """Name a part of the suite that was registered in this process; empty where there is none."""
+    suite = context.suite
+    named = [(DATASETS, suite.data), *((MODELS, part) for part in suite.models if part.name)]
+    named += [(PERTURBATIONS, part) for part in suite.perturbations]
+    named += [(DETECTORS, part) for part in suite.detectors]
+    named += [(ANALYSES, part) for part in suite.analyses]
+    found = (f"the {registry.word} {part.name!r}" for registry, part in named if registry.is_of_session(part.name))
+    return next(found, "")

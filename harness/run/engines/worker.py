@@ -1,0 +1,125 @@
+"""What runs in a worker of the local engine: it computes one task after the other until its owner ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..context import Context
+from ..work import Result
+from .elsewhere import Failure, opened, results_of
+
+DECIDES_NO_NUMBER = True
+
+# Shares are told no more often than that, in seconds.
+_OFTEN = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """The first message to a worker.
+
+    Attributes:
+        context: surroundings of the tasks.
+        threads: that it may compute with.
+        place: a folder on the run directory's file system, for the artifacts that it gives away.
+        output: parts may print.
+    """
+
+    context: Context
+    threads: int
+    place: Path
+    output: bool
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence that a person should see."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of the present task that is done."""
+
+    share: float
+
+
+def send(connection: Connection, value: object) -> None:
+    """Send a value by itself: ``Connection.send`` would send tensors as names of memory that both share."""
+    connection.send_bytes(pickle.dumps(value))
+
+
+def receive(connection: Connection) -> Any:
+    """The next value; raises :class:`EOFError` or :class:`OSError` where there is none."""
+    # From our own process, over a connection that nobody else has.
+    return pickle.loads(connection.recv_bytes())  # noqa: S301
+
+
+def main() -> None:
+    """Serve the owner, to whom the descriptor is connected that the first argument names."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    owner = Connection(int(sys.argv[1]))
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(owner, inbox), daemon=True).start()
+    serve(owner, inbox)
+
+
+def _listen(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
+    """Take messages; end the process with its owner, whatever is being computed."""
+    try:
+        while True:
+            inbox.put(receive(owner))
+    except BaseException:
+        # Processes of plugins notice that this one has ended, and end themselves.
+        os._exit(1)
+
+
+def serve(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
+    """Open what the first message says, and answer every task after it with results or a failure; ``None`` ends it."""
+    opening: Opening = inbox.get()
+    torch.set_num_threads(opening.threads)
+    try:
+        with opened(opening.context, opening.output, lambda text: send(owner, Said(text))) as compute:
+            while (task := inbox.get()) is not None:
+                found = results_of(compute, task, _Shares(owner).tell)
+                if not isinstance(found, Failure):
+                    found = _written(found, opening.place)
+                send(owner, found)
+    except Exception as error:
+        send(owner, Failure.of(error, fatal=True))
+
+
+def _written(results: Sequence[Result], place: Path) -> list[Result] | Failure:
+    """Results whose artifacts are files; a disk that is full is the task's failure."""
+    try:
+        return [replace(result, artifact=result.artifact.written(place / result.key)) for result in results]
+    except OSError as error:
+        return Failure.of(error)
+
+
+class _Shares:
+    """Tells shares of a task, not too often."""
+
+    def __init__(self, owner: Connection) -> None:
+        self._owner, self._last = owner, time.monotonic()
+
+    def tell(self, share: float) -> None:
+        """Tell the share that is done."""
+        now = time.monotonic()
+        if now - self._last >= _OFTEN:
+            self._last = now
+            send(self._owner, Share(share))

@@ -1,0 +1,23 @@
+"""What a caller is told while a run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..plan.cells import Cell
+
+DECIDES_NO_NUMBER = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: a cell starts, a share of it is done (long ones tell), or it is over."""
+
+    kind: Literal["start", "share", "done", "kept", "failed", "skipped"]
+    cell: Cell
+    finished: int
+    total: int
+    seconds_left: float
+    reason: str = ""
+    share: float = 0.0

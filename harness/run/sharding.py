@@ -1,0 +1,115 @@
+"""Several processes, on as many machines as there are, that work through one suite by way of a shared cache."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.content_keys import FileDigests
+from ..core.errors import UsageError
+from ..core.files import why
+from ..core.interrupts import contained, listening
+from .options import EngineChoice, Options, Shard
+
+if TYPE_CHECKING:
+    from ..suite.resolved import Suite
+    from .events import Event
+
+
+@dataclass(frozen=True)
+class ShardRun:
+    """What became of a shard.
+
+    Attributes:
+        computed: how many cells it computed; all others came from the cache.
+        failed: reasons of cells that failed, by name.
+        skipped: reasons of cells that cannot work here, by name.
+    """
+
+    computed: int
+    failed: Mapping[str, str]
+    skipped: Mapping[str, str]
+
+
+def parse_shard(text: str) -> Shard:
+    """Return the shard of ``i/n``.
+
+    Raises:
+        UsageError: for anything else, and unless 1 <= i <= n.
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise UsageError(f"--shard {text!r}: write i/n with i from 1 to n, as in 1/4.")
+    return Shard(index, count)
+
+
+def run_shard(
+    suite: str | Path | Mapping[str, Any] | Suite,
+    shard: str,
+    *,
+    data: Path | str | None = None,
+    device: str = "auto",
+    plugins: Sequence[Path | str] = (),
+    limit: int | None = None,
+    only: str | None = None,
+    cache: Path | str | None = None,
+    workers: int | None = None,
+    tell: Callable[[Event], None] = lambda event: None,
+    say: Callable[[str], None] = lambda text: None,
+    debug: bool = False,
+) -> ShardRun:
+    """Compute cells of a suite into the shared cache, beside n - 1 others that do the same; no tables are made.
+
+    Every shard begins with cells of its own and goes on with whatever no other one is computing, until all cells are
+    there. A shard that never starts, or ends early, costs time alone. :func:`aftershock.run` with the same cache
+    makes the tables in the end.
+
+    Args:
+        suite: like that of :func:`aftershock.run`, as are the options.
+        shard: ``i/n``, with i from 1 to n.
+
+    Raises:
+        UsageError: for a mistake in the suite or the options, and for a cache that cannot be written.
+    """
+    from ..store.run_directory import Store
+    from ..suite.resolve import load_suite
+    from ..suite.resolved import Suite
+    from .api import cache_root, data_root
+    from .computing import compute_cells, open_engine
+    from .opening import open_run
+    from .workers.pool import POOL
+    from .workers.process import Allowance
+
+    part, root, shared = parse_shard(shard), data_root(data), cache_root(cache)
+    files = tuple(Path(p).expanduser().absolute() for p in plugins)
+    with listening() as interrupt, contained(), _place(shared, part) as place:
+        options = Options(
+            device, limit, only, False, EngineChoice(workers=workers), tell, say, debug, interrupt, part
+        )  # fmt: skip
+        loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
+        POOL.allow(Allowance.of(loaded.limits, output=debug))
+        opened = open_run(loaded, root, FileDigests(shared / "digests.json"), options)
+        with Store(Path(place), shared) as store, open_engine(opened, store, options) as engine:
+            computed = compute_cells(opened, store, engine, options)
+    cells, summary = computed.plan.cells, computed.finished.summary
+    return ShardRun(
+        len(summary.computed),
+        {str(cells[key].name): reason for key, reason in summary.failed.items()},
+        {str(cells[key].name): reason for key, reason in summary.skipped.items()},
+    )
+
+
+def _place(cache: Path, shard: Shard) -> tempfile.TemporaryDirectory[str]:
+    """A run directory of a shard's own, on the cache's file system, so that cells are linked."""
+    try:
+        (cache / "shards").mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f"{shard.index}-of-{shard.count}-", dir=cache / "shards")
+    except OSError as error:
+        raise UsageError(
+            f"{cache} cannot be written ({why(error)}): shards meet in a cache that all of them share, --cache."
+        ) from error

@@ -1,0 +1,52 @@
+"""The artifact of a cell: its tensors as one safetensors file holds them, made wherever the cell was computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+
+DECIDES_NO_NUMBER = True
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The bytes of a file, or a file that holds them and is given away.
+
+    Attributes:
+        digest: sha256 of the bytes; empty where there are none.
+        size: their number.
+        data: the bytes themselves, or
+        path: a file on the file system of whoever takes it, which is moved away.
+    """
+
+    digest: str = ""
+    size: int = 0
+    data: bytes = b""
+    path: Path | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the artifact of some tensors; that of none is empty.
+
+        Raises:
+            ValueError, RuntimeError: for tensors that have no form on disk (sparse ones, say).
+        """
+        if not tensors:
+            return cls()
+        import safetensors.torch
+
+        # Copies: safetensors refuses tensors that share memory, as a detector's attributes may.
+        data = safetensors.torch.save({n: t.contiguous().clone() for n, t in tensors.items()})
+        return cls(hashlib.sha256(data).hexdigest(), len(data), data)
+
+    def written(self, path: Path) -> Artifact:
+        """Write the bytes to a file; return what names it. Two cells may have the same bytes: each has its own file."""
+        if not self.size:
+            return self
+        path.write_bytes(self.data)
+        return Artifact(self.digest, self.size, path=path)
