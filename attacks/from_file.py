@@ -1,4 +1,4 @@
-"""A perturbation read from a file: what somebody else's attack made, measured like any other."""
+"""A perturbation read from a file: images made by another tool, measured like any other."""
 
 from __future__ import annotations
 

@@ -60,13 +60,13 @@ class ClaDec(Analysis[Decoded]):
     Args:
         taps: ``spread:N`` for N taps evenly by depth (the first and the last among them), ``all``, ``last:N``,
             ``first:N``, or names.
-        images: at most so many fit images are trained on.
-        test_images: at most so many evaluate images are measured on.
+        images: maximum number of fit images that are trained on.
+        test_images: maximum number of evaluate images that are measured on.
         alphas: weights of the classification loss, 0 to 1, beside the mean squared error over pixels.
         seeds: repetitions; fewer than three leave nothing to say about chance in training.
         target: the class that a reconstruction shall keep: the true label, as in the official code, or the prediction.
-        units: at most so many units a tap in the causal check; 0 leaves it out.
-        attacked: at most so many turned images of each perturbation.
+        units: maximum number of units per tap in the causal check; 0 leaves it out.
+        attacked: maximum number of successes of each perturbation.
         gallery: images in the galleries.
         decoder: how every decoder (and RefAE) is trained.
         judge: how the fresh classifiers are trained that read reconstructions.

@@ -25,7 +25,7 @@ class Sampler:
         chains: Chains of each target and weight.
         steps: Steps of every chain, burn-in included.
         burn_in: Steps that are not kept.
-        thin: One of so many states is kept.
+        thin: Number of steps per state that is kept.
         step: Step size, in units of the reference measure's variance (``gaussian``) or of pixels squared (``pixels``);
             by default 0.02 or 0.0004.
         schedule: ``constant``, or ``polynomial``: step · (1 + t / 100)^-0.55.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base.perturbation import late_comers
-from ..base.target import Defence
+from ..base.perturbation import late_successes
+from ..base.target import TargetDetector
 
 
 class Best:
@@ -14,10 +14,10 @@ class Best:
 
     Args:
         clean: (n, channels, height, width); an image for which nothing fools stays what was offered last.
-        defence: the detector.
+        target: the detector.
     """
 
-    def __init__(self, clean: Tensor, defence: Defence) -> None:
+    def __init__(self, clean: Tensor, target: TargetDetector) -> None:
         self.images = clean.clone()
         self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
         self._found = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
@@ -27,7 +27,7 @@ class Best:
         self.asked_score = torch.full_like(self.score, torch.nan)
         self._fooling = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
         self._draws = torch.Generator().manual_seed(0)
-        self._defence = defence
+        self._target = target
         self._parts: list[str] = []
         self._by = torch.full((len(clean),), -1, device=clean.device)
         # Iterates offered for each image, and the one that first got past the detector (0: none did).
@@ -49,7 +49,7 @@ class Best:
         self._by[rows[first | better]] = self._parts.index(part)
         self._found[rows] |= fooled
         self._offers[rows] += 1
-        new = (self._passed[rows] == 0) & ~self.standing[rows]
+        new = (self._passed[rows] == 0) & ~self.not_evaded[rows]
         self._passed[rows[new]] = self._offers[rows[new]]
 
     def _sample(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor) -> None:
@@ -62,7 +62,7 @@ class Best:
     @property
     def late(self) -> int:
         """Images that got past the detector only in the last quarter of the iterates."""
-        return late_comers(self._passed, self._offers)
+        return late_successes(self._passed, self._offers)
 
     @property
     def credits(self) -> list[str]:
@@ -80,11 +80,11 @@ class Best:
         return self._found
 
     @property
-    def ordinary(self) -> Tensor:
+    def below_target(self) -> Tensor:
         """(n,), fooled with a score below the clean median: nothing more to gain."""
-        return self.score <= self._defence.goal
+        return self.score <= self._target.target_score
 
     @property
-    def standing(self) -> Tensor:
+    def not_evaded(self) -> Tensor:
         """(n,), not yet fooled, or flagged."""
-        return self.score > self._defence.threshold
+        return self.score > self._target.threshold

@@ -20,7 +20,7 @@ from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, project, random_in_ball
 from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
-from ..base.target import Defence, Look
+from ..base.target import Observation, TargetDetector
 from ..native.pgd import margin
 from .best_found import Best
 
@@ -34,11 +34,11 @@ _HOT, _COLD = 4.0, 0.5
 _SAFE = 0.1
 
 
-def defended(model: CountingModel) -> Defence:
+def target_of(model: CountingModel) -> TargetDetector:
     """The detector that an attack is made against; raises :class:`UsageError` where there is none."""
-    if model.defence is None:
+    if model.target is None:
         raise UsageError("An adaptive attack is made against a detector: use it in a suite that has detectors.")
-    return model.defence
+    return model.target
 
 
 class Adaptive(Perturbation):
@@ -47,10 +47,10 @@ class Adaptive(Perturbation):
     Args:
         eps: the budget.
         norm: ``linf`` or ``l2``.
-        images: the first so many images of the evaluate set; ``None`` for all.
-        large_eps: the budget at which the attack is checked: it must turn and hide every image there, or the detector's
-            row is flagged ``adaptive-incomplete``; ``None``: eight times ``eps``, for L-inf at most 0.5, where every
-            image can become plain grey.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
+        large_eps: the budget at which the attack is checked: it must fool the model and evade the detector on every
+            image there, or the detector's row is flagged ``adaptive-incomplete``; ``None``: eight times ``eps``, for
+            L-inf at most 0.5, where every image can become plain grey.
 
     Raises:
         UsageError: for a parameter out of range.
@@ -78,7 +78,7 @@ class Adaptive(Perturbation):
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base; the result is the best found by the true score."""
-        best = Best(images, defended(model))
+        best = Best(images, target_of(model))
         try:
             self.improve(best, torch.arange(len(images), device=images.device), model, images, labels, draws)
         finally:
@@ -132,7 +132,7 @@ class _Iterative(Adaptive):
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
         for run in range(self.first_run, self.first_run + self.restarts):
-            rows = rows[(best.standing if run else ~best.ordinary)[rows]]
+            rows = rows[(best.not_evaded if run else ~best.below_target)[rows]]
             if not len(rows):
                 return
             self._run(best, rows, run, model, clean, labels, draws)
@@ -140,22 +140,22 @@ class _Iterative(Adaptive):
     def _run(
         self, best: Best, rows: Tensor, restart: int, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        defence = defended(model)
+        target = target_of(model)
         images = clean[rows]
         if restart:
             own = draws.take(rows.tolist())
             images = (images + random_in_ball(images, self.eps, self._norm, own)).clamp_(0, 1)
-        aims = self.aims(model, defence, clean[rows], labels[rows], restart)
+        aims = self.aims(model, target, clean[rows], labels[rows], restart)
         for step in range(self.steps + 1):
             images = images.detach().requires_grad_()
             with torch.enable_grad():
-                found = self.look(model.of(rows), defence, images, step)
+                found = self.observe(model.of(rows), target, images, step)
                 lead = margin(found.logits, labels[rows])
                 best.offer(rows, images.detach(), lead.detach() > 0, found.score, self.part)
                 if step == self.steps:
                     return
-                direction = self.direction(found, images, lead, defence, aims)
-            going = ~best.ordinary[rows]
+                direction = self.direction(found, images, lead, target, aims)
+            going = ~best.below_target[rows]
             moved = images.detach() + self.size(step) * ascent(direction, self._norm)
             images = self.inside(moved, clean[rows])[going]
             aims = {name: value[going] for name, value in aims.items()}
@@ -168,18 +168,20 @@ class _Iterative(Adaptive):
         rest = (self.steps - step) / self.steps
         return self.step_size * max(0.1, min(1.0, 2 * rest))
 
-    def look(self, model: CountingModel, defence: Defence, images: Tensor, step: int) -> Look:
+    def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
         """One differentiable pass at a step."""
-        return defence.look(model, images)
+        return target.observe(model, images)
 
     def aims(
-        self, model: CountingModel, defence: Defence, clean: Tensor, labels: Tensor, restart: int
+        self, model: CountingModel, target: TargetDetector, clean: Tensor, labels: Tensor, restart: int
     ) -> dict[str, Tensor]:
         """What stays the same for each image during a run, first axis n."""
         return {}
 
     @abstractmethod
-    def direction(self, found: Look, images: Tensor, lead: Tensor, defence: Defence, aims: dict[str, Tensor]) -> Tensor:
+    def direction(
+        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, aims: dict[str, Tensor]
+    ) -> Tensor:
         """Where to go, of the images' shape; ``lead`` is the margin with its graph."""
 
 
@@ -203,7 +205,7 @@ class SurrogateAttack(_Iterative):
             codes forwards and relaxed ones backwards (BPDA). Detectors without a relaxation ignore it.
         weight: of ``joint``.
         restarts: runs per image; from the second on, from a random start, and only for images that still stand.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`Adaptive`.
         first_run: number of the first run: only run 0 starts at the image itself, so an attack that goes on starts
             elsewhere.
@@ -248,22 +250,24 @@ class SurrogateAttack(_Iterative):
         """The method."""
         return self.method
 
-    def look(self, model: CountingModel, defence: Defence, images: Tensor, step: int) -> Look:
+    def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
         share = step / self.steps
         temperature = _HOT ** (1 - share) * _COLD**share
-        return defence.look(model, images, temperature, self.relaxation == "straight-through")
+        return target.observe(model, images, temperature, self.relaxation == "straight-through")
 
-    def direction(self, found: Look, images: Tensor, lead: Tensor, defence: Defence, aims: dict[str, Tensor]) -> Tensor:
+    def direction(
+        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, aims: dict[str, Tensor]
+    ) -> Tensor:
         if found.suspicion is None:
             raise UsageError(
                 "The detector offers no surrogate for gradient attacks: use `adaptive`, which also asks its true score."
             )
         fooled = lead.detach() > _SAFE
         if self.method == "selective":
-            loss = torch.where(fooled, -found.suspicion / defence.scale, lead)
+            loss = torch.where(fooled, -found.suspicion / target.scale, lead)
             return _gradient(loss, images)
         if self.method == "joint":
-            excess = ((found.suspicion - defence.goal) / defence.scale).clamp_min(-1.0)
+            excess = ((found.suspicion - target.target_score) / target.scale).clamp_min(-1.0)
             return _gradient(lead.clamp_max(1.0) - self.weight * excess, images)
         outward = _gradient(lead, images, keep=True)
         quiet = _gradient(-found.suspicion, images)
@@ -296,7 +300,9 @@ class MarginAttack(_Iterative):
         """``start``."""
         return "start"
 
-    def direction(self, found: Look, images: Tensor, lead: Tensor, defence: Defence, aims: dict[str, Tensor]) -> Tensor:
+    def direction(
+        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, aims: dict[str, Tensor]
+    ) -> Tensor:
         return _gradient(lead, images)
 
 
@@ -313,7 +319,7 @@ class FeatureMatching(_Iterative):
         step_size: the first steps' length, by default 2.5 eps / steps; it falls in the second half.
         norm: ``linf`` or ``l2``.
         restarts: guides that are tried, the later ones only for images that still stand.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`Adaptive`.
         first_run: number of the first run, see :class:`SurrogateAttack`.
 
@@ -335,13 +341,13 @@ class FeatureMatching(_Iterative):
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        if len(defended(model).guides().images):
+        if len(target_of(model).guides().images):
             super().improve(best, rows, model, clean, labels, draws)
 
     def aims(
-        self, model: CountingModel, defence: Defence, clean: Tensor, labels: Tensor, restart: int
+        self, model: CountingModel, target: TargetDetector, clean: Tensor, labels: Tensor, restart: int
     ) -> dict[str, Tensor]:
-        guides = defence.guides()
+        guides = target.guides()
         pool, classes = guides.images.to(clean.device), guides.labels.to(clean.device)
         distances = torch.cdist(_logits(model, clean), _logits(model, pool))
         distances[labels[:, None] == classes] = torch.inf
@@ -350,8 +356,8 @@ class FeatureMatching(_Iterative):
         chosen = distances.argsort(dim=1, stable=True).gather(1, ranks[:, None]).squeeze(1)
         # A detach is not enough: features of the guides are taken without a graph at all.
         with torch.no_grad():
-            aimed = defence.look(model, pool[chosen], surrogate=False).features
-            now = defence.look(model, clean, surrogate=False).features
+            aimed = target.observe(model, pool[chosen], surrogate=False).features
+            now = target.observe(model, clean, surrogate=False).features
         found = {name: value.detach() for name, value in aimed.items()}
         scales = {
             f"scale:{name}": (now[name] - value).flatten(1).square().sum(1).clamp_min(1e-12)
@@ -359,7 +365,9 @@ class FeatureMatching(_Iterative):
         }
         return found | scales
 
-    def direction(self, found: Look, images: Tensor, lead: Tensor, defence: Defence, aims: dict[str, Tensor]) -> Tensor:
+    def direction(
+        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, aims: dict[str, Tensor]
+    ) -> Tensor:
         terms = [
             (value - aims[name]).flatten(1).square().sum(1) / aims[f"scale:{name}"]
             for name, value in found.features.items()

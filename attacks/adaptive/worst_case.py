@@ -14,7 +14,7 @@ from ..base.perturbation import CountingModel, PerturbationInfo
 from ..native.pgd import margin
 from ..native.square import search
 from .best_found import Best
-from .pgd import Adaptive, Ball, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, defended
+from .pgd import Adaptive, Ball, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, target_of
 
 # An attack that still brought images past the detector in its last quarter goes on, so often at most, each time with
 # twice the steps; in its own batch fewer images tell than in the flag `unconverged`, which stands on all of them.
@@ -33,7 +33,7 @@ class ScoreSquare(Adaptive):
         eps: the budget.
         queries: questions asked per image, at most; each is one forward and one score.
         norm: ``linf`` or ``l2``.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`~aftershock.attacks.adaptive.pgd.Adaptive`.
 
     Raises:
@@ -76,16 +76,16 @@ class ScoreSquare(Adaptive):
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        defence = defended(model)
+        target = target_of(model)
         # Beyond both boundaries by a hair: other batches round differently.
         slack = 1e-3
 
         def objective(searched: Tensor, images: Tensor, part: Tensor) -> Tensor:
             asked = searched[part]
-            logits, score = defence.judge(model, images)
+            logits, score = target.query(model, images)
             lead = margin(logits, labels[asked])
             best.offer(asked, images, lead > 0, score, self.part)
-            excess = (score - defence.threshold) / defence.scale + slack
+            excess = (score - target.threshold) / target.scale + slack
             return (slack - lead).clamp_min(0) + excess.clamp_min(0).to(lead.dtype)
 
         for part, start in ((best.found[rows], best.images), (~best.found[rows], None)):
@@ -113,7 +113,7 @@ class WorstCase(Adaptive):
             :class:`~aftershock.attacks.adaptive.pgd.SurrogateAttack`.
         restarts: runs of each gradient attack, the later ones from random starts and only for images that still
             stand: a detector that takes the nearest of many patterns has many local minima.
-        images: the first so many images of the evaluate set; ``None`` for all.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
         large_eps: see :class:`~aftershock.attacks.adaptive.pgd.Adaptive`.
 
     Raises:
@@ -157,10 +157,10 @@ class WorstCase(Adaptive):
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        surrogate = defended(model).has_surrogate
+        surrogate = target_of(model).has_surrogate
         for further in range(_FURTHER + 1):
             for attack in self._attacks(surrogate, further):
-                attack.improve(best, rows[best.standing[rows]], model, clean, labels, draws)
+                attack.improve(best, rows[best.not_evaded[rows]], model, clean, labels, draws)
             if best.late < max(_LATE_IMAGES, _LATE_SHARE * len(rows)):
                 return
 

@@ -1,7 +1,7 @@
-"""The only way the harness calls a perturbation: inputs checked, state guarded, results measured, nothing believed.
+"""The only way the harness calls a perturbation: inputs checked, state guarded, results measured.
 
 Libraries return tensors with graphs, "adversarials" that are none when checked again, images beyond their budget,
-and models in another mode than before; here each of these is mended and flagged.
+and models in another mode than before; here each of these is fixed and flagged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ...harness.core.model_state import device_of, untouched
 from ...harness.core.process_state import CHANGED_FLAG, guarded_part
 from ...harness.core.seeds import Draws, derive_seed, forked_rng
 from .geometry import per_image, project
-from .perturbation import CountingModel, Norm, Perturbation, late_comers, norms
-from .target import Defence
+from .perturbation import CountingModel, Norm, Perturbation, late_successes, norms
+from .target import TargetDetector
 
 # A library may round its last clip; only what lies further outside [0, 1] is worth a flag.
 _RANGE_TOLERANCE = 1e-6
@@ -48,7 +48,7 @@ class Limits:
     seconds: float = 120
 
     def check(self, images: int, forwards: int, backwards: int, seconds: float) -> None:
-        """Raise :class:`LimitError` if a batch of so many images has spent more."""
+        """Raise :class:`LimitError` if a batch of this number of images has spent more."""
         spent = (("forwards", forwards, self.forwards), ("backwards", backwards, self.backwards))
         for what, count, limit in (*spent, ("seconds", seconds, self.seconds)):
             if count > limit * images:
@@ -71,7 +71,7 @@ class PerturbedBatch:
         forwards: images sent through the model during the attack, per image.
         backwards: gradients taken during the attack, per image.
         seconds: time spent in the attack.
-        flags: what had to be mended or looks wrong, sorted: ``attached`` (a result with its graph), ``dtype``,
+        flags: what had to be fixed or looks wrong, sorted: ``attached`` (a result with its graph), ``dtype``,
             ``shape`` (not a tensor of the images' shape; the clean images stand in), ``non-finite`` (the clean image
             stands in), ``out-of-range`` (clipped), ``over-budget`` (projected; in L0, which has no projection, the
             clean image stands in), ``zero-gradient`` and
@@ -111,7 +111,7 @@ class _Watch:
         self.labels = labels
         self.passes = torch.zeros_like(labels)
         # The pass in which it was first predicted wrong, counted from 1; 0 for never.
-        self.turned = torch.zeros_like(labels)
+        self.fooled = torch.zeros_like(labels)
         self.zero = torch.zeros((), dtype=torch.bool, device=labels.device)
         self.non_finite = torch.zeros((), dtype=torch.bool, device=labels.device)
 
@@ -126,9 +126,9 @@ class WatchedModel(CountingModel):
     """
 
     def __init__(
-        self, model: nn.Module, labels: Tensor, defence: Defence | None = None, limits: Limits | None = None
+        self, model: nn.Module, labels: Tensor, target: TargetDetector | None = None, limits: Limits | None = None
     ) -> None:
-        super().__init__(model, defence)
+        super().__init__(model, target)
         self.limits, self._clock = limits, Stopwatch()
         self._watch = _Watch(labels)
 
@@ -146,21 +146,21 @@ class WatchedModel(CountingModel):
         these = slice(None) if rows is None else rows
         still_right = logits.detach().argmax(1) == watch.labels[these]
         watch.passes[these] += 1
-        new = ~still_right & (watch.turned[these] == 0)
-        watch.turned[these] = torch.where(new, watch.passes[these], watch.turned[these])
+        new = ~still_right & (watch.fooled[these] == 0)
+        watch.fooled[these] = torch.where(new, watch.passes[these], watch.fooled[these])
 
-        def look(gradient: Tensor) -> None:
+        def watch_gradient(gradient: Tensor) -> None:
             flat = gradient.flatten(1)
             watch.zero |= ((flat == 0).all(1) & still_right).any()
             watch.non_finite |= ~flat.isfinite().all()
 
-        images.register_hook(look)
+        images.register_hook(watch_gradient)
         return logits
 
     @property
-    def turned_late(self) -> int:
-        """Images first predicted wrong in the last quarter of the passes, see :func:`late_comers`."""
-        return late_comers(self._watch.turned, self._watch.passes)
+    def fooled_late(self) -> int:
+        """Images first predicted wrong in the last quarter of the passes, see :func:`late_successes`."""
+        return late_successes(self._watch.fooled, self._watch.passes)
 
     @property
     def flags(self) -> set[str]:
@@ -177,9 +177,9 @@ def perturb_batch(
     indices: Sequence[int],
     seed: int,
     batch_size: int = 128,
-    defence: Defence | None = None,
+    target: TargetDetector | None = None,
     limits: Limits | None = None,
-    judge: nn.Module | None = None,
+    measured_with: nn.Module | None = None,
 ) -> PerturbedBatch:
     """Perturb images and measure what came out.
 
@@ -196,19 +196,19 @@ def perturb_batch(
         indices: the images' positions in their split.
         seed: the seed of the perturbation.
         batch_size: images that are attacked together.
-        defence: the detector that an adaptive attack is made against.
+        target: the detector that an adaptive attack is made against.
         limits: what the attack may spend per image; ``None`` for as much as it likes.
-        judge: the model that the images are measured with, where ``model`` is a copy of it for the attack.
+        measured_with: the model that the images are measured with, where ``model`` is a copy of it for the attack.
 
     Raises:
         LimitError: if the attack takes more time than it may. Where it asks for more forwards or backwards, what an
             adaptive attack found by then stands (other attacks keep theirs to themselves: the clean images stand in),
             with the flag ``limit``.
         UsageError: for wrong inputs, a model that does not return logits, or a package that is not installed.
-        UnavailableError: if the perturbation is not defined for images of this shape and so many classes.
+        UnavailableError: if the perturbation is not defined for this image shape and number of classes.
     """
     _check_inputs(images, labels, indices, batch_size)
-    device, n, judge = device_of(model), len(images), judge or model
+    device, n, measured_with = device_of(model), len(images), measured_with or model
     kept: list[Tensor] = []
     predictions: list[Tensor] = []
     flags: set[str] = set()
@@ -220,19 +220,19 @@ def perturb_batch(
     seconds = 0.0
     with (
         untouched(model),
-        untouched(judge),
+        untouched(measured_with),
         torch.inference_mode(False),
         torch.enable_grad(),
         forked_rng(derive_seed(seed, "measure")),
     ):
         if n:
-            flags |= _check_model(perturbation, judge, images, labels, device)
+            flags |= _check_model(perturbation, measured_with, images, labels, device)
         for start in range(0, n, batch_size):
             part = slice(start, start + batch_size)
             clean, truth = images[part].detach().cpu(), labels[part].detach().cpu()
             chunk = tuple(int(i) for i in indices[part])
             on_device = truth.to(device)
-            watched = WatchedModel(model, on_device, defence, limits).eval()
+            watched = WatchedModel(model, on_device, target, limits).eval()
             with guarded_part(perturbation) as changes, forked_rng(derive_seed(seed, "batch", chunk[0])):
                 clock = Stopwatch()
                 # Copies: an attack that writes into its input must not move what it is measured against.
@@ -256,15 +256,15 @@ def perturb_batch(
                 asked.append(watched.asked[known].detach().cpu())
                 asked_scores.append(watched.asked_score[known].detach().double().cpu())
             forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
-            late += max(watched.late, watched.turned_late)
-            mended, found = _mend(made, clean, perturbation.eps, perturbation.norm)
+            late += max(watched.late, watched.fooled_late)
+            fixed, found = _fix(made, clean, perturbation.eps, perturbation.norm)
             flags |= found | watched.flags
-            judge.eval()
+            measured_with.eval()
             with torch.no_grad():
-                logits = judge(mended.to(device))
+                logits = measured_with(fixed.to(device))
             if not bool(logits.isfinite().all()):
                 flags.add("non-finite-logits")
-            kept.append(mended)
+            kept.append(fixed)
             predictions.append(logits.argmax(1).cpu())
     if not n:
         kept, predictions = [images.detach().cpu()], [torch.empty(0, dtype=torch.int64)]
@@ -399,7 +399,7 @@ def _check_model(
     return set() if same else {"randomised-model"}
 
 
-def _mend(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> tuple[Tensor, set[str]]:
+def _fix(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> tuple[Tensor, set[str]]:
     """x' as it should have come back (float32, finite, in [0, 1], within its budget), and what was wrong with it."""
     if not isinstance(made, Tensor) or made.shape != clean.shape or made.is_complex():
         return clean.clone(), {"shape"}

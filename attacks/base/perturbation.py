@@ -1,7 +1,7 @@
-"""What a perturbation is: anything that turns x into x', with what the harness has to know about it.
+"""What a perturbation is: anything that maps x to x', with what the harness has to know about it.
 
 A perturbation only proposes images. Whether they fool the model, stay in their budget and in [0, 1] is measured by
-:mod:`aftershock.attacks.base.perturb_batch`, never believed.
+:mod:`aftershock.attacks.base.perturb_batch`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...harness.core.seeds import Draws
 from .kinds import Effort
 
 if TYPE_CHECKING:
-    from .target import Defence
+    from .target import TargetDetector
 
 Kind = Literal["noise", "corruption", "attack", "adaptive"]
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -85,7 +85,7 @@ class CountingModel(nn.Module):
     """The model as an attack sees it: images in [0, 1] to logits, in eval mode, with every pass counted.
 
     Attributes:
-        defence: the detector that an adaptive attack is made against; ``None`` for every other attack.
+        target: the detector that an adaptive attack is made against; ``None`` for every other attack.
         credits: what an attack of several parts says about its result: the part that made each image.
         told: what an adaptive attack says its detector told it of the result: the true score of each image (n,).
         asked: one fooling iterate of each image, (n, channels, height, width), and
@@ -94,10 +94,10 @@ class CountingModel(nn.Module):
         late: how many images an adaptive attack brought past its detector only in its last quarter.
     """
 
-    def __init__(self, model: nn.Module, defence: Defence | None = None) -> None:
+    def __init__(self, model: nn.Module, target: TargetDetector | None = None) -> None:
         super().__init__()
         self.model = model
-        self.defence = defence
+        self.target = target
         self.credits: Sequence[str] = ()
         self.told = torch.empty(0, dtype=torch.float64)
         self.partial: Tensor | None = None
@@ -143,7 +143,7 @@ class CountingModel(nn.Module):
         self._spent.backwards += len(gradient)
 
 
-def late_comers(first: Tensor, passes: Tensor) -> int:
+def late_successes(first: Tensor, passes: Tensor) -> int:
     """Images that got there only in the last quarter of the passes, so that more passes would bring more there.
 
     0 for fewer than eight passes, and if every image got there: then more passes bring no more, and an attack that
@@ -163,7 +163,7 @@ class Perturbation(Ranged, ABC):
     """Base of every perturbation; the constructor's parameters are what a suite may set.
 
     ``eps``, where a subclass has it, is the budget in ``norm``; the harness checks it after the attack. ``images``
-    limits an expensive perturbation to the first so many images of a set.
+    limits an expensive perturbation to the first images of a set.
     """
 
     info: ClassVar[PerturbationInfo]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Observation:
     """What one differentiable pass shows an attacker.
 
     Attributes:
@@ -39,25 +39,25 @@ class Guides:
     labels: Tensor
 
 
-class Defence(Protocol):
+class TargetDetector(Protocol):
     """A fitted detector with its calibrated threshold.
 
     Attributes:
         threshold: t at FPR 5 %; an image passes with score <= t.
-        goal: the median score of clean images: an image below it looks ordinary at every threshold.
+        target_score: the median score of clean images: an image below it looks ordinary at every threshold.
         scale: a robust spread of clean scores (t minus the median, above 0).
-        has_surrogate: whether :attr:`Look.suspicion` is there.
+        has_surrogate: whether :attr:`Observation.suspicion` is there.
     """
 
     threshold: float
-    goal: float
+    target_score: float
     scale: float
     has_surrogate: bool
 
-    def look(
+    def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
-    ) -> Look:  # fmt: skip
+    ) -> Observation:  # fmt: skip
         """One pass that can be differentiated.
 
         Args:
@@ -65,10 +65,10 @@ class Defence(Protocol):
             images: float32 in [0, 1], requiring gradients.
             temperature: softens (above 1) or sharpens the surrogate's relaxation, where it has one.
             straight_through: hard codes forwards, relaxed ones backwards (BPDA; Athalye, Carlini, Wagner 2018).
-            surrogate: whether :attr:`Look.suspicion` is wanted; some surrogates take gradients on their way.
+            surrogate: whether :attr:`Observation.suspicion` is wanted; some surrogates take gradients on their way.
         """
 
-    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and true scores (n,), without gradients: all that a black-box attacker may ask."""
 
     def guides(self) -> Guides:

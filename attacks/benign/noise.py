@@ -128,7 +128,7 @@ class SaltAndPepper(Perturbation):
         family="noise",
         gradients=False,
         stochastic=True,
-        summary="A share of the pixels turns white or black.",
+        summary="Sets a share of the pixels to white or black.",
     )
 
     def __init__(self, amount: NotNegative = 0.05) -> None:

@@ -35,7 +35,7 @@ class Rotate(Perturbation):
         paper=_PAPER,
         gradients=False,
         stochastic=True,
-        summary="Turned by a fixed angle, left or right at random.",
+        summary="Rotates the image by a fixed angle, left or right at random.",
     )
 
     def __init__(self, degrees: Annotated[float, Ge(0), Le(180)] = 15.0, padding: Padding = "reflect") -> None:

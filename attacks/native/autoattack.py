@@ -112,7 +112,7 @@ class AutoAttack(Perturbation):
         return result
 
     def _stages(self, classes: int) -> Iterator[_Stage]:
-        """The parts that are defined for a model of so many classes."""
+        """Return the parts that are defined for a model with this number of classes."""
         auto = partial(AutoPGD, self.eps, self._norm, self.steps, self.restarts, targets=self.targets)
         yield auto(loss="ce").perturb
         if not too_few_classes("dlr", classes, targeted=True):

@@ -46,7 +46,7 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
 
 
 def too_few_classes(loss: Loss, classes: int, targeted: bool) -> str | None:
-    """Why ``loss`` does not exist for a model of so many classes, or ``None``."""
+    """Return why ``loss`` is not defined for this number of classes, or ``None``."""
     needed = (4 if targeted else 3) if loss == "dlr" else 2
     if classes >= needed:
         return None

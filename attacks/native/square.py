@@ -40,7 +40,7 @@ def start_linf(clean: Tensor, eps: float, draws: Draws) -> Tensor:
 def propose_linf(current: Tensor, clean: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
     """A proposal for each image: ``current`` with one square of +eps or -eps (per channel) around ``clean``.
 
-    A square that would change nothing, as half of those of grey images do, has its signs turned over.
+    A square that would change nothing, as half of those of grey images do, has its signs reversed.
 
     Args:
         current: the best images so far, (n, channels, height, width), within eps of ``clean`` and in [0, 1].

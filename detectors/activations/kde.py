@@ -22,7 +22,7 @@ from ..base.parameters import (
     check_perturbed,
     selection,
 )
-from ..base.splits import split_rows, strangers
+from ..base.splits import exclude_training_sources, split_rows
 from ..combine.columns import Combination, fit_columns, join_columns
 
 _BATCH = 128
@@ -134,7 +134,7 @@ class KernelDensity(Detector):
             )  # fmt: skip
         other = None
         if self.supervised and perturbed is not None:
-            other = self._components(strangers(perturbed, clean.pick(rows)))
+            other = self._components(exclude_training_sources(perturbed, clean.pick(rows)))
         self.joined = fit_columns(self.combination, own, other)
         return self
 

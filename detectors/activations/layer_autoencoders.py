@@ -20,7 +20,7 @@ from ..base.parameters import (
     check_perturbed,
     selection,
 )
-from ..base.splits import held_apart, strangers
+from ..base.splits import exclude_training_sources, held_apart
 from ..codes.latent import (
     PCA,
     Autoencoder,
@@ -150,7 +150,9 @@ class LayerAutoencoders(Detector):
         self.coders = [self._fit_coder(train, tap) for tap in clean.tap_names()]
         if self.supervised and perturbed is not None:
             # Neither side may hold what the autoencoders were trained on: they reconstruct it better than anything new.
-            self.judge = self._fit_classifier(self._features(rest), self._features(strangers(perturbed, train)))
+            self.judge = self._fit_classifier(
+                self._features(rest), self._features(exclude_training_sources(perturbed, train))
+            )
         else:
             inside = class_groups(rest) >= 0
             forest = fit_isolation(self._features(rest)[inside], self.trees, _TREE_SAMPLES, clean.generator)

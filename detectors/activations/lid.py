@@ -52,7 +52,7 @@ class Lid(Layerwise):
         neighbours: k; 20 in the paper, from minibatches of 100.
         reference: how many clean fit images are kept, at most half of them.
         features: ``pooled`` (one mean per map) or ``full`` (activations of single units; the paper's).
-        units: for ``full``: at most so many units per layer.
+        units: for ``full``: maximum number of units per layer.
         combination: ``logistic`` (supervised), ``mean`` or ``max`` over layers.
 
     Raises:

@@ -120,8 +120,8 @@ class Detector(Ranged, ABC):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state` gave.
 
-        States come from files, perhaps a stranger's: what the constructor checked stays as it is, and neither methods
-        nor private attributes can be replaced.
+        States come from files, perhaps from an untrusted source: what the constructor checked stays as it is, and
+        neither methods nor private attributes can be replaced.
 
         Raises:
             UsageError: for such a name.

@@ -47,7 +47,7 @@ def held_apart(clean: Traces, count: int) -> tuple[Traces, Traces]:
     return clean.pick(train), clean.pick(held_out)
 
 
-def strangers(perturbed: Traces, kept: Traces) -> Traces:
+def exclude_training_sources(perturbed: Traces, kept: Traces) -> Traces:
     """The perturbed images whose originals are not among ``kept``; all, where there is no such image.
 
     In use an image's original is not in a detector's memory; one that learned from images whose original is would

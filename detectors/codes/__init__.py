@@ -1,1 +1,1 @@
-"""Encodings of a layer's activation: packed bits, SOM units, latent vectors. They know nobody."""
+"""Encodings of a layer's activation: packed bits, SOM units, latent vectors. They import no detector."""

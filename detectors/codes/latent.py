@@ -17,7 +17,7 @@ from ...harness.core.errors import UsageError
 
 Batches = Callable[[], Iterable[Tensor]]
 
-# Up to so many units the covariance matrix is held whole; above, components come from a subspace iteration.
+# Up to this number of units the covariance matrix is held whole; above, components come from a subspace iteration.
 _COVARIANCE_UNITS = 2048
 _OVERSAMPLING = 16
 _MAX_PASSES = 12

@@ -16,7 +16,7 @@ from .codebook import Codebook
 
 # Rows of which an update holds the products with all prototypes at once.
 _BLOCK = 8192
-# Above so many dimensions the initial plane is found from a Gram matrix of at most so many samples.
+# Dimensions above which the initial plane is found from a Gram matrix, and the maximum number of its samples.
 _PCA_SIDE = 1000
 
 

@@ -18,7 +18,7 @@ from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.classes import class_groups
 from ..base.detector import Detector, DetectorInfo, Surrogate
 from ..base.parameters import check_fitted, check_images, check_perturbed
-from ..base.splits import split_rows, strangers
+from ..base.splits import exclude_training_sources, split_rows
 from .columns import fit_columns, join_columns
 from .p_values import fit_tail, surprise
 
@@ -154,7 +154,7 @@ class CombinedScore(Detector):
         elif self.method != "fisher":
             other = None
             if self.method == "logistic" and judged is not None:
-                other = self._columns(_without_answers(strangers(judged, seen)))
+                other = self._columns(_without_answers(exclude_training_sources(judged, seen)))
             self.joined = fit_columns(self.method, columns, other)
         return self
 

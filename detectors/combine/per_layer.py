@@ -19,7 +19,7 @@ from ..base.parameters import (
     check_perturbed,
     selection,
 )
-from ..base.splits import strangers
+from ..base.splits import exclude_training_sources
 from .columns import Combination, fit_columns, join_columns
 
 Features = Literal["pooled", "full"]
@@ -70,7 +70,7 @@ class Layerwise(Detector):
         groups = class_groups(clean)
         rows, fresh = self._rows(groups, clean.generator, clean.sources)
         if self.supervised and perturbed is not None:
-            perturbed = strangers(perturbed, clean.pick(rows))
+            perturbed = exclude_training_sources(perturbed, clean.pick(rows))
         self.fitted, columns, other = [], [], []
         for tap in clean.tap_names():
             values = self._read(clean, tap)

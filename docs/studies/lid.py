@@ -16,7 +16,7 @@ What it does. Test images that the model classifies correctly are cut into minib
 distances are taken from the clean, the noisy and the perturbed images of a minibatch to its 100 *clean* images; each
 row is sorted, its first column is dropped, and the next k = 20 make the maximum-likelihood estimate. The first column
 is the image itself (distance 0) for a clean image, and nearly always the own original for a noisy or a perturbed one.
-So the original is no neighbour, for any of the three. Noisy images (Gaussian, of the attack's mean L2 norm) are
+So the original is not a neighbour, for any of the three. Noisy images (Gaussian, of the attack's mean L2 norm) are
 negatives beside the clean ones. Each layer's estimates are scaled to [0, 1] over all images, those of the test part
 included, and a logistic regression (``LogisticRegressionCV``) learns from the first 80 % of the minibatches.
 

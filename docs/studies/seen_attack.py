@@ -24,8 +24,9 @@ Sources that were read (none is run: they need Python 2 with TensorFlow 1, or an
 
 LID is that of lid.py: neighbours from a minibatch of 100 clean images, the nearest one dropped.
 
-The column "four times as long" is no attack of theirs, but tests one reason for the difference. Their table of noise
-of the attacks' size has 0.008 per pixel for DeepFool on CIFAR-10, an L2 norm of 0.44, where DeepFool needs 0.11 here.
+The column "four times as long" is not an attack of theirs, but tests one reason for the difference. Their table of
+noise of the attacks' size has 0.008 per pixel for DeepFool on CIFAR-10, an L2 norm of 0.44, where DeepFool needs 0.11
+here.
 
 What is different here: ResNet-20 and not ResNet-34; the regression learns from 400 images and 600 test it, and not
 1,000 and 10,000; means and covariance come from 10,000 train images; Mahalanobis reads the first ReLU and the outputs

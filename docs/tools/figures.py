@@ -2,7 +2,8 @@
 
 The command runs the suite ``quick`` and the two runs of the page ``own-detector.md`` in a temporary folder, without a
 cache, keeps what the pages quote in ``docs/figures``, and writes every page anew (``tables.py``). Nothing else is to be
-done after a change of a suite, of the protocol or of the weights. It takes two minutes. RUN, a run directory of
+done after a change of a suite, of the protocol or of the weights; what commands print is recorded, too
+(``transcripts.py``). It takes two minutes. RUN, a run directory of
 ``quick``, takes the place of the first run.
 
 - ``quick-…``: the rows of one model: its leaderboard, the attack on each detector, and a guard. The weights are fixed,
@@ -101,14 +102,12 @@ def record_tutorial(folder: Path) -> None:
     """Run the suite and the notebook of the tutorial, with its detectors, and write their leaderboards."""
     page = (DOCS / "own-detector.md").read_text(encoding="utf-8")
     (suite,) = (block for block in _blocks(page, "toml") if "[data]" in block)
-    (detector,) = (block for block in _blocks(page, "python") if 'detector("quiet-units")' in block)
-    (notebook,) = (block for block in _blocks(page, "python") if "aftershock.run(" in block)
+    notebook = (DOCS / "examples" / "notebook.py").read_text(encoding="utf-8")
     for name in ("my-suite", "notebook"):
         (folder / name).mkdir()
     (folder / "my-suite.toml").write_text(suite, encoding="utf-8")
     mine = new_package("detector", "my-detector", folder / "my-detector")[0] / "my_detector.py"
-    quiet = folder / "quiet_units.py"
-    quiet.write_text(detector, encoding="utf-8")
+    quiet = DOCS / "examples" / "quiet_units.py"
     (call,) = (
         n for n in ast.walk(ast.parse(notebook)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "aftershock.run"
     )
@@ -123,12 +122,14 @@ def _blocks(page: str, language: str) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Run what is not given, record it and write the pages anew."""
     import tables
+    import transcripts
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "quick").mkdir()
         record_quick(Path(arguments[0]) if arguments else _run("quick", folder / "quick"))
         record_tutorial(folder)
+    transcripts.write()
     tables.main()
 
 

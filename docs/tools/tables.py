@@ -3,8 +3,9 @@
 ``python docs/tools/tables.py`` writes them anew between their marks, ``<!-- made: … -->`` and ``<!-- /made -->``; a
 test fails where a page says something else than the code. It needs Aftershock installed; building the pages does not.
 
-Figures of runs come from records of them (``figures.py``): tables between the same marks, single figures between
-``<!-- figure: RECORD/ROW/COLUMN -->`` and ``<!-- /figure -->``.
+Python examples are the files in ``docs/examples``, which ``tests/test_examples.py`` executes. Figures of runs come from
+records of them (``figures.py``), and so does what commands print (``transcripts.py``): tables and transcripts between
+the same marks, single figures between ``<!-- figure: RECORD/ROW/COLUMN -->`` and ``<!-- /figure -->``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import inspect
 import json
 import re
 import sys
+import tempfile
 import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from aftershock.harness.core.registry import PartKind
 
 DOCS = Path(__file__).parents[1]
 README = DOCS.parent / "README.md"
+EXAMPLES = DOCS / "examples"
 FIGURES = DOCS / "figures"
 FIGURE = re.compile(r"(<!-- figure: (\S+) -->)[^<]*(<!-- /figure -->)")
 MADE = re.compile(r"(<!-- made: (\S+) -->\n).*?(<!-- /made -->)", re.DOTALL)
@@ -259,6 +265,34 @@ def checks(kind: str) -> str:
     return table(("check", "", "what holds", "what to do"), rows)
 
 
+def example(name: str) -> str:
+    """A file of ``docs/examples``."""
+    return f"```python\n{(EXAMPLES / f'{name}.py').read_text(encoding='utf-8')}```\n"
+
+
+def contract(kind: PartKind) -> str:
+    """The test that ``aftershock new`` writes for a part."""
+    from aftershock.harness.cli.scaffold import new_package
+
+    name = f"my-{'data' if kind == 'dataset' else kind}"
+    with tempfile.TemporaryDirectory() as folder:
+        package, _ = new_package(kind, name, Path(folder) / name)
+        (test,) = package.glob("test_*.py")
+        return f"```python\n{test.read_text(encoding='utf-8')}```\n"
+
+
+def transcript(name: str) -> str:
+    """What a command prints (``transcripts.py``)."""
+    return f"```text\n{(FIGURES / f'{name}.txt').read_text(encoding='utf-8')}```\n"
+
+
+def tests_of_two() -> str:
+    """How the tests of two instances of the tutorial's detector end: a test for each line of its examination."""
+    lines = (FIGURES / "check-detector.txt").read_text(encoding="utf-8").splitlines()
+    counts = {status: 2 * sum(f" {status} " in line for line in lines) for status in ("passed", "skipped")}
+    return "```text\n" + ", ".join(f"{n} {status}" for status, n in counts.items()) + "\n```\n"
+
+
 def _recorded(name: str) -> list[dict[str, str]]:
     with (FIGURES / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
@@ -341,6 +375,10 @@ _MAKERS: dict[str, Callable[..., str]] = {
     "flags": flags,
     "surrogates": kinds,
     "checks": checks,
+    "example": example,
+    "contract": contract,
+    "transcript": transcript,
+    "tests-of-two": tests_of_two,
     "leaderboard": leaderboard,
     "notebook": notebook,
     "attacks": attacks,

@@ -33,7 +33,7 @@ def size(cache: Cache = None) -> None:
 @app.command()
 def prune(
     older_than: Annotated[
-        str | None, typer.Option("--older-than", help="Remove cells that no run used for so long: 30d, 12h, 2w.")
+        str | None, typer.Option("--older-than", help="Remove cells that no run has used for this long: 30d, 12h, 2w.")
     ] = None,
     max_size: Annotated[
         str | None, typer.Option("--max-size", help="Remove the least recently used cells down to this size: 10GB.")

@@ -46,17 +46,17 @@ class Console:
         if self._live:
             self._progress.stop()
 
-    def say(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """A sentence that stays on the screen."""
         # A file is searched for sentences: only a terminal breaks them into lines.
         self._console.print(escape(text), highlight=False, soft_wrap=not self._live)
 
-    def tell(self, event: Event) -> None:
+    def on_progress(self, event: Event) -> None:
         """Progress of a run."""
         if event.kind == "failed" and event.reason not in self._failures:
             # One detector that cannot be fitted fails with every set that it was to score.
             self._failures.add(event.reason)
-            self.say(f"Failed: {event.cell.name}: {event.reason}")
+            self.on_message(f"Failed: {event.cell.name}: {event.reason}")
         left = f"about {duration(event.seconds_left)} left" if event.seconds_left > 1 else ""
         if self._live:
             self._progress.update(
@@ -68,7 +68,7 @@ class Console:
             now = time.monotonic()
             if now - self._said > 5 or event.finished == event.total:
                 self._said = now
-                self.say(f"{event.finished}/{event.total} {_what(event)} {left}".rstrip())
+                self.on_message(f"{event.finished}/{event.total} {_what(event)} {left}".rstrip())
 
 
 def _what(event: Event) -> str:

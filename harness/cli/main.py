@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import typer
 from typer.core import TyperGroup
 
-from .. import run as _run  # noqa: F401 (opens plugins for whoever looks up a part)
+from .. import run as _run  # noqa: F401 (opens plugins when a part is looked up)
 from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
 from ..core.registry import PartKind, plugin_host
@@ -62,7 +62,9 @@ def _version(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = debug
 
@@ -76,7 +78,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
     limit: Annotated[
-        int | None, typer.Option(help="At most so many images in each set; a ranking needs 200 to calibrate.")
+        int | None, typer.Option(help="Maximum number of images in each set; a ranking needs 200 to calibrate.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="Compute only matching cells and what they need.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
@@ -103,7 +105,7 @@ def run(
         with Console(sys.stderr) as console:
             filled = run_shard(
                 suite, shard, data=data, device=device, plugins=plugin, limit=limit, only=only, cache=cache,
-                workers=workers, tell=console.tell, say=console.say, debug=debug,
+                workers=workers, on_progress=console.on_progress, on_message=console.on_message, debug=debug,
             )  # fmt: skip
         show_shard(shard, filled)
         if filled.failed:
@@ -115,7 +117,7 @@ def run(
     with Console(sys.stderr) as console:
         found = run_suite(
             suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, fresh=fresh, cache=cache,
-            engine=engine, workers=workers, tell=console.tell, say=console.say, debug=debug,
+            engine=engine, workers=workers, on_progress=console.on_progress, on_message=console.on_message, debug=debug,
         )  # fmt: skip
     show_leaderboard(found)
     if found.failed:
@@ -225,13 +227,13 @@ def check(
     from ..core.registry import MODELS, REGISTRIES, load_plugin_file, load_plugins_here
 
     kind, name = _kind_and_name(part)
-    # Whoever wrote it examines it: its code, not what stands in for it.
+    # Its author examines it: the code itself, not a stand-in in another process.
     load_plugins_here()
     for path in plugin:
         load_plugin_file(path)
     registry = next(r for r in REGISTRIES.values() if r.word == kind)
     if registry is not MODELS:
-        registry.entry(name)  # a wrong name is said before anything heavy is made
+        registry.entry(name)  # a wrong name is reported before anything heavy is made
     from dataclasses import asdict
 
     from ..conformance import check_part

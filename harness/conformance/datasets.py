@@ -25,7 +25,7 @@ IMAGES = 5000
 CHUNK = 500
 # Calibrate images below which no threshold at FPR 5 % stands.
 CALIBRATE = 200
-# Normalisation constants may differ from the statistics of the train split by so much.
+# Tolerance between normalisation constants and the statistics of the train split.
 CONSTANTS = 0.05
 
 

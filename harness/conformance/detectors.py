@@ -345,7 +345,7 @@ CHECKS = by_name(
         Check("inputs", "The traces that it is given stay as they are.",
               "Work on copies: no operation that ends in an underscore on `traces.pooled(...)`.", _inputs),
         Check("planted", "Larger scores are more suspicious: noise, inverted digits or PGD score above clean ones.",
-              "Turn the sign if clean images score higher; else compare with what fit() saw.", _planted),
+              "Reverse the sign if clean images score higher; else compare with what fit() saw.", _planted),
         Check("speed", f"One image takes less than {SECONDS_PER_IMAGE:g} s to score.",
               "Move work to fit(), and compute whole batches with tensor operations.", _speed),
         Check("few-fit-images", "A handful of fit images, or classes without any, give finite scores or one sentence.",

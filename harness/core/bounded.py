@@ -136,6 +136,6 @@ def check_parameters(params: Mapping[str, Any], what: str) -> None:
         count += 1
         if count > MOST_VALUES or depth > DEEPEST:
             reason = f"more than {MOST_VALUES:,} values" if count > MOST_VALUES else f"values nested {depth} deep"
-            raise TooLargeError(f"The parameters of {what} hold {reason}: this is no detector of a suite.")
+            raise TooLargeError(f"The parameters of {what} hold {reason}: no detector of a suite has such.")
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         waiting += [(item, depth + 1) for item in inner]

@@ -1,4 +1,4 @@
-"""What a cell is called: fields for whoever needs one of them, and one text made of them for people and ``--only``."""
+"""What a cell is called: fields, and one text made of them for people and ``--only``."""
 
 from __future__ import annotations
 

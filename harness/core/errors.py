@@ -1,4 +1,4 @@
-"""The mistakes that a user can make, as exceptions that the command line turns into one sentence each."""
+"""The mistakes that a user can make, as exceptions that the command line reports in one sentence each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ DECIDES_NO_NUMBER = True
 
 
 class AftershockError(Exception):
-    """Something that a person can mend; its text says what to do."""
+    """A mistake that the user can correct; its text says how."""
 
 
 class UsageError(AftershockError):
@@ -17,7 +17,7 @@ class UnavailableError(AftershockError):
     """A named part exists but cannot work here (a model or a task that it does not fit); carries the reason."""
 
 
-# Of an exception's text, so much is kept.
+# Number of characters kept of an exception's text.
 _LONGEST = 400
 
 

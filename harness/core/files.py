@@ -31,7 +31,7 @@ TENSORS_LIMIT = 4 * GIB
 HEADER_LIMIT = 16 * MIB
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-# A disk that ran full or broke, as against a place where nobody may write.
+# A disk that is full or broken, as against a place without write permission.
 _BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _LEFT = "*.[0-9]*.tmp"
 
@@ -165,14 +165,14 @@ def open_tensors(
 
     Raises:
         FileNotFoundError: where there is nothing.
-        RefusedFileError: like :func:`open_file`, and for a file that is no safetensors file.
+        RefusedFileError: like :func:`open_file`, and for a file that is not in safetensors format.
     """
     from safetensors import SafetensorError, safe_open
 
     with open_file(path, limit, within, follow) as stream:
         header = int.from_bytes(stream.read(8), "little")
         if header > HEADER_LIMIT:
-            raise RefusedFileError(f"{path} is no safetensors file that can be read: its header is too large.")
+            raise RefusedFileError(f"{path} cannot be read as safetensors: its header is too large.")
         try:
             opened = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
@@ -250,7 +250,7 @@ def refuse_links_below(folder: Path, parts: Sequence[str]) -> None:
 
 
 def refuse_links_on_the_way(path: Path, roots: Sequence[Path]) -> None:
-    """Refuse a target that lies in somebody's folder behind a link.
+    """Refuse a target that a link leads to another folder.
 
     Args:
         path: what will be written; links on the way to one of the roots are the user's own, and followed.
@@ -274,7 +274,7 @@ def why(error: OSError) -> str:
 
 
 def write_problem(place: Path, error: OSError, advice: str) -> AftershockError:
-    """Return what to tell a person whose files could not be written: a full disk is no wrong command.
+    """Return what to tell a person whose files could not be written: a full disk is not a wrong command.
 
     Args:
         place: the folder or file that was to be written.

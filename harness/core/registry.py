@@ -1,6 +1,6 @@
 """Names to parts: built-ins, installed plugins (entry points) and local files, looked up only when named.
 
-A registry holds lazy targets for built-ins, so nothing heavy is imported until somebody asks for it; entry points
+A registry holds lazy targets for built-ins, so nothing heavy is imported before it is asked for; entry points
 are read when a name is not found or when everything is listed. A broken plugin is one warning, the rest goes on.
 
 The code of plugins runs in processes of its own, opened by a :class:`PluginHost`: what is registered here for their
@@ -387,10 +387,10 @@ def host_plugins(host: PluginHost) -> None:
 
 
 def plugin_host() -> PluginHost:
-    """Whoever opens plugins.
+    """Return what opens plugins.
 
     Raises:
-        UsageError: if nobody does: plugins are opened by runs and by the command line.
+        UsageError: if nothing does: plugins are opened by runs and by the command line.
     """
     if not _HOSTS:
         raise UsageError("Plugins cannot be opened here: import aftershock.harness.run first.")
@@ -404,7 +404,7 @@ def allow_plugins(limits: Any) -> None:
 
 
 def load_plugins_here() -> None:
-    """From now on, import plugins into this process: for whoever examines their code, and in their own processes."""
+    """From now on, import plugins into this process: to examine their code, and in their own processes."""
     for registry in REGISTRIES.values():
         registry.here = True
 

@@ -204,6 +204,6 @@ def _eight_bits(image: PillowImage, file: Path) -> PillowImage:
         )
     samples /= most
     if tags.get(_TIFF_PHOTOMETRIC) == 0:
-        # White is zero, which Pillow turns round for 8 bits only.
+        # White is zero, which Pillow inverts for 8 bits only.
         samples = 1 - samples
     return Image.fromarray(np.rint(samples * 255).astype(np.uint8))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DECIDES_NO_NUMBER = True
 
-# Of larger sets, so many files are looked at, evenly spaced, and of those with 16 bits so many are decoded.
+# Maximum number of files that are examined, evenly spaced, and of 16-bit files that are decoded.
 _FILES, _DECODED = 5000, 50
 _EXIF_ORIENTATION = 0x0112
 # Samples of 12 bits.
@@ -42,8 +42,8 @@ def image_notes(path: Path, files: Sequence[Path]) -> tuple[str, ...]:
         found["twelve"] = len(wide)
     where = f"Of {count} image files" + (f" that were looked at, of {len(files)}" if count < len(files) else "")
     texts = {
-        "turned": "{} say in their EXIF data that they are to be turned; they are read as they are stored: turn the "
-        "files if the model was trained on turned images.",
+        "turned": "{} have an orientation in their EXIF data; they are read as they are stored: rotate the "
+        "files if the model was trained on rotated images.",
         "alpha": "{} have an alpha channel or a transparent colour, which is dropped: colours below it appear.",
         "frames": "{} hold several frames, of which the first is read.",
         "twelve": "{} have 16 bits, of which those that were decoded use 12 at most: they are divided by 65535, and "
@@ -69,12 +69,12 @@ def _of_file(file: Path) -> tuple[list[str], str]:
             }
             return [key for key, holds in seen.items() if holds], _depth(image)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
-        # Whoever reads its pixels is told.
+        # Reading its pixels raises the error.
         return [], ""
 
 
 def _orientation(image: PillowImage) -> int:
-    # Pillow turns TIFF itself; what stands behind the pixels of a PNG would be read together with them.
+    # Pillow rotates TIFF itself; what stands behind the pixels of a PNG would be read together with them.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     found = image.getexif().get(_EXIF_ORIENTATION, 1)

@@ -23,10 +23,10 @@ def attack_rows(
 ) -> list[dict[str, Cell]]:
     """The rows for one data set, model and seed.
 
-    - ``success_rate``: the share of the attacked images whose prediction turned.
-    - ``flagged_at_fpr_5``: of those that turned, the share with a score above the calibrated threshold.
-    - ``undetected_success_at_fpr_5``: the share of all attacked images that turned and pass.
-    - ``parts``: of an adaptive attack, how many turned images each of its parts made, as JSON.
+    - ``success_rate``: the share of the attacked images that are misclassified.
+    - ``flagged_at_fpr_5``: of the successes, the share with a score above the calibrated threshold.
+    - ``undetected_success_at_fpr_5``: the share of all attacked images that are misclassified and pass.
+    - ``parts``: of an adaptive attack, how many successes each of its parts made, as JSON.
     - the same three with ``_8bit``, after rounding; empty for attacks against other detectors.
 
     ``detector`` is ``none`` for the attack without any detector.

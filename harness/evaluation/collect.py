@@ -40,13 +40,13 @@ class Tables:
         for part in self.suite.models:
             seeds: list[SeedResult] = []
             missing: dict[int, str] = {}
-            for subject in (s for s in self.plan.subjects if s.part.label == part.label):
-                result = seed_result(self.found, self.problems, subject)
+            for model_plan in (s for s in self.plan.models if s.part.label == part.label):
+                result = seed_result(self.found, self.problems, model_plan)
                 if result is None:
-                    missing[subject.seed] = self.found.without_clean(subject)
+                    missing[model_plan.seed] = self.found.without_clean(model_plan)
                     continue
                 seeds.append(result)
-                for name, found in (self._rows(result) | standing_rows(self.found, self.problems, subject)).items():
+                for name, found in (self._rows(result) | standing_rows(self.found, self.problems, model_plan)).items():
                     rows[name] += found
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:

@@ -37,7 +37,7 @@ _ABOUT = {
 _PLACES = 0.02
 # Evaluations from which the pass rate of one image tells something.
 _FEWEST = 5
-# A bit or a unit may change where an activation lies on its boundary: so many rows of a set may differ.
+# Rows of a set that may differ: a bit or a unit may change where an activation lies on its boundary.
 _SHARE, _ROWS = 0.02, 2
 # An honest detector that declares drawn scores is flagged in at most one of a thousand suites.
 _LEVEL = 0.001

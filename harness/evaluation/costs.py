@@ -19,21 +19,21 @@ def detector_costs(found: Finished) -> list[dict[str, Any]]:
     """
     plan, store, summary = found.plan, found.store, found.summary
     rows = []
-    for subject in plan.subjects:
+    for model_plan in plan.models:
         for part in plan.suite.detectors:
-            key = subject.fits.get(part.label)
+            key = model_plan.fits.get(part.label)
             if key is None or key not in summary.done:
                 continue
             record = store.record(key)
             peak = record.values.get("peak_bytes")
-            scores = [k for (label, _), k in subject.scores.items() if label == part.label and k in summary.done]
+            scores = [k for (label, _), k in model_plan.scores.items() if label == part.label and k in summary.done]
             seconds = sum(store.values(k).get("score_seconds", 0.0) for k in scores)
             images = sum(store.values(k).get("rows", plan.cells[k].images) for k in scores)
             rows.append(
                 {
                     "dataset": plan.suite.data.name,
-                    "model": subject.part.label,
-                    "seed": subject.seed,
+                    "model": model_plan.part.label,
+                    "seed": model_plan.seed,
                     "detector": part.label,
                     "fit_seconds": record.values.get("fit_seconds"),
                     "fit_peak_mib": None if peak is None else peak / MIB,

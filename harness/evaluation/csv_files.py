@@ -123,7 +123,7 @@ def _cell(value: object, digits: int) -> str:
         return str(int(value))
     if isinstance(value, float | np.floating):
         number = float(value)
-        # Adding 0.0 turns −0.0, which prints differently, into 0.0.
+        # Adding 0.0 makes −0.0, which prints differently, 0.0.
         return "" if math.isnan(number) else f"{number + 0.0:.{digits}g}"
     raise ValueError(f"a cell holds a {type(value).__name__}, not text or a number")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.process_state import CHANGED, CHANGED_FLAG
-from ..plan import Subject
+from ..plan import ModelPlan
 from ..statistics.detection import MIN_IMAGES
 from ..suite.resolved import DetectorPart
 from .finished import Finished
@@ -19,30 +19,30 @@ from .results import DetectorResult, PerturbationResult, Rescored
 
 
 def detector_result(
-    found: Finished, subject: Subject, part: DetectorPart, perturbations: Sequence[PerturbationResult]
+    found: Finished, model_plan: ModelPlan, part: DetectorPart, perturbations: Sequence[PerturbationResult]
 ) -> DetectorResult:
     """The scores of one detector; a score that is missing has its reason."""
     facts = found.plan.facts.detectors[part.label]
     families = frozenset(p.family for p in perturbations if p.label in part.fit_on)
     about: dict[str, Any] = {
         "label": part.label,
-        # Noise that it learned as harmless is no more unseen than an attack that it learned as hostile.
+        # Noise that it learned as harmless counts as seen, like an attack that it learned as hostile.
         "fit_on": (*part.fit_on, *part.fit_negatives),
         "fit_families": families,
         "surrogate": facts.surrogate,
         "randomised": facts.randomised,
         "flags": (
-            *_changed_state(found, subject, part),
-            *_unbroken(found, subject, part),
-            *_opened(found, subject, part),
+            *_changed_state(found, model_plan, part),
+            *_unbroken(found, model_plan, part),
+            *_opened(found, model_plan, part),
         ),
     }
 
     def key(source: str) -> str:
-        return subject.scores[part.label, source]
+        return model_plan.scores[part.label, source]
 
     reason = found.plan.applicability.unfitted.get(part.label)
-    reason = reason or found.reason(subject.fits[part.label], key("calibrate"), key("clean"))
+    reason = reason or found.reason(model_plan.fits[part.label], key("calibrate"), key("clean"))
     if reason:
         return DetectorResult(**about, reason=reason)
     perturbed, control, rounded, reasons = {}, {}, {}, {}
@@ -71,14 +71,14 @@ def detector_result(
         perturbed=perturbed,
         control=control,
         rounded=rounded,
-        rescored=_rescored(found, subject, part),
+        rescored=_rescored(found, model_plan, part),
         reasons=reasons,
     )
 
 
-def _opened(found: Finished, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
+def _opened(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> tuple[str, ...]:
     """Flags for a detector whose code opened what is not its own, or started programs, with the first of each."""
-    keys = [subject.fits.get(part.label), *(k for (label, _), k in subject.scores.items() if label == part.label)]
+    keys = [model_plan.fits.get(part.label), *(k for (label, _), k in model_plan.scores.items() if label == part.label)]
     done = [key for key in keys if key is not None and key in found.summary.done]
     flags = []
     for flag, noted in ((READS_FILES, OPENED), (STARTS_PROCESSES, STARTED)):
@@ -91,10 +91,10 @@ def _opened(found: Finished, subject: Subject, part: DetectorPart) -> tuple[str,
     return tuple(flags)
 
 
-def _rescored(found: Finished, subject: Subject, part: DetectorPart) -> dict[str, Rescored]:
+def _rescored(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> dict[str, Rescored]:
     """The scores that a detector gave when it was asked again, by source."""
     held = {}
-    for (label, source), key in subject.scores.items():
+    for (label, source), key in model_plan.scores.items():
         if label != part.label or found.reason(key):
             continue
         tensors = found.store.load(key)
@@ -106,24 +106,24 @@ def _rescored(found: Finished, subject: Subject, part: DetectorPart) -> dict[str
     return held
 
 
-def _changed_state(found: Finished, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
+def _changed_state(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> tuple[str, ...]:
     """A flag for each piece of the process's state that the detector changed."""
-    scores = (key for (label, _), key in subject.scores.items() if label == part.label)
-    keys = [key for key in (subject.fits.get(part.label, ""), *scores) if key in found.summary.done]
+    scores = (key for (label, _), key in model_plan.scores.items() if label == part.label)
+    keys = [key for key in (model_plan.fits.get(part.label, ""), *scores) if key in found.summary.done]
     names = dict.fromkeys(name for key in keys for name in found.store.values(key).get(CHANGED, ()))
     return tuple(f"{CHANGED_FLAG}:{name}" for name in names)
 
 
-def _unbroken(found: Finished, subject: Subject, part: DetectorPart) -> tuple[str, ...]:
-    """A flag where no adaptive attack turned and hid every image at its large budget, or none has one."""
+def _unbroken(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> tuple[str, ...]:
+    """Return a flag where no adaptive attack succeeded undetected on every image at its large budget."""
     short: list[str] = []
     against = [
         p
         for p in found.plan.suite.perturbations
-        if p.against == part.label and (p.label, "evaluate") in subject.perturbs
+        if p.against == part.label and (p.label, "evaluate") in model_plan.perturbs
     ]
     for p in found.plan.suite.perturbations:
-        key = subject.checks.get(p.label)
+        key = model_plan.checks.get(p.label)
         if key is None or p.against != part.label:
             continue
         reason = found.reason(key)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.types import Dataset
-from ..plan import Plan, Subject
+from ..plan import ModelPlan, Plan
 from ..plan.cells import SetName
 from ..plan.summary import Summary
 from ..store.run_directory import Store
@@ -39,16 +39,16 @@ class Finished:
                 return "not computed in this run"
         return ""
 
-    def without_clean(self, subject: Subject) -> str:
+    def without_clean(self, model_plan: ModelPlan) -> str:
         """Why the clean passes of the measured images are missing; empty where they are there."""
         measured: tuple[SetName, ...] = ("calibrate", "evaluate")
-        return self.reason(*(t.logits for name in measured for t in subject.clean[name]))
+        return self.reason(*(t.logits for name in measured for t in model_plan.clean[name]))
 
     def labels(self, name: SetName) -> torch.Tensor:
         """The true classes of a set, int64 (n,)."""
         return self.dataset.test.labels(self.plan.sets.of(name).tolist())
 
-    def predictions(self, subject: Subject, name: SetName) -> torch.Tensor:
+    def predictions(self, model_plan: ModelPlan, name: SetName) -> torch.Tensor:
         """The model's classes of a set's clean images, int64 (n,)."""
-        keys = [t.logits for t in subject.clean[name]]
+        keys = [t.logits for t in model_plan.clean[name]]
         return torch.cat([self.store.tensor(key, "logits").argmax(1) for key in keys])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..plan import Subject
+from ..plan import ModelPlan
 from ..plan.cells import ROUNDINGS, Rounding
 from ..store.stored_traces import cat_column
 from ..suite.resolved import PerturbationPart
@@ -19,7 +19,7 @@ NORMS = ("l0", "l1", "l2", "linf")
 _NONE = np.zeros(0, np.int64)
 
 
-def perturbation_result(found: Finished, subject: Subject, part: PerturbationPart) -> PerturbationResult:
+def perturbation_result(found: Finished, model_plan: ModelPlan, part: PerturbationPart) -> PerturbationResult:
     """What one perturbation did to the evaluate images."""
     facts = found.plan.facts.perturbations[part.label]
     about: dict[str, Any] = {
@@ -40,10 +40,10 @@ def perturbation_result(found: Finished, subject: Subject, part: PerturbationPar
         inapplicable = f"it is made against {part.against}, which is not fitted"
     if inapplicable:
         return PerturbationResult(**about, reason=inapplicable, inapplicable=True)
-    keys, controls = subject.perturbs[part.label, "evaluate"], subject.controls[part.label]
+    keys, controls = model_plan.perturbs[part.label, "evaluate"], model_plan.controls[part.label]
     reason = found.reason(*keys)
     if reason:
-        blind = facts.kind == "attack" and facts.gradients and not found.store.values(subject.key)["gradient"]
+        blind = facts.kind == "attack" and facts.gradients and not found.store.values(model_plan.key)["gradient"]
         return PerturbationResult(**about, reason=reason, inapplicable=blind)
     values = [found.store.values(key) for key in keys]
     images = sum(v["rows"] for v in values)
@@ -69,7 +69,7 @@ def perturbation_result(found: Finished, subject: Subject, part: PerturbationPar
         questions=_questions(found, keys) if part.against else np.zeros((2, 0)),
         questions_reason=next((r for v in values if (r := v.get("questions", ""))), ""),
         rounded=[
-            _rounded(found, subject, part.label, how) for how in ROUNDINGS if (part.label, how) in subject.rounded
+            _rounded(found, model_plan, part.label, how) for how in ROUNDINGS if (part.label, how) in model_plan.rounded
         ],
     )
 
@@ -82,7 +82,7 @@ def _told(found: Finished, keys: tuple[str, ...], part: PerturbationPart) -> np.
     judged = torch.cat([found.store.tensor(key, "judged") for key in keys], dim=1)
     told = [found.store.tensor(key, "told") for key in keys]
     drawn = found.plan.facts.detectors[part.against].randomised
-    # The lowest of many draws is no evaluation like the others.
+    # The lowest of many draws is not comparable to the others.
     if drawn or any(len(t) != found.store.values(key)["rows"] for t, key in zip(told, keys, strict=True)):
         return judged.double().numpy()
     return torch.cat([torch.cat(told)[None], judged]).double().numpy()
@@ -96,9 +96,9 @@ def _questions(found: Finished, keys: tuple[str, ...]) -> np.ndarray[Any, np.dty
     return torch.stack(rows).double().numpy()
 
 
-def _rounded(found: Finished, subject: Subject, label: str, how: Rounding) -> RoundedResult:
+def _rounded(found: Finished, model_plan: ModelPlan, label: str, how: Rounding) -> RoundedResult:
     """One attack's images rounded to the levels of image files."""
-    keys = subject.rounded[label, how]
+    keys = model_plan.rounded[label, how]
     reason = found.reason(*keys)
     if reason:
         return RoundedResult(how, reason=reason)

@@ -72,8 +72,8 @@ def reaches_floor(efforts: Sequence[Effort]) -> bool:
 def floor_text() -> str:
     """Return the protocol's floor in words."""
     return (
-        f"{FLOOR.steps} steps, {FLOOR.restarts} restarts and {FLOOR.queries} queries for an image that stands, on at "
-        f"least {FLOOR_IMAGES} images, at the threat's whole budget"
+        f"{FLOOR.steps} steps, {FLOOR.restarts} restarts and {FLOOR.queries} queries for each image that is not "
+        f"evaded, on at least {FLOOR_IMAGES} images, at the threat's whole budget"
     )
 
 

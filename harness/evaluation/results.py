@@ -112,18 +112,18 @@ class PerturbationResult:
         index: int (n,), positions among the evaluate images (0 to e − 1, each at most once) of those that were
             attacked; the model is right on all of them.
         prediction: int (n,), the model's classes of the perturbed images.
-        success: bool (n,), whether the prediction turned.
+        success: bool (n,), whether the image is misclassified.
         norms: by ``l0``, ``l1``, ``l2`` and ``linf``: float (n,), the measured norm of x' − x.
         control_index: int (k,), positions among the evaluate images, a part of ``index[success]``: the positives whose
             control of equal norm kept the clean prediction.
         forwards: passes through the model per attacked image.
         backwards: gradients per attacked image.
         flags: sanity flags.
-        group: the label before budgets were expanded; perturbations of one group and opponent form a budget curve.
+        group: the label before budgets were expanded; perturbations of one group and target form a budget curve.
         box: ``white`` or ``black``; empty where that is not known or makes no sense.
         one_step: it takes a single gradient step.
-        late: images that were turned only in the last quarter of its passes.
-        parts: of an adaptive attack, how many of the turned images each of its parts made.
+        late: successes found only in the last quarter of its passes.
+        parts: of an adaptive attack, how many of the successes each of its parts made.
         effort: of an adaptive attack, what it invests per image; ``None`` where it does not say.
         told: of an adaptive attack, the true scores that it was told of its final images: float (k, n), one row for
             each time that it asked; NaN where it was told nothing.
@@ -179,7 +179,7 @@ class PerturbationResult:
         if len(np.unique(self.index)) != count:
             raise ValueError(f"{self.label} holds an image twice")
         if not np.isin(self.control_index, self.index[self.success]).all():
-            raise ValueError(f"{self.label} has a control of an image that it did not turn")
+            raise ValueError(f"{self.label} has a control of an image on which it did not succeed")
 
     def threatens(self, detector: str) -> bool:
         """Whether it counts in the ranking of ``detector``: any attack, and the adaptive ones made against it.
@@ -357,7 +357,7 @@ def check(sources: Sources, perturbations: Sequence[PerturbationResult], detecto
     right = sources.evaluate_correct
     for p in perturbations:
         if len(p.index) and (p.index.min() < 0 or p.index.max() >= len(right) or not right[p.index].all()):
-            raise ValueError(f"{p.label} holds an image that is no evaluate image or that the model gets wrong")
+            raise ValueError(f"{p.label} holds an image that is not an evaluate image or that the model gets wrong")
     for d in detectors:
         if d.reason:
             continue

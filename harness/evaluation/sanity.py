@@ -1,8 +1,8 @@
 """Sanity flags across perturbations: what a sound evaluation cannot show, in the manner of Carlini et al. (2019).
 
-Two attacks are compared on the images that both attacked, image by image: the weaker one must not turn more images that
-the stronger one left than the other way round, beyond chance (one-sided sign test at 5 %). Flags stand with the attack
-that should have been stronger.
+Two attacks are compared on the images that both attacked, image by image: the weaker one must not fool the model on
+more images that the stronger one left than the other way round, beyond chance (one-sided sign test at 5 %). Flags
+stand with the attack that should have been stronger.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reas
 from .results import BoolArray, DetectorResult, IntArray, PerturbationResult, ThreatModel, within
 
 _LEVEL = 0.05
-# Images that were turned only in the last quarter of an attack's passes: more than this share and number of the
-# attacked ones, and more steps would have turned more.
+# Successes found only in the last quarter of an attack's passes: more than this share and number of the
+# attacked ones, and more steps would have found more.
 _LATE_SHARE, _LATE_LEAST = 0.02, 5
 
 
 def perturbation_flags(perturbations: Sequence[PerturbationResult]) -> dict[str, tuple[str, ...]]:
     """Return flags by label, for the attacks of one model and seed; none from fewer than 30 images.
 
-    - ``unconverged``: it was still turning images, or bringing them past the detector, in its last quarter.
+    - ``unconverged``: it still found successes, or brought images past the detector, in its last quarter.
     - ``weaker-than-smaller-budget:LABEL``: the same attack with a smaller budget beats it.
     - ``weaker-than-one-step:LABEL``: a one-step attack with the same norm and no larger budget beats it.
     - ``weaker-than-black-box:LABEL``: an attack without gradients, counted within the same budget by measured norm,
       beats this one with gradients (a sign of masked gradients).
-    - ``below-100-at-largest-budget``: the last point of a budget curve does not turn every image.
+    - ``below-100-at-largest-budget``: the last point of a budget curve does not succeed on every image.
     """
     found: dict[str, list[str]] = {}
     attacks = [p for p in perturbations if p.kind in HOSTILE and len(p.index) >= MIN_IMAGES]

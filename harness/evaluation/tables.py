@@ -72,8 +72,8 @@ def metrics_rows(
       need :data:`MIN_IMAGES` images.
     - ``tpr_at_fpr_1``, ``_5``, ``_10``: the share of the positives with score > t; the negatives play no part. Needs
       :data:`MIN_IMAGES` positives and 10 / alpha calibrate images.
-    - ``undetected_success_at_fpr_5`` (``success`` and ``all``): the share of *all attacked* images whose prediction
-      turned and whose score is at most t. The row of ``all`` has it also where there are too few successes.
+    - ``undetected_success_at_fpr_5`` (``success`` and ``all``): the share of *all attacked* images that are
+      misclassified and whose score is at most t. The row of ``all`` has it also where there are too few successes.
     - ``control_flagged_at_fpr_5`` (``success``): the share of the kept controls with score > t.
 
     Args:
@@ -254,7 +254,7 @@ def score_rows(
 def perturbation_rows(sources: Sources, perturbations: Sequence[PerturbationResult]) -> list[dict[str, Cell]]:
     """The rows of ``perturbations.csv`` for one data set, model and seed.
 
-    ``n`` counts the attacked images, ``success_rate`` is the share of them whose prediction turned, and the norms are
+    ``n`` counts the attacked images, ``success_rate`` is the share of them that are misclassified, and the norms are
     measured over all of them, also those that the attack gave back as they were.
     """
     rows = []

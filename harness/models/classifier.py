@@ -260,11 +260,11 @@ def obtain(
     seed: int,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Classifier:
     """The model ready for use on ``device``: built, then trained, or with its weights, or as its factory gave it.
 
-    ``say`` is told what the weights' file holds besides.
+    ``on_message`` receives a note of what else the weights file holds.
 
     Raises:
         UsageError: like :func:`build`, :func:`load_weights` and :func:`~.training.train`.
@@ -276,7 +276,7 @@ def obtain(
     elif spec.weights is not None:
         beside = load_weights(model.network, spec.weights)
         if beside:
-            say(beside)
+            on_message(beside)
     return model.to(device)
 
 
@@ -290,7 +290,7 @@ def accuracy(
     """The share of images that ``model``, in eval mode, gets right.
 
     Args:
-        limit: read only so many images, evenly spaced, since a split may be sorted by class.
+        limit: maximum number of images that are read, evenly spaced, since a split may be sorted by class.
     """
     count = len(split) if limit is None else min(limit, len(split))
     rows = [place * len(split) // count for place in range(count)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Images of the data in the batch; as many of noise, and two that are flat.
 IMAGES = 8
 _HALF = (torch.float16, torch.bfloat16)
-# Probabilities sum to 1 up to so much, and percentages to one number up to this share.
+# Tolerance of a sum of probabilities, and of a sum of percentages as a share.
 _SUM, _SUM_OF_HALF = 2e-3, 2e-2
 _SAME_SUM = 1e-5
 # Sums of exponentials that change by so small a share of what logits change by are made constant.
@@ -238,7 +238,7 @@ def looks_like(outputs: Tensor, close: float = _SUM) -> Kind:
         close: how far sums of probabilities may be from 1.
     """
     z = outputs.detach().double().cpu()
-    # The logarithm of a probability of 0 is no fault.
+    # The logarithm of a probability of 0 is not a fault.
     if len(z) < 2 or not bool((z < torch.inf).all()):
         return ""
     total = z.sum(1)

@@ -32,8 +32,8 @@ def load_weights(module: nn.Module, path: Path) -> str:
         a sentence that names the prefix and what was passed over; empty where nothing was.
 
     Raises:
-        UsageError: if the file is missing, is no checkpoint of plain tensors, or does not fit, or the network's names
-            stand there more than once; with the first names, and the prefix.
+        UsageError: if the file is missing, is not a checkpoint of plain tensors, or does not fit, or the network's
+            names stand there more than once; with the first names, and the prefix.
     """
     if not path.is_file():
         raise UsageError(f"There are no weights at {path}.")
@@ -186,7 +186,8 @@ def _is_plain(value: object) -> bool:
 def state_digest(network: nn.Module) -> str:
     """sha256, in hex, of a network's state (names, types, shapes, bytes), wherever it lies.
 
-    Quantised tensors count with their scales, what is no tensor (the packed weights of quantised modules) by its parts.
+    Quantised tensors count with their scales, what is not a tensor (the packed weights of quantised modules) by its
+    parts.
     """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from .draft import stored_need
 from .lost import lost_perturbations
-from .plan import Plan, Subject
+from .plan import ModelPlan, Plan
 from .planner import make_plan
 from .sets import Sets
 
 DECIDES_NO_NUMBER = True
 
-__all__ = ["Plan", "Sets", "Subject", "lost_perturbations", "make_plan", "stored_need"]
+__all__ = ["ModelPlan", "Plan", "Sets", "lost_perturbations", "make_plan", "stored_need"]

@@ -16,7 +16,7 @@ from ..core.seeds import derive_seed
 from ..suite.resolved import Part, PerturbationPart
 from .cells import AnalysisJob, PerturbedKeys, PreparationJob
 from .draft import Draft, all_keys, cut
-from .plan import Subject
+from .plan import ModelPlan
 
 if TYPE_CHECKING:
     from ...analyses.base import Analysis
@@ -24,50 +24,50 @@ if TYPE_CHECKING:
 DECIDES_NO_NUMBER = True
 
 
-def plan_analyses(draft: Draft, subject: Subject) -> None:
+def plan_analyses(draft: Draft, model_plan: ModelPlan) -> None:
     """Plan every analysis that the suite names of one model, all of whose oblivious perturbations are planned.
 
     It sees those that are not known to be lost: what ten attacks show is shown although an eleventh failed.
     """
-    lost = draft.lost.get(subject.key, ())
+    lost = draft.lost.get(model_plan.key, ())
     # What was made against one detector says more about that detector than about the model.
     readable = [p for p in draft.planned if not p.against and p.label not in lost]
     for part in draft.suite.analyses:
         analysis = draft.analyses[part.label]
-        seed = derive_seed(subject.seed, "analysis", canonical([part.name, _flat(part.params)]))
-        job = _job(draft, subject, part, analysis, readable if analysis.reads_perturbed else (), seed)
-        name = draft.name(subject, "analysis", part.label)
+        seed = derive_seed(model_plan.seed, "analysis", canonical([part.name, _flat(part.params)]))
+        job = _job(draft, model_plan, part, analysis, readable if analysis.reads_perturbed else (), seed)
+        name = draft.name(model_plan, "analysis", part.label)
         images = len(draft.sets.fit) + len(draft.sets.evaluate)
-        subject.analyses[part.label] = _add(draft, job, name, images)
+        model_plan.analyses[part.label] = _add(draft, job, name, images)
 
 
-def plan_standing(draft: Draft, subject: Subject) -> None:
+def plan_standing(draft: Draft, model_plan: ModelPlan) -> None:
     """Plan the analyses that are part of every run, all of whose perturbations are planned."""
     for name, analysis in draft.standing.items():
         part = Part(name, name, {})
-        fit = cut(subject.clean["fit"], draft.stored_needs(subject.part, analysis.needs))
+        fit = cut(model_plan.clean["fit"], draft.stored_needs(model_plan.part, analysis.needs))
         prepared = _add(
-            draft, PreparationJob(subject.key, part, fit), draft.name(subject, analysis.prepared_as),
+            draft, PreparationJob(model_plan.key, part, fit), draft.name(model_plan, analysis.prepared_as),
             len(draft.sets.fit),
         )  # fmt: skip
-        found = subject.standing[name] = {}
+        found = model_plan.standing[name] = {}
         for p in draft.planned:
-            job = _job(draft, subject, part, analysis, (p,), subject.seed, prepared)
-            found[p.label] = _add(draft, job, draft.name(subject, name, p.label), len(draft.sets.evaluate))
+            job = _job(draft, model_plan, part, analysis, (p,), model_plan.seed, prepared)
+            found[p.label] = _add(draft, job, draft.name(model_plan, name, p.label), len(draft.sets.evaluate))
 
 
 def _job(
-    draft: Draft, subject: Subject, part: Part, analysis: Analysis[Any], perturbations: Iterable[PerturbationPart],
+    draft: Draft, model_plan: ModelPlan, part: Part, analysis: Analysis[Any], perturbations: Iterable[PerturbationPart],
     seed: int, prepared: str = "",
 ) -> AnalysisJob:  # fmt: skip
-    needs = draft.stored_needs(subject.part, analysis.needs)
-    fit, evaluate = cut(subject.clean["fit"], needs), cut(subject.clean["evaluate"], needs)
+    needs = draft.stored_needs(model_plan.part, analysis.needs)
+    fit, evaluate = cut(model_plan.clean["fit"], needs), cut(model_plan.clean["evaluate"], needs)
     perturbed = []
     for p in perturbations:
-        traces = cut(draft.perturbed_traces(subject, p.label, "evaluate", needs), needs)
-        control = cut(draft.control_traces(subject, p.label, needs), needs)
+        traces = cut(draft.perturbed_traces(model_plan, p.label, "evaluate", needs), needs)
+        control = cut(draft.control_traces(model_plan, p.label, needs), needs)
         perturbed.append(PerturbedKeys(p.label, draft.perturbations[p.label].info.kind, traces, control))
-    return AnalysisJob(subject.key, part, fit, evaluate, tuple(perturbed), seed, prepared)
+    return AnalysisJob(model_plan.key, part, fit, evaluate, tuple(perturbed), seed, prepared)
 
 
 def _add(draft: Draft, job: AnalysisJob | PreparationJob, name: CellName, images: int) -> str:

@@ -70,7 +70,7 @@ class ExtraJob:
 
 
 @dataclass(frozen=True)
-class Opponent:
+class TargetPlan:
     """The detector that an adaptive attack is made against.
 
     Attributes:
@@ -92,7 +92,7 @@ class PerturbJob:
 
     Attributes:
         logits: the cell with the clean logits, whose first row is ``start``.
-        opponent: for an adaptive attack.
+        target: for an adaptive attack.
     """
 
     model: str
@@ -102,7 +102,7 @@ class PerturbJob:
     stop: int
     logits: str
     seed: int
-    opponent: Opponent | None = None
+    target: TargetPlan | None = None
 
 
 @dataclass(frozen=True)

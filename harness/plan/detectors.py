@@ -13,7 +13,7 @@ from ..suite.resolved import DetectorPart
 from ..tracing.traces import Need
 from .cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
 from .draft import TRACING, Draft, Made, all_keys, cut, image_count
-from .plan import Subject
+from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
 
@@ -24,27 +24,27 @@ _RESCORING = "harness.run.answering.detectors"
 
 
 class DetectorPlanner:
-    """Plans one detector of one subject; its fit first.
+    """Plans one detector of one model_plan; its fit first.
 
     Args:
         draft: where its cells go.
-        subject: the model, whose clean traces and oblivious perturbations are planned.
+        model_plan: the model, whose clean traces and oblivious perturbations are planned.
         part: the detector's entry in the suite.
     """
 
-    def __init__(self, draft: Draft, subject: Subject, part: DetectorPart) -> None:
-        self.draft, self.subject, self.part = draft, subject, part
+    def __init__(self, draft: Draft, model_plan: ModelPlan, part: DetectorPart) -> None:
+        self.draft, self.model_plan, self.part = draft, model_plan, part
         detector = draft.detectors[part.label]
-        self.needs: tuple[Need, ...] = draft.stored_needs(subject.part, detector.needs)
+        self.needs: tuple[Need, ...] = draft.stored_needs(model_plan.part, detector.needs)
         self._views = [(view.name, False) for view in detector.views] + [(g.name, True) for g in detector.gradients]
         made_of = [part_digest(DETECTORS.entry(name), _CONTRACT) for name in (part.name, *detector.made_of)]
         self._identity = [part.name, part.params, made_of]
-        self._seed = derive_seed(subject.seed, "detector", canonical(self._identity[:2]))
+        self._seed = derive_seed(model_plan.seed, "detector", canonical(self._identity[:2]))
 
     def fit(self) -> None:
         """Plan the fit, and the scores of the clean images."""
-        subject, part = self.subject, self.part
-        clean = self._with_extras(subject.clean["fit"], Made("none", "fit"))
+        model_plan, part = self.model_plan, self.part
+        clean = self._with_extras(model_plan.clean["fit"], Made("none", "fit"))
         perturbed = self._fit_on(part.fit_on, "success")
         negatives = self._fit_on(part.fit_negatives, "failed")
         groups = (clean, perturbed, negatives)
@@ -54,53 +54,53 @@ class DetectorPlanner:
             code=code_digest(_DETECTING),
             versions=versions("torch", "numpy", "scipy", "scikit-learn"),
         )  # fmt: skip
-        job = FitJob(subject.key, part, clean, perturbed, negatives, self._seed)
-        name = self.draft.name(subject, "fit", part.label)
+        job = FitJob(model_plan.key, part, clean, perturbed, negatives, self._seed)
+        name = self.draft.name(model_plan, "fit", part.label)
         images = sum(image_count(group) for group in groups)
-        subject.fits[part.label] = self.draft.add(key, name, job, (subject.key, *all_keys(*groups)), images)
-        self._score("calibrate", subject.clean["calibrate"])
-        self._score("clean", subject.clean["evaluate"])
+        model_plan.fits[part.label] = self.draft.add(key, name, job, (model_plan.key, *all_keys(*groups)), images)
+        self._score("calibrate", model_plan.clean["calibrate"])
+        self._score("clean", model_plan.clean["evaluate"])
 
     def score_perturbed(self) -> None:
         """Plan the scores of what every perturbation made, attacks against other detectors included."""
-        draft, subject = self.draft, self.subject
+        draft, model_plan = self.draft, self.model_plan
         for p in draft.planned:
-            traces = draft.perturbed_traces(subject, p.label, "evaluate", self.needs)
+            traces = draft.perturbed_traces(model_plan, p.label, "evaluate", self.needs)
             if p.against not in ("", self.part.label):
                 # Nothing in this detector's row depends on it.
                 self._score(p.label, traces, "none")
                 continue
             self._score(p.label, traces, "all" if p.against else "sample")
             for how in ROUNDINGS:
-                if (p.label, how) in subject.rounded:
+                if (p.label, how) in model_plan.rounded:
                     source = f"{how}:{p.label}"
-                    keys = subject.rounded[p.label, how]
-                    rounded = draft.made_traces(subject, keys, p.label, self.needs, Made(source))
+                    keys = model_plan.rounded[p.label, how]
+                    rounded = draft.made_traces(model_plan, keys, p.label, self.needs, Made(source))
                     self._score(source, rounded, "sample" if p.against else "none")
-            self._score(f"control:{p.label}", draft.control_traces(subject, p.label, self.needs))
+            self._score(f"control:{p.label}", draft.control_traces(model_plan, p.label, self.needs))
 
     def _fit_on(self, labels: Sequence[str], which: Which) -> tuple[TraceKeys, ...]:
         found: tuple[TraceKeys, ...] = ()
         for label in labels:
-            traces = self.draft.perturbed_traces(self.subject, label, "fit", self.needs, which)
+            traces = self.draft.perturbed_traces(self.model_plan, label, "fit", self.needs, which)
             found += self._with_extras(traces, Made(label, "fit"))
         return found
 
     def _score(
         self, source: str, plain: tuple[TraceKeys, ...], recheck: Literal["none", "sample", "all"] = "sample"
     ) -> None:
-        fit, traces = self.subject.fits[self.part.label], self._with_extras(plain, Made(source))
+        fit, traces = self.model_plan.fits[self.part.label], self._with_extras(plain, Made(source))
         inputs = all_keys(traces)
         if self.draft.detectors[self.part.label].randomised:
             # A single draw decides nothing.
             recheck = "all"
         key = content_key("score", fit=fit, traces=inputs, recheck=recheck, code=code_digest(_DETECTING, _RESCORING))
-        name = self.draft.name(self.subject, "score", self.part.label, source=source)
-        job = ScoreJob(self.subject.key, self.part, fit, traces, recheck)
+        name = self.draft.name(self.model_plan, "score", self.part.label, source=source)
+        job = ScoreJob(self.model_plan.key, self.part, fit, traces, recheck)
         # Scored again from the images themselves, not only from their traces.
         images = dict.fromkeys(t.images.source for t in traces if t.images.source and recheck != "none")
         found = self.draft.add(key, name, job, (fit, *inputs, *images), image_count(traces))
-        self.subject.scores[self.part.label, source] = found
+        self.model_plan.scores[self.part.label, source] = found
 
     def _with_extras(self, traces: tuple[TraceKeys, ...], made: Made) -> tuple[TraceKeys, ...]:
         """Only the codes that the detector reads, and the views and input gradients that it declares."""
@@ -108,7 +108,7 @@ class DetectorPlanner:
         return tuple(self._extras(t, made) for t in plain) if self._views else plain
 
     def _extras(self, traces: TraceKeys, made: Made) -> TraceKeys:
-        model, images = self.subject.key, traces.images
+        model, images = self.model_plan.key, traces.images
         found = {}
         for name, gradient in self._views:
             kind = "gradient" if gradient else "view"
@@ -119,7 +119,7 @@ class DetectorPlanner:
             job = ExtraJob(model, images, self.part, name, gradient, self._seed)
             inputs = (model, images.source) if images.source else (model,)
             cell = self.draft.name(
-                self.subject, kind, self.part.label, extra=name, source=made.text, start=images.start
+                self.model_plan, kind, self.part.label, extra=name, source=made.text, start=images.start
             )  # fmt: skip
             found[name] = self.draft.add(key, cell, job, inputs, images.stop - images.start)
         return TraceKeys(traces.logits, traces.codes, images, found)

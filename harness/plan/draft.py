@@ -21,7 +21,7 @@ from .applicability import applicability, make_perturbations
 from .cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, TraceKeys, Which
 from .facts import Facts, analysis_facts, detector_facts, perturbation_facts
 from .models import model_identity
-from .plan import Subject
+from .plan import ModelPlan
 from .sets import Sets
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ class Draft:
         return tuple(p for p in self.suite.perturbations if p.label not in self.applicability.inapplicable)
 
     def name(
-        self, subject: Subject, kind: str, part: str = "", *, extra: str = "", source: str = "",
+        self, model_plan: ModelPlan, kind: str, part: str = "", *, extra: str = "", source: str = "",
         start: int | None = None, code: str = "",
     ) -> CellName:  # fmt: skip
-        """The name of a cell of a subject; see :class:`CellName`."""
-        at = (self.suite.data.name, subject.part.label, subject.seed)
+        """The name of a cell of a model_plan; see :class:`CellName`."""
+        at = (self.suite.data.name, model_plan.part.label, model_plan.seed)
         return CellName(*at, kind, part, extra, source, start, code)
 
     def add(self, key: str, name: CellName, job: Job, inputs: Iterable[str], images: int, group: str = "") -> str:
@@ -154,41 +154,43 @@ class Draft:
         """Needs as they are stored for a model, each once."""
         return tuple(dict.fromkeys(stored_need(need, part.bits_per_tap) for need in needs))
 
-    def traces(self, subject: Subject, images: Images, needs: tuple[Need, ...], made: Made) -> TraceKeys:
+    def traces(self, model_plan: ModelPlan, images: Images, needs: tuple[Need, ...], made: Made) -> TraceKeys:
         """Plan logits and codes of some images: cells of their own, computed in one forward pass."""
         source: object = [self.data_digest, self.positions_digest(images.set, images.start, images.stop)]
-        identity = [subject.key, [images.source, images.which] if images.source else source]
+        identity = [model_plan.key, [images.source, images.which] if images.source else source]
         group = content_key("pass", identity=identity)
-        inputs = (subject.key, images.source) if images.source else (subject.key,)
+        inputs = (model_plan.key, images.source) if images.source else (model_plan.key,)
         count = images.stop - images.start
 
         def one(need: Need | None) -> str:
             key = content_key("trace", identity=identity, need=need, code=code_digest(TRACING))
             code = need.code if need else "logits"
-            name = self.name(subject, "trace", made.part, source=made.source, start=images.start, code=code)
-            return self.add(key, name, TraceJob(subject.key, images, need), inputs, count, group)
+            name = self.name(model_plan, "trace", made.part, source=made.source, start=images.start, code=code)
+            return self.add(key, name, TraceJob(model_plan.key, images, need), inputs, count, group)
 
         return TraceKeys(one(None), {need: one(need) for need in needs}, images)
 
     def perturbed_traces(
-        self, subject: Subject, label: str, name: SetName, needs: tuple[Need, ...], which: Which = "all"
+        self, model_plan: ModelPlan, label: str, name: SetName, needs: tuple[Need, ...], which: Which = "all"
     ) -> tuple[TraceKeys, ...]:
         """Plan the traces of a perturbation's images."""
         return self.made_traces(
-            subject, subject.perturbs[label, name], label, needs, Made(label, name), name, which
+            model_plan, model_plan.perturbs[label, name], label, needs, Made(label, name), name, which
         )  # fmt: skip
 
-    def control_traces(self, subject: Subject, label: str, needs: tuple[Need, ...]) -> tuple[TraceKeys, ...]:
+    def control_traces(self, model_plan: ModelPlan, label: str, needs: tuple[Need, ...]) -> tuple[TraceKeys, ...]:
         """Plan the traces of its equal-norm control."""
-        return self.made_traces(subject, subject.controls[label], label, needs, Made(f"control:{label}", "evaluate"))
+        return self.made_traces(
+            model_plan, model_plan.controls[label], label, needs, Made(f"control:{label}", "evaluate")
+        )
 
     def made_traces(
-        self, subject: Subject, keys: tuple[str, ...], label: str, needs: tuple[Need, ...], made: Made,
+        self, model_plan: ModelPlan, keys: tuple[str, ...], label: str, needs: tuple[Need, ...], made: Made,
         name: SetName = "evaluate", which: Which = "all",
     ) -> tuple[TraceKeys, ...]:  # fmt: skip
         """Plan the traces of what was made of a perturbation's chunks, one cell after the other."""
         return tuple(
-            self.traces(subject, Images(name, start, stop, key, which), needs, made)
+            self.traces(model_plan, Images(name, start, stop, key, which), needs, made)
             for key, (start, stop) in zip(keys, self.chunks(name, label), strict=True)
         )
 
@@ -202,7 +204,7 @@ def stored_need(need: Need, bits_per_tap: int | None) -> Need:
 
 
 def cut(traces: Iterable[TraceKeys], needs: Iterable[Need]) -> tuple[TraceKeys, ...]:
-    """Traces with only those codes that somebody reads."""
+    """Return traces with only those codes that are read."""
     needs = tuple(needs)
     return tuple(TraceKeys(t.logits, {n: t.codes[n] for n in needs}, t.images) for t in traces)
 

@@ -83,7 +83,7 @@ def perturbation_facts(made: Perturbation, origin: Origin | None = None) -> Pert
         norm=made.norm,
         eps=None if made.eps is None else float(made.eps),
         images=made.images,
-        # Nobody knows what made the images of a file.
+        # What made the images of a file is unknown.
         box=info.box if made.learnable else "",
         one_step=info.one_step,
         gradients=info.gradients,

@@ -20,13 +20,13 @@ def lost_perturbations(plan: Plan, done: Set[str], ended: Collection[str]) -> di
         ended: keys of the cells that failed or were skipped.
     """
     found: dict[str, dict[str, None]] = {}
-    for subject in plan.subjects:
-        for key in subject.analyses.values():
+    for model_plan in plan.models:
+        for key in model_plan.analyses.values():
             job = plan.cells[key].job
             assert isinstance(job, AnalysisJob)  # noqa: S101 - for the type
-            clean = {subject.key, *all_keys(job.fit, job.evaluate)}
+            clean = {model_plan.key, *all_keys(job.fit, job.evaluate)}
             if key in ended and clean.issubset(done):
                 for p in job.perturbed:
                     if any(k in ended for k in all_keys(p.traces, p.control)):
-                        found.setdefault(subject.key, {})[p.label] = None
+                        found.setdefault(model_plan.key, {})[p.label] = None
     return {key: tuple(labels) for key, labels in found.items()}

@@ -129,7 +129,7 @@ def make_classifier(
     weights: Path | None,
     seed: int,
     device: torch.device,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train or load a model, list its taps and measure its clean accuracy on the whole test split.
 
@@ -145,8 +145,8 @@ def make_classifier(
         expected = estimate_seconds(fresh, dataset.train, spec.recipe(dataset.name), device)
         if expected > 20:
             missing = f" ({part.weights} was not found)" if part.weights else ""
-            say(f"Training {part.label} on {dataset.name}{missing}: about {_duration(expected)}.")
-            progress = _tenths(part.label, say)
+            on_message(f"Training {part.label} on {dataset.name}{missing}: about {_duration(expected)}.")
+            progress = _tenths(part.label, on_message)
     notes: list[str] = []
     classifier = obtain(spec, dataset, seed, device, progress, notes.append)
     seconds = time.perf_counter() - start
@@ -159,7 +159,7 @@ def make_classifier(
     notes += [*found.notes, *tap_notes(taps)]
     warnings = [*found.warnings, *([low] if low else [])]
     for text in (*notes, *warnings):
-        say(f"{part.label}: {text}")
+        on_message(f"{part.label}: {text}")
     flags = list(found.flags)
     if is_near_chance(right, len(dataset.classes)):
         flags.append(NO_WEIGHTS if source == "factory" else NEAR_CHANCE)
@@ -237,7 +237,7 @@ def untrained_classifier(part: ModelPart, folder: Path, dataset: Dataset, seed: 
     """The architecture of a model with freshly drawn weights, in eval mode on the CPU.
 
     Raises:
-        UsageError: for a factory that gives a finished model: nobody knows its architecture without its weights.
+        UsageError: for a factory that returns a model with its weights: there is no architecture without them.
     """
     if part.factory:
         raise UsageError(f"The model {part.label!r} comes ready from its factory: there is no untrained one of it.")
@@ -253,7 +253,7 @@ def normalise_values(classifier: Classifier) -> dict[str, list[float]] | None:
     return {"mean": layer.mean.flatten().tolist(), "std": layer.std.flatten().tolist()}
 
 
-def _tenths(label: str, say: Callable[[str], None]) -> Callable[[float], None]:
+def _tenths(label: str, on_message: Callable[[str], None]) -> Callable[[float], None]:
     """Tells how far a long training is, once per tenth."""
     told = 0
 
@@ -261,7 +261,7 @@ def _tenths(label: str, say: Callable[[str], None]) -> Callable[[float], None]:
         nonlocal told
         if int(10 * share) > told:
             told = int(10 * share)
-            say(f"Training {label}: {10 * told} %.")
+            on_message(f"Training {label}: {10 * told} %.")
 
     return progress
 

@@ -9,9 +9,9 @@ from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import PERTURBATIONS
 from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
-from .cells import ControlJob, DerivedJob, Opponent, PerturbJob, SetName
+from .cells import ControlJob, DerivedJob, PerturbJob, SetName, TargetPlan
 from .draft import CHUNK, Draft
-from .plan import Subject
+from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
 
@@ -22,7 +22,7 @@ _PERTURBING = "harness.run.tasks.perturbations"
 _ATTACKING = "harness.run.tasks.adaptive"
 
 
-def plan_perturbation(draft: Draft, subject: Subject, part: PerturbationPart, name: SetName) -> None:
+def plan_perturbation(draft: Draft, model_plan: ModelPlan, part: PerturbationPart, name: SetName) -> None:
     """Plan a perturbation of one set, chunk by chunk; a minimising attack once for all its budgets."""
     perturbation = draft.perturbations[part.label]
     unlimited = part
@@ -31,24 +31,24 @@ def plan_perturbation(draft: Draft, subject: Subject, part: PerturbationPart, na
         unlimited = replace(part, label=part.group, params=params)
     keys = []
     for start, stop in draft.chunks(name, part.label):
-        key = _chunk(draft, subject, unlimited, name, start, stop, None)
+        key = _chunk(draft, model_plan, unlimited, name, start, stop, None)
         if unlimited is not part:
-            job = DerivedJob(subject.key, part, key, name, "budget")
+            job = DerivedJob(model_plan.key, part, key, name, "budget")
             budget = [perturbation.eps, perturbation.norm]
             limited = content_key("budget", unlimited=key, budget=budget, code=code_digest(_PERTURBING))
-            of_budget = draft.name(subject, "perturb", part.label, source=name, start=start)
-            key = draft.add(limited, of_budget, job, (subject.key, key), stop - start)
+            of_budget = draft.name(model_plan, "perturb", part.label, source=name, start=start)
+            key = draft.add(limited, of_budget, job, (model_plan.key, key), stop - start)
         keys.append(key)
-    subject.perturbs[part.label, name] = tuple(keys)
+    model_plan.perturbs[part.label, name] = tuple(keys)
 
 
-def plan_adaptive(draft: Draft, subject: Subject, part: PerturbationPart) -> None:
+def plan_adaptive(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> None:
     """Plan an attack on a detector whose fit is planned, and the attack's check at a large budget."""
     detector = next(d for d in draft.suite.detectors if d.label == part.against)
-    scores = subject.scores[detector.label, "calibrate"]
-    opponent = Opponent(detector, subject.fits[detector.label], scores, subject.clean["fit"][0].logits)
-    subject.perturbs[part.label, "evaluate"] = tuple(
-        _chunk(draft, subject, part, "evaluate", start, stop, opponent)
+    scores = model_plan.scores[detector.label, "calibrate"]
+    target = TargetPlan(detector, model_plan.fits[detector.label], scores, model_plan.clean["fit"][0].logits)
+    model_plan.perturbs[part.label, "evaluate"] = tuple(
+        _chunk(draft, model_plan, part, "evaluate", start, stop, target)
         for start, stop in draft.chunks("evaluate", part.label)
     )
     large = getattr(draft.perturbations[part.label], "large_eps", None)
@@ -56,59 +56,61 @@ def plan_adaptive(draft: Draft, subject: Subject, part: PerturbationPart) -> Non
         return
     check = replace(part, params={**part.params, "eps": large, "large_eps": large})
     stop = min(CHECK_IMAGES, len(draft.sets.evaluate))
-    subject.checks[part.label] = _chunk(draft, subject, check, "evaluate", 0, stop, opponent, "check")
+    model_plan.checks[part.label] = _chunk(draft, model_plan, check, "evaluate", 0, stop, target, "check")
 
 
-def plan_rounding(draft: Draft, subject: Subject, part: PerturbationPart) -> None:
+def plan_rounding(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> None:
     """Plan what is left of an attack after its images were saved with 8 bits, or with the levels that the data have."""
     chunks = draft.chunks("evaluate", part.label)
     made = draft.perturbations[part.label]
     for how, levels in draft.roundings:
         keys = []
-        for key, (start, stop) in zip(subject.perturbs[part.label, "evaluate"], chunks, strict=True):
-            job = DerivedJob(subject.key, part, key, "evaluate", how, levels)
+        for key, (start, stop) in zip(model_plan.perturbs[part.label, "evaluate"], chunks, strict=True):
+            job = DerivedJob(model_plan.key, part, key, "evaluate", how, levels)
             found = content_key(
                 "rounded", perturbed=key, levels=levels, budget=[made.eps, made.norm],
                 code=code_digest(_PERTURBING),
             )  # fmt: skip
-            name = draft.name(subject, "rounded", part.label, source=how, start=start)
-            keys.append(draft.add(found, name, job, (subject.key, key), stop - start))
-        subject.rounded[part.label, how] = tuple(keys)
+            name = draft.name(model_plan, "rounded", part.label, source=how, start=start)
+            keys.append(draft.add(found, name, job, (model_plan.key, key), stop - start))
+        model_plan.rounded[part.label, how] = tuple(keys)
 
 
-def plan_control(draft: Draft, subject: Subject, part: PerturbationPart) -> None:
+def plan_control(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> None:
     """Plan the equal-norm control of a perturbation's successes."""
     keys = []
-    for index, perturbed in enumerate(subject.perturbs[part.label, "evaluate"]):
+    for index, perturbed in enumerate(model_plan.perturbs[part.label, "evaluate"]):
         start, stop = draft.chunks("evaluate", part.label)[index]
-        seed = derive_seed(subject.seed, "control", canonical([part.name, draft.portable(part)]))
-        logits = subject.clean["evaluate"][index].logits
+        seed = derive_seed(model_plan.seed, "control", canonical([part.name, draft.portable(part)]))
+        logits = model_plan.clean["evaluate"][index].logits
         key = content_key("control", perturbed=perturbed, seed=seed, code=code_digest(_PERTURBING))
-        job = ControlJob(subject.key, perturbed, "evaluate", logits, start, seed)
-        name = draft.name(subject, "control", part.label, start=start)
-        keys.append(draft.add(key, name, job, (subject.key, perturbed, logits), stop - start))
-    subject.controls[part.label] = tuple(keys)
+        job = ControlJob(model_plan.key, perturbed, "evaluate", logits, start, seed)
+        name = draft.name(model_plan, "control", part.label, start=start)
+        keys.append(draft.add(key, name, job, (model_plan.key, perturbed, logits), stop - start))
+    model_plan.controls[part.label] = tuple(keys)
 
 
 def _chunk(
-    draft: Draft, subject: Subject, part: PerturbationPart, name: SetName, start: int, stop: int,
-    opponent: Opponent | None, kind: str = "perturb",
+    draft: Draft, model_plan: ModelPlan, part: PerturbationPart, name: SetName, start: int, stop: int,
+    target: TargetPlan | None, kind: str = "perturb",
 ) -> str:  # fmt: skip
     """Plan a perturbation of some rows of a set."""
     info = PERTURBATIONS.get(part.name).info
     portable = draft.portable(part)
     identity = [part.name, portable, part_digest(PERTURBATIONS.entry(part.name), "attacks.base.perturbation")]
     # A deterministic attack on fixed weights is the same for every seed of the run.
-    seed = derive_seed(subject.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name)
-    logits = subject.clean[name][start // CHUNK].logits
-    against = [opponent.fit, opponent.calibrate, opponent.guides] if opponent else []
+    seed = derive_seed(
+        model_plan.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name
+    )
+    logits = model_plan.clean[name][start // CHUNK].logits
+    against = [target.fit, target.calibrate, target.guides] if target else []
     key = content_key(
-        "perturb", model=subject.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
+        "perturb", model=model_plan.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
         against=[*against, code_digest(_ATTACKING)] if against else [], code=code_digest(_PERTURBING),
         # Time is not in it: what it ends is not kept.
         limits=[draft.suite.limits.forwards, draft.suite.limits.backwards],
         versions=versions("torch", *({info.library} - {""})),
     )  # fmt: skip
-    job = PerturbJob(subject.key, part, name, start, stop, logits, seed, opponent)
-    of_chunk = draft.name(subject, kind, part.label, source=name, start=start)
-    return draft.add(key, of_chunk, job, (subject.key, logits, *against), stop - start)
+    job = PerturbJob(model_plan.key, part, name, start, stop, logits, seed, target)
+    of_chunk = draft.name(model_plan, kind, part.label, source=name, start=start)
+    return draft.add(key, of_chunk, job, (model_plan.key, logits, *against), stop - start)

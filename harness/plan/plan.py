@@ -15,7 +15,7 @@ DECIDES_NO_NUMBER = True
 
 
 @dataclass
-class Subject:
+class ModelPlan:
     """Everything planned for one model and seed.
 
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
@@ -41,7 +41,7 @@ class Subject:
 class Plan:
     """The cells of a run, in an order in which inputs come first, and where each result is found.
 
-    ``Subject.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, a perturbation's label, or
+    ``ModelPlan.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, a perturbation's label, or
     ``control:<label>``, ``8-bit:<label>`` and ``levels:<label>`` (of an adaptive attack only for the detector that it
     was made against).
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
@@ -54,7 +54,7 @@ class Plan:
     suite: Suite
     sets: Sets
     cells: Mapping[str, Cell]
-    subjects: tuple[Subject, ...]
+    models: tuple[ModelPlan, ...]
     protocol_digests: Mapping[str, str]
     series_digests: Mapping[str, str]
     applicability: Applicability

@@ -18,7 +18,7 @@ from .detectors import DetectorPlanner
 from .draft import Draft, Made
 from .models import model_identity, ready_state
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
-from .plan import Plan, Subject
+from .plan import ModelPlan, Plan
 from .sets import make_sets
 
 DECIDES_NO_NUMBER = True
@@ -41,7 +41,7 @@ def make_plan(
         data_digest: digest of the data's bytes and of the code that reads them.
         device: the device type; results of different devices differ in the last digits.
         weights: file of each model label, ``None`` where it is trained.
-        limit: at most so many images in each set.
+        limit: maximum number of images in each set.
         lost: labels of the perturbations that failed, by key of the model: analyses are made without them.
 
     Raises:
@@ -55,24 +55,24 @@ def make_plan(
         for seed in suite.seeds
     }
     draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states, lost)
-    subjects = tuple(_subject(draft, part, seed) for part in suite.models for seed in suite.seeds)
+    models = tuple(_plan_model(draft, part, seed) for part in suite.models for seed in suite.seeds)
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
     return Plan(
-        suite, draft.sets, draft.cells, subjects, protocols, series, draft.applicability, _ranked(draft), draft.facts
+        suite, draft.sets, draft.cells, models, protocols, series, draft.applicability, _ranked(draft), draft.facts
     )  # fmt: skip
 
 
-def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
+def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
     """Plan everything for one model and seed, in an order in which inputs come first."""
-    subject = Subject(part, seed, draft.model(part, seed))
+    model_plan = ModelPlan(part, seed, draft.model(part, seed))
     readers: tuple[NeedsCodes, ...] = (
         *draft.standing.values(), *draft.detectors.values(), *draft.analyses.values()
     )  # fmt: skip
     needs = draft.stored_needs(part, (need for reader in readers for need in reader.needs))
     for name in ("fit", "calibrate", "evaluate"):
-        subject.clean[name] = tuple(
-            draft.traces(subject, Images(name, start, stop), needs, Made("none", name))
+        model_plan.clean[name] = tuple(
+            draft.traces(model_plan, Images(name, start, stop), needs, Made("none", name))
             for start, stop in draft.chunks(name)
         )
     fitted = [d for d in draft.suite.detectors if d.label not in draft.applicability.unfitted]
@@ -80,24 +80,24 @@ def _subject(draft: Draft, part: ModelPart, seed: int) -> Subject:
     oblivious = [p for p in draft.planned if not p.against]
     adaptive = [p for p in draft.planned if p.against]
     for perturbation in oblivious:
-        plan_perturbation(draft, subject, perturbation, "evaluate")
-        plan_control(draft, subject, perturbation)
+        plan_perturbation(draft, model_plan, perturbation, "evaluate")
+        plan_control(draft, model_plan, perturbation)
         if perturbation.label in learned:
-            plan_perturbation(draft, subject, perturbation, "fit")
-    detectors = [DetectorPlanner(draft, subject, detector) for detector in fitted]
+            plan_perturbation(draft, model_plan, perturbation, "fit")
+    detectors = [DetectorPlanner(draft, model_plan, detector) for detector in fitted]
     for detector in detectors:
         detector.fit()
     for perturbation in adaptive:
-        plan_adaptive(draft, subject, perturbation)
-        plan_control(draft, subject, perturbation)
+        plan_adaptive(draft, model_plan, perturbation)
+        plan_control(draft, model_plan, perturbation)
     for perturbation in draft.planned:
         if draft.perturbations[perturbation.label].info.kind in HOSTILE:
-            plan_rounding(draft, subject, perturbation)
+            plan_rounding(draft, model_plan, perturbation)
     for detector in detectors:
         detector.score_perturbed()
-    plan_standing(draft, subject)
-    plan_analyses(draft, subject)
-    return subject
+    plan_standing(draft, model_plan)
+    plan_analyses(draft, model_plan)
+    return model_plan
 
 
 def _ranked(draft: Draft) -> int:

@@ -1,4 +1,4 @@
-"""Runs: from a suite to a run directory. Whoever imports it can open plugins, each in a process of its own."""
+"""Runs: from a suite to a run directory. Importing it makes plugins available, each in a process of its own."""
 
 from ..core.registry import host_plugins
 from .workers.host import Host

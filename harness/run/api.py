@@ -108,8 +108,8 @@ def run(
     cache: Path | str | None = None,
     engine: str = "local",
     workers: int | None = None,
-    tell: Callable[[Event], None] = lambda event: None,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[Event], None] = lambda event: None,
+    on_message: Callable[[str], None] = lambda text: None,
     debug: bool = False,
 ) -> Run:
     """Run a suite; what is already there is kept, so the same call again continues or does nothing.
@@ -120,14 +120,14 @@ def run(
         data: the root of the data sets; by default ``AFTERSHOCK_DATA`` or the user's data directory.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         plugins: local files with registered parts.
-        limit: at most so many images in each set.
+        limit: maximum number of images in each set.
         only: compute only cells whose name matches this pattern, and what they need.
         fresh: compute everything again.
         cache: the shared cache; by default ``AFTERSHOCK_CACHE`` or the user's cache directory.
         engine: where cells are computed.
         workers: processes that compute them; by default one for each graphics processor, else one.
-        tell: called with every progress event.
-        say: told sentences that a person should see.
+        on_progress: called with every progress event.
+        on_message: told sentences that a person should see.
         debug: raise the first error of a cell instead of noting it.
 
     Raises:
@@ -137,7 +137,7 @@ def run(
     """
     choice = EngineChoice(engine, workers)
     with listening() as interrupt, contained():
-        options = Options(device, limit, only, fresh, choice, tell, say, debug, interrupt)
+        options = Options(device, limit, only, fresh, choice, on_progress, on_message, debug, interrupt)
         return _run(suite, out, data, plugins, cache, options)
 
 
@@ -161,7 +161,7 @@ def _run(
         stamp = fingerprint(raw, folder, files, asked, root, digests)
         place = start / (out or Path("runs") / name)
         if stamp is not None and is_finished(place, stamp):
-            return _as_stored(place, options.say)
+            return _as_stored(place, options.on_message)
     from ..core.process_state import guarded
     from ..suite.resolve import load_suite
 
@@ -191,10 +191,10 @@ def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
     return raw, path.resolve().parent, str(raw.get("name", ""))
 
 
-def _as_stored(place: Path, say: Callable[[str], None]) -> Run:
+def _as_stored(place: Path, on_message: Callable[[str], None]) -> Run:
     facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
     for text in facts.get("notes", ()):
-        say(text)
+        on_message(text)
     failures = {f["cell"]: f["reason"] for f in facts["failures"]}
     return Run(place, {}, failures, 0)
 
@@ -222,7 +222,7 @@ def _compute(
         computed = compute_cells(opened, store, engine, options)
         changes = changed_state(computed.finished)
         for text in changes:
-            options.say(text)
+            options.on_message(text)
         seconds = time.perf_counter() - clock
         facts = run_facts(opened, computed, options, [*opened.notes, *changes], started, seconds)
         write_run(place, computed, facts, stamp, problems)

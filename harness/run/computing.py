@@ -16,7 +16,7 @@ from .engines.make import make_engine
 from .opening import Opened
 from .options import Options
 from .runner import Runner, choose
-from .tasks import Workbench, compute
+from .tasks import TaskContext, compute
 from .work import Engine
 
 
@@ -48,21 +48,31 @@ def open_engine(opened: Opened, store: Store, options: Options) -> Iterator[Engi
         UsageError: if the suite cannot be computed as the caller chose.
     """
     suite, plan = opened.suite, opened.plan
-    parts = {subject.key: subject.part for subject in plan.subjects}
-    context = Context(
+    parts = {model_plan.key: model_plan.part for model_plan in plan.models}
+    worker_context = Context(
         suite, opened.root.resolve(), Path(store.folder).resolve(), plan.sets, str(opened.device), parts, opened.weights
     )
-    bench = Workbench(
-        suite, opened.dataset, plan.sets, store, opened.device, parts, opened.weights, options.say, context
+    context = TaskContext(
+        suite,
+        opened.dataset,
+        plan.sets,
+        store,
+        opened.device,
+        parts,
+        opened.weights,
+        options.on_message,
+        worker_context,
     )
     try:
-        engine = make_engine(options.engine, context, partial(compute, bench), options.say, options.debug)
+        engine = make_engine(
+            options.engine, worker_context, partial(compute, context), options.on_message, options.debug
+        )
         try:
             yield engine
         finally:
             engine.close()
     finally:
-        bench.close()
+        context.close()
 
 
 def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options) -> Computed:
@@ -72,13 +82,13 @@ def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options
         AftershockError: if the run directory cannot be written.
     """
     plan, cells = opened.plan, opened.cells
-    summary = Runner(cells, store, engine, options.tell, options.debug, options.interrupt, options.shard).run()
+    summary = Runner(cells, store, engine, options.on_progress, options.debug, options.interrupt, options.shard).run()
     lost = lost_perturbations(plan, summary.done, summary.ended)
     if lost:
         plan = opened.make_plan(lost=lost)
         cells, first = choose(plan.cells, options.only), cells
         left = {key: cell for key, cell in cells.items() if key not in first}
-        later = Runner(left, store, engine, options.tell, options.debug, options.interrupt, options.shard).run()
+        later = Runner(left, store, engine, options.on_progress, options.debug, options.interrupt, options.shard).run()
         summary = summary.then(later, plan.cells)
     # What --only left out but an earlier call in this directory finished belongs to the tables.
     held = {record.key for record in store.records() if record.status == "done"}

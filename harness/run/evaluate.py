@@ -50,8 +50,8 @@ def evaluate(
     cache: Path | str | None = None,
     limits: Mapping[str, float] | None = None,
     fresh: bool = False,
-    tell: Callable[[Event], None] = lambda event: None,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[Event], None] = lambda event: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """Evaluate a model and detectors on arrays, by the protocol of a run: the same cells, tables, pages and cache.
 
@@ -81,8 +81,8 @@ def evaluate(
         cache: the shared cache; by default ``AFTERSHOCK_CACHE`` or the user's cache directory.
         limits: what attacks and detectors may spend, as under ``[limits]`` in a suite.
         fresh: compute everything again.
-        tell: called with every progress event.
-        say: called with sentences that a person should see.
+        on_progress: called with every progress event.
+        on_message: called with sentences that a person should see.
 
     Returns:
         the run; its tables are pandas DataFrames.
@@ -120,7 +120,7 @@ def evaluate(
             "detectors": [_entry(DETECTORS, d, ending) for d in detectors],
             **({"limits": dict(limits)} if limits else {}),
         }
-        return run(suite, out, device=device, cache=cache, fresh=fresh, tell=tell, say=say)
+        return run(suite, out, device=device, cache=cache, fresh=fresh, on_progress=on_progress, on_message=on_message)
 
 
 class _Copies:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ...attacks.base.target import Guides, Look
+from ...attacks.base.target import Guides, Observation
 from ...detectors.base.detector import Detector
 from ..core.process_state import guarded_part
 from ..evaluation.consistency import EVALUATIONS
@@ -22,8 +22,8 @@ from .workers.standins.detectors import PluginDetector
 
 
 @dataclass(eq=False)
-class DetectorDefence:
-    """A fitted detector with its threshold, for one model (see :class:`aftershock.attacks.base.target.Defence`).
+class FittedTarget:
+    """A fitted detector with its threshold, for one model (see :class:`aftershock.attacks.base.target.TargetDetector`).
 
     Args:
         detector: fitted.
@@ -44,41 +44,41 @@ class DetectorDefence:
         # A trial with a handful of images has no threshold and no ranking; its attacks aim below the largest score.
         known = threshold_rank(len(scores), ALPHAS["5"]) > 0
         self.threshold: float = threshold(scores.numpy(), ALPHAS["5"]) if known else float(scores.max())
-        self.goal: float = min(float(scores.quantile(0.5)), self.threshold)
+        self.target_score: float = min(float(scores.quantile(0.5)), self.threshold)
         # A detector whose scores hardly vary still needs a unit.
-        spread = self.threshold - self.goal or float(scores.std(correction=0)) or 1.0
+        spread = self.threshold - self.target_score or float(scores.std(correction=0)) or 1.0
         self.scale: float = spread
         self.has_surrogate: bool = self.detector.surrogate_kind != "none"
         self._guides: Guides | None = None
         # State of the process that the detector left changed, by name.
         self.changed: list[str] = []
 
-    def look(
+    def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
-    ) -> Look:  # fmt: skip
+    ) -> Observation:  # fmt: skip
         """See the protocol; detectors with views or input gradients are scored by further passes."""
         i, needs = replace(self.instruments, model=model), self.instruments.capped(self.detector.needs)
         live = i.live(self.detector.needs, images)
         live = replace(live, temperature=temperature, straight_through=straight_through)
         suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
         if score is None:
-            score = self.judge(model, images.detach())[1]
+            score = self.query(model, images.detach())[1]
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
-        return Look(live.logits, suspicion, score.to(images.device), features)
+        return Observation(live.logits, suspicion, score.to(images.device), features)
 
     def _seen(self, live: LiveTrace, needs: Sequence[Need], surrogate: bool) -> tuple[Tensor | None, Tensor | None]:
         """The surrogate, if asked for, and the score, unless it takes passes of its own."""
         traces = hard_traces(live, needs) if self._plain else None
         if traces is not None and surrogate and isinstance(self.detector, PluginDetector):
-            suspicion, score = self.detector.look(live, traces)
+            suspicion, score = self.detector.observe(live, traces)
             return suspicion, score.detach().double().cpu()
         with self._guarded():
             suspected = self.detector.surrogate(live) if surrogate else None
         return suspected, None if traces is None else self._score(traces)
 
-    def judge(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
+    def query(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
         """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
         # ``model`` counts the passes of the one that the detector was fitted for.
         with self._guarded():
@@ -90,7 +90,7 @@ class DetectorDefence:
         if self._guides is None:
             passing = torch.ones(len(self.clean), dtype=torch.bool)
             if len(self.clean):
-                passing = (self.judge(self.instruments.model, self.clean)[1] <= self.threshold).cpu()
+                passing = (self.query(self.instruments.model, self.clean)[1] <= self.threshold).cpu()
             self._guides = Guides(self.clean[passing], self.labels[passing])
         return self._guides
 

@@ -117,7 +117,7 @@ class Guard:
             check_weights: refuse a model whose weights or normalisation are not those that the detector was fitted for.
 
         Raises:
-            UsageError: for a file that is no guard, a detector that is not installed, or another model.
+            UsageError: for a file that is not a guard, a detector that is not installed, or another model.
         """
         about, tensors = _read(Path(path))
         classifier = _classifier(model, about.model, path)
@@ -159,7 +159,7 @@ class Guard:
         """
         self._check(images)
         logits, score = self._instruments.score(self.detector, images.float())
-        # Written so that a score that is no number raises the alarm.
+        # Written so that a NaN score raises the alarm.
         return Verdict(logits, ~(score <= self.threshold), score)
 
     def positions(self, images: Tensor) -> Tensor:
@@ -284,7 +284,9 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
         raise UsageError(f"There is no file {path}.") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         what = reason_of(error)
-        raise UsageError(f"{path} is no guard that `aftershock guard export` of this version wrote: {what}") from error
+        raise UsageError(
+            f"{path} is not a guard that `aftershock guard export` of this version wrote: {what}"
+        ) from error
 
 
 def _classifier(model: nn.Module, about: ModelDescription, path: Path | str) -> Classifier:

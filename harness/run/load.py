@@ -1,7 +1,7 @@
 """What a finished run holds, loaded again without its suite: fitted detectors and the models they were fitted for.
 
-A run directory may come from a stranger: nothing in it is executed. Parts are looked up in the registries by name, so
-a plugin that the run used has to be installed (or loaded) by whoever reads the run.
+A run directory may come from an untrusted source: nothing in it is executed. Parts are looked up in the registries by
+name, so a plugin that the run used has to be installed (or loaded) to read the run.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class RunFolder:
         self.folder = Path(folder)
         path = self.folder / "run.json"
         if not os.path.lexists(path):
-            raise UsageError(f"{folder} is no run directory: it has no run.json.")
+            raise UsageError(f"{folder} is not a run directory: it has no run.json.")
         facts = self._facts(path)
         self._models, self._detectors = facts.resolved.models, facts.resolved.detectors
         self._weights = facts.digests.weights

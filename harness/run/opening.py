@@ -83,7 +83,7 @@ def open_run(suite: Suite, root: Path, digests: FileDigests, options: Options) -
     # The data digest below hashes the same files: what it remembers costs nothing.
     warnings = (*dataset.notes, *duplicate_notes(dataset, digests.each))
     for text in warnings:
-        options.say(f"Warning: {text}")
+        options.on_message(f"Warning: {text}")
     data_digest = content_key(
         "data", fingerprint=source.fingerprint, files=digests.of(source.files),
         code=code_digest(_DATA), part=part_digest(DATASETS.entry(suite.data.name), _DATA),
@@ -94,7 +94,7 @@ def open_run(suite: Suite, root: Path, digests: FileDigests, options: Options) -
         plan = planned()
     notes = tuple(_notes(suite, plan))
     for text in notes:
-        options.say(text)
+        options.on_message(text)
     return Opened(
         suite, root, dataset, device, weights, data_digest, weights_digests, planned, plan,
         choose(plan.cells, options.only), warnings, notes,

@@ -66,8 +66,8 @@ class Options:
     only: str | None
     fresh: bool
     engine: EngineChoice
-    tell: Callable[[Event], None]
-    say: Callable[[str], None]
+    on_progress: Callable[[Event], None]
+    on_message: Callable[[str], None]
     debug: bool
     interrupt: Interrupt
     shard: Shard | None = None

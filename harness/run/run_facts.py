@@ -16,7 +16,7 @@ from ..core.content_keys import PROTOCOL_VERSION, versions
 from ..core.formats import RUN_SCHEMA
 from ..evaluation.costs import detector_costs
 from ..evaluation.rankability import FLOOR, FLOOR_IMAGES
-from ..plan import Subject
+from ..plan import ModelPlan
 from .computing import Computed
 from .opening import Opened
 from .options import Options
@@ -44,16 +44,16 @@ def run_facts(
     plan, summary = finished.plan, finished.summary
     models: list[dict[str, Any]] = []
     texts = {"notes": dict[str, None](), "warnings": dict[str, None]()}
-    for subject in plan.subjects:
-        if subject.key in summary.done:
-            values = finished.store.values(subject.key)
+    for model_plan in plan.models:
+        if model_plan.key in summary.done:
+            values = finished.store.values(model_plan.key)
             for kind, found in texts.items():
-                found.update(dict.fromkeys(f"{subject.part.label}: {text}" for text in values.get(kind, ())))
+                found.update(dict.fromkeys(f"{model_plan.part.label}: {text}" for text in values.get(kind, ())))
             models.append(
                 {
                     "dataset": opened.suite.data.name,
-                    "model": subject.part.label,
-                    "seed": subject.seed,
+                    "model": model_plan.part.label,
+                    "seed": model_plan.seed,
                     "clean_accuracy": values["clean_accuracy"],
                     "n_test": values["test_images"],
                     "source": values["source"],
@@ -83,7 +83,7 @@ def run_facts(
             for status, found in (("failed", summary.failed), ("skipped", summary.skipped))
             for name, reason in sorted(((plan.cells[k].name, r) for k, r in found.items()), key=lambda f: str(f[0]))
         ],
-        "results": [_result(subject) for subject in plan.subjects],
+        "results": [_result(model_plan) for model_plan in plan.models],
         "models": models,
         "warnings": [*opened.warnings, *texts["warnings"]],
         "notes": [*notes, *texts["notes"]],
@@ -92,14 +92,15 @@ def run_facts(
     }
 
 
-def _result(subject: Subject) -> dict[str, Any]:
+def _result(model_plan: ModelPlan) -> dict[str, Any]:
     """Which cells hold a model and its detectors: cells with one content are one cell, with the name of the first."""
     return {
-        "model": subject.part.label,
-        "seed": subject.seed,
-        "key": subject.key,
+        "model": model_plan.part.label,
+        "seed": model_plan.seed,
+        "key": model_plan.key,
         "detectors": {
-            label: {"fit": key, "calibrate": subject.scores[label, "calibrate"]} for label, key in subject.fits.items()
+            label: {"fit": key, "calibrate": model_plan.scores[label, "calibrate"]}
+            for label, key in model_plan.fits.items()
         },
     }
 

@@ -111,7 +111,7 @@ class Runner:
         cells: in an order in which inputs come first.
         store: the run directory.
         engine: where they are computed.
-        tell: called with every event.
+        on_progress: called with every event.
         debug: let the first error of a cell through instead of noting it.
         interrupt: knows of a Ctrl-C, which a part may have caught.
         shard: which of several processes this is that share the work.
@@ -122,18 +122,18 @@ class Runner:
         cells: Mapping[str, Cell],
         store: Store,
         engine: Engine,
-        tell: Callable[[Event], None],
+        on_progress: Callable[[Event], None],
         debug: bool = False,
         interrupt: Interrupt | None = None,
         shard: Shard | None = None,
     ) -> None:
         self.cells, self.store, self.engine = cells, store, engine
-        self.tell, self.debug, self.interrupt = tell, debug, interrupt or Interrupt()
+        self.on_progress, self.debug, self.interrupt = on_progress, debug, interrupt or Interrupt()
         self.first = (lambda group: True) if shard is None else shard.owns
         self.summary = Summary()
         self.time = TimeLeft()
         self._running: dict[int, tuple[list[Cell], ExitStack]] = {}
-        # Outcomes for which nothing has to be computed: inputs that failed, cells that somebody else computed.
+        # Outcomes for which nothing has to be computed: inputs that failed, cells that another process computed.
         self._known: deque[Outcome] = deque()
         # By number of a task: the cell that is shown for it, and when it was submitted.
         self._begun: dict[int, tuple[Cell, float]] = {}
@@ -284,4 +284,6 @@ class Runner:
         share: float = 0.0,
     ) -> None:  # fmt: skip
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
-        self.tell(Event(kind, cell, finished, len(self.cells), self.time.seconds() / self.engine.slots, reason, share))
+        self.on_progress(
+            Event(kind, cell, finished, len(self.cells), self.time.seconds() / self.engine.slots, reason, share)
+        )

@@ -59,8 +59,8 @@ def run_shard(
     only: str | None = None,
     cache: Path | str | None = None,
     workers: int | None = None,
-    tell: Callable[[Event], None] = lambda event: None,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[Event], None] = lambda event: None,
+    on_message: Callable[[str], None] = lambda text: None,
     debug: bool = False,
 ) -> ShardRun:
     """Compute cells of a suite into the shared cache, beside n - 1 others that do the same; no tables are made.
@@ -89,7 +89,7 @@ def run_shard(
     files = tuple(Path(p).expanduser().absolute() for p in plugins)
     with listening() as interrupt, contained(), _place(shared, part) as place:
         options = Options(
-            device, limit, only, False, EngineChoice(workers=workers), tell, say, debug, interrupt, part
+            device, limit, only, False, EngineChoice(workers=workers), on_progress, on_message, debug, interrupt, part
         )  # fmt: skip
         loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
         POOL.allow(Allowance.of(loaded.limits, output=debug))

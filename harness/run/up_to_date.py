@@ -157,7 +157,7 @@ def read_keys(run: Path) -> list[str]:
 
     Raises:
         OSError: if the file is missing.
-        UsageError: if it is no regular file or too large.
+        UsageError: if it is not a regular file or too large.
     """
     return read_file(run / KEYS, KEYS_LIMIT, within=run).decode("ascii", "replace").split()
 

@@ -66,20 +66,20 @@ def _write_findings(out: Path, computed: Computed, partial: bool, problems: Prob
     """
     found, plan = computed.finished, computed.plan
     kept = []
-    for subject in plan.subjects:
+    for model_plan in plan.models:
         for part in plan.suite.analyses:
-            key = subject.analyses[part.label]
+            key = model_plan.analyses[part.label]
             if key not in found.summary.done:
                 continue
             with problems.of(f"findings of {plan.cells[key].name}", writes=True):
                 known = plan.facts.analyses[part.label]
                 head = {
-                    "dataset": plan.suite.data.name, "model": subject.part.label, "seed": subject.seed,
+                    "dataset": plan.suite.data.name, "model": model_plan.part.label, "seed": model_plan.seed,
                     "label": part.label, "name": part.name, "title": known.title, "paper": known.paper,
                     "parameters": dict(part.params),
                 }  # fmt: skip
-                if known.reads_perturbed and computed.lost.get(subject.key):
-                    head["without"] = list(computed.lost[subject.key])
+                if known.reads_perturbed and computed.lost.get(model_plan.key):
+                    head["without"] = list(computed.lost[model_plan.key])
                 folder = findings_folder(out, head)
                 measured = found.store.values(key)["measured"]
                 write_findings(folder, head, reported(make_analysis(part), found.store.load(key), measured))

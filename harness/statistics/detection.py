@@ -29,7 +29,7 @@ _ROWS = 64
 _CALIBRATE_SEED, _EVALUATE_SEED = 0xCA11B, 0xE7A1
 # Part of an observation that the AUROC interval adds; chosen by simulation over 0.5 to 0.9999 and 30 to 1000 images.
 _PSEUDO = 0.2
-# Highest number that is no infinity: a threshold that nothing exceeds.
+# Highest finite number: a threshold that nothing exceeds.
 _NEVER = float(np.finfo(np.float64).max)
 
 
@@ -254,7 +254,7 @@ def resampled_shares(
 
     A true positive rate and a robust accuracy both have this form: the first with ``lower`` −inf and ``upper`` the
     score; the second with ``lower`` the clean score (+inf where the model is wrong) and ``upper`` the lowest score of
-    the perturbed images that turn the prediction (+inf where none does).
+    the perturbed images that fool the model (+inf where none does).
 
     Args:
         thresholds: one (resamples,) array per seed.

@@ -95,7 +95,7 @@ def _add(first: int, chances: FloatArray, count: int, magnitude: int) -> tuple[i
 
 @lru_cache(maxsize=4096)
 def _binomial(count: int) -> tuple[int, FloatArray, FloatArray]:
-    """Return the smallest number of heads that counts; from there on the chances of exactly and of at least so many."""
+    """Return the smallest number of heads that counts, and from there the chances of exactly and at least n heads."""
     heads = np.arange(count + 1)
     if count > 1000:
         # 15 standard deviations hold all but 1e-50.

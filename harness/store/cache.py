@@ -108,8 +108,8 @@ def prune(root: Path, older_than: float | None = None, max_size: int | None = No
 
     Args:
         root: the cache.
-        older_than: remove entries that were not used for so many seconds.
-        max_size: remove entries until the rest has at most so many bytes.
+        older_than: age in seconds since the last use above which entries are removed.
+        max_size: maximum size in bytes of what is kept.
 
     Raises:
         UsageError: like :func:`check_cache`, and if a file cannot be removed.
@@ -157,7 +157,7 @@ def _inside(root: Path) -> Iterator[Path]:
 
 def _remove(gone: list[Entry]) -> Removed:
     for entry in gone:
-        # The ledger's entry first: without it, nobody takes over the artifact.
+        # The ledger's entry first: without it, no run takes over the artifact.
         for path in sorted(entry.files):
             try:
                 path.unlink(missing_ok=True)

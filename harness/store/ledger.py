@@ -109,7 +109,7 @@ def checked_key(key: str) -> str:
         ValueError: for anything but 64 hex digits.
     """
     if not KEY.fullmatch(key):
-        raise ValueError(f"{key!r} is no content key")
+        raise ValueError(f"{key!r} is not a content key")
     return key
 
 

@@ -91,7 +91,7 @@ class Store:
                 (self.folder / name).unlink(missing_ok=True)
         for place in (self.cells, self.artifacts):
             place.mkdir(exist_ok=True)
-        # What a killed process was writing; nobody else writes while the lock is held.
+        # What a killed process was writing; no other process writes while the lock is held.
         for written in ("", "cells", "artifacts", "tables", "site", "site/assets", "site/analyses"):
             remove_leftovers(self.folder / written)
         for path in self.cells.glob("*.json"):
@@ -121,7 +121,7 @@ class Store:
 
         Args:
             key: the content key.
-            name: what this run calls it. Content knows no labels: whoever computed it may have called it otherwise.
+            name: what this run calls it. Content has no labels: the run that computed it may have called it otherwise.
 
         Raises:
             AftershockError: if its entry cannot be written.
@@ -270,7 +270,7 @@ class Store:
         return place / f"{key}{SUFFIX}", place / f"{key}.json"
 
     def _publish(self, key: str, record: Record) -> None:
-        """Share a finished cell; a cache that cannot be written is no reason to fail."""
+        """Share a finished cell; this is best effort: without it, work may be done twice."""
         cached = self._cached(key)
         if cached is None:
             return
@@ -297,7 +297,7 @@ class Store:
                     path.unlink(missing_ok=True)
                 return None
         except (OSError, UsageError):
-            # A cache that cannot be read or cleaned, or an entry of a newer version, is no reason to fail.
+            # A cache that cannot be read or cleaned, or an entry of a newer version, does not stop the run.
             return None
         try:
             if record.digest:
@@ -307,7 +307,7 @@ class Store:
                 # Its last use, by which the cache is pruned.
                 os.utime(cached[1])
         except FileNotFoundError:
-            # Somebody empties the cache at this moment.
+            # The cache is being emptied at this moment.
             return None
         except OSError as error:
             raise unwritable(self.folder, error) from error

@@ -1,7 +1,7 @@
 """What the harness asks of a part, asked as soon as it is made: a mistake of a plugin is told before any work is done.
 
-Attributes of a part may be properties that raise, or hold anything: nothing that a plan, a table or a page reads is
-believed.
+Attributes of a part may be properties that raise, or hold anything: whatever a plan, a table or a page reads is
+checked.
 """
 
 from __future__ import annotations

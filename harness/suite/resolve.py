@@ -333,7 +333,7 @@ def _labels(
             known = dict.fromkeys(name for p in perturbations for name in (p.group, p.label))
             checker.add(
                 at,
-                f"detector {label!r}: {key} names {name!r}, which is no perturbation of this suite"
+                f"detector {label!r}: {key} names {name!r}, which is not a perturbation of this suite"
                 f"{did_you_mean(name, known)}",
             )
         for part in chosen:

@@ -31,7 +31,7 @@ class DataPart(Part):
     evaluate: int
 
     def excess(self, train: int, test: int) -> dict[str, str]:
-        """What is wrong, by the size to lower, if the splits have so many images; nothing if the sets fit in."""
+        """Return what is wrong, by the size to lower, with splits of these sizes; nothing if the sets fit."""
         found = {}
         if self.fit > train:
             found["fit"] = f"fit = {self.fit}, but the train split of {self.name} has {train} images"

@@ -109,7 +109,7 @@ class ModelEntry(_Entry):
     weights: str | None = Field(None, description="Absolute, beside the suite, or under the data root.")
     train_if_missing: StrictBool = Field(False, description="Train where the weights are not found.")
     tap_modules: list[str] = Field(default=[], description="Modules to tap besides the ReLU-like calls.")
-    bits_per_tap: StrictInt | None = Field(None, gt=0, description="At most so many bits per tap, a seeded sample.")
+    bits_per_tap: StrictInt | None = Field(None, gt=0, description="Maximum number of bits per tap, a seeded sample.")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelEntry:

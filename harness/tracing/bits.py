@@ -18,7 +18,7 @@ _GATHER = 0x0102040810204080
 _DIGIT_UNITS = 4088
 # Rows of either side that are unpacked at once, and rows of a strip where only the upper triangle is needed.
 _ROWS, _STRIP = 2048, 256
-# Up to so many rows on one side, counting words costs less than unpacking the other side.
+# Number of rows on one side up to which counting words costs less than unpacking the other side.
 _FEW = 32
 # NumPy 2 and newer; before, bytes are looked up in a table.
 _bitwise_count = getattr(np, "bitwise_count", None)
@@ -191,7 +191,7 @@ def _float_product(x: Tensor, y: Tensor, common: Tensor) -> None:
 
 
 def _int8_product(x: Tensor, y: Tensor, common: Tensor) -> None:
-    """As :func:`_float_product`; cuBLAS wants multiples of eight and more than 16 rows."""
+    """As :func:`_float_product`; cuBLAS needs multiples of eight and more than 16 rows."""
     size = len(y)
     width, rows, columns = -x.shape[1] % 8, max(-len(x) % 8, 24 - len(x)), max(-size % 8, 24 - size)
     left = torch.nn.functional.pad(x.to(torch.int8), (0, width, 0, rows))

@@ -200,7 +200,7 @@ def record(
         needs: the union of what all detectors ask for.
         modules: the named modules and
         root: the part of the model that :func:`discover` was given.
-        dropout: let dropout layers drop, as Monte Carlo views want it; the masks depend on image and seed alone.
+        dropout: let dropout layers drop, as Monte Carlo views need it; the masks depend on image and seed alone.
         seed: of those masks, and for a model that draws random numbers.
         batch: images per forward pass.
 

@@ -71,7 +71,7 @@ class Need:
             activation of every unit).
         taps: ``all``, ``last:N``, ``first:N``, or tap names.
         statistic: for ``pooled``: mean, max or standard deviation over a map's positions.
-        units: for ``bits`` and ``full``: at most so many units per tap, a seeded sample; ``None`` keeps all.
+        units: for ``bits`` and ``full``: maximum number of units per tap, a seeded sample; ``None`` keeps all.
     """
 
     representation: Representation
@@ -102,7 +102,7 @@ class Need:
 
 
 def capped(need: Need, bits_per_tap: int | None) -> Need:
-    """A need on a model of whose taps only so many bits are kept (``None``: all)."""
+    """Return a need on a model with a maximum number of bits per tap (``None``: all)."""
     if need.representation != "bits" or bits_per_tap is None:
         return need
     return replace(need, units=min(bits_per_tap, need.units or bits_per_tap))
@@ -250,7 +250,7 @@ class Traces:
 
     @property
     def sources(self) -> Tensor | None:
-        """Which image each row was made from, int64, (n,), ``None`` where nobody knows: only in ``fit``.
+        """Which image each row was made from, int64, (n,), ``None`` where it is unknown: only in ``fit``.
 
         A perturbed fit image and its clean original have the same number, so that a detector that keeps clean images
         need not compare a perturbed one with its own original, which it never meets in use.

@@ -1,7 +1,7 @@
 """The figures of an analysis as a page draws them: plain data for the page's script, and PNG images.
 
-Every limit here is about a stranger's run, which must not make a page that no browser opens; what is left out is said
-under the figure, and lies in ``arrays.safetensors``.
+Every limit here is about a run from an untrusted source, which must not make a page that no browser opens; what is
+left out is said under the figure, and lies in ``arrays.safetensors``.
 """
 
 from __future__ import annotations

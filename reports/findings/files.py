@@ -267,7 +267,7 @@ def _result(folder: Path, arrays: bool, facts: Mapping[str, object]) -> Result:
         _check_files(folder, facts)
         return _read_result(folder, arrays)
     except UsageError as error:
-        # A page tells no one where on this machine the run lies.
+        # A page does not say where on this machine the run lies.
         reason = words(str(error).replace(f"{folder}{os.sep}", ""))
     except (ValueError, TypeError, KeyError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         reason = words(repr(error))  # RuntimeError: also too deep a nesting, and tensors of the wrong kind

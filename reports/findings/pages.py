@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ...analyses.findings import Findings, Table
 
-# Every page carries this, and by it a later report knows a page of an analysis that is no more.
+# Every page carries this, and by it a later report recognises the page of an analysis that no longer exists.
 GENERATOR = '<meta name="generator" content="Aftershock analysis page">'
 ROWS = 2000
 COLUMNS = 200

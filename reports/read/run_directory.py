@@ -1,7 +1,8 @@
 """Run directories as a report reads them: ``run.json`` and the small tables, checked, and nothing else.
 
-A run directory may come from a stranger. Nothing in it is executed or unpickled; a file is read only when it is a
-regular file inside the directory and below a size limit, and what cannot be read is one sentence that names the file.
+A run directory may come from an untrusted source. Nothing in it is executed or unpickled; a file is read only when it
+is a regular file inside the directory and below a size limit, and what cannot be read is one sentence that names the
+file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _T = TypeVar("_T")
 
 # The propagation table of 15 models and 45 perturbations on 19 taps takes 50 MiB.
 TABLE_LIMIT = 256 * MIB
-_MOST = 10**12  # images; more is no count, and a bar of such a length no number
+_MOST = 10**12  # images; more is not a plausible count
 
 _TEXT = "text"
 _NUMBER = "number"
@@ -137,13 +138,13 @@ def read_run(path: Path) -> Run:
     """Read one run directory.
 
     Raises:
-        UsageError: if it is no run directory, or a file in it is malformed, too large, leads out of it, was written
+        UsageError: if it is not a run directory, or a file in it is malformed, too large, leads out of it, was written
             by a newer version, or is not the one that the run wrote.
     """
     if not path.is_dir():
         raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
     if not (path / "run.json").exists() and not (path / "tables").exists():
-        raise UsageError(f"{path} is no run directory: it has neither run.json nor tables/.")
+        raise UsageError(f"{path} is not a run directory: it has neither run.json nor tables/.")
     tables = {}
     facts = _read_facts(path)
     for name, columns in TABLES.items():
@@ -158,7 +159,7 @@ def read_run(path: Path) -> Run:
 def _read_facts(path: Path) -> Mapping[str, object]:
     file = path / "run.json"
     content = read_if_there(file, RUN_JSON_LIMIT, within=path)
-    # A run writes its keys after its run.json. Tables alone, or with a few facts that somebody wrote, may be reported.
+    # A run writes its keys after its run.json. Tables alone, or with a few facts written by hand, may be reported.
     whole = os.path.lexists(path / KEYS)
     if content is None:
         if whole:
@@ -300,7 +301,7 @@ def _counts(cell: str, file: Path, column: str, line: int) -> Mapping[str, int]:
 
 
 def mapping(value: object) -> Mapping[str, object]:
-    """The value if it is a JSON object, else an empty one: facts of a stranger's run have any shape."""
+    """Return the value if it is a JSON object, else an empty one: facts from an untrusted source may have any shape."""
     return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
 
 

@@ -114,7 +114,7 @@ def _rounding_summary(tables: Sequence[tuple[str, Sequence[RoundedRow]]]) -> str
 
 @dataclass(frozen=True)
 class Bar:
-    """Which part of one attack won: parts with count, share and the index of their colour; ``left`` were not turned."""
+    """Which part of one attack won: parts with count, share and the index of their colour; ``left`` were not fooled."""
 
     detector: str
     budget: str

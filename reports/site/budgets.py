@@ -1,4 +1,4 @@
-"""Budget curves: what a larger budget buys every attack, against every detector, and where the curves end."""
+"""Budget curves: how each attack does at larger budgets, against every detector, and where the curves end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .shares import Conditions, Share, by_budget, group_of, images, share, writt
 
 CURVE_HELP = (
     ("undetected", "Undetected success", "share of attacked images",
-     "Undetected success: the share of attacked images that fool the model and slip past the detector at FPR 5 %. "
+     "Undetected success: the share of attacked images that fool the model and evade the detector at FPR 5 %. "
      "Less is better for the detector."),
     ("success", "Success", "share of attacked images",
-     "Success: the share of attacked images that fool the model, whether the detector notices or not."),
+     "Success: the share of attacked images that fool the model, whether they are flagged or not."),
     ("detection", "Detection", "share of fooling images",
      "Detection: the share of the images that fool the model that the detector flags at FPR 5 %. There is no point "
      "where no image fools the model."),
@@ -55,7 +55,8 @@ def curve_data(title: str, conditions: Conditions, threat: tuple[str, float | No
     """The budget curves of one model as plain JSON data; ``None`` where no attack has two budgets.
 
     A series is ``[norm, detector, attack, points]`` with three indices; a point is ``[x, budget, undetected, success,
-    detection, n, flags]``: each measure a list of value, low, high. Names stay as they are; whoever draws them escapes.
+    detection, n, flags]``: each measure a list of value, low, high. Names stay as they are; they are escaped when
+    drawn.
 
     Args:
         title: the model.
@@ -122,7 +123,7 @@ class End:
 
     @property
     def complete(self) -> bool:
-        """Whether every attacked image of every seed was turned."""
+        """Whether the attack succeeded on every image of every seed."""
         return self.success.value is not None and self.success.value >= 1
 
 
@@ -185,6 +186,6 @@ def ends_sentence(found: Sequence[End]) -> str:
     more = f", and {len(short) - 6} more" if len(short) > 6 else ""
     return (
         f"{len(short)} of {len(measured)} {curves} stop{'s' if len(short) == 1 else ''} short of 100{SPACE}% success "
-        f"at the largest budget: {', '.join(named)}{more}. What such a curve says is a lower bound: a stronger attack, "
+        f"at the largest budget: {', '.join(named)}{more}. Such a curve is a lower bound: a stronger attack, "
         "or a larger budget, may get further."
     )

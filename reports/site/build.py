@@ -1,8 +1,8 @@
 """The site: HTML pages about one or more runs that anybody can open from a folder, without a network.
 
 It reads the run directories' ``run.json``, tables and analyses and nothing else, so a report can be made anew from a
-published run. Every name in it may come from a stranger: the templates escape, and the page's own policy forbids
-loading anything from elsewhere.
+published run. Every name in it may come from an untrusted source: the templates escape, and the page's own policy
+forbids loading anything from elsewhere.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         for dataset, model in keys:
             own = {table: rows.get((dataset, model), []) for table, rows in split.items()}
             digest = next((r.text("protocol_digest") for r in own.get("leaderboard", ())), "") or run.digest
-            # Without a digest nobody knows what was compared: such a run stands alone.
+            # Without a digest it is unknown what was compared: such a run stands alone.
             key = (dataset, model, digest or f"\0{number}")
             groups.setdefault(key, Group(dataset, model, digest)).add(run, own)
     return list(groups.values())

@@ -14,14 +14,15 @@ NO_NUMBER = "Why there is no number."
 BEYOND = "beyond-threat"
 # Flag of the tables: words on the page, meaning. A flag may name another attack: `weaker-than-one-step:fgsm`.
 FLAGS = {
-    "no-attack": ("no attack", "No attacks of the suite that count for this row cover all its images: what nothing "
+    "no-attack": ("no attack", "No attack that counts for this row covers all its images: images that were not "
                   "attacked would count as safe."),
-    "below-floor": ("attack below the floor", f"The attack that knows the detector does less than the protocol asks of "
-                    f"a ranked row: {floor_text()}. The number stands, and can only be too high."),
-    "black-box-only": ("black box only", "The model gives no gradient, so only attacks that ask for its answers were "
-                       "possible: its numbers can only be too high."),
+    "below-floor": ("attack below the floor", "The attack that knows the detector is weaker than the protocol "
+                    f"requires for a rank: {floor_text()}. The number is kept, and can "
+                    "only be too high."),
+    "black-box-only": ("black box only", "The model has no gradient, so only black-box attacks were possible: its "
+                       "numbers can only be too high."),
     "near-chance": ("accuracy near chance", "The model's clean accuracy is near chance: its normalisation, its weights "
-                    "or the order of its classes are probably wrong, and robust accuracy says nothing."),
+                    "or the order of its classes are probably wrong, and robust accuracy is meaningless."),
     "no-weights": ("no weights", "No weights were given, and the network that the factory made has a clean accuracy "
                    "near chance: name its checkpoint."),
     "probabilities-for-logits": ("probabilities in place of logits", "The model's outputs look like probabilities, but "
@@ -30,19 +31,21 @@ FLAGS = {
     "log-probabilities-for-logits": ("log-probabilities in place of logits", "The model's outputs look like "
                                      "log-probabilities, whose energy is 0 for every image: leave out its last "
                                      "log-softmax."),
-    "batch-dependent": ("depends on the batch", "The model gives an image other logits in another batch: what was "
-                        "attacked among some images is measured among others."),
-    "weaker-than-adaptive": ("its attacks are weaker than", "An attack that had to pass a detector besides fools more "
-                             "images than the attacks that count here: the number is too high."),
-    "randomised": ("randomised", "The detector gives one image different scores and does not declare it."),
-    "score-depends-on-caller": ("score depends on who asks", "An attack was told other scores than those that count, "
-                                "or gradient mode changes them: what was attacked is not what is measured."),
+    "batch-dependent": ("depends on the batch", "The model's logits for an image depend on the other images of its "
+                        "batch, so what was attacked is not what is measured."),
+    "weaker-than-adaptive": ("its attacks are weaker than", "An attack that also had to evade a detector fools more "
+                             "images than the attacks that count here: the number is "
+                             "too high."),
+    "randomised": ("randomised", "The detector returns different scores for the same image and does not declare it."),
+    "score-depends-on-caller": ("score depends on the caller", "Attacks received other scores than the final ones, "
+                                "or the gradient mode changes them: what was attacked "
+                                "is not what is measured."),
     "score-depends-on-order": ("score depends on the order", "The same images in another order get other scores."),
     "score-depends-on-batch": ("score depends on the batch", "The same images in other batches get other scores."),
-    "score-depends-on-process": ("score depends on the process", "A process that has done nothing else gives other "
-                                 "scores, or none."),
-    "unchecked-in-another-process": ("unchecked in another process", "The detector was registered in a session, so no "
-                                     "other process has it, and it has no rank: register it in a file or a package."),
+    "score-depends-on-process": ("score depends on the process", "A new process returns other scores, or none."),
+    "unchecked-in-another-process": ("unchecked in another process", "The detector was registered in the session, so "
+                                     "no other process can load it, and it is not "
+                                     "ranked: register it in a file or a package."),
     "control-flagged": ("control flagged", "More than half of the random noise of the attacks' size is flagged: the "
                         "detector responds to the size of a change, not to attacks."),
     "benign-flagged": ("benign images flagged", "More than half of the images under noise and corruptions that keep "
@@ -50,55 +53,63 @@ FLAGS = {
     "ties-at-threshold": ("ties at the threshold", "More than 1 % of the calibrate scores equal the threshold: the "
                           "score is coarse, and its false positive rate may be far below 5 %."),
     "reads-files": ("reads files", "The code of this detector opened files, connections or system libraries that are "
-                    "not its own while it was fitted or asked, as one that knows the test images would; what they hold "
-                    "is not known."),
+                    "not its own while it was fitted or scored images, as a detector that knows the test images "
+                    "would; what they hold is not known."),
     "starts-processes": ("starts processes", "The code of this detector started other programs, or copies of its "
-                         "process, while it was fitted or asked; which files those read is not known."),
-    "limit": ("ended by a limit", "The attack spent what [limits] allows: more would do better."),
+                         "process, while it was fitted or scored images; which files those read is not known."),
+    "limit": ("ended by a limit", "A limit under [limits] ended the attack: without it, it may be stronger."),
     "no-adaptive-attack": ("no adaptive attack", "No attack that knows this detector was tried: its robust accuracy is "
                            "only an upper bound."),
-    "adaptive-incomplete": ("adaptive attack incomplete", "The attack that knows the detector did not get through even "
-                            "at a large budget, so it proves nothing: the row stands below the ranked ones."),
+    "adaptive-incomplete": ("adaptive attack incomplete", "The attack that knows the detector did not succeed on "
+                            "every image even at a large budget, so it shows nothing "
+                            "about the detector: the row is not ranked."),
     "adaptive-weaker-than": ("adaptive attack is weaker than", "An attack that does not know the detector, or this "
-                             "one with less budget, passes it more often: the adaptive attack is not at its best."),
+                             "one with less budget, evades it more often: the adaptive attack is weaker than it "
+                             "could be."),
     "adaptive-below-threat": ("adaptive attacks are below the threat", "No attack that knows this detector was tried "
                               "with the threat model's whole budget: its robust accuracy is only an upper bound."),
-    "adaptive-unchecked": ("adaptive attack is unchecked", "The attack that knows the detector has no large budget at "
-                           "which it could show that it is not broken."),
+    "adaptive-unchecked": ("adaptive attack is unchecked", "The attack that knows the detector was not checked at a "
+                           "large budget, so it may be broken."),
     "attached": ("attached", "The attack returned images with their gradient graph; it was cut."),
     "dtype": ("other number type", "The attack returned another number type; it was converted."),
-    "shape": ("wrong shape", "The attack returned no images of the right shape: the clean ones stand in."),
-    "non-finite": ("non-finite images", "The attack returned infinite or undefined pixels: the clean images stand in."),
+    "shape": ("wrong shape", "The attack returned no images of the right shape: the clean images are used instead."),
+    "non-finite": ("non-finite images", "The attack returned infinite or undefined pixels: the clean images are used "
+                   "instead."),
     "out-of-range": ("out of range", "The attack left the range of images [0, 1]; it was clipped."),
     "over-budget": ("over budget", "The attack exceeded its own budget; it was projected back."),
-    "zero-gradient": ("zero gradients", "Gradients were zero for images not yet fooled: the attack could not see where "
-                      "to go, and its success is an underestimate."),
-    "non-finite-gradient": ("non-finite gradients", "Gradients were infinite or undefined: the attack was blind."),
-    "non-finite-logits": ("non-finite logits", "The model answered with infinite or undefined numbers."),
-    "randomised-model": ("randomised model", "The model answers differently to the same image, so an attack must "
-                         "average over its answers; one that does not is too weak."),
-    "changed-state": ("changed the process", "It left the named state of the process changed (a number type, a mode, "
-                      "a setting, a function). That was undone before anything else was computed; its own numbers may "
-                      "depend on it."),
-    "unconverged": ("not converged", "The attack still turned images, or brought them past the detector, when its "
-                    "steps ran out: more steps would do better."),
-    "weaker-than-smaller-budget": ("weaker than a smaller budget", "Success fell when the budget grew, which a sound "
-                                   "attack cannot do."),
+    "zero-gradient": ("zero gradients", "Gradients were zero for images not yet fooled: the attack had no direction, "
+                      "and its success is an underestimate."),
+    "non-finite-gradient": ("non-finite gradients", "Gradients were infinite or undefined: the attack had no "
+                            "direction."),
+    "non-finite-logits": ("non-finite logits", "The model returned infinite or undefined logits."),
+    "randomised-model": ("randomised model", "The model returns different logits for the same image, so an attack "
+                         "must average over several passes; one that does not is too weak."),
+    "changed-state": ("changed the process", "It changed the named state of the process (a number type, a mode, a "
+                      "setting, a function). The change was undone before anything else was "
+                      "computed; its own numbers may depend on it."),
+    "unconverged": ("not converged", "The attack still found new successes, or brought images past the detector, "
+                    "when its steps ran out: with more steps it would be stronger."),
+    "weaker-than-smaller-budget": ("weaker than a smaller budget", "Success fell when the budget grew, which cannot "
+                                   "happen with a sound attack."),
     "weaker-than-one-step": ("weaker than one step", "An iterative attack did worse than a single gradient step within "
-                             "the same budget: its steps lead astray."),
-    "weaker-than-black-box": ("weaker than a black box", "An attack without gradients beat this one with gradients: "
-                              "the gradients are probably masked."),
+                             "the same budget: its steps do not help."),
+    "weaker-than-black-box": ("weaker than a black box", "An attack without gradients outperformed this gradient "
+                              "attack: the gradients are probably masked."),
     "below-100-at-largest-budget": ("below 100 % at the largest budget", "The last point of the budget curve leaves "
-                                    "images unturned: the attack is too weak, or the curve ends too early to tell."),
+                                    "images correctly classified: the attack is too weak, or the curve ends "
+                                    "too early."),
     "reduced-ensemble": ("reduced ensemble", "The data set has too few classes for some parts of this attack, which "
                          "were left out or replaced: it is not the standard ensemble."),
     BEYOND: ("beyond the threat model", "Some images moved further than the threat model allows: they are "
-                      "shown here and do not enter the ranking."),
+             "shown here and do not enter the ranking."),
 }  # fmt: skip
 _HELP = (
     (r"^at the large budget", FLAGS["adaptive-incomplete"][1]),
-    (r"gradient.?free|black.?box", "A gradient-free attack beat the gradient ones: the gradients are probably masked."),
-    (r"converge", "The attack still improved when its steps ran out: more would do better."),
+    (
+        r"gradient.?free|black.?box",
+        "A gradient-free attack outperformed the gradient attacks: the gradients are probably masked.",
+    ),
+    (r"converge", "The attack still improved when its steps ran out: with more steps it would be stronger."),
     (r"is missing|is not scored", "What cannot be measured cannot be counted: there is no robust accuracy without it."),
     (r"attacked \d+ of", "The other images count as safe from it, so robust accuracy is an upper bound."),
     (r"adaptive|large.budget", FLAGS["adaptive-incomplete"][1]),
@@ -113,9 +124,9 @@ class Flag:
 
     Attributes:
         text: its words.
-        help: what it means, in one sentence; empty for words that nobody knows.
+        help: what it means, in one sentence; empty for unknown ones.
         about: the other attack that it names, if any.
-        key: its name in the tables; empty for words that are no known flag.
+        key: its name in the tables; empty for unknown flags.
     """
 
     text: str

@@ -131,7 +131,8 @@ def sample_of(
     seeds: list[WorstCase] = []
     for _, of_seed in scores.groupby("seed", sort=True):
         if detector == ABLATION:
-            # It gives every image the score 0, and its threshold is 0. What fools the model does so whoever scored it.
+            # It gives every image the score 0, and its threshold is 0. What fools the model does so with every
+            # detector.
             attacked = of_seed.assign(score=0.0)
             own = attacked[attacked["detector"] == attacked["detector"].iloc[0]]
         else:

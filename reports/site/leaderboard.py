@@ -18,7 +18,7 @@ ABLATION = "none"
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 SURROGATES = {
     "exact": "The adaptive attack differentiates the score itself.",
-    "relaxed": "The adaptive attack differentiates a smooth stand-in of the score.",
+    "relaxed": "The adaptive attack differentiates a smooth approximation of the score.",
     "straight-through": "The adaptive attack passes gradients straight through the hard steps of the score.",
     "none": "There is no surrogate: feature matching, PGD on the margin and a random search attack it, less strongly.",
 }
@@ -65,18 +65,18 @@ class Table:
 
 
 BOARD = (
-    Column("rank", "Rank", "1 and the number of rows that are significantly better, by paired tests over the images "
+    Column("rank", "Rank", "1 plus the number of rows that are significantly better, by paired tests over the images "
            "(Holm's correction over all pairs): rows that the data cannot tell apart share a rank. A row whose attack "
-           f"is below the protocol's floor ({floor_text()}), or proves nothing, has none.", first="asc"),
+           f"is below the protocol's floor ({floor_text()}), or is broken, has none.", first="asc"),
     Column("detector", "Detector", "The detector's label in the suite. none flags nothing: the ablation that every "
            "other number is read against.", kind="text", first="asc"),
     Column("robust_accuracy_at_fpr_5", "Robust accuracy", "The share of images that stay safe in the worst case: the "
            "model is right, the detector lets the clean image pass, and no attack within the threat model both fools "
-           "the model and slips past the detector. The whisker is the 95 % interval, the thin line the row none. At "
-           "most: an attack of this row was not at its best, so the number can only be too high.",
+           "the model and evades the detector. The whisker is the 95 % interval, the thin line is the row none. At "
+           "most: an attack of this row was weaker than it could be, so the number can only be too high.",
            "at FPR 5 %"),
-    Column("adaptive_undetected_at_fpr_5", "Adaptive", "How often an attack that knows the detector fools "
-           "the model unseen at FPR 5 %: less is better.", "undetected", first="asc"),
+    Column("adaptive_undetected_at_fpr_5", "Adaptive", "How often an attack that knows the detector fools the "
+           "model undetected at FPR 5 %: less is better.", "undetected", first="asc"),
     Column("worst_auroc", "Worst", "The lowest AUROC over the perturbations, and which one it was.", "AUROC"),
     Column("tpr_at_fpr_1", "TPR", "The smallest share of fooling images that is flagged at a false positive rate of "
            "1 %, over the perturbations (needs 1,000 calibrate images).", "at FPR 1 %"),
@@ -85,17 +85,17 @@ BOARD = (
     Column("mean_auroc_unseen", "Unseen", "Mean AUROC over perturbations that the detector never saw, and how many "
            "they are.", "mean AUROC"),
     Column("control_flagged_at_fpr_5", "Control", "The share of random noise of the same norm as the attacks that is "
-           "flagged although it changes no prediction: a detector of noise gives itself away here.", "flagged",
+           "flagged although it changes no prediction: high for a detector that responds to noise.", "flagged",
            first="asc"),
     Column("benign_flagged_at_fpr_5", "Benign", "The share of plain noise and corruptions that is flagged although "
-           "the prediction holds.", "flagged", first="asc"),
+           "the prediction is unchanged.", "flagged", first="asc"),
     Column("fpr_realised_5", "Clean", "The share of clean evaluate images that is flagged: about 5 % if the "
            "threshold carries over (the realised FPR).", "flagged", first="asc"),
     Column("surrogate", "Surrogate", "How the adaptive attack differentiates the detector: exactly, relaxed, straight "
            "through, or not at all.", kind="text", first="asc"),
-    Column("seeds", "Seeds", "Of how many seeds a cell is the mean (the table names them), and the standard deviation "
-           "of robust accuracy between them.", "SD", "text", "asc"),
-    Column("flags", "Flags", "Sanity flags: what makes this row's numbers doubtful.", kind="flags", first="asc"),
+    Column("seeds", "Seeds", "Number of seeds that a cell is the mean of (the table names them), and the standard "
+           "deviation of robust accuracy between them.", "SD", "text", "asc"),
+    Column("flags", "Flags", "Sanity flags: reasons to doubt this row's numbers.", kind="flags", first="asc"),
 )  # fmt: skip
 BOARD_HEADS = (
     ("", 2),
@@ -143,7 +143,7 @@ def budget(norm: str, eps: str) -> str:
     else:
         levels = value * 255
         whole = 0.5 < levels < 255.5 and abs(levels - round(levels)) < 1e-3
-        short = float(f"{value:.3g}") == value  # somebody wrote 0.2, and not 51/255
+        short = float(f"{value:.3g}") == value  # it was written as 0.2, and not as 51/255
         shown = f"{round(levels)}/255" if whole and norm == "linf" and not short else f"{value:.3g}"
     name = NORMS.get(norm, norm)
     if name and not shown:

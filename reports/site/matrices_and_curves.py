@@ -1,6 +1,6 @@
 """The figures of the site: the detector by perturbation matrices and the curves through the layers.
 
-Both are plain data: matrices become HTML tables (colour is a number between 0 and 1, the style sheet turns it into a
+Both are plain data: matrices become HTML tables (colour is a number between 0 and 1, the style sheet maps it to a
 colour of the reader's theme), curves become a JSON block that the page's script hands to plotly.
 """
 
@@ -56,7 +56,7 @@ MEASURES = (
     ),
     Measure(
         "undetected", "Undetected success",
-        "The share of attacked images that both fool the model and slip past the detector at FPR 5 %: less is better.",
+        "The share of attacked images that both fool the model and evade the detector at FPR 5 %: less is better.",
         "undetected_success_at_fpr_5", "clean", "bad",
     ),
 )  # fmt: skip
@@ -149,13 +149,13 @@ def _cell(
 
 METRICS: Mapping[str, tuple[str, str]] = {
     "relative_l2": ("Relative L2 shift", "How far the activation moved, relative to its own length."),
-    "cosine_distance": ("Cosine distance", "How far the activation turned: 0 is the same direction."),
+    "cosine_distance": ("Cosine distance", "How far the activation's direction changed: 0 is the same direction."),
     "bit_flip_rate": ("ReLU bits flipped", "The share of units that switched on or off."),
     "som_unit_change": ("SOM unit changed", "The share of images whose unit on the layer's map is another one."),
     "som_map_distance": ("SOM map distance", "How far the image moved on the layer's self-organising map."),
     "latent_distance": ("Latent distance", "How far the activation moved in the layer's principal components."),
     "centroid_change": ("Nearest class changed", "The share of images whose nearest class centroid is another one."),
-    "cka": ("CKA with clean", "How alike the whole set's geometry is to the clean one: 1 is the same."),
+    "cka": ("CKA with clean", "Similarity of the whole set's geometry to the clean one: 1 is the same."),
 }
 POPULATIONS: Mapping[str, str] = {
     "success": "images that fool the model",
@@ -169,7 +169,7 @@ def propagation(groups: Sequence[tuple[str, Sequence[Row]]]) -> list[dict[str, o
     """The curves of every (title, rows of ``propagation.csv``), as plain JSON data, the mean over seeds.
 
     Series are lists ``[metric, population, perturbation, mean, q05, q95]``: three indices and three lists with one
-    number (or ``None``) per tap. Names stay as they are; whoever draws them escapes them.
+    number (or ``None``) per tap. Names stay as they are; they are escaped when drawn.
     """
     return [_curves(title, rows) for title, rows in groups if rows]
 

@@ -20,7 +20,7 @@ MEASURES = {
     "success": "success_rate",
     "detection": "flagged_at_fpr_5",
 }
-_MOST = 1e12  # images; a stranger's table may hold any number
+_MOST = 1e12  # images; a table from an untrusted source may hold any number
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def share(rows: Sequence[Row], measure: str, suffix: str = "") -> Share:
     value = mean(r.number(MEASURES[measure] + suffix) for r in rows)
     if value is None or not 0 <= value <= 1:
         return Share()
-    turned = mean(r.number("success_rate" + suffix) for r in rows) if measure == "detection" else 1.0
-    n = (mean(r.number("n") for r in rows) or 0.0) * (turned or 0.0)
+    success = mean(r.number("success_rate" + suffix) for r in rows) if measure == "detection" else 1.0
+    n = (mean(r.number("n") for r in rows) or 0.0) * (success or 0.0)
     return Share(value, *wilson(value, n)) if 1 <= n < _MOST else Share(value)
 
 

@@ -258,7 +258,7 @@
         hovertemplate: "%{fullData.name}<br>row %{y}, column %{x}: <b>%{z:.4~g}</b><extra></extra>",
       };
     });
-    layout.plot_bgcolor = css("--ghost"); // what is no number stays grey
+    layout.plot_bgcolor = css("--ghost"); // what is not a number stays grey
     layout.coloraxis = {
       cmin: figure.low, cmax: figure.high, colorscale: scale(figure.low < 0 && figure.high > 0 ? "div" : "seq"),
       colorbar: narrow
@@ -314,7 +314,7 @@
     });
     if (solid) {
       layout.scene = { xaxis: axis(figure.axes[0]), yaxis: axis(figure.axes[1]), zaxis: axis(figure.axes[2]), aspectmode: "cube", dragmode: "turntable", camera: { eye: narrow ? { x: 1.7, y: 1.7, z: 0.95 } : { x: 1.4, y: 1.4, z: 0.8 }, center: { x: 0, y: 0, z: -0.12 } } };
-      layout.uirevision = "kept"; // a click on the legend must not turn the scene back
+      layout.uirevision = "kept"; // a click on the legend must not reset the camera
     } else {
       layout.xaxis = axis(figure.axes[0]);
       layout.yaxis = axis(figure.axes[1]);

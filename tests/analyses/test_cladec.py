@@ -253,7 +253,7 @@ def test_a_turned_image_is_followed_beside_its_control(really: bool, study: Call
     assert (share("cladec", "turned", "nearer") > 0.9) == really
     assert share("cladec", "noise control", "nearer") < 0.1
     told = next(c for c in found.claims if (c.kind, c.subject) == ("perturbed", "moved"))
-    assert told.verdict == (f"read as the reached class from {own.taps[0].name} on" if really else "at no depth")
+    assert told.verdict == (f"read as the predicted class from {own.taps[0].name} on" if really else "at no depth")
     assert told.estimates["images"] == 25
     assert value_of(told, "undecoded: reached") == share("undecoded", "turned", "reached")
     gallery = next(f for f in found.figures if isinstance(f, Pictures) and f.title.startswith("moved"))

@@ -367,7 +367,7 @@ def test_the_distribution_and_its_middle(found: Findings) -> None:
     assert more.series[0].y == [0.25, 0.25, 0.75, 0.5, 0.75]
     assert all(low > 0 for low in more.series[0].low)
     # From a margin of about 0.8 to -0.8, but for a fifth that is read as the third class when it is clean.
-    pushed = figure(found, "Pushed towards the reached class, beyond noise of the same size")
+    pushed = figure(found, "Moved towards the predicted class, beyond noise of the same size")
     assert all(1.2 < y < 1.5 for y in pushed.series[1].y)
     assert claim(found, "beyond-noise").estimates == {"planted[eps=1]": 1, "early": 1}
     assert claim(found, "half-left").estimates == {"early": 1, "planted[eps=1]": 3}
@@ -390,7 +390,7 @@ def test_few_images_are_said_and_not_drawn(found: Findings) -> None:
     assert claim(found, "few-images").estimates == {"weak": 0}
     weak = figure(found, "Depth of departure: weak")
     assert [s.name for s in weak.series] == ["failed: left for good"]
-    assert not any(f.title == "Between the own and the reached class: weak" for f in found.figures)
+    assert not any(f.title == "Between the true and the predicted class: weak" for f in found.figures)
 
 
 def test_the_map_is_sorted_by_departure(found: Findings) -> None:

@@ -351,7 +351,7 @@ def test_perturbed_images_land_on_the_reached_class_and_noise_does_not(found: Fi
     told = claim(found, "landing")
     assert told is found.claims[1] and told.subject == "shift"
     assert [value_of(told, name) for name in ("images", "reached", "true")] == [45, 1, 0]
-    assert told.verdict == "reached class outweighs from classes on"
+    assert told.verdict == "predicted class outweighs from classes on"
 
 
 def test_units_hold_the_images_of_one_class(found: Findings) -> None:

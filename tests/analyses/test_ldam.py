@@ -359,7 +359,7 @@ def test_planted_attacks_are_noticed_and_their_controls_are_not(study: Callable[
     # Clean images that the model gets wrong are no negatives.
     assert rows["discriminator", "clean images"]["others"] == int(right.sum())
     (told,) = [c for c in found.claims if c.kind == "attack"]
-    assert told.verdict == "the discriminator notices the attack beyond its size"
+    assert told.verdict == "the discriminator detects the attack beyond its size"
     assert value_of(told, "judge against clean images") == rows["judge", "clean images"]["auroc"]
 
 

@@ -115,12 +115,12 @@ def test_averaging_speaks_of_what_is_left_after_correction() -> None:
 @pytest.mark.parametrize(
     ("clean", "noise", "words"),
     [
-        ((0.4, 0.7), (0.4, 0.7), "notices the attack cannot be told"),
-        ((0.45, 0.55), (0.45, 0.55), "does not notice the attack"),
-        ((0.8, 0.9), (0.7, 0.8), "notices the attack beyond its size"),
-        ((0.8, 0.9), (0.45, 0.55), "no more than noise of the size"),
-        ((0.8, 0.9), (0.4, 0.7), "whether more than noise of the size cannot be told"),
-        ((0.8, 0.9), None, "whether more than noise of the size cannot be told"),
+        ((0.4, 0.7), (0.4, 0.7), "do not tell whether the discriminator detects"),
+        ((0.45, 0.55), (0.45, 0.55), "does not detect the attack"),
+        ((0.8, 0.9), (0.7, 0.8), "detects the attack beyond its size"),
+        ((0.8, 0.9), (0.45, 0.55), "no better than noise of the same size"),
+        ((0.8, 0.9), (0.4, 0.7), "whether more than noise of the same size"),
+        ((0.8, 0.9), None, "whether more than noise of the same size"),
         ((0.2, 0.4), (0.4, 0.6), "more real than clean images"),
     ],
 )

@@ -14,7 +14,7 @@ from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
 from aftershock.attacks.base.kinds import Effort
 from aftershock.attacks.base.perturb_batch import LimitError, Limits, PerturbedBatch, limited, perturb_batch, rounded
 from aftershock.attacks.base.perturbation import CountingModel, Perturbation
-from aftershock.attacks.base.target import Guides, Look
+from aftershock.attacks.base.target import Guides, Observation
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws
@@ -32,22 +32,22 @@ class Planted:
     labels: Tensor
     has_surrogate: bool = True
     helps: bool = True
-    goal: float = 0.0
+    target_score: float = 0.0
     scale: float = 0.1
 
     def score(self, images: Tensor) -> Tensor:
         return (images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
 
-    def look(
+    def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
-    ) -> Look:  # fmt: skip
+    ) -> Observation:  # fmt: skip
         value = self.score(images)
         suspicion = (value if self.helps else 0 * value) if self.has_surrogate else None
         logits = model(images)
-        return Look(logits, suspicion, value.detach().double(), {"logits": logits})
+        return Observation(logits, suspicion, value.detach().double(), {"logits": logits})
 
-    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return model(images), self.score(images).double()
 
@@ -63,7 +63,7 @@ def planted(digits: DigitsCase) -> Planted:
 
 
 def attacked(digits: DigitsCase, planted: Planted, attack: Perturbation) -> PerturbedBatch:
-    return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted)
+    return perturb_batch(attack, digits.model, digits.images, digits.labels, digits.indices, 0, target=planted)
 
 
 def passed(digits: DigitsCase, planted: Planted, attack: Perturbation) -> float:
@@ -113,14 +113,16 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits: DigitsCase, pla
 def test_restarts_get_out_of_a_trap(digits: DigitsCase, planted: Planted) -> None:
     class Trap(Planted):
         # The surrogate leads towards white rows, which are as suspicious as black ones, wherever a row is not dark.
-        def look(
+        def observe(
             self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
             surrogate: bool = True,
-        ) -> Look:  # fmt: skip
-            found = super().look(model, images)
+        ) -> Observation:  # fmt: skip
+            found = super().observe(model, images)
             assert found.suspicion is not None
             bright = images[:, :, 0, :].flatten(1).mean(1)
-            return Look(found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features)
+            return Observation(
+                found.logits, torch.where(bright > 0.2, -bright, found.suspicion), found.score, found.features
+            )
 
     trap = Trap(planted.threshold, planted.images, planted.labels)
     one, many = (passed(digits, trap, SurrogateAttack(0.15, "selective", steps=10, restarts=n)) for n in (1, 6))
@@ -142,17 +144,19 @@ def test_gradients_that_never_reach_the_logits_are_counted(digits: DigitsCase, p
     seen: list[Tensor] = []
 
     class Hidden(Planted):
-        def look(
+        def observe(
             self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
             surrogate: bool = True,
-        ) -> Look:  # fmt: skip
-            found = super().look(model, images)
-            return Look(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
+        ) -> Observation:  # fmt: skip
+            found = super().observe(model, images)
+            return Observation(found.logits, found.suspicion, found.score, {"hidden": seen[-1]})
 
     handle = inner.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         # A threshold that nothing passes: every image takes every step.
-        made = attacked(digits, Hidden(-1.0, planted.images, planted.labels, goal=-1.0), FeatureMatching(0.05, steps=7))
+        made = attacked(
+            digits, Hidden(-1.0, planted.images, planted.labels, target_score=-1.0), FeatureMatching(0.05, steps=7)
+        )
     finally:
         handle.remove()
     assert made.backwards == pytest.approx(7)
@@ -174,9 +178,9 @@ def test_the_search_begins_at_what_others_found(digits: DigitsCase, planted: Pla
     seen: list[Tensor] = []
 
     class Watching(Planted):
-        def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
             seen.append(images.clone())
-            return super().judge(model, images)
+            return super().query(model, images)
 
     watching = Watching(planted.threshold, planted.images[:0], planted.labels, has_surrogate=False)
     attacked(digits, watching, Pair(0.1, queries=1))
@@ -195,7 +199,7 @@ def test_results_do_not_depend_on_the_batch_and_repeat(
 ) -> None:
     def run(size: int) -> Tensor:
         return perturb_batch(
-            attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, defence=planted
+            attack, digits.model, digits.images, digits.labels, digits.indices, 3, batch_size=size, target=planted
         ).images
 
     assert torch.equal(run(128), run(128))
@@ -227,7 +231,7 @@ def test_an_image_is_found_whatever_the_detector_says_of_it(planted: Planted, va
     for number, (fooled, score) in enumerate([([True, True, False], value), ([False, True, False], 3.0)], 1):
         scores = torch.full((3,), score, dtype=torch.float64)
         best.offer(rows, clean + number / 10, torch.tensor(fooled), scores, f"part {number}")
-    assert best.found.tolist() == [True, True, False] and best.standing.all()
+    assert best.found.tolist() == [True, True, False] and best.not_evaded.all()
     assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.2])
     assert best.told.isnan().tolist() == [False, False, True] and best.told[:2].tolist() == [torch.inf, 3.0]
     assert best.credits == ["part 1", "part 2", ""]
@@ -327,14 +331,14 @@ def test_a_quantised_input_hides_its_gradient_and_is_flagged(digits: DigitsCase)
 def test_what_an_adaptive_attack_found_before_a_limit_stands(digits: DigitsCase, planted: Planted) -> None:
     """The limit is exact and the same on every machine, so what was found by then is a result."""
     attack, case = WorstCase(0.15, steps=10, queries=50), (digits.model, digits.images, digits.labels, digits.indices)
-    made = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    made = perturb_batch(attack, *case, 0, target=planted, limits=Limits(forwards=9))
     assert made.flags == ("limit",) and made.forwards <= 9
     assert made.success.float().mean() > 0.5
     assert made.told[made.success].tolist() == pytest.approx(planted.score(made.images)[made.success].tolist())
     whole = attacked(digits, planted, attack)
     hidden, more = (m.success & (planted.score(m.images) <= planted.threshold) for m in (made, whole))
     assert 0 < hidden.sum() < more.sum()
-    again = perturb_batch(attack, *case, 0, defence=planted, limits=Limits(forwards=9))
+    again = perturb_batch(attack, *case, 0, target=planted, limits=Limits(forwards=9))
     assert torch.equal(made.images, again.images)
 
 
@@ -361,7 +365,7 @@ def test_a_limit_of_time_is_a_failure_with_one_sentence(digits: DigitsCase, plan
     for attack in (PGD(0.1), WorstCase(0.1)):
         with pytest.raises(LimitError, match="stopped after 0 seconds per image: raise seconds under"):
             perturb_batch(
-                attack, digits.model, digits.images, digits.labels, digits.indices, 0, defence=planted,
+                attack, digits.model, digits.images, digits.labels, digits.indices, 0, target=planted,
                 limits=Limits(seconds=0),
             )  # fmt: skip
 
@@ -422,8 +426,8 @@ def test_a_detector_that_yields_late_gets_more_steps(
             return torch.where(dark & (self.asked > 29) | (self.asked > 60), -1.0, 1.0)
 
     watched = Rounds(monkeypatch)
-    # Below no image's goal, so that none is left out before a round ends.
-    yields = Yields(0.0, planted.images, planted.labels, goal=-2.0, has_surrogate=False)
+    # Below no image's target_score, so that none is left out before a round ends.
+    yields = Yields(0.0, planted.images, planted.labels, target_score=-2.0, has_surrogate=False)
     made = attacked(digits, yields, WorstCase(0.3, steps=10, queries=2, restarts=2))
     assert len(watched.attacks) == 2 and made.success.all()
     assert set(made.told.tolist()) == {-1.0}

@@ -394,7 +394,7 @@ def test_parts_of_a_part_are_put_down_to_the_right_images(linear: LinearCase) ->
         watch = model._watch
         assert watch.passes.nonzero().flatten().tolist() == [5, 13] and watch.passes.max() == 8
         assert gradient.shape == (2, 3, 4, 4) and part.forwards == model.forwards == part.backwards == 16
-        assert part.defence is model.defence
+        assert part.target is model.target
         return images
 
     perturb_batch(Planted(nested), linear.model, linear.images, linear.labels, linear.indices, 0, 200)

@@ -18,7 +18,7 @@ from aftershock.attacks.adaptive.pgd import SurrogateAttack
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.models.architectures import cnn, resnet20
-from aftershock.harness.run.fitted_target import DetectorDefence
+from aftershock.harness.run.fitted_target import FittedTarget
 from aftershock.harness.run.workers.plugins import open_plugin_file
 from aftershock.harness.run.workers.pool import POOL
 from aftershock.harness.tracing.recorder import discover
@@ -84,9 +84,9 @@ def test_a_detector_of_a_plugin_beside_a_built_in_one(
             scores[where] = both[where].score(traces).double()
 
     def attacking(where: str) -> None:
-        defence = DetectorDefence(both[where], traced, scores["here"], images[:0], attacked[:0])
+        target = FittedTarget(both[where], traced, scores["here"], images[:0], attacked[:0])
         attack = SurrogateAttack(8 / 255, method="joint", steps=STEPS)
-        perturb_batch(attack, traced.model, images[:ATTACKED], attacked, range(ATTACKED), 0, defence=defence)
+        perturb_batch(attack, traced.model, images[:ATTACKED], attacked, range(ATTACKED), 0, target=target)
 
     ratios: dict[str, list[float]] = {}
 

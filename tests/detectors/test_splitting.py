@@ -10,7 +10,7 @@ import torch
 from aftershock.detectors.activations.kde import KernelDensity
 from aftershock.detectors.activations.knn import Neighbours
 from aftershock.detectors.activations.lid import Lid
-from aftershock.detectors.base.splits import held_apart, split_rows, strangers
+from aftershock.detectors.base.splits import exclude_training_sources, held_apart, split_rows
 from aftershock.harness.tracing.traces import Need
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,11 +43,11 @@ def test_noise_negatives_stay_with_their_originals(world: World) -> None:
 def test_strangers_are_the_rows_whose_originals_are_not_kept(world: World) -> None:
     clean = replace(world.traces(world.clean(6, 1), (), fit=True), source_rows=torch.tensor([4, 7, 9, 11, 12, 30]))
     made = replace(world.traces(world.perturbed(4, 2), ()), source_rows=torch.tensor([7, 9, 30, 4]))
-    left = strangers(made, clean[:2])
+    left = exclude_training_sources(made, clean[:2])
     assert left.sources is not None and left.sources.tolist() == [9, 30] and torch.equal(left.logits, made.logits[1:3])
     # Where every original is kept, or nobody knows, all are better than none.
-    assert len(strangers(made, clean)) == 4
-    assert len(strangers(replace(made, source_rows=None), clean[:1])) == 4
+    assert len(exclude_training_sources(made, clean)) == 4
+    assert len(exclude_training_sources(replace(made, source_rows=None), clean[:1])) == 4
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ class Mute(Perturbation):
         self.eps = eps
 
     def perturb(self, model, images, labels, draws):
-        assert model.defence.threshold < 1e9
+        assert model.target.threshold < 1e9
         x = images.clone().requires_grad_()
         loss = torch.nn.functional.cross_entropy(model(x), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)

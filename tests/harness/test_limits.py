@@ -106,7 +106,7 @@ def test_a_score_is_measured_again_before_it_fails(tmp_path: Path, tiny: Tiny) -
 def test_a_fit_of_the_package_that_takes_too_long_is_named_and_kept(tmp_path: Path, tiny: Tiny) -> None:
     suite, said = tiny(tmp_path / "s.toml", [{"name": "gaussian", "std": 0.5}], [{"name": "mahalanobis"}]), list[str]()
     suite.write_text(suite.read_text() + "\n[limits]\nfit_seconds = 1e-9\n")
-    found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache", only="fit/*", say=said.append)
+    found = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache", only="fit/*", on_message=said.append)
     assert not found.failed and any("mahalanobis" in text and "fit_seconds" in text for text in said)
     # Only what an attack may spend decides what is computed.
     suite.write_text(suite.read_text().replace("1e-9", "60") + "memory = 2\nseconds = 7\nscore_seconds = 3\n")

@@ -186,8 +186,8 @@ def transparent_palette(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "save", "words"),
     [
-        ("a.jpg", turned, ["2 say in their EXIF"]),
-        ("a.png", turned, ["2 say in their EXIF"]),
+        ("a.jpg", turned, ["2 have an orientation in their EXIF"]),
+        ("a.png", turned, ["2 have an orientation in their EXIF"]),
         ("a.png", lambda p: Image.fromarray(RAMP).convert("RGBA").save(p), ["2 have an alpha channel"]),
         ("a.png", transparent_palette, ["2 have an alpha channel"]),
         ("a.tif", two_frames, ["2 hold several frames"]),

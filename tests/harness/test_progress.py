@@ -40,7 +40,7 @@ def test_an_analysis_tells_its_progress(tmp_path: Path, tiny: Tiny) -> None:
     with (tmp_path / "a.toml").open("a") as stream:
         stream.write('\n[[analyses]]\nname = "functional_codes"\nrows = 2\ncolumns = 2\nepochs = 2\npermutations = 2\n')
     events: list[Event] = []
-    made = run(tmp_path / "a.toml", tmp_path / "run", cache=tmp_path / "cache", tell=events.append)
+    made = run(tmp_path / "a.toml", tmp_path / "run", cache=tmp_path / "cache", on_progress=events.append)
     assert not made.failed
     shares = [e.share for e in events if e.kind == "share"]
     assert len(shares) > 2 and shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
@@ -53,6 +53,6 @@ def test_a_log_has_each_reason_once_and_each_sentence_in_one_line() -> None:
     reason = "RuntimeError: " + "a long reason " * 20
     with Console(log) as console:
         for number in range(6):
-            console.tell(Event("failed", cell(str(number), "score", 1), number, 6, 0.0, reason))
-        console.tell(Event("failed", cell("7", "score", 1), 6, 7, 0.0, "another"))
+            console.on_progress(Event("failed", cell(str(number), "score", 1), number, 6, 0.0, reason))
+        console.on_progress(Event("failed", cell("7", "score", 1), 6, 7, 0.0, "another"))
     assert len(log.getvalue().splitlines()) == 2

@@ -367,7 +367,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         SeedResult(s, [dataclasses.replace(p, index=p.index + 30, control_index=p.index[:0])], [])
     with pytest.raises(ValueError, match="twice"):
         dataclasses.replace(p, index=np.zeros_like(p.index), control_index=p.index[:0])
-    with pytest.raises(ValueError, match="did not turn"):
+    with pytest.raises(ValueError, match="did not succeed"):
         dataclasses.replace(p, success=np.zeros_like(p.success))
     with pytest.raises(ValueError, match="against a detector"):
         dataclasses.replace(p, kind="adaptive")

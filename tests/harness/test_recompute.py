@@ -1,26 +1,23 @@
-"""The lines of docs/protocol.md that recompute the leaderboard from the published tables give what is published."""
+"""The example of the protocol's page that recomputes the leaderboard from the tables gives what is published."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
-if not PAGE.is_file():
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "recompute.py"
+if not EXAMPLE.is_file():
     pytest.skip("the pages are in the repository, not in the source distribution", allow_module_level=True)
 
 
 def test_the_published_tables_give_the_published_leaderboard(quick_run: Path) -> None:
-    found = re.search(r"<!-- recompute -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    lines, tables = found[1], quick_run / "tables"
+    lines, tables = EXAMPLE.read_text(encoding="utf-8"), quick_run / "tables"
     assert lines.count('Path("runs/quick/tables")') == 1
     lines = lines.replace('Path("runs/quick/tables")', f"Path({str(tables)!r})")
     names: dict[str, dict[str, float]] = {}
-    exec(lines, names)  # the page's own lines
+    exec(lines, names)
     board = pd.read_csv(tables / "leaderboard.csv").query("model == 'cnn'").set_index("detector")
     assert len(board) > 2
     for detector, row in board.iterrows():

@@ -216,7 +216,7 @@ def test_a_key_cannot_leave_the_directory(key: str, tmp_path: Path, run: Path, c
             lambda: store.put_failure(key, NAME, "failed", ""),
         )
         for use in uses:
-            with pytest.raises(ValueError, match="no content key"):
+            with pytest.raises(ValueError, match="not a content key"):
                 use()
     assert (tmp_path / "escape.json").read_text() == "precious"
     assert {p.name for p in tmp_path.iterdir()} == {"escape.json", "run", "cache"}

@@ -466,7 +466,7 @@ def test_a_data_set_there(opened: Path, here: dict[str, Any], tmp_path: Path) ->
 ENDS = {
     "ends": r"ended its process \(status 5\)",
     "is killed": r"ended its process \(SIGSEGV\)",
-    "closes": "says nothing|ended its process",
+    "closes": "does not answer|ended its process",
     "hangs": "it hangs",
     "spins": r"it took more than 1 s of computing \(score_seconds = 0 .*\): .* under \[limits\]",
     "spins elsewhere": "it took more than 1 s of computing",

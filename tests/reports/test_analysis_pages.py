@@ -190,7 +190,7 @@ def test_names_that_could_lead_elsewhere_are_refused(tmp_path: Path, key: str, v
 def test_findings_without_anything_are_a_page_too(tmp_path: Path) -> None:
     put(tmp_path, Findings())
     build_site([tmp_path], tmp_path / "site")
-    assert "no conclusion in words" in (tmp_path / "site/analyses/digits-cnn-rdm.html").read_text("utf-8")
+    assert "no findings in words" in (tmp_path / "site/analyses/digits-cnn-rdm.html").read_text("utf-8")
 
 
 def test_two_analyses_whose_names_run_into_each_other_do_not_overwrite(tmp_path: Path) -> None:

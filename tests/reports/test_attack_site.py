@@ -214,7 +214,7 @@ def test_parts_are_shares_of_the_attacked_images_counted_once_per_seed(tmp_path:
     rows = {row[0]: row for row in texts(part)}
     assert rows["latent"][1] == "L∞ ≤ 8/255"
     assert "selective PGD: 120;" in rows["latent"][2] and "search on the true score: 30;" in rows["latent"][2]
-    assert rows["latent"][3] == "200 50 not turned"
+    assert rows["latent"][3] == "200 50 not fooled"
     assert rows["msp"][3] == "200"
     widths = [float(w) for w in re.findall(r'style="width:([\d.]+)%"', part)]
     assert widths == [60.0, 15.0, 100.0]

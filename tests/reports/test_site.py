@@ -326,7 +326,7 @@ def test_no_detector_is_called_the_best_where_none_helps(tmp_path: Path) -> None
     leader = max((r for r in board if r["detector"] != "none"), key=lambda r: float(str(r["mean_auroc_unseen"])))
     text = finding(page)
     assert sentence(found) in text
-    assert f"{leader['detector']} notices most: mean AUROC\xa0{leader['mean_auroc_unseen']:.2f}" in text
+    assert f"{leader['detector']} detects most: mean AUROC\xa0{leader['mean_auroc_unseen']:.2f}" in text
     # Rows of one rank and number stand in the order of their names, and none among them.
     names = [row[1].split()[0] for row in board_of(page)]
     assert names == sorted([*DETECTORS, "none"])

@@ -63,11 +63,11 @@ def _trade_off(measured: Decoded, measure: str, beside: str | None = None) -> Li
     for tap in measured.taps:
         for name in (measure, beside) if beside else (measure,):
             found = [measured.estimate(tap, s, name) for s in measured.decoders]
-            curves.append(_curve(f"{tap}{' (classifier under measured)' * (name == beside)}", found, name == beside))
+            curves.append(_curve(f"{tap}{' (classifier under study)' * (name == beside)}", found, name == beside))
     title = "Fidelity trade-off: class" if beside else "Fidelity trade-off: error"
     caption = "ClaDec by the weight of the classification loss. " + (
-        "Solid: fresh classifiers. Dashed: the classifier under measured, which took part in the loss; what it alone "
-        "reads is no class information."
+        "Solid: fresh classifiers. Dashed: the classifier under study, which took part in the loss; what it alone "
+        "reads is not class information."
         if beside
         else "Error against the original image."
     )
@@ -88,7 +88,7 @@ def _learning(measured: Decoded) -> Lines:
                 )
     return Lines(
         "Learning curves", "Error on the training images, mean over seeds. The learning rate ends at 0, which "
-        "flattens every curve: only more epochs show whether there is more to be had.",
+        "flattens every curve: only more epochs show whether more training would help.",
         list(range(1, measured.budget.epochs + 1)), "epoch", "mean squared error per pixel", curves,
     )  # fmt: skip
 
@@ -100,22 +100,22 @@ def _attack(measured: Decoded, reading: Reading) -> Lines:
         return [reading.estimate(p, "" if p == "image" else source.name, measure) for p in places]
 
     curves = [
-        _curve("read as the reached class", column("reached", first)),
+        _curve("read as the predicted class", column("reached", first)),
         _curve("read as the true class", column("true", first)),
-        _curve("nearer to the reached class", column("nearer", first)),
-        _curve("noise control: read as the reached class", column("control_reached", first), True),
+        _curve("nearer to the predicted class", column("nearer", first)),
+        _curve("noise control: read as the predicted class", column("control_reached", first), True),
     ]
     reference = measured.source("refae")
     if reference is not None:
-        curves.append(_curve("RefAE: read as the reached class", column("reached", reference), True))
+        curves.append(_curve("RefAE: read as the predicted class", column("reached", reference), True))
     caption = (
-        f"{reading.images} images that {reading.label} turned ({reading.controls} noise controls), decoded with "
+        f"{reading.images} successes of {reading.label} ({reading.controls} noise controls), decoded with "
         f"{first.name} and read by fresh classifiers; 'image': not decoded. Nearer: the reconstruction lies nearer to "
-        "the mean reconstruction of the reached class than to that of the true class."
+        "the mean reconstruction of the predicted class than to that of the true class."
     )
     return Lines(
-        f"{reading.label}: from which layer on the reached class is decoded", caption, places, "tap, by depth",
-        "share of turned images", curves, (0.0, 1.0),
+        f"{reading.label}: from which layer on the predicted class is decoded", caption, places, "tap, by depth",
+        "share of successes", curves, (0.0, 1.0),
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def _gallery(measured: Decoded, tap: str) -> Pictures:
 
 
 def _attacked_gallery(measured: Decoded, reading: Reading) -> Pictures:
-    """Originals, turned images, and what ClaDec decodes from them at every tap."""
+    """Originals, successes, and what ClaDec decodes from them at every tap."""
     first = measured.decoders[0]
     count = len(reading.shown[measured.taps[0], first])
     rows = [("original", reading.originals[:count]), (f"after {reading.label}", reading.perturbed[:count])]
@@ -154,7 +154,7 @@ def _attacked_gallery(measured: Decoded, reading: Reading) -> Pictures:
     images = torch.stack([images for _, images in rows]).clamp(0, 1)
     return Pictures(
         f"{reading.label}: decoded from every tap",
-        f"Turned images and what {first.name} decodes of them (first repetition); columns: true class → class that the "
-        "model sees now.",
+        f"Successes and what {first.name} decodes of them (first repetition); columns: true class → class that the "
+        "model predicts now.",
         images, [name for name, _ in rows], labels,
     )  # fmt: skip

@@ -113,8 +113,9 @@ def _attacks(measured: Decoded) -> Table:
                         where: list[Value] = [tap, depth, name, alpha, reading.label, shown, measure]
                         rows.append([*where, *found.ends, count])
     caption = (
-        "Turned images and their noise controls, decoded: the shares that fresh classifiers read as the reached and as "
-        "the true class, and that lie nearer to the mean reconstruction of the reached class."
+        "Successes (turned) and their noise controls, decoded: the shares that independent classifiers read as the "
+        "predicted (reached) and as the true class, and that lie nearer to the mean reconstruction of the predicted "
+        "class."
     )
     columns = ["tap", "depth", "source", "alpha", "perturbation", "images", "measure", "mean", "low", "high", "count"]
     return Table("cladec-perturbed", caption, columns, rows)

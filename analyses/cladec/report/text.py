@@ -26,7 +26,7 @@ def claims(measured: Decoded) -> list[Claim]:
     found += [_fooling(measured, reading) for reading in measured.readings]
     if measured.powerless:
         names = ", ".join(measured.powerless)
-        text = f"No image was turned by {names}: nothing to decode there."
+        text = f"No image was misclassified after {names}: there is nothing to decode."
         found.append(Claim("perturbed", names, {}, "no image", text))
     if measured.causes:
         found.append(_causes(measured))
@@ -107,7 +107,7 @@ def _trade_off(measured: Decoded) -> Claim:
     text = (
         f"From α = {low.alpha:g} to {high.alpha:g}, {deep}: error {errors[0]:.4f} to {errors[1]:.4f}, accuracy of "
         f"fresh classifiers {_points(fresh)}, of the classifier under study {_points(own)}; a gain that it alone "
-        "sees is a pattern that it likes, not class information."
+        "shows is a pattern that it responds to, not class information."
     )
     estimates: dict[str, Quoted] = {"fresh classifiers": fresh.ends, "classifier under study": own.ends}
     return Claim("trade-off", deep, estimates, sentence=text)
@@ -116,8 +116,8 @@ def _trade_off(measured: Decoded) -> Claim:
 def _fooling(measured: Decoded, reading: Reading) -> Claim:
     first, deep = measured.decoders[0].name, measured.taps[-1]
     tap = reading.turning(measured.taps, first)
-    text = f"{reading.label} ({reading.images} turned images): " + (
-        f"from {tap} on, the decoded image is read as the reached class more often than as the true one"
+    text = f"{reading.label} ({reading.images} successes): " + (
+        f"from {tap} on, the decoded image is read as the predicted class more often than as the true one"
         if tap
         else "at no depth is the decoded image read as the reached class reliably more often than as the true one"
     )
@@ -136,7 +136,7 @@ def _fooling(measured: Decoded, reading: Reading) -> Claim:
     if share is not None:
         estimates["RefAE: reached"] = share.ends
         parts.append(f"RefAE there: reached {percent(share)}")
-    verdict = f"read as the reached class from {tap} on" if tap else "at no depth"
+    verdict = f"read as the predicted class from {tap} on" if tap else "at no depth"
     return Claim("perturbed", reading.label, estimates, verdict, f"{text} ({'; '.join(parts)}).")
 
 
@@ -150,8 +150,8 @@ def _causes(measured: Decoded) -> Claim:
             values.append(f"{who} {with_interval(rho)}")
         parts.append(f"{tap}: {', '.join(values) or 'not defined'}")
     text = (
-        "Decodable is not yet used: over units, the rank correlation between how much a unit moves the picture and how "
-        f"much it moves the network's output is {'; '.join(parts)}."
+        "What can be decoded need not be used: over units, the rank correlation between how much a unit changes the "
+        f"picture and how much it changes the network's output is {'; '.join(parts)}."
     )
     return Claim("used", "", estimates, sentence=text)
 
@@ -186,5 +186,5 @@ def _limits(measured: Decoded, reference: Source | None) -> Claim:
             "classifier was trained on"
         )
     if measured.seeds < 3:
-        text += "; fewer than three seeds say little about chance in training"
+        text += "; fewer than three seeds show little of the variation between trainings"
     return Claim("limits", "", estimates, sentence=f"{text}.")

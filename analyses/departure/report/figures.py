@@ -75,7 +75,7 @@ def _changed(measured: Departed, drawn: Sequence[str]) -> Lines:
         measured,
         "Read as another class, beyond noise of the same size",
         "Of the successes whose clean code a tap reads as the true class, the share whose perturbed code it does not, "
-        f"less the share for {NOISE} on the same images: 0 is what noise does. No order of taps plays a part. Taps "
+        f"less the share for {NOISE} on the same images: 0 is what noise does. The order of taps does not matter. Taps "
         f"whose reader is no better than chance, or with fewer than {FEWEST} images, have no value. Bands: 95 % "
         "intervals of the difference of paired shares (Bonett and Price).",
         "difference of shares",
@@ -102,9 +102,9 @@ def _enough(found: Sequence[tuple[int, Estimate]]) -> list[Estimate]:
 def _lost(measured: Departed, drawn: Sequence[str]) -> Lines:
     return _lines(
         measured,
-        "Pushed towards the reached class, beyond noise of the same size",
+        "Moved towards the predicted class, beyond noise of the same size",
         f"How much less margin a success has than {NOISE} on the same image, mean over images. The margin of a code is "
-        "its distance to the reached class's centroid less that to its own class's, divided by the distance of the "
+        "its distance to the predicted class's centroid less that to its own class's, divided by the distance of the "
         "two (standardised pooled means): the whole way from the one centroid to the other is 2. Bands: 95 % intervals "
         "of the mean (Student).",
         "margin lost beyond noise",
@@ -145,7 +145,7 @@ def _readers(measured: Departed) -> Lines:
     curves.append(Series("most frequent class", [measured.chance] * len(measured.taps), style="dotted"))
     return _lines(
         measured,
-        "What the taps' readers know",
+        "Accuracy of the taps' readers",
         f"Accuracy of the {measured.reader} reader of each tap, fitted on {measured.fitted} clean fit images, on "
         f"{measured.checked} clean evaluate images that the model gets right. Bands: Wilson 95 % intervals. A tap "
         "whose interval reaches the most frequent class's share is left out of everything else.",
@@ -175,14 +175,14 @@ def _depths(measured: Departed, label: str) -> list[Lines]:
         curves.append(series("success: arrived", cumulative(success.arrival, taps), band=False))
         if len(target) >= FEWEST:
             clean = cumulative(target.arrival, taps)
-            curves.append(series("clean images of the reached class: recognised", clean, "dotted", band=False))
+            curves.append(series("clean images of the predicted class: recognised", clean, "dotted", band=False))
     return [
         _lines(
             measured,
             f"Depth of departure: {label}",
             f"Cumulative shares of images. {_GOOD} First change: the first such tap that reads it as another class. "
             "Arrived: from there on every tap reads it as the class that the network predicts. Recognised: from there "
-            "on every tap reads a clean image of that class as its class. The network's output plays no part, so "
+            "on every tap reads a clean image of that class as its class. The network's output is not used, so "
             "failed images and noise, whose prediction never changed, may count too: the reader's errors. Bands: "
             f"Wilson 95 % intervals; populations of fewer than {FEWEST} images are not drawn.",
             "share of images",
@@ -199,13 +199,13 @@ def _margins(measured: Departed, label: str) -> Lines:
         curves.append(spread(NOISE, control.margins, "dashed"))
     curves.append(spread("the same images, clean", success.clean_margins, "dotted", band=False))
     if len(target) >= FEWEST:
-        curves.append(spread("clean images of the reached class", target.margins, "dotted", band=False))
+        curves.append(spread("clean images of the predicted class", target.margins, "dotted", band=False))
     return _lines(
         measured,
-        f"Between the own and the reached class: {label}",
-        "Margin of a code: its distance to the reached class's centroid less that to its own class's, divided by the "
+        f"Between the true and the predicted class: {label}",
+        "Margin of a code: its distance to the predicted class's centroid less that to its own class's, divided by the "
         "distance of the two centroids (standardised pooled means): 1 at the own class's centroid, 0 half-way, -1 at "
-        "the reached class's. Means over images; bands: from the 5 % to the 95 % quantile over images (those of the "
+        "the predicted class's. Means over images; bands: from the 5 % to the 95 % quantile over images (those of the "
         "clean images are in the table).",
         "margin of the own class",
         curves,

@@ -1,4 +1,4 @@
-"""Every number of :mod:`~aftershock.analyses.departure`, and what others may want to compute with."""
+"""Every number of :mod:`~aftershock.analyses.departure`, and arrays for further computations."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _margins(measured: Departed) -> Table:
                 rows.append((measured.taps[t], measured.depths[t], label, name, known, *values))
     return Table(
         "departure-margins",
-        "Margin between the centroids of the own and of the reached class (of failed images: the runner-up), in "
+        "Margin between the centroids of the true and of the predicted class (of failed images: the runner-up), in "
         "[-1, 1], 1 at the own class's: mean and quantiles over images; clean: the originals of the successes.",
         ("tap", "depth", "perturbation", "population", "images", "mean", "q05", "q50", "q95"),
         rows,
@@ -256,7 +256,7 @@ def _images(measured: Departed) -> Table:
     return Table(
         "departure-images",
         "The depths of every image (its position among the evaluate images); empty: no tap can judge it; one above the "
-        "last tap: at no tap. Reached class: of failed images the runner-up.",
+        "last tap: at no tap. reached_class: the predicted class, of failed images the runner-up.",
         ("perturbation", "population", "image", "true_class", "reached_class", "first_change", "left", "arrived"),
         rows,
     )

@@ -23,7 +23,7 @@ def claims(measured: Departed) -> list[Claim]:
     if not measured.usable.any():
         text = (
             f"No tap's {measured.reader} reader is better than the most frequent class ({measured.chance:.0%}) on "
-            "held-out images, so nothing can be said about a departure."
+            "held-out images, so departures cannot be measured."
         )
         return [Claim("readers", measured.reader, {"chance": measured.chance}, "none better than chance", text)]
     drawn = measured.drawn()
@@ -62,10 +62,7 @@ def _lead(measured: Departed, drawn: Sequence[str]) -> Claim:
     outside = [label for at, label in middles if at >= len(measured.taps)]
     parts = [f"by tap {', '.join(inside)}"] if inside else []
     parts += [f"only at the output ({', '.join(outside)})"] if outside else []
-    text = (
-        f"Of {measured.total} taps, half of the images whose prediction turned have left their class for good "
-        f"{', or '.join(parts)}."
-    )
+    text = f"Of {measured.total} taps, half of the successes have left their class for good {', or '.join(parts)}."
     return Claim("half-left", "", {label: measured.depth(at) for at, label in middles}, sentence=text)
 
 
@@ -85,8 +82,8 @@ def _left(measured: Departed, drawn: Sequence[str]) -> Claim:
         parts.append(f"{label} {_depth(measured, middle)} (n = {middle.images}{beside})")
     text = (
         "By name, with the 95 % interval of that depth, and beside noise of the same size: "
-        f"{'; '.join(parts)}. (As a control noise keeps its prediction by its making, "
-        "so it can hardly leave for good near the output; what it is read as before is free.)"
+        f"{'; '.join(parts)}. (Noise controls keep the clean prediction by construction, "
+        "so they can hardly leave for good near the output; before that they may.)"
     )
     return Claim("left-for-good", "", estimates, sentence=text)
 
@@ -156,7 +153,7 @@ def _order(measured: Departed, drawn: Sequence[str]) -> Iterator[Claim]:
     known = [c for c in comparisons(measured) if c.holm is not None]
     clear = [c for c in known if c.holm is not None and c.holm < _LEVEL and c.difference]
     if not known:
-        text = f"No two perturbations move {FEWEST} of the same images, so their order in depth cannot be told."
+        text = f"No two perturbations move {FEWEST} of the same images, so their order in depth is unknown."
         yield Claim("order", "", {}, "unknown", text)
     elif not clear:
         text = (

@@ -53,7 +53,7 @@ def _layers(measured: Codes) -> list[Figure]:
     untrained = [Series("untrained network, with label", middle, lowest, highest, "dashed")] if drawn else []
     return [
         Lines(
-            "What a unit says about the class",
+            "Information of a unit about the class",
             "Adjusted mutual information of the best-matching unit with the label or the prediction of held-out "
             "images: 0 by chance; at most what units that each hold one class "
             "would have (highest possible). Bands: 95 % intervals (jackknife over images, given the maps); of the "
@@ -68,7 +68,7 @@ def _layers(measured: Codes) -> list[Figure]:
             ],
         ),
         Lines(
-            "The class by a vote of the unit",
+            "Class from the majority of the unit",
             "Share of held-out images whose unit's majority class, learnt on fit images, is their label. Bands: "
             "Wilson's 95 % intervals.",
             taps, _DEPTH, "Accuracy",
@@ -81,10 +81,10 @@ def _layers(measured: Codes) -> list[Figure]:
             (0.0, 1.0),
         ),
         Lines(
-            "How well the codes stand for the activations",
+            "How well the codes represent the activations",
             "Mean distance of pooled activations to their prototype, divided by that to the mean of all: 1 where "
-            "codes explain nothing. A cloud without clusters (normal, same covariance) shows how small the error gets "
-            "without any patterns to find.",
+            "codes explain nothing. A distribution without clusters (normal, same covariance) shows how small the "
+            "error gets without any patterns.",
             taps, _DEPTH, "Relative quantisation error",
             [
                 *_curve("map, held-out", som, "relative_error"),
@@ -140,7 +140,7 @@ def _telescope(measured: Codes) -> Iterator[Lines]:
             "participation_ratio",
         ),
         (
-            "How alike the codes are",
+            "Similarity of the codes",
             "Mean cosine between two prototypes, as activations: near 1 for homogeneous codes.",
             "prototype_cosine",
         ),
@@ -155,9 +155,9 @@ def _telescope(measured: Codes) -> Iterator[Lines]:
 
 def _pixels(measured: Codes) -> Lines:
     return Lines(
-        "How alike the images of a unit look",
+        "Similarity of the images of a unit",
         "Share of the variance of the fit images' pixels that lies between units, corrected for their number: 0 "
-        "where images of a unit are no more alike than any.",
+        "where images of a unit are as different as any.",
         [layer.tap for layer in measured.of("trained")], _DEPTH, "Share of pixel variance",
         [
             *_curve("map", measured.of("trained"), "pixel_share"),
@@ -172,7 +172,7 @@ def _landings(landings: Sequence[Landing]) -> list[Lines]:
     label, first = landings[0].perturbation, landings[0].numbers
     taps = [landing.tap for landing in landings]
     about = (
-        f"{first[PERTURBED]['n']} images whose prediction {label} turned (solid); noise of the same size that left it "
+        f"{first[PERTURBED]['n']} successes of {label} (solid); noise of the same size that left the prediction "
         f"as it was, on {first[NOISE]['n']} of them (dashed); the same images clean (dotted)."
     )
     styles: dict[str, tuple[str, Style]] = {
@@ -188,28 +188,30 @@ def _landings(landings: Sequence[Landing]) -> list[Lines]:
                                   styles[name][1])
         ]  # fmt: skip
 
-    shares = [("true_share", "true class"), ("reached_share", "reached class"), ("other_share", "another class")]
+    shares = [("true_share", "true class"), ("reached_share", "predicted class"), ("other_share", "another class")]
     return [
         Lines(
-            f"On whose units images land after {label}",
-            f"Share of images on units whose majority class is the true one, the one that {label} reached, or another. "
-            f"{about} Bands: Wilson's 95 % intervals.",
+            f"Which classes' units images are assigned to after {label}",
+            f"Share of images on units whose majority class is the true one, the one predicted after {label}, or "
+            f"another. {about} Bands: Wilson's 95 % intervals.",
             taps, _DEPTH, "Share of images",
             [*curves(shares, PERTURBED), *curves(shares[:2], NOISE), *curves(shares[:2], CLEAN)],
             (0.0, 1.0),
         ),
         Lines(
             f"How far from each class's codes images lie after {label}",
-            "Jensen-Shannon distance (base 2) of the units to those of clean fit images of the true or of the reached "
-            f"class, averaged over classes. {about} Few images raise it: only the curves of as many compare.",
+            "Jensen-Shannon distance (base 2) of the units to those of clean fit images of the true or of the "
+            f"predicted class, averaged over classes. {about} Few images raise it: compare only curves of equal "
+            "numbers of images.",
             taps, _DEPTH, "Jensen-Shannon distance",
-            curves([("distance_to_true", "true class"), ("distance_to_reached", "reached class")],
+            curves([("distance_to_true", "true class"), ("distance_to_reached", "predicted class")],
                    PERTURBED, NOISE, CLEAN),
             (0.0, 1.0),
         ),
         Lines(
             f"How many images change their unit after {label}",
-            f"Share of images that lie on another unit than clean. {about} Bands: Wilson's 95 % intervals.",
+            f"Share of images that are assigned to another unit than their clean original. {about} Bands: Wilson's 95 "
+            "% intervals.",
             taps, _DEPTH, "Share of images", curves([("changed_share", "another unit")], PERTURBED, NOISE),
             (0.0, 1.0),
         ),
@@ -232,7 +234,7 @@ def _maps(measured: Codes) -> list[Figure]:
         HeatMaps(
             "Majority class of each unit",
             f"The map of each tap, one cell per unit; the most frequent class of its fit images, by number: {names}. "
-            "Neighbouring units of one class: the map has found the class. Empty cells have no fit images.",
+            "Neighbouring units of one class: the map separates the class. Empty cells have no fit images.",
             panels["class"], 0.0, float(max(1, len(measured.classes) - 1)),
         ),
         HeatMaps(
@@ -264,7 +266,7 @@ def _landing_maps(measured: Codes, landings: Sequence[Landing]) -> HeatMaps:
     ]  # fmt: skip
     return HeatMaps(
         f"Units that images land on after {label}",
-        f"Share of the images whose prediction {label} turned on each unit: clean, perturbed, and under noise of the "
+        f"Share of the successes of {label} on each unit: clean, perturbed, and under noise of the "
         "same size.",
         panels, 0.0, max(float(p.values.max()) for p in panels),
     )  # fmt: skip

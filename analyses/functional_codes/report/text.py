@@ -15,11 +15,11 @@ def claims(measured: Codes) -> list[Claim]:
     """The most important first."""
     found = [_meaning(measured), _topology(measured), _finite(measured), _telescope(measured)]
     if measured.landings:
-        # The perturbation that fools the model most often: its shares are the surest.
+        # The perturbation that fools the model most often: its shares have the narrowest intervals.
         label = max(measured.landings, key=lambda name: measured.landings[name][0].numbers[PERTURBED]["n"])
         found.insert(1, _landing(label, measured.landings[label]))
     else:
-        text = "No perturbation turned enough predictions to say on which units its images land."
+        text = "No perturbation succeeded often enough to say which units its images are assigned to."
         found.append(Claim("landing", "", {}, "too few images", text))
     return [*found, *no_untrained(measured.no_untrained)]
 
@@ -57,10 +57,10 @@ def _meaning(measured: Codes) -> Claim:
     estimates |= {"draws": max(map(len, draws.values()), default=0), "taps above untrained": len(apart)}
     text += f"; the untrained network has {_range(fresh[0], draws)} and {_range(fresh[-1], draws)}. "
     if not apart:
-        text += "At no tap are the trained network's codes surely better than the untrained one's."
+        text += "At no tap are the trained network's codes significantly better than the untrained one's."
         return Claim("label-information", end.tap, estimates, "no better than untrained", text)
     text += (
-        f"The trained network's codes are surely better (intervals apart, every draw) at {len(apart)} of "
+        f"The trained network's codes are significantly better (intervals apart, every draw) at {len(apart)} of "
         f"{len(trained)} taps, first at {apart[0]}."
     )
     return Claim("label-information", end.tap, estimates, f"better than untrained from {apart[0]} on", text)
@@ -81,10 +81,10 @@ def _topology(measured: Codes) -> Claim:
     ahead, behind = sum(low > 0 for low in lows), sum(high < 0 for high in highs)
     error = _column(som, "topographic_error")
     text = (
-        "Does the map's topology say more than codes alone? With as many centroids of k-means the adjusted mutual "
-        f"information with the label differs by {mean:+.3f} on average over taps (map minus k-means); the map is "
-        f"surely ahead at {ahead} and surely behind at {behind} of {len(differences)} taps. Its topographic error is "
-        f"{min(error):.2f} to {max(error):.2f}."
+        "Does the map's topology carry more than codes alone? With the same number of k-means centroids the adjusted "
+        f"mutual information with the label differs by {mean:+.3f} on average over taps (map minus k-means); the map "
+        f"is significantly ahead at {ahead} and behind at {behind} of {len(differences)} taps. Its topographic error "
+        f"is {min(error):.2f} to {max(error):.2f}."
     )
     estimates: dict[str, Quoted] = {"map minus k-means": mean, "ahead": ahead, "behind": behind}
     return Claim("topology", "", estimates, sentence=text)
@@ -97,7 +97,7 @@ def _finite(measured: Codes) -> Claim:
     )
     tighter = _tighter(som)
     text = (
-        f"How finite the patterns are: {min(codes):.0f} to {max(codes):.0f} effective codes of {som[0].units} units "
+        f"Number of patterns: {min(codes):.0f} to {max(codes):.0f} effective codes of {som[0].units} units "
         f"are in use, and their error is {min(error):.0%} to {max(error):.0%} of the mean distance to the centre; "
         f"codes of a normal cloud of the same covariance have {min(normal):.0%} to {max(normal):.0%}. Activations are "
         f"tighter than such a cloud by more than 5 % at {tighter} of {len(error)} taps"
@@ -143,8 +143,8 @@ def _ends(rows: Sequence[Telescope], column: str, digits: int) -> str:
 def _landing(label: str, landings: Sequence[Landing]) -> Claim:
     hit, noise, clean = (landings[-1].numbers[name] for name in (PERTURBED, NOISE, CLEAN))
     text = (
-        f"Of {hit['n']:.0f} images that {label} turns, {hit['reached_share']:.0%} land at the last tap on units of "
-        f"the reached class and {hit['true_share']:.0%} on units of the true one"
+        f"Of {hit['n']:.0f} successes of {label}, {hit['reached_share']:.0%} are assigned at the last tap to units of "
+        f"the predicted class and {hit['true_share']:.0%} to units of the true one"
     )
     beside, name = (noise, "noise of the same size") if noise["n"] else (clean, "clean")
     text += f" ({name}: {beside['reached_share']:.0%} and {beside['true_share']:.0%})"
@@ -158,14 +158,14 @@ def _landing(label: str, landings: Sequence[Landing]) -> Claim:
         (x.tap for x in landings if x.numbers[PERTURBED]["reached_low"] > x.numbers[NOISE]["reached_high"]), None
     )
     if flip is None:
-        text += "; at the last tap the reached class does not surely outweigh the true one"
+        text += "; at the last tap the predicted class does not significantly outweigh the true one"
     else:
-        text += f"; from {flip} on the reached class surely outweighs the true one"
+        text += f"; from {flip} on the predicted class significantly outweighs the true one"
     if first is not None:
-        text += f", and from {first} on more land there than under noise"
+        text += f", and from {first} on more are assigned to it than under noise"
     estimates: dict[str, Quoted] = {
         kind: (hit[f"{kind}_share"], hit[f"{kind}_low"], hit[f"{kind}_high"]) for kind in ("reached", "true")
     }
     estimates["images"] = hit["n"]
-    verdict = "" if flip is None else f"reached class outweighs from {flip} on"
+    verdict = "" if flip is None else f"predicted class outweighs from {flip} on"
     return Claim("landing", label, estimates, verdict, f"{text}.")

@@ -54,7 +54,7 @@ def _gallery(measured: Sampled, target: str, columns: int) -> Pictures:
         f"What excites {target}",
         "A row per setting, a column per chain (the last state of each); all but the data start from the same images: "
         "the reference measure's at temperature 1, while its row has the chains' temperature. Data: the images of the "
-        "fit set with the highest activation, and held-out ones that chance chose"
+        "fit set with the highest activation, and held-out ones drawn at random"
         + (" from the class." if target.startswith("logit:") else "."),
         torch.stack([last_images(g, columns) for g in rows]),
         [g.setting for g in rows],
@@ -76,8 +76,8 @@ def _dial(measured: Sampled) -> Lines:
             curves.append(_curve(name, found, "dashed" if measure == "diversity_pixels" else "solid"))
     return Lines(
         "Activation, diversity and realism by setting",
-        "Means over targets with 95 % intervals over chains. The discriminator's weight is the dial; random data "
-        "images show what is reached at best. Diversity is 1 where chains differ as much as random data images do.",
+        "Means over targets with 95 % intervals over chains. The discriminator's weight is varied; random data "
+        "images show the best possible values. Diversity is 1 where chains differ as much as random data images do.",
         settings, "setting", "share, or ratio to data", curves,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def _price(measured: Sampled) -> Lines:
         "distance_ratio": "distance to data, 1 = median image",
     }
     return Lines(
-        "How strong an activation, and how far from data",
+        "Strength of the activation, and distance from data",
         "Means over targets with 95 % intervals over chains: the activation in standard deviations from the data's "
         "mean, and the distance to held-out data in an independent classifier's features.",
         settings, "setting", "standard deviations, or ratio", [
@@ -113,7 +113,7 @@ def _traces(measured: Sampled) -> list[Lines]:
         curves.append(Series(group.setting, seen.mean(1).tolist(), low, high))
     return [
         Lines(
-            f"Chains on their way: {first}",
+            f"Traces of the chains: {first}",
             "Activation after the burn-in, mean of the chains and the range from the lowest to the highest one. Chains "
             "that have mixed cross each other all the time; the table of chains has R-hat.",
             [float(i) for i in at],
@@ -167,7 +167,7 @@ def _attacks(measured: Sampled) -> Lines:
         style: Style = "solid" if against == measured.attacks[0].against else "dashed"
         curves.append(_curve(f"{score}, against {against}", [by.get(n) for n in labels], style))
     return Lines(
-        "Does it look less real once it is attacked?",
+        "Do attacked images look less real?",
         "AUROC of the frozen discriminator's and of the judge's score for successes of each perturbation, against "
         "clean images and against noise of the same size, with 95 % intervals. 0.5: no difference.",
         labels, "perturbation", "AUROC", curves, (0.0, 1.0),

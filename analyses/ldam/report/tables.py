@@ -29,7 +29,7 @@ def tables(measured: Sampled) -> list[Table]:
             [r.label, r.score, r.against, *ends(r.area), r.successes, r.others, r.reason] for r in measured.attacks
         ]  # fmt: skip
         found.append(
-            Table("ldam-attacks", "How well a score tells a perturbation's successes from other images, by AUROC.",
+            Table("ldam-attacks", "How well a score separates a perturbation's successes from other images, by AUROC.",
                   ["perturbation", "score", "against", "auroc", "low", "high", "successes", "others", "reason"], rows_)
         )  # fmt: skip
     found.append(
@@ -119,8 +119,8 @@ def _averaging_tables(case: Averaging) -> list[Table]:
         rows.append(["average - last", "", weight, measure, *ends(found), case.p_values.get((weight, measure))])
     caption = (
         "Last against averaged weights: means over chains with 95 % intervals; differences are paired by chain, and "
-        "mean over targets, those in words with p-values of Student's t after Holm's correction. Diversity is an "
-        "absolute distance here."
+        "mean over targets, those named in the text with p-values of Student's t after Holm's correction. Diversity "
+        "is an absolute distance here."
     )
     columns = ["network", "target", "weight", "measure", "mean", "low", "high", "p_holm"]
     return [Table("ldam-averaging", caption, columns, rows)]

@@ -14,7 +14,7 @@ from ..measures import MIXED, UNMIXED
 
 # Of a family of tests, after correction.
 _LEVEL = 0.05
-# An AUROC's interval that is wider tells nothing by holding 0.5.
+# A wider interval of an AUROC that holds 0.5 shows nothing.
 _WIDE = 0.2
 
 
@@ -58,8 +58,8 @@ def _lead(measured: Sampled) -> Claim:
         return Claim("weight", "", {}, "one weight", text)
     nearer, cost = _verdicts(measured)
     text = (
-        f"Turning the discriminator's weight from {first:g} to {last:g} brings samples {nearer}; the activations that "
-        f"they reach are {cost}."
+        f"Raising the discriminator's weight from {first:g} to {last:g} brings samples {nearer}; their activations "
+        f"are {cost}."
     )
     return Claim("weight", "", _changes(measured), f"{nearer}, {cost}", text)
 
@@ -79,7 +79,7 @@ def _verdicts(measured: Sampled) -> tuple[str, str]:
         if change.high < 0
         else "further away from data"
         if change.low > 0
-        else "no measurably nearer to data"
+        else "not measurably nearer to data"
     )
     return nearer, "weaker" if lost.high < 0 else "stronger" if lost.low > 0 else "not measurably different"
 
@@ -109,7 +109,7 @@ def _distance(measured: Sampled) -> Claim:
 
 
 def _chains(measured: Sampled) -> Claim:
-    """How much of a sampler this was."""
+    """Return whether the chains sampled their density."""
     groups = [measured.groups[t.name, s] for t in measured.targets for s in measured.of("langevin")]
     rhats = [g.rhat for g in groups if not math.isnan(g.rhat)]
     if not rhats:
@@ -135,7 +135,10 @@ def _chains(measured: Sampled) -> Claim:
             "starts, not a sample of the stationary density",
         )
     elif mixed == len(rhats):
-        verdict, words = "mixed", f"R-hat is below {MIXED} everywhere: what is watched of the chains has mixed"
+        verdict, words = (
+            "mixed",
+            f"R-hat is below {MIXED} everywhere: the monitored quantities of the chains have mixed",
+        )
     else:
         sets = f"{mixed} of {len(rhats)} sets of chains"
         verdict = "nearly mixed"
@@ -181,12 +184,12 @@ def attack_claims(measured: Sampled) -> Iterator[Claim]:
     """What both scores make of attacks; of the first three perturbations."""
     silent = ""
     if measured.asked_attacks is None:
-        silent, text = "not asked", "The discriminator was not asked about perturbed images, for attacked = 0."
+        silent, text = "not asked", "Perturbed images were not scored with the discriminator, because attacked = 0."
     elif not measured.asked_attacks:
-        silent, text = "no perturbation", "No perturbed image was there to ask the discriminator about."
+        silent, text = "no perturbation", "There was no perturbed image to score with the discriminator."
     elif not any(r.successes for r in measured.attacks):
         silent = "no success"
-        text = "No perturbation turned an image, so the discriminator could not be asked about successes."
+        text = "No perturbation succeeded, so there were no successes to score with the discriminator."
     if silent:
         yield Claim("attack", "", {}, silent, text)
         return
@@ -210,12 +213,12 @@ def _noticed(readings: list[Reading]) -> str:
     if clean is None:
         return ""
     if clean.high < 0.5:
-        return "the discriminator takes the successes for more real than clean images"
+        return "the discriminator rates the successes as more real than clean images"
     if clean.low <= 0.5:
-        unsure = "whether the discriminator notices the attack cannot be told"
-        return unsure if clean.high - clean.low > _WIDE else "the discriminator does not notice the attack"
+        unsure = "the data do not tell whether the discriminator detects the attack"
+        return unsure if clean.high - clean.low > _WIDE else "the discriminator does not detect the attack"
     if noise is None or (noise.low <= 0.5 <= noise.high and noise.high - noise.low > _WIDE):
-        return "the discriminator notices something, and whether more than noise of the size cannot be told"
+        return "the discriminator detects a change, and the data do not tell whether more than noise of the same size"
     if noise.low > 0.5:
-        return "the discriminator notices the attack beyond its size"
-    return "what the discriminator notices is no more than noise of the size"
+        return "the discriminator detects the attack beyond its size"
+    return "the discriminator detects the attack no better than noise of the same size"

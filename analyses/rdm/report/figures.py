@@ -115,12 +115,12 @@ def _placed(measured: Separation) -> Iterator[Lines]:
             curves.append(Series(name, mean, low, high, style))
     yield Lines(
         "Attacks on the partition of clean images",
-        "The share of images on the reached class's side of the Fiedler partition of clean images of the true and the "
-        "reached class: after the attack, for noise of the same size that changes no prediction, and before. In "
-        "placing it, its own clean original weighs as much as an average image. Bands: Wilson 95 % intervals.",
+        "The share of images on the predicted class's side of the Fiedler partition of clean images of the true and "
+        "the predicted class: after the attack, for noise of the same size that changes no prediction, and before. In "
+        "placing it, its own clean original has the weight of an average image. Bands: Wilson 95 % intervals.",
         list(measured.taps),
         "tap, in order of execution",
-        "share on the reached class's side",
+        "share on the predicted class's side",
         curves,
         (0.0, 1.0),
     )

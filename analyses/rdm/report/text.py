@@ -114,7 +114,7 @@ def _attacked(measured: Separation) -> Iterator[Claim]:
         others = [row for row in rows if row[2] == "all" and row[3] != ATTACKED]
         told = "; ".join(f"{row[2]} {number(row[5]):.1%} of {row[4]}" for row in attacked)
         rest = ", ".join(f"{row[3]} {number(row[5]):.1%}" for row in others)
-        text = f"At the last tap successful attacks lie on the reached class's side of clean images: {told} ({rest})."
+        text = f"At the last tap successful attacks lie on the predicted class's side of clean images: {told} ({rest})."
         names = [str(row[2]) for row in attacked] + [str(row[3]) for row in others]
         intervals = [(number(r[5]), number(r[6]), number(r[7])) for r in (*attacked, *others)]
         yield Claim("attacked-side", last, dict(zip(names, intervals, strict=True)), sentence=text)

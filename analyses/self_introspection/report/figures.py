@@ -14,9 +14,9 @@ from ..measured import ATTACK, NOISE, Introspection
 from ..reconstruction import RIGHT, WRONG, noise_of
 from ..strips import CLIP, ORDERS
 
-# Above so many classes the wrong predictions are one group: nobody tells forty colours apart.
+# Number of classes above which wrong predictions are one group: forty colours cannot be told apart.
 _OWN_WRONG_GROUPS = 10
-# Fewer images say nothing in a sentence; tables have them all.
+# Fewer images are not mentioned in sentences; tables have them all.
 FEWEST = 10
 _NAMED = 20
 
@@ -42,7 +42,7 @@ def _errors(measured: Introspection) -> Lines:
     ]
     return Lines(
         "Errors among the least suspicious images",
-        "The error rate among the share of held-out images that each score finds least suspicious. A score that knows "
+        "The error rate among the share of held-out images that each score finds least suspicious. A score that finds "
         "errors keeps its curve low; all end at the model's error rate.",
         list(measured.errors.coverages), "share of images kept", "error rate among them", curves,
     )  # fmt: skip
@@ -105,10 +105,10 @@ def _tracks(measured: Introspection, shown: int) -> Iterator[Lines]:
         yield Lines(
             "Where tracks cross from class to class",
             "Mahalanobis distance in the scoring code to the mean of the clean class, minus that to the class that the "
-            "perturbation reaches, along x + t times the perturbation; above 0 the code lies nearer to the reached "
+            "perturbation reaches, along x + t times the perturbation; above 0 the code lies nearer to the predicted "
             "class. Noise of the same size starts from the same images. Bands: 95% over images.",
             list(measured.crossings[0].share), "t, share of the perturbation",
-            "distance to clean class minus reached class", curves,
+            "distance to clean class minus predicted class", curves,
         )  # fmt: skip
 
 

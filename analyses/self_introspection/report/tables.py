@@ -28,7 +28,7 @@ def _errors(measured: Introspection) -> list[Table]:
     errors = measured.errors
     return [
         Table(
-            "misclassification", "How well a score tells wrong predictions from right ones on clean held-out images.",
+            "misclassification", "How well a score separates wrong from right predictions on clean held-out images.",
             ["score", "wrong", "images", "auroc", "auroc_low", "auroc_high", "minus_max_softmax", "minus_low",
              "minus_high"],
             [[m.name, errors.wrong, errors.images, *m.auroc.ends, *m.difference.ends] for m in errors.merits],
@@ -94,8 +94,8 @@ def _crossings(measured: Introspection) -> Table:
         for c in measured.crossings
     ]
     return Table(
-        "crossings", "Where the prediction turns and where the code crosses to the reached class, among images "
-        "whose code starts nearer to their own; beyond: the share that lies nearer to the reached class.",
+        "crossings", "Where the prediction changes and where the code crosses to the predicted class, among images "
+        "whose code starts nearer to their own; beyond: the share that lies nearer to the predicted class.",
         ["perturbation", "code", "images", *(f"flip_t_{c}" for c in _ENDS), "start_beyond",
          "start_beyond_low", "start_beyond_high", "end_beyond", "end_beyond_low", "end_beyond_high",
          "noise_beyond", "noise_beyond_low", "noise_beyond_high", "crossing_images",
@@ -119,8 +119,8 @@ def _nearing(measured: Introspection) -> Table:
         for i, t in enumerate(c.share)
     ]
     return Table(
-        "nearing", "Distance to the clean class minus that to the reached class along the tracks, and how many "
-        "predictions have turned.",
+        "nearing", "Distance to the clean class minus that to the predicted class along the tracks, and how many "
+        "predictions have changed (turned).",
         ["perturbation", "code", "t", *_ENDS, *(f"noise_{c}" for c in _ENDS), "turned", "noise_turned"], rows,
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ def _reconstruction(measured: Introspection) -> Table:
 
 def _told(measured: Introspection) -> Table:
     return Table(
-        "reconstruction-auroc", "How well reconstruction errors tell successes from clean images and noise.",
+        "reconstruction-auroc", "How well reconstruction errors separate successes from clean images and noise.",
         ["perturbation", "score", "against", "positives", "negatives", "auroc", "auroc_low", "auroc_high"],
         [[t.label, t.score, t.against, t.positives, t.negatives, *t.auroc.ends] for t in measured.told],
     )  # fmt: skip

@@ -14,7 +14,7 @@ from .tables import mean_within
 
 
 def claims(measured: Introspection, shown: int) -> list[Claim]:
-    """The most important first; of so many perturbations."""
+    """Return the claims, the most important first, for at most ``shown`` perturbations."""
     found = [_errors(measured), _purity(measured), *_tracks(measured, shown), *_reconstruction(measured, shown)]
     return [*found, _agreement(measured), _layers(measured), *no_untrained(measured.no_untrained)]
 
@@ -32,8 +32,8 @@ def _errors(measured: Introspection) -> Claim:
     estimates: dict[str, Quoted] = {"wrong": errors.wrong, "images": errors.images}
     if not errors.merits:
         text = (
-            f"The model is wrong about {errors.wrong} of {errors.images} held-out images, too few (or too many) to say "
-            "whether errors lie in the fringe of the map."
+            f"The model is wrong about {errors.wrong} of {errors.images} held-out images, too few (or too many) to "
+            "tell whether errors lie in the fringe of the map."
         )
         return Claim("errors-in-fringe", "", estimates, "too few errors", text)
     merits = {m.name: m for m in errors.merits}
@@ -72,12 +72,12 @@ def _purity(measured: Introspection) -> Claim:
 
 def _tracks(measured: Introspection, shown: int) -> Iterator[Claim]:
     if not measured.paths:
-        text = "No perturbation turned a prediction and had a noise control, so there are no tracks."
+        text = "No perturbation changed a prediction and had a noise control, so there are no tracks."
         yield Claim("crossing", "", {}, "no tracks", text)
         return
     told = shown_paths(measured, shown)
     if not told:
-        text = f"No perturbation turned {FEWEST} predictions, too few to draw tracks."
+        text = f"No perturbation changed {FEWEST} predictions or more: too few to draw tracks."
         yield Claim("crossing", "", {}, "too few images", text)
     for c in measured.crossings:
         if c.label in told and c.code == "autoencoder":
@@ -87,19 +87,19 @@ def _tracks(measured: Introspection, shown: int) -> Iterator[Claim]:
 def _crossing(c: Crossing) -> Claim:
     order = {"above": "later", "below": "earlier", "either": "neither earlier nor later"}[side(c.lag)]
     if not c.crossed:
-        verdict, when = "no crossing", "No image's code crosses to the reached class on the way"
+        verdict, when = "no crossing", "No image's code crosses to the predicted class on the way"
     elif c.crossed < FEWEST:
         verdict = "too few crossings"
-        when = f"The code of all layers crosses to the reached class in {c.crossed} of them, too few to say when"
+        when = f"The code of all layers crosses to the predicted class in {c.crossed} of them, too few to say when"
     else:
         verdict = order
         when = (
-            f"The code of all layers crosses to the reached class in {c.crossed} of them, at "
-            f"t = {_text(c.crossing, 2)}, {order} than the prediction turns (difference {_text(c.lag, 2)})"
+            f"The code of all layers crosses to the predicted class in {c.crossed} of them, at "
+            f"t = {_text(c.crossing, 2)}, {order} than the prediction changes (difference {_text(c.lag, 2)})"
         )
     text = (
-        f"On the way to {c.label} ({c.images} images) the prediction turns at t = {_text(c.flip, 2)}. {when}; nearer "
-        f"to the reached class lie {_text(c.start, 2)} of the images at the start, {_text(c.end[ATTACK], 2)} at the "
+        f"On the way to {c.label} ({c.images} images) the prediction changes at t = {_text(c.flip, 2)}. {when}; nearer "
+        f"to the predicted class lie {_text(c.start, 2)} of the images at the start, {_text(c.end[ATTACK], 2)} at the "
         f"end, and {_text(c.end[NOISE], 2)} with noise of the same size."
     )
     estimates: dict[str, Quoted] = {
@@ -124,9 +124,9 @@ def _reconstruction(measured: Introspection, shown: int) -> list[Claim]:
                 "noise, activation norm": area["activation norm", "noise"],
             }
             text = (
-                f"The reconstruction error tells {label} from its clean images with AUROC {_text(estimates['clean'])}, "
-                f"and from noise of the same size with {_text(estimates['noise'])} (principal components "
-                f"{_text(estimates['noise, pca'])}, plain activation norm "
+                f"The reconstruction error separates {label} from its clean images with AUROC "
+                f"{_text(estimates['clean'])}, and from noise of the same size with {_text(estimates['noise'])} "
+                f"(principal components {_text(estimates['noise, pca'])}, plain activation norm "
                 f"{_text(estimates['noise, activation norm'])})."
             )
             found.append(Claim("reconstruction", label, _ends(estimates), sentence=text))

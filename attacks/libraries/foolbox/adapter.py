@@ -111,7 +111,7 @@ class FoolboxAttack(LibraryAttack):
         return self._limited(made, images)
 
     def _limited(self, made: Tensor, images: Tensor) -> Tensor:
-        """``made`` within the budget as the library limits it: shortened, never turned; l0 all or nothing."""
+        """``made`` within the budget as the library limits it: shortened, its direction kept; l0 all or nothing."""
         if self.eps is None or self.norm is None:
             return made
         if self.norm == "l0":

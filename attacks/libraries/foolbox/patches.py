@@ -1,4 +1,4 @@
-"""Faults of foolbox 3.3.4 that the adapter mends on the attack object before it runs.
+"""Faults of foolbox 3.3.4 that the adapter fixes on the attack object before it runs.
 
 Each makes a result wrong, or makes it depend on what else is in the batch.
 """
@@ -16,9 +16,9 @@ from ...base.geometry import per_image
 
 def repair(name: str, attack: Any, size: int) -> None:
     """Mend ``attack``, an object of foolbox's class ``name``, for a batch of ``size`` images."""
-    mend = _REPAIRS.get(name)
-    if mend is not None:
-        mend(attack, size)
+    fix = _REPAIRS.get(name)
+    if fix is not None:
+        fix(attack, size)
 
 
 # FMN steps to where a linear model would have its boundary. Exactly there, rounding decides, and on piecewise linear

@@ -145,7 +145,7 @@ class CW(TorchattacksAttack):
 
     * its loss masks logits with zeros, so it is wrong where logits are negative: the attack sees logits shifted so
       that each image's smallest is 1, which changes neither predictions nor the paper's loss;
-    * it keeps the smallest perturbation that is wrong at all, so its ``kappa`` buys no confidence: here ``kappa`` is
+    * it keeps the smallest perturbation that is wrong at all, so its ``kappa`` adds no confidence: here ``kappa`` is
       added to the label's logit instead, which is the paper's loss up to a constant and makes "wrong" mean "wrong by
       more than kappa", as in the authors' code;
     * it stops the whole batch when the summed cost rises between two of ten checks, so an image's result would depend

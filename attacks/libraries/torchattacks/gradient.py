@@ -1,4 +1,4 @@
-"""Torchattacks' attacks along the gradient within a fixed budget: FGSM, PGD, momentum and their kin.
+"""Torchattacks' attacks along the gradient within a fixed budget: FGSM, PGD, momentum and their variants.
 
 Presets are comparable with each other and with our own attacks: 8/255 in L-inf, 0.5 in L2, ten steps, a step size that
 follows the budget. Parameters that the library takes but never uses are left out.

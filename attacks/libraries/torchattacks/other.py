@@ -20,7 +20,7 @@ from .adapter import LibraryClass, ShiftedModel, TorchattacksAttack
 from .gradient import EPS, EPS_L2
 
 UNUSABLE: Mapping[str, str] = {
-    "VANILA": "It returns the images as they are, which is no perturbation.",
+    "VANILA": "It returns the images as they are, which is not a perturbation.",
     "MultiAttack": "It takes other attacks as objects, which a suite cannot give; AutoAttack is a combination of it.",
     "LGV": "It trains copies of the model on a data loader, which a perturbation is not given.",
 }

@@ -50,7 +50,7 @@ class Changes:
 def guarded(probes: Sequence[Probe] = PROBES) -> Iterator[Changes]:
     """Put the state of the process back at the end of a block, also on an error.
 
-    In the process of a plugin :data:`ARITHMETIC` is enough: what else changes there disturbs nobody.
+    In the process of a plugin :data:`ARITHMETIC` is enough: no other code runs there.
 
     The value is filled when the block ends. A library that is imported for the first time may set warnings, variables
     of the environment and the like, and torch replaces functions of its own when it imports its compiler: that is put

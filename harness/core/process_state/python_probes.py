@@ -1,6 +1,6 @@
 """The state of the interpreter, of the process, and of NumPy.
 
-The functions are taken when this module is imported, so that none that somebody replaced later is used.
+The functions are taken when this module is imported, so that replacements made later are not used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The state of torch: what numbers are computed with, and the modes and hooks that calls pass through.
 
-The functions are taken when this module is imported, so that none that somebody replaced later is used.
+The functions are taken when this module is imported, so that replacements made later are not used.
 """
 
 from __future__ import annotations

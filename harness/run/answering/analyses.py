@@ -13,7 +13,7 @@ from ...core.registry import DATASETS, MODELS
 from ...suite.instances import make_analysis
 from ..findings import reported
 from ..tasks.analyses import compute_analysis
-from ..tasks.workbench import open_bench
+from ..tasks.task_context import open_task_context
 from ..workers.channel import Message
 from ..workers.plugins import open_plugin_file
 from .router import Answers, Kind
@@ -40,18 +40,18 @@ def _open_others(suite: Suite) -> None:
 
 def _measure(answers: Answers, asked: Message) -> Message:
     # From this process's owner, who started it.
-    context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301
-    _open_others(context.suite)
-    bench = open_bench(context, lambda text: None)
+    worker_context, job = pickle.loads(asked.tensor("task").numpy().tobytes())  # noqa: S301
+    _open_others(worker_context.suite)
+    context = open_task_context(worker_context, lambda text: None)
 
-    def tell(share: float) -> None:
-        answers.call("tell", {"share": share}, {})
+    def progress(share: float) -> None:
+        answers.call("progress", {"share": share}, {})
 
-    bench.tell = tell
+    context.on_progress = progress
     try:
-        found = compute_analysis(bench, asked.values["values"]["key"], job)
+        found = compute_analysis(context, asked.values["values"]["key"], job)
     finally:
-        bench.close()
+        context.close()
     return Message({"output": dict(found.values)}, dict(found.tensors))
 
 

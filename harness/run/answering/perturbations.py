@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ....attacks.base.perturbation import CountingModel, Perturbation
-from ....attacks.base.target import Guides, Look
+from ....attacks.base.target import Guides, Observation
 from ...core.seeds import Draws, derive_seed, forked_rng
 from ...suite.instances import make_perturbation
 from ..workers.channel import Message, told
@@ -83,9 +83,9 @@ class _Network(nn.Module):
 class AskingModel(CountingModel):
     """The model as an attack sees it; the passes are made, counted and limited where it is."""
 
-    def __init__(self, answers: Answers, defence: AskingDefence | None) -> None:
+    def __init__(self, answers: Answers, target: AskingTarget | None) -> None:
         network = _Network(answers)
-        super().__init__(network, defence)
+        super().__init__(network, target)
         self._network = network
         self.eval()
 
@@ -94,29 +94,33 @@ class AskingModel(CountingModel):
         return super().forward(images)
 
 
-class AskingDefence:
-    """The detector that an attack is made against, by asking the owner (see ``attacks.defence.Defence``)."""
+class AskingTarget:
+    """The detector that an attack is made against, by asking the owner (see ``attacks.target.TargetDetector``)."""
 
     def __init__(self, answers: Answers, described: Mapping[str, Any]) -> None:
         self._answers = answers
-        self.threshold, self.goal, self.scale = described["threshold"], described["goal"], described["scale"]
+        self.threshold, self.target_score, self.scale = (
+            described["threshold"],
+            described["target_score"],
+            described["scale"],
+        )
         self.has_surrogate, self.evaluations = described["has_surrogate"], described["evaluations"]
 
-    def look(
+    def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
-    ) -> Look:  # fmt: skip
+    ) -> Observation:  # fmt: skip
         """See the protocol."""
         rows = _rows_of(model)
         how = {"temperature": temperature, "straight_through": straight_through, "surrogate": surrogate}
-        found = _ask(self._answers, "look", {"rows": rows, **how}, images)
+        found = _ask(self._answers, "observe", {"rows": rows, **how}, images)
         features = {n.removeprefix("feature:"): t for n, t in found.items() if n.startswith("feature:")}
-        return Look(found["logits"], found.get("suspicion"), found["score"], features)
+        return Observation(found["logits"], found.get("suspicion"), found["score"], features)
 
-    def judge(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the protocol."""
         rows = _rows_of(model)
-        found = self._answers.call("judge", {"rows": rows}, {"images": images.detach()})
+        found = self._answers.call("query", {"rows": rows}, {"images": images.detach()})
         return found.tensor("logits"), found.tensor("score")
 
     def guides(self) -> Guides:
@@ -133,15 +137,15 @@ def _rows_of(model: nn.Module) -> list[int] | None:
 def _perturb(answers: Answers, asked: Message) -> Message:
     perturbation: Perturbation = answers.part(asked)
     about = asked.values["values"]
-    defence = None if about["defence"] is None else AskingDefence(answers, about["defence"])
-    model = AskingModel(answers, defence)
+    target = None if about["target"] is None else AskingTarget(answers, about["target"])
+    model = AskingModel(answers, target)
     values: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     try:
         with torch.enable_grad(), forked_rng(derive_seed(about["seed"], "batch", about["indices"][0])):
             draws = Draws(about["seed"], about["indices"])
             made = perturbation.perturb(model, asked.tensor("images"), asked.tensor("labels"), draws)
-        # What is no tensor is told as none, which the owner flags.
+        # What is not a tensor is sent as none, which the owner flags.
         if isinstance(made, Tensor):
             values["attached"] = made.requires_grad
             tensors["images"] = made.detach()

@@ -19,7 +19,7 @@ from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file
 from ...suite.resolved import Part
 from ..workers.channel import Channel, Message
 
-# Differentiable results whose graph is kept until somebody asks for a gradient.
+# Maximum number of differentiable results whose graph is kept until a gradient is asked for.
 _GRAPHS = 8
 
 

@@ -11,7 +11,7 @@ from ...core.interrupts import contained
 from ...core.process_state import guarded
 from ...core.registry import plugin_host
 from ..context import Context
-from ..tasks import compute, open_bench
+from ..tasks import compute, open_task_context
 from ..work import Compute, Result, Task
 from ..workers.channel import told
 from ..workers.pool import POOL
@@ -44,29 +44,29 @@ class Failure:
 
 
 @contextmanager
-def opened(context: Context, output: bool, say: Callable[[str], None]) -> Iterator[Compute]:
+def opened(context: Context, output: bool, on_message: Callable[[str], None]) -> Iterator[Compute]:
     """Open the data, the plugins and the stored cells of a run, and hold them.
 
     Args:
         context: what the run's owner tells.
         output: let parts print.
-        say: told sentences that a person should see.
+        on_message: told sentences that a person should see.
     """
     with guarded():
         POOL.allow(Allowance.of(context.suite.limits, output=output))
         for path in context.suite.plugins:
             plugin_host().open_file(path)
-        bench = open_bench(context, say)
+        task_context = open_task_context(context, on_message)
     try:
-        yield partial(compute, bench)
+        yield partial(compute, task_context)
     finally:
-        bench.close()
+        task_context.close()
 
 
-def results_of(compute: Compute, task: Task, tell: Callable[[float], None]) -> Sequence[Result] | Failure:
+def results_of(compute: Compute, task: Task, on_progress: Callable[[float], None]) -> Sequence[Result] | Failure:
     """Compute a task; return what its cells gave, or what went wrong."""
     try:
         with contained():
-            return [Result.of(output) for output in compute(task, tell)]
+            return [Result.of(output) for output in compute(task, on_progress)]
     except Exception as error:
         return Failure.of(error)

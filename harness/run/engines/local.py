@@ -28,12 +28,12 @@ class LocalEngine:
         """Put a task at the end of the queue."""
         self._waiting.append(task)
 
-    def next(self, tell: Callable[[int, float], None]) -> Outcome:
+    def next(self, on_progress: Callable[[int, float], None]) -> Outcome:
         """Compute the first task that waits."""
         task = self._waiting.popleft()
         try:
             with contained():
-                outputs = self._compute(task, lambda share: tell(task.number, share))
+                outputs = self._compute(task, lambda share: on_progress(task.number, share))
                 return Outcome(task.number, tuple(Result.of(output) for output in outputs))
         except Exception as error:
             return Outcome(task.number, error=error)

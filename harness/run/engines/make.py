@@ -19,7 +19,7 @@ DECIDES_NO_NUMBER = True
 
 
 def make_engine(
-    choice: EngineChoice, context: Context, here: Compute, say: Callable[[str], None], debug: bool
+    choice: EngineChoice, context: Context, here: Compute, on_message: Callable[[str], None], debug: bool
 ) -> Engine:
     """Return the engine that a caller chose.
 
@@ -27,7 +27,7 @@ def make_engine(
         choice: made by the caller.
         context: surroundings of the run's tasks.
         here: computes tasks in this process.
-        say: told sentences that a person should see.
+        on_message: told sentences that a person should see.
         debug: stop at the first error: everything is computed here, where its traceback can be shown.
 
     Raises:
@@ -44,7 +44,7 @@ def make_engine(
     if len(devices) == 1:
         return LocalEngine(here)
     threads = max(1, torch.get_num_threads() // len(devices))
-    return WorkersEngine(context, devices, threads, say)
+    return WorkersEngine(context, devices, threads, on_message)
 
 
 def _devices(workers: int | None, device: str) -> tuple[str, ...]:

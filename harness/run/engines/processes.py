@@ -36,7 +36,7 @@ class WorkersEngine:
         context: surroundings of the tasks.
         devices: one worker for each, where its models run.
         threads: that each may compute with.
-        say: told sentences that a person should see, each once.
+        on_message: told sentences that a person should see, each once.
         output: let parts print.
 
     Raises:
@@ -44,12 +44,17 @@ class WorkersEngine:
     """
 
     def __init__(
-        self, context: Context, devices: tuple[str, ...], threads: int, say: Callable[[str], None], output: bool = False
+        self,
+        context: Context,
+        devices: tuple[str, ...],
+        threads: int,
+        on_message: Callable[[str], None],
+        output: bool = False,
     ) -> None:
         self.slots = len(devices)
         self._waiting: deque[Task] = deque()
         self._said: set[str] = set()
-        self._say = say
+        self._on_message = on_message
         # On the run directory's file system, so that an artifact is renamed into its place.
         self._place = tempfile.TemporaryDirectory(prefix=".workers-", dir=context.folder, ignore_cleanup_errors=True)
         place = Path(self._place.name)
@@ -62,14 +67,14 @@ class WorkersEngine:
         self._waiting.append(task)
         self._assign()
 
-    def next(self, tell: Callable[[int, float], None]) -> Outcome:
+    def next(self, on_progress: Callable[[int, float], None]) -> Outcome:
         """Wait until a worker is done with its task, or has ended."""
         while True:
             self._assign()
             busy = {worker.connection: worker for worker in self._workers if worker.task is not None}
             for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]  # what was given to wait
-                outcome = self._heard(worker, tell)
+                outcome = self._heard(worker, on_progress)
                 if outcome is not None:
                     worker.task = None
                     return outcome
@@ -79,7 +84,7 @@ class WorkersEngine:
             if self._waiting and worker.task is None:
                 worker.give(self._waiting.popleft())
 
-    def _heard(self, worker: _Worker, tell: Callable[[int, float], None]) -> Outcome | None:
+    def _heard(self, worker: _Worker, on_progress: Callable[[int, float], None]) -> Outcome | None:
         """What a worker said: the outcome of its task, or ``None`` for anything else."""
         if (task := worker.task) is None:
             return None
@@ -90,10 +95,10 @@ class WorkersEngine:
         if isinstance(found, Said):
             if found.text not in self._said:
                 self._said.add(found.text)
-                self._say(found.text)
+                self._on_message(found.text)
             return None
         if isinstance(found, Share):
-            tell(task.number, found.share)
+            on_progress(task.number, found.share)
             return None
         if isinstance(found, Failure):
             error = raised({"error": found.text, "types": found.types, "notes": found.notes})

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .dispatch import compute
-from .workbench import Workbench, open_bench
+from .task_context import TaskContext, open_task_context
 
-__all__ = ["Workbench", "compute", "open_bench"]
+__all__ = ["TaskContext", "compute", "open_task_context"]

@@ -13,52 +13,52 @@ from ...core.errors import AftershockError, UnavailableError
 from ...core.model_state import device_of
 from ...core.process_state import CHANGED_FLAG, guarded_part
 from ...core.seeds import derive_seed, forked_rng
-from ...plan.cells import Opponent, PerturbJob
+from ...plan.cells import PerturbJob, TargetPlan
 from ...suite.instances import make_perturbation
 from ...tracing.traced_model import Instruments
-from ..fitted_target import DetectorDefence
+from ..fitted_target import FittedTarget
 from ..work import Output
 from .lent import lent, lent_instruments
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
-from .workbench import Workbench
+from .task_context import TaskContext
 
 if TYPE_CHECKING:
     from ....attacks.base.perturb_batch import PerturbedBatch
     from ....attacks.base.perturbation import Perturbation
 
 
-def compute_adaptive(bench: Workbench, key: str, job: PerturbJob, opponent: Opponent) -> Output:
+def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: TargetPlan) -> Output:
     """Perturb the rows that the model gets right so that a fitted detector lets them pass."""
     perturbation = make_perturbation(job.part)
-    model = bench.open(job.model)
+    model = context.open(job.model)
     attacked = lent_instruments(model, perturbation)
-    defence = _defence(bench, attacked, opponent, perturbation)
-    made, rows = perturbed(bench, job, perturbation, attacked, model, defence)
+    target = _target(context, attacked, planned, perturbation)
+    made, rows = perturbed(context, job, perturbation, attacked, model, target)
     tensors, values = tensors_of(made, rows), values_of(made, perturbation)
     if not len(rows):
         return Output(key, tensors, values)
-    told = defence.changed
-    defence = replace(defence, detector=bench.detector(opponent.fit, opponent.part), instruments=model)
-    judged = torch.stack([_judged(defence, model, made.images, job.seed, k) for k in range(defence.evaluations)])
+    told = target.changed
+    target = replace(target, detector=context.detector(planned.fit, planned.part), instruments=model)
+    judged = torch.stack([_judged(target, model, made.images, job.seed, k) for k in range(target.evaluations)])
     # NaN says that a detector was not asked; one that answers so flags the image.
     judged = torch.where(judged.isnan(), torch.inf, judged)
-    passed = (judged <= defence.threshold).double().mean(0) > 0.5
+    passed = (judged <= target.threshold).double().mean(0) > 0.5
     tensors |= {"judged": judged, "told": made.told}
-    found, elsewhere, values["questions"] = _elsewhere(bench, model, opponent, made)
+    found, elsewhere, values["questions"] = _elsewhere(context, model, planned, made)
     tensors |= found
     # What passes while the attack runs has to pass where none does.
-    passed &= elsewhere <= defence.threshold
-    changes = [f"{CHANGED_FLAG}:{name}" for name in (*told, *defence.changed)]
-    values["flags"] += dict.fromkeys([*changes, *changes_elsewhere(defence.detector)])
+    passed &= elsewhere <= target.threshold
+    changes = [f"{CHANGED_FLAG}:{name}" for name in (*told, *target.changed)]
+    values["flags"] += dict.fromkeys([*changes, *changes_elsewhere(target.detector)])
     values["undetected"] = int((made.success & passed).sum())
     # An attack of a plugin need not say which of its parts made what.
-    turned = zip(made.credits, made.success.tolist(), strict=False)
-    values["parts"] = dict(Counter(part for part, fooled in turned if fooled and part))
+    credited = zip(made.credits, made.success.tolist(), strict=False)
+    values["parts"] = dict(Counter(part for part, fooled in credited if fooled and part))
     return Output(key, tensors, values)
 
 
 def _elsewhere(
-    bench: Workbench, model: Instruments, opponent: Opponent, made: PerturbedBatch
+    context: TaskContext, model: Instruments, planned: TargetPlan, made: PerturbedBatch
 ) -> tuple[dict[str, Tensor], Tensor, str]:
     """Ask a process in which no attack runs about the images that an attack asked about on its way, and its last ones.
 
@@ -66,10 +66,10 @@ def _elsewhere(
         what the detector told of the former, and what it says there, by name; the scores of the latter, float64 (n,),
         infinite where there are none; and why there are none, where the detector is to blame.
     """
-    detector, asked = bench.detector(opponent.fit, opponent.part), made.images[:0] if made.asked is None else made.asked
-    traces = model.traces(detector, torch.cat([asked, made.images]).to(bench.device))
+    detector, asked = context.detector(planned.fit, planned.part), made.images[:0] if made.asked is None else made.asked
+    traces = model.traces(detector, torch.cat([asked, made.images]).to(context.device))
     try:
-        scored = bench.fresh_scores(opponent.fit, opponent.part, traces, 1)[0]
+        scored = context.fresh_scores(planned.fit, planned.part, traces, 1)[0]
     except UnavailableError:
         with torch.no_grad(), guarded_part(detector):
             answer = detector.score(traces)
@@ -80,24 +80,24 @@ def _elsewhere(
     return found, scored[len(asked) :], ""
 
 
-def _judged(defence: DetectorDefence, model: Instruments, images: Tensor, seed: int, number: int) -> Tensor:
+def _judged(target: FittedTarget, model: Instruments, images: Tensor, seed: int, number: int) -> Tensor:
     """One evaluation of final images, float64 (n,), the same in every run."""
     with forked_rng(derive_seed(seed, "judged", number)):
-        return defence.judge(model.model, images.to(device_of(model.model)), number)[1].cpu()
+        return target.query(model.model, images.to(device_of(model.model)), number)[1].cpu()
 
 
-def _defence(
-    bench: Workbench, model: Instruments, opponent: Opponent, perturbation: Perturbation
-) -> DetectorDefence:  # fmt: skip
+def _target(
+    context: TaskContext, model: Instruments, planned: TargetPlan, perturbation: Perturbation
+) -> FittedTarget:  # fmt: skip
     """A fitted detector as an attack that knows it sees it."""
-    detector = lent(bench.detector(opponent.fit, opponent.part), perturbation)
-    logits = bench.reader.tensor(opponent.guides, "logits")
-    images, labels, _ = bench.clean("fit", 0, len(logits))
+    detector = lent(context.detector(planned.fit, planned.part), perturbation)
+    logits = context.reader.tensor(planned.guides, "logits")
+    images, labels, _ = context.clean("fit", 0, len(logits))
     right = logits.argmax(1) == labels
-    return DetectorDefence(
+    return FittedTarget(
         detector=detector,
         instruments=model,
-        calibrate=bench.reader.tensor(opponent.calibrate, "score"),
-        clean=images[right].to(bench.device),
+        calibrate=context.reader.tensor(planned.calibrate, "score"),
+        clean=images[right].to(context.device),
         labels=labels[right],
     )

@@ -24,36 +24,36 @@ from ...tracing.traces import Need
 from ..work import Output
 from ..workers.standins.analyses import PluginAnalysis
 from .lent import lent_instruments
-from .workbench import Workbench
+from .task_context import TaskContext
 
 
-def compute_analysis(bench: Workbench, key: str, job: AnalysisJob) -> Output:
+def compute_analysis(context: TaskContext, key: str, job: AnalysisJob) -> Output:
     """Run one analysis."""
     analysis = ANALYSES.get(job.part.name)(**job.part.params)
     if isinstance(analysis, PluginAnalysis):
-        return analysis.compute(bench.context, key, job, bench.tell)
+        return analysis.compute(context.worker_context, key, job, context.on_progress)
     needs: Sequence[Need] = analysis.needs
-    instruments = lent_instruments(bench.open(job.model), analysis)
+    instruments = lent_instruments(context.open(job.model), analysis)
     given = AnalysisInput(
         instruments=instruments,
-        untrained=lambda draw=0: _untrained(bench, job.model, instruments, job.seed, draw),
-        classes=tuple(bench.dataset.classes),
-        fit=_clean(bench, job.model, job.fit, "fit", needs),
-        evaluate=_clean(bench, job.model, job.evaluate, "evaluate", needs),
-        perturbed={p.label: _perturbed(bench, job, p, needs) for p in job.perturbed},
+        untrained=lambda draw=0: _untrained(context, job.model, instruments, job.seed, draw),
+        classes=tuple(context.dataset.classes),
+        fit=_clean(context, job.model, job.fit, "fit", needs),
+        evaluate=_clean(context, job.model, job.evaluate, "evaluate", needs),
+        perturbed={p.label: _perturbed(context, job, p, needs) for p in job.perturbed},
         seed=job.seed,
-        progress=bench.tell,
-        prepared=_prepared(bench, job, analysis) if job.prepared else None,
+        progress=context.on_progress,
+        prepared=_prepared(context, job, analysis) if job.prepared else None,
     )
     with guarded_part(analysis) as changes:
         measured = analysis.measure(given)
     return _output(key, "measure", measured, measured_class(analysis), changes)
 
 
-def compute_preparation(bench: Workbench, key: str, job: PreparationJob) -> Output:
+def compute_preparation(context: TaskContext, key: str, job: PreparationJob) -> Output:
     """Let an analysis learn of a model what it needs for every perturbation."""
     analysis = ANALYSES.get(job.part.name)(**job.part.params)
-    fit = _clean(bench, job.model, job.fit, "fit", analysis.needs)
+    fit = _clean(context, job.model, job.fit, "fit", analysis.needs)
     with guarded_part(analysis) as changes:
         prepared = analysis.prepare(fit)
     return _output(key, "prepare", prepared, prepared_class(analysis), changes)
@@ -69,60 +69,62 @@ def _output(key: str, method: str, made: object, kind: type[Any], changes: Chang
     return Output(key, tensors, noted({f"{method}d": value}, changes))
 
 
-def _prepared(bench: Workbench, job: AnalysisJob, analysis: Any) -> object:
-    tensors, values = bench.reader.load(job.prepared), bench.reader.values(job.prepared)
+def _prepared(context: TaskContext, job: AnalysisJob, analysis: Any) -> object:
+    tensors, values = context.reader.load(job.prepared), context.reader.values(job.prepared)
     return decode(prepared_class(analysis), tensors, values["prepared"])
 
 
-def _clean(bench: Workbench, model: str, chunks: Sequence[TraceKeys], name: SetName, needs: Sequence[Need]) -> ImageSet:
-    positions, split = bench.sets.of(name), bench.source(name)
+def _clean(
+    context: TaskContext, model: str, chunks: Sequence[TraceKeys], name: SetName, needs: Sequence[Need]
+) -> ImageSet:
+    positions, split = context.sets.of(name), context.source(name)
     labels = split.labels(positions.tolist())
 
     def read(rows: slice) -> Tensor:
         return split.images(positions[rows].tolist())
 
-    return _set(bench, model, chunks, needs, labels, read)
+    return _set(context, model, chunks, needs, labels, read)
 
 
 def _set(
-    bench: Workbench, model: str, chunks: Sequence[TraceKeys], needs: Sequence[Need], labels: Tensor,
+    context: TaskContext, model: str, chunks: Sequence[TraceKeys], needs: Sequence[Need], labels: Tensor,
     read: Callable[[slice], Tensor],
 ) -> ImageSet:  # fmt: skip
-    traces = bench.traces(model, chunks, needs)
+    traces = context.traces(model, chunks, needs)
     if not len(labels):
         traces = traces[:0]
     return ImageSet(replace(traces, label_rows=labels), read)
 
 
-def _perturbed(bench: Workbench, job: AnalysisJob, keys: PerturbedKeys, needs: Sequence[Need]) -> PerturbedSet:
+def _perturbed(context: TaskContext, job: AnalysisJob, keys: PerturbedKeys, needs: Sequence[Need]) -> PerturbedSet:
     def column(chunks: Sequence[TraceKeys], name: str) -> Tensor:
-        return torch.cat([bench.reader.tensor(t.images.source, name) for t in chunks])
+        return torch.cat([context.reader.tensor(t.images.source, name) for t in chunks])
 
     def images(chunks: Sequence[TraceKeys]) -> Callable[[slice], Tensor]:
         sources = [t.images.source for t in chunks]
-        lengths = [int(bench.reader.values(s)["rows"]) for s in sources]
+        lengths = [int(context.reader.values(s)["rows"]) for s in sources]
 
         def chunk(source: str) -> Callable[[], Tensor]:
-            return lambda: bench.reader.tensor(source, "images")
+            return lambda: context.reader.tensor(source, "images")
 
-        rows = ChunkedRows([chunk(s) for s in sources], lengths, bench.dataset.shape)
+        rows = ChunkedRows([chunk(s) for s in sources], lengths, context.dataset.shape)
         return rows.__getitem__
 
-    labels = bench.dataset.test.labels(bench.sets.evaluate.tolist())
+    labels = context.dataset.test.labels(context.sets.evaluate.tolist())
     rows, control_rows = column(keys.traces, "row").long(), column(keys.control, "row").long()
     return PerturbedSet(
         label=keys.label,
         kind=keys.kind,
-        images=_set(bench, job.model, keys.traces, needs, labels[rows], images(keys.traces)),
+        images=_set(context, job.model, keys.traces, needs, labels[rows], images(keys.traces)),
         rows=rows,
         success=column(keys.traces, "success").bool(),
-        control=_set(bench, job.model, keys.control, needs, labels[control_rows], images(keys.control)),
+        control=_set(context, job.model, keys.control, needs, labels[control_rows], images(keys.control)),
         control_rows=control_rows,
     )
 
 
-def _untrained(bench: Workbench, model: str, trained: Instruments, seed: int, draw: int) -> Instruments:
-    part = bench.part(model)
+def _untrained(context: TaskContext, model: str, trained: Instruments, seed: int, draw: int) -> Instruments:
+    part = context.part(model)
     seed = derive_seed(seed, "untrained", draw) if draw else seed
-    classifier = untrained_classifier(part, bench.suite.folder, bench.dataset, seed).to(bench.device)
+    classifier = untrained_classifier(part, context.suite.folder, context.dataset, seed).to(context.device)
     return replace(trained, model=classifier, root=classifier.network)

@@ -23,38 +23,40 @@ from ...tracing.traces import Traces
 from ..work import Output
 from ..workers.standins.detectors import PluginDetector
 from .rescoring import rescore
-from .workbench import Workbench
+from .task_context import TaskContext
 
 # Rows that a detector scores at once, and those that are tried before, so that a slow one is noticed early.
 SCORE_BATCH = 512
 TRIED_BATCHES = (1, 8, 64)
 
 
-def compute_fit(bench: Workbench, key: str, job: FitJob) -> Output:
+def compute_fit(context: TaskContext, key: str, job: FitJob) -> Output:
     """Fit a detector; its state is what is kept."""
     from ...core.state import split_state
 
-    detector = bench.make_detector(job.part)
-    bench.expect_fresh_scores(job.part, detector)
-    sources = _sources(bench, (*job.clean, *job.negatives))
+    detector = context.make_detector(job.part)
+    context.expect_fresh_scores(job.part, detector)
+    sources = _sources(context, (*job.clean, *job.negatives))
     clean = replace(
-        bench.traces(job.model, (*job.clean, *job.negatives), detector.needs),
-        label_rows=bench.dataset.train.labels(sources.tolist()),
+        context.traces(job.model, (*job.clean, *job.negatives), detector.needs),
+        label_rows=context.dataset.train.labels(sources.tolist()),
         source_rows=sources,
         random=generator(job.seed, "fit"),
     )
     perturbed = None
     if job.perturbed:
-        made = bench.traces(job.model, job.perturbed, detector.needs)
-        perturbed = replace(made, source_rows=_sources(bench, job.perturbed))
+        made = context.traces(job.model, job.perturbed, detector.needs)
+        perturbed = replace(made, source_rows=_sources(context, job.perturbed))
     _import_first()
     with guarded_part(detector) as changes, peak_memory() as peak:
         clock = Stopwatch()
         fitted = detector.fit(clean, perturbed)
         seconds, _ = spent_by(detector) or (clock.seconds, False)
-    if seconds > bench.suite.limits.fit_seconds:
+    if seconds > context.suite.limits.fit_seconds:
         # What ended is not undone: a limit on a fit is enforced where the process can be ended, which is not here.
-        bench.say(f"fit() of {job.part.label} took {seconds:.0f} CPU seconds, more than fit_seconds under [limits].")
+        context.on_message(
+            f"fit() of {job.part.label} took {seconds:.0f} CPU seconds, more than fit_seconds under [limits]."
+        )
     if fitted is not detector:
         raise AftershockError("fit() must return the detector itself (`return self`)")
     tensors, state = split_state(detector.state())
@@ -70,27 +72,27 @@ def _import_first() -> None:
         import_module(name)
 
 
-def _sources(bench: Workbench, chunks: Sequence[TraceKeys]) -> Tensor:
+def _sources(context: TaskContext, chunks: Sequence[TraceKeys]) -> Tensor:
     """Which image of the train split each row of fit traces was made from, int64 (n,)."""
     found = []
     for images in (chunk.images for chunk in chunks):
         if not images.source:
-            found.append(bench.sets.fit[images.start : images.stop])
+            found.append(context.sets.fit[images.start : images.stop])
             continue
-        success = bench.reader.tensor(images.source, "success")
+        success = context.reader.tensor(images.source, "success")
         kept = {"success": success, "failed": ~success, "all": torch.ones_like(success)}[images.which]
-        found.append(bench.sets.fit[bench.reader.tensor(images.source, "row")[kept]])
+        found.append(context.sets.fit[context.reader.tensor(images.source, "row")[kept]])
     return torch.cat(found)
 
 
-def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
+def compute_scores(context: TaskContext, key: str, job: ScoreJob) -> Output:
     """Score traces with a fitted detector, float64 (n,)."""
-    detector = bench.detector(job.fit, job.part)
-    traces = bench.traces(job.model, job.traces, detector.needs)
-    limit = bench.suite.limits.score_seconds
+    detector = context.detector(job.fit, job.part)
+    traces = context.traces(job.model, job.traces, detector.needs)
+    limit = context.suite.limits.score_seconds
     scored = [torch.empty(0, dtype=torch.float64)]
     changes, spent = [], 0.0
-    if job.fit not in bench.timely:
+    if job.fit not in context.timely:
         # One that takes very long is noticed with few images. These scores are not kept: how images are put into
         # batches must not depend on what was computed before, since it moves last digits and what is drawn.
         for size in (size for size in TRIED_BATCHES if size < len(traces)):
@@ -101,9 +103,9 @@ def compute_scores(bench: Workbench, key: str, job: ScoreJob) -> Output:
         scored.append(given)
         changes.append(changed)
         spent += taken
-    bench.timely.add(job.fit)
+    context.timely.add(job.fit)
     found = torch.cat(scored)
-    again, reasons = rescore(bench, job, traces, found) if job.recheck != "none" and len(traces) else ({}, {})
+    again, reasons = rescore(context, job, traces, found) if job.recheck != "none" and len(traces) else ({}, {})
     values = {"score_seconds": spent, "rows": len(traces), "recheck": reasons, **notes_of(detector)}
     return Output(key, {"score": found, **again}, noted(values, *changes))
 

@@ -29,15 +29,15 @@ from .adaptive import compute_adaptive
 from .analyses import compute_analysis, compute_preparation
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
+from .task_context import TaskContext
 from .traces import compute_extra, compute_traces
-from .workbench import Workbench
 
 # Values of an image below which one thread is faster than several (the digits have 64, MNIST 784).
 SMALL_IMAGE = 512
 
-_COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
-    ModelJob: lambda bench, key, job: bench.make_model(key, job),
-    PerturbJob: lambda bench, key, job: _perturb(bench, key, job),
+_COMPUTE: dict[type, Callable[[TaskContext, str, Any], Output]] = {
+    ModelJob: lambda context, key, job: context.make_model(key, job),
+    PerturbJob: lambda context, key, job: _perturb(context, key, job),
     DerivedJob: compute_derived,
     ControlJob: compute_control,
     ExtraJob: compute_extra,
@@ -48,31 +48,31 @@ _COMPUTE: dict[type, Callable[[Workbench, str, Any], Output]] = {
 }
 
 
-def _perturb(bench: Workbench, key: str, job: PerturbJob) -> Output:
-    if job.opponent is None:
-        return compute_perturbed(bench, key, job)
-    return compute_adaptive(bench, key, job, job.opponent)
+def _perturb(context: TaskContext, key: str, job: PerturbJob) -> Output:
+    if job.target is None:
+        return compute_perturbed(context, key, job)
+    return compute_adaptive(context, key, job, job.target)
 
 
-def compute(bench: Workbench, task: Task, tell: Callable[[float], None]) -> list[Output]:
+def compute(context: TaskContext, task: Task, on_progress: Callable[[float], None]) -> list[Output]:
     """Compute the cells of a task; several at once only for traces of the same images.
 
-    ``tell`` is called now and then with the share that is done, by cells that take long. Whatever a cell does to the
+    Long cells call ``on_progress`` now and then with the share that is done. Whatever a cell does to the
     process's state is undone at its end, and each begins with random numbers of its own.
 
     Raises:
         AftershockError: if state that numbers depend on was left changed outside the calls of a part, each of which is
             guarded itself: what the harness computed after that cannot be trusted.
     """
-    bench.tell, cells = tell, task.cells
+    context.on_progress, cells = on_progress, task.cells
     start = time.perf_counter()
     together = isinstance(cells[0].job, TraceJob)
-    small = math.prod(bench.dataset.shape) < SMALL_IMAGE
+    small = math.prod(context.dataset.shape) < SMALL_IMAGE
     with guarded() as left, forked_rng(derive_seed(0, "cell", cells[0].group)), one_thread(small):
         if together:
-            outputs = compute_traces(bench, cells)
+            outputs = compute_traces(context, cells)
         else:
-            outputs = [_COMPUTE[type(cell.job)](bench, cell.key, cell.job) for cell in cells]
+            outputs = [_COMPUTE[type(cell.job)](context, cell.key, cell.job) for cell in cells]
     if left.numbers:
         raise AftershockError(
             f"the process's {', '.join(left.all)} changed while this was computed, so its numbers cannot be trusted: "

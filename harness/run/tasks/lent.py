@@ -1,4 +1,4 @@
-"""Models and detectors for code of others: what it changes there (weights, hooks, methods) reaches nobody else."""
+"""Models and detectors for code of others: what it changes there (weights, hooks, methods) stays there."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ from ..work import Output
 from ..workers.standins.detectors import PluginDetector
 from ..workers.standins.perturbations import PluginPerturbation
 from .lent import lent_instruments
-from .workbench import Workbench
+from .task_context import TaskContext
 
 if TYPE_CHECKING:
     from ....attacks.base.perturbation import Perturbation
-    from ....attacks.base.target import Defence
+    from ....attacks.base.target import TargetDetector
     from ....detectors.base.detector import Detector
 
 
@@ -34,41 +34,41 @@ NO_GRADIENT = (
 )
 
 
-def compute_perturbed(bench: Workbench, key: str, job: PerturbJob) -> Output:
+def compute_perturbed(context: TaskContext, key: str, job: PerturbJob) -> Output:
     """Perturb the rows that the model gets right and the perturbation covers."""
     perturbation = make_perturbation(job.part)
-    model = bench.open(job.model)
-    made, rows = perturbed(bench, job, perturbation, lent_instruments(model, perturbation), model)
+    model = context.open(job.model)
+    made, rows = perturbed(context, job, perturbation, lent_instruments(model, perturbation), model)
     return Output(key, tensors_of(made, rows), values_of(made, perturbation))
 
 
 def perturbed(
-    bench: Workbench, job: PerturbJob, perturbation: Perturbation, attacked: Instruments, model: Instruments,
-    defence: Defence | None = None,
+    context: TaskContext, job: PerturbJob, perturbation: Perturbation, attacked: Instruments, model: Instruments,
+    target: TargetDetector | None = None,
 ) -> tuple[PerturbedBatch, Tensor]:  # fmt: skip
     """What a perturbation makes of a job's images, and their rows of the set.
 
     Args:
-        bench: of the run.
+        context: of the run.
         job: which images.
         perturbation: made from the job's part.
         attacked: the model as the perturbation may have it, and
         model: as it is judged by.
-        defence: what an adaptive attack knows of its detector.
+        target: what an adaptive attack knows of its detector.
     """
     white = perturbation.info.kind == "attack" and perturbation.info.gradients
-    if white and not bench.reader.values(job.model)["gradient"]:
+    if white and not context.reader.values(job.model)["gradient"]:
         raise UnavailableError(NO_GRADIENT)
-    images, labels, positions = bench.clean(job.set, job.start, job.stop)
-    logits = bench.reader.tensor(job.logits, "logits")[: len(labels)]
+    images, labels, positions = context.clean(job.set, job.start, job.stop)
+    logits = context.reader.tensor(job.logits, "logits")[: len(labels)]
     right = (logits.argmax(1) == labels).nonzero().squeeze(1)
     covered = perturbation.covers(positions[right].tolist())
     right = right[torch.tensor(covered, dtype=torch.bool)]
-    limits = bench.suite.limits
+    limits = context.suite.limits
     try:
         made = perturb_batch(
             perturbation, attacked.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
-            defence=defence, limits=Limits(limits.forwards, limits.backwards, limits.seconds), judge=model.model,
+            target=target, limits=Limits(limits.forwards, limits.backwards, limits.seconds), measured_with=model.model,
         )  # fmt: skip
     except UnavailableError as error:
         # What is not defined for the task has no cell: whatever an attack raises is a failure, for which no number
@@ -95,39 +95,39 @@ def changes_elsewhere(part: Perturbation | Detector) -> list[str]:
     return [f"{CHANGED_FLAG}:{name}" for name in changed]
 
 
-def compute_derived(bench: Workbench, key: str, job: DerivedJob) -> Output:
+def compute_derived(context: TaskContext, key: str, job: DerivedJob) -> Output:
     """Perturbed images projected into a budget or rounded to 8 bits, measured again."""
     perturbation = make_perturbation(job.part)
-    rows = bench.reader.tensor(job.source, "row")
-    clean, labels = _at(bench, job, rows)
-    found = bench.reader.tensor(job.source, "images")
-    classifier = bench.open(job.model).model
+    rows = context.reader.tensor(job.source, "row")
+    clean, labels = _at(context, job, rows)
+    found = context.reader.tensor(job.source, "images")
+    classifier = context.open(job.model).model
     if job.how == "budget":
         made = limited(classifier, clean, found, labels, perturbation.eps, perturbation.norm)
     else:
         made = rounded(classifier, clean, found, labels, job.levels, perturbation.eps, perturbation.norm)
-    return Output(key, tensors_of(made, rows), dict(bench.reader.values(job.source)))
+    return Output(key, tensors_of(made, rows), dict(context.reader.values(job.source)))
 
 
-def compute_control(bench: Workbench, key: str, job: ControlJob) -> Output:
+def compute_control(context: TaskContext, key: str, job: ControlJob) -> Output:
     """Noise of the same size as each success."""
-    success = bench.reader.tensor(job.perturbed, "success")
-    rows = bench.reader.tensor(job.perturbed, "row")[success]
-    perturbed = bench.reader.tensor(job.perturbed, "images")[success]
-    positions = bench.sets.of(job.set)[rows]
-    clean, _ = _at(bench, job, rows)
-    predictions = bench.reader.tensor(job.logits, "logits").argmax(1)[rows - job.start]
+    success = context.reader.tensor(job.perturbed, "success")
+    rows = context.reader.tensor(job.perturbed, "row")[success]
+    perturbed = context.reader.tensor(job.perturbed, "images")[success]
+    positions = context.sets.of(job.set)[rows]
+    clean, _ = _at(context, job, rows)
+    predictions = context.reader.tensor(job.logits, "logits").argmax(1)[rows - job.start]
     draws = Draws(derive_seed(job.seed, "control"), positions.tolist())
-    control = equal_norm_control(bench.open(job.model).model, clean, perturbed, predictions, draws)
+    control = equal_norm_control(context.open(job.model).model, clean, perturbed, predictions, draws)
     ratios = {"kept_share": control.kept_share, "linf_ratio": control.linf_ratio, "l2_ratio": control.l2_ratio}
     values = {name: value if math.isfinite(value) else None for name, value in ratios.items()}
     tensors = {"images": control.images, "row": rows[control.positions]}
     return Output(key, tensors, {"rows": len(control.positions), **values})
 
 
-def _at(bench: Workbench, job: DerivedJob | ControlJob, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _at(context: TaskContext, job: DerivedJob | ControlJob, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Clean images and labels of some rows of a set."""
-    split, positions = bench.source(job.set), bench.sets.of(job.set)[rows].tolist()
+    split, positions = context.source(job.set), context.sets.of(job.set)[rows].tolist()
     return split.images(positions), split.labels(positions)
 
 

@@ -1,6 +1,6 @@
 """Scores asked for again, in the ways in which a detector could tell who asks, in what order and in which company.
 
-An honest score is a function of the image. What is compared here is judged by
+A valid score is a function of the image alone. What is compared here is judged by
 :mod:`aftershock.harness.evaluation.consistency`, which knows thresholds; nothing is decided here.
 """
 
@@ -21,22 +21,22 @@ from ...core.seeds import derive_seed, forked_rng, generator
 from ...evaluation.consistency import EVALUATIONS, SAMPLE, moved
 from ...plan.cells import ScoreJob
 from ...tracing.traces import Traces
-from .workbench import Workbench
+from .task_context import TaskContext
 
 # Other batches: more single rows than may differ by chance, then batches whose size divides none of ours.
 _SINGLES, _SINGLE_SHARE, _ODD = 5, 0.03, 31
 
 
 def rescore(
-    bench: Workbench, job: ScoreJob, traces: Traces, scores: Tensor
+    context: TaskContext, job: ScoreJob, traces: Traces, scores: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Score some rows of a set again.
 
     One evaluation in another order, in other batches and with gradient mode on tells whether any of these matters, or
-    chance; only where it differs each is tried alone, so that an honest detector pays for three evaluations.
+    chance; only where it differs each is tried alone, so that a valid detector costs three evaluations.
 
     Args:
-        bench: opens detector, model and images.
+        context: opens detector, model and images.
         job: the cell's job; ``job.recheck`` says which rows.
         traces: the stored traces of all n rows.
         scores: as stored, float64 (n,).
@@ -48,27 +48,27 @@ def rescore(
         ``recheck:gradients``. A context in which the detector gives no scores is left out, and why is in the second
         value; its reason is empty where no other process has the detector.
     """
-    detector = bench.detector(job.fit, job.part)
-    rows = _rows(bench, job, len(traces), detector)
+    detector = context.detector(job.fit, job.part)
+    rows = _rows(context, job, len(traces), detector)
     picked, count = traces.pick(rows).alone(), EVALUATIONS if detector.randomised else 1
     order = torch.randperm(len(rows), generator=generator(0, "recheck", "order"))
     reordered, back = picked.pick(order).alone(), order.argsort()
     found: dict[str, Tensor] = {"recheck:rows": rows}
     reasons: dict[str, str] = {}
 
-    def evaluate(context: str, ask: Callable[[int], Tensor], times: int = count, gradients: bool = False) -> bool:
+    def evaluate(how: str, ask: Callable[[int], Tensor], times: int = count, gradients: bool = False) -> bool:
         try:
             given = []
             for number in range(times):
                 # A detector that draws from global generators draws anew each time, and the same in every run.
-                seed = derive_seed(0, "recheck", context, number)
+                seed = derive_seed(0, "recheck", how, number)
                 with forked_rng(seed), torch.set_grad_enabled(gradients), guarded_part(detector):
                     answer = ask(number)
                 given.append(answer.detach().double().cpu())
-            found[f"recheck:{context}"] = torch.stack(given)
+            found[f"recheck:{how}"] = torch.stack(given)
         except Exception as error:
-            reasons[context] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return context not in reasons
+            reasons[how] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return how not in reasons
 
     def in_batches(part: Traces) -> Tensor:
         return torch.cat([detector.score(batch) for batch in _cut(part)])
@@ -82,10 +82,10 @@ def rescore(
         evaluate("order", lambda number: detector.score(reordered)[back])
         evaluate("batch", lambda number: in_batches(picked))
         evaluate("gradients", lambda number: detector.score(picked), gradients=True)
-    images, model = _images(bench, job, rows), bench.open(job.model)
-    evaluate("attack", lambda number: model.score(detector, images.to(bench.device), seed=number)[1])
+    images, model = _images(context, job, rows), context.open(job.model)
+    evaluate("attack", lambda number: model.score(detector, images.to(context.device), seed=number)[1])
     try:
-        found["recheck:process"] = bench.fresh_scores(job.fit, job.part, picked, count)
+        found["recheck:process"] = context.fresh_scores(job.fit, job.part, picked, count)
     except UnavailableError:
         reasons["process"] = ""
     except AftershockError as error:
@@ -101,24 +101,24 @@ def _differs(stored: Tensor, found: Tensor) -> bool:
     return bool(np.isfinite(one).all() and (moved(one, one, other) > 1 / len(one)).any())
 
 
-def _rows(bench: Workbench, job: ScoreJob, count: int, detector: Detector) -> Tensor:
+def _rows(context: TaskContext, job: ScoreJob, count: int, detector: Detector) -> Tensor:
     """Which rows are scored again: all, or a sample in which successful perturbations come first."""
     if job.recheck == "all" or detector.randomised or count <= SAMPLE:
         return torch.arange(count)
     drawn = torch.randperm(count, generator=generator(0, "recheck", "rows"))
     sources = [chunk.images.source for chunk in job.traces if chunk.images.source]
-    names = {"success"} if sources and all(_has(bench, s, "success") for s in sources) else set()
+    names = {"success"} if sources and all(_has(context, s, "success") for s in sources) else set()
     if names:
-        success = torch.cat([bench.reader.tensor(s, "success") for s in sources]).bool()
-        # Half of the sample are positives, as far as there are so many.
+        success = torch.cat([context.reader.tensor(s, "success") for s in sources]).bool()
+        # Half of the sample are positives, as far as there are enough.
         positive, rest = drawn[success[drawn]][: SAMPLE // 2], drawn
         chosen = torch.cat([positive, rest[~torch.isin(rest, positive)]])
         return chosen[:SAMPLE].sort().values
     return drawn[:SAMPLE].sort().values
 
 
-def _has(bench: Workbench, key: str, name: str) -> bool:
-    return name in bench.reader.load(key)
+def _has(context: TaskContext, key: str, name: str) -> bool:
+    return name in context.reader.load(key)
 
 
 def _cut(traces: Traces) -> Sequence[Traces]:
@@ -128,13 +128,13 @@ def _cut(traces: Traces) -> Sequence[Traces]:
     return [traces[a:b].alone() for a, b in pairwise(edges) if a < b]
 
 
-def _images(bench: Workbench, job: ScoreJob, rows: Tensor) -> Tensor:
+def _images(context: TaskContext, job: ScoreJob, rows: Tensor) -> Tensor:
     """The images of some rows of a set, read chunk by chunk."""
     parts, start = [], 0
     for chunk in job.traces:
-        length = int(bench.reader.values(chunk.logits)["rows"])
+        length = int(context.reader.values(chunk.logits)["rows"])
         here = rows[(rows >= start) & (rows < start + length)] - start
         if len(here):
-            parts.append(bench.images(chunk.images)[here])
+            parts.append(context.images(chunk.images)[here])
         start += length
     return torch.cat(parts)

@@ -11,15 +11,15 @@ from ...plan.cells import Cell, ExtraJob, TraceJob
 from ...tracing.recorder import input_gradient, record
 from ...tracing.traced_model import view_seed
 from ..work import Output
-from .workbench import Workbench
+from .task_context import TaskContext
 
 
-def compute_traces(bench: Workbench, cells: Sequence[Cell]) -> list[Output]:
+def compute_traces(context: TaskContext, cells: Sequence[Cell]) -> list[Output]:
     """Logits and codes of the same images, in one instrumented forward."""
     jobs = [cell.job for cell in cells if isinstance(cell.job, TraceJob)]
-    model = bench.open(jobs[0].model)
+    model = context.open(jobs[0].model)
     needs = tuple(job.need for job in jobs if job.need is not None)
-    images = bench.images(jobs[0].images)
+    images = context.images(jobs[0].images)
     recording = record(model.model, images, model.taps, needs, model.modules, model.root)
     outputs = []
     for cell, job in zip(cells, jobs, strict=True):
@@ -34,10 +34,10 @@ def compute_traces(bench: Workbench, cells: Sequence[Cell]) -> list[Output]:
     return outputs
 
 
-def compute_extra(bench: Workbench, key: str, job: ExtraJob) -> Output:
+def compute_extra(context: TaskContext, key: str, job: ExtraJob) -> Output:
     """A view or an input gradient that a detector declares."""
-    model, detector = bench.open(job.model), bench.make_detector(job.detector)
-    images = bench.images(job.images)
+    model, detector = context.open(job.model), context.make_detector(job.detector)
+    images = context.images(job.images)
     if job.gradient:
         wanted = next(g for g in detector.gradients if g.name == job.name)
         with guarded_part(detector) as changes:

@@ -24,7 +24,7 @@ from ...tracing.rows import Rows
 _LENGTH = 8
 # More than any header of ours.
 _HEADER_LIMIT = 64 * 2**20
-# Rows are read and sent in parts of about so many bytes.
+# Approximate size in bytes of the parts in which rows are read and sent.
 _PART = 8 * 2**20
 # Smaller messages are sent in one piece.
 _AT_ONCE = 2**20
@@ -40,7 +40,7 @@ _DTYPES = {
 
 
 class ChannelError(AftershockError):
-    """The other side is gone, or what it sent is no message."""
+    """The other side is gone, or what it sent is not a message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +121,9 @@ class Channel:
                 raise ChannelError(f"{size} bytes of tensors, more than it may hold")
             return Message(values, {name: self._tensor(dtype, shape) for name, dtype, shape in listed})
         except (OSError, EOFError) as error:
-            raise ChannelError(f"the other process says nothing ({error})") from error
+            raise ChannelError(f"the other process does not answer ({error})") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
-            raise ChannelError(f"what the other process said is no message ({type(error).__name__})") from error
+            raise ChannelError(f"what the other process sent is not a message ({type(error).__name__})") from error
 
     def _check_process(self) -> None:
         # What a part's forks say or take would be another question's.

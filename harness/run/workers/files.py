@@ -38,7 +38,7 @@ _SYSTEM = ("/usr/lib", "/usr/share", "/usr/local/lib", "/lib", "/lib64", "/etc",
            "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems", "/proc/sys")  # fmt: skip
 # /dev/shm is how processes share what they know.
 _SHARED = "/dev/shm/"  # noqa: S108 (nothing is made there)
-# So many names are kept of one answer, of so many bytes each.
+# Maximum number of names kept of one answer, and of bytes of each.
 _MOST, _LONGEST = 20, 400
 # Notes that are kept at most, in memory that forks of the process share.
 _SLOTS, _SLOT = 128, 1024

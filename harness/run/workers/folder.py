@@ -22,7 +22,7 @@ _LOCK = "lock"
 class WorkFolder:
     """A new folder with a place to work in.
 
-    A file in it is locked as long as this process lives, so that others can tell when nobody needs it any more: the
+    A file in it is locked as long as this process lives, so that others can tell when it is no longer needed: the
     number of a process may be used again, a lock ends with its process.
 
     Attributes:
@@ -39,7 +39,7 @@ class WorkFolder:
             self.place = self.path / "place"
             self.place.mkdir()
             self._lock = _locked(self.path / f"{_LOCK}.new")
-            # It has its name once it is locked: whoever sees it unlocked sees that nobody is there.
+            # It gets its name once it is locked: an unlocked file means that its process has ended.
             (self.path / f"{_LOCK}.new").rename(self.path / _LOCK)
         except OSError as error:
             raise AftershockError(f"no folder could be made in {tempfile.gettempdir()} ({error})") from error

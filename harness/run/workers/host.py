@@ -1,4 +1,4 @@
-"""Opens plugins in processes of their own, for whoever looks up a name; heavy modules wait until that happens."""
+"""Opens plugins in processes of their own, when a name is looked up; heavy modules wait until that happens."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ...tracing.traces import LiveTrace, Need, TapInfo, Traces
 
 
 class CopiedRows:
-    """Received rows; every slice is a copy, so that nobody holds on to the whole of a large set."""
+    """Received rows; every slice is a copy, so that no slice keeps the whole of a large set in memory."""
 
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows

@@ -47,7 +47,7 @@ class WorkerPool:
         self._ends: dict[tuple[object, ...], list[str]] = {}
 
     def allow(self, allowance: Allowance) -> None:
-        """Let every process use so much from now on; those that were started with another allowance are ended."""
+        """Set what every process may use from now on; those that were started with another allowance are ended."""
         if allowance != self._allowance:
             self.close()
             self._allowance = allowance
@@ -94,7 +94,7 @@ class WorkerPool:
         self._ends.setdefault(asked, []).append(str(error))
 
     def close(self) -> None:
-        """End all processes; others are started when somebody asks again."""
+        """End all processes; others are started with the next question."""
         self._ends.clear()
         for worker in self._workers.values():
             worker.close()

@@ -131,7 +131,7 @@ class Worker:
         """End the process with all that it started, and remove its folder."""
         if self._process is not None:
             if self._told:
-                # The supervisor ends all, unless somebody has ended or stopped it.
+                # The supervisor ends all, unless it was ended or stopped itself.
                 self._process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(2 * ENDING)
@@ -287,11 +287,11 @@ class Worker:
             raise raised(answer.values)
         if not _is_answer(answer.values):
             self.close()
-            raise WorkerEndedError("what it said is no answer")
+            raise WorkerEndedError("what it sent is not an answer")
         return answer
 
     def forget(self, number: int, generation: int) -> None:
-        """Let the process drop a part that nobody asks about any more; told with the next question."""
+        """Let the process drop a part that is no longer used; sent with the next question."""
         if generation == self.generation:
             self._forgotten.append(number)
 

@@ -130,7 +130,7 @@ def _members(supervisor: int, sign: str) -> Iterator[_Process]:
 
     for process in processes.values():
         with suppress(OSError):
-            # It ended meanwhile, or is somebody else's.
+            # It ended meanwhile, or belongs to another user.
             if is_below(process.number) or line in b"\0" + (process.place / "environ").read_bytes():
                 yield process
 

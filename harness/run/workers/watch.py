@@ -12,7 +12,7 @@ DECIDES_NO_NUMBER = True
 LOOK = 0.25
 # CPU seconds in the time that a process may wait which count as none.
 _NOTHING = 0.05
-# Where the system does not tell what is used, an answer may take so many times its CPU seconds, and so long more.
+# Where the system does not report usage: how many times its CPU seconds an answer may take, and how many seconds more.
 _TIMES, _MORE = 5, 120.0
 _GIB = 2**30
 

@@ -61,19 +61,21 @@ class PluginAnalysis(Analysis[Any]):
         found = self._instance.ask("report", {"value": value}, dict(tensors))
         return Findings.read({name: found.tensor(name) for name in found.tensors}, found.values["findings"])
 
-    def compute(self, context: Context | None, key: str, job: AnalysisJob, tell: Callable[[float], None]) -> Output:
+    def compute(
+        self, context: Context | None, key: str, job: AnalysisJob, on_progress: Callable[[float], None]
+    ) -> Output:
         """The output of its cell."""
         if context is None:
             raise AftershockError("a plugin's analysis needs a run directory")
 
         def told(values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Message:
-            tell(float(values["share"]))
+            on_progress(float(values["share"]))
             return Message({})
 
         # From the owner to the process only: what comes back is read, never unpickled.
         limit = context.suite.limits.analysis_seconds
         task = torch.from_numpy(np.frombuffer(pickle.dumps((context, job)), dtype=np.uint8).copy())
         found = self._instance.ask(
-            "measure", {"key": key}, {"task": task}, cpu=limit, limit="analysis_seconds", calls={"tell": told}
+            "measure", {"key": key}, {"task": task}, cpu=limit, limit="analysis_seconds", calls={"progress": told}
         )
         return Output(key, {name: found.tensor(name) for name in found.tensors}, found.values["output"])

@@ -135,7 +135,7 @@ class PluginDetector(Detector):
         found: Tensor = _Remote.apply(self._instance, list(tensors), ask, *tensors.values())
         return found
 
-    def look(self, live: LiveTrace, traces: Traces) -> tuple[Tensor, Tensor]:
+    def observe(self, live: LiveTrace, traces: Traces) -> tuple[Tensor, Tensor]:
         """Return :meth:`surrogate` and :meth:`score` of the same images, for one question instead of two."""
         tensors, about = pack_live(live)
         scored, described = pack_traces(replace(traces, label_rows=None, source_rows=None))

@@ -12,7 +12,7 @@ from torch import Tensor
 from .....attacks.base.kinds import Effort
 from .....attacks.base.perturb_batch import LimitError, WatchedModel
 from .....attacks.base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
-from .....attacks.base.target import Defence
+from .....attacks.base.target import TargetDetector
 from ....core.errors import AftershockError, UsageError
 from ....core.recent import Recent
 from ....core.seeds import Draws
@@ -95,10 +95,10 @@ class PluginPerturbation(Perturbation):
         passes = _Passes(model)
         about = {
             "seed": draws.seed, "indices": list(draws.indices),
-            "defence": None if model.defence is None else _described(model.defence),
+            "target": None if model.target is None else _described(model.target),
         }  # fmt: skip
         calls = {
-            "model": passes.model, "look": passes.look, "judge": passes.judge, "guides": passes.guides,
+            "model": passes.model, "observe": passes.observe, "query": passes.query, "guides": passes.guides,
             "backward": passes.backward,
         }  # fmt: skip
         given: dict[str, Any] = {"images": images, "labels": labels}
@@ -142,12 +142,12 @@ class _Passes:
         """Logits."""
         return self._differentiable(values, tensors, lambda part, images: {"logits": part(images)})
 
-    def look(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
+    def observe(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
         """Everything that one look at the detector shows."""
-        defence = self._defence()
+        target = self._target()
 
-        def look(part: CountingModel, images: Tensor) -> dict[str, Tensor]:
-            seen = defence.look(
+        def observed(part: CountingModel, images: Tensor) -> dict[str, Tensor]:
+            seen = target.observe(
                 part, images, float(values["temperature"]), bool(values["straight_through"]), bool(values["surrogate"])
             )
             found = {"logits": seen.logits, "score": seen.score}
@@ -155,18 +155,18 @@ class _Passes:
                 found["suspicion"] = seen.suspicion
             return found | {f"feature:{name}": value for name, value in seen.features.items()}
 
-        return self._differentiable(values, tensors, look)
+        return self._differentiable(values, tensors, observed)
 
-    def judge(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
+    def query(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
         """Logits and true scores."""
         with self._noted(), torch.no_grad():
-            logits, score = self._defence().judge(self._part(values), self._images(tensors))
+            logits, score = self._target().query(self._part(values), self._images(tensors))
         return Message({}, {"logits": logits, "score": score})
 
     def guides(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
         """Clean images of other source sets."""
         with self._noted():
-            found = self._defence().guides()
+            found = self._target().guides()
         return Message({}, {"images": found.images, "labels": found.labels})
 
     def backward(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
@@ -210,10 +210,10 @@ class _Passes:
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         return images.detach().clone().to(device)
 
-    def _defence(self) -> Defence:
-        if self._model.defence is None:
+    def _target(self) -> TargetDetector:
+        if self._model.target is None:
             raise UsageError("An adaptive attack is made against a detector: use it in a suite that has detectors.")
-        return self._model.defence
+        return self._model.target
 
     def _noted(self) -> _Noted:
         return _Noted(self)
@@ -240,8 +240,8 @@ def _allowed(model: CountingModel, images: int) -> float:
     return LONG if limits is None else SETTLING + limits.seconds * images
 
 
-def _described(defence: Defence) -> dict[str, Any]:
+def _described(target: TargetDetector) -> dict[str, Any]:
     return {
-        "threshold": defence.threshold, "goal": defence.goal, "scale": defence.scale,
-        "has_surrogate": defence.has_surrogate, "evaluations": int(getattr(defence, "evaluations", 1)),
+        "threshold": target.threshold, "target_score": target.target_score, "scale": target.scale,
+        "has_surrogate": target.has_surrogate, "evaluations": int(getattr(target, "evaluations", 1)),
     }  # fmt: skip

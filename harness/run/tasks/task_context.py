@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
 
 
-class Workbench:
+class TaskContext:
     """Opens what the cells of one run need.
 
     Args:
@@ -46,8 +46,8 @@ class Workbench:
         parts: the suite's entry of each model, by the key of its cell (a cell may come from a suite that called the
             same model otherwise).
         weights: file of each model label, ``None`` where it is trained.
-        say: told a sentence that a person should see (how long training takes, a suspicious accuracy).
-        context: the same for another process; ``None`` where nothing is computed elsewhere.
+        on_message: told a sentence that a person should see (how long training takes, a suspicious accuracy).
+        worker_context: the same for another process; ``None`` where nothing is computed elsewhere.
     """
 
     def __init__(
@@ -59,20 +59,20 @@ class Workbench:
         device: torch.device,
         parts: Mapping[str, ModelPart],
         weights: Mapping[str, Path | None],
-        say: Callable[[str], None],
-        context: Context | None = None,
+        on_message: Callable[[str], None],
+        worker_context: Context | None = None,
     ) -> None:
         self.suite, self.dataset, self.sets, self.reader = suite, dataset, sets, reader
-        self.device, self.weights, self.say = device, weights, say
+        self.device, self.weights, self.on_message = device, weights, on_message
         self._models: Recent[str, Classifier] = Recent(2)
         self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
         self._said: set[str] = set()
         # Told the share of the present cell that is done.
-        self.tell: Callable[[float], None] = lambda share: None
+        self.on_progress: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
         self.timely: set[str] = set()
-        self.context = context
+        self.worker_context = worker_context
         # Fits whose detector ended the other process: every further question would cost another start.
         self._ended: dict[str, str] = {}
 
@@ -122,13 +122,13 @@ class Workbench:
     def make_model(self, key: str, job: ModelJob) -> Output:
         """Train a model, or read its weights; measure it. What is said of every seed's is said once."""
 
-        def say(text: str) -> None:
+        def once(text: str) -> None:
             if text not in self._said:
                 self._said.add(text)
-                self.say(text)
+                self.on_message(text)
 
         state, values = make_classifier(
-            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device, say
+            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device, once
         )
         return Output(key, state, values)
 
@@ -188,9 +188,19 @@ class Workbench:
         return self._detectors.get_or_make(fit, load)
 
 
-def open_bench(context: Context, say: Callable[[str], None]) -> Workbench:
+def open_task_context(worker_context: Context, on_message: Callable[[str], None]) -> TaskContext:
     """Open what the cells of a run need, reading finished ones from its directory."""
-    suite = context.suite
-    dataset = DATASETS.get(suite.data.name)(context.root, **suite.data.params).load()
-    reader, device = StoredCells(context.folder), torch.device(context.device)
-    return Workbench(suite, dataset, context.sets, reader, device, context.parts, context.weights, say, context)
+    suite = worker_context.suite
+    dataset = DATASETS.get(suite.data.name)(worker_context.root, **suite.data.params).load()
+    reader, device = StoredCells(worker_context.folder), torch.device(worker_context.device)
+    return TaskContext(
+        suite,
+        dataset,
+        worker_context.sets,
+        reader,
+        device,
+        worker_context.parts,
+        worker_context.weights,
+        on_message,
+        worker_context,
+    )
