@@ -142,4 +142,5 @@ class Suite:
     def resolved(self) -> dict[str, Any]:
         """The suite with every label, budget and list expanded, as JSON values."""
         names = ("name", "seeds", "data", "threat", "models", "perturbations", "detectors", "analyses")
-        return json.loads(canonical({name: getattr(self, name) for name in names}))  # type: ignore[no-any-return]
+        found: dict[str, Any] = json.loads(canonical({name: getattr(self, name) for name in names}))
+        return found

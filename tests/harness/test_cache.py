@@ -166,7 +166,7 @@ def test_the_command_line(cache: Path, forks: Forks, tmp_path: Path) -> None:
 
 
 def locked(store: Store, key: str) -> ExitStack:
-    """Wait until nobody else computes a key."""
+    """Hold a key, as soon as nobody else does."""
     while (held := store.computing(key)) is None:
         time.sleep(0.001)
     return held
@@ -236,3 +236,14 @@ def test_a_lock_is_gone_after_it_was_held_and_only_then(tmp_path: Path) -> None:
         assert not list((tmp_path / "cache" / "locks").iterdir())
         with locked(store, KEYS[0]):
             assert len(list((tmp_path / "cache" / "locks").iterdir())) == 1
+
+
+def test_a_key_that_another_run_holds_is_not_waited_for(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with Store(tmp_path / "one", cache) as one, Store(tmp_path / "other", cache) as other:
+        with locked(one, KEYS[0]):
+            assert other.computing(KEYS[0]) is None
+            with locked(other, KEYS[1]):
+                assert one.computing(KEYS[1]) is None
+        with locked(other, KEYS[0]):
+            pass
