@@ -1,6 +1,6 @@
 """What an analysis found: claims, tables, figures and arrays, as plain values that can be stored and drawn.
 
-The vocabulary of figures is fixed, so that a page about a stranger's run executes nothing of theirs: numbers are
+The vocabulary of figures is fixed, so that a page about a run from an untrusted source executes nothing: numbers are
 checked when they are read, and every word is escaped when it is drawn.
 """
 

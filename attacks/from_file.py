@@ -58,7 +58,7 @@ class FromFile(Perturbation):
         return self._family
 
     def covers(self, positions: Sequence[int]) -> list[bool]:
-        """The images that the file holds."""
+        """Return the images that the file holds."""
         return [position in self._rows for position in positions]
 
     @property
@@ -72,7 +72,7 @@ class FromFile(Perturbation):
         return self._norm
 
     def source_files(self) -> tuple[Path, ...]:
-        """The files that the result depends on; the harness keys them by their content."""
+        """Return the files that the result depends on; the harness keys them by their content."""
         return (self.path,)
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:

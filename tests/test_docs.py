@@ -44,7 +44,8 @@ def commands(found: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({line for _, text in found for line in text.splitlines() if re.match(r"aftershock [a-z]+", line)})
 
 
-TYPED = commands(blocks("sh"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TYPED = commands(blocks("sh", {**TEXTS, "README.md": README}))
 MENTIONED = commands((n, c) for n, text in TEXTS.items() for c in re.findall(r"`([^`\n]+)`", without_blocks(text)))
 
 
@@ -63,8 +64,7 @@ def test_what_is_made_from_the_code_is_current(name: str, tables: ModuleType) ->
 
 
 def test_what_the_readme_shows_is_current(tables: ModuleType) -> None:
-    text = tables.README.read_text(encoding="utf-8")
-    assert tables.remade(text) == text, "run: python docs/tools/tables.py"
+    assert tables.remade(README) == README, "run: python docs/tools/tables.py"
 
 
 def test_no_figure_of_a_run_begins_a_line() -> None:
@@ -114,7 +114,7 @@ def test_the_pages_have_commands() -> None:
 def command_of(line: str) -> tuple[Any, list[str]]:
     """The command that a line means, and its arguments."""
     command: Any = typer.main.get_command(cli.app)
-    words = shlex.split(line)[1:]
+    words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
     while words and hasattr(command, "commands"):
         assert words[0] in command.commands, f"{line}: there is no command {words[0]!r}"
         command, words = command.commands[words[0]], words[1:]
@@ -145,7 +145,7 @@ def test_a_wrong_command_would_be_noticed(line: str) -> None:
 
 def test_python_examples_are_made() -> None:
     # From docs/examples, which tests/test_examples.py executes, or from what `aftershock new` writes.
-    texts = {**TEXTS, "README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+    texts = {**TEXTS, "README.md": README}
     outside = {name: re.sub(r"<!-- made: .*?<!-- /made -->", "", text, flags=re.DOTALL) for name, text in texts.items()}
     assert not list(blocks("python", outside))
     shown = {name for text in texts.values() for name in re.findall(r"<!-- made: example:(\w+) -->", text)}

@@ -222,7 +222,7 @@ def test_check_names_what_is_broken_and_how_to_mend_it(forks: Forks, tmp_path: P
     done = forks("check", "reversed", "--plugin", "bad.py", cwd=tmp_path)
     assert done.status == 1
     assert "it scores clean images higher" in done.output and "Reverse the sign" in done.output
-    assert "says nothing about paper and summary" in done.output
+    assert "lacks paper and summary" in done.output
     sound = forks("check", "sound", "--plugin", "bad.py", "--param", "temperature=2", cwd=tmp_path)
     assert sound.status == 0 and "rules that apply are kept" in sound.output, sound.output
     wrong = forks("check", "sound", "--plugin", "bad.py", "--param", "colour=red", cwd=tmp_path)

@@ -121,7 +121,7 @@ STATED: list[tuple[str, str, list[float]]] = [
         r"(\d+) steps, (\d+) restarts and (\d+) queries for each image that .*?, on at least (\d+) images",
         [FLOOR.steps, FLOOR.restarts, FLOOR.queries, rankability.FLOOR_IMAGES],
     ),
-    ("protocol.md", r"goes on, (\w+) at most", [worst_case._FURTHER]),
+    ("protocol.md", r"last quarter continues, (\w+) at most", [worst_case._FURTHER]),
     ("results.md", r"What version (\d) of the protocol changes", [content_keys.PROTOCOL_VERSION]),
     ("files.md", r"at most (\w+) times as many bytes \(and (\d) MiB more\)", [bounded._WIDER, bounded._SLACK / MIB]),
     (
@@ -166,7 +166,7 @@ def test_a_page_states_the_number_of_the_code(name: str, words: str, numbers: li
 
 def test_near_chance_is_what_the_page_of_models_says() -> None:
     text = " ".join((DOCS / "models.md").read_text(encoding="utf-8").split())
-    assert "Less than a quarter of the way from chance to 1" in text and "Below three times chance" in text
+    assert "Less than a quarter of the way from chance to 1" in text and "below three times chance" in text
     # Two classes: three times chance is never reached, a quarter of the way is 0.625. A hundred: three times 0.01.
     assert [is_near_chance(a, 2) for a in (0.62, 0.63)] == [True, False]
     assert [is_near_chance(a, 100) for a in (0.029, 0.031)] == [True, False]

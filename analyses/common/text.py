@@ -40,10 +40,10 @@ def side(found: Estimate, of: float = 0.0) -> Literal["above", "below", "either"
     return "above" if found.low > of else "below" if found.high < of else "either"
 
 
-def methods(found: Iterable[Estimate]) -> str:
-    """How the intervals of a table or a figure were made, for its caption: ``95 % intervals: Wilson``."""
-    known_ones = dict.fromkeys(one.method for one in found if one.method)
-    return f"95 % intervals: {' or '.join(known_ones)}" if known_ones else "no intervals"
+def methods(found: Iterable[Estimate | None]) -> str:
+    """How the intervals of a table or a figure were made, for its caption: ``95 % intervals (Wilson)``."""
+    names = dict.fromkeys(one.method for one in found if one is not None and one.method)
+    return f"95 % intervals ({'; '.join(names)})" if names else "no intervals"
 
 
 def series(name: str, values: Sequence[Estimate | None], style: Style = "solid", band: bool = True) -> Series:

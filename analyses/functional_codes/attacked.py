@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...harness.statistics.intervals import Estimate, proportion
+from ...harness.statistics.intervals import proportion, student
 from ..common.inputs import AnalysisInput, PerturbedSet
 from ..common.populations import Population, controls, originals, perturbed
 from ..common.recording import pooled_rows
@@ -60,17 +60,9 @@ def _numbers(
         found |= columns(name, proportion(int(hits.sum()), len(hits)), f"{name}_share")
     # A noise that fools nobody has no images here, and no share either.
     found["other_share"] = 1 - found["true_share"] - found["reached_share"]
-    found |= columns("map_steps", _mean(layer.som.grid_distance(units, clean[0])))
+    found |= columns("map_steps", student(layer.som.grid_distance(units, clean[0]).double().numpy()))
     usual = float(clean[1].double().mean()) if len(units) else math.nan
     found["error_ratio"] = float(errors.double().mean()) / usual if len(units) and usual > 0 else math.nan
     found["distance_to_true"] = divergence(units, group.own, layer.counts)
     found["distance_to_reached"] = divergence(units, group.reached, layer.counts)
     return found
-
-
-def _mean(values: Tensor) -> Estimate:
-    """Mean and its 95 % interval (normal)."""
-    if len(values) < 2:
-        return Estimate(float(values.mean()) if len(values) else math.nan)
-    middle, half = float(values.double().mean()), 1.96 * float(values.double().std()) / math.sqrt(len(values))
-    return Estimate(middle, middle - half, middle + half)

@@ -35,7 +35,7 @@ _SAFE = 0.1
 
 
 def target_of(model: CountingModel) -> TargetDetector:
-    """The detector that an attack is made against; raises :class:`UsageError` where there is none."""
+    """Return the detector that an attack is made against; raises :class:`UsageError` where there is none."""
     if model.target is None:
         raise UsageError("An adaptive attack is made against a detector: use it in a suite that has detectors.")
     return model.target
@@ -164,25 +164,25 @@ class _Iterative(Adaptive):
                 return
 
     def size(self, step: int) -> float:
-        """The length of a step: whole in the first half, then falling linearly to a tenth."""
+        """Return the length of a step: whole in the first half, then falling linearly to a tenth."""
         rest = (self.steps - step) / self.steps
         return self.step_size * max(0.1, min(1.0, 2 * rest))
 
     def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
-        """One differentiable pass at a step."""
+        """Return one differentiable pass at a step."""
         return target.observe(model, images)
 
     def aims(
         self, model: CountingModel, target: TargetDetector, clean: Tensor, labels: Tensor, restart: int
     ) -> dict[str, Tensor]:
-        """What stays the same for each image during a run, first axis n."""
+        """Return what stays the same for each image during a run, first axis n."""
         return {}
 
     @abstractmethod
     def direction(
         self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, aims: dict[str, Tensor]
     ) -> Tensor:
-        """Where to go, of the images' shape; ``lead`` is the margin with its graph."""
+        """Return where to go, of the images' shape; ``lead`` is the margin with its graph."""
 
 
 class SurrogateAttack(_Iterative):
@@ -382,7 +382,7 @@ def _logits(model: CountingModel, images: Tensor) -> Tensor:
 
 
 def _gradient(values: Tensor, images: Tensor, keep: bool = False) -> Tensor:
-    """The gradient of each image's own value; zero where it does not depend on the image or is not finite."""
+    """Return the gradient of each image's own value; zero where it does not depend on the image or is not finite."""
     if not values.requires_grad:
         return torch.zeros_like(images)
     (found,) = torch.autograd.grad(values.sum(), images, retain_graph=keep, materialize_grads=True)

@@ -16,7 +16,8 @@ from ..native.square import search
 from .best_found import Best
 from .pgd import Adaptive, Ball, FeatureMatching, MarginAttack, Relaxation, SurrogateAttack, target_of
 
-# An attack that still brought images past the detector in its last quarter goes on, so often at most, each time with
+# An attack that still brought images past the detector in its last quarter continues, at most this often, each time
+# with
 # twice the steps; in its own batch fewer images tell than in the flag `unconverged`, which stands on all of them.
 _FURTHER = 2
 _LATE_IMAGES, _LATE_SHARE = 2, 0.01

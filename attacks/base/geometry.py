@@ -16,12 +16,12 @@ _INSIDE = 1 - 1e-6
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Values (n,) shaped to broadcast over images (n, ...)."""
+    """Return values (n,) shaped to broadcast over images (n, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest images within ``eps`` of ``clean`` in ``norm`` (linf, l2 or l1).
+    """Return the nearest images within ``eps`` of ``clean`` in ``norm`` (linf, l2 or l1).
 
     Images that lie within their ball already come back bit for bit. Projected images lie between ``clean`` and
     ``images`` element by element, so a range that holds both holds them too. L-inf is exact up to one rounding.
@@ -42,7 +42,7 @@ def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def project_l1_in_range(images: Tensor, clean: Tensor, eps: float) -> Tensor:
-    """The nearest images in [0, 1] within L1 distance ``eps`` of ``clean``, which lies in [0, 1] itself.
+    """Return the nearest images in [0, 1] within L1 distance ``eps`` of ``clean``, which lies in [0, 1] itself.
 
     The projection onto the intersection of ball and range, which is nearer than that onto one after the other (Croce &
     Hein 2021, arXiv:2103.01208, proposition 2.1). Images that lie in both already come back bit for bit. O(d log d) per
@@ -52,7 +52,7 @@ def project_l1_in_range(images: Tensor, clean: Tensor, eps: float) -> Tensor:
 
 
 def _into_l1(images: Tensor, clean: Tensor, eps: float, room: Tensor | None) -> Tensor:
-    """Images within ``eps`` of ``clean`` in L1, no element of which moves by more than its ``room``."""
+    """Return images within ``eps`` of ``clean`` in L1, no element of which moves by more than its ``room``."""
     delta = (images - clean).flatten(1)
     allowed = delta.abs() if room is None else torch.minimum(delta.abs(), room.flatten(1))
     outside = allowed.sum(1) > eps
@@ -88,7 +88,7 @@ def _threshold(sizes: Tensor, reach: Tensor, eps: float) -> Tensor:
 
 
 def ascent(gradient: Tensor, norm: Norm, share: float | Tensor = 0.0) -> Tensor:
-    """The direction of norm 1 along which a linear function rises fastest; 0 where the gradient is 0.
+    """Return the direction of norm 1 along which a linear function rises fastest; 0 where the gradient is 0.
 
     In L1 that is the coordinate of the largest derivative alone; ``share`` spreads the step evenly over that share of
     an image's coordinates, those of the largest derivatives (Tramer & Boneh 2019, arXiv:1904.13000, sparse steepest

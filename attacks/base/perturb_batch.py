@@ -378,7 +378,7 @@ def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_
 def _check_model(
     perturbation: Perturbation, model: nn.Module, images: Tensor, labels: Tensor, device: torch.device
 ) -> set[str]:
-    """What looks wrong with the model; raises for what makes it useless."""
+    """Return what looks wrong with the model; raises for what makes it useless."""
     with torch.no_grad():
         logits, again = model(images[:8].to(device)), model(images[:8].to(device))
     if not isinstance(logits, Tensor) or logits.ndim != 2:

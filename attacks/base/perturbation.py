@@ -118,7 +118,7 @@ class CountingModel(nn.Module):
         return self._spent.backwards
 
     def of(self, rows: Tensor) -> Self:
-        """The same model and counts for some of the images only, int64 positions (m,) among those it is for.
+        """Return the same model and counts for some of the images only, int64 positions (m,) among those it is for.
 
         An attack that goes on with part of its images says so by this, so that what is watched per image (see
         :class:`~aftershock.attacks.base.perturb_batch.WatchedModel`) is put down to the right ones.
@@ -144,7 +144,7 @@ class CountingModel(nn.Module):
 
 
 def late_successes(first: Tensor, passes: Tensor) -> int:
-    """Images that got there only in the last quarter of the passes, so that more passes would bring more there.
+    """Return images that got there only in the last quarter of the passes, so that more passes would bring more there.
 
     0 for fewer than eight passes, and if every image got there: then more passes bring no more, and an attack that
     drops what it is done with was over before its end.
@@ -195,7 +195,7 @@ class Perturbation(Ranged, ABC):
         return True
 
     def source_files(self) -> tuple[Path, ...]:
-        """Files whose content the result depends on; the harness keys it by their bytes, not by their places."""
+        """Return files whose content the result depends on; the harness keys it by their bytes, not by their places."""
         return ()
 
     def inapplicable(self, shape: tuple[int, int, int], classes: int) -> str | None:

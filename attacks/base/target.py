@@ -58,7 +58,7 @@ class TargetDetector(Protocol):
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
     ) -> Observation:  # fmt: skip
-        """One pass that can be differentiated.
+        """Return one pass that can be differentiated.
 
         Args:
             model: the model whose passes are counted.
@@ -69,7 +69,7 @@ class TargetDetector(Protocol):
         """
 
     def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes) and true scores (n,), without gradients: all that a black-box attacker may ask."""
+        """Return logits (n, classes) and true scores (n,), without gradients: all that a black-box attacker may ask."""
 
     def guides(self) -> Guides:
         """Clean images of other source sets; may be empty."""

@@ -24,7 +24,7 @@ Group = Literal["noise", "blur", "weather", "digital"]
 
 
 def describe(title: str, group: Group, summary: str, stochastic: bool = True) -> PerturbationInfo:
-    """What a common corruption tells about itself."""
+    """Return the info of a common corruption."""
     return PerturbationInfo(
         title=title,
         kind="corruption",
@@ -56,7 +56,7 @@ class Corruption(Perturbation):
 
     @abstractmethod
     def corrupt(self, images: Tensor, draws: Draws) -> Tensor:
-        """The corrupted images, (n, channels, height, width), not yet clipped; ``images`` stay as they are."""
+        """Return the corrupted images, (n, channels, height, width), not yet clipped; ``images`` stay as they are."""
 
 
 class GaussianNoise(Corruption):
@@ -231,7 +231,7 @@ class JPEG(Corruption):
 
 
 def _compressed(pixels: Tensor, quality: int) -> Tensor:
-    """An 8-bit image, (height, width) or (height, width, 3), as it comes back from a JPEG file."""
+    """Return an 8-bit image, (height, width) or (height, width, 3), as it comes back from a JPEG file."""
     import numpy as np
     from PIL import Image
 

@@ -20,7 +20,7 @@ Padding = Literal["reflect", "border"]
 
 
 def length_scale(images: Tensor) -> float:
-    """How many times longer the lengths of a 32-pixel setting are here: the shorter side over 32, at least 1.
+    """Return how many times longer the lengths of a 32-pixel setting are here: the shorter side over 32, at least 1.
 
     Below 32 pixels lengths stay as they are, since a blur much shorter than a pixel would be none.
     """
@@ -37,14 +37,14 @@ def mirrored(positions: Tensor, size: int, padding: Padding = "reflect") -> Tens
 
 
 def shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Images moved by whole pixels."""
+    """Return images moved by whole pixels."""
     rows = mirrored(torch.arange(images.shape[-2], device=images.device) - down, images.shape[-2])
     columns = mirrored(torch.arange(images.shape[-1], device=images.device) - right, images.shape[-1])
     return images[..., rows, :][..., columns]
 
 
 def convolve(images: Tensor, kernel: Tensor) -> Tensor:
-    """Correlation with a kernel of odd sides, the same for every image and channel."""
+    """Return the correlation with a kernel of odd sides, the same for every image and channel."""
     up, left = kernel.shape[0] // 2, kernel.shape[1] // 2
     height, width = images.shape[-2:]
     rows = mirrored(torch.arange(-up, height + up, device=images.device), height)
@@ -59,7 +59,7 @@ def convolve(images: Tensor, kernel: Tensor) -> Tensor:
 
 
 def gaussian_weights(sigma: float, radius: int | None = None) -> Tensor:
-    """Normalised samples of a Gaussian, cut off at ``radius`` (by default 4 sigma), float64, (2 radius + 1,)."""
+    """Return normalised samples of a Gaussian, cut off at ``radius`` (by default 4 sigma), float64, (2 radius + 1,)."""
     radius = int(4 * sigma + 0.5) if radius is None else radius
     if radius == 0 or sigma <= 0:
         return torch.ones(1, dtype=torch.float64)
@@ -74,7 +74,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def trail(images: Tensor, sigma: float, radius: float, angles: Tensor) -> Tensor:
-    """Half a Gaussian along a line: each image moves the way of its angle (radians, (n,)) and leaves a trail.
+    """Return half a Gaussian along a line: each image moves the way of its angle (radians, (n,)) and leaves a trail.
 
     The line has 2 radius + 1 pixels, as ImageMagick's motion blur, on which the published corruptions rest.
     """
@@ -89,7 +89,7 @@ def trail(images: Tensor, sigma: float, radius: float, angles: Tensor) -> Tensor
 
 
 def pixel_grid(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of all pixels, float64, (1, height, width) each."""
+    """Return rows and columns of all pixels, float64, (1, height, width) each."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, dtype=torch.float64, device=images.device)
     columns = torch.arange(width, dtype=torch.float64, device=images.device)
@@ -123,14 +123,14 @@ def sample(images: Tensor, rows: Tensor, columns: Tensor, padding: Padding = "re
 
 
 def zoomed(images: Tensor, factor: float) -> Tensor:
-    """The middle of images, magnified by ``factor`` (at least 1) to their size."""
+    """Return the middle of images, magnified by ``factor`` (at least 1) to their size."""
     y, x = pixel_grid(images)
     middle_y, middle_x = (images.shape[-2] - 1) / 2, (images.shape[-1] - 1) / 2
     return sample(images, (y - middle_y) / factor + middle_y, (x - middle_x) / factor + middle_x)
 
 
 def plasma(images: Tensor, decay: float, draws: Draws) -> Tensor:
-    """A plasma fractal for each image (diamond-square on a torus), spread over [0, 1], (n, 1, height, width).
+    """Return a plasma fractal for each image (diamond-square on a torus), spread over [0, 1], (n, 1, height, width).
 
     Args:
         images: what the fractals are for.

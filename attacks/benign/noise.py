@@ -24,7 +24,7 @@ def photons(images: Tensor, rate: float, draws: Draws) -> Tensor:
 
 
 def impulses(images: Tensor, amount: float, draws: Draws, whole_pixels: bool = True) -> Tensor:
-    """Images of which a share ``amount`` of the pixels (or of all elements) became 0 or 1 with equal chance."""
+    """Return images of which a share ``amount`` of the pixels (or of all elements) became 0 or 1 with equal chance."""
     u = draws.uniform(images[:, :1] if whole_pixels else images)
     salted = torch.where(u < amount / 2, torch.ones_like(images), images)
     return torch.where((u >= amount / 2) & (u < amount), torch.zeros_like(images), salted)

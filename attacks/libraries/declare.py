@@ -116,27 +116,27 @@ class Parameter:
 
 
 def whole(default: int, minimum: int = 1, keyword: str = "") -> Parameter:
-    """A whole number of at least ``minimum``."""
+    """Return a whole number of at least ``minimum``."""
     return Parameter(default, Annotated[int, Ge(minimum)], keyword)
 
 
 def number(default: float, minimum: float = 0.0, exclusive: bool = False, keyword: str = "") -> Parameter:
-    """A finite number of at least (``exclusive``: above) ``minimum``."""
+    """Return a finite number of at least (``exclusive``: above) ``minimum``."""
     return Parameter(default, Annotated[float, (Gt if exclusive else Ge)(minimum)], keyword)
 
 
 def optional(minimum: float = 0.0, exclusive: bool = False) -> Parameter:
-    """A number like :func:`number`'s that may be left to the library, or follow another parameter."""
+    """Return a number like :func:`number`'s that may be left to the library, or follow another parameter."""
     return Parameter(None, Annotated[float, (Gt if exclusive else Ge)(minimum)] | None)
 
 
 def share(default: float, inclusive: bool = True) -> Parameter:
-    """A number between 0 and 1; the ends are allowed if ``inclusive``."""
+    """Return a number between 0 and 1; the ends are allowed if ``inclusive``."""
     return Parameter(default, Portion if inclusive else Share)
 
 
 def choice(default: str, known: Sequence[str], keyword: str = "", spelt: Mapping[str, str] | None = None) -> Parameter:
-    """One of a few words; ``spelt`` is how the library writes some of them."""
+    """Return one of a few words; ``spelt`` is how the library writes some of them."""
     return Parameter(default, Literal[tuple(known)], keyword, spelt or {})
 
 

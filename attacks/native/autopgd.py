@@ -32,7 +32,7 @@ _FIRST_SHARE, _SPARSER, _LOOK, _STILL_SPARSER, _SHRINK, _SMALLEST = 0.2, 1.5, 0.
 
 
 def checkpoints(steps: int, norm: Norm = "linf") -> tuple[int, ...]:
-    """The steps after which step sizes are reconsidered, ascending: 22 % of the steps, then ever more often.
+    """Return the steps after which step sizes are reconsidered, ascending: 22 % of the steps, then ever more often.
 
     In L1, every 4 % of the steps.
     """
@@ -186,7 +186,7 @@ class AutoPGD(Perturbation):
     def _run(
         self, model: CountingModel, clean: Tensor, labels: Tensor, targets: Tensor | None, draws: Draws
     ) -> tuple[Tensor, Tensor]:
-        """The result of one run, and which of its images fool the model."""
+        """Return the result of one run, and which of its images fool the model."""
         result, fooled = clean.clone(), torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         images = self._start(clean, draws)
         value, logits, gradient = climb(model, images, labels, self.loss, targets)
@@ -235,7 +235,7 @@ class AutoPGD(Perturbation):
         return (clean + random_in_ball(clean, self.eps, self._norm, draws)).clamp_(0, 1)
 
     def _next(self, at: _Climbers, new: float) -> Tensor:
-        """The papers' equation for x(k+1): a step, mixed with the one before, in the ball and the range."""
+        """Return the papers' equation for x(k+1): a step, mixed with the one before, in the ball and the range."""
         step = per_image(at.step, at.images) * ascent(at.gradient, self._norm, at.share)
         reached = step_within(at.images, step, at.clean, self.eps, self._norm)
         if self._norm == "l1":

@@ -32,7 +32,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The difference of logits ratio, (n,): the margin, on a scale that multiplying all logits does not change.
+    """Return the difference of logits ratio, (n,): the margin, on a scale that multiplying all logits does not change.
 
     Croce & Hein 2020 (arXiv:2003.01690), equations 6 and 7; a target's takes the label's logit from the target's.
     Needs three classes, with targets four (see :func:`too_few_classes`).
@@ -246,7 +246,7 @@ class PGD(Perturbation):
     def _run(
         self, model: CountingModel, clean: Tensor, labels: Tensor, targets: Tensor | None, draws: Draws, check: bool
     ) -> tuple[Tensor, Tensor]:
-        """The result of one run, and which of its images are known to be fooled; ``check``: also at its end."""
+        """Return the result of one run, and which of its images are known to be fooled; ``check``: also at its end."""
         images = clean
         if self.random_start:
             images = (clean + random_in_ball(clean, self.eps, self._norm, draws)).clamp_(0, 1)

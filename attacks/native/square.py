@@ -33,12 +33,12 @@ def square_share(step: int, queries: int, p: float) -> float:
 
 
 def start_linf(clean: Tensor, eps: float, draws: Draws) -> Tensor:
-    """Images (n, channels, height, width) with vertical stripes of +eps or -eps in every channel, in [0, 1]."""
+    """Return images (n, channels, height, width) with vertical stripes of +eps or -eps in every channel, in [0, 1]."""
     return (clean + eps * draws.signs(clean[:, :, :1, :])).clamp_(0, 1)
 
 
 def propose_linf(current: Tensor, clean: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
-    """A proposal for each image: ``current`` with one square of +eps or -eps (per channel) around ``clean``.
+    """Return a proposal for each image: ``current`` with one square of +eps or -eps (per channel) around ``clean``.
 
     A square that would change nothing, as half of those of grey images do, has its signs reversed.
 
@@ -118,7 +118,7 @@ def search(
     p: float = 0.8,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Random search for images around ``clean`` at which ``objective`` is not above 0.
+    """Search at random for images around ``clean`` at which ``objective`` is not above 0.
 
     An image that got there is done: it is not asked about again.
 
@@ -222,13 +222,13 @@ def _starts(drawn: Tensor, side: int, size: int) -> Tensor:
 
 
 def _window(drawn: Tensor, side: int, size: int) -> Tensor:
-    """Which of ``size`` places lie in each image's window, bool (n, size)."""
+    """Return which of ``size`` places lie in each image's window, bool (n, size)."""
     first, place = _starts(drawn, side, size)[:, None], torch.arange(size, device=drawn.device)
     return (place >= first) & (place < first + side)
 
 
 def _pixels(drawn_rows: Tensor, drawn_columns: Tensor, side: int, height: int, width: int) -> Tensor:
-    """The flat positions of each image's window, row by row, int64 (n, side * side)."""
+    """Return the flat positions of each image's window, row by row, int64 (n, side * side)."""
     place = torch.arange(side, device=drawn_rows.device)
     rows = _starts(drawn_rows, side, height)[:, None] + place
     columns = _starts(drawn_columns, side, width)[:, None] + place
@@ -244,7 +244,7 @@ def _bumps(side: int, like: Tensor) -> Tensor:
 
 
 def _bump(height: int, width: int) -> Tensor:
-    """Nested rectangles around the centre; the r-th adds 1 / (r + 1) ** 2 to all that it holds. L2 norm 1."""
+    """Return nested rectangles around the centre; the r-th adds 1 / (r + 1) ** 2 to all that it holds. L2 norm 1."""
     made = torch.zeros(height, width)
     if not made.numel():
         return made

@@ -137,12 +137,12 @@ class CodeShift(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,); see the class."""
+        """Return float64 (n,); see the class."""
         check_fitted("codeshift", self.scales)
         return self._combine(self._parts_of(traces))
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score with soft assignments to units, given the class that the live logits predict, (n,).
+        """Return the score with soft assignments to units, given the class that the live logits predict, (n,).
 
         The quantisation error is the exact one; the other components are averaged over the units.
         """
@@ -193,7 +193,7 @@ class CodeShift(Detector):
         }
 
     def _fit_book(self, vectors: Tensor, generator: torch.Generator) -> tuple[Codebook, Tensor]:
-        """The units, and how far apart any two of them are, (units, units)."""
+        """Return the units, and how far apart any two of them are, (units, units)."""
         if self.encoder == "kmeans":
             book = fit_kmeans(vectors, self.rows * self.columns, generator)
             return book, book.distances(book.prototypes)
@@ -202,7 +202,7 @@ class CodeShift(Detector):
         return som, som.grid_distance(every.unsqueeze(1), every)
 
     def _weigh(self, disagreement: Tensor, classes: int) -> Tensor:
-        """The layers' weights, float64 (layers,), with sum 1."""
+        """Return the layers' weights, float64 (layers,), with sum 1."""
         weights = torch.ones(disagreement.shape[1], dtype=torch.float64)
         if self.weighting == "agreement":
             excess = (1 - disagreement.mean(0) - 1 / classes).clamp(min=0)
@@ -210,7 +210,7 @@ class CodeShift(Detector):
         return weights / weights.sum()
 
     def _parts_of(self, traces: Traces) -> dict[str, Tensor]:
-        """The components of each layer, float64 (n, layers)."""
+        """Return the components of each layer, float64 (n, layers)."""
         parts: dict[str, list[Tensor]] = {name: [] for name in PARTS}
         for part in traces.batches(_BATCH) if len(traces) else (traces,):
             layers: dict[str, list[Tensor]] = {name: [] for name in PARTS}
@@ -225,7 +225,7 @@ class CodeShift(Detector):
         return {name: torch.cat(values) for name, values in parts.items()}
 
     def _averaged(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The components, (n,) each, of (n, layers)."""
+        """Return the components, (n,) each, of (n, layers)."""
         found: dict[str, Tensor] = {}
         for name in PARTS:
             layers = parts[name]
@@ -247,7 +247,7 @@ def _standardiser(fitted: dict[str, Tensor]) -> Standardiser:
 
 
 def _majority(counts: Tensor, prototypes: Tensor) -> Tensor:
-    """The majority class of each unit, int64 (units,), from counts (classes, units)."""
+    """Return the majority class of each unit, int64 (units,), from counts (classes, units)."""
     occupied = (counts.sum(0) > 0).nonzero().squeeze(1)
     nearest = torch.cdist(prototypes, prototypes[occupied]).argmin(1)
     # An occupied unit keeps its own images, also where another one shares its prototype.

@@ -105,7 +105,7 @@ class DeepNeighbours(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,) in [0, 2]; see the class."""
+        """Return float64 (n,) in [0, 2]; see the class."""
         check_fitted("dknn", self.fitted)
         parts = [torch.empty(0, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
@@ -113,12 +113,12 @@ class DeepNeighbours(Detector):
         return torch.cat(parts)
 
     def credibility(self, traces: Traces) -> Tensor:
-        """The credibility of each prediction, float64 (n,) in [0, 1]."""
+        """Return the credibility of each prediction, float64 (n,) in [0, 1]."""
         check_fitted("dknn", self.fitted)
         return self._credibility(self._counts(traces))
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score from softly counted neighbours, interpolated between whole counts, (n,)."""
+        """Return the score from softly counted neighbours, interpolated between whole counts, (n,)."""
         check_fitted("dknn", self.fitted)
         predictions = live.logits.detach().argmax(1)
         layers = zip(live.tap_names(), self.fitted, strict=True)
@@ -142,7 +142,7 @@ class DeepNeighbours(Detector):
         return 1 - fewer.double() / len(calibration)
 
     def _disagreeing(self, fitted: dict[str, Any], features: Tensor, classes: Tensor) -> Tensor:
-        """How many of the nearest reference images are of another class, float64 (n,)."""
+        """Return how many of the nearest reference images are of another class, float64 (n,)."""
         queries = unit_length(features.double() - fitted["centre"])
         _, found = nearest(queries, fitted["reference"], self.neighbours)
         return (self.labels[found] != classes.unsqueeze(1)).sum(1).double()

@@ -90,7 +90,7 @@ def fit_isolation(x: Tensor, trees: int, samples: int, generator: torch.Generato
 
 
 def from_sklearn(forest: object, spread: Tensor) -> IsolationTrees:
-    """The tensors of a fitted ``sklearn.ensemble.IsolationForest`` that reads all features."""
+    """Return the tensors of a fitted ``sklearn.ensemble.IsolationForest`` that reads all features."""
     estimators = forest.estimators_  # type: ignore[attr-defined]
     depth = max(1, *(e.tree_.max_depth for e in estimators))
     inner, leaves = 2**depth - 1, 2**depth

@@ -139,7 +139,7 @@ class KernelDensity(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,): standard deviations of clean images, or the log-odds of the logistic regression."""
+        """Return float64 (n,): standard deviations of clean images, or the log-odds of the logistic regression."""
         check_fitted("kde", len(self.images))
         return join_columns(self.joined, self._components(traces))
 
@@ -165,7 +165,7 @@ class KernelDensity(Detector):
         return torch.cat([traces.pooled(tap, self.statistic) for tap in traces.tap_names()], 1)
 
     def _suspicion(self, features: Tensor, predictions: Tensor) -> Tensor:
-        """Minus the log-density given the class, up to the kernel's constant, float64 (n,)."""
+        """Return minus the log-density given the class, up to the kernel's constant, float64 (n,)."""
         device = features.device
         images, classes = self.images.to(device).double(), self.classes.to(device)
         exponents = -_square_distances(features.double(), images) / (2 * self.width**2)

@@ -122,12 +122,12 @@ class Latent(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,); see the class."""
+        """Return float64 (n,); see the class."""
         check_fitted("latent", self.scales)
         return self._combine(self._parts_of(traces))
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score itself, given the class that the live logits predict, (n,)."""
+        """Return the score itself, given the class that the live logits predict, (n,)."""
         check_fitted("latent", self.scales)
         inputs = torch.cat([live.full(tap) for tap in live.tap_names()], 1)
         return self._combine(self._model(live.logits.device).parts(inputs, live.logits.argmax(1)))
@@ -142,7 +142,7 @@ class Latent(Detector):
         return torch.cat(parts)
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
-        """The images that the classes were learned from, which the model gets right.
+        """Return the images that the classes were learned from, which the model gets right.
 
         Returns:
             positions, float32 (n, latent), and classes, int64 (n,).
@@ -243,11 +243,11 @@ class _Model:
         return self.encoder.encode(self.standardiser.apply(activations))
 
     def positions(self, activations: Tensor) -> Tensor:
-        """Whitened codes, (n, latent), of raw activations (n, inputs)."""
+        """Return whitened codes, (n, latent), of raw activations (n, inputs)."""
         return self.codes(activations) @ self.classes["whitening"].T
 
     def parts(self, activations: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """The components, (n,) each, of raw activations (n, inputs) given the predicted classes."""
+        """Return the components, (n,) each, of raw activations (n, inputs) given the predicted classes."""
         inputs = self.standardiser.apply(activations)
         codes = self.encoder.encode(inputs)
         residual = (inputs - self.encoder.decode(codes)).square().mean(1)
@@ -260,7 +260,7 @@ class _Model:
         }
 
     def _around(self, codes: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """What the fit images around whitened codes (n, latent) say, (n,) each."""
+        """Return what the fit images around whitened codes (n, latent) say, (n,) each."""
         points, owners = self.classes["points"], self.classes["point_classes"]
         distances = torch.cdist(codes, points, compute_mode="donot_use_mm_for_euclid_dist")
         own = owners == classes.unsqueeze(1)

@@ -161,7 +161,7 @@ class LayerAutoencoders(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,); the forest's anomaly, or the classifier's decision function."""
+        """Return float64 (n,); the forest's anomaly, or the classifier's decision function."""
         check_fitted("layerwise", self.judge)
         judge = self._prepared(torch.device("cpu"))[1]
         features = self._features(traces)
@@ -170,7 +170,7 @@ class LayerAutoencoders(Detector):
         return IsolationTrees(**judge).anomaly(features)
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The decision function itself, or the forest with soft splits, (n,)."""
+        """Return the decision function itself, or the forest with soft splits, (n,)."""
         check_fitted("layerwise", self.judge)
         coders, judge = self._prepared(live.logits.device)
         parts = []
@@ -237,7 +237,7 @@ class LayerAutoencoders(Detector):
         return fitted | {"weights": torch.from_numpy(line.coef_[0].copy()), "bias": float(line.intercept_[0])}
 
     def _features(self, traces: Traces) -> Tensor:
-        """What the judge reads, float32 (n, features)."""
+        """Return what the judge reads, float32 (n, features)."""
         coders = self._prepared(torch.device("cpu"))[0]
         found = []
         for part in traces.batches(_BATCH) if len(traces) else (traces,):
@@ -247,7 +247,7 @@ class LayerAutoencoders(Detector):
         return torch.cat(found)
 
     def _prepared(self, device: torch.device) -> tuple[list[_Coder], dict[str, Any]]:
-        """Encoders and judge on one device."""
+        """Return encoders and judge on one device."""
         if self._ready is None or self._ready[0] != device:
             coders = [_Coder(fitted, self.encoder, self.hidden, self.supervised, device) for fitted in self.coders]
             judge = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.judge.items()}
@@ -282,7 +282,7 @@ class _Coder:
 
 
 def _decision(features: Tensor, judge: Mapping[str, Any]) -> Tensor:
-    """The classifier's decision function, (n,): positive where it says perturbed."""
+    """Return the classifier's decision function, (n,): positive where it says perturbed."""
     rows = Standardiser(judge["mean"], judge["scale"]).apply(features)
     weights: Tensor = judge["weights"].to(rows)
     bias = float(judge["bias"])

@@ -22,7 +22,7 @@ _SMALLEST_DISTANCE = 1e-30
 
 
 def intrinsic_dimension(distances: Tensor) -> Tensor:
-    """The maximum-likelihood estimate −(mean of log(r_i / r_k))⁻¹ from distances r_1 ≤ … ≤ r_k, (n, k) to (n,).
+    """Return the maximum-likelihood estimate −(mean of log(r_i / r_k))⁻¹ from distances r_1 ≤ … ≤ r_k, (n, k) to (n,).
 
     At most 1000; differentiable. Source: Amsaleg et al. 2015, Estimating Local Intrinsic Dimensionality.
     """

@@ -85,7 +85,7 @@ class Mahalanobis(Layerwise):
         }
 
     def _layer_scores(self, fitted: Mapping[str, Any], features: Tensor) -> Tensor:
-        """Half the squared distance to the nearest mean, (n,), the negative exponent of the Gaussian density."""
+        """Return half the squared distance to the nearest mean, (n,), the negative exponent of the Gaussian density."""
         device = features.device
         projected = (features.double() - fitted["centre"].to(device)) @ fitted["projection"].to(device)
         offsets = projected.unsqueeze(1) - fitted["means"].to(device)

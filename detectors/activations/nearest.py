@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def nearest(queries: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest reference rows of every query.
+    """Return the k nearest reference rows of every query.
 
     They are found through a matrix product, in O(queries * reference * d), and their distances then computed again
     from the differences: a product cancels digits, and its rounding depends on how queries are batched.
@@ -34,5 +34,5 @@ def nearest(queries: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def unit_length(features: Tensor) -> Tensor:
-    """Rows of length 1, float64; a zero row stays zero."""
+    """Return rows of length 1, float64; a zero row stays zero."""
     return torch.nn.functional.normalize(features.double(), dim=1, eps=1e-12)

@@ -116,7 +116,7 @@ class SafetyNet(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,); see the class."""
+        """Return float64 (n,); see the class."""
         check_fitted("safetynet", self.fitted)
         parts: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
@@ -124,7 +124,7 @@ class SafetyNet(Detector):
         return torch.cat(parts)
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The decision function on soft codes; straight through, on the codes themselves forwards."""
+        """Return the decision function on soft codes; straight through, on the codes themselves forwards."""
         check_fitted("safetynet", self.fitted)
         taps = live.tap_names()
         pooled = self.representation == "pooled"
@@ -147,7 +147,7 @@ class SafetyNet(Detector):
         return (kernel * weights).sum(1) + float(self.fitted["bias"])
 
     def _codes(self, activations: Tensor) -> Tensor:
-        """Float32 (n, units): whole numbers from 0 to ``levels`` − 1."""
+        """Return float32 (n, units): whole numbers from 0 to ``levels`` − 1."""
         codes = (activations > 0).float()
         for level in self.fitted["thresholds"].to(activations):
             codes += activations > level
@@ -158,7 +158,7 @@ class SafetyNet(Detector):
         return torch.cat([read(tap) for tap in part.tap_names()], 1)
 
     def _drawn(self, traces: Traces, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Activations of at most ``images`` of the given rows, in their order."""
+        """Return activations of at most ``images`` of the given rows, in their order."""
         if self.images and len(rows) > self.images:
             rows = rows[torch.randperm(len(rows), generator=generator)[: self.images]]
         chosen = torch.zeros(len(traces), dtype=torch.bool)
@@ -172,7 +172,7 @@ class SafetyNet(Detector):
 
 
 def _quantiles(activations: Tensor, levels: int) -> dict[str, Tensor]:
-    """Thresholds (levels − 2, units) above 0 and the spread (units,) of each unit's positive activations.
+    """Return thresholds (levels − 2, units) above 0 and the spread (units,) of each unit's positive activations.
 
     A unit that is never on has no threshold (infinity): once on, its code is 1.
     """

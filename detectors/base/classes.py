@@ -13,7 +13,7 @@ _MEMORY = 1 << 29
 
 
 def class_groups(clean: Traces) -> Tensor:
-    """The class that each fit image speaks for, int64 (n,): its label where the model is right, else −1.
+    """Return the class that each fit image speaks for, int64 (n,): its label where the model is right, else −1.
 
     A misclassified image is no example of the class that the model predicted for it. Where the model is right about
     nothing, its predictions are all there is, and they are the groups.
@@ -25,12 +25,12 @@ def class_groups(clean: Traces) -> Tensor:
 
 
 def present_classes(groups: Tensor) -> Tensor:
-    """The classes that occur, ascending, int64; −1 is none."""
+    """Return the classes that occur, ascending, int64; −1 is none."""
     return torch.bincount(groups[groups >= 0]).nonzero().squeeze(1)
 
 
 def class_counts(groups: Tensor, classes: int) -> Tensor:
-    """Images per class, float32 (classes,); images of group −1 count nowhere."""
+    """Return images per class, float32 (classes,); images of group −1 count nowhere."""
     return torch.bincount(groups[groups >= 0], minlength=classes).float()
 
 
@@ -40,7 +40,7 @@ def one_hot(groups: Tensor, classes: int) -> Tensor:
 
 
 def class_means(values: Tensor, groups: Tensor, classes: int) -> Tensor:
-    """Mean row of each class, float64 (classes, d); the mean of all groups for a class without images."""
+    """Return the mean row of each class, float64 (classes, d); the mean of all groups for a class without images."""
     values = values.double()
     members = one_hot(groups, classes).double()
     counts = members.sum(0)
@@ -50,7 +50,7 @@ def class_means(values: Tensor, groups: Tensor, classes: int) -> Tensor:
 
 
 def scale_of(values: Tensor) -> list[float]:
-    """Mean and standard deviation of a component on clean images, as :func:`on_scale` takes them.
+    """Return the mean and standard deviation of a component on clean images, as :func:`on_scale` takes them.
 
     A component that does not vary keeps its unit: its deviation counts as 1.
     """
@@ -60,7 +60,7 @@ def scale_of(values: Tensor) -> list[float]:
 
 
 def on_scale(values: Tensor, scale: list[float]) -> Tensor:
-    """A component in standard deviations from its mean on clean images."""
+    """Return a component in standard deviations from its mean on clean images."""
     return (values - scale[0]) / scale[1]
 
 

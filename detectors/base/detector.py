@@ -106,7 +106,7 @@ class Detector(Ranged, ABC):
         """Suspicion of each image: finite, shape (n,), larger = more suspicious; the same for every batch split."""
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """A differentiable stand-in for :meth:`score`, shape (n,), for attacks that know this detector.
+        """Return a differentiable stand-in for :meth:`score`, shape (n,), for attacks that know this detector.
 
         Raises:
             UsageError: by default, since a detector need not offer one.
@@ -114,7 +114,7 @@ class Detector(Ranged, ABC):
         raise UsageError(f"The detector {type(self).__name__} offers no surrogate.")
 
     def state(self) -> dict[str, Any]:
-        """What ``fit`` learned, as tensors and JSON values in nested dicts and lists."""
+        """Return what ``fit`` learned, as tensors and JSON values in nested dicts and lists."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

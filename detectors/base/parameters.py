@@ -9,7 +9,7 @@ from ...harness.tracing.traces import Traces
 
 
 def check_layers(layers: str | Sequence[str]) -> str | list[str]:
-    """A selection of taps, as a string or a list of names, fit for storing."""
+    """Return a selection of taps, as a string or a list of names, fit for storing."""
     if isinstance(layers, str) and layers:
         return layers
     if isinstance(layers, list | tuple) and layers and all(isinstance(name, str) and name for name in layers):
@@ -38,7 +38,7 @@ def check_fitted(detector: str, fitted: object) -> None:
 
 
 def check_perturbed(detector: str, perturbed: Traces | None) -> Traces:
-    """A supervised detector needs perturbed fit images; returns them."""
+    """Return the perturbed fit images, which a supervised detector needs."""
     if perturbed is None or not len(perturbed):
         raise UsageError(
             f"{detector} learns from perturbed images here and was given none: name perturbations that fool the "

@@ -48,7 +48,7 @@ def held_apart(clean: Traces, count: int) -> tuple[Traces, Traces]:
 
 
 def exclude_training_sources(perturbed: Traces, kept: Traces) -> Traces:
-    """The perturbed images whose originals are not among ``kept``; all, where there is no such image.
+    """Return the perturbed images whose originals are not among ``kept``; all, where there is no such image.
 
     In use an image's original is not in a detector's memory; one that learned from images whose original is would
     take being close to it for a sign of an attack.

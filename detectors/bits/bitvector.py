@@ -135,7 +135,7 @@ class BitVector(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,) (float32 for ``hamming``); see the class."""
+        """Return float64 (n,) (float32 for ``hamming``); see the class."""
         check_fitted("bitvector", self.fitted)
         taps = traces.tap_names()
         parts: list[Tensor] = [torch.empty(0)]

@@ -99,7 +99,7 @@ def _mean(blocks: BitBlocks) -> Tensor:
 
 
 def _loss(margins: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Loss of each signed margin, and its derivative."""
+    """Return the loss of each signed margin, and its derivative."""
     if loss == "logistic":
         return torch.nn.functional.softplus(-margins), -torch.sigmoid(-margins)
     short = (1 - margins).clamp(min=0)

@@ -109,7 +109,7 @@ class ActivationPatterns(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,); see the class."""
+        """Return float64 (n,); see the class."""
         check_fitted("nap", self.fitted)
         parts: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
@@ -121,7 +121,7 @@ class ActivationPatterns(Detector):
         return torch.cat(parts)
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score, with the gradient of sigmoids in the place of bits and votes.
+        """Return the score, with the gradient of sigmoids in the place of bits and votes.
 
         Of a few maps, one lies at the quantile itself and several close to it: softened bits rank images otherwise
         than hard ones do (a rank correlation of 0.4 on layers of 8 to 48 maps). So only the gradient is softened.
@@ -139,7 +139,7 @@ class ActivationPatterns(Detector):
         return relaxed + (self._combined(hard, _vote) - relaxed).detach()
 
     def _combined(self, distances: list[Tensor], vote: Callable[[Tensor], Tensor]) -> Tensor:
-        """One number per image from the distances of each layer, (n,) each."""
+        """Return one number per image from the distances of each layer, (n,) each."""
         layers = [self.fitted[str(index)] for index in range(len(distances))]
         scaled = [(d - layer["mean"]) / layer["scale"] for d, layer in zip(distances, layers, strict=True)]
         total = torch.stack(scaled).mean(0)
@@ -154,7 +154,7 @@ class ActivationPatterns(Detector):
         return StoredPatterns([layer["packed"]], [layer["units"]], layer["groups"])
 
     def _binarised(self, clean: Traces, tap: str) -> tuple[Tensor, int, float]:
-        """Packed rows of all fit images, the number of maps, and the standard deviation of the pooled values."""
+        """Return packed rows of all fit images, the number of maps, and the standard deviation of the pooled values."""
         packed, units, total, squares, count = [], 0, 0.0, 0.0, 0
         for part in clean.batches(_BATCH):
             excess = _excess(part.pooled(tap), self.quantile)

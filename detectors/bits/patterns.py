@@ -37,7 +37,7 @@ class BernoulliBits:
 
 
 def class_frequencies(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: float) -> Tensor:
-    """How often each unit is on in each class, float32 (classes, units), strictly between 0 and 1.
+    """Return how often each unit is on in each class, float32 (classes, units), strictly between 0 and 1.
 
     p = (ones of the class + smoothing * q) / (images of the class + smoothing), where q = (ones + 1/2) / (images + 1)
     over all classes; so a class without images is described by q.
@@ -71,7 +71,7 @@ def layer_weights(units: Sequence[int]) -> Tensor:
 
 
 def margin_weights(blocks: BitBlocks, groups: Tensor, classes: int, smoothing: float) -> Tensor:
-    """How far from its threshold each unit typically lies in each class, uint8 (classes, units), from 1 to 255.
+    """Return how far from its threshold each unit typically lies in each class, uint8 (classes, units), from 1 to 255.
 
     Bits flip where |z| is tiny. For z ~ N(m, s²) the unit is on with p = Φ(m / s), so its typical margin in standard
     deviations is |m / s| = |Φ⁻¹(p)|, which the class's on-frequency alone tells. A layer's largest margin becomes 255;

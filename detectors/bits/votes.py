@@ -26,7 +26,7 @@ class BitVotes:
     weight: Tensor
 
     def share(self, bits: Tensor, classes: Tensor) -> Tensor:
-        """Weighted share of votes for "perturbed", (n,) in [0, 1], of bits (n, units), 0/1 or relaxed."""
+        """Return the weighted share of votes for "perturbed", (n,) in [0, 1], of bits (n, units), 0/1 or relaxed."""
         group = classes.to(self.index.device) if len(self.index) > 1 else torch.zeros_like(classes, device="cpu")
         chosen = bits.gather(1, self.index[group].to(bits.device))
         sign, weight = self.sign[group].to(bits), self.weight[group].to(bits)

@@ -28,7 +28,7 @@ class Codebook:
         return len(self.prototypes)
 
     def distances(self, x: Tensor) -> Tensor:
-        """Euclidean distances of samples (n, d) to all prototypes, float32 (n, units).
+        """Return the Euclidean distances of samples (n, d) to all prototypes, float32 (n, units).
 
         Differences are taken before squaring: the faster |x|² + |w|² − 2 x·w cancels for close points far from the
         origin, and its rounding depends on the number of samples in the call.
@@ -36,12 +36,12 @@ class Codebook:
         return torch.cdist(x.float(), self.prototypes, compute_mode="donot_use_mm_for_euclid_dist")
 
     def match(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The best-matching unit of each sample (n, d) and the distance to it: int64 (n,) and float32 (n,)."""
+        """Return the best-matching unit of each sample (n, d) and the distance to it: int64 (n,) and float32 (n,)."""
         best = [self.distances(block).min(1) for block in torch.split(x, _BLOCK)]
         return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
 
     def second_match(self, x: Tensor) -> Tensor:
-        """The second-best unit of each sample (n, d), int64 (n,).
+        """Return the second-best unit of each sample (n, d), int64 (n,).
 
         Raises:
             ValueError: for a single unit.
@@ -57,5 +57,5 @@ class Codebook:
 
 
 def quantisation_error(book: Codebook, x: Tensor) -> float:
-    """Mean distance of samples (n, d) to their best-matching prototype; NaN without samples."""
+    """Return the mean distance of samples (n, d) to their best-matching prototype; NaN without samples."""
     return float(book.match(x)[1].double().mean())

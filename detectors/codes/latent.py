@@ -94,12 +94,12 @@ class PCA:
         return (x - self.mean) @ self.components.T
 
     def decode(self, z: Tensor) -> Tensor:
-        """The points (n, d) at coordinates (n, k)."""
+        """Return the points (n, d) at coordinates (n, k)."""
         return z @ self.components + self.mean
 
 
 def fit_pca(batches: Batches, components: int) -> PCA:
-    """The leading principal components of a stream of (n, d), read two or more times; nothing depends on a seed.
+    """Return the leading principal components of a stream of (n, d), read two or more times; nothing depends on a seed.
 
     Up to 2,048 units they are exact (the covariance in float64); above, they come from a subspace iteration
     (Halko, Martinsson and Tropp 2011, algorithm 4.4) that stops when their variances have settled, with memory
@@ -195,12 +195,12 @@ class Autoencoder(nn.Module):
         return code
 
     def decode(self, z: Tensor) -> Tensor:
-        """Reconstructions (n, inputs) of codes (n, latent)."""
+        """Return the reconstructions (n, inputs) of codes (n, latent)."""
         reconstruction: Tensor = self.decoder(z)
         return reconstruction
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstructions of (n, inputs)."""
+        """Return reconstructions of (n, inputs)."""
         return self.decode(self.encode(x))
 
 

@@ -40,11 +40,11 @@ class SOM(Codebook):
             )
 
     def coordinates(self, units: Tensor) -> Tensor:
-        """Row and column of units (n,), float32 (n, 2)."""
+        """Return the row and column of units (n,), float32 (n, 2)."""
         return torch.stack([units // self.columns, units % self.columns], -1).float()
 
     def grid_distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Euclidean distance on the grid between units ``a`` and ``b`` (int64, (n,)), float32 (n,)."""
+        """Return the Euclidean distance on the grid between units ``a`` and ``b`` (int64, (n,)), float32 (n,)."""
         return (self.coordinates(a) - self.coordinates(b)).square().sum(-1).sqrt()
 
 
@@ -90,7 +90,7 @@ def fit_som(
 def radii(
     rows: int, columns: int, epochs: int, first_radius: float | None = None, last_radius: float = 0.5
 ) -> list[float]:
-    """The neighbourhood's standard deviation in each epoch: geometric from the first to the last radius."""
+    """Return the neighbourhood's standard deviation in each epoch: geometric from the first to the last radius."""
     first = max(rows, columns) / 2 if first_radius is None else first_radius
     if not (first > 0 and last_radius > 0):
         raise ValueError("radii are positive")
@@ -101,7 +101,7 @@ def radii(
 
 
 def initial_prototypes(data: Tensor, rows: int, columns: int) -> Tensor:
-    """A regular grid over the data's principal plane, two standard deviations to each side; (rows · columns, d).
+    """Return a regular grid over the data's principal plane, two standard deviations to each side; (rows · columns, d).
 
     The longer side of the grid lies along the first component. A component's sign is such that its largest loading is
     positive.

@@ -159,12 +159,12 @@ class CombinedScore(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,); see the class."""
+        """Return float64 (n,); see the class."""
         check_fitted("combination", self.tails)
         return self._join(self._columns(traces))
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The members' surrogates, combined like their scores, (n,).
+        """Return the members' surrogates, combined like their scores, (n,).
 
         Raises:
             UsageError: if a member offers none.
@@ -199,7 +199,7 @@ class CombinedScore(Detector):
         return join_columns(self.joined, columns)
 
     def _for_member(self, seen: Seen, index: int) -> Seen:
-        """What the member asked for, as it asked: its own needs first decide what an accessor returns.
+        """Return what the member asked for, as it asked: its own needs first decide what an accessor returns.
 
         The harness may have capped a need's units; needs keep their positions.
         """
@@ -214,7 +214,7 @@ class CombinedScore(Detector):
 
 
 def _member(entry: object) -> Detector:
-    """A detector from its name or table."""
+    """Return a detector from its name or table."""
     table = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         raise UsageError(f"of: {entry!r} is neither a detector's name nor a table with name.")

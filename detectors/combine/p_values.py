@@ -32,7 +32,7 @@ def fit_tail(clean: Tensor) -> dict[str, Tensor]:
 
 
 def surprise(fitted: Mapping[str, Tensor], scores: Tensor) -> Tensor:
-    """Minus the logarithm of the p-value of each score, float64 (n,), increasing, continuous, differentiable.
+    """Return minus the logarithm of the p-value of each score, float64 (n,), increasing, continuous, differentiable.
 
     Within the clean scores the empirical p-value (rank / (n + 1)), interpolated in its logarithm; above the largest an
     exponential tail with the mean excess of the upper tenth; below the smallest, where p is 1, a slope of a hundredth

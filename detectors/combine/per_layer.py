@@ -82,21 +82,21 @@ class Layerwise(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,): standard deviations of clean images, or the log-odds of the logistic regression."""
+        """Return float64 (n,): standard deviations of clean images, or the log-odds of the logistic regression."""
         check_fitted(self.name, self.fitted)
         parts = [torch.empty(0, dtype=torch.float64)]
         parts += [join_columns(self.joined, self.layer_scores(part)) for part in traces.batches(_BATCH)]
         return torch.cat(parts)
 
     def layer_scores(self, traces: Traces | LiveTrace) -> Tensor:
-        """The layers' own scores before they are combined, float64 (n, layers)."""
+        """Return the layers' own scores before they are combined, float64 (n, layers)."""
         check_fitted(self.name, self.fitted)
         taps = traces.tap_names()
         columns = [self._layer_scores(f, self._read(traces, tap)) for tap, f in zip(taps, self.fitted, strict=True)]
         return torch.stack(columns, 1)
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score itself, (n,)."""
+        """Return the score itself, (n,)."""
         return join_columns(self.joined, self.layer_scores(live))
 
     def _read(self, traces: Traces | LiveTrace, tap: str) -> Tensor:
@@ -107,15 +107,15 @@ class Layerwise(Detector):
 
     @abstractmethod
     def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The rows that layers are fitted on, and those whose scores decide the combination; int64.
+        """Return the rows that layers are fitted on, and those whose scores decide the combination; int64.
 
         ``sources``: which image each row was made from, where that is known.
         """
 
     @abstractmethod
     def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:
-        """What one layer learns from features (n, d) of images of classes ``groups``."""
+        """Return what one layer learns from features (n, d) of images of classes ``groups``."""
 
     @abstractmethod
     def _layer_scores(self, fitted: dict[str, Any], features: Tensor) -> Tensor:
-        """Suspicion by one layer, float64 (n,), differentiable."""
+        """Return the suspicion by one layer, float64 (n,), differentiable."""

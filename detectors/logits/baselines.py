@@ -23,16 +23,16 @@ class LogitDetector(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,): in float32 all images of high confidence would share one score."""
+        """Return float64 (n,): in float32 all images of high confidence would share one score."""
         return self.from_logits(traces.logits.double())
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score itself, (n,)."""
+        """Return the score itself, (n,)."""
         return self.from_logits(live.logits.double())
 
     @abstractmethod
     def from_logits(self, logits: Tensor) -> Tensor:
-        """The score from float64 logits (n, classes)."""
+        """Return the score from float64 logits (n, classes)."""
 
 
 class MaxSoftmax(LogitDetector):
@@ -203,11 +203,11 @@ class KLMatching(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,), non-negative."""
+        """Return float64 (n,), non-negative."""
         return self._divergence(traces.logits.double())
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score itself, (n,)."""
+        """Return the score itself, (n,)."""
         return self._divergence(live.logits.double())
 
     def _divergence(self, logits: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class KLMatching(Detector):
 
 
 def _unconfidence(logits: Tensor) -> Tensor:
-    """One minus the largest softmax probability, (n,), with a gradient that does not round to zero.
+    """Return one minus the largest softmax probability, (n,), with a gradient that does not round to zero.
 
     With m the largest logit minus the log-sum-exp of the others it is sigmoid(−m) = exp(−softplus(m)).
     """

@@ -88,14 +88,14 @@ class FeatureSqueezing(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,) in [0, 2]."""
+        """Return float64 (n,) in [0, 2]."""
         own = traces.logits.double().softmax(1)
         squeezed = [traces.view(name).logits.double().softmax(1) for name in self.squeezers]
         return torch.stack([(own - other).abs().sum(1) for other in squeezed]).amax(0)
 
 
 def reduce_bits(images: Tensor, bits: int) -> Tensor:
-    """Images in [0, 1], (n, channels, height, width), on ``2**bits`` even levels from 0 to 1."""
+    """Return images in [0, 1], (n, channels, height, width), on ``2**bits`` even levels from 0 to 1."""
     steps = float((1 << bits) - 1)
     return (images * steps).round() / steps
 

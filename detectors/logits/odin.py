@@ -58,14 +58,14 @@ class Odin(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,)."""
+        """Return float64 (n,)."""
         score = -self._objective(traces.logits.double())
         if self.eps:
             score = score - self.eps * traces.gradient(_GRADIENT).double().abs().flatten(1).sum(1)
         return score
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score itself, (n,), differentiated twice through the model.
+        """Return the score itself, (n,), differentiated twice through the model.
 
         Raises:
             UsageError: where the live images carry no gradient.

@@ -81,11 +81,11 @@ class Vim(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,)."""
+        """Return float64 (n,)."""
         return self._score(traces, traces.logits)
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score itself, (n,)."""
+        """Return the score itself, (n,)."""
         return self._score(live, live.logits)
 
     def _score(self, traces: Traces | LiveTrace, logits: Tensor) -> Tensor:
@@ -135,11 +135,11 @@ class GradNorm(Detector):
         return self
 
     def score(self, traces: Traces) -> Tensor:
-        """Float64 (n,), at most 0."""
+        """Return float64 (n,), at most 0."""
         return self._score(traces, traces.logits)
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        """The score itself, (n,)."""
+        """Return the score itself, (n,)."""
         return self._score(live, live.logits)
 
     def _score(self, traces: Traces | LiveTrace, logits: Tensor) -> Tensor:

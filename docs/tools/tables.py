@@ -387,7 +387,7 @@ _MAKERS: dict[str, Callable[..., str]] = {
 
 
 def remade(text: str) -> str:
-    """A page with everything between marks made anew; a mark is a maker and what it takes: ``detector:msp``."""
+    """Return a page with everything between marks made again; a mark is a maker and what it takes: ``detector:msp``."""
 
     def make(found: re.Match[str]) -> str:
         maker, _, about = found[2].partition(":")

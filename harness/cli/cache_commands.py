@@ -85,7 +85,7 @@ def _count(number: int) -> str:
 
 
 def _shared(count: int) -> str:
-    """What removing does not free, in words."""
+    """Return what removing does not free, in words."""
     from ..store.cache import size_text
 
     return f" (run directories hold {size_text(count)} of it)" if count else ""

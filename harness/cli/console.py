@@ -32,7 +32,7 @@ class Console:
         )  # fmt: skip
         self._bar = self._progress.add_task("Reading", total=None, left="")
         self._live = self._console.is_terminal
-        self._said = 0.0
+        self._last_line = 0.0
         self._failures: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -66,8 +66,8 @@ class Console:
             import time
 
             now = time.monotonic()
-            if now - self._said > 5 or event.finished == event.total:
-                self._said = now
+            if now - self._last_line > 5 or event.finished == event.total:
+                self._last_line = now
                 self.on_message(f"{event.finished}/{event.total} {_what(event)} {left}".rstrip())
 
 
@@ -136,7 +136,7 @@ def _show_reasons(console: RichConsole, failed: Mapping[str, str], skipped: Mapp
 
 
 def _console() -> RichConsole:
-    """The terminal; piped, a table needs a width of its own, or long texts take a word per line."""
+    """Return the terminal; piped, a table needs a width of its own, or long texts take a word per line."""
     console = RichConsole()
     return console if console.is_terminal else RichConsole(width=160)
 

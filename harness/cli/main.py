@@ -127,9 +127,9 @@ def run(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
-    out: Annotated[Path, typer.Option(help="Where the site goes.")],
+    out: Annotated[Path, typer.Option(help="The folder of the report.")],
 ) -> None:
-    """Make the site of one or more runs."""
+    """Write the HTML report of one or more runs."""
     from ...reports.site.build import build_site
 
     typer.echo(f"Report: {build_site(runs, out)}")
@@ -165,7 +165,7 @@ def validate(
         bool, typer.Option("--no-models", help="Check the file alone: no model is built or probed.")
     ] = False,
 ) -> None:
-    """Say everything that is wrong with a suite, with file and line, then what one batch through its models shows."""
+    """Report every mistake of a suite, with file and line, then probe its models with one batch."""
     from ..suite.problems import SuiteError
     from ..suite.resolve import load_suite
     from ..suite.schema import SuiteFile
@@ -223,7 +223,7 @@ def check(
     param: Annotated[list[str], typer.Option(help="NAME=VALUE as in a suite; may be repeated.")] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
-    """Examine a part: whether it keeps the contract of its kind, rule by rule, and what to do where it does not."""
+    """Check a part against the contract of its kind, rule by rule, and say how to fix what is broken."""
     from ..core.registry import MODELS, REGISTRIES, load_plugin_file, load_plugins_here
 
     kind, name = _kind_and_name(part)
@@ -253,7 +253,7 @@ def check(
 def new(
     kind: Annotated[NewKind, typer.Argument(help="What to make.")],
     name: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits, hyphens.")],
-    out: Annotated[Path | None, typer.Option(help="Where it goes [default: ./NAME, of a suite ./NAME.toml].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder [default: ./NAME, of a suite ./NAME.toml].")] = None,
     model: Annotated[str | None, typer.Option(help="Of a suite: FILE.py:FUNCTION, which gives the network.")] = None,
     images: Annotated[Path | None, typer.Option(help="Of a suite: a folder of images, or an .npz file.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Of a suite: the network's weights, if it has a file.")] = None,
@@ -289,7 +289,7 @@ def guard_export(
     out: Annotated[Path | None, typer.Option(help="The file [default: DETECTOR.safetensors].")] = None,
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
-    """Write a fitted detector with its threshold as one file, for aftershock.detectors.Guard."""
+    """Write a fitted detector with its threshold as one file, for aftershock.Guard."""
     from ..core.registry import load_plugin_file
 
     for path in plugin:
@@ -300,7 +300,7 @@ def guard_export(
 
 
 def _kind_and_name(part: list[str]) -> tuple[PartKind, str]:
-    """What ``check`` is about: a kind and a name, or the name of a detector alone."""
+    """Return what ``check`` is about: a kind and a name, or the name of a detector alone."""
     if len(part) == 1:
         return "detector", part[0]
     kinds = get_args(PartKind)
@@ -339,7 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         pool = sys.modules.get("aftershock.harness.run.workers.pool")
         if pool is not None:
-            # However the command ended: nothing that it started goes on.
+            # However the command ended: nothing that it started keeps running.
             pool.POOL.close()
 
 

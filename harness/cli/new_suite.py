@@ -55,7 +55,7 @@ def new_suite(name: str, model: str, images: Path, weights: Path | None = None, 
     if not colon:
         raise UsageError(f"--model {model!r} must look like FILE.py:FUNCTION or package.module:FUNCTION.")
     factory = f"{_from(target, Path(file))}:{function}" if file.endswith(".py") else model
-    model_factory(None, factory, target.parent)  # a wrong name is said before anything is written
+    model_factory(None, factory, target.parent)  # a wrong name is reported before anything is written
     skeleton = Template(files("aftershock.harness.cli.skeletons").joinpath("suite.toml.txt").read_text("utf-8"))
     wrong: SuiteError | None = None
     for keys, dataset in _candidates(images):
@@ -105,7 +105,7 @@ def _candidates(images: Path) -> Iterator[tuple[dict[str, Any], Dataset]]:
 
 
 def _from(target: Path, path: Path) -> str:
-    """A path as the suite names it: relative to its folder where it lies below that, else absolute."""
+    """Return a path as the suite names it: relative to its folder where it lies below that, else absolute."""
     whole, folder = path.expanduser().resolve(), target.parent.resolve()
     return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 

@@ -71,7 +71,7 @@ class AnalysisContext:
             return run(suite, folder / "run", cache=folder / "cache", device="cpu")
 
     def files(self, of: Run) -> dict[str, bytes]:
-        """What it left in a run, by name."""
+        """Return what it left in a run, by name."""
         table = of.folder / "tables" / table_file(self.name)
         own = [table] if is_standing(self.factory) else sorted((of.folder / "analyses").glob("*/*"))
         return {file.name: file.read_bytes() for file in own}
@@ -118,7 +118,7 @@ def _process(context: AnalysisContext) -> None:
 
 CHECKS = by_name(
     (
-        Check("info", "What it says of itself has the right types: title, needs, reads_perturbed.",
+        Check("info", "Its info has the right types: title, needs, reads_perturbed.",
               "Write `info = AnalysisInfo(title=...)`; the title is enough.", _info, gate=True),
         Check("runs", "A run with it ends, and its findings can be written and read again.",
               "Raise UsageError where the question makes no sense for a model; return what the contract says.", _runs,

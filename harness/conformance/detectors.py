@@ -48,7 +48,7 @@ class DetectorContext:
     _fitted: Detector | None = field(default=None, init=False)
 
     def fresh(self) -> Detector:
-        """A new instance, fitted."""
+        """Return a new instance, fitted."""
         detector = self.make()
         self.fixture.fit(detector)
         return detector
@@ -61,7 +61,7 @@ class DetectorContext:
         return self._fitted
 
     def scores(self, images: Tensor, detector: Detector | None = None) -> Tensor:
-        """Scores of images, checked for form."""
+        """Return scores of images, checked for form."""
         detector = detector or self.fitted
         return formed(detector.score(self.fixture.traces(detector, images)), len(images))
 
@@ -244,9 +244,9 @@ def _planted(context: DetectorContext) -> str:
     found = {name: auroc(context.scores(x).numpy(), clean) for name, x in context.fixture.planted.items()}
     told = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     if context.fitted.supervised and found["pgd"] < NOTICED:
-        raise Broken(f"it was fitted on PGD and does not notice PGD: AUROC {told}")
+        raise Broken(f"it was fitted on PGD and does not detect PGD: AUROC {told}")
     if max(found.values()) < NOTICED:
-        what = "it scores clean images higher" if min(found.values()) <= 1 - NOTICED else "it notices none of them"
+        what = "it scores clean images higher" if min(found.values()) <= 1 - NOTICED else "it detects none of them"
         raise Broken(f"{what}: AUROC {told}")
     return f"AUROC {told}"
 
@@ -316,7 +316,7 @@ def _gpu(context: DetectorContext) -> None:
 
 CHECKS = by_name(
     (
-        Check("info", "What it says of itself has the right types: title, needs, kind of surrogate.",
+        Check("info", "Its info has the right types: title, needs, kind of surrogate.",
               "Write `info = DetectorInfo(title=...)`; the title is enough.", _info, gate=True),
         Check("described", "It says where it comes from and, in a sentence, what it does.",
               "Add `paper=...` and `summary=...` to its DetectorInfo.", _described, level="recommendation"),

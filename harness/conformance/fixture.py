@@ -67,11 +67,11 @@ class Fixture:
         return fit_traces(traces, self.fit_labels[:images].clone(), generator(seed, "fit"))
 
     def traces(self, detector: Detector, images: Tensor) -> Traces:
-        """Traces for scoring."""
+        """Return traces for scoring."""
         return self.instruments.traces(detector, images)
 
     def live(self, detector: Detector, images: Tensor, device: str = "cpu") -> LiveTrace:
-        """A live trace; its ``images`` is the leaf to differentiate with respect to."""
+        """Return a live trace; its ``images`` is the leaf to differentiate with respect to."""
         self.instruments.model.to(device)
         return self.instruments.live(detector.needs, images.to(device).clone().requires_grad_())
 

@@ -39,7 +39,7 @@ class Broken(Exception):
 
 
 class NotApplicable(Exception):
-    """The check says nothing about this part, or cannot be done here; the text says why."""
+    """The check does not apply to this part, or cannot be done here; the text gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Check(Generic[C]):
         rule: what must hold (of a recommendation: should hold), as a sentence.
         fix: what to do about a part that breaks it.
         examine: raises :class:`Broken` or :class:`NotApplicable`; may return what it measured.
-        level: a part that breaks a rule fails; one that ignores a recommendation is told so.
+        level: a part that breaks a rule fails; one that ignores a recommendation gets a warning.
         gate: the checks after it need it: where it fails they are skipped.
     """
 
@@ -162,7 +162,7 @@ def say_what_is_missing(info: object, names: Sequence[str] = ("paper", "summary"
     """Raise :class:`Broken` for an ``info`` that leaves some texts empty."""
     empty = [name for name in names if not str(getattr(info, name, "")).strip()]
     if empty:
-        raise Broken(f"info says nothing about {' and '.join(empty)}")
+        raise Broken(f"info lacks {' and '.join(empty)}")
 
 
 def process_state() -> dict[str, Any]:

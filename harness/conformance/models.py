@@ -122,12 +122,12 @@ def _taps(context: ModelContext) -> str:
 
 def _channels(context: ModelContext) -> None:
     if context.survey.unclear:
-        raise Broken(f"which axis holds the channels cannot be told at {', '.join(context.survey.unclear[:3])}")
+        raise Broken(f"it is unclear which axis holds the channels at {', '.join(context.survey.unclear[:3])}")
 
 
 def _batches(context: ModelContext) -> None:
     if context.probe.batch_dependent:
-        raise Broken("an image has other logits in another batch")
+        raise Broken("an image's logits are different in another batch")
 
 
 def _seeded(context: ModelContext) -> None:
@@ -181,14 +181,14 @@ CHECKS = by_name(
               "Return the output of the last linear layer as one tensor.", _logits, gate=True),
         Check("task", "A factory that takes `shape` or `classes` follows them.",
               "Size the first and the last layer by them.", _task),
-        Check("taps", "Its activations can be seen: there is at least one ReLU-like call.",
+        Check("taps", "Its activations can be recorded: there is at least one ReLU-like call.",
               "Give the original nn.Module, not a scripted or exported one; name other modules with `tap_modules`.",
               _taps),
         Check("batches", "In eval mode, an image's logits do not depend on the other images of its batch.",
               "Let batch normalisation follow eval(), and normalise nothing over the batch.", _batches),
         Check("seeded", "With the same seed the factory gives the same network.",
               "Draw weights from torch's global generator, which is seeded, or load them.", _seeded),
-        Check("global-state", "Making it leaves generators, default dtype, threads and the rest as they are.",
+        Check("global-state", "Building it leaves generators, default dtype, threads and the rest as they are.",
               "Set nothing of torch's own in the factory.", _process),
         Check("documented", "It has a docstring, which `aftershock list models` shows.",
               "Say in a sentence what it is.", _documented, level="recommendation"),
@@ -197,7 +197,7 @@ CHECKS = by_name(
         Check("gradient", "Its logits can be differentiated with respect to the images.",
               "Stay within torch, outside torch.no_grad(); without a gradient, black-box attacks alone remain.",
               _gradient, level="recommendation"),
-        Check("channels", "It can be told which axis of an activation holds the channels.",
+        Check("channels", "It is known which axis of an activation holds the channels.",
               "Stay within torch between the images and the activation.", _channels, level="recommendation"),
         Check("state", "Its state is made of plain tensors, so that a run can keep it.",
               "Without that the factory must give the same network each time.", _state, level="recommendation"),

@@ -160,8 +160,8 @@ def _batches(context: PerturbationContext) -> str:
     parts = context.measured(batch_size=7)
     moved = (whole.images - parts.images).abs().flatten(1).amax(1) > MOVED
     if float(moved.double().mean()) > STRAYED:
-        raise Broken(f"in batches of 7, {int(moved.sum())} of {IMAGES} images came out otherwise")
-    return f"{int(moved.sum())} of {IMAGES} images came out otherwise in batches of 7"
+        raise Broken(f"in batches of 7, {int(moved.sum())} of {IMAGES} images have other results")
+    return f"{int(moved.sum())} of {IMAGES} images have other results in batches of 7"
 
 
 def _one_image(context: PerturbationContext) -> None:
@@ -209,7 +209,7 @@ def _process(context: PerturbationContext) -> None:
 def _box(context: PerturbationContext) -> None:
     info, made = context.perturbation.info, _results(context)
     if info.kind not in HOSTILE:
-        raise NotApplicable(f"a {info.kind} does not look at the model")
+        raise NotApplicable(f"a {info.kind} does not use the model")
     if made.backwards and not info.gradients:
         raise Broken(f"it takes {made.backwards:.3g} gradients per image, and its info says gradients=False")
     if not made.backwards and info.gradients:
@@ -261,10 +261,10 @@ def _cost(context: PerturbationContext) -> str:
 
 CHECKS = by_name(
     (
-        Check("info", "What it says of itself has the right types: kind, family, norm, budget.",
+        Check("info", "Its info has the right types: kind, family, norm, budget.",
               "Write `info = PerturbationInfo(title=..., kind=..., family=...)`.", _info, gate=True),
         Check("perturbs", "perturb(model, images, labels, draws) returns finite images of the same shape.",
-              "Return one image for each that it was given; one for which nothing was found comes back as it was.",
+              "Return one image for each that it was given; return it unchanged where nothing was found.",
               _perturbs, gate=True),
         Check("in-range", "The images stay in [0, 1].", "End with `.clamp(0, 1)`.",
               _flag("out-of-range", "it returned values outside [0, 1]")),
@@ -272,7 +272,7 @@ CHECKS = by_name(
               "Project onto the budget after the last step, and after clamping; or say another `norm`.", _budget),
         Check("seeded", "The same images and seed give the same result.",
               "Draw from `draws`, or from torch's, NumPy's and Python's global generators, which are seeded.", _seeded),
-        Check("batches", "What becomes of an image does not depend on the other images of its batch.",
+        Check("batches", "The result for an image does not depend on the other images of its batch.",
               "Draw from `draws`, which has a generator for each image; reduce losses with a sum, not with a mean.",
               _batches),
         Check("one-image", "A batch of one image is enough; of no image, nothing is covered.",
@@ -283,7 +283,7 @@ CHECKS = by_name(
               "Use `draws`; set nothing of torch's, NumPy's or Python's own.", _process),
         Check("declared-box", "It takes gradients of the model if, and only if, its info says so.",
               "Set `gradients=` in its PerturbationInfo to what it does: True is a white-box attack.", _box),
-        Check("declared-kind", "Noise and corruptions do not look at the model.",
+        Check("declared-kind", "Noise and corruptions do not use the model.",
               'Call it kind="attack", or leave the model alone.', _benign),
         Check("described", "It says where it comes from and, in a sentence, what it does.",
               "Add `paper=...` and `summary=...` to its PerturbationInfo.", _described, level="recommendation"),

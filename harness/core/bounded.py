@@ -31,7 +31,7 @@ _SLACK = 2**20
 
 
 class TooLargeError(UsageError):
-    """What a file asks to be built is larger than what it is said to hold."""
+    """What a file asks to be built is larger than what it holds."""
 
 
 def _sensible(shape: tuple[int, int, int]) -> tuple[int, int, int]:

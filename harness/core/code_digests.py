@@ -44,7 +44,7 @@ def code_digest(*modules: str) -> str:
 
 
 def code_behind(*modules: str) -> frozenset[str]:
-    """The modules whose code counts for some: they themselves, and what they import, directly or not."""
+    """Return the modules whose code counts for some: they themselves, and what they import, directly or not."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -120,7 +120,7 @@ def _lines_of(part: object) -> str:
 
 
 def _value_of(name: str, value: object) -> str:
-    """What one name in a class says."""
+    """Return what one name in a class says."""
     value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
     if inspect.isfunction(value):
         return f"{name}: {_lines_of(value)}"
@@ -156,14 +156,14 @@ def _imported_by(sources: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def _own(module: str) -> str | None:
-    """The name of a module within the package; empty for the package itself, ``None`` for those of others."""
+    """Return the name of a module within the package; empty for the package itself, ``None`` for those of others."""
     if module == PACKAGE:
         return ""
     return module.removeprefix(f"{PACKAGE}.") if module.startswith(f"{PACKAGE}.") else None
 
 
 def _home(base: str, name: str) -> str:
-    """Where ``name``, imported from ``base``, is defined."""
+    """Return where ``name``, imported from ``base``, is defined."""
     inner = f"{base}.{name}" if base else name
     if _path(inner) is not None:
         return inner
@@ -194,7 +194,7 @@ class _Code:
             isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == _MARK for t in node.targets)
             for node in tree.body
         )
-        self.digest = hashlib.sha256("\0".join(_said(tree, [])).encode("utf-8", "surrogatepass")).hexdigest()
+        self.digest = hashlib.sha256("\0".join(_tokens(tree, [])).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _source(path: Path) -> bytes:
@@ -214,7 +214,7 @@ def _digest(modules: tuple[str, ...]) -> str:
 
 @cache
 def _path(module: str) -> Path | None:
-    """The file of a module within the package; ``None`` where there is none."""
+    """Return the file of a module within the package; ``None`` where there is none."""
     place = Path(str(files(PACKAGE))).joinpath(*module.split("."))
     for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
         if path.is_file():
@@ -253,13 +253,13 @@ def _for_types(test: ast.expr) -> bool:
     )
 
 
-def _said(node: ast.AST, said: list[str], in_error: bool = False) -> list[str]:
-    """Put the code of a syntax tree into ``said``, whatever the version of Python, without docstrings and error texts.
+def _tokens(node: ast.AST, tokens: list[str], in_error: bool = False) -> list[str]:
+    """Add the code of a syntax tree to ``tokens``, whatever the version of Python, without docstrings and error texts.
 
     Where an imported module lies is left out, for it is followed; under which name it is known is not.
     """
     kind = type(node)
-    said.append(kind.__name__)
+    tokens.append(kind.__name__)
     in_error = in_error or kind is ast.Raise
     for field in node._fields:
         value = getattr(node, field, None)
@@ -269,19 +269,19 @@ def _said(node: ast.AST, said: list[str], in_error: bool = False) -> list[str]:
         if field == "body":
             items = [item for item in items if not _does_nothing(item)]
         if items:
-            said.append(field)
+            tokens.append(field)
         for item in items:
             if isinstance(item, ast.AST):
                 if not (in_error and isinstance(item, ast.JoinedStr)):
-                    _said(item, said, in_error)
+                    _tokens(item, tokens, in_error)
             elif not (in_error and kind is ast.Constant and isinstance(item, str)):
-                said.append(f"{type(item).__name__} {item!r}")
-    said.append(".")
-    return said
+                tokens.append(f"{type(item).__name__} {item!r}")
+    tokens.append(".")
+    return tokens
 
 
 def _does_nothing(node: ast.AST) -> bool:
-    """Whether a statement is ``pass``, or a text alone, as docstrings are."""
+    """Return whether a statement is ``pass``, or a text alone, as docstrings are."""
     if isinstance(node, ast.Pass):
         return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -61,7 +61,7 @@ def content_key(kind: str, **parts: Any) -> str:
 
 @cache
 def versions(*packages: str) -> dict[str, str]:
-    """The installed versions of distributions; an absent one is ``absent``."""
+    """Return the installed versions of distributions; an absent one is ``absent``."""
     found = {}
     for package in packages:
         try:
@@ -100,7 +100,7 @@ def _digest_when_loaded(file: Path, load: int) -> str:
 
 @cache
 def _package_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """The versions of the distributions that have top-level modules of these names."""
+    """Return the versions of the distributions that have top-level modules of these names."""
     return versions(*sorted({d for name in names for d in _distributions().get(name, [name])}))
 
 
@@ -161,14 +161,14 @@ class FileDigests:
                 self._known = {k: v for k, v in held.items() if isinstance(v, list) and len(v) == 4}
 
     def of(self, paths: Iterable[Path]) -> str:
-        """One digest over the contents of files in the given order; their places do not matter."""
+        """Return one digest over the contents of files in the given order; their places do not matter."""
         digest = hashlib.sha256()
         for found in self.each(paths):
             digest.update(found.encode())
         return digest.hexdigest()
 
     def each(self, paths: Iterable[Path]) -> list[str]:
-        """The digest of each file's content, in order."""
+        """Return the digest of each file's content, in order."""
         digests = []
         changed = False
         for path in paths:

@@ -107,7 +107,7 @@ def _calls_import(node: ast.Call) -> bool:
 
 
 def _module_names(node: ast.Call) -> list[str]:
-    """The first argument of a call, where it is written out and names a module."""
+    """Return the first argument of a call, where it is written out and names a module."""
     values = [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
     return [v for v in values if isinstance(v, str) and all(part.isidentifier() for part in v.split("."))]
 
@@ -125,7 +125,7 @@ def _imported(
     file: Path, places: Iterable[Path], level: int, module: str, names: tuple[str, ...], packages: set[str],
     unknown: set[str],
 ) -> list[Path]:  # fmt: skip
-    """The files of one import; what is installed or not found goes into ``packages`` and ``unknown``."""
+    """Return the files of one import; what is installed or not found goes into ``packages`` and ``unknown``."""
     parts = module.split(".") if module else []
     if level:
         base = file.parents[min(level, len(file.parents)) - 1]
@@ -175,7 +175,7 @@ def _initial(folder: Path) -> list[Path]:
 
 
 def _folder_of(top: str) -> Path | None:
-    """The folder in which a top-level module or package lies; ``None`` where there is none."""
+    """Return the folder in which a top-level module or package lies; ``None`` where there is none."""
     try:
         spec = find_spec(top)
     except (ImportError, ValueError, AttributeError):
@@ -188,7 +188,7 @@ def _folder_of(top: str) -> Path | None:
 
 
 def _named_files(places: Iterable[Path], texts: Iterable[str]) -> Iterator[Path]:
-    """The data files that a source names: beside it, where the command runs, or by an absolute path."""
+    """Return the data files that a source names: beside it, where the command runs, or by an absolute path."""
     around = [*places, Path.cwd()]
     for text in texts:
         if _fits(text) and Path(text).suffix.lower() in DATA_SUFFIXES:

@@ -77,7 +77,7 @@ def _plain(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state_of(module: nn.Module) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[Any, Any]]]:
-    """Attributes and buffers of one module: each as it is, and a copy of what it holds."""
+    """Return attributes and buffers of one module: each as it is, and a copy of what it holds."""
     attributes, buffers = _plain(module.__dict__), dict(module._buffers)
     return tuple({k: (v, _copied(v)) for k, v in held.items()} for held in (attributes, buffers))  # type: ignore[return-value]  # two
 
@@ -91,7 +91,7 @@ def _copied(value: Any) -> Any:
 
 
 def _equal(value: Any, copy: Any) -> bool:
-    """Whether a value is what it was when it was copied."""
+    """Return whether a value is what it was when it was copied."""
     if type(value) is not type(copy) and not (isinstance(value, Tensor) and isinstance(copy, Tensor)):
         return False
     if isinstance(value, Tensor):
@@ -105,7 +105,7 @@ def _equal(value: Any, copy: Any) -> bool:
 
 
 def _put_back(value: Any, copy: Any) -> Any:
-    """The very object that was there, where its content can be put back."""
+    """Return the very object that was there, where its content can be put back."""
     if isinstance(value, Tensor) and value.shape == copy.shape:
         with torch.no_grad():
             value.copy_(copy)
@@ -136,7 +136,7 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU for a model without any."""
+    """Return where the model's first parameter or buffer lies; the CPU for a model without any."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

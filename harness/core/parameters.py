@@ -22,7 +22,7 @@ _FRACTION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*([0-9]+(?:\.[0-9]+)?)\s*
 
 
 def parse_number(value: object) -> float:
-    """A finite number from a number or a string such as ``"8/255"`` or ``"0.03"``.
+    """Return a finite number from a number or a string such as ``"8/255"`` or ``"0.03"``.
 
     Raises:
         ValueError: for anything else, NaN and infinity included; the text says what was expected.
@@ -124,7 +124,7 @@ def is_budget(name: str) -> bool:
 
 
 def _wanted(parameter: inspect.Parameter | None) -> Any:
-    """The type that a parameter asks for: its annotation, else what its default is."""
+    """Return the type that a parameter asks for: its annotation, else what its default is."""
     if parameter is None:
         return Any
     if parameter.annotation is not parameter.empty:
@@ -218,7 +218,7 @@ _WANTED = {
 
 
 def wanted(item: Any) -> str | None:
-    """What to give in place of a value that pydantic refused; ``None`` where only its own message says it.
+    """Return what to give in place of a value that pydantic refused; ``None`` where only its own message says it.
 
     Args:
         item: of ``ValidationError.errors()``.
@@ -234,7 +234,7 @@ def group_of(annotation: Any) -> type[Any] | None:
 
 
 def grouped(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T:
-    """A named part of a part's parameters, from its table in a suite.
+    """Return a named part of a part's parameters, from its table in a suite.
 
     Args:
         kind: a dataclass whose fields are the parameters, ranges in their annotations.

@@ -1,4 +1,4 @@
-"""Ranges of parameters, said once: in the annotation of the constructor that takes them.
+"""Ranges of parameters, stated once: in the annotation of the constructor that takes them.
 
 ``epochs: Count = 15`` is a whole number of at least 1, ``Annotated[float, Ge(0)]`` a finite number of at least 0, a
 ``Literal`` one of its members. Suites are checked against the annotation (:mod:`.parameters`), the tables of the docs
@@ -76,7 +76,7 @@ def ranged(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations that say what a parameter may be."""
+    """Return the annotations that say what a parameter may be."""
     try:
         found = typing.get_type_hints(function, include_extras=True)
     except NameError:
@@ -120,7 +120,7 @@ def fitting(name: str, value: Any, annotation: Any) -> Any:
 
 
 def _fits(value: Any, annotation: Any) -> tuple[bool, Any]:
-    """Whether a value is what one annotation asks for, and as what it counts; plain types are not looked at."""
+    """Return whether a value is what one annotation asks for, and as what it counts; plain types are not looked at."""
     if annotation is type(None):
         return value is None, value
     origin = typing.get_origin(annotation)
@@ -157,7 +157,7 @@ def _within(value: Any, limit: Any) -> bool:
 
 
 def wanted(annotation: Any) -> str:
-    """What an annotation asks for, in words: ``a whole number of at least 1``."""
+    """Return what an annotation asks for, in words: ``a whole number of at least 1``."""
     return " or ".join(dict.fromkeys(_words(a) for a in _alternatives(annotation)))
 
 
@@ -200,5 +200,5 @@ def _limit(limit: BaseMetadata) -> str:
 
 
 def says_more(annotation: Any) -> bool:
-    """Whether an annotation says more than a type."""
+    """Return whether an annotation says more than a type."""
     return any(map(_says, _alternatives(annotation)))

@@ -1,7 +1,7 @@
 """Names to parts: built-ins, installed plugins (entry points) and local files, looked up only when named.
 
 A registry holds lazy targets for built-ins, so nothing heavy is imported before it is asked for; entry points
-are read when a name is not found or when everything is listed. A broken plugin is one warning, the rest goes on.
+are read when a name is not found or when everything is listed. A broken plugin is one warning; the others are loaded.
 
 The code of plugins runs in processes of its own, opened by a :class:`PluginHost`: what is registered here for their
 parts are stand-ins. Only models are imported into this process, since a user's own network is trusted anyway; and in
@@ -187,7 +187,7 @@ class Registry:
         self._entries[name] = Entry(name, part, origin)
 
     def entry(self, name: str) -> Entry:
-        """The entry of ``name``, its target loaded.
+        """Return the entry of ``name``, its target loaded.
 
         Raises:
             UsageError: for an unknown name, with the nearest known ones.
@@ -207,7 +207,7 @@ class Registry:
         return found
 
     def get(self, name: str) -> Any:
-        """The part called ``name``; raises like :meth:`entry`."""
+        """Return the part called ``name``; raises like :meth:`entry`."""
         return self.entry(name).target
 
     def entries(self) -> list[Entry]:
@@ -253,14 +253,14 @@ class Registry:
         return entry is not None and entry.origin.package == "session"
 
     def of(self, origin: Origin) -> list[Entry]:
-        """The entries of one origin: a distribution, or a local file."""
+        """Return the entries of one origin: a distribution, or a local file."""
         return [
             entry for entry in self._entries.values()
             if (entry.origin.package, entry.origin.path) == (origin.package, origin.path)
         ]  # fmt: skip
 
     def names(self) -> list[str]:
-        """The known names, installed plugins included, without loading a built-in."""
+        """Return the known names, installed plugins included, without loading a built-in."""
         self._read_entry_points(lambda point: True)
         return sorted(self._entries)
 
@@ -323,7 +323,7 @@ class _Loading:
 
 
 def _wrong_part(kind: str, part: Any) -> str:
-    """What is wrong with something that was registered; empty for a class, or a function where one will do."""
+    """Return what is wrong with something that was registered; empty for a class, or a function where one will do."""
     if isinstance(part, StandIn | LaterPart):
         return ""
     if kind == "perturbations" and inspect.isroutine(part):
@@ -334,7 +334,7 @@ def _wrong_part(kind: str, part: Any) -> str:
 
 
 def origin_of(module: str) -> Origin:
-    """Where an imported module comes from, by its name: a distribution, or ``session``."""
+    """Return where an imported module comes from, by its name: a distribution, or ``session``."""
     top = module.partition(".")[0]
     if top == PACKAGE:
         return Origin(PACKAGE, version(PACKAGE))
@@ -410,7 +410,7 @@ def load_plugins_here() -> None:
 
 
 def plugin_origin(path: Path) -> Origin:
-    """The origin of a plugin file's parts.
+    """Return the origin of a plugin file's parts.
 
     Raises:
         UsageError: if there is no such file.

@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, *axes: str | int) -> int:
-    """A 63-bit seed from the run's seed and the names of the axes that a draw depends on."""
+    """Return a 63-bit seed from the run's seed and the names of the axes that a draw depends on."""
     text = "\x1f".join([str(seed), *map(str, axes)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *axes: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded by :func:`derive_seed`."""
+    """Return a torch generator seeded by :func:`derive_seed`."""
     made = torch.Generator(device=device)
     made.manual_seed(derive_seed(seed, *axes))
     return made
@@ -53,15 +53,15 @@ class Draws:
         return self._stack(images, lambda shape, g: torch.randn(shape, generator=g))
 
     def uniform(self, images: Tensor) -> Tensor:
-        """Numbers uniform in [0, 1), like :meth:`normal`."""
+        """Return numbers uniform in [0, 1), like :meth:`normal`."""
         return self._stack(images, lambda shape, g: torch.rand(shape, generator=g))
 
     def signs(self, images: Tensor) -> Tensor:
-        """Random signs, −1 or +1 with equal chance, like :meth:`normal`."""
+        """Return random signs, −1 or +1 with equal chance, like :meth:`normal`."""
         return self._stack(images, lambda shape, g: torch.randint(0, 2, shape, generator=g).float().mul_(2).sub_(1))
 
     def take(self, positions: Sequence[int]) -> Draws:
-        """The draws of some of the images; they go on drawing from the same generators."""
+        """Return the draws of some of the images; they go on drawing from the same generators."""
         part = object.__new__(Draws)
         part.seed = self.seed
         part.indices = tuple(self.indices[p] for p in positions)

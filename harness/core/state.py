@@ -57,7 +57,7 @@ def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def join_state(tensors: Mapping[str, Tensor], value: Any) -> Any:
-    """The inverse of :func:`split_state`."""
+    """Return the inverse of :func:`split_state`."""
     if isinstance(value, dict):
         if set(value) == {"$tensor"}:
             return tensors[value["$tensor"]]
@@ -109,7 +109,7 @@ def _plain(value: Any, path: str) -> Any:
 
 
 def decode(kind: type[T], tensors: Mapping[str, Tensor], value: Any) -> T:
-    """The inverse of :func:`encode`: a record of class ``kind``, each field checked against its annotation.
+    """Return the inverse of :func:`encode`: a record of class ``kind``, each field checked against its annotation.
 
     Sequences come back as lists, or as tuples where the annotation says so.
 

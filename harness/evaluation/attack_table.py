@@ -21,7 +21,7 @@ def attack_rows(
     perturbations: Sequence[PerturbationResult],
     detectors: Sequence[DetectorResult],
 ) -> list[dict[str, Cell]]:
-    """The rows for one data set, model and seed.
+    """Return the rows for one data set, model and seed.
 
     - ``success_rate``: the share of the attacked images that are misclassified.
     - ``flagged_at_fpr_5``: of the successes, the share with a score above the calibrated threshold.

@@ -69,7 +69,7 @@ class Tables:
         return rows["leaderboard"]
 
     def _rows(self, result: SeedResult) -> dict[str, list[Row]]:
-        """The rows of one model and seed, by table; a table that cannot be made has none of it."""
+        """Return the rows of one model and seed, by table; a table that cannot be made has none of it."""
         sources, perturbations, detectors = result.sources, result.perturbations, result.detectors
         makers: dict[str, Callable[[], list[Row]]] = {
             "metrics": lambda: metrics_rows(sources, perturbations, detectors, self.suite.threat),

@@ -35,7 +35,7 @@ _ABOUT = {
 }
 # Scores that lie this far apart among the calibrate scores, as a share of these, differ.
 _PLACES = 0.02
-# Evaluations from which the pass rate of one image tells something.
+# Fewest evaluations with which the pass rate of one image is tested.
 _FEWEST = 5
 # Rows of a set that may differ: a bit or a unit may change where an activation lies on its boundary.
 _SHARE, _ROWS = 0.02, 2
@@ -56,7 +56,7 @@ def consistency_flags(detector: DetectorResult, perturbations: Sequence[Perturba
     """Return the flags of a detector whose scores do not agree with themselves.
 
     - ``randomised``: the same question twice gives two answers, and the detector does not declare it.
-    - ``score-depends-on-caller``: an attack was told other scores than those that count, or gradient mode matters.
+    - ``score-depends-on-caller``: an attack received other scores than those that count, or gradient mode matters.
     - ``score-depends-on-order``, ``-on-batch``, ``-on-process``: the same images in another order, in other batches, in
       a process that has done nothing else.
     - ``unchecked-in-another-process``: the detector was registered in a session, so no other process has it.

@@ -10,7 +10,7 @@ MIB = 2**20
 
 
 def detector_costs(found: Finished) -> list[dict[str, Any]]:
-    """One row for each model, seed and detector that was fitted, in the suite's order.
+    """Return one row for each model, seed and detector that was fitted, in the suite's order.
 
     ``fit_seconds`` and ``fit_peak_mib`` (by how much resident memory rose, ``None`` where the system does not tell)
     are of the fit alone, ``score_ms_per_image`` of the score alone: traces, which all detectors share, extra views and
@@ -45,7 +45,7 @@ def detector_costs(found: Finished) -> list[dict[str, Any]]:
 
 
 def timing_rows(found: Finished) -> list[dict[str, Any]]:
-    """What the cells of this run cost, by what and name; the one table that differs between runs."""
+    """Return what the cells of this run cost, by what and name; the one table that differs between runs."""
     spent: dict[tuple[str, str, str, str, str], list[float]] = {}
     for cell in found.plan.cells.values():
         if cell.key not in found.summary.done:

@@ -129,7 +129,7 @@ def _cell(value: object, digits: int) -> str:
 
 
 def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:
-    """The leaderboard for the console, in the order of the rows.
+    """Return the leaderboard for the console, in the order of the rows.
 
     Args:
         rows: of ``leaderboard.csv``, as made or as read back (``None``, NaN and ``""`` are empty).
@@ -194,6 +194,6 @@ def _between(row: Mapping[str, object]) -> str:
 
 
 def _words(value: object) -> str:
-    """One printable line; an empty cell that pandas read back is NaN."""
+    """Return one printable line; an empty cell that pandas read back is NaN."""
     text = "" if value is None or value != value else str(value)
     return "".join(c for c in " ".join(text.split()) if c.isprintable())

@@ -21,7 +21,7 @@ from .results import DetectorResult, PerturbationResult, Rescored
 def detector_result(
     found: Finished, model_plan: ModelPlan, part: DetectorPart, perturbations: Sequence[PerturbationResult]
 ) -> DetectorResult:
-    """The scores of one detector; a score that is missing has its reason."""
+    """Return the scores of one detector; a score that is missing has its reason."""
     facts = found.plan.facts.detectors[part.label]
     families = frozenset(p.family for p in perturbations if p.label in part.fit_on)
     about: dict[str, Any] = {
@@ -92,7 +92,7 @@ def _opened(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> tuple
 
 
 def _rescored(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> dict[str, Rescored]:
-    """The scores that a detector gave when it was asked again, by source."""
+    """Return the scores that a detector gave when it was asked again, by source."""
     held = {}
     for (label, source), key in model_plan.scores.items():
         if label != part.label or found.reason(key):
@@ -107,7 +107,7 @@ def _rescored(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> dic
 
 
 def _changed_state(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> tuple[str, ...]:
-    """A flag for each piece of the process's state that the detector changed."""
+    """Return a flag for each piece of the process's state that the detector changed."""
     scores = (key for (label, _), key in model_plan.scores.items() if label == part.label)
     keys = [key for key in (model_plan.fits.get(part.label, ""), *scores) if key in found.summary.done]
     names = dict.fromkeys(name for key in keys for name in found.store.values(key).get(CHANGED, ()))

@@ -30,7 +30,7 @@ class Finished:
     dataset: Dataset
 
     def reason(self, *keys: str) -> str:
-        """Why the first of these cells that has no result has none; empty where all have one."""
+        """Return why the first of these cells that has no result has none; empty where all have one."""
         for key in keys:
             reason = self.summary.failed.get(key) or self.summary.skipped.get(key)
             if reason:
@@ -40,15 +40,15 @@ class Finished:
         return ""
 
     def without_clean(self, model_plan: ModelPlan) -> str:
-        """Why the clean passes of the measured images are missing; empty where they are there."""
+        """Return why the clean passes of the measured images are missing; empty where they are there."""
         measured: tuple[SetName, ...] = ("calibrate", "evaluate")
         return self.reason(*(t.logits for name in measured for t in model_plan.clean[name]))
 
     def labels(self, name: SetName) -> torch.Tensor:
-        """The true classes of a set, int64 (n,)."""
+        """Return the true classes of a set, int64 (n,)."""
         return self.dataset.test.labels(self.plan.sets.of(name).tolist())
 
     def predictions(self, model_plan: ModelPlan, name: SetName) -> torch.Tensor:
-        """The model's classes of a set's clean images, int64 (n,)."""
+        """Return the model's classes of a set's clean images, int64 (n,)."""
         keys = [t.logits for t in model_plan.clean[name]]
         return torch.cat([self.store.tensor(key, "logits").argmax(1) for key in keys])

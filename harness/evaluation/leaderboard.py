@@ -117,7 +117,7 @@ def leaderboard_rows(
 
 
 def _in_order(rows: list[dict[str, Cell]], samples: Sequence[RowSample | None]) -> list[dict[str, Cell]]:
-    """Rows with their ranks, in the order of the table."""
+    """Return rows with their ranks, in the order of the table."""
     able = [i for i, row in enumerate(rows) if not row["not_ranked_reason"] and samples[i] is not None]
     found = [sample for i in able if (sample := samples[i]) is not None]
     for i, rank in zip(able, ranks([sample.robust.mean() for sample in found], found) if found else (), strict=True):
@@ -197,7 +197,7 @@ class _SeedScores:
         return auroc(scores[p.success], negative)
 
     def tpr(self, p: PerturbationResult, alpha: float) -> float | None:
-        """The share of the successes flagged at a false positive rate, ``None`` for too few images."""
+        """Return the share of the successes flagged at a false positive rate, ``None`` for too few images."""
         scores, _ = self.detector.scores(p)
         short = threshold_reason(len(self.detector.calibrate), alpha)
         if scores is None or short or int(p.success.sum()) < MIN_IMAGES:
@@ -257,7 +257,7 @@ class _Row:
             self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
 
     def sample(self) -> RowSample | None:
-        """What its robust accuracy, the interval and the comparison with other rows are made from."""
+        """Return what its robust accuracy, the interval and the comparison with other rows are made from."""
         attacked = any(p.threatens(self.label) and not p.inapplicable for s in self.seeds for p in s.perturbations)
         if not self.seeds or not all(s.complete for s in self.seeds) or (self.label == ABLATION and not attacked):
             return None
@@ -267,7 +267,7 @@ class _Row:
         return row_sample([s.worst_case for s in self.seeds], images, _ALPHA)
 
     def cells(self, sample: RowSample | None) -> dict[str, Cell]:
-        """The cells of the row that need measuring."""
+        """Return the cells of the row that need measuring."""
         seeds = self.seeds
         robust = [] if sample is None else [float(of) for of in sample.robust.mean(1)]
         adaptive = [p for s in seeds for p in s.perturbations if counts(p, self.label, self.threat)]
@@ -297,7 +297,7 @@ class _Row:
         }
 
     def _flagged(self, of: Callable[[_SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:
-        """The mean share over seeds of some images that are flagged, and its lower 95 % bound."""
+        """Return the mean share over seeds of some images that are flagged, and its lower 95 % bound."""
         shares, images = [], []
         for seed in self.seeds:
             pooled = np.concatenate([np.zeros(0), *of(seed)])

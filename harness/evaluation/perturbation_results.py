@@ -20,7 +20,7 @@ _NONE = np.zeros(0, np.int64)
 
 
 def perturbation_result(found: Finished, model_plan: ModelPlan, part: PerturbationPart) -> PerturbationResult:
-    """What one perturbation did to the evaluate images."""
+    """Return what one perturbation did to the evaluate images."""
     facts = found.plan.facts.perturbations[part.label]
     about: dict[str, Any] = {
         "label": part.label,
@@ -89,7 +89,7 @@ def _told(found: Finished, keys: tuple[str, ...], part: PerturbationPart) -> np.
 
 
 def _questions(found: Finished, keys: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What an attack was told on its way, and what the detector says of the same images elsewhere, (2, k)."""
+    """Return what an attack was told on its way, and what the detector says of the same images elsewhere, (2, k)."""
     held = [t for key in keys if "asked:told" in (t := found.store.load(key))]
     names = ("asked:told", "asked:scored")
     rows = [torch.cat([torch.empty(0, dtype=torch.float64), *(t[name] for t in held)]) for name in names]
@@ -97,7 +97,7 @@ def _questions(found: Finished, keys: tuple[str, ...]) -> np.ndarray[Any, np.dty
 
 
 def _rounded(found: Finished, model_plan: ModelPlan, label: str, how: Rounding) -> RoundedResult:
-    """One attack's images rounded to the levels of image files."""
+    """Return one attack's images rounded to the levels of image files."""
     keys = model_plan.rounded[label, how]
     reason = found.reason(*keys)
     if reason:

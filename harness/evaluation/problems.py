@@ -1,4 +1,4 @@
-"""What could not be written at the end of a run, by name: a part's fault costs what is about this part alone."""
+"""What could not be written at the end of a run, by name: a part's fault affects its own rows alone."""
 
 from __future__ import annotations
 

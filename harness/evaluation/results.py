@@ -182,7 +182,7 @@ class PerturbationResult:
             raise ValueError(f"{self.label} has a control of an image on which it did not succeed")
 
     def threatens(self, detector: str) -> bool:
-        """Whether it counts in the ranking of ``detector``: any attack, and the adaptive ones made against it.
+        """Return whether it counts in the ranking of ``detector``: any attack, and the adaptive ones made against it.
 
         An attack that is not defined for the task counts for none.
         """
@@ -287,17 +287,17 @@ class DetectorResult:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
 
     def failure(self) -> str:
-        """Why none of its scores can be used: the fit failed, or a clean score is not finite; else empty."""
+        """Return why none of its scores can be used: the fit failed, or a clean score is not finite; else empty."""
         if self.reason:
             return self.reason
         return not_finite(self.calibrate, "calibrate") or not_finite(self.clean, "clean evaluate")
 
     def scores(self, perturbation: PerturbationResult) -> tuple[FloatArray | None, str]:
-        """The scores of the perturbed images, or ``None`` and why they cannot be used."""
+        """Return the scores of the perturbed images, or ``None`` and why they cannot be used."""
         return self._usable(self.perturbed, perturbation.label, "perturbed")
 
     def control_scores(self, perturbation: PerturbationResult) -> tuple[FloatArray | None, str]:
-        """The scores of the control images, or ``None`` and why they cannot be used."""
+        """Return the scores of the control images, or ``None`` and why they cannot be used."""
         return self._usable(self.control, perturbation.label, "control")
 
     def rounded_scores(self, perturbation: PerturbationResult, how: str) -> tuple[FloatArray | None, str]:
@@ -320,7 +320,7 @@ class DetectorResult:
         return None if found is None else np.asarray(found, dtype=np.float64)
 
     def seen(self, perturbation: PerturbationResult) -> str:
-        """Whether it learned from the perturbation: ``exact``, ``family`` or ``no``."""
+        """Return whether it learned from the perturbation: ``exact``, ``family`` or ``no``."""
         if perturbation.label in self.fit_on:
             return "exact"
         return "family" if perturbation.family in self.fit_families else "no"
@@ -374,12 +374,12 @@ def check(sources: Sources, perturbations: Sequence[PerturbationResult], detecto
 
 
 def shortage(count: int, what: str) -> str:
-    """A reason if there are fewer than :data:`MIN_IMAGES`, else an empty string."""
+    """Return a reason if there are fewer than :data:`MIN_IMAGES`, else an empty string."""
     return f"{count} {what}, {MIN_IMAGES} are needed" if count < MIN_IMAGES else ""
 
 
 def not_finite(scores: FloatArray, what: str) -> str:
-    """A reason if any score is NaN or infinite, else an empty string."""
+    """Return a reason if any score is NaN or infinite, else an empty string."""
     bad = int((~np.isfinite(scores)).sum())
     return f"{bad} of {len(scores)} {what} scores are not finite" if bad else ""
 

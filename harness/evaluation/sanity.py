@@ -100,7 +100,7 @@ def _same_curve(p: PerturbationResult, q: PerturbationResult) -> bool:
 
 
 def _within(p: PerturbationResult, budget: PerturbationResult) -> BoolArray:
-    """Which images of ``p`` keep to the budget of another, by measured norm."""
+    """Return which images of ``p`` keep to the budget of another, by measured norm."""
     if budget.eps is None or budget.norm not in p.norms:
         return np.ones(len(p.index), np.bool_)
     return np.asarray(np.asarray(p.norms[budget.norm]) <= budget.eps * (1 + 1e-4) + 1e-6)
@@ -143,7 +143,7 @@ def beats(one: Got, other: Got) -> bool:
 
 
 def _union(group: Sequence[PerturbationResult], passed: Sequence[BoolArray | None]) -> Got | None:
-    """What several attacks on the same images came to together, worst case per image."""
+    """Return what several attacks on the same images came to together, worst case per image."""
     known = [(p, v) for p, v in zip(group, passed, strict=True) if v is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""Everything measured for one model and seed; a part whose results cannot be read costs its own rows alone."""
+"""Everything measured for one model and seed; a part whose results cannot be read loses its own rows alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tables import perturbation_rows
 
 
 def seed_result(found: Finished, problems: Problems, model_plan: ModelPlan) -> SeedResult | None:
-    """Everything measured for one model and seed; ``None`` where the clean passes are missing."""
+    """Return everything measured for one model and seed; ``None`` where the clean passes are missing."""
     if found.without_clean(model_plan):
         return None
     calibrate, evaluate = found.predictions(model_plan, "calibrate"), found.predictions(model_plan, "evaluate")
@@ -38,7 +38,7 @@ def seed_result(found: Finished, problems: Problems, model_plan: ModelPlan) -> S
 def _perturbation(
     found: Finished, problems: Problems, sources: Sources, model_plan: ModelPlan, part: PerturbationPart
 ) -> PerturbationResult:
-    """The result of a perturbation if its rows can be made, else the reason why not."""
+    """Return the result of a perturbation if its rows can be made, else the reason why not."""
 
     def made() -> PerturbationResult:
         result = perturbation_result(found, model_plan, part)
@@ -57,7 +57,7 @@ def _detector(
     found: Finished, problems: Problems, sources: Sources, model_plan: ModelPlan, part: DetectorPart,
     perturbations: list[PerturbationResult],
 ) -> DetectorResult:  # fmt: skip
-    """The result of a detector if it fits the others', else the reason why not."""
+    """Return the result of a detector if it fits the others', else the reason why not."""
 
     def made() -> DetectorResult:
         result = detector_result(found, model_plan, part, perturbations)

@@ -63,14 +63,14 @@ def metrics_rows(
     detectors: Sequence[DetectorResult],
     threat: ThreatModel | None = None,
 ) -> list[dict[str, Cell]]:
-    """The rows of ``metrics.csv`` for one data set, model and seed.
+    """Return the rows of ``metrics.csv`` for one data set, model and seed.
 
     Per detector and perturbation one row for each outcome (``success``, ``failed``, ``all``) against clean negatives,
     and for attacks one more for ``success`` against the control. Noise and corruptions have no control.
 
     - ``auroc``, its interval and ``average_precision``: positives of that outcome against those negatives; both sets
       need :data:`MIN_IMAGES` images.
-    - ``tpr_at_fpr_1``, ``_5``, ``_10``: the share of the positives with score > t; the negatives play no part. Needs
+    - ``tpr_at_fpr_1``, ``_5``, ``_10``: the share of the positives with score > t; the negatives are not used. Needs
       :data:`MIN_IMAGES` positives and 10 / alpha calibrate images.
     - ``undetected_success_at_fpr_5`` (``success`` and ``all``): the share of *all attacked* images that are
       misclassified and whose score is at most t. The row of ``all`` has it also where there are too few successes.
@@ -252,7 +252,7 @@ def score_rows(
 
 
 def perturbation_rows(sources: Sources, perturbations: Sequence[PerturbationResult]) -> list[dict[str, Cell]]:
-    """The rows of ``perturbations.csv`` for one data set, model and seed.
+    """Return the rows of ``perturbations.csv`` for one data set, model and seed.
 
     ``n`` counts the attacked images, ``success_rate`` is the share of them that are misclassified, and the norms are
     measured over all of them, also those that the attack gave back as they were.

@@ -1,4 +1,4 @@
-"""What a leaderboard says in a sentence: who is best, if anybody is, and where the numbers end."""
+"""What a leaderboard says in a sentence: which detectors are best, if any."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def sentence(found: Verdict) -> str:
         return f"{which} significantly better than no detector at all."
     reason = found.reason
     if reason.startswith(BELOW_FLOOR):
-        reason = f"the attack that knows it does less than the protocol asks of a ranked row ({floor_text()})"
+        reason = f"the attack that knows it is weaker than the protocol requires for a rank ({floor_text()})"
     return "No detector is ranked" + (f": {reason}." if reason else ".")
 
 

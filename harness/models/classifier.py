@@ -143,7 +143,7 @@ class ModelSpec:
         )
 
     def find(self) -> ModelFactory:
-        """What makes this model; raises like :func:`model_factory`."""
+        """Return what makes this model; raises like :func:`model_factory`."""
         return model_factory(self.name or None, self.factory, self.folder)
 
     @property
@@ -165,11 +165,11 @@ class ModelSpec:
         )
 
     def recipe(self, dataset: str) -> Recipe:
-        """How it is trained on a data set, by name."""
+        """Return how it is trained on a data set, by name."""
         return default_recipe(self.name, dataset).changed(self.training)
 
     def as_json(self) -> dict[str, Any]:
-        """What decides the network and its normalisation, as JSON values; not the weights, whose bytes count."""
+        """Return what decides the network and its normalisation, as JSON values; not the weights, whose bytes count."""
         return {
             "name": self.name,
             "factory": self.factory,
@@ -188,7 +188,7 @@ def build(
     std: Sequence[float],
     seed: int = 0,
 ) -> Classifier:
-    """The model with freshly drawn weights, on the CPU and in eval mode; the global generators stay as they are.
+    """Return the model with freshly drawn weights, on the CPU and in eval mode; the global generators stay as they are.
 
     Args:
         spec: what to build; its weights are not read (:func:`load_weights`).
@@ -218,7 +218,7 @@ def build(
             model.eval()
         except Exception as error:  # an exported program has no other mode
             raise UsageError(
-                f"The model {factory.name} has no eval mode ({_said(error).rstrip('.')}): give the original nn.Module."
+                f"The model {factory.name} has no eval mode ({_text(error).rstrip('.')}): give the original nn.Module."
             ) from error
         _try_batch(model, factory.name)
     return model
@@ -234,7 +234,7 @@ def _try_batch(model: Classifier, name: str) -> None:
     except UsageError as error:
         raise UsageError(f"The model {name} gives no logits: {error}.") from error
     except Exception as error:  # whatever the network raises, it cannot take these images
-        raise UsageError(f"The model {name} cannot take images of {size}: {_said(error)}{_types(model)}") from error
+        raise UsageError(f"The model {name} cannot take images of {size}: {_text(error)}{_types(model)}") from error
     if len(logits) != 2:
         raise UsageError(
             f"The model {name} must return (n, {model.classes}) logits, but for 2 images it returned "
@@ -242,12 +242,12 @@ def _try_batch(model: Classifier, name: str) -> None:
         )
 
 
-def _said(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _types(model: Classifier) -> str:
-    """What to do about a network that computes in another type than that of images."""
+    """Return what to do about a network that computes in another type than that of images."""
     other = sorted({str(p.dtype).removeprefix("torch.") for p in model.network.parameters()} - {"float32"})
     if not other:
         return ""
@@ -287,7 +287,7 @@ def accuracy(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> float:
-    """The share of images that ``model``, in eval mode, gets right.
+    """Return the share of images that ``model``, in eval mode, gets right.
 
     Args:
         limit: maximum number of images that are read, evenly spaced, since a split may be sorted by class.
@@ -318,7 +318,7 @@ def is_near_chance(accuracy: float, classes: int) -> bool:
 
 
 def _is_low(accuracy: float, classes: int) -> bool:
-    """Whether wrong normalisation, wrong weights or another order of the classes may be the reason."""
+    """Return whether wrong normalisation, wrong weights or another order of the classes may be the reason."""
     chance = 1 / classes
     return accuracy < chance + 0.25 * (1 - chance)
 

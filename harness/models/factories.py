@@ -79,7 +79,7 @@ class ModelFactory:
     def network(
         self, shape: tuple[int, int, int], classes: int, params: Mapping[str, Any]
     ) -> tuple[nn.Module, Changes]:
-        """The network, and what its factory did to the process, which is undone.
+        """Return the network, and what its factory did to the process, which is undone.
 
         Raises:
             UsageError: if the factory raises or gives something else.

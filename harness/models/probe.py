@@ -191,7 +191,7 @@ def probe(model: Classifier, images: Tensor) -> Probe:
 
 
 def _hint(model: Classifier) -> str:
-    """What to do about weights of another type than that of the images."""
+    """Return what to do about weights of another type than that of the images."""
     types = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.is_floating_point}
     odd = sorted(types - {"float32"})
     return f" (its weights are {', '.join(odd)}, images are float32: return network.float())" if odd else ""
@@ -229,7 +229,7 @@ class _Watch:
 
 
 def looks_like(outputs: Tensor, close: float = _SUM) -> Kind:
-    """What outputs for several different images look like, where it is not logits.
+    """Return what outputs for several different images look like, where it is not logits.
 
     Logits are seldom all positive, and their rows have different sums: all images must agree.
 
@@ -301,7 +301,7 @@ def depends_on_batch(model: nn.Module, images: Tensor, tolerance: float = _SAME)
 
 
 def _same(one: Tensor, other: Tensor, tolerance: float, spread: float | None = None) -> bool:
-    """Whether logits agree up to a share of their spread, by default of the first's own; NaN agrees with NaN."""
+    """Return whether logits agree up to a share of their spread, by default of the first's own; NaN agrees with NaN."""
     scale = float(one.max() - one.min()) if spread is None else spread
     apart = (one.nan_to_num() - other.nan_to_num()).abs().max()
     return bool(apart <= max(tolerance * scale, 1e-6)) if math.isfinite(scale) else torch.equal(one, other)
@@ -327,7 +327,7 @@ def _gradient(model: nn.Module, images: Tensor) -> tuple[bool, bool]:
 
 
 def _goes_back(model: nn.Module, given: Tensor) -> bool:
-    """Whether ``backward()`` gives a gradient of the images."""
+    """Return whether ``backward()`` gives a gradient of the images."""
     try:
         model(given).square().sum().backward()
     except (RuntimeError, TypeError, ValueError):

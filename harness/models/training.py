@@ -74,11 +74,11 @@ class Recipe:
                 raise UsageError(f"Training cannot use {name} = {value}: give a number from {low} to {high:g}.")
 
     def as_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, for content keys and records."""
+        """Return the recipe as plain JSON values, for content keys and records."""
         return asdict(self)
 
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:
-        """The recipe with some values replaced.
+        """Return the recipe with some values replaced.
 
         Raises:
             UsageError: for an unknown name, with the nearest known one, or a wrong value.
@@ -95,7 +95,7 @@ _LARGE_GREY = ("mnist", "fashion-mnist")
 
 
 def default_recipe(architecture: str, dataset: str) -> Recipe:
-    """The recipe for a model and a data set, by their names alone, so that planning needs neither.
+    """Return the recipe for a model and a data set, by their names alone, so that planning needs neither.
 
     ``mlp`` and ``cnn`` train in seconds (digits) to minutes (MNIST); everything else on colour images takes the usual
     hundred epochs of SGD, which is a matter of hours without an accelerator: see :func:`estimate_seconds`.
@@ -218,7 +218,7 @@ def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
 
 
 def _rate(step: int, total: int, warmup: float) -> float:
-    """The learning rate's share of its peak at a step (from 0)."""
+    """Return the learning rate's share of its peak at a step (from 0)."""
     climb = round(warmup * total)
     if step < climb:
         return (step + 1) / climb

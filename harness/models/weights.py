@@ -98,7 +98,7 @@ def _read_checkpoint(path: Path) -> Any:
 
 
 def _state_in(loaded: Any, path: Path) -> dict[str, Any]:
-    """What a checkpoint holds by name: tensors, and whatever else lies between them."""
+    """Return what a checkpoint holds by name: tensors, and whatever else lies between them."""
     for key in _STATE_KEYS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -115,7 +115,7 @@ def _state_in(loaded: Any, path: Path) -> dict[str, Any]:
 
 
 def _needed(own: Mapping[str, Any]) -> list[str]:
-    """The names without which a network is not read.
+    """Return the names without which a network is not read.
 
     Checkpoints older than torch 0.4.1 lack the counters of batches, which matter to no forward pass.
     """
@@ -153,7 +153,7 @@ def _prefix(state: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> str
 
 
 def _complaints(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """What a state lacks or has too much of for a network, in words."""
+    """Return what a state lacks or has too much of for a network, in words."""
     missing = [k for k in _needed(own) if k not in state]
     unexpected = [k for k in state if k not in own]
     different = [

@@ -89,7 +89,7 @@ def _add(draft: Draft, job: AnalysisJob | PreparationJob, name: CellName, images
 
 
 def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters without their tables, by which draws are seeded: how they are grouped moves no number."""
+    """Return parameters without their tables, by which draws are seeded: how they are grouped moves no number."""
     found = {name: value for name, value in params.items() if not isinstance(value, Mapping)}
     for table, values in params.items():
         for name, value in values.items() if isinstance(values, Mapping) else ():

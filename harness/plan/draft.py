@@ -103,7 +103,7 @@ class Draft:
         self, model_plan: ModelPlan, kind: str, part: str = "", *, extra: str = "", source: str = "",
         start: int | None = None, code: str = "",
     ) -> CellName:  # fmt: skip
-        """The name of a cell of a model_plan; see :class:`CellName`."""
+        """Return the name of a cell of a model_plan; see :class:`CellName`."""
         at = (self.suite.data.name, model_plan.part.label, model_plan.seed)
         return CellName(*at, kind, part, extra, source, start, code)
 
@@ -126,7 +126,7 @@ class Draft:
         return hashlib.sha256(split.encode() + positions.numpy().tobytes()).hexdigest()
 
     def portable(self, part: PerturbationPart) -> object:
-        """A perturbation's parameters with the content of its files in place of their paths."""
+        """Return a perturbation's parameters with the content of its files in place of their paths."""
         made = self.perturbations.get(part.label)
         files = made.source_files() if made else ()
         kept = {k: v for k, v in part.params.items() if str(v) not in {str(f) for f in files}}
@@ -151,7 +151,7 @@ class Draft:
         return self.add(key, name, ModelJob(part, seed), (), 0)
 
     def stored_needs(self, part: ModelPart, needs: Iterable[Need]) -> tuple[Need, ...]:
-        """Needs as they are stored for a model, each once."""
+        """Return needs as they are stored for a model, each once."""
         return tuple(dict.fromkeys(stored_need(need, part.bits_per_tap) for need in needs))
 
     def traces(self, model_plan: ModelPlan, images: Images, needs: tuple[Need, ...], made: Made) -> TraceKeys:
@@ -210,10 +210,10 @@ def cut(traces: Iterable[TraceKeys], needs: Iterable[Need]) -> tuple[TraceKeys, 
 
 
 def all_keys(*groups: Iterable[TraceKeys]) -> tuple[str, ...]:
-    """The keys of all cells behind some traces."""
+    """Return the keys of all cells behind some traces."""
     return tuple(k for group in groups for t in group for k in t.keys())  # noqa: SIM118 (not a mapping)
 
 
 def image_count(traces: Iterable[TraceKeys]) -> int:
-    """How many images some traces cover at most."""
+    """Return how many images some traces cover at most."""
     return sum(t.images.stop - t.images.start for t in traces)

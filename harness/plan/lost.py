@@ -12,7 +12,7 @@ DECIDES_NO_NUMBER = True
 
 
 def lost_perturbations(plan: Plan, done: Set[str], ended: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """The perturbations that held up analyses whose other inputs are there, by key of the model.
+    """Return the perturbations that held up analyses whose other inputs are there, by key of the model.
 
     Args:
         plan: as it was worked through.

@@ -38,7 +38,7 @@ from ..tracing.recorder import Survey, survey
 
 
 def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:
-    """Where each model's weights are, by label: absolute, beside the suite, or under the data root.
+    """Return where each model's weights are, by label: absolute, beside the suite, or under the data root.
 
     ``None`` where the model is trained or comes ready from its factory.
 
@@ -49,7 +49,7 @@ def find_weights(suite: Suite, root: Path) -> dict[str, Path | None]:
 
 
 def find_model_weights(part: ModelPart, folder: Path, root: Path) -> Path | None:
-    """Where the weights of one model are, as :func:`find_weights`.
+    """Return where the weights of one model are, as :func:`find_weights`.
 
     Args:
         folder: of the suite.
@@ -71,7 +71,7 @@ def find_model_weights(part: ModelPart, folder: Path, root: Path) -> Path | None
 
 
 def model_spec(part: ModelPart, folder: Path, weights: Path | None) -> ModelSpec:
-    """A suite's model entry as the model room reads it."""
+    """Return a suite's model entry as the model room reads it."""
     return ModelSpec.from_entry(
         part.name or None, part.factory, part.params, weights, part.train_if_missing and weights is None, folder
     )
@@ -88,7 +88,7 @@ def ready_state(part: ModelPart, folder: Path, weights: Path | None, dataset: Da
     try:
         made = build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed)
     except (UsageError, SystemExit):
-        # Its cell fails for the same reason, which is told there.
+        # Its cell fails for the same reason, which is reported there.
         return ""
     return network_digest(made.network)
 
@@ -96,7 +96,7 @@ def ready_state(part: ModelPart, folder: Path, weights: Path | None, dataset: Da
 def model_identity(
     part: ModelPart, folder: Path, weights: Path | None, dataset: str, state: str | None = None
 ) -> dict[str, Any]:
-    """What decides a model's numbers, as JSON values: architecture, code, and its weights' bytes or its recipe.
+    """Return what decides a model's numbers, as JSON values: architecture, code, and its weights' bytes or its recipe.
 
     ``state`` is the digest of what a function gave (:func:`ready_state`).
     """
@@ -186,7 +186,7 @@ def make_classifier(
 
 
 def tap_notes(survey: Survey) -> list[str]:
-    """Sentences about activations that are not read, or whose channels cannot be told from positions."""
+    """Return sentences about activations that are not read, or whose channel axis is unclear."""
     found = []
     if survey.left_out:
         found.append(
@@ -195,7 +195,7 @@ def tap_notes(survey: Survey) -> list[str]:
         )
     if survey.unclear:
         found.append(
-            f"Which axis of the activations at {_some(survey.unclear)} holds the channels cannot be told: axis 1 is "
+            f"Which axis of the activations at {_some(survey.unclear)} holds the channels is unclear: axis 1 is "
             "taken, as convolutions have it."
         )
     return found
@@ -210,7 +210,7 @@ def load_classifier(
     part: ModelPart, folder: Path, dataset: Dataset, weights: Path | None, state: Mapping[str, Tensor],
     made: Mapping[str, Any],
 ) -> Classifier:  # fmt: skip
-    """A model that :func:`make_classifier` made, on the CPU, in eval mode.
+    """Return a model that :func:`make_classifier` made, on the CPU, in eval mode.
 
     Args:
         state: what :func:`make_classifier` gave, read again, and
@@ -234,19 +234,22 @@ def load_classifier(
 
 
 def untrained_classifier(part: ModelPart, folder: Path, dataset: Dataset, seed: int) -> Classifier:
-    """The architecture of a model with freshly drawn weights, in eval mode on the CPU.
+    """Return the architecture of a model with freshly drawn weights, in eval mode on the CPU.
 
     Raises:
         UsageError: for a factory that returns a model with its weights: there is no architecture without them.
     """
     if part.factory:
-        raise UsageError(f"The model {part.label!r} comes ready from its factory: there is no untrained one of it.")
+        raise UsageError(
+            f"The model {part.label!r} is returned with its weights by its factory: there is no "
+            "untrained network of its architecture."
+        )
     spec = model_spec(part, folder, None)
     return build(spec, dataset.shape, len(dataset.classes), dataset.mean, dataset.std, seed).eval()
 
 
 def normalise_values(classifier: Classifier) -> dict[str, list[float]] | None:
-    """Mean and standard deviation per channel; ``None`` where the network takes images in [0, 1] as they are."""
+    """Return mean and standard deviation per channel; ``None`` where the network takes images in [0, 1] as they are."""
     layer = classifier.normalise
     if not isinstance(layer, Normalise):
         return None
@@ -255,13 +258,13 @@ def normalise_values(classifier: Classifier) -> dict[str, list[float]] | None:
 
 def _tenths(label: str, on_message: Callable[[str], None]) -> Callable[[float], None]:
     """Tells how far a long training is, once per tenth."""
-    told = 0
+    shown = 0
 
     def progress(share: float) -> None:
-        nonlocal told
-        if int(10 * share) > told:
-            told = int(10 * share)
-            on_message(f"Training {label}: {10 * told} %.")
+        nonlocal shown
+        if int(10 * share) > shown:
+            shown = int(10 * share)
+            on_message(f"Training {label}: {10 * shown} %.")
 
     return progress
 

@@ -101,7 +101,7 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
 
 
 def _ranked(draft: Draft) -> int:
-    """How many evaluate images, from the first on, every adaptive attack covers."""
+    """Return how many evaluate images, from the first on, every adaptive attack covers."""
     limits = [draft.perturbations[p.label].images for p in draft.applicable if p.against]
     return min([len(draft.sets.evaluate), *(n for n in limits if n is not None)])
 

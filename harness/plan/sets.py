@@ -24,7 +24,7 @@ class Sets:
     evaluate: torch.Tensor
 
     def of(self, name: SetName) -> torch.Tensor:
-        """The positions of a set, int64."""
+        """Return the positions of a set, int64."""
         found: torch.Tensor = getattr(self, name)
         return found
 

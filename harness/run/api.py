@@ -84,13 +84,13 @@ class Run:
 
 
 def data_root(data: Path | str | None = None) -> Path:
-    """Where data sets lie: given, else ``AFTERSHOCK_DATA``, else the user's data directory."""
+    """Return where data sets lie: given, else ``AFTERSHOCK_DATA``, else the user's data directory."""
     place = data or os.environ.get("AFTERSHOCK_DATA") or platformdirs.user_data_dir("aftershock")
     return Path(place).expanduser().absolute()
 
 
 def cache_root(cache: Path | str | None = None) -> Path:
-    """Where finished cells are shared: given, else ``AFTERSHOCK_CACHE``, else the user's cache directory."""
+    """Return where finished cells are shared: given, else ``AFTERSHOCK_CACHE``, else the user's cache directory."""
     place = cache or os.environ.get("AFTERSHOCK_CACHE") or platformdirs.user_cache_dir("aftershock")
     return Path(place).expanduser().absolute()
 
@@ -127,7 +127,7 @@ def run(
         engine: where cells are computed.
         workers: processes that compute them; by default one for each graphics processor, else one.
         on_progress: called with every progress event.
-        on_message: told sentences that a person should see.
+        on_message: called with sentences that a person should see.
         debug: raise the first error of a cell instead of noting it.
 
     Raises:
@@ -174,7 +174,7 @@ def _run(
 
 
 def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
-    """The suite as written, its folder and name, without checking anything."""
+    """Return the suite as written, its folder and name, without checking anything."""
     from ..suite import builtin as suites
 
     if isinstance(suite, Mapping):

@@ -65,7 +65,7 @@ def open_engine(opened: Opened, store: Store, options: Options) -> Iterator[Engi
     )
     try:
         engine = make_engine(
-            options.engine, worker_context, partial(compute, context), options.on_message, options.debug
+            options.engine, worker_context, store, partial(compute, context), options.on_message, options.debug
         )
         try:
             yield engine

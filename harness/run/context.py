@@ -1,4 +1,4 @@
-"""What computing cells elsewhere needs to be told: a value, for any process that sees the run directory."""
+"""What computing cells elsewhere needs: a value, for any process that sees the run directory."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def _source(
 
 
 def _classes(model: nn.Module, images: Any) -> int:
-    """The number of classes that a model tells apart."""
+    """Return the number of classes that a model tells apart."""
     import torch
 
     from ..core.model_state import device_of, untouched
@@ -214,7 +214,7 @@ def _attack(given: Any, eps: float | str, norm: str, ending: ExitStack) -> dict[
 
 
 def _entry(registry: Registry, given: Any, ending: ExitStack) -> dict[str, Any]:
-    """An entry of a suite for what a caller named or gave; a part that is not registered is lent a name."""
+    """Return an entry of a suite for what a caller named or gave; a part that is not registered is lent a name."""
     if isinstance(given, str):
         return {"name": given}
     if isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""What a caller is told while a run goes on."""
+"""Events that a caller receives while a run goes on."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class FittedTarget:
         return Observation(live.logits, suspicion, score.to(images.device), features)
 
     def _seen(self, live: LiveTrace, needs: Sequence[Need], surrogate: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The surrogate, if asked for, and the score, unless it takes passes of its own."""
+        """Return the surrogate, if asked for, and the score, unless it takes passes of its own."""
         traces = hard_traces(live, needs) if self._plain else None
         if traces is not None and surrogate and isinstance(self.detector, PluginDetector):
             suspicion, score = self.detector.observe(live, traces)
@@ -117,7 +117,7 @@ class FittedTarget:
 
 
 def hard_traces(live: LiveTrace, needs: Sequence[Need]) -> Traces:
-    """The codes that a recording of the same pass would hold, as :class:`Traces`, on the CPU."""
+    """Return the codes that a recording of the same pass would hold, as :class:`Traces`, on the CPU."""
     codes: dict[str, dict[str, Tensor]] = {}
     for need in needs:
         for tap in need.select(live.taps):

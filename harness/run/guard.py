@@ -62,7 +62,7 @@ class Mapped(Protocol):
         """(n, dimensions)."""
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
-        """Positions (n, dimensions) and classes (n,) of fit images."""
+        """Return positions (n, dimensions) and classes (n,) of fit images."""
 
 
 class ModelDescription(KnownModel):
@@ -129,7 +129,7 @@ class Guard:
         if check_weights and state_digest(classifier.network) != about.model.digest:
             raise UsageError(
                 f"{path} belongs to other weights of {about.model.label!r}: a detector that was fitted for other "
-                "activations says nothing. Load the weights of its run, or insist with check_weights=False."
+                "activations is not valid. Load the weights of its run, or insist with check_weights=False."
             )
         detector = named_detector(about.detector, about.params, f"{about.detector!r} of {path}")
         state = {name.removeprefix(_STATE): t for name, t in tensors.items() if name.startswith(_STATE)}
@@ -198,7 +198,7 @@ class Guard:
             raise UsageError(f"A guard takes float images (n, {', '.join(map(str, shape))}) in [0, 1], not {what}.")
         # Written so that NaN fails too.
         if not bool(((images >= 0) & (images <= 1)).all()):
-            raise UsageError("A guard takes images in [0, 1], without NaN: normalisation is its own work.")
+            raise UsageError("A guard takes images in [0, 1], without NaN: it normalises them itself.")
 
 
 def export_guard(
@@ -237,7 +237,7 @@ def export_guard(
 
 
 def _checked_scores(scores: Tensor, where: object) -> Tensor:
-    """Scores of the calibrate images, float64 (m,)."""
+    """Return scores of the calibrate images, float64 (m,)."""
     if scores.ndim != 1 or scores.is_complex() or not bool(torch.isfinite(scores).all()):
         raise UsageError(
             f"The scores of the calibrate images of {where} are not a row of finite numbers: no threshold can be "
@@ -312,7 +312,7 @@ def _normalisation(about: ModelDescription) -> dict[str, list[float]] | None:
 def _taps(
     classifier: Classifier, listed: Sequence[Tap], modules: Sequence[str], path: Path | str
 ) -> tuple[TapInfo, ...]:
-    """The taps of a model; raises where they are not those that a guard's file lists."""
+    """Return the taps of a model; raises where they are not those that a guard's file lists."""
     device = next((p.device for p in classifier.network.parameters()), torch.device("cpu"))
     try:
         example = torch.zeros(1, *classifier.shape, device=device)

@@ -176,7 +176,7 @@ class RunFolder:
             raise UsageError(f"{path} is damaged or of another version: {reason_of(error)}") from error
 
     def detector(self, label: str, model: str | None = None, seed: int | None = None) -> Fitted:
-        """A fitted detector.
+        """Return a fitted detector.
 
         Args:
             label: as in the suite and the tables.
@@ -214,7 +214,7 @@ class RunFolder:
         )  # fmt: skip
 
     def model(self, label: str | None = None, seed: int | None = None, weights: Path | str | None = None) -> Classifier:
-        """A model of the run, in eval mode on the CPU: images in [0, 1] to logits.
+        """Return a model of the run, in eval mode on the CPU: images in [0, 1] to logits.
 
         Args:
             label: may be left out where the run has one model.
@@ -286,7 +286,7 @@ class RunFolder:
         return found
 
     def _done(self, key: str, what: str) -> Record:
-        """The entry of a cell with a result; ``what`` names the cell for a person."""
+        """Return the entry of a cell with a result; ``what`` names the cell for a person."""
         record = read_record(self.folder / "cells" / f"{key}.json")
         if record is None:
             raise UsageError(f"{self.folder} holds no result of {what}: run its suite again, without --only.")
@@ -334,7 +334,7 @@ def _named(entries: Sequence[_Part], label: str, what: str, folder: Path) -> _Pa
 
 
 def named_detector(name: str, params: Mapping[str, Any], where: str) -> Detector:
-    """An unfitted detector as a file describes it, looked up by its registry name.
+    """Return an unfitted detector as a file describes it, looked up by its registry name.
 
     Raises:
         UsageError: for an unknown name or a wrong parameter; ``where`` says whose.
@@ -349,12 +349,12 @@ def named_detector(name: str, params: Mapping[str, Any], where: str) -> Detector
 
 
 def load_detector(run: Path | str, label: str, model: str | None = None, seed: int | None = None) -> Detector:
-    """A detector as a run fitted it, ready to score; see :meth:`RunFolder.detector`."""
+    """Return a detector as a run fitted it, ready to score; see :meth:`RunFolder.detector`."""
     return RunFolder(run).detector(label, model, seed).detector
 
 
 def load_model(
     run: Path | str, label: str | None = None, seed: int | None = None, weights: Path | str | None = None
 ) -> Classifier:
-    """A model of a run, in eval mode: images in [0, 1] to logits; see :meth:`RunFolder.model`."""
+    """Return a model of a run, in eval mode: images in [0, 1] to logits; see :meth:`RunFolder.model`."""
     return RunFolder(run).model(label, seed, weights)

@@ -81,7 +81,7 @@ class _ModelError(Exception):
 
 
 def _dataset(suite: Suite, root: Path) -> tuple[Dataset | None, str]:
-    """The data set where it lies on this machine; else why there is none.
+    """Return the data set where it lies on this machine; else why there is none.
 
     Raises:
         UsageError: if it was given by a path, lies there, and cannot be used.
@@ -99,7 +99,7 @@ def _dataset(suite: Suite, root: Path) -> tuple[Dataset | None, str]:
 
 
 def _check(suite: Suite, part: ModelPart, root: Path, dataset: Dataset | None, task: TaskShape | None) -> Sequence[str]:
-    """Sentences about one model.
+    """Return sentences about one model.
 
     Raises:
         _ModelError: for what will stop a run.

@@ -48,7 +48,7 @@ class Shard:
     count: int
 
     def owns(self, group: str) -> bool:
-        """Whether a group of cells, by its key, is one that this process begins with."""
+        """Return whether a group of cells, by its key, is one that this process begins with."""
         return int(group[:15], 16) % self.count == self.index - 1
 
 

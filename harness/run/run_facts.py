@@ -30,7 +30,7 @@ PACKAGES = (
 def run_facts(
     opened: Opened, computed: Computed, options: Options, notes: Sequence[str], started: datetime, seconds: float
 ) -> dict[str, Any]:
-    """What is known of a run before its tables are made.
+    """Return what is known of a run before its tables are made.
 
     Args:
         opened: the run as it was planned.
@@ -121,7 +121,7 @@ def _hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """Return the processor's name where the system tells it, else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -58,7 +58,7 @@ class TimeLeft:
             self._spent[group][1] += max(1, cell.images)
 
     def seconds(self) -> float:
-        """The expected seconds of all that waits."""
+        """Return the expected seconds of all that waits."""
         waiting = dict(self._waiting)
         for cell, _ in self._shared.values():
             waiting[_like(cell), cell.kind] -= max(1, cell.images)
@@ -66,7 +66,7 @@ class TimeLeft:
         return known + sum(self._rate(like, kind) * images for (like, kind), images in waiting.items() if images > 0)
 
     def expected(self, cell: Cell) -> float:
-        """The expected seconds of one cell."""
+        """Return the expected seconds of one cell."""
         return self._rate(_like(cell), cell.kind) * max(1, cell.images)
 
     def _rate(self, like: str, kind: str) -> float:
@@ -83,7 +83,7 @@ def _like(cell: Cell) -> str:
 
 
 def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
-    """The cells that a pattern names, with everything that they need; all without a pattern.
+    """Return the cells that a pattern names, with everything that they need; all without a pattern.
 
     Raises:
         UsageError: if nothing matches.

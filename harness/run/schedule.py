@@ -50,7 +50,7 @@ class Schedule:
                 self._add(key)
 
     def __bool__(self) -> bool:
-        """Whether a group can be computed now."""
+        """Return whether a group can be computed now."""
         return bool(self._ready)
 
     def next(self) -> list[Cell]:

@@ -105,7 +105,7 @@ def run_shard(
 
 
 def _place(cache: Path, shard: Shard) -> tempfile.TemporaryDirectory[str]:
-    """A run directory of a shard's own, on the cache's file system, so that cells are linked."""
+    """Return a run directory of a shard's own, on the cache's file system, so that cells are linked."""
     try:
         (cache / "shards").mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f"{shard.index}-of-{shard.count}-", dir=cache / "shards")

@@ -40,7 +40,7 @@ def fingerprint(
     root: Path,
     digests: FileDigests,
 ) -> str | None:
-    """A digest of everything that a run's results depend on; ``None`` where it cannot be told.
+    """Return a digest of everything that a run's results depend on; ``None`` where it cannot be told.
 
     Args:
         raw: the suite as written.
@@ -86,7 +86,7 @@ def fingerprint(
 
 
 def _named(raw: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """The parts that a suite names, by kind."""
+    """Return the parts that a suite names, by kind."""
     yield "datasets", raw["data"]["name"]
     for kind in ("models", "perturbations", "detectors", "analyses"):
         yield from ((kind, entry.get("name")) for entry in raw.get(kind, ()))
@@ -102,7 +102,7 @@ def _package_digest() -> str:
 
 
 def _comes_ready(entry: Mapping[str, Any], plugins: object) -> bool:
-    """Whether a model's network may come with its state: from a function of a user or a plugin."""
+    """Return whether a model's network may come with its state: from a function of a user or a plugin."""
     if "weights" in entry or entry.get("train_if_missing"):
         return False
     name = entry.get("name")
@@ -129,7 +129,7 @@ def _files(value: Any, folder: Path) -> Iterator[Path]:
 
 
 def _module_files(module: str) -> Iterator[Path]:
-    """The source of a factory's module, with all of its package."""
+    """Return the source of a factory's module, with all of its package."""
     found = find_spec(module)
     if found is None or found.origin is None or not Path(found.origin).is_file():
         return
@@ -163,7 +163,7 @@ def read_keys(run: Path) -> list[str]:
 
 
 def is_finished(run: Path, wanted: str) -> bool:
-    """Whether a run directory is complete, undamaged, and of this fingerprint.
+    """Return whether a run directory is complete, undamaged, and of this fingerprint.
 
     Everything that it shows is hashed: tables, analyses, pages and what pages load. Of a cell the ledger's entry is
     checked whole, the artifact by size and time: whatever reads an artifact again hashes it.

@@ -59,7 +59,7 @@ def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: st
 
 
 def _write_findings(out: Path, computed: Computed, partial: bool, problems: Problems) -> list[Path]:
-    """What the analyses found, as files that people open; those of an earlier suite in this directory go.
+    """Return what the analyses found, as files that people open; those of an earlier suite in this directory go.
 
     Args:
         partial: this call was to compute a part of the suite: what it did not compute stays.

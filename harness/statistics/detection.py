@@ -68,7 +68,7 @@ def auroc_interval(
     positive_source: ArrayLike | None = None,
     negative_source: ArrayLike | None = None,
 ) -> tuple[float, float]:
-    """An interval of the AUROC that covers also near 1, with few images, and when both sets share source images.
+    """Return an interval of the AUROC that covers also near 1, with few images, and when both sets share source images.
 
     DeLong, DeLong and Clarke-Pearson (1988) take positives and negatives as independent; a perturbed image and its
     clean version are not. With sources given, what both contribute is added before it is squared (Obuchowski 1997,
@@ -113,13 +113,13 @@ def auroc_interval(
 
 
 def min_calibrate(alpha: float) -> int:
-    """How many calibrate images a threshold at false positive rate ``alpha`` needs: 10 / alpha."""
+    """Return how many calibrate images a threshold at false positive rate ``alpha`` needs: 10 / alpha."""
     _check_alpha(alpha)
     return math.ceil(10 / alpha - 1e-9)
 
 
 def threshold_reason(n: int, alpha: float) -> str | None:
-    """Why ``n`` calibrate images cannot give a threshold at ``alpha``, or ``None`` where they can."""
+    """Return why ``n`` calibrate images cannot give a threshold at ``alpha``, or ``None`` where they can."""
     needed = min_calibrate(alpha)
     if n >= needed:
         return None
@@ -179,7 +179,7 @@ def tpr_interval(
 
 
 def source_weights(n: int, resamples: int, seed: int) -> Weights:
-    """Weights of source images for a Bayesian bootstrap (Rubin 1981) with half an observation at either end.
+    """Return weights of source images for a Bayesian bootstrap (Rubin 1981) with half an observation at either end.
 
     Each row is a draw from Dirichlet(1, ..., 1, 1/2, 1/2): ``n`` images, then the two pseudo-observations, which stand
     for "below everything" (value 0) and "above everything" (value 1). For a share of images this is Jeffreys' posterior
@@ -200,12 +200,12 @@ def source_weights(n: int, resamples: int, seed: int) -> Weights:
 
 
 def calibrate_weights(n: int, resamples: int = RESAMPLES) -> Weights:
-    """The weights that every calibrate set of ``n`` images is resampled with."""
+    """Return the weights that every calibrate set of ``n`` images is resampled with."""
     return source_weights(n, resamples, _CALIBRATE_SEED)
 
 
 def evaluate_weights(n: int, resamples: int = RESAMPLES) -> Weights:
-    """The weights that every evaluate set of ``n`` images is resampled with."""
+    """Return the weights that every evaluate set of ``n`` images is resampled with."""
     return source_weights(n, resamples, _EVALUATE_SEED)
 
 
@@ -250,7 +250,7 @@ def resampled_shares(
     weights: Weights,
     block: int = 1024,
 ) -> FloatArray:
-    """The share of images with ``lower <= t < upper`` in every resample, averaged over seeds.
+    """Return the share of images with ``lower <= t < upper`` in every resample, averaged over seeds.
 
     A true positive rate and a robust accuracy both have this form: the first with ``lower`` −inf and ``upper`` the
     score; the second with ``lower`` the clean score (+inf where the model is wrong) and ``upper`` the lowest score of

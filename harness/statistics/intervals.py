@@ -62,7 +62,7 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
     def within(self, low: float, high: float) -> Estimate:
-        """The same with ends that the number can have."""
+        """Return the same with ends that the number can have."""
         return replace(self, low=max(self.low, low), high=min(self.high, high)) if math.isfinite(self.low) else self
 
 
@@ -83,12 +83,12 @@ def wilson(value: float, n: float) -> tuple[float, float]:
 
 
 def proportion(count: float, n: int) -> Estimate:
-    """The share ``count / n`` and Wilson's interval; NaN for n = 0."""
+    """Return the share ``count / n`` and Wilson's interval; NaN for n = 0."""
     return Estimate(count / n, *wilson(count / n, n), "Wilson") if n else Estimate(math.nan)
 
 
 def paired_difference(more: int, less: int, n: int) -> Estimate:
-    """The difference of two shares of the same ``n`` images; NaN for n = 0.
+    """Return the difference of two shares of the same ``n`` images; NaN for n = 0.
 
     The interval is Bonett and Price's (2012), which keeps its coverage for few images and near 0 and 1; it is widened,
     where needed, to hold the difference itself.
@@ -108,7 +108,7 @@ def paired_difference(more: int, less: int, n: int) -> Estimate:
 
 
 def student(values: FloatArray) -> Estimate:
-    """The mean of the finite ones of some numbers, as a sample; no interval of one, NaN of none."""
+    """Return the mean of the finite ones of some numbers, as a sample; no interval of one, NaN of none."""
     known = values[np.isfinite(values)]
     if len(known) < 2:
         return Estimate(float(known[0]) if len(known) else math.nan)
@@ -118,14 +118,14 @@ def student(values: FloatArray) -> Estimate:
 
 
 def student_quantile(freedom: int) -> float:
-    """How many standard errors an interval reaches with so many degrees of freedom."""
+    """Return the half-width of an interval in standard errors, by its degrees of freedom."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, freedom))
 
 
 def jackknife(value: float, without: FloatArray) -> Estimate:
-    """A statistic and its interval from its values without one part of the data each, float64 (parts,).
+    """Return a statistic and its interval from its values without one part of the data each, float64 (parts,).
 
     The quantile is that of Student's t with one degree less than there are parts; there is no interval for fewer than
     two.
@@ -145,7 +145,7 @@ def image_weights(n: int, resamples: int, seed: int) -> FloatArray:
 
 
 def mean_interval(values: Tensor | FloatArray, seed: int) -> Estimate:
-    """Mean of one number per image, by a Bayesian bootstrap of images; NaN for no image."""
+    """Return the mean of one number per image, by a Bayesian bootstrap of images; NaN for no image."""
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return Estimate(math.nan)
@@ -177,7 +177,7 @@ def auroc_estimate(
     positive: ArrayLike, negative: ArrayLike, positive_source: ArrayLike | None = None,
     negative_source: ArrayLike | None = None,
 ) -> Estimate:  # fmt: skip
-    """The AUROC of two sets of scores; see :func:`~.detection.auroc_interval`."""
+    """Return the AUROC of two sets of scores; see :func:`~.detection.auroc_interval`."""
     ends = auroc_interval(positive, negative, positive_source=positive_source, negative_source=negative_source)
     return Estimate(auroc(positive, negative), *ends, "DeLong on the logit scale")
 
@@ -206,7 +206,7 @@ def _wins(score: FloatArray, positive: NDArray[np.bool_]) -> FloatArray:
 
 
 def fisher_interval(value: float, resampled: FloatArray) -> Estimate:
-    """A correlation with an interval from the spread of its resampled values on Fisher's scale.
+    """Return a correlation with an interval from the spread of its resampled values on Fisher's scale.
 
     A plain percentile interval would lie too low: resampling adds noise to both sides of a correlation once more.
     """

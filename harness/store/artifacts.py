@@ -21,7 +21,7 @@ class Artifact:
         digest: sha256 of the bytes; empty where there are none.
         size: their number.
         data: the bytes themselves, or
-        path: a file on the file system of whoever takes it, which is moved away.
+        path: a file on the receiver's file system, which is moved away.
     """
 
     digest: str = ""

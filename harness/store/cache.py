@@ -144,7 +144,7 @@ def clear(root: Path) -> Removed:
 
 
 def _inside(root: Path) -> Iterator[Path]:
-    """The regular files of a cache's cells; links are not followed."""
+    """Return the regular files of a cache's cells; links are not followed."""
     cells = root / "cells"
     if not cells.is_dir():
         return

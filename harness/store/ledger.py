@@ -59,12 +59,12 @@ class Record:
 
 
 def dump_record(record: Record) -> bytes:
-    """A ledger entry as it is written: with a checksum over everything in it."""
+    """Return a ledger entry as it is written: with a checksum over everything in it."""
     return seal({"schema": SCHEMA, "aftershock": package_version(), **asdict(record), "name": record.name.as_json()})
 
 
 def read_record(path: Path) -> Record | None:
-    """A ledger entry, or ``None`` where the file is missing, damaged, edited, foreign or of an older schema.
+    """Return a ledger entry, or ``None`` where the file is missing, damaged, edited, foreign or of an older schema.
 
     Raises:
         UsageError: if a newer version of Aftershock wrote it.
@@ -103,7 +103,7 @@ def _well_typed(record: Record) -> bool:
 
 
 def checked_key(key: str) -> str:
-    """The key, if it is one: file names are made of it.
+    """Return the key, if it is one: file names are made of it.
 
     Raises:
         ValueError: for anything but 64 hex digits.
@@ -114,7 +114,7 @@ def checked_key(key: str) -> str:
 
 
 def is_whole(path: Path, record: Record, hashed: bool = True) -> bool:
-    """Whether an artifact is as it was written.
+    """Return whether an artifact is as it was written.
 
     Args:
         path: the artifact.

@@ -32,7 +32,7 @@ from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, 
 DECIDES_NO_NUMBER = True
 
 # What a run directory holds that is ours to write and delete.
-PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock")
+PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock", ".incoming")
 
 
 class Store:
@@ -89,6 +89,7 @@ class Store:
                 shutil.rmtree(old, ignore_errors=True)
             for name in ("run.json", "keys.txt"):
                 (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
         for place in (self.cells, self.artifacts):
             place.mkdir(exist_ok=True)
         # What a killed process was writing; no other process writes while the lock is held.
@@ -114,10 +115,20 @@ class Store:
 
     def close(self) -> None:
         """Give the directory back."""
+        shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
         self._lock.release()
 
+    def incoming(self) -> Path:
+        """A folder for artifacts that other processes make; what is in it is nobody's when the store is closed."""
+        place = self.folder / ".incoming"
+        try:
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+        return place
+
     def find(self, key: str, name: CellName | None = None) -> Record | None:
-        """The finished cell of a key, whole, from the run directory or linked from the cache; else ``None``.
+        """Return the finished cell of a key, whole, from the run directory or linked from the cache; else ``None``.
 
         Args:
             key: the content key.
@@ -134,7 +145,7 @@ class Store:
         return None if self._fresh else self._adopt(key, name)
 
     def _called(self, record: Record, name: CellName | None) -> Record:
-        """An entry of the run directory under the name that this run has for it."""
+        """Return an entry of the run directory under the name that this run has for it."""
         if name is None or record.name == name:
             return record
         return self._enter(replace(record, name=name))
@@ -165,7 +176,7 @@ class Store:
         return (state.st_size, state.st_mtime_ns, state.st_ino)
 
     def failure(self, key: str) -> Record | None:
-        """The ledger's entry of a cell that failed or was skipped."""
+        """Return the ledger's entry of a cell that failed or was skipped."""
         record = self._records.get(key)
         return record if record is not None and record.status != "done" else None
 
@@ -204,7 +215,7 @@ class Store:
         return self._enter(Record(key, name, status, reason))
 
     def load(self, key: str) -> dict[str, Tensor]:
-        """The tensors of a finished cell, memory-mapped."""
+        """Return the tensors of a finished cell, memory-mapped."""
         record = self._records[key]
         if not record.digest:
             return {}
@@ -212,17 +223,17 @@ class Store:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
 
     def tensor(self, key: str, name: str) -> Tensor:
-        """One tensor of a finished cell, memory-mapped."""
+        """Return one tensor of a finished cell, memory-mapped."""
         with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
             found: Tensor = opened.get_tensor(name)
             return found
 
     def values(self, key: str) -> Mapping[str, Any]:
-        """The small results of a finished cell."""
+        """Return the small results of a finished cell."""
         return self._records[key].values
 
     def record(self, key: str) -> Record:
-        """What the ledger says of a finished cell."""
+        """Return what the ledger says of a finished cell."""
         return self._records[key]
 
     def computing(self, key: str) -> ExitStack | None:
@@ -348,5 +359,5 @@ def _refuse_newer(path: Path) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> AftershockError:
-    """What to tell a person whose run directory cannot be written."""
+    """Return what to tell a person whose run directory cannot be written."""
     return AftershockError(f"{folder} could not be written ({why(error)}); what was there is kept.")

@@ -38,18 +38,18 @@ class StoredCells:
         self._records: dict[str, Record] = {}
 
     def values(self, key: str) -> Mapping[str, Any]:
-        """The small results of a finished cell."""
+        """Return the small results of a finished cell."""
         return self._record(key).values
 
     def load(self, key: str) -> dict[str, Tensor]:
-        """The tensors of a finished cell, memory-mapped."""
+        """Return the tensors of a finished cell, memory-mapped."""
         if not self._record(key).digest:
             return {}
         with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
 
     def tensor(self, key: str, name: str) -> Tensor:
-        """One tensor of a finished cell, memory-mapped."""
+        """Return one tensor of a finished cell, memory-mapped."""
         with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
             found: Tensor = opened.get_tensor(name)
             return found
@@ -67,7 +67,7 @@ class StoredCells:
 
 
 def tap_infos(values: Mapping[str, Any]) -> tuple[TapInfo, ...]:
-    """The taps that a ``model`` cell lists; cells of earlier versions say nothing of channels."""
+    """Return the taps that a ``model`` cell lists; cells of earlier versions say nothing of channels."""
     return tuple(TapInfo(name, kind, tuple(shape), *axis) for name, kind, shape, *axis in values["taps"])
 
 
@@ -78,7 +78,7 @@ def open_traces(
     needs: Sequence[Need],
     stored: Callable[[Need], Need],
 ) -> Traces:
-    """The traces of consecutive chunks, as an owner with these needs sees them; nothing is read yet.
+    """Return the traces of consecutive chunks, as an owner with these needs sees them; nothing is read yet.
 
     Args:
         reader: where finished cells are read.
@@ -122,6 +122,6 @@ def open_traces(
 
 
 def cat_column(reader: Reader, keys: Sequence[str], name: str) -> Tensor:
-    """One small tensor of several cells, end to end."""
+    """Return one small tensor of several cells, end to end."""
     parts = [reader.tensor(key, name) for key in keys]
     return torch.cat(parts) if parts else torch.empty(0)

@@ -1,4 +1,4 @@
-"""What the harness asks of a part, asked as soon as it is made: a mistake of a plugin is told before any work is done.
+"""What the harness asks of a part, as soon as it is made: a mistake of a plugin is reported before any work is done.
 
 Attributes of a part may be properties that raise, or hold anything: whatever a plan, a table or a page reads is
 checked.
@@ -154,7 +154,7 @@ def standing_analyses() -> dict[str, StandingAnalysis[Any, Any]]:
 
 
 def is_standing(analysis: object) -> bool:
-    """Whether an analysis is part of every run."""
+    """Return whether an analysis is part of every run."""
     from ...analyses.standing import StandingAnalysis
 
     return isinstance(analysis, type) and issubclass(analysis, StandingAnalysis)

@@ -69,11 +69,11 @@ class Checker:
             self.problems.append(problem)
 
     def wrong_at(self, *location: str | int) -> bool:
-        """Whether a mistake at a key, or within its value, was noted."""
+        """Return whether a mistake at a key, or within its value, was noted."""
         return any(place[: len(location)] == location for place in self._places)
 
     def part(self, kind: str, registry: Registry, entry: Any, location: tuple[str | int, ...]) -> Any:
-        """The factory that an entry names, or ``None`` after noting what is wrong."""
+        """Return the factory that an entry names, or ``None`` after noting what is wrong."""
         if not isinstance(entry.name, str):
             # Noted where the shape of the file was read.
             return None
@@ -90,7 +90,7 @@ class Checker:
         return None
 
     def may_be_lost(self, name: str | None, said: str) -> bool:
-        """Whether a name is unknown only because the plugin that has it could not be loaded."""
+        """Return whether a name is unknown only because the plugin that has it could not be loaded."""
         return name is not None and any(
             f'"{name}"' in source or f"'{name}'" in source if source else "did you mean" not in said
             for source in self.lost
@@ -105,12 +105,12 @@ class Checker:
         entry: BaseModel,
         skip: tuple[str, ...] = (),
     ) -> dict[str, Any] | None:
-        """The parameters as ``factory`` asks for them, or ``None`` after noting what is wrong."""
+        """Return the parameters as ``factory`` asks for them, or ``None`` after noting what is wrong."""
         try:
             with self.noted(where), contained():
                 values, problems = bind(factory, params, skip)
         except Exception as error:
-            self.add(location, f"{where}: its parameters cannot be read: {told(error)}")
+            self.add(location, f"{where}: its parameters cannot be read: {error_text(error)}")
             return None
         for name, text in problems.items():
             # A parameter may be a misspelt key of the entry itself.
@@ -124,7 +124,7 @@ class Checker:
             with self.noted(where), contained():
                 return make(part)
         except Exception as error:
-            text = told(error)
+            text = error_text(error)
             # A complaint about a value that the suite gives is about that key.
             named = re.match(r"(\w+) = ", text)
             about = (named[1],) if named and named[1] in part.params else ()
@@ -132,7 +132,7 @@ class Checker:
         return None
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Our own sentences as they are, others with their type."""
     text = described(error)
     return text.removeprefix("ValueError: ") if isinstance(error, ValueError) else text

@@ -31,7 +31,7 @@ from ..core.registry import (
 )
 from ..data.sets import SIZES
 from .instances import is_standing, make_analysis, make_detector, make_perturbation
-from .problems import Checker, Problem, SuiteError, told
+from .problems import Checker, Problem, SuiteError, error_text
 from .resolved import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
 from .schema import (
     LABEL,
@@ -50,7 +50,7 @@ DECIDES_NO_NUMBER = True
 
 
 def builtin_suites() -> dict[str, Path]:
-    """The suites that come with the package, by name."""
+    """Return the suites that come with the package, by name."""
     folder = Path(str(files("aftershock.harness.suite.builtin")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -156,7 +156,8 @@ def _load_plugins(
             origin = plugin_host().open_file(path)
             if not any(registry.of(origin) for registry in REGISTRIES.values()):
                 checker.notes.append(
-                    f"The plugin file {path} registers nothing: is a decorator such as @register('mine') missing?"
+                    f"The plugin file {path} registers nothing: is a decorator such as @register_detector('mine') "
+                    "missing?"
                 )
         except (UsageError, ValueError) as error:
             # A path with a null byte is a ValueError.
@@ -186,12 +187,12 @@ def _unique(kind: str, parts: Sequence[tuple[int, Part]], checker: Checker) -> N
 
 
 def beside(path: str, folder: Path) -> Path:
-    """A path of a suite: absolute, or relative to the suite's folder."""
+    """Return a path of a suite: absolute, or relative to the suite's folder."""
     return Path(path) if Path(path).is_absolute() else folder / path
 
 
 def _with_paths(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Parameters called ``path`` start beside the suite."""
+    """Resolve parameters called ``path`` beside the suite."""
     if isinstance(params.get("path"), str):
         params["path"] = str(beside(params["path"], folder))
     return params
@@ -224,7 +225,7 @@ def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> Mod
                 signature = factory.signature
         except Exception as error:
             if not checker.may_be_lost(entry.name, str(error)):
-                checker.add((*location, "factory" if entry.factory else "name"), told(error))
+                checker.add((*location, "factory" if entry.factory else "name"), error_text(error))
         else:
             params = checker.bound(signature, entry.params, f"model {label!r}", location, entry, factory.given) or {}
     weights = str(beside(entry.weights, folder)) if entry.weights and is_file(beside(entry.weights, folder)) else None
@@ -261,7 +262,7 @@ def _perturbation(entry: PerturbationEntry, index: int, checker: Checker, folder
 
 
 def _against_each(part: PerturbationPart, detectors: Sequence[DetectorPart]) -> list[PerturbationPart]:
-    """An adaptive attack once for each detector, everything else as it is."""
+    """Return an adaptive attack once for each detector, everything else as it is."""
     if not _adaptive(part.name):
         return [part]
     return [replace(part, label=f"{part.label}@{d.label}", against=d.label) for d in detectors]
@@ -352,7 +353,7 @@ def _labels(
 
 
 def _doubtful(name: str, checker: Checker) -> bool:
-    """Whether a name may be meant for a perturbation whose own name or label is wrong."""
+    """Return whether a name may be meant for a perturbation whose own name or label is wrong."""
     if None in checker.doubtful:
         return True
     return bool(did_you_mean(name.partition("[")[0], [d for d in checker.doubtful if d]))

@@ -140,7 +140,7 @@ class Suite:
     notes: tuple[str, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
-        """The suite with every label, budget and list expanded, as JSON values."""
+        """Return the suite with every label, budget and list expanded, as JSON values."""
         names = ("name", "seeds", "data", "threat", "models", "perturbations", "detectors", "analyses")
         found: dict[str, Any] = json.loads(canonical({name: getattr(self, name) for name in names}))
         return found

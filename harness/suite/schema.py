@@ -202,7 +202,7 @@ def only_misspelt(item: Any, items: Sequence[Any]) -> bool:
 
 
 def explain(item: Any) -> str:
-    """A pydantic error in a person's words, with the nearest known key for an unknown one."""
+    """Return a pydantic error in a person's words, with the nearest known key for an unknown one."""
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         model = _TABLES.get(str(item["loc"][0]), SuiteFile)

@@ -61,7 +61,7 @@ class _Reader:
         return self._found
 
     def _resolved(self, names: Path, element: bool) -> Path:
-        """The path of a header: names of arrays of tables stand for their last element."""
+        """Return the path of a header: names of arrays of tables stand for their last element."""
         place: Path = ()
         for number, name in enumerate(names):
             place = (*place, name)
@@ -162,7 +162,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _plain(kind: str, text: str) -> str:
-    """A key without its quotes and escapes."""
+    """Return a key without its quotes and escapes."""
     if kind != "text":
         return text
     import tomllib

@@ -39,7 +39,7 @@ def pack(bits: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, units: int) -> Tensor:
-    """The inverse of :func:`pack`: booleans of shape (n, units)."""
+    """Return the inverse of :func:`pack`: booleans of shape (n, units)."""
     return _unpack_numpy(packed, units) if packed.device.type == "cpu" else _unpack_shifts(packed, units)
 
 
@@ -70,7 +70,7 @@ def _unpack_shifts(packed: Tensor, units: int) -> Tensor:
 
 
 def intersections(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -> Tensor:
-    """How many units are on in both rows, for all pairs of packed rows.
+    """Return how many units are on in both rows, for all pairs of packed rows.
 
     On the CPU a float32 matrix product of unpacked blocks in which each float carries two rows, as x + 4096 y: their
     sums stay apart as two digits of the 24 exact bits, which halves the multiplications. A few rows are compared by
@@ -111,7 +111,7 @@ def intersections(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -
 
 
 def ones(packed: Tensor) -> Tensor:
-    """How many bits are on in each packed row (n, bytes): int64 (n,)."""
+    """Return how many bits are on in each packed row (n, bytes): int64 (n,)."""
     # A byte's ones, counted in pairs, then fours, then all eight bits at once; no wider copy of the bytes is made.
     x = packed - ((packed >> 1) & 0x55)
     x = (x & 0x33) + ((x >> 2) & 0x33)

@@ -138,7 +138,7 @@ class ChannelAxes(TorchDispatchMode):
 
     @staticmethod
     def _from_normalisation(name: str, args: tuple[Any, ...], made: Tensor) -> Axis:
-        """Where nothing else is known: a normalisation tells what it takes for channels."""
+        """Take the axis from a normalisation, where nothing else is known."""
         if "batch_norm" in name or "group_norm" in name:
             return 1 if made.ndim > 1 and made.shape == args[0].shape else None
         if "layer_norm" in name or "rms_norm" in name:
@@ -151,7 +151,7 @@ class ChannelAxes(TorchDispatchMode):
 def _carried(
     name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size, axis: int, made: Tensor
 ) -> Axis:
-    """The axis after an operation that moves, removes or keeps axes."""
+    """Return the axis after an operation that moves, removes or keeps axes."""
     ndim = len(shape)
     if name == "permute":
         order: list[int] = [d % ndim for d in args[1]]

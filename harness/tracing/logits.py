@@ -16,7 +16,7 @@ _HALVES = (-0.5, 0.5)
 
 
 def find_logits(output: Any) -> tuple[Tensor, str]:
-    """The tensor of logits in what a network returned, as it is, and in words where it was found.
+    """Return the tensor of logits in what a network returned, as it is, and in words where it was found.
 
     A tensor is taken as it is (no words), else the attribute ``logits`` of an object, the entry ``"logits"`` of a
     mapping, or the first element of a tuple or list.

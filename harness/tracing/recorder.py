@@ -48,7 +48,7 @@ class Survey:
 def discover(
     model: nn.Module, example: Tensor, modules: Sequence[str] = (), root: nn.Module | None = None
 ) -> tuple[TapInfo, ...]:
-    """The taps of a model in execution order; as :func:`survey`."""
+    """Return the taps of a model in execution order; as :func:`survey`."""
     return survey(model, example, modules, root).taps
 
 
@@ -122,7 +122,7 @@ class Recording:
 
 
 def encode(need: Need, activation: Tensor, signs: Tensor, kept: Tensor | None) -> Tensor:
-    """What is stored of one tap, first axis n.
+    """Return what is stored of one tap, first axis n.
 
     Args:
         need: which code.
@@ -243,7 +243,7 @@ def live_trace(
     modules: Sequence[str] = (),
     root: nn.Module | None = None,
 ) -> LiveTrace:
-    """A forward pass that can be differentiated with respect to ``images``; the model must be in eval mode."""
+    """Return a forward pass that can be differentiated with respect to ``images``; the model must be in eval mode."""
     activations: dict[str, Tensor] = {}
     before: dict[str, Tensor] = {}
     known = {tap.name: tap for tap in taps}

@@ -168,7 +168,7 @@ def _dequantised(activation: Tensor) -> Tensor:
 
 
 def is_activation(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call is ReLU-like: ``hardtanh`` only with minimum 0 (ReLU6), ``threshold`` only as a ReLU."""
+    """Return whether a call is ReLU-like: ``hardtanh`` only with minimum 0 (ReLU6), ``threshold`` only as a ReLU."""
     if not isinstance(args[0], Tensor):
         return False
     if name == "hardtanh":

@@ -35,7 +35,7 @@ class Scores(NeedsCodes, Protocol):
 
 
 def view_seed(view: View) -> int:
-    """The seed of a view's dropout masks: one for all images, runs and guards, so that their scores agree."""
+    """Return the seed of a view's dropout masks: one for all images, runs and guards, so that their scores agree."""
     return derive_seed(0, "dropout", view.name)
 
 
@@ -58,7 +58,7 @@ class Instruments:
     bits_per_tap: int | None = None
 
     def capped(self, needs: Sequence[Need]) -> tuple[Need, ...]:
-        """Needs as codes of this model are stored."""
+        """Return needs as codes of this model are stored."""
         return tuple(capped(need, self.bits_per_tap) for need in needs)
 
     def codes(self, needs: Sequence[Need], images: Tensor) -> Traces:
@@ -68,11 +68,11 @@ class Instruments:
         return Traces(found.logits, self.taps, found.codes, needs)
 
     def live(self, needs: Sequence[Need], images: Tensor) -> LiveTrace:
-        """A trace that can be differentiated with respect to ``images``, which lie on the model's device."""
+        """Return a trace that can be differentiated with respect to ``images``, which lie on the model's device."""
         return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root)
 
     def traces(self, detector: Scores, images: Tensor, seed: int = 0) -> Traces:
-        """Traces as a detector's ``score`` gets them: with the views and input gradients that it declares.
+        """Return traces as a detector's ``score`` gets them: with the views and input gradients that it declares.
 
         Args:
             detector: whose codes, views and gradients are recorded.
@@ -92,12 +92,12 @@ class Instruments:
         return replace(self.codes(detector.needs, images), view_traces=views, gradient_rows=gradients)
 
     def score(self, detector: Scores, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes) and scores (n,), float64, on the CPU."""
+        """Return logits (n, classes) and scores (n,), float64, on the CPU."""
         traces = self.traces(detector, images, seed)
         with torch.no_grad():
             return traces.logits, detector.score(traces).detach().double().cpu()
 
 
 def fit_traces(traces: Traces, labels: Tensor, draws: torch.Generator) -> Traces:
-    """Traces as a detector's ``fit`` gets them: with labels and a generator."""
+    """Return traces as a detector's ``fit`` gets them: with labels and a generator."""
     return replace(traces, label_rows=labels, random=draws)

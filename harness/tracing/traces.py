@@ -45,7 +45,7 @@ class TapInfo:
         return int(torch.Size(self.shape).numel())
 
     def arranged(self, activation: Tensor) -> Tensor:
-        """An activation as everything here reads it, whichever way the model computes it; a view.
+        """Return an activation as everything here reads it, whichever way the model computes it; a view.
 
         That is (n, channels, positions...), or (n, positions, features) with a single axis of positions.
         """
@@ -53,7 +53,7 @@ class TapInfo:
         return activation if moved is None else activation.movedim(*moved)
 
     def as_computed(self, arranged: Tensor) -> Tensor:
-        """What :meth:`arranged` gave, as the model computes it; a view."""
+        """Return what :meth:`arranged` gave, as the model computes it; a view."""
         moved = self._moved(arranged.ndim)
         return arranged if moved is None else arranged.movedim(*reversed(moved))
 
@@ -93,7 +93,7 @@ class Need:
         return self.representation if self.units is None else f"{self.representation}:{self.units}"
 
     def select(self, taps: Sequence[TapInfo]) -> tuple[TapInfo, ...]:
-        """The taps that this need means, in execution order.
+        """Return the taps that this need means, in execution order.
 
         Raises:
             UsageError: for a selection that cannot be read, an unknown name, or no tap at all.
@@ -137,7 +137,7 @@ def sampled_units(tap: TapInfo, units: int | None) -> Tensor | None:
 
 
 def pool(activation: Tensor, statistic: Statistic) -> Tensor:
-    """One number per map of an activation that is arranged (:meth:`TapInfo.arranged`), float32 (n, maps).
+    """Return one number per map of an activation that is arranged (:meth:`TapInfo.arranged`), float32 (n, maps).
 
     Maps are the channels of (n, channels, positions...) and the features of (n, tokens, features); an activation of
     shape (n, features) is its own pooled vector (for ``std``: its absolute value, having no positions).
@@ -185,7 +185,7 @@ class Traces:
         return max(0, stop - start)
 
     def __getitem__(self, rows: slice) -> Traces:
-        """Some consecutive images; nothing is read."""
+        """Return some consecutive images; nothing is read."""
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise ValueError("traces are cut into runs of consecutive images")
@@ -198,7 +198,7 @@ class Traces:
         )  # fmt: skip
 
     def pick(self, index: Tensor) -> Traces:
-        """Some of the images in the order of ``index`` (int64); nothing is read."""
+        """Return some of the images in the order of ``index`` (int64); nothing is read."""
         absolute = index + self.window.indices(len(self.logits_rows))[0]
         return replace(
             self,
@@ -212,7 +212,7 @@ class Traces:
         )
 
     def alone(self) -> Traces:
-        """The same images with nothing else behind them: read now, so that no other image can be looked up."""
+        """Return the same images with nothing else behind them: read now, so that no other image can be looked up."""
         return Traces(
             self.logits, self.taps,
             {code: {tap: self._read(rows) for tap, rows in taps.items()} for code, taps in self.codes.items()},
@@ -223,7 +223,7 @@ class Traces:
         )  # fmt: skip
 
     def batches(self, size: int = 256) -> Iterator[Traces]:
-        """The images in consecutive parts of at most ``size``."""
+        """Return the images in consecutive parts of at most ``size``."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
@@ -269,22 +269,22 @@ class Traces:
         return self.random
 
     def tap_names(self, selection: str | Sequence[str] | None = None) -> tuple[str, ...]:
-        """The names of the taps in execution order; by default those of the first need, or all without needs."""
+        """Return the names of the taps in execution order; by default those of the first need, or all without needs."""
         if selection is None:
             selection = self.needs[0].taps if self.needs else "all"
         return tuple(t.name for t in select_taps(selection, self.taps))
 
     def units(self, tap: str, representation: Literal["bits", "full"] = "bits") -> int:
-        """How many units a tap's code holds, after sub-sampling (the padding of the last byte excluded)."""
+        """Return how many units a tap's code holds, after sub-sampling (the padding of the last byte excluded)."""
         kept = [n.units for n in self.needs if n.representation == representation and n.units is not None]
         return min([self._tap(tap).units, *kept])
 
     def bits(self, tap: str) -> Tensor:
-        """Packed bits of a tap, uint8, (n, ceil(units / 8)): 1 where the pre-activation is positive."""
+        """Return packed bits of a tap, uint8, (n, ceil(units / 8)): 1 where the pre-activation is positive."""
         return self._code("bits", tap)
 
     def pooled(self, tap: str, statistic: Statistic | None = None) -> Tensor:
-        """One number per map, float32, (n, maps); ``statistic`` where several were asked for."""
+        """Return one number per map, float32, (n, maps); ``statistic`` where several were asked for."""
         return self._code("pooled", tap, statistic)
 
     def full(self, tap: str) -> Tensor:
@@ -292,13 +292,13 @@ class Traces:
         return self._code("full", tap)
 
     def view(self, name: str) -> Traces:
-        """The traces of an extra forward that the detector declared under ``views``."""
+        """Return the traces of an extra forward that the detector declared under ``views``."""
         if name not in self.view_traces:
             raise UsageError(f"The detector reads the view {name!r} but did not declare it.")
         return self.view_traces[name]
 
     def gradient(self, name: str) -> Tensor:
-        """A gradient with respect to the input that the detector declared, float32, the images' shape."""
+        """Return a gradient with respect to the input that the detector declared, float32, the images' shape."""
         if name not in self.gradient_rows:
             raise UsageError(f"The detector reads the gradient {name!r} but did not declare it.")
         return self._read(self.gradient_rows[name])

@@ -60,7 +60,7 @@ class Drawn:
 
 
 def drawn(figure: Figure) -> Drawn:
-    """A figure as the page needs it."""
+    """Return a figure as the page needs it."""
     from ...analyses.findings import HeatMaps, Lines, Points
 
     if isinstance(figure, Lines):
@@ -150,7 +150,7 @@ def _reduced(values: Tensor) -> tuple[Tensor, int, int]:
 
 
 def _packed(values: Tensor) -> dict[str, str]:
-    """Numbers as plotly's typed array: float32, exactly; what is not finite is a gap."""
+    """Return numbers as plotly's typed array: float32, exactly; what is not finite is a gap."""
     import torch
 
     finite = torch.where(torch.isfinite(values), values, math.nan).contiguous()
@@ -245,7 +245,7 @@ def picture(image: Tensor) -> str:
 
 
 def data_address(image: Any) -> str:
-    """A Pillow image as a ``data:`` address."""
+    """Return a Pillow image as a ``data:`` address."""
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
@@ -262,7 +262,7 @@ def _rgba(image: Tensor) -> Any:
 
 
 def sheet(figure: Figure) -> bytes | None:
-    """A figure of pictures as one PNG file, enlarged without smoothing so that digits can be read.
+    """Return a figure of pictures as one PNG file, enlarged without smoothing so that digits can be read.
 
     Images stand with gaps between them; where all do not fit into 64 million pixels, the last rows and columns are
     left out.

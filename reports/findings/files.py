@@ -1,8 +1,8 @@
 """The files of an analysis: one folder per result in the run directory, written by the harness and read by the site.
 
 ``analyses/<dataset>-<model>-<seed>-<label>/`` holds ``findings.json`` (who was studied, and the findings), the tensors
-in ``arrays.safetensors``, a CSV file per table and a PNG file per figure of pictures. A run directory may come from a
-stranger: what is read is limited in size, never followed through a link, and never executed.
+in ``arrays.safetensors``, a CSV file per table and a PNG file per figure of pictures. A run directory may come from an
+untrusted source: what is read is limited in size, never followed through a link, and never executed.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Result:
     digest: str = ""
 
     def text(self, key: str) -> str:
-        """A fact of the head as one line."""
+        """Return a fact of the head as one line."""
         return words(self.head.get(key))
 
 
 def findings_folder(run: Path, head: Mapping[str, object]) -> Path:
-    """Where a result belongs.
+    """Return where a result belongs.
 
     Raises:
         UsageError: if data set, model, seed or label could lead anywhere else.
@@ -89,7 +89,7 @@ def _folder_name(head: Mapping[str, object]) -> str:
 
 
 def file_names(names: Sequence[str], suffix: str) -> list[str]:
-    """One file name for each title or table name: lower case where nothing else is safe, and no two alike."""
+    """Return one file name for each title or table name: lower case where nothing else is safe, and no two alike."""
     taken = {"findings.json", "arrays.safetensors"}
     made = []
     for number, name in enumerate(names, 1):
@@ -103,12 +103,12 @@ def file_names(names: Sequence[str], suffix: str) -> list[str]:
 
 
 def table_files(tables: Sequence[Table]) -> list[str]:
-    """The CSV file of each table."""
+    """Return the CSV file of each table."""
     return file_names([t.name for t in tables], ".csv")
 
 
 def picture_files(figures: Sequence[Figure]) -> dict[int, str]:
-    """The PNG file of each figure of pictures, by the figure's position."""
+    """Return the PNG file of each figure of pictures, by the figure's position."""
     from ...analyses.findings import Pictures
 
     positions = [i for i, f in enumerate(figures) if isinstance(f, Pictures)]
@@ -200,7 +200,7 @@ def _remove(path: Path) -> None:
 
 
 def _sound(findings: Findings) -> Findings:
-    """The findings as plain numbers that can be read back, whatever an analysis computed."""
+    """Return the findings as plain numbers that can be read back, whatever an analysis computed."""
     from ...analyses.findings import HeatMaps, Lines
     from .figures import colour_range
 

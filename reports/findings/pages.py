@@ -59,7 +59,7 @@ class Study:
 
 
 def studies(runs: Sequence[Run]) -> tuple[list[Study], list[str]]:
-    """The analyses of some runs, and a sentence for each that cannot be shown."""
+    """Return the analyses of some runs, and a sentence for each that cannot be shown."""
     by_key: dict[tuple[str, ...], list[tuple[Run, Result]]] = {}
     problems: list[str] = []
     for run in runs:
@@ -88,7 +88,7 @@ def _by_number(seed: str) -> tuple[int, int, str]:
 
 
 def cards(found: Sequence[Study]) -> list[dict[str, object]]:
-    """What the front page shows of each."""
+    """Return what the front page shows of each."""
     made: list[dict[str, object]] = []
     for study in found:
         findings = study.first.findings
@@ -109,7 +109,7 @@ def cards(found: Sequence[Study]) -> list[dict[str, object]]:
 
 
 def analysis_page(study: Study, environment: Environment, out: Path, version: str) -> str:
-    """A page as text.
+    """Return a page as text.
 
     Args:
         study: what it is about.
@@ -170,7 +170,7 @@ def _section(number: int, run: Run, result: Result, out: Path, data: dict[str, d
 
 
 def _without(labels: object) -> str:
-    """What failed perturbations mean for a result."""
+    """Return what failed perturbations mean for a result."""
     named = [t for t in map(words, labels[:SENTENCES]) if t] if isinstance(labels, list) else []
     return f"Made without {', '.join(named)}, which failed." if named else ""
 
@@ -218,7 +218,7 @@ def _markup(text: str) -> Markup:
 
 
 def made_pages(folder: Path) -> list[Path]:
-    """The pages of analyses in a site's folder, by this report or an earlier one; no other files."""
+    """Return the pages of analyses in a site's folder, by this report or an earlier one; no other files."""
     if not folder.is_dir():
         return []
     found = []

@@ -23,7 +23,7 @@ DIVERGING = ((176, 88, 20), (230, 162, 98), (240, 240, 240), (116, 169, 214), (2
 
 
 def thumbnail(findings: Findings) -> Markup | None:
-    """A picture of the first figure that has something to show; ``None`` without one."""
+    """Return a picture of the first figure that has something to show; ``None`` without one."""
     from markupsafe import Markup
 
     from ...analyses.findings import HeatMaps, Lines, Points

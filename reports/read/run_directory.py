@@ -84,19 +84,19 @@ class Row:
     tallies: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def text(self, column: str) -> str:
-        """A text cell."""
+        """Return a text cell."""
         return self.texts[column]
 
     def number(self, column: str) -> float | None:
-        """A number cell; ``None`` where it is empty or not finite."""
+        """Return a number cell; ``None`` where it is empty or not finite."""
         return self.numbers[column]
 
     def counts(self, column: str) -> Mapping[str, int]:
-        """A cell of counts by name; empty where the cell is, or where the table has no such column."""
+        """Return a cell of counts by name; empty where the cell is, or where the table has no such column."""
         return self.tallies.get(column, {})
 
     def relabelled(self, column: str, text: str) -> Row:
-        """The same row with another text in one cell."""
+        """Return the same row with another text in one cell."""
         return Row({**self.texts, column: text}, self.numbers, self.tallies)
 
 
@@ -130,7 +130,7 @@ class Run:
         return words(self.facts.get("protocol_digest"))
 
     def rows(self, table: str) -> Sequence[Row]:
-        """The rows of a table, none where it is missing."""
+        """Return the rows of a table, none where it is missing."""
         return self.tables.get(table, ())
 
 
@@ -232,7 +232,7 @@ def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional
                for c in kinds if kinds[c] == _COUNTS}  # fmt: skip
 
     def rows(columns: Mapping[str, list[_T]]) -> Iterator[dict[str, _T]]:
-        """The cells of each row; a dictionary each, and one of its own where there is no column."""
+        """Return the cells of each row; a dictionary each, and one of its own where there is no column."""
         if not columns:
             return ({} for _ in range(len(frame)))
         return (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
@@ -241,7 +241,7 @@ def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional
 
 
 def _each(column: pd.Series[str], change: Callable[[str], str]) -> list[str]:
-    """A column of texts, changed; each different text once, for few are different."""
+    """Return a column of texts, changed; each different text once, for few are different."""
     import numpy as np
 
     codes, different = column.factorize()
@@ -250,7 +250,7 @@ def _each(column: pd.Series[str], change: Callable[[str], str]) -> list[str]:
 
 
 def _numbers(column: pd.Series[str], file: Path) -> list[float | None]:
-    """A column of numbers: all at once where they are plain, one by one to say which is none."""
+    """Return a column of numbers: all at once where they are plain, one by one to say which is none."""
     import numpy as np
 
     empty = (column.str.strip() == "").to_numpy()
@@ -306,17 +306,17 @@ def mapping(value: object) -> Mapping[str, object]:
 
 
 def objects(value: object) -> list[Mapping[str, object]]:
-    """The JSON objects in a list; anything else is left out."""
+    """Return the JSON objects in a list; anything else is left out."""
     return [mapping(v) for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
 
 def listed(value: object) -> list[object]:
-    """The value if it is a list, else an empty one."""
+    """Return the value if it is a list, else an empty one."""
     return value if isinstance(value, list) else []
 
 
 def words(value: object) -> str:
-    """A JSON scalar as text, one line; an empty string for ``null``, lists and objects."""
+    """Return a JSON scalar as text, one line; an empty string for ``null``, lists and objects."""
     if value is None or isinstance(value, (list, dict)):
         return ""
     if isinstance(value, bool):
@@ -327,7 +327,7 @@ def words(value: object) -> str:
 
 
 def quantity(value: object) -> float | None:
-    """A JSON number as a finite float, else ``None``."""
+    """Return a JSON number as a finite float, else ``None``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:

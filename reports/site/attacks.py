@@ -100,7 +100,7 @@ def rounding(conditions: Conditions) -> Rounding | None:
 
 
 def _rounding_summary(tables: Sequence[tuple[str, Sequence[RoundedRow]]]) -> str:
-    said = []
+    largest = []
     for place, (_, name) in enumerate(ROUNDED):
         changes = [(change, row.label, detector) for detector, rows in tables for row in rows
                    if place < len(row.pairs) and (change := row.pairs[place].change) is not None]  # fmt: skip
@@ -108,8 +108,8 @@ def _rounding_summary(tables: Sequence[tuple[str, Sequence[RoundedRow]]]) -> str
             continue
         change, label, detector = max(changes, key=lambda c: abs(c[0]))
         where = label if place == 0 or label.endswith(f"@{detector}") else f"{label}, {detector}"
-        said.append(f"{name.lower()} {signed(change)} points ({where})" if change else f"{name.lower()} none")
-    return f"Largest changes: {'; '.join(said)}." if said else ""
+        largest.append(f"{name.lower()} {signed(change)} points ({where})" if change else f"{name.lower()} none")
+    return f"Largest changes: {'; '.join(largest)}." if largest else ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Winners:
 
 
 def winners(conditions: Conditions, threat: tuple[str, float | None]) -> list[Winners]:
-    """Which parts of the attacks won, per attack, detector and budget; empty where the table does not say.
+    """Return which parts of the attacks won, per attack, detector and budget; empty where the table does not say.
 
     Args:
         threat: norm and budget that the ranking is about: these bars are shown first, or else the largest budget's.
@@ -172,11 +172,11 @@ def _bars(conditions: Conditions, rows: Sequence[Row], names: Sequence[str]) -> 
         total = 0
         for _, same in grouped(own, "seed").items():
             # The same count may stand in every detector's row of one attack: it is taken once per seed.
-            told = sorted((r for r in same if r.counts("parts")), key=lambda r: r.text("detector") != against)
-            if told:
-                for part, count in told[0].counts("parts").items():
+            with_parts = sorted((r for r in same if r.counts("parts")), key=lambda r: r.text("detector") != against)
+            if with_parts:
+                for part, count in with_parts[0].counts("parts").items():
                     counts[part] = counts.get(part, 0) + count
-                total += int(told[0].number("n") or 0)
+                total += int(with_parts[0].number("n") or 0)
         total = max(total, sum(counts.values()))
         eps = own[0].number("eps")
         parts = [(PARTS.get(p, p), counts[p], counts[p] / total, i) for i, p in enumerate(names) if counts.get(p)]

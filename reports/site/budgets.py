@@ -52,7 +52,7 @@ def _short(value: float) -> float:
 
 
 def curve_data(title: str, conditions: Conditions, threat: tuple[str, float | None]) -> dict[str, object] | None:
-    """The budget curves of one model as plain JSON data; ``None`` where no attack has two budgets.
+    """Return the budget curves of one model as plain JSON data; ``None`` where no attack has two budgets.
 
     A series is ``[norm, detector, attack, points]`` with three indices; a point is ``[x, budget, undetected, success,
     detection, n, flags]``: each measure a list of value, low, high. Names stay as they are; they are escaped when
@@ -128,7 +128,7 @@ class End:
 
 
 def ends(conditions: Conditions) -> list[End]:
-    """The last point of every budget curve of one model."""
+    """Return the last point of every budget curve of one model."""
     found = []
     for (norm, attack, against), own in grouped(conditions.rows, "norm", "group", "against").items():
         if not attack:
@@ -149,7 +149,7 @@ def ends(conditions: Conditions) -> list[End]:
 
 
 def ends_table(found: Sequence[End]) -> Table:
-    """The curves' ends as a table that sorts."""
+    """Return the curves' ends as a table that sorts."""
     rows = []
     for end in found:
         why = "" if end.against else "it knows no detector: see the curves of each"

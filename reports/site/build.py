@@ -55,7 +55,7 @@ class Group:
         return " / ".join(t for t in (self.dataset, self.model) if t) or "unnamed"
 
     def rows(self, table: str) -> list[Row]:
-        """The rows of a table."""
+        """Return the rows of a table."""
         return self.tables.setdefault(table, [])
 
     def add(self, run: Run, tables: Mapping[str, Sequence[Row]]) -> None:
@@ -157,7 +157,7 @@ def build_site(runs: Sequence[Path], out: Path) -> Path:
 
 
 def site_files(out: Path) -> list[Path]:
-    """The files of a site that :func:`build_site` wrote; files of others in its folders are not among them."""
+    """Return the files of a site that :func:`build_site` wrote; files of others in its folders are not among them."""
     own = [*(out / "assets" / name for name in (*ASSETS, PLOTLY)), out / INDEX]
     return [*(file for file in own if is_regular(file)), *made_pages(out / FOLDER)]
 
@@ -177,7 +177,7 @@ def _analysis_pages(found: Sequence[Study], out: Path) -> tuple[dict[str, str], 
 
 
 def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problems: Sequence[str] = ()) -> str:
-    """The front page as text."""
+    """Return the front page as text."""
     groups = _groups(runs)
     pages = [_group_page(group) for group in groups]
     budgets = [data for g in groups if (data := curve_data(_curve_title(g, groups), _conditions(g), _threat(g)))]
@@ -230,7 +230,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def _apart(groups: Sequence[Group]) -> list[str]:
-    """The data set and model pairs that stand in several leaderboards because their protocols differ."""
+    """Return the data set and model pairs that stand in several leaderboards because their protocols differ."""
     titles = [g.title for g in groups]
     return sorted({t for t in titles if titles.count(t) > 1})
 
@@ -302,7 +302,7 @@ def _problems(groups: Sequence[Group]) -> list[Explained]:
 
 
 def _headline(rows: Sequence[Row]) -> dict[str, str]:
-    """The verdict on one table, and the best ranked detector against the ablation, in numbers."""
+    """Return the verdict on one table, and the best ranked detector against the ablation, in numbers."""
     standings = [
         Standing(r.text("detector"), r.number("rank"), r.text("not_ranked_reason")) for r in sorted(rows, key=place)
     ]

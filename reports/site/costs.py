@@ -13,7 +13,7 @@ COSTS = (
     Column("fit_seconds", "Fit", "Time to learn from the fit images, whose traces are there already.", "seconds",
            first="asc"),
     Column("fit_peak_mib", "Peak memory", "By how much the process's memory rose while it was fitted, traces that it "
-           "read included; only Linux tells.", "MiB", first="asc"),
+           "read included; only Linux reports it.", "MiB", first="asc"),
     Column("state_mib", "Kept", "Size of what it learned, as stored in the run and in an exported guard.", "MiB",
            first="asc"),
     Column("score_ms_per_image", "Score", "Time to score one image in batches. The forward pass, which all detectors "
@@ -23,7 +23,7 @@ _DIGITS = 3
 
 
 def cost_tables(runs: Sequence[Run]) -> list[tuple[str, Table]]:
-    """The title (data set, model, and the run where there are several) and table of every model of every run.
+    """Return the title (data set, model, and the run where there are several) and table of every model of every run.
 
     Runs are not joined: their parameters and machines may differ.
     """

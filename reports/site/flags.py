@@ -151,13 +151,13 @@ class Flag:
 
 
 def flag(key: str, about: str = "") -> Flag:
-    """A flag of :data:`FLAGS`."""
+    """Return a flag of :data:`FLAGS`."""
     text, meaning = FLAGS[key]
     return Flag(text, meaning, about, key)
 
 
 def flags(text: str) -> list[Flag]:
-    """The flags of a cell: separated by ``;`` or ``|``, or by commas where none of them holds a blank."""
+    """Return the flags of a cell: separated by ``;`` or ``|``, or by commas where none of them holds a blank."""
     parts = [p.strip() for p in re.split(r"[;|]", text) if p.strip()]
     if len(parts) == 1 and "," in parts[0] and " " not in parts[0].replace(", ", ","):
         parts = [p.strip() for p in parts[0].split(",") if p.strip()]
@@ -206,7 +206,7 @@ class Explained:
 
 
 def explained(carried: Sequence[tuple[str, str, Flag]]) -> list[Explained]:
-    """Flags as a glossary, each once.
+    """Return flags as a glossary, each once.
 
     Args:
         carried: model, detector or perturbation, and its flag.

@@ -76,7 +76,7 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
             # Without index_col, rows that are longer than the header would move every column.
             parts = pd.read_csv(stream, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=[""],
                                 index_col=False, chunksize=_ROWS)  # fmt: skip
-            # Controls play no part in the ranking.
+            # Controls are not used for the ranking.
             kept = [part[part["set"] != "control"] for part in parts]
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         why = " ".join(str(error).split())[:200]

@@ -152,7 +152,7 @@ def budget(norm: str, eps: str) -> str:
 
 
 def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
-    """The leaderboard of one data set, model and threat.
+    """Return the leaderboard of one data set, model and threat.
 
     Args:
         rows: of ``leaderboard.csv``.
@@ -236,7 +236,7 @@ def _board_cell(row: Row, column: Column) -> Cell:
 
 
 def perturbed(rows: Sequence[Row], doubts: Mapping[str, Sequence[Flag]]) -> Table:
-    """What every perturbation did to one model, the mean over seeds, in the suite's order.
+    """Return what every perturbation did to one model, the mean over seeds, in the suite's order.
 
     Args:
         rows: of ``perturbations.csv``.
@@ -275,5 +275,5 @@ def _amount(rows: Sequence[Row], column: str, pattern: str, why: str) -> Cell:
 
 
 def _share(value: float | None) -> float | None:
-    """A number that a bar can draw: between 0 and 1."""
+    """Return a number that a bar can draw: between 0 and 1."""
     return None if value is None else round(min(max(value, 0.0), 1.0), 4)

@@ -90,13 +90,13 @@ class Matrix:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the numbers that are there, ``None`` if there are none."""
+    """Return the mean of the numbers that are there, ``None`` if there are none."""
     present = [v for v in values if v is not None]
     return sum(present) / len(present) if present else None
 
 
 def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
-    """Rows by their texts in some columns, in order of first appearance."""
+    """Return rows by their texts in some columns, in order of first appearance."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.text(c) for c in columns), []).append(row)
@@ -104,7 +104,7 @@ def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Ro
 
 
 def matrices(metrics: Sequence[Row], detectors: Sequence[str], wanted: Callable[[str], bool]) -> list[Matrix]:
-    """The matrices of all measures over the perturbations whose kind is ``wanted``; none without such a row."""
+    """Return the matrices of all measures over the perturbations whose kind is ``wanted``; none without such a row."""
     columns = list(dict.fromkeys((r.text("perturbation"), r.text("kind")) for r in metrics if wanted(r.text("kind"))))
     columns = [c for c in columns if c[0]]
     cells = grouped(metrics, "detector", "perturbation", "negatives", "outcome")
@@ -166,7 +166,7 @@ POPULATIONS: Mapping[str, str] = {
 
 
 def propagation(groups: Sequence[tuple[str, Sequence[Row]]]) -> list[dict[str, object]]:
-    """The curves of every (title, rows of ``propagation.csv``), as plain JSON data, the mean over seeds.
+    """Return the curves of every (title, rows of ``propagation.csv``), as plain JSON data, the mean over seeds.
 
     Series are lists ``[metric, population, perturbation, mean, q05, q95]``: three indices and three lists with one
     number (or ``None``) per tap. Names stay as they are; they are escaped when drawn.

@@ -12,7 +12,7 @@ _OWN = ("fit", "score", "view", "gradient")
 
 
 def missing_reasons(runs: Sequence[Run], model: str, metrics: Sequence[Row]) -> dict[str, str]:
-    """Why something of a detector is missing, by its label.
+    """Return why something of a detector is missing, by its label.
 
     Args:
         runs: the runs that are shown together.
@@ -41,6 +41,6 @@ def _failed(run: Run, model: str) -> Iterator[tuple[str, str]]:
 
 
 def _targets(run: Run) -> Mapping[str, str]:
-    """The detector that each adaptive attack is made against, by the attack's label."""
+    """Return the detector that each adaptive attack is made against, by the attack's label."""
     entries = objects(mapping(run.facts.get("resolved")).get("perturbations"))
     return {words(p.get("label")): words(p.get("against")) for p in entries}

@@ -27,12 +27,12 @@ MACHINE = {
 
 
 def labels(run: Run, part: str) -> list[str]:
-    """The labels of a kind of parts (``detectors``), in the suite's order."""
+    """Return the labels of a kind of parts (``detectors``), in the suite's order."""
     return [t for entry in objects(run.suite.get(part)) if (t := words(entry.get("label")) or words(entry.get("name")))]
 
 
 def run_page(run: Run) -> dict[str, object]:
-    """What the template shows of one run."""
+    """Return what the template shows of one run."""
     facts, suite = run.facts, run.suite
     data, threat, hardware = mapping(suite.get("data")), mapping(suite.get("threat")), mapping(facts.get("hardware"))
     cells = mapping(facts.get("cells"))
@@ -69,7 +69,7 @@ def run_page(run: Run) -> dict[str, object]:
 
 
 def _size(size: object, facts: Mapping[str, object]) -> str:
-    """How many images a set has, given the limit of the run."""
+    """Return how many images a set has, given the limit of the run."""
     most, given = quantity(facts.get("limit")), quantity(size)
     return words(size) if most is None or given is None else f"{min(most, given):g}"
 

@@ -47,7 +47,7 @@ class Share:
 
 
 def share(rows: Sequence[Row], measure: str, suffix: str = "") -> Share:
-    """One of :data:`MEASURES` of one condition and detector over its seeds."""
+    """Return one of :data:`MEASURES` of one condition and detector over its seeds."""
     value = mean(r.number(MEASURES[measure] + suffix) for r in rows)
     if value is None or not 0 <= value <= 1:
         return Share()
@@ -87,17 +87,17 @@ class Conditions:
 
 
 def images(rows: Sequence[Row]) -> int:
-    """How many images were attacked, the mean over seeds."""
+    """Return how many images were attacked, the mean over seeds."""
     return int(min(mean(r.number("n") for r in rows) or 0.0, _MOST))
 
 
 def group_of(row: Row) -> str:
-    """The label before budgets were expanded."""
+    """Return the label before budgets were expanded."""
     return row.text("group") or row.text("perturbation")
 
 
 def by_budget(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
-    """Rows with a budget, from the smallest to the largest."""
+    """Return rows with a budget, from the smallest to the largest."""
     found: dict[float, list[Row]] = {}
     for row in rows:
         eps = row.number("eps")
@@ -107,5 +107,5 @@ def by_budget(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
 
 
 def written(norm: str, eps: float) -> str:
-    """A budget as the page writes it: ``L∞ ≤ 8/255``."""
+    """Return a budget as the page writes it: ``L∞ ≤ 8/255``."""
     return budget(norm, f"{eps:.9g}")

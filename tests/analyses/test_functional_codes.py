@@ -24,7 +24,7 @@ from aftershock.harness.tracing.traced_model import Instruments
 from aftershock.harness.tracing.traces import TapInfo, Traces
 from minisom import MiniSom
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import entropy, f_oneway
+from scipy.stats import entropy, f_oneway, sem, t
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score
 from support.commands import Forks
@@ -343,6 +343,10 @@ def test_perturbed_images_land_on_the_reached_class_and_noise_does_not(found: Fi
     hit = row_of(rows, tap="classes", images="perturbed")
     assert (hit["n"], hit["reached_share"], hit["true_share"], hit["changed_share"]) == (45, 1, 0, 1)
     assert (hit["distance_to_reached"], hit["distance_to_true"]) == pytest.approx((0, 1), abs=1e-6)
+    # Units of three classes in a row: two of three ways to the next class are one step, the third is two.
+    steps = [1] * 30 + [2] * 15
+    ends = t.interval(0.95, 44, 4 / 3, sem(steps))
+    assert (hit["map_steps"], hit["map_steps_low"], hit["map_steps_high"]) == pytest.approx((4 / 3, *ends))
     for images, count in (("noise", 40), ("clean", 45)):
         row = row_of(rows, tap="classes", images=images)
         assert (row["n"], row["reached_share"], row["true_share"], row["changed_share"]) == (count, 0, 1, 0)

@@ -233,7 +233,7 @@ class Undeclared(Sound):
 
 BROKEN: dict[str, tuple[type[Detector], str]] = {
     "info": (Nameless, r"info\.title = ''"),
-    "described": (Terse, "says nothing about paper and summary"),
+    "described": (Terse, "lacks paper and summary"),
     "needs": (NoSuchTap, "no tap 'layer9'"),
     "fits": (Forgets, "returned None"),
     "scores": (Column, r"gave \(120, 1\) for 120 images"),
@@ -255,7 +255,7 @@ MORE: dict[str, list[tuple[type[Detector], str]]] = {
     "batches": [(Peers, "a score moved")],
     "labels": [(Draws, "draws from the generator")],
     "global-state": [(SeedsNumPy, "NumPy's global generator and Python's"), (SwitchesOff, "gradients are recorded")],
-    "planted": [(Constant, "notices none of them"), (Weak, "does not notice PGD")],
+    "planted": [(Constant, "detects none of them"), (Weak, "does not detect PGD")],
     "surrogate": [
         (Detached, "no gradient"),
         (NotExact, "called exact, but differs"),

@@ -325,7 +325,7 @@ def test_a_recommendation_in_pytest_is_a_warning() -> None:
 
     (mark,) = contract.pytestmark
     (check,) = [case.values[1] for case in mark.args[1] if case.id.endswith("-described")]
-    with pytest.warns(ConformanceWarning, match="info says nothing about paper"):
+    with pytest.warns(ConformanceWarning, match="info lacks paper"):
         check(mark.args[1][0].values[0])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....harness.statistics.intervals import Estimate
-from ...common.text import series
+from ...common.text import methods, series
 from ...findings import Figure, Lines, Pictures, Series
 from ..measured import Decoded, Reading
 from ..training import Source
@@ -41,17 +41,15 @@ def _flat(name: str, value: float, count: int) -> Series:
 
 
 def _by_depth(measured: Decoded, measure: str, title: str, unit: str) -> Lines:
-    curves = [
-        _curve(s.name, [measured.estimate(t, s, measure) for t in measured.taps], s.encoder != "own")
-        for s in measured.sources
-    ]
+    found = [[measured.estimate(t, s, measure) for t in measured.taps] for s in measured.sources]
+    curves = [_curve(s.name, f, s.encoder != "own") for s, f in zip(measured.sources, found, strict=True)]
     if measure == "squared_error":
         curves.append(_flat("mean image", measured.mean_error, len(measured.taps)))
     else:
         curves.append(_flat("originals", measured.baseline(measure).value, len(measured.taps)))
     caption = (
-        f"{MEASURES[measure].capitalize()}, on {measured.tested_on} evaluate images; bands: 95 % over images and "
-        f"{measured.seeds} seed{'s' * (measured.seeds > 1)}."
+        f"{MEASURES[measure].capitalize()}, on {measured.tested_on} evaluate images and {measured.seeds} "
+        f"seed{'s' * (measured.seeds > 1)}; bands: {methods(found[0])}."
     )
     return Lines(
         title, caption, measured.taps, "tap, by depth", unit, curves, (0.0, 1.0) if unit == "accuracy" else None
@@ -111,7 +109,8 @@ def _attack(measured: Decoded, reading: Reading) -> Lines:
     caption = (
         f"{reading.images} successes of {reading.label} ({reading.controls} noise controls), decoded with "
         f"{first.name} and read by fresh classifiers; 'image': not decoded. Nearer: the reconstruction lies nearer to "
-        "the mean reconstruction of the predicted class than to that of the true class."
+        "the mean reconstruction of the predicted class than to that of the true class. Bands: "
+        f"{methods(column('reached', first))}."
     )
     return Lines(
         f"{reading.label}: from which layer on the predicted class is decoded", caption, places, "tap, by depth",

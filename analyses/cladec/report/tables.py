@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ....harness.statistics.intervals import Estimate
+from ...common.text import methods
 from ...findings import Table, Value
 from ..measured import Decoded
 from ..training import Source
@@ -63,17 +65,20 @@ def _summary(measured: Decoded) -> Table:
 
 def _measures(measured: Decoded) -> Table:
     rows: list[list[Value]] = []
+    seen: list[Estimate] = []
     for depth, tap, source in _rows(measured):
         for measure in measured.values[tap, source]:
             found = measured.estimate(tap, source, measure)
             rows.append([tap, depth, source.kind, _alpha(source), measure, *found.ends])
-    caption = f"Every mean with its 95 % interval over {measured.tested_on} images and {measured.seeds} seeds."
+            seen.append(found)
+    caption = f"Every mean over {measured.tested_on} images and {measured.seeds} seeds, with {methods(seen)}."
     columns = ["tap", "depth", "source", "alpha", "measure", "mean", "low", "high"]
     return Table("cladec-measures", caption, columns, rows)
 
 
 def _differences(measured: Decoded) -> Table:
     rows: list[list[Value]] = []
+    seen: list[Estimate] = []
     others = [s for s in measured.sources if s.encoder != "own"]
     for depth, tap in enumerate(measured.taps):
         for one in measured.decoders:
@@ -81,7 +86,8 @@ def _differences(measured: Decoded) -> Table:
                 for measure in measured.values[tap, one]:
                     found = measured.difference(tap, one, other, measure)
                     rows.append([tap, depth, one.alpha, other.kind, measure, *found.ends])
-    caption = "ClaDec minus a control on the same images and seeds, with 95 % intervals."
+                    seen.append(found)
+    caption = f"ClaDec minus a control on the same images and seeds, with {methods(seen)}."
     return Table(
         "cladec-differences", caption, ["tap", "depth", "alpha", "minus", "measure", "mean", "low", "high"], rows
     )
@@ -100,6 +106,7 @@ def _curves(measured: Decoded) -> Table:
 
 def _attacks(measured: Decoded) -> Table:
     rows: list[list[Value]] = []
+    seen: list[Estimate] = []
     for reading in measured.readings:
         places: list[tuple[str, Value, Source | None]] = [("image", None, None)]
         places += [(tap, depth, source) for depth, tap, source in _rows(measured)]
@@ -112,10 +119,11 @@ def _attacks(measured: Decoded) -> Table:
                         shown = "noise control" if prefix else "turned"
                         where: list[Value] = [tap, depth, name, alpha, reading.label, shown, measure]
                         rows.append([*where, *found.ends, count])
+                        seen.append(found)
     caption = (
         "Successes (turned) and their noise controls, decoded: the shares that independent classifiers read as the "
         "predicted (reached) and as the true class, and that lie nearer to the mean reconstruction of the predicted "
-        "class."
+        f"class, with {methods(seen)}."
     )
     columns = ["tap", "depth", "source", "alpha", "perturbation", "images", "measure", "mean", "low", "high", "count"]
     return Table("cladec-perturbed", caption, columns, rows)
@@ -123,13 +131,13 @@ def _attacks(measured: Decoded) -> Table:
 
 def _causes(measured: Decoded) -> Table:
     rows: list[list[Value]] = []
-    for (tap, source), found in measured.causes.items():
-        rho = found.correlation()
-        effects = (None, None, None) if rho is None else rho.ends
-        rows.append([tap, measured.taps.index(tap), source.kind, len(found.units), *effects])
+    effects = [found.correlation() for found in measured.causes.values()]
+    for ((tap, source), found), rho in zip(measured.causes.items(), effects, strict=True):
+        ends = (None, None, None) if rho is None else rho.ends
+        rows.append([tap, measured.taps.index(tap), source.kind, len(found.units), *ends])
     caption = (
         "Rank correlation, over units, between how much mixing a unit up between images moves the reconstruction and "
-        "how much it moves the network's output, with 95 % intervals."
+        f"how much it moves the network's output, with {methods(effects)}."
     )
     return Table("cladec-causes", caption, ["tap", "depth", "source", "units", "spearman", "low", "high"], rows)
 

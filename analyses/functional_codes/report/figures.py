@@ -217,7 +217,8 @@ def _landings(landings: Sequence[Landing]) -> list[Lines]:
         ),
         Lines(
             f"How far images move on the map after {label}",
-            f"Mean distance between an image's unit and its unit clean. {about} Bands: 95 % intervals.",
+            f"Mean distance between an image's unit and its unit clean. {about} Bands: 95 % intervals "
+            "(Student's t).",
             taps, _DEPTH, "Grid steps", curves([("map_steps", "distance")], PERTURBED, NOISE),
         ),
     ]  # fmt: skip

@@ -47,8 +47,19 @@ def tables(measured: Codes) -> list[Table]:
         _row(_TELESCOPE, {"tap": x.tap, "depth": x.depth, "network": x.network}, x.numbers) for x in measured.telescope
     ]
     found = [
-        Table("functional-codes", "A coded layer of the trained or untrained network.", _LAYER, layers),
-        Table("functional-codes-telescope", "A layer's cloud of activations.", _TELESCOPE, telescope),
+        Table(
+            "functional-codes",
+            "A coded layer of the trained or untrained network; 95 % intervals: of "
+            "accuracy Wilson's, of information by the jackknife.",
+            _LAYER,
+            layers,
+        ),
+        Table(
+            "functional-codes-telescope",
+            "A layer's cloud of activations; 95 % intervals (jackknife).",
+            _TELESCOPE,
+            telescope,
+        ),
         _units(measured),
     ]
     if measured.draws:
@@ -115,6 +126,11 @@ def _landings(measured: Codes) -> list[Table]:
             units += [[x.perturbation, x.tap, i, *v] for i, v in enumerate(zip(*columns, strict=True))]
     names = ("perturbation", "tap", "unit", "clean_share", "perturbed_share", "noise_share")
     return [
-        Table("functional-codes-landing", "Images of a perturbation at a tap.", _LANDING, rows),
+        Table(
+            "functional-codes-landing",
+            "Images of a perturbation at a tap; 95 % intervals: of shares Wilson's, of the steps' mean Student's t.",
+            _LANDING,
+            rows,
+        ),
         Table("functional-codes-landing-units", "A unit and the images that land on it.", names, units),
     ]

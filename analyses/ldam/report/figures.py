@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....harness.statistics.intervals import Estimate
-from ...common.text import Style, known, series
+from ...common.text import Style, known, methods, series
 from ...findings import Lines, Pictures, Series
 from ..averaging import AVERAGE, LAST
 from ..measured import TOP, Group, Learning, Sampled, langevin_name
@@ -69,14 +69,15 @@ def _curve(name: str, found: Sequence[Estimate | None], style: Style = "solid") 
 
 def _dial(measured: Sampled) -> Lines:
     settings = [s for s in measured.settings if s != TOP]
-    curves = []
+    curves, seen = [], list[Estimate]()
     for measure, name in _DIAL.items():
         found = [measured.over(s, measure) for s in settings]
+        seen += found
         if any(math.isfinite(e.value) for e in found):
             curves.append(_curve(name, found, "dashed" if measure == "diversity_pixels" else "solid"))
     return Lines(
         "Activation, diversity and realism by setting",
-        "Means over targets with 95 % intervals over chains. The discriminator's weight is varied; random data "
+        f"Means over targets with {methods(seen)} over chains. The discriminator's weight is varied; random data "
         "images show the best possible values. Diversity is 1 where chains differ as much as random data images do.",
         settings, "setting", "share, or ratio to data", curves,
     )  # fmt: skip
@@ -88,13 +89,13 @@ def _price(measured: Sampled) -> Lines:
         "activation_sd": "activation, standard deviations of data",
         "distance_ratio": "distance to data, 1 = median image",
     }
+    found = {name: [measured.over(s, measure) for s in settings] for measure, name in names.items()}
     return Lines(
         "Strength of the activation, and distance from data",
-        "Means over targets with 95 % intervals over chains: the activation in standard deviations from the data's "
-        "mean, and the distance to held-out data in an independent classifier's features.",
-        settings, "setting", "standard deviations, or ratio", [
-            _curve(name, [measured.over(s, measure) for s in settings]) for measure, name in names.items()
-        ],
+        f"Means over targets with {methods(e for each in found.values() for e in each)} over chains: the activation in "
+        "standard deviations from the data's mean, and the distance to held-out data in an independent classifier's "
+        "features.",
+        settings, "setting", "standard deviations, or ratio", [_curve(name, each) for name, each in found.items()],
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...common.text import ends, known
+from ....harness.statistics.intervals import Estimate
+from ...common.text import ends, known, methods
 from ...findings import Table, Value
 from ..averaging import COMPARED
 from ..measured import MEASURES, Averaging, Group, Sampled, shown
@@ -29,7 +30,8 @@ def tables(measured: Sampled) -> list[Table]:
             [r.label, r.score, r.against, *ends(r.area), r.successes, r.others, r.reason] for r in measured.attacks
         ]  # fmt: skip
         found.append(
-            Table("ldam-attacks", "How well a score separates a perturbation's successes from other images, by AUROC.",
+            Table("ldam-attacks", "How well a score separates a perturbation's successes from other images, by AUROC, "
+                  f"with {methods(r.area for r in measured.attacks)}.",
                   ["perturbation", "score", "against", "auroc", "low", "high", "successes", "others", "reason"], rows_)
         )  # fmt: skip
     found.append(
@@ -48,15 +50,14 @@ def _weight(group: Group) -> float | None:
 
 def _summary(measured: Sampled) -> Table:
     rows: list[Sequence[Value]] = []
+    seen: list[Estimate] = []
     for setting in measured.settings:
         group = measured.groups[measured.targets[0].name, setting]
-        rows += [
-            [setting, group.kind, _weight(group), measure, *ends(found)]
-            for measure in MEASURES
-            if math.isfinite((found := measured.over(setting, measure)).value)
-        ]
+        known_ones = {m: found for m in MEASURES if math.isfinite((found := measured.over(setting, m)).value)}
+        rows += [[setting, group.kind, _weight(group), m, *ends(found)] for m, found in known_ones.items()]
+        seen += known_ones.values()
     return Table(
-        "ldam-settings", "Means over targets of one measure under one setting, with 95 % intervals over chains.",
+        "ldam-settings", f"Means over targets of one measure under one setting, with {methods(seen)} over chains.",
         ["setting", "kind", "weight", "measure", "mean", "low", "high"], rows,
     )  # fmt: skip
 
@@ -68,8 +69,9 @@ def _by_target(measured: Sampled) -> Table:
             [name, setting, group.kind, _weight(group), measure, *ends(shown(measure, found))]
             for measure, found in group.measures.items()
         ]
+    seen = [found for group in measured.groups.values() for found in group.measures.values()]
     return Table(
-        "ldam-targets", "One measure of one target under one setting: mean over chains with its 95 % interval.",
+        "ldam-targets", f"One measure of one target under one setting: mean over chains, with {methods(seen)}.",
         ["target", "setting", "kind", "weight", "measure", "mean", "low", "high"], rows,
     )  # fmt: skip
 
@@ -117,10 +119,12 @@ def _averaging_tables(case: Averaging) -> list[Table]:
         rows.append([network, target, weight, "rhat", _infinite(group.rhat), None, None, None])
     for (weight, measure), found in case.differences.items():
         rows.append(["average - last", "", weight, measure, *ends(found), case.p_values.get((weight, measure))])
+    seen = [*case.accuracy.values(), *case.differences.values()]
+    seen += [found for group in case.groups.values() for found in group.measures.values()]
     caption = (
-        "Last against averaged weights: means over chains with 95 % intervals; differences are paired by chain, and "
-        "mean over targets, those named in the text with p-values of Student's t after Holm's correction. Diversity "
-        "is an absolute distance here."
+        f"Last against averaged weights: means over chains (of accuracies: over images) with {methods(seen)}; "
+        "differences are paired by chain, and mean over targets, those named in the text with p-values of Student's t "
+        "after Holm's correction. Diversity is an absolute distance here."
     )
     columns = ["network", "target", "weight", "measure", "mean", "low", "high", "p_holm"]
     return [Table("ldam-averaging", caption, columns, rows)]

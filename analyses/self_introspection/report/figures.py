@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ...common.text import series
+from ...common.text import methods, series
 from ...findings import Figure, HeatMaps, Lines, Panel, Points, Series
 from ..latent_map import three
 from ..measured import ATTACK, NOISE, Introspection
@@ -106,7 +106,8 @@ def _tracks(measured: Introspection, shown: int) -> Iterator[Lines]:
             "Where tracks cross from class to class",
             "Mahalanobis distance in the scoring code to the mean of the clean class, minus that to the class that the "
             "perturbation reaches, along x + t times the perturbation; above 0 the code lies nearer to the predicted "
-            "class. Noise of the same size starts from the same images. Bands: 95% over images.",
+            "class. Noise of the same size starts from the same images. Bands: "
+            f"{methods(measured.crossings[0].nearing[ATTACK])} over images.",
             list(measured.crossings[0].share), "t, share of the perturbation",
             "distance to clean class minus predicted class", curves,
         )  # fmt: skip
@@ -126,7 +127,8 @@ def _reconstruction(measured: Introspection, shown: int) -> Lines:
     return Lines(
         "What the code misses, by layer",
         "Squared reconstruction error of each layer over its variance on fit images, the median image: 0 is perfect, 1 "
-        "is about what the layer's mean would miss. Bands: 95% over images.",
+        "is about what the layer's mean would miss. Bands: "
+        f"{methods(v for m in measured.missed for v in m.median)} over images.",
         list(measured.taps), "tap, in execution order", "variance not explained", curves,
     )  # fmt: skip
 
@@ -144,7 +146,7 @@ def _relevance(measured: Introspection) -> Lines:
     return Lines(
         "Relevance by layer",
         "Share of the summed relevance to the predicted class that each layer has (mean of its sampled units times all "
-        "its units), in two ways to measure it. Bands: 95% over images.",
+        f"its units), in two ways to measure it. Bands: {methods(measured.orders['trained'].shares[0])} over images.",
         list(measured.taps), "tap, in execution order", "share of relevance", curves,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...common.text import known
+from ...common.text import known, methods
 from ...findings import Table, Value
 from ..latent_map import three
 from ..measured import ATTACK, NOISE, Introspection
@@ -28,7 +28,8 @@ def _errors(measured: Introspection) -> list[Table]:
     errors = measured.errors
     return [
         Table(
-            "misclassification", "How well a score separates wrong from right predictions on clean held-out images.",
+            "misclassification", "How well a score separates wrong from right predictions on clean held-out images, "
+            f"and beyond max-softmax, with {methods([errors.merits[0].auroc, errors.merits[0].difference])}.",
             ["score", "wrong", "images", "auroc", "auroc_low", "auroc_high", "minus_max_softmax", "minus_low",
              "minus_high"],
             [[m.name, errors.wrong, errors.images, *m.auroc.ends, *m.difference.ends] for m in errors.merits],
@@ -43,7 +44,8 @@ def _errors(measured: Introspection) -> list[Table]:
 
 def _purity(measured: Introspection) -> Table:
     return Table(
-        "purity", "Share of an image's nearest held-out neighbours that have its class, in each space.",
+        "purity", "Share of an image's nearest held-out neighbours that have its class, in each space, with "
+        f"{methods(p.share for p in measured.purities)}.",
         ["space", "numbers", "purity", "purity_low", "purity_high", "chance", "silhouette"],
         [[p.space, p.size, *p.share.ends, p.chance, known(p.silhouette)] for p in measured.purities],
     )  # fmt: skip
@@ -95,7 +97,8 @@ def _crossings(measured: Introspection) -> Table:
     ]
     return Table(
         "crossings", "Where the prediction changes and where the code crosses to the predicted class, among images "
-        "whose code starts nearer to their own; beyond: the share that lies nearer to the predicted class.",
+        "whose code starts nearer to their own; beyond: the share that lies nearer to the predicted class; "
+        f"{methods(e for c in measured.crossings for e in (c.flip, c.start))}.",
         ["perturbation", "code", "images", *(f"flip_t_{c}" for c in _ENDS), "start_beyond",
          "start_beyond_low", "start_beyond_high", "end_beyond", "end_beyond_low", "end_beyond_high",
          "noise_beyond", "noise_beyond_low", "noise_beyond_high", "crossing_images",
@@ -119,8 +122,8 @@ def _nearing(measured: Introspection) -> Table:
         for i, t in enumerate(c.share)
     ]
     return Table(
-        "nearing", "Distance to the clean class minus that to the predicted class along the tracks, and how many "
-        "predictions have changed (turned).",
+        "nearing", "Distance to the clean class minus that to the predicted class along the tracks, with "
+        f"{methods(measured.crossings[0].nearing[ATTACK])}, and how many predictions have changed (turned).",
         ["perturbation", "code", "t", *_ENDS, *(f"noise_{c}" for c in _ENDS), "turned", "noise_turned"], rows,
     )  # fmt: skip
 
@@ -132,7 +135,8 @@ def _reconstruction(measured: Introspection) -> Table:
         for i, (tap, median, mean) in enumerate(zip(measured.taps, m.median, m.mean, strict=True))
     ]
     return Table(
-        "reconstruction", "Share of a layer's variance that the code misses, by set of images.",
+        "reconstruction", "Share of a layer's variance that the code misses, by set of images, with "
+        f"{methods(v for m in measured.missed for v in m.median)} of the median.",
         ["tap", "depth", "code", "images_of", "images", "unexplained_median", "unexplained_low", "unexplained_high",
          "unexplained_mean"],
         rows,
@@ -141,7 +145,8 @@ def _reconstruction(measured: Introspection) -> Table:
 
 def _told(measured: Introspection) -> Table:
     return Table(
-        "reconstruction-auroc", "How well reconstruction errors separate successes from clean images and noise.",
+        "reconstruction-auroc", "How well reconstruction errors separate successes from clean images and noise, with "
+        f"{methods(t.auroc for t in measured.told)}.",
         ["perturbation", "score", "against", "positives", "negatives", "auroc", "auroc_low", "auroc_high"],
         [[t.label, t.score, t.against, t.positives, t.negatives, *t.auroc.ends] for t in measured.told],
     )  # fmt: skip
@@ -154,9 +159,10 @@ def _layers(measured: Introspection) -> Table:
         for k, name in enumerate(ORDERS)
         for depth, (tap, share) in enumerate(zip(measured.taps, orders.shares[k], strict=True))
     ]
+    seen = [*measured.orders["trained"].shares[0], measured.orders["trained"].agreement]
     return Table(
         "relevance-layers", "Share of relevance to the predicted class by layer, and the rank correlation of both "
-        "orders inside the layer.",
+        f"orders inside the layer, with {methods(seen)}.",
         ["tap", "depth", "network", "order", "share", "share_low", "share_high", "within_layer", "within_layer_low",
          "within_layer_high"],
         rows,
@@ -172,7 +178,8 @@ def mean_within(orders: Orders) -> float:
 def _orders(measured: Introspection) -> Table:
     return Table(
         "relevance-orders", "Spearman's rank correlation of the two orders of units, over all layers and inside "
-        "layers; of each order with itself on the other half of the images; mean |correlation| after shuffling.",
+        "layers; of each order with itself on the other half of the images; mean |correlation| after shuffling; "
+        f"{methods(o.agreement for o in measured.orders.values())}.",
         ["network", "rank_correlation", "low", "high", "within_layers_mean", "halves_correlation",
          "halves_gradient_x_activation", "shuffled_mean_correlation"],
         [[n, *o.agreement.ends, mean_within(o), *o.halves, o.permuted] for n, o in measured.orders.items()],

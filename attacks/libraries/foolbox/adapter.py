@@ -119,7 +119,7 @@ class FoolboxAttack(LibraryAttack):
         return _tensor(getattr(_library().distances, self.norm).clip_perturbation(images, made, self.eps))
 
     def _starting_points(self, model: CountingModel, images: Tensor, labels: Tensor) -> Tensor:
-        """Images that fool the model, far away perhaps; not all of them do."""
+        """Return images that fool the model, far away perhaps; not all of them do."""
         foolbox = _library()
         steps = self.settings["init_steps"]
         if self.settings["init"] == "salt-and-pepper":
@@ -207,7 +207,7 @@ def _tensor(value: Tensor) -> Tensor:
 
 
 def _raised_by_foolbox(error: BaseException) -> bool:
-    """Whether the exception comes from the library's own checks, not from the model or a tensor operation."""
+    """Return whether the exception comes from the library's own checks, not from the model or a tensor operation."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

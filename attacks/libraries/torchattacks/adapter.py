@@ -98,7 +98,7 @@ class TorchattacksAttack(LibraryAttack):
         return self.make(seen, images.device, classes)(images, labels)
 
     def make(self, seen: nn.Module, device: torch.device, classes: int) -> LibraryClass:
-        """The library's attack on a model, with a fresh seed; ``classes`` is 0 where it is not needed."""
+        """Return the library's attack on a model, with a fresh seed; ``classes`` is 0 where it is not needed."""
         import torchattacks
 
         attack = cast(LibraryClass, getattr(torchattacks, self.attack)(seen, **self.arguments(classes)))
@@ -107,7 +107,7 @@ class TorchattacksAttack(LibraryAttack):
         return attack
 
     def arguments(self, classes: int) -> dict[str, object]:
-        """The library's keyword arguments."""
+        """Return the library's keyword arguments."""
         given: dict[str, object] = {k: v for k, v in self.settings.items() if k not in self.not_passed}
         size, steps = self.step
         if size in given and given[size] is None and self.eps is not None:
@@ -122,7 +122,7 @@ class TorchattacksAttack(LibraryAttack):
         return given | dict(self.fixed)
 
     def seen(self, model: CountingModel, labels: Tensor) -> nn.Module:
-        """The model that the attack gets for a batch of these labels."""
+        """Return the model that the attack gets for a batch of these labels."""
         return model
 
 

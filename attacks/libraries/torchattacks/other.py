@@ -35,7 +35,7 @@ def _budget(norm: Norm) -> dict[str, Parameter]:
 
 
 def _any_budget(norm: Norm) -> dict[str, Parameter]:
-    """A budget that only limits what counts: the attack minimises whatever it is, and the harness clips."""
+    """Return a budget that only limits what counts: the attack minimises whatever it is, and the harness clips."""
     return {"eps": Parameter(None, float | None)}
 
 
@@ -96,7 +96,7 @@ def _fab(norm: Norm) -> type[LibraryAttack]:
 
 
 def _sticks_out(side: int, p_init: float) -> bool:
-    """Whether Square's first grid or window (in L2) does not fit into an image, on which the library fails."""
+    """Return whether Square's first grid or window (in L2) does not fit into an image, on which the library fails."""
     window, cell = max(round(math.sqrt(p_init) * side), 3), side // 5
     if cell == 0 or window + (window % 2 == 0) > side:
         return True

@@ -75,7 +75,7 @@ def guarded(probes: Sequence[Probe] = PROBES) -> Iterator[Changes]:
 
 
 def own_code(part: object) -> bool:
-    """Whether a part's class is of this package."""
+    """Return whether a part's class is of this package."""
     return type(part).__module__.partition(".")[0] == PACKAGE
 
 

@@ -116,14 +116,14 @@ def _values(*groups: Iterable[Any]) -> list[Any]:
 
 
 def _holds(now: Any, before: Any) -> bool:
-    """Whether a table has all that it had; by identity, as a replacement may claim to be equal to anything."""
+    """Return whether a table has all that it had; by identity, as a replacement may claim to be equal to anything."""
     if isinstance(before, dict):
         return all(now.get(name, _GONE) is value for name, value in before.items())
     return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
 def _differences(place: Any, now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """The names of a module or class whose values are others, are gone, or hide something."""
+    """Return the names of a module or class whose values are others, are gone, or hide something."""
     found = [n for n, value in before.items() if now.get(n, _GONE) is not value]
     found += [n for n in tuple(now) if n not in before and _hides(place, n)]
     return [n for n in found if n not in _IGNORED]

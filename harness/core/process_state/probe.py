@@ -41,5 +41,5 @@ class Probe:
 
 
 def identical(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two sequences hold the same objects; what replaced one may claim to be equal to anything."""
+    """Return whether two sequences hold the same objects; what replaced one may claim to be equal to anything."""
     return len(one) == len(other) and all(map(operator.is_, one, other))

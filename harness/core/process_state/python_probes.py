@@ -139,7 +139,7 @@ class _DescriptorsProbe(Probe):
 
 
 def _attributes(name: str, owner: Any, names: Sequence[str]) -> Probe:
-    """Attributes of a module, compared by identity."""
+    """Return attributes of a module, compared by identity."""
 
     def write(found: Sequence[Any]) -> None:
         for name, value in zip(names, found, strict=True):

@@ -30,7 +30,7 @@ _LEFT: list[Any] = []
 
 
 def _stack(kind: str) -> tuple[Callable[[], list[Any]], Callable[[Sequence[Any]], None]]:
-    """How the stack of function or dispatch modes is read and written."""
+    """Return how the stack of function or dispatch modes is read and written."""
     length, at = getattr(_C, f"_len_torch_{kind}_stack"), getattr(_C, f"_get_{kind}_stack_at")
     pop, push = getattr(_C, f"_pop_torch_{kind}_stack"), getattr(_C, f"_push_on_torch_{kind}_stack")
     # Modes of torch's own have keys of their own; those that others write have none.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def facts(analysis: Analysis[Any]) -> dict[str, Any]:
-    """What an instance says about itself."""
+    """Return what an instance says about itself."""
     return {"needs": [asdict(need) for need in analysis.needs]}
 
 

@@ -19,7 +19,7 @@ from .router import Answers, Kind
 
 
 def facts(source: DataSource) -> dict[str, Any]:
-    """What the plan needs of a data set that is found but not loaded."""
+    """Return what the plan needs of a data set that is found but not loaded."""
     if not isinstance(source, DataSource):
         raise AftershockError(f"it gave {type(source).__name__} instead of a DataSource")
     return {

@@ -26,7 +26,7 @@ from .router import Answers, Kind
 
 
 def facts(detector: Detector) -> dict[str, Any]:
-    """What an instance says about itself."""
+    """Return what an instance says about itself."""
     return {
         "needs": [asdict(need) for need in detector.needs],
         "supervised": detector.supervised,
@@ -78,7 +78,7 @@ def _scored(detector: Detector, asked: Message, about: Mapping[str, Any]) -> Mes
 
 
 def _rescore(answers: Answers, asked: Message) -> Message:
-    """Scores of a detector that is made for this question alone, as often as asked."""
+    """Return scores of a detector that is made for this question alone, as often as asked."""
     about = asked.values["values"]
     factory = DETECTORS.get(about["name"])
     params, problems = bind(factory, about["params"])
@@ -123,7 +123,7 @@ def _transform(answers: Answers, asked: Message) -> Message:
 def _differentiable(
     answers: Answers, asked: Message, compute: Callable[[Mapping[str, Tensor]], Any], what: str
 ) -> Message:
-    """A result, and the number under which its gradients are asked for; 0 where it has none."""
+    """Return a result, and the number under which its gradients are asked for; 0 where it has none."""
     wanted = asked.values["values"]["differentiate"]
     inputs = {name: asked.tensor(name) for name in asked.tensors}
     leaves = [inputs[name].requires_grad_() for name in wanted]

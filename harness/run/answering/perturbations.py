@@ -13,7 +13,7 @@ from ....attacks.base.perturbation import CountingModel, Perturbation
 from ....attacks.base.target import Guides, Observation
 from ...core.seeds import Draws, derive_seed, forked_rng
 from ...suite.instances import make_perturbation
-from ..workers.channel import Message, told
+from ..workers.channel import Message, error_message
 from .router import Answers, Kind
 
 # What the harness reads of an instance only where it has it.
@@ -21,7 +21,7 @@ _OPTIONAL = ("large_eps", "is_checked")
 
 
 def facts(perturbation: Perturbation) -> dict[str, Any]:
-    """What an instance says about itself."""
+    """Return what an instance says about itself."""
     effort = perturbation.effort
     return {
         "eps": perturbation.eps,
@@ -151,7 +151,7 @@ def _perturb(answers: Answers, asked: Message) -> Message:
             tensors["images"] = made.detach()
     except (Exception, SystemExit) as error:
         # What an attack leaves behind when a limit ends it is kept.
-        text, types = told(error)
+        text, types = error_message(error)
         values["raised"] = {"error": text, "types": types}
     values |= {"credits": [str(part) for part in model.credits], "late": int(model.late)}
     left = {"told": model.told, "asked_score": model.asked_score, "partial": model.partial, "asked": model.asked}
@@ -165,7 +165,7 @@ def _covers(answers: Answers, asked: Message) -> Message:
 
 
 def _task(answers: Answers, asked: Message) -> Message:
-    """What the shape of a task leaves of a perturbation."""
+    """Return what the shape of a task leaves of a perturbation."""
     about = asked.values["values"]
     shape = (about["shape"][0], about["shape"][1], about["shape"][2])
     perturbation: Perturbation = answers.part(asked)

@@ -112,7 +112,7 @@ class Answers:
             return self._answers[asked.values["question"]](self, asked)
 
     def part(self, asked: Message) -> Any:
-        """The part that a question is about."""
+        """Return the part that a question is about."""
         return self.made[asked.values["values"]["id"]]
 
     def call(self, name: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
@@ -140,7 +140,7 @@ def _load_distribution(name: str) -> Origin:
 
 
 def _described(entry: Entry) -> dict[str, Any]:
-    """What is known of a part without making one; ``problem`` where it is none."""
+    """Return what is known of a part without making one; ``problem`` where it is none."""
     try:
         part = entry.load()
         info = getattr(part, "info", None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import AftershockError
-from ..workers.channel import Channel, ChannelError, Message, told
+from ..workers.channel import Channel, ChannelError, Message, error_message
 from ..workers.files import FileWatch
 from .kinds import KINDS
 from .router import Answers
@@ -79,7 +79,7 @@ def _error(error: BaseException, memory: float) -> dict[str, Any]:
     if isinstance(error, SystemExit):
         text, types = f"it tried to end the program (sys.exit({error.code!r}))", ["UsageError"]
     else:
-        text, types = told(error)
+        text, types = error_message(error)
         if isinstance(error, MemoryError) or _NO_MEMORY in text:
             text = f"{text} (memory = {memory / 2**30:g} under [limits] in the suite, in GiB)".strip()
     try:

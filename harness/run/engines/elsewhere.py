@@ -13,7 +13,7 @@ from ...core.registry import plugin_host
 from ..context import Context
 from ..tasks import compute, open_task_context
 from ..work import Compute, Result, Task
-from ..workers.channel import told
+from ..workers.channel import error_message
 from ..workers.pool import POOL
 from ..workers.process import Allowance
 
@@ -39,21 +39,20 @@ class Failure:
     @staticmethod
     def of(error: BaseException, fatal: bool = False) -> Failure:
         """Return what there is to tell of an exception."""
-        text, types = told(error)
+        text, types = error_message(error)
         return Failure(text, tuple(types), tuple(getattr(error, "__notes__", ())), fatal)
 
 
 @contextmanager
-def opened(context: Context, output: bool, on_message: Callable[[str], None]) -> Iterator[Compute]:
+def opened(context: Context, on_message: Callable[[str], None]) -> Iterator[Compute]:
     """Open the data, the plugins and the stored cells of a run, and hold them.
 
     Args:
         context: what the run's owner tells.
-        output: let parts print.
-        on_message: told sentences that a person should see.
+        on_message: called with sentences that a person should see.
     """
     with guarded():
-        POOL.allow(Allowance.of(context.suite.limits, output=output))
+        POOL.allow(Allowance.of(context.suite.limits))
         for path in context.suite.plugins:
             plugin_host().open_file(path)
         task_context = open_task_context(context, on_message)

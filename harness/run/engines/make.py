@@ -9,6 +9,7 @@ import torch
 
 from ...core.errors import UsageError
 from ...core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS
+from ...store.run_directory import Store
 from ..context import Context
 from ..options import EngineChoice
 from ..work import Compute, Engine
@@ -19,15 +20,16 @@ DECIDES_NO_NUMBER = True
 
 
 def make_engine(
-    choice: EngineChoice, context: Context, here: Compute, on_message: Callable[[str], None], debug: bool
+    choice: EngineChoice, context: Context, store: Store, here: Compute, on_message: Callable[[str], None], debug: bool
 ) -> Engine:
     """Return the engine that a caller chose.
 
     Args:
         choice: made by the caller.
         context: surroundings of the run's tasks.
+        store: of the run.
         here: computes tasks in this process.
-        on_message: told sentences that a person should see.
+        on_message: called with sentences that a person should see.
         debug: stop at the first error: everything is computed here, where its traceback can be shown.
 
     Raises:
@@ -44,7 +46,7 @@ def make_engine(
     if len(devices) == 1:
         return LocalEngine(here)
     threads = max(1, torch.get_num_threads() // len(devices))
-    return WorkersEngine(context, devices, threads, on_message)
+    return WorkersEngine(context, store.incoming(), devices, threads, on_message)
 
 
 def _devices(workers: int | None, device: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,10 +33,10 @@ class WorkersEngine:
 
     Args:
         context: surroundings of the tasks.
+        place: a folder on the run directory's file system, for the artifacts that they give away.
         devices: one worker for each, where its models run.
         threads: that each may compute with.
         on_message: told sentences that a person should see, each once.
-        output: let parts print.
 
     Raises:
         AftershockError: if the workers cannot be started.
@@ -46,21 +45,16 @@ class WorkersEngine:
     def __init__(
         self,
         context: Context,
+        place: Path,
         devices: tuple[str, ...],
         threads: int,
         on_message: Callable[[str], None],
-        output: bool = False,
     ) -> None:
         self.slots = len(devices)
         self._waiting: deque[Task] = deque()
         self._said: set[str] = set()
         self._on_message = on_message
-        # On the run directory's file system, so that an artifact is renamed into its place.
-        self._place = tempfile.TemporaryDirectory(prefix=".workers-", dir=context.folder, ignore_cleanup_errors=True)
-        place = Path(self._place.name)
-        self._workers = [
-            _Worker(Opening(replace(context, device=device), threads, place, output), output) for device in devices
-        ]
+        self._workers = [_Worker(Opening(replace(context, device=device), threads, place)) for device in devices]
 
     def submit(self, task: Task) -> None:
         """Give a task to a worker that is idle, else put it at the end of the queue."""
@@ -85,7 +79,7 @@ class WorkersEngine:
                 worker.give(self._waiting.popleft())
 
     def _heard(self, worker: _Worker, on_progress: Callable[[int, float], None]) -> Outcome | None:
-        """What a worker said: the outcome of its task, or ``None`` for anything else."""
+        """Return what a worker said: the outcome of its task, or ``None`` for anything else."""
         if (task := worker.task) is None:
             return None
         try:
@@ -111,14 +105,13 @@ class WorkersEngine:
         """End the workers."""
         for worker in self._workers:
             worker.close()
-        self._place.cleanup()
 
 
 class _Worker:
     """A process that computes one task at a time; another one takes the place of one that has ended."""
 
-    def __init__(self, opening: Opening, output: bool) -> None:
-        self._opening, self._output = opening, output
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
         self.task: Task | None = None
         self._told = False
         self._process, self.connection = self._start()
@@ -156,7 +149,8 @@ class _Worker:
         try:
             process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
                 [*_COMMAND, str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),),
-                stdout=2 if self._output else subprocess.DEVNULL, stderr=None if self._output else subprocess.DEVNULL,
+                # What parts print belongs to no terminal in which several of them compute.
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path)},
                 # Ctrl-C is for the owner, who ends what it started.
                 start_new_session=True,

@@ -35,13 +35,11 @@ class Opening:
         context: surroundings of the tasks.
         threads: that it may compute with.
         place: a folder on the run directory's file system, for the artifacts that it gives away.
-        output: parts may print.
     """
 
     context: Context
     threads: int
     place: Path
-    output: bool
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ def send(connection: Connection, value: object) -> None:
 
 
 def receive(connection: Connection) -> Any:
-    """The next value; raises :class:`EOFError` or :class:`OSError` where there is none."""
-    # From our own process, over a connection that nobody else has.
+    """Return the next value; raises ``EOFError`` or ``OSError`` where there is none."""
+    # From our own process, over a connection that no other process has.
     return pickle.loads(connection.recv_bytes())  # noqa: S301
 
 
@@ -93,7 +91,7 @@ def serve(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
     opening: Opening = inbox.get()
     torch.set_num_threads(opening.threads)
     try:
-        with opened(opening.context, opening.output, lambda text: send(owner, Said(text))) as compute:
+        with opened(opening.context, lambda text: send(owner, Said(text))) as compute:
             while (task := inbox.get()) is not None:
                 found = results_of(compute, task, _Shares(owner).tell)
                 if not isinstance(found, Failure):

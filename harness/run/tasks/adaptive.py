@@ -81,7 +81,7 @@ def _elsewhere(
 
 
 def _judged(target: FittedTarget, model: Instruments, images: Tensor, seed: int, number: int) -> Tensor:
-    """One evaluation of final images, float64 (n,), the same in every run."""
+    """Return one evaluation of final images, float64 (n,), the same in every run."""
     with forked_rng(derive_seed(seed, "judged", number)):
         return target.query(model.model, images.to(device_of(model.model)), number)[1].cpu()
 
@@ -89,7 +89,7 @@ def _judged(target: FittedTarget, model: Instruments, images: Tensor, seed: int,
 def _target(
     context: TaskContext, model: Instruments, planned: TargetPlan, perturbation: Perturbation
 ) -> FittedTarget:  # fmt: skip
-    """A fitted detector as an attack that knows it sees it."""
+    """Return a fitted detector as an attack that knows it sees it."""
     detector = lent(context.detector(planned.fit, planned.part), perturbation)
     logits = context.reader.tensor(planned.guides, "logits")
     images, labels, _ = context.clean("fit", 0, len(logits))

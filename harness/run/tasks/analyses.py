@@ -60,7 +60,7 @@ def compute_preparation(context: TaskContext, key: str, job: PreparationJob) -> 
 
 
 def _output(key: str, method: str, made: object, kind: type[Any], changes: Changes) -> Output:
-    """What a method made, as it is stored."""
+    """Return what a method made, as it is stored."""
     if not isinstance(made, kind):
         raise AftershockError(f"{method}() returned {type(made).__name__} instead of {kind.__name__}")
     tensors, value = encode(made)

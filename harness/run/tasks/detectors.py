@@ -73,7 +73,7 @@ def _import_first() -> None:
 
 
 def _sources(context: TaskContext, chunks: Sequence[TraceKeys]) -> Tensor:
-    """Which image of the train split each row of fit traces was made from, int64 (n,)."""
+    """Return which image of the train split each row of fit traces was made from, int64 (n,)."""
     found = []
     for images in (chunk.images for chunk in chunks):
         if not images.source:
@@ -140,12 +140,12 @@ def _score(detector: Detector, batch: Traces, seed: int) -> tuple[Tensor, float,
 
 
 def spent_by(detector: Detector) -> tuple[float, bool] | None:
-    """What the last answer of a plugin's detector took in its own process, as :class:`Stopwatch` counts."""
+    """Return what the last answer of a plugin's detector took in its own process, as :class:`Stopwatch` counts."""
     return detector.spent if isinstance(detector, PluginDetector) else None
 
 
 def notes_of(detector: Detector) -> dict[str, list[str]]:
-    """What is known of a plugin's code in its own process: what it opened and started, and what state it left
+    """Return what is known of a plugin's code in its own process: what it opened and started, and what state it left
     changed."""
     if not isinstance(detector, PluginDetector):
         return {}

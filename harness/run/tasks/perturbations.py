@@ -46,7 +46,7 @@ def perturbed(
     context: TaskContext, job: PerturbJob, perturbation: Perturbation, attacked: Instruments, model: Instruments,
     target: TargetDetector | None = None,
 ) -> tuple[PerturbedBatch, Tensor]:  # fmt: skip
-    """What a perturbation makes of a job's images, and their rows of the set.
+    """Return what a perturbation makes of a job's images, and their rows of the set.
 
     Args:
         context: of the run.
@@ -78,7 +78,7 @@ def perturbed(
 
 
 def values_of(made: PerturbedBatch, perturbation: Perturbation) -> dict[str, Any]:
-    """What a cell of perturbed images says of how they were made."""
+    """Return what a cell of perturbed images says of how they were made."""
     return {
         "rows": len(made.images),
         "forwards": made.forwards,
@@ -90,7 +90,7 @@ def values_of(made: PerturbedBatch, perturbation: Perturbation) -> dict[str, Any
 
 
 def changes_elsewhere(part: Perturbation | Detector) -> list[str]:
-    """Flags for the state that a plugin's part left changed in its own process."""
+    """Return flags for the state that a plugin's part left changed in its own process."""
     changed = part.changed if isinstance(part, PluginPerturbation | PluginDetector) else []
     return [f"{CHANGED_FLAG}:{name}" for name in changed]
 
@@ -132,7 +132,7 @@ def _at(context: TaskContext, job: DerivedJob | ControlJob, rows: Tensor) -> tup
 
 
 def tensors_of(made: PerturbedBatch | DerivedBatch, rows: Tensor) -> dict[str, Tensor]:
-    """What a cell of perturbed images holds, whatever made them."""
+    """Return what a cell of perturbed images holds, whatever made them."""
     return {
         "images": made.images,
         "row": rows,

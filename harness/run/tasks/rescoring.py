@@ -94,7 +94,7 @@ def rescore(
 
 
 def _differs(stored: Tensor, found: Tensor) -> bool:
-    """Whether any score differs: by its size, or by its place among the others, whatever their scale."""
+    """Return whether any score differs: by its size, or by its place among the others, whatever their scale."""
     if not torch.allclose(found, stored, rtol=1e-5, atol=1e-6):
         return True
     one, other = stored.numpy(), found.numpy()
@@ -102,7 +102,7 @@ def _differs(stored: Tensor, found: Tensor) -> bool:
 
 
 def _rows(context: TaskContext, job: ScoreJob, count: int, detector: Detector) -> Tensor:
-    """Which rows are scored again: all, or a sample in which successful perturbations come first."""
+    """Return which rows are scored again: all, or a sample in which successful perturbations come first."""
     if job.recheck == "all" or detector.randomised or count <= SAMPLE:
         return torch.arange(count)
     drawn = torch.randperm(count, generator=generator(0, "recheck", "rows"))
@@ -122,14 +122,14 @@ def _has(context: TaskContext, key: str, name: str) -> bool:
 
 
 def _cut(traces: Traces) -> Sequence[Traces]:
-    """The same rows in other batches."""
+    """Return the same rows in other batches."""
     singles = min(max(_SINGLES, math.ceil(_SINGLE_SHARE * len(traces))), len(traces))
     edges = [*range(singles), *range(singles, len(traces), _ODD), len(traces)]
     return [traces[a:b].alone() for a, b in pairwise(edges) if a < b]
 
 
 def _images(context: TaskContext, job: ScoreJob, rows: Tensor) -> Tensor:
-    """The images of some rows of a set, read chunk by chunk."""
+    """Return the images of some rows of a set, read chunk by chunk."""
     parts, start = [], 0
     for chunk in job.traces:
         length = int(context.reader.values(chunk.logits)["rows"])

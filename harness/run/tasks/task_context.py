@@ -46,7 +46,7 @@ class TaskContext:
         parts: the suite's entry of each model, by the key of its cell (a cell may come from a suite that called the
             same model otherwise).
         weights: file of each model label, ``None`` where it is trained.
-        on_message: told a sentence that a person should see (how long training takes, a suspicious accuracy).
+        on_message: called with a sentence that a person should see (how long training takes, a suspicious accuracy).
         worker_context: the same for another process; ``None`` where nothing is computed elsewhere.
     """
 
@@ -67,8 +67,8 @@ class TaskContext:
         self._models: Recent[str, Classifier] = Recent(2)
         self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
-        self._said: set[str] = set()
-        # Told the share of the present cell that is done.
+        self._shown: set[str] = set()
+        # Called with the share of the present cell that is done.
         self.on_progress: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
         self.timely: set[str] = set()
@@ -110,7 +110,7 @@ class TaskContext:
             raise
 
     def make_detector(self, part: DetectorPart) -> Detector:
-        """A detector as a suite's entry describes it, not fitted; one of a plugin under the suite's limits."""
+        """Return a detector as a suite's entry describes it, not fitted; one of a plugin under the suite's limits."""
         detector = make_detector(part)
         if isinstance(detector, PluginDetector):
             detector.fit_seconds, detector.score_seconds = (
@@ -120,11 +120,11 @@ class TaskContext:
         return detector
 
     def make_model(self, key: str, job: ModelJob) -> Output:
-        """Train a model, or read its weights; measure it. What is said of every seed's is said once."""
+        """Train a model, or read its weights; measure it. A message about every seed is shown once."""
 
         def once(text: str) -> None:
-            if text not in self._said:
-                self._said.add(text)
+            if text not in self._shown:
+                self._shown.add(text)
                 self.on_message(text)
 
         state, values = make_classifier(
@@ -133,7 +133,7 @@ class TaskContext:
         return Output(key, state, values)
 
     def open(self, model: str) -> Instruments:
-        """The model of a finished ``model`` cell, in eval mode on the device."""
+        """Return the model of a finished ``model`` cell, in eval mode on the device."""
         part = self._parts[model]
 
         def load() -> Classifier:
@@ -147,11 +147,11 @@ class TaskContext:
         return Instruments(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
 
     def part(self, model: str) -> ModelPart:
-        """The suite's entry of a model's cell."""
+        """Return the suite's entry of a model's cell."""
         return self._parts[model]
 
     def source(self, name: SetName) -> ImageSplit:
-        """The split that a set's images come from."""
+        """Return the split that a set's images come from."""
         return self.dataset.train if name == "fit" else self.dataset.test
 
     def clean(self, name: SetName, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +162,7 @@ class TaskContext:
         return split.images(rows), split.labels(rows), positions
 
     def images(self, wanted: Images) -> Tensor:
-        """The images that a trace sees."""
+        """Return the images that a trace sees."""
         if not wanted.source:
             return self.clean(wanted.set, wanted.start, wanted.stop)[0]
         images = self.reader.tensor(wanted.source, "images")
@@ -177,7 +177,7 @@ class TaskContext:
         return open_traces(self.reader, chunks, taps, needs, lambda need: stored_need(need, part.bits_per_tap))
 
     def detector(self, fit: str, part: DetectorPart) -> Detector:
-        """A fitted detector, its state read from the run."""
+        """Return a fitted detector, its state read from the run."""
         from ...core.state import join_state
 
         def load() -> Detector:

@@ -15,7 +15,7 @@ from .task_context import TaskContext
 
 
 def compute_traces(context: TaskContext, cells: Sequence[Cell]) -> list[Output]:
-    """Logits and codes of the same images, in one instrumented forward."""
+    """Return logits and codes of the same images, in one instrumented forward."""
     jobs = [cell.job for cell in cells if isinstance(cell.job, TraceJob)]
     model = context.open(jobs[0].model)
     needs = tuple(job.need for job in jobs if job.need is not None)
@@ -35,7 +35,7 @@ def compute_traces(context: TaskContext, cells: Sequence[Cell]) -> list[Output]:
 
 
 def compute_extra(context: TaskContext, key: str, job: ExtraJob) -> Output:
-    """A view or an input gradient that a detector declares."""
+    """Return a view or an input gradient that a detector declares."""
     model, detector = context.open(job.model), context.make_detector(job.detector)
     images = context.images(job.images)
     if job.gradient:

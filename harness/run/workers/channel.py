@@ -51,7 +51,7 @@ class Message:
     tensors: Mapping[str, Tensor | Rows] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor of a message that was received; raises :class:`ChannelError` where it is missing."""
+        """Return one tensor of a message that was received; raises :class:`ChannelError` where it is missing."""
         found = self.tensors.get(name)
         if not isinstance(found, Tensor):
             raise ChannelError(f"an answer without {name!r}")
@@ -77,7 +77,7 @@ class Channel:
         connection.settimeout(seconds)
 
     def fileno(self) -> int:
-        """The descriptor, for ``select``."""
+        """Return the descriptor, for ``select``."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Channel:
             raise ChannelError(f"the other process takes nothing ({error})") from error
 
     def receive(self) -> Message:
-        """The next message; raises :class:`ChannelError` if there is none, or it is none, and in a fork."""
+        """Return the next message; raises :class:`ChannelError` if there is none, or it is none, and in a fork."""
         self._check_process()
         try:
             length = int.from_bytes(self._read(_LENGTH), "big")
@@ -165,7 +165,7 @@ class Channel:
 
 
 def _encodable(value: Any) -> Any:
-    """A JSON value whose texts all have an encoding."""
+    """Return a JSON value whose texts all have an encoding."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
@@ -182,7 +182,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _memory(flat: Tensor) -> memoryview:
-    """The memory of a tensor of one dimension, to be read or written."""
+    """Return the memory of a tensor of one dimension, to be read or written."""
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
@@ -208,6 +208,6 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def told(error: BaseException) -> tuple[str, list[str]]:
-    """An exception as the owner is told of it: its text in one line, if it has one, and the names of its types."""
+def error_message(error: BaseException) -> tuple[str, list[str]]:
+    """An exception as it is sent to the owner: its text in one line, if it has one, and the names of its types."""
     return text_of(error), [kind.__name__ for kind in type(error).__mro__]

@@ -74,11 +74,11 @@ class FileWatch:
         sys.addaudithook(self._look)
 
     def opened(self) -> list[str]:
-        """What was opened since the last call, each once."""
+        """Return what was opened since the last call, each once."""
         return self._taken(b"o")
 
     def started(self) -> list[str]:
-        """Which programs were started since the last call, each once; ``fork`` for copies of the process."""
+        """Return which programs were started since the last call, each once; ``fork`` for copies of the process."""
         return self._taken(b"s")
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:

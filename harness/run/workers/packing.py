@@ -131,17 +131,17 @@ def pack_taps(taps: tuple[TapInfo, ...]) -> list[dict[str, Any]]:
 
 
 def unpack_taps(described: Any) -> tuple[TapInfo, ...]:
-    """The taps of :func:`pack_taps`."""
+    """Return the taps of :func:`pack_taps`."""
     return tuple(TapInfo(**{**tap, "shape": tuple(tap["shape"])}) for tap in described)
 
 
 def pack_needs(needs: tuple[Need, ...]) -> list[dict[str, Any]]:
-    """Needs as JSON values."""
+    """Return needs as JSON values."""
     return [dict(vars(need)) for need in needs]
 
 
 def unpack_needs(described: Any) -> tuple[Need, ...]:
-    """The needs of :func:`pack_needs`."""
+    """Return the needs of :func:`pack_needs`."""
     return tuple(
         Need(**{**need, "taps": need["taps"] if isinstance(need["taps"], str) else tuple(need["taps"])})
         for need in described

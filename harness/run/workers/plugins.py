@@ -53,7 +53,7 @@ def _register(source: Source, origin: Origin) -> None:
         seen = {name: greeting[name] for name in ("files", "programs")}
         found = [(REGISTRIES[d["kind"]], str(d["name"]), {**d, **seen}) for d in greeting["parts"]]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{source} could not be loaded: its process told nothing that can be read") from error
+        raise UsageError(f"{source} could not be loaded: its process sent nothing that can be read") from error
     for registry, name, described in found:
         if registry is MODELS:
             if not _is_held(registry.of(origin), name, origin) and origin.path is not None:
@@ -63,5 +63,5 @@ def _register(source: Source, origin: Origin) -> None:
 
 
 def _is_held(entries: list[Entry], name: str, origin: Origin) -> bool:
-    """Whether a model of this very file was imported before."""
+    """Return whether a model of this very file was imported before."""
     return any(e.name == name and e.origin == origin and not isinstance(e.target, LaterPart) for e in entries)

@@ -25,7 +25,7 @@ _ENDS = 2
 
 
 def _most() -> int:
-    """How many may run at once: as many as fit in a quarter of the machine's memory."""
+    """Return how many may run at once: as many as fit in a quarter of the machine's memory."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -53,7 +53,7 @@ class WorkerPool:
             self._allowance = allowance
 
     def worker(self, source: Source, role: Role) -> Worker:
-        """The process of a plugin for one role; started when it is asked."""
+        """Return the process of a plugin for one role; started when it is asked."""
         key = (source, role)
         worker = self._workers.get(key)
         if worker is None:

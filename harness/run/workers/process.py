@@ -221,7 +221,7 @@ class Worker:
                 socket.send_fds(self._control, [b"1"], [theirs.fileno()])
 
     def greeting(self) -> Mapping[str, Any]:
-        """What it says once everything is imported, the plugin too: its parts and the files that it opened.
+        """Return what it says once everything is imported, the plugin too: its parts and the files that it opened.
 
         Raises:
             UsageError: if the plugin cannot be imported.
@@ -296,7 +296,7 @@ class Worker:
             self._forgotten.append(number)
 
     def _called(self, asked: Message, calls: Mapping[str, Callback]) -> Message:
-        """What the owner says when it is asked back; its exceptions go where the question came from."""
+        """Return what the owner says when it is asked back; its exceptions go where the question came from."""
         name = str(asked.values["call"])
         if name not in calls:
             raise ChannelError(f"it asks for {name!r}")
@@ -344,7 +344,7 @@ class Worker:
 
 
 def raised(values: Mapping[str, Any]) -> AftershockError:
-    """The exception that a part raised in its process, by its text and the names of its types."""
+    """Return the exception that a part raised in its process, by its text and the names of its types."""
     text, types = str(values["error"]), [str(name) for name in values.get("types", ())]
     error: AftershockError
     if "UnavailableError" in types:
@@ -361,14 +361,14 @@ def raised(values: Mapping[str, Any]) -> AftershockError:
 
 
 def _is_answer(values: Mapping[str, Any]) -> bool:
-    """Whether an answer has what every answer has; code of a plugin could have written to the connection."""
+    """Return whether an answer has what every answer has; code of a plugin could have written to the connection."""
     spent, lists = values.get("spent"), [values.get(name) for name in ("files", "programs", "changed")]
     numbers = isinstance(spent, list) and len(spent) == 2 and all(isinstance(n, int | float) for n in spent)
     return numbers and all(isinstance(names, list) for names in lists)
 
 
 def ended_how(status: int) -> str:
-    """The status of a process that has ended, or the signal that ended it, for a person."""
+    """Return the status of a process that has ended, or the signal that ended it, for a person."""
     if status >= 0:
         return f"status {status}"
     try:
@@ -378,7 +378,7 @@ def ended_how(status: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of a process: as ours is now, without what tells where runs, caches and data are."""
+    """Return the environment of a process: as ours is now, without what tells where runs, caches and data are."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("AFTERSHOCK_") and k not in _HIDDEN}
     # Wherever this process found the package and its plugins, the other one does.
     # Files that a part makes for itself lie in its own folder, which is its working directory.
@@ -388,5 +388,5 @@ def _environment() -> dict[str, str]:
 
 
 def json_values(value: Any) -> Any:
-    """A value as JSON carries it."""
+    """Return a value as JSON carries it."""
     return json.loads(json.dumps(value))

@@ -114,7 +114,7 @@ def _signal_all(supervisor: int, sign: str, number: signal.Signals, done: str) -
 
 
 def _members(supervisor: int, sign: str) -> Iterator[_Process]:
-    """The supervisor, everything below it, and what has the sign."""
+    """Return the supervisor, everything below it, and what has the sign."""
     processes = {process.number: process for process in _processes()}
     line = f"\0{SIGN}={sign}\0".encode()
     below: dict[int, bool] = {supervisor: True}

@@ -86,5 +86,5 @@ def _source(name: str) -> Source:
 
 
 def _is_foreign(name: str, made_of: Sequence[str]) -> bool:
-    """Whether a plugin's code is asked."""
+    """Return whether a plugin's code is asked."""
     return any(isinstance(DETECTORS.get(part), PluginPart) for part in (name, *made_of))

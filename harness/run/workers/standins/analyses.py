@@ -57,14 +57,14 @@ class PluginAnalysis(Analysis[Any]):
         raise AftershockError("a plugin's analysis is reported in its own process")
 
     def report_stored(self, tensors: Mapping[str, torch.Tensor], value: Any) -> Findings:
-        """What the plugin says of what a cell holds."""
+        """Return what the plugin says of what a cell holds."""
         found = self._instance.ask("report", {"value": value}, dict(tensors))
         return Findings.read({name: found.tensor(name) for name in found.tensors}, found.values["findings"])
 
     def compute(
         self, context: Context | None, key: str, job: AnalysisJob, on_progress: Callable[[float], None]
     ) -> Output:
-        """The output of its cell."""
+        """Return the output of its cell."""
         if context is None:
             raise AftershockError("a plugin's analysis needs a run directory")
 

@@ -15,7 +15,7 @@ from .part import LONG, Instance, PluginPart
 
 
 def plugin_source(part: PluginPart, root: Path, **params: Any) -> DataSource:
-    """A data set of a plugin, found but not loaded."""
+    """Return a data set of a plugin, found but not loaded."""
     instance = Instance(part, "datasets", params, {"root": str(root)})
     facts = instance.facts
     files = tuple(Path(file) for file in facts["files"])

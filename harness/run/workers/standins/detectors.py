@@ -238,5 +238,5 @@ def _state_of(found: Message) -> dict[str, Any]:
 
 
 def _draw() -> int:
-    """A seed for what the detector draws, from the generator that it would draw from in this process."""
+    """Return a seed for what the detector draws, from the generator that it would draw from in this process."""
     return int(torch.randint(2**62, ()))

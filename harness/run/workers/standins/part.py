@@ -172,7 +172,7 @@ class Instance:
 
 
 def _known(described: type[Any], info: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``info`` as its class takes them."""
+    """Return the fields of ``info`` as its class takes them."""
     names = {f.name for f in fields(described)}
     found = {name: value for name, value in info.items() if name in names}
     if "needs" in found:

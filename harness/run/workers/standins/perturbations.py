@@ -143,7 +143,7 @@ class _Passes:
         return self._differentiable(values, tensors, lambda part, images: {"logits": part(images)})
 
     def observe(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
-        """Everything that one look at the detector shows."""
+        """Return everything that one look at the detector shows."""
         target = self._target()
 
         def observed(part: CountingModel, images: Tensor) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class _Passes:
         return self._differentiable(values, tensors, observed)
 
     def query(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
-        """Logits and true scores."""
+        """Return logits and true scores."""
         with self._noted(), torch.no_grad():
             logits, score = self._target().query(self._part(values), self._images(tensors))
         return Message({}, {"logits": logits, "score": score})
@@ -170,7 +170,7 @@ class _Passes:
         return Message({}, {"images": found.images, "labels": found.labels})
 
     def backward(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
-        """The gradient of an earlier result with respect to its images."""
+        """Return the gradient of an earlier result with respect to its images."""
         if values["graph"] not in self._graphs:
             raise AftershockError(f"only the last {_PASSES} passes can be differentiated")
         leaf, outputs = self._graphs[values["graph"]]

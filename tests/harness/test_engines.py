@@ -1,0 +1,233 @@
+"""Runs in several processes: the same tables as in one, whatever becomes of a process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import aftershock
+import pytest
+from aftershock.harness.core.errors import UsageError
+from aftershock.harness.run.sharding import parse_shard, run_shard
+from support.commands import Forks, Result
+from support.suites import Tiny, table
+from support.tables import whole_tables
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
+
+PLUGIN = """
+from aftershock import Detector, DetectorInfo, register_detector
+
+
+@register_detector("plugged")
+class Plugged(Detector):
+    info = DetectorInfo(title="plugged")
+
+    def fit(self, clean, perturbed=None):
+        self.mean = clean.logits.mean(0)
+        return self
+
+    def score(self, traces):
+        return (traces.logits - self.mean).norm(dim=1).double()
+"""
+# A network that, if it is told so, ends a worker that computes with it, as one that takes too much memory does.
+NETWORK = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def forward(self, images):
+        if (HERE / "deadly").exists() and sys.argv[0] == "-c":
+            os.kill(os.getpid(), signal.SIGKILL)
+        (HERE / "pids").open("a").write(f"{os.getpid()}\\n")
+        return self.inner(images)
+
+
+def network():
+    return Network().eval()
+"""
+ATTACKS: list[dict[str, Any]] = [
+    {"name": "fgsm", "eps": 0.3},
+    {"name": "adaptive", "eps": 0.3, "steps": 4, "restarts": 1, "queries": 20, "images": 8},
+]
+DETECTORS: list[dict[str, Any]] = [{"name": "msp"}, {"name": "latent", "epochs": 3}, {"name": "plugged"}]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    (folder / "plugged.py").write_text(PLUGIN, encoding="utf-8")
+    suite = tiny(folder / "suite.toml", ATTACKS, DETECTORS, plugins=["plugged.py"])
+    with suite.open("a") as stream:
+        stream.write(table("[[analyses]]", {"name": "rdm"}))
+    return folder
+
+
+def run(forks: Forks, place: Path, out: str, cache: str, *more: object) -> Result:
+    command = ("run", "suite.toml", *more) if "--shard" in more else ("run", "suite.toml", "--out", out, *more)
+    return forks(*command, cwd=place, AFTERSHOCK_CACHE=str(place / cache))
+
+
+@pytest.fixture(scope="module")
+def alone(forks: Forks, place: Path) -> Path:
+    """The run directory of the suite, computed in one process."""
+    done = run(forks, place, "alone", "cache-alone", "--workers", 1)
+    assert done.status == 0, done.output
+    return place / "alone"
+
+
+def test_two_workers_make_the_tables_and_findings_of_one(forks: Forks, place: Path, alone: Path) -> None:
+    done = run(forks, place, "two", "cache-two", "--workers", 2)
+    assert done.status == 0, done.output
+    assert whole_tables(place / "two") == whole_tables(alone)
+    found = [sorted((folder / "analyses").rglob("*.json")) for folder in (place / "two", alone)]
+    assert found[0]
+    for one, other in zip(*found, strict=True):
+        assert json.loads(one.read_text()) == json.loads(other.read_text())
+    # Everything that was given away is in its place, and nothing is missing for the next call.
+    assert not (place / "two" / ".incoming").exists()
+    assert {p.name for p in (place / "two" / "cells").iterdir()} == {p.name for p in (alone / "cells").iterdir()}
+    again = run(forks, place, "two", "cache-two", "--workers", 2)
+    assert again.status == 0 and "Nothing was missing" in again.output
+
+
+def test_shards_fill_a_cache_from_which_one_call_makes_the_tables(forks: Forks, place: Path, alone: Path) -> None:
+    ended: dict[int, Result] = {}
+
+    def shard(number: int) -> None:
+        folder = place / f"forks-{number}"
+        folder.mkdir()
+        mine = Forks(folder)
+        try:
+            ended[number] = run(mine, place, "", "cache-shards", "--shard", f"{number}/2")
+        finally:
+            mine.close()
+
+    both = [threading.Thread(target=shard, args=(number,)) for number in (1, 2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(300)
+    assert [ended[n].status for n in (1, 2)] == [0, 0], ended
+    total = len(list((alone / "cells").iterdir()))
+    here = [int(ended[n].output.rpartition("computed ")[2].split()[0]) for n in (1, 2)]
+    # Every cell was computed once, and neither did all the work.
+    assert sum(here) == total and min(here) > total / 10
+    # What a shard worked in is gone.
+    assert not list((place / "cache-shards" / "shards").iterdir())
+    collected = run(forks, place, "collected", "cache-shards")
+    assert collected.status == 0 and whole_tables(place / "collected") == whole_tables(alone)
+
+
+@pytest.fixture
+def networks(tmp_path: Path, tiny: Tiny) -> Path:
+    """A suite of an ordinary model, and one whose network can end its process."""
+    (tmp_path / "network.py").write_text(NETWORK, encoding="utf-8")
+    suite = tiny(tmp_path / "suite.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "msp"}])
+    with suite.open("a") as stream:
+        stream.write(table("[[models]]", {"factory": "network.py:network", "label": "own"}))
+    return tmp_path
+
+
+def test_a_worker_that_is_killed_costs_its_cell_and_the_next_call_mends_it(forks: Forks, networks: Path) -> None:
+    (networks / "deadly").touch()
+    done = run(forks, networks, "run", "cache", "--workers", 2)
+    facts = json.loads((networks / "run" / "run.json").read_text())
+    reasons = {f["cell"]: f["reason"] for f in facts["failures"]}
+    assert done.status == 1 and reasons["digits/own/0/model"] == "the process that computed it ended (SIGKILL)"
+    assert all(reason.startswith("needs ") for name, reason in reasons.items() if name != "digits/own/0/model")
+    rows = (networks / "run" / "tables" / "leaderboard.csv").read_text()
+    assert ",mlp,msp," in rows
+    (networks / "deadly").unlink()
+    assert run(forks, networks, "run", "cache", "--workers", 2).status == 0
+
+
+def gone(process: int) -> bool:
+    """Whether a process has ended; one whose parent was killed may wait for somebody to ask about it."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_owner_and_the_run_goes_on_later(
+    forks: Forks, networks: Path, how: signal.Signals
+) -> None:
+    def end(process: int) -> None:
+        until = time.monotonic() + 120
+        while not (networks / "pids").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(process, how)
+
+    ended = forks(
+        "run", "suite.toml", "--out", "run", "--workers", 2, cwd=networks, while_running=end,
+        AFTERSHOCK_CACHE=str(networks / "cache"),
+    )  # fmt: skip
+    assert ended.status in (-signal.SIGKILL, 130)
+    workers = {int(line) for line in (networks / "pids").read_text().split()}
+    until = time.monotonic() + 20
+    while not all(map(gone, workers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert all(map(gone, workers))
+    assert run(forks, networks, "run", "cache", "--workers", 2).status == 0
+    assert not (networks / "run" / ".incoming").exists()
+
+
+def test_a_part_of_this_session_is_computed_here_or_refused(tmp_path: Path, tiny: Tiny) -> None:
+    from aftershock.harness.core.registry import DETECTORS
+
+    held = dict(DETECTORS._entries)
+    try:
+        exec(PLUGIN.replace('"plugged"', '"of-the-session"'), {"__name__": "__main__"})
+        suite = tiny(tmp_path / "suite.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "of-the-session"}])
+        with pytest.raises(UsageError, match="of-the-session"):
+            aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache", workers=2)
+    finally:
+        DETECTORS._entries.clear()
+        DETECTORS._entries.update(held)
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "a/b", "1/2/3", "1/1000000000000"])
+def test_a_shard_is_a_number_of_a_count(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        parse_shard(text)
+    with pytest.raises(UsageError, match="--shard"):
+        run_shard("quick", text, cache=tmp_path)
+
+
+def test_shards_share_the_groups_of_cells_about_evenly() -> None:
+    groups = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(300)]
+    owned = [[parse_shard(f"{i}/3").owns(group) for group in groups] for i in (1, 2, 3)]
+    assert all(sum(owners) == 1 for owners in zip(*owned, strict=True))
+    assert all(60 < sum(mine) < 140 for mine in owned)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    for given in ({"workers": 0}, {"engine": "loca"}):
+        with pytest.raises(UsageError):
+            aftershock.run("quick", tmp_path / "run", cache=tmp_path / "cache", **given)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--cache"):
+        run_shard("quick", "1/2", cache=tmp_path / "file")
