@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.commands import Forks
+from support.commands import Forks, Result, quiet_environment
 from support.suites import Tiny
 from support.tables import read_table
 
@@ -137,38 +138,20 @@ def package(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     return folder
 
 
-def with_package(package: Path, command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join([str(package / "target"), os.environ.get("PYTHONPATH", "")]),
-        "AFTERSHOCK_CACHE": str(package / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200",
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
-    )
+@pytest.fixture(scope="module")
+def with_package(package: Path, forks: Forks) -> Callable[..., Result]:
+    """Runs a command where what `aftershock new` wrote is installed."""
+    path = package / "installed.py"
+    path.write_text(f"import sys\nsys.path.insert(0, {str(package / 'target')!r})\n")
+    paths = os.pathsep.join([str(package / "target"), os.environ.get("PYTHONPATH", "")])
+    return partial(forks, cwd=package, before=path, PYTHONPATH=paths, AFTERSHOCK_CACHE=str(package / "cache"))
 
 
-# Everything in one process: what imports take would be most of it.
-LISTED = """
-import contextlib, io, json, sys
-from aftershock.harness.cli.main import app
-from typer.testing import CliRunner
-found = {}
-for kind in sys.argv[1:]:
-    result = CliRunner().invoke(app, ["list", kind, "--json"])
-    assert result.exit_code == 0, (kind, result.output, result.exception)
-    found[kind] = json.loads(result.stdout)
-print(json.dumps(found))
-"""
-
-
-def test_new_packages_are_listed_with_their_origin(package: Path) -> None:
-    (package / "listed.py").write_text(LISTED)
-    done = with_package(package, ["listed", *PACKAGES.values()], package)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    listed = json.loads(done.stdout)
+def test_new_packages_are_listed_with_their_origin(with_package: Callable[..., Result]) -> None:
     for kind, kinds in PACKAGES.items():
-        (found,) = [item for item in listed[kinds] if item["name"] == f"my-own-{kind}"]
+        done = with_package("list", kinds, "--json")
+        assert done.status == 0, done.output
+        (found,) = [item for item in json.loads(done.output) if item["name"] == f"my-own-{kind}"]
         assert found["origin"] == f"my-own-{kind} 0.1.0" and found["available"] and found["summary"]
 
 
@@ -183,21 +166,24 @@ def test_new_packages_keep_the_contract_and_their_own_tests_pass(package: Path) 
     # Recommendations that are not followed are warnings.
     folders = [f"my-own-{kind}" for kind in PACKAGES]
     strict = "error::aftershock.harness.conformance.ConformanceWarning"
-    tested = with_package(package, ["pytest", "-q", "-p", "no:cacheprovider", "-W", strict, *folders], package)
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", strict, *folders],
+        capture_output=True, text=True, cwd=package, timeout=300,
+        env=quiet_environment(PYTHONPATH=os.pathsep.join([str(package / "target"), os.environ.get("PYTHONPATH", "")])),
+    )  # fmt: skip
     assert tested.returncode == 0 and "passed" in tested.stdout, tested.stdout + tested.stderr
 
 
-def test_check_takes_a_kind_and_a_name(package: Path) -> None:
-    command = ["aftershock.harness.cli.main", "check", "model", "my-own-model", "--json"]
-    done = with_package(package, command, package)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {f["status"] for f in json.loads(done.stdout)} <= {"passed", "skipped"}
+def test_check_takes_a_kind_and_a_name(with_package: Callable[..., Result]) -> None:
+    done = with_package("check", "model", "my-own-model", "--json")
+    assert done.status == 0, done.output
+    assert {f["status"] for f in json.loads(done.output)} <= {"passed", "skipped"}
 
 
-def test_a_suite_can_name_new_parts_of_every_kind(package: Path) -> None:
+def test_a_suite_can_name_new_parts_of_every_kind(package: Path, with_package: Callable[..., Result]) -> None:
     (package / "suite.toml").write_text(SUITE)
-    done = with_package(package, ["aftershock.harness.cli.main", "run", "suite.toml", "--out", "run"], package)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = with_package("run", "suite.toml", "--out", "run")
+    assert done.status == 0, done.output
     rows = {r["detector"]: r for r in read_table(package / "run", "leaderboard.csv")}
     row = rows["my-own-detector"]
     assert (row["dataset"], row["model"]) == ("my-own-dataset", "my-own-model")

@@ -94,8 +94,9 @@ def parametrize_with_checks(kind: PartKind, parts: Iterable[Any]) -> Callable[..
 
     if kind not in KITS:
         raise UsageError(f"There is no kind {kind!r}: choose {', '.join(KITS)}.")
+    kept: list[tuple[Any, Any]] = []
     cases = [
-        pytest.param(part, _TestedCheck(kind, name), id=f"{name_of(part)}-{name}")
+        pytest.param(part, _TestedCheck(kind, name, kept), id=f"{name_of(part)}-{name}")
         for part in parts
         for name in KITS[kind].checks
     ]
@@ -109,13 +110,27 @@ def parametrize_with_detector_checks(detectors: Iterable[str | Detector | type[D
 
 @dataclass(frozen=True)
 class _TestedCheck:
+    """A check as a test.
+
+    Attributes:
+        kind: as for :func:`check_part`.
+        name: the check's.
+        kept: parts, and what the checks of each examine: made once, as for a part that is examined by all of them.
+    """
+
     kind: PartKind
     name: str
+    kept: list[tuple[Any, Any]]
 
     def __call__(self, part: Any) -> None:
         import pytest
 
-        (finding,) = check_part(self.kind, part, only=[self.name])
+        kit = KITS[self.kind]
+        found = [context for known, context in self.kept if known is part]
+        if not found:
+            found = [kit.context(part, {})]
+            self.kept.append((part, found[0]))
+        (finding,) = kit.examine_context(found[0], only=[self.name])
         if finding.status == "skipped":
             pytest.skip(finding.detail)
         if finding.status == "failed":

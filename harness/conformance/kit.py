@@ -109,11 +109,17 @@ class Kit(Generic[C]):
         on_check: Callable[[str], None] = lambda name: None, debug: bool = False,
     ) -> list[Finding]:  # fmt: skip
         """Return one finding per check, in order; see :func:`~aftershock.check_part`."""
+        return self.examine_context(self.context(part, params or {}), only, on_check, debug)
+
+    def examine_context(
+        self, context: C, only: Iterable[str] | None = None, on_check: Callable[[str], None] = lambda name: None,
+        debug: bool = False,
+    ) -> list[Finding]:  # fmt: skip
+        """Return one finding per check, in order, of what :attr:`context` made of a part."""
         wanted = list(self.checks) if only is None else list(only)
         unknown = [name for name in wanted if name not in self.checks]
         if unknown:
             raise UsageError(f"There is no check {unknown[0]!r}; there are {', '.join(self.checks)}.")
-        context = self.context(part, params or {})
         findings: list[Finding] = []
         closed = ""
         for name in wanted:

@@ -8,8 +8,6 @@ import torch
 from aftershock.harness.core import memory
 from aftershock.harness.core.memory import peak_memory
 
-pytestmark = pytest.mark.slow
-
 MIB = 2**20
 
 
