@@ -224,7 +224,8 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
     """Check a part against the contract of its kind, rule by rule, and say how to fix what is broken."""
-    from ..core.registry import MODELS, REGISTRIES, load_plugin_file, load_plugins_here
+    from ..core.plugin_files import load_plugin_file
+    from ..core.registry import MODELS, REGISTRIES, load_plugins_here
 
     kind, name = _kind_and_name(part)
     # Its author examines it: the code itself, not a stand-in in another process.
@@ -290,7 +291,7 @@ def guard_export(
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
     """Write a fitted detector with its threshold as one file, for aftershock.Guard."""
-    from ..core.registry import load_plugin_file
+    from ..core.plugin_files import load_plugin_file
 
     for path in plugin:
         load_plugin_file(path)

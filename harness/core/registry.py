@@ -11,24 +11,18 @@ the process of a plugin, or after :func:`load_plugins_here`, everything is.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib.util
 import inspect
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from .errors import UsageError
-from .files import file_digest
 
 DECIDES_NO_NUMBER = True
 
@@ -37,8 +31,6 @@ T = TypeVar("T")
 PACKAGE = "aftershock"
 # Kinds of parts in the singular, as authors and the command line name them.
 PartKind = Literal["detector", "perturbation", "analysis", "model", "dataset"]
-# Where the module of a plugin file keeps what it registered.
-_ADDED = "__aftershock_parts__"
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class Registry:
     manifest: str | Mapping[str, str]
     here: bool = False
     _broken: dict[str, str] = field(default_factory=dict)
-    _loading: _Loading | None = None
+    _loading: Loading | None = None
     _deaf: bool = False
 
     @cached_property
@@ -283,7 +275,7 @@ class Registry:
                     if point.name not in self._entries:
                         self.add(point.name, part, origin)
                 elif self is MODELS:
-                    with _models_only(origin):
+                    with models_only(origin):
                         part = point.load()
                     if point.name not in self._entries:
                         self.add(point.name, part, origin)
@@ -299,11 +291,11 @@ class Registry:
             warnings.warn(f"{text}; its {self.kind} are left out", stacklevel=4)
         self._broken[name] = text
 
-    def _origin(self, origin: Origin) -> _Loading:
-        return _Loading([self], origin)
+    def _origin(self, origin: Origin) -> Loading:
+        return Loading([self], origin)
 
 
-class _Loading:
+class Loading:
     """While a plugin is imported, what it registers belongs to that plugin; ``deaf`` registries take nothing."""
 
     def __init__(self, registries: Iterable[Registry], origin: Origin, deaf: Iterable[Registry] = ()) -> None:
@@ -409,94 +401,6 @@ def load_plugins_here() -> None:
         registry.here = True
 
 
-def plugin_origin(path: Path) -> Origin:
-    """Return the origin of a plugin file's parts.
-
-    Raises:
-        UsageError: if there is no such file.
-    """
-    path = path.resolve()
-    if not path.is_file():
-        raise UsageError(f"The plugin file {path} does not exist.")
-    return Origin("file", file_digest(path)[:12], str(path))
-
-
-def load_plugin_file(path: Path) -> Origin:
-    """Import a local ``.py`` file into this process; its parts register themselves. Doing it again does nothing.
-
-    Raises:
-        UsageError: if the file is missing, is not Python, or raises; the text names file and reason.
-    """
-    origin = plugin_origin(path)
-    loading = _Loading(REGISTRIES.values(), origin)
-    module = import_file(path, loading)
-    for registry, name, part in loading.added or module.__dict__.get(_ADDED, ()):
-        # Stand-ins may have taken their places meanwhile.
-        registry.add(name, part, origin)
-    module.__dict__.setdefault(_ADDED, loading.added)
-    return origin
-
-
-def later_model(path: Path, name: str) -> LaterPart:
-    """A model of a plugin file, imported into this process when it is needed; the file's other parts are left out.
-
-    Args:
-        path: of the file.
-        name: the model's.
-    """
-
-    def load() -> Any:
-        import_file(path, _models_only(plugin_origin(path)), "models")
-        return MODELS._entries[name].target
-
-    return LaterPart(load)
-
-
-def _models_only(origin: Origin) -> _Loading:
-    return _Loading(REGISTRIES.values(), origin, [r for r in REGISTRIES.values() if r is not MODELS])
-
-
-def import_file(path: Path, around: _Loading | None = None, purpose: str = "file") -> Any:
-    """Import a local ``.py`` file under a name of its own (its path, content and purpose), once.
-
-    Raises:
-        UsageError: if the file is missing or raises while it is imported.
-    """
-    path = path.resolve()
-    if not path.is_file():
-        raise UsageError(f"The file {path} does not exist.")
-    name = f"aftershock_{purpose}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{file_digest(path)[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        with around or _Loading([], Origin("file")), _search_path_kept():
-            spec.loader.exec_module(module)
-    except UsageError:
-        del sys.modules[name]
-        raise
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UsageError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
-    return module
-
-
-@contextmanager
-def _search_path_kept() -> Iterator[None]:
-    """Keep what was on ``sys.path``; a file may add to it, but modules and versions are looked up later, too."""
-    before = list(sys.path)
-    try:
-        yield
-    finally:
-        sys.path.extend(place for place in before if place not in sys.path)
-
-
-class _FromSource(SourceFileLoader):
-    """Never reads or leaves compiled files: those know a source by its second and size, so a quick edit is missed."""
-
-    def get_code(self, fullname: str) -> types.CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
+def models_only(origin: Origin) -> Loading:
+    """While a plugin is imported, take its models alone."""
+    return Loading(REGISTRIES.values(), origin, [r for r in REGISTRIES.values() if r is not MODELS])

@@ -17,8 +17,9 @@ from ..core.errors import UsageError, described
 from ..core.files import file_digest
 from ..core.interrupts import PartEndedError, contained
 from ..core.parameters import signature_of
+from ..core.plugin_files import import_file
 from ..core.process_state import Changes, guarded
-from ..core.registry import MODELS, PACKAGE, Origin, did_you_mean, import_file, origin_of
+from ..core.registry import MODELS, PACKAGE, Origin, did_you_mean, origin_of
 from .training import Recipe
 
 GIVEN = ("shape", "classes")

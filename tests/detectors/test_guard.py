@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> P
     tiny(folder / "a.toml", [{"name": "pgd", "eps": 0.3}], detectors, plugins=["parts.py"])
     done = forks("run", "a.toml", "--out", "run", cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
     assert done.status == 0, done.output
-    from aftershock.harness.core.registry import load_plugin_file
+    from aftershock.harness.core.plugin_files import load_plugin_file
 
     load_plugin_file(folder / "parts.py")
     return folder / "run"

@@ -12,7 +12,8 @@ from aftershock.harness.core import content_keys as keys
 from aftershock.harness.core.code_digests import code_digest, part_digest
 from aftershock.harness.core.content_keys import FileDigests, canonical, content_key, versions
 from aftershock.harness.core.files import file_digest
-from aftershock.harness.core.registry import DETECTORS, Entry, Origin, load_plugin_file
+from aftershock.harness.core.plugin_files import load_plugin_file
+from aftershock.harness.core.registry import DETECTORS, Entry, Origin
 from aftershock.harness.store.ledger import checked_key
 from hypothesis import given
 from hypothesis import strategies as st

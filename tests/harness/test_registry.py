@@ -12,15 +12,8 @@ from pathlib import Path
 
 import pytest
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.core.registry import (
-    DETECTORS,
-    REGISTRIES,
-    Entry,
-    Origin,
-    Registry,
-    did_you_mean,
-    load_plugin_file,
-)
+from aftershock.harness.core.plugin_files import load_plugin_file
+from aftershock.harness.core.registry import DETECTORS, REGISTRIES, Entry, Origin, Registry, did_you_mean
 
 numbers = itertools.count()
 

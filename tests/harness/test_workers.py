@@ -20,7 +20,8 @@ import torch
 from aftershock.attacks.base.perturb_batch import Limits, perturb_batch
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.parameters import bind
-from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry, load_plugin_file
+from aftershock.harness.core.plugin_files import load_plugin_file
+from aftershock.harness.core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Entry
 from aftershock.harness.core.seeds import forked_rng
 from aftershock.harness.core.state import split_state
 from aftershock.harness.models.architectures import mlp

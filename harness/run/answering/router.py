@@ -14,8 +14,9 @@ from torch import Tensor
 from ...core.content_keys import canonical
 from ...core.errors import AftershockError, UsageError, text_of
 from ...core.parameters import bind, parameters
+from ...core.plugin_files import load_plugin_file
 from ...core.recent import Recent
-from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugin_file, load_plugins_here
+from ...core.registry import MODELS, REGISTRIES, Entry, Origin, load_plugins_here
 from ...suite.resolved import Part
 from ..workers.channel import Channel, Message
 

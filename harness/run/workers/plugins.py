@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...core.content_keys import distribution_digest
 from ...core.errors import AftershockError, UsageError
-from ...core.registry import MODELS, REGISTRIES, Entry, LaterPart, Origin, later_model, plugin_origin
+from ...core.plugin_files import later_model, plugin_origin
+from ...core.registry import MODELS, REGISTRIES, Entry, LaterPart, Origin
 from .pool import POOL
 from .process import Source
 from .standins.kinds import KINDS
