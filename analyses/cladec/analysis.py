@@ -13,7 +13,7 @@ from ...harness.core.errors import UsageError
 from ...harness.core.model_state import untouched
 from ...harness.core.parameters import grouped
 from ...harness.core.ranges import Count, Natural
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need
 from ..base import Analysis, AnalysisInfo
 from ..common.inputs import AnalysisInput, ImageSet
@@ -123,7 +123,7 @@ class ClaDec(Analysis[Decoded]):
         """
         if len(given.fit) < 2 or len(given.evaluate) < 2:
             raise UsageError("ClaDec needs at least two fit and two evaluate images: raise data.fit or data.evaluate.")
-        own, device = given.instruments, given.device
+        own, device = given.traced_model, given.device
         taps = chosen_taps(self.taps, own.taps)
         untrained, reason = given.untrained_or_reason()
         sources = [cladec(alpha) for alpha in self.alphas] + ([REFERENCE, RANDOM] if untrained else [])
@@ -225,7 +225,7 @@ def _judge(found: dict[str, list[Tensor]], reader: str, logits: Tensor, labels: 
 
 
 def _measure(
-    found: dict[str, list[Tensor]], own: Instruments, judge: torch.nn.Module, decoded: Tensor, images: Tensor,
+    found: dict[str, list[Tensor]], own: TracedModel, judge: torch.nn.Module, decoded: Tensor, images: Tensor,
     labels: Tensor, predicted: Tensor, device: torch.device,
 ) -> None:  # fmt: skip
     found["squared_error"].append(squared_error(decoded, images))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...harness.statistics.intervals import Estimate, rank_correlation_interval
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from .networks import Decoder, changed_logits, encode
 
 
@@ -37,14 +37,14 @@ class Causes:
 
 
 def causes(
-    instruments: Instruments, decoder: Decoder, images: Tensor, tap: str, units: int, draws: torch.Generator
+    traced_model: TracedModel, decoder: Decoder, images: Tensor, tap: str, units: int, draws: torch.Generator
 ) -> Causes:
     """Give single units the values that they have on other images, and see what moves: the picture or the prediction.
 
     Mixing keeps every unit's own distribution, which setting it to 0 does not.
 
     Args:
-        instruments: the network.
+        traced_model: the network.
         decoder: of its activations at ``tap``.
         images: on the network's device.
         tap: whose units are mixed.
@@ -52,8 +52,8 @@ def causes(
         draws: for the sample and the order of the images.
     """
     with torch.no_grad():
-        code = encode(instruments, images, (tap,))[tap]
-        before = instruments.model(images).softmax(1)
+        code = encode(traced_model, images, (tap,))[tap]
+        before = traced_model.model(images).softmax(1)
         picture = decoder(code)
         # A unit is a map or a feature: of tokens (n, positions, features) the last axis.
         axis = 2 if code.ndim == 3 else 1
@@ -70,7 +70,7 @@ def causes(
                 return activation
 
             on_image.append((decoder(mixed(code.clone())) - picture).square().mean())
-            after = changed_logits(instruments, images, tap, mixed).softmax(1)
+            after = changed_logits(traced_model, images, tap, mixed).softmax(1)
             on_output.append((after - before).abs().sum(1).mean() / 2)
     return Causes(chosen, _numbers(on_image), _numbers(on_output))
 

@@ -15,7 +15,7 @@ from ...harness.data.types import ImageSplit
 from ...harness.models.architectures import cnn
 from ...harness.models.training import Recipe, train
 from ...harness.statistics.intervals import Estimate, Z, student_quantile, wilson
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from .networks import fresh
 from .training import BATCH
 
@@ -74,7 +74,7 @@ class Judges:
         device: where.
     """
 
-    untrained: Instruments | None
+    untrained: TracedModel | None
     epochs: int
     classes: int
     device: torch.device

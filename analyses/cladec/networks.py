@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...harness.core.errors import UsageError
 from ...harness.tracing.taps import TapCall, Taps
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import TapInfo, select_taps
 
 # A flat code is spread over a map of at most this side, which transposed convolutions then enlarge.
@@ -92,13 +92,13 @@ class Decoder(nn.Module):
         return torch.sigmoid(image + self.offset)
 
 
-def encode(instruments: Instruments, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
+def encode(traced_model: TracedModel, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
     """The activations (n, ...) at ``taps``, with their graph; the pass ends at the last of them.
 
-    The same activations as ``instruments.live(...)`` gives: only the layers behind the last tap are left out.
+    The same activations as ``traced_model.live(...)`` gives: only the layers behind the last tap are left out.
     """
     found: dict[str, Tensor] = {}
-    known = {tap.name: tap for tap in instruments.taps}
+    known = {tap.name: tap for tap in traced_model.taps}
 
     def visit(call: TapCall) -> None:
         if call.name in taps:
@@ -107,25 +107,25 @@ def encode(instruments: Instruments, images: Tensor, taps: Sequence[str]) -> dic
             if len(found) == len(taps):
                 raise _ReachedError
 
-    with contextlib.suppress(_ReachedError), Taps(instruments.root or instruments.model, visit, instruments.modules):
-        instruments.model(images)
+    with contextlib.suppress(_ReachedError), Taps(traced_model.root or traced_model.model, visit, traced_model.modules):
+        traced_model.model(images)
     return found
 
 
-def changed_logits(instruments: Instruments, images: Tensor, tap: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+def changed_logits(traced_model: TracedModel, images: Tensor, tap: str, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The logits when the activation at ``tap`` is replaced by ``change`` of it, without gradients."""
-    info = next(known for known in instruments.taps if known.name == tap)
+    info = next(known for known in traced_model.taps if known.name == tap)
 
     def visit(call: TapCall) -> None:
         if call.name == tap:
             call.activation.copy_(info.as_computed(change(info.arranged(call.activation.clone()))))
 
-    with torch.no_grad(), Taps(instruments.root or instruments.model, visit, instruments.modules):
-        logits: Tensor = instruments.model(images)
+    with torch.no_grad(), Taps(traced_model.root or traced_model.model, visit, traced_model.modules):
+        logits: Tensor = traced_model.model(images)
     return logits
 
 
-def fresh(untrained: Instruments, draws: torch.Generator, device: torch.device) -> Instruments:
+def fresh(untrained: TracedModel, draws: torch.Generator, device: torch.device) -> TracedModel:
     """A copy of an untrained network with weights of its own.
 
     The entries of every tensor change places at random: another draw from whatever initialisation the architecture

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...harness.core.model_state import one_thread, untouched
 from ...harness.core.seeds import forked_rng
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import TapInfo
 from .networks import Decoder, encode, fresh
 
@@ -72,7 +72,7 @@ class Trained:
         curves: mean squared error of every epoch's training images, by tap and source.
     """
 
-    encoders: dict[Key, Instruments] = field(default_factory=dict)
+    encoders: dict[Key, TracedModel] = field(default_factory=dict)
     decoders: dict[Key, Decoder] = field(default_factory=dict)
     curves: dict[Key, list[float]] = field(default_factory=dict)
 
@@ -88,8 +88,8 @@ class Trained:
 
 
 def train_decoders(
-    own: Instruments,
-    untrained: Instruments | None,
+    own: TracedModel,
+    untrained: TracedModel | None,
     images: Tensor,
     targets: Tensor,
     taps: Sequence[TapInfo],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...harness.core.errors import UsageError
 from ...harness.core.seeds import generator
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need, Traces
 from .recording import record_rows
 
@@ -58,7 +58,7 @@ class PerturbedSet:
 class Untrained(Protocol):
     """Makes the untrained network: other draws of its weights by other numbers."""
 
-    def __call__(self, draw: int = 0) -> Instruments:
+    def __call__(self, draw: int = 0) -> TracedModel:
         """The network of one draw; raises :class:`UsageError` for a model whose architecture nobody knows."""
 
 
@@ -67,7 +67,7 @@ class AnalysisInput:
     """What an analysis works with.
 
     Attributes:
-        instruments: the model, in eval mode on its device, its taps, and how to trace other images.
+        traced_model: the model, in eval mode on its device, its taps, and how to trace other images.
         untrained: the same architecture with freshly drawn weights: a control for what the architecture alone does.
         classes: names of the classes.
         fit: clean images of the train split.
@@ -79,7 +79,7 @@ class AnalysisInput:
         prepared: what an analysis that is part of every run learned of the model before; ``None`` for others.
     """
 
-    instruments: Instruments
+    traced_model: TracedModel
     untrained: Untrained
     classes: tuple[str, ...]
     fit: ImageSet
@@ -89,14 +89,14 @@ class AnalysisInput:
     progress: Callable[[float], None] = lambda share: None
     prepared: object = None
 
-    def untrained_or_reason(self) -> tuple[Instruments | None, str]:
+    def untrained_or_reason(self) -> tuple[TracedModel | None, str]:
         """The untrained network and an empty text, or ``None`` and why there is none."""
         try:
             return self.untrained(), ""
         except UsageError as error:
             return None, str(error)
 
-    def codes(self, network: Instruments, images: ImageSet, rows: Tensor, needs: Sequence[Need]) -> Traces:
+    def codes(self, network: TracedModel, images: ImageSet, rows: Tensor, needs: Sequence[Need]) -> Traces:
         """Logits and codes that a network has of some images, all in memory, in the order of ``rows``.
 
         Args:
@@ -114,4 +114,4 @@ class AnalysisInput:
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return next((p.device for p in self.instruments.model.parameters()), torch.device("cpu"))
+        return next((p.device for p in self.traced_model.model.parameters()), torch.device("cpu"))

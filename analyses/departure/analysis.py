@@ -14,7 +14,7 @@ from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count, Natural
 from ...harness.statistics.intervals import Estimate, proportion
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need, Traces, select_taps
 from ..base import Analysis, AnalysisInfo
 from ..common.inputs import AnalysisInput, PerturbedSet
@@ -170,7 +170,7 @@ class Departure(Analysis[Departed]):
         return accuracy, read
 
     def _untrained(
-        self, given: AnalysisInput, untrained: Instruments, taps: Sequence[str], fit: Tensor, labels: Tensor,
+        self, given: AnalysisInput, untrained: TracedModel, taps: Sequence[str], fit: Tensor, labels: Tensor,
         checked: Tensor,
     ) -> list[Estimate]:  # fmt: skip
         """The accuracy of readers that are fitted on the same images' codes in an untrained network."""

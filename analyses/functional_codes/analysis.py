@@ -12,7 +12,7 @@ from torch import Tensor
 from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need, Statistic, Traces
 from ..base import Analysis, AnalysisInfo
 from ..common.inputs import AnalysisInput, ImageSet
@@ -140,7 +140,7 @@ class FunctionalCodes(Analysis[Codes]):
         shown = [maps[i] for i in spread(len(maps), self.pictured_taps)]
         drawn = [*shown, *(layer for layer in fresh if layer.tap == shown[-1].tap)]
         fields = [
-            unit_fields(layer, self.needs, given.instruments, given.fit, self.pictured_units, self.nearest)
+            unit_fields(layer, self.needs, given.traced_model, given.fit, self.pictured_units, self.nearest)
             for layer in shown
         ]
         return Codes(
@@ -193,7 +193,7 @@ class FunctionalCodes(Analysis[Codes]):
             given.progress(0.7 + 0.1 * draw / self.untrained_draws)
         return rows
 
-    def _traces(self, given: AnalysisInput, network: Instruments, classes: Classes) -> tuple[Traces, Traces]:
+    def _traces(self, given: AnalysisInput, network: TracedModel, classes: Classes) -> tuple[Traces, Traces]:
         """What another network makes of the fit and held-out images."""
         fit, held = torch.arange(len(classes.fit_labels)), torch.arange(len(classes.held_labels))
         return (

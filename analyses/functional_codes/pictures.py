@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need
 from ..common.inputs import ImageSet
 from ..common.recording import BATCH
@@ -67,7 +67,7 @@ def _mean_images(layer: Layer, fit: ImageSet, units: Tensor) -> list[Tensor]:
 
 
 def unit_fields(
-    layer: Layer, needs: Sequence[Need], network: Instruments, fit: ImageSet, count: int, nearest: int
+    layer: Layer, needs: Sequence[Need], network: TracedModel, fit: ImageSet, count: int, nearest: int
 ) -> UnitFields | None:
     """The receptive fields of the most occupied units, ``None`` where the tap has no places (a dense layer).
 
@@ -104,7 +104,7 @@ def _padded(images: Tensor, count: int) -> Tensor:
 
 
 def receptive_crops(
-    network: Instruments, needs: Sequence[Need], tap: str, channel: int, images: Tensor
+    network: TracedModel, needs: Sequence[Need], tap: str, channel: int, images: Tensor
 ) -> Tensor | None:
     """Images cropped to what reaches the most active place of one map, enlarged to their size.
 

@@ -135,7 +135,7 @@ class Ldam(Analysis[Sampled]):
         if min(len(given.fit), self.images) < 4 or min(len(given.evaluate), self.test_images) < 4:
             raise UsageError("ldam needs at least four fit and four evaluate images: raise data.fit or data.evaluate.")
         shape = given.fit.read(slice(0, 1)).shape
-        model = given.instruments.model
+        model = given.traced_model.model
         cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
         with one_thread(shape[2] * shape[3] <= _SMALL), cudnn, untouched(model):
             return self._sampled(given)
@@ -153,7 +153,7 @@ class Ldam(Analysis[Sampled]):
         return Findings(claims(measured), figures(measured, self.gallery), tables(measured), arrays)
 
     def _sampled(self, given: AnalysisInput) -> Sampled:
-        own, device, draws = given.instruments, given.device, given.draws
+        own, device, draws = given.traced_model, given.device, given.draws
         rows = slice(0, min(self.images, len(given.fit)))
         images, labels = given.fit.read(rows), given.fit.traces[rows].labels
         rows = slice(0, min(self.test_images, len(given.evaluate)))
@@ -244,7 +244,7 @@ class Ldam(Analysis[Sampled]):
         )  # fmt: skip
 
     def _targets(self, given: AnalysisInput, images: Tensor) -> tuple[Target, ...]:
-        taps, classes = given.instruments.taps, given.classes
+        taps, classes = given.traced_model.taps, given.classes
         if self.targets is not None:
             return tuple(parse(text, taps, classes) for text in self.targets)
         names = [f"logit:{c}" for c in dict.fromkeys((0, len(classes) // 2))]
@@ -277,5 +277,5 @@ class Ldam(Analysis[Sampled]):
 
 def _most_varied(given: AnalysisInput, tap: TapInfo, images: Tensor) -> int:
     """The channel of a tap whose mean varies most between images: a silent one would be no target."""
-    codes = given.instruments.codes((Need("pooled", (tap.name,)),), images)
+    codes = given.traced_model.codes((Need("pooled", (tap.name,)),), images)
     return int(codes.pooled(tap.name).std(0, correction=0).argmax())

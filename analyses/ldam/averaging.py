@@ -16,7 +16,7 @@ from ...harness.core.model_state import untouched
 from ...harness.core.seeds import forked_rng
 from ...harness.statistics.intervals import Estimate, proportion, student
 from ...harness.statistics.multiple_testing import holm
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from .diagnostics import validate_chains
 from .energy import Activations, Energy, Scale, Target
 from .judge import Judge
@@ -44,9 +44,9 @@ TESTED = {
 
 
 def fine_tune(
-    own: Instruments, images: Tensor, labels: Tensor, steps: int, rate: float, draws: Callable[..., torch.Generator],
+    own: TracedModel, images: Tensor, labels: Tensor, steps: int, rate: float, draws: Callable[..., torch.Generator],
     device: torch.device, progress: Callable[[float], None] = lambda share: None,
-) -> tuple[Instruments, Instruments]:  # fmt: skip
+) -> tuple[TracedModel, TracedModel]:  # fmt: skip
     """Copies of a network after SGD at a constant rate: with the last weights, and with the mean of the second half's.
 
     Both have their batch-norm statistics recomputed over the same images. The network itself stays as it is.
@@ -88,7 +88,7 @@ def fine_tune(
     return last, mean
 
 
-def _copied(own: Instruments) -> Instruments:
+def _copied(own: TracedModel) -> TracedModel:
     with untouched(own.model, freeze=False):
         for parameter in own.model.parameters():
             # A gradient that somebody collects is not ours to copy.
@@ -96,14 +96,14 @@ def _copied(own: Instruments) -> Instruments:
         return _with(own, copy.deepcopy(own.model))
 
 
-def _with(own: Instruments, model: nn.Module) -> Instruments:
-    """The same instruments on a copy of the model."""
+def _with(own: TracedModel, model: nn.Module) -> TracedModel:
+    """The same traced_model on a copy of the model."""
     path = next((name for name, module in own.model.named_modules() if module is own.root), "")
     return replace(own, model=model, root=model.get_submodule(path) if own.root is not None else None)
 
 
 def case_study(
-    energy: Energy, own: Instruments, targets: Sequence[Target], weights: Sequence[float], start: Tensor, plan: Plan,
+    energy: Energy, own: TracedModel, targets: Sequence[Target], weights: Sequence[float], start: Tensor, plan: Plan,
     images: Tensor, labels: Tensor, held_out: tuple[Tensor, Tensor], judge: Judge, metrics: Metrics,
     steps: int, rate: float, draws: Callable[..., torch.Generator], device: torch.device,
     progress: Callable[[float], None] = lambda share: None,
@@ -186,7 +186,7 @@ def _compare(
     return differences, dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
-def _right(own: Instruments, held_out: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
+def _right(own: TracedModel, held_out: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
     images, labels = held_out
     with torch.no_grad():
         said = torch.cat([own.model(part.to(device)).argmax(1).cpu() for part in images.split(4 * _BATCH)])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...harness.core.errors import UsageError
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import TapInfo
 from .space import Space
 
@@ -76,15 +76,15 @@ def _maps(tap: TapInfo) -> int:
 class Activations:
     """The activations of some targets in one network, as a function of images."""
 
-    instruments: Instruments
+    traced_model: TracedModel
     targets: tuple[Target, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (n, channels, height, width) on the model's device to (n, targets); differentiable."""
         if all(t.kind == "logit" for t in self.targets):
-            logits = self.instruments.model(images)
+            logits = self.traced_model.model(images)
             return torch.stack([logits[:, t.index] for t in self.targets], 1)
-        live = self.instruments.live((), images)
+        live = self.traced_model.live((), images)
         columns = []
         for target in self.targets:
             if target.kind == "logit":

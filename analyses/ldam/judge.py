@@ -13,7 +13,7 @@ from ...harness.data.types import ImageSplit
 from ...harness.models.architectures import cnn
 from ...harness.models.training import Recipe, train
 from ...harness.tracing.recorder import discover
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need
 
 _NEIGHBOURS = 5
@@ -36,7 +36,7 @@ class Judge:
         centre, spread: of each feature.
     """
 
-    classifier: Instruments
+    classifier: TracedModel
     accuracy: float
     reference: Tensor
     calibration: Tensor
@@ -74,7 +74,7 @@ def train_judge(
         model = cnn(shape, classes, _WIDTH, _HIDDEN)
     train(model, ImageSplit(images, labels), Recipe(epochs=epochs, batch_size=min(64, len(images))), seed, device)
     model.to(device).eval().requires_grad_(False)
-    own = Instruments(model, discover(model, held_out[:2].to(device)), (), model)
+    own = TracedModel(model, discover(model, held_out[:2].to(device)), (), model)
     right = (own.codes((), held_out).predictions == truth).double().mean()
     features = _features(own, held_out)
     reference, other = features[::2], features[1::2]
@@ -88,12 +88,12 @@ def train_judge(
     return Judge(own, float(right), unset.reference, near.sort().values, centre, spread)
 
 
-def _features(own: Instruments, images: Tensor) -> Tensor:
+def _features(own: TracedModel, images: Tensor) -> Tensor:
     traces = own.codes((Need("pooled"),), images)
     return torch.cat([traces.pooled(tap.name).double() for tap in own.taps], 1)
 
 
-def _layer_sizes(own: Instruments, images: Tensor) -> Tensor:
+def _layer_sizes(own: TracedModel, images: Tensor) -> Tensor:
     traces = own.codes((Need("pooled"),), images[:1])
     sizes = [traces.pooled(tap.name).shape[1] for tap in own.taps]
     return torch.cat([torch.full((size,), float(size), dtype=torch.float64) for size in sizes])

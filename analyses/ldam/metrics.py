@@ -92,6 +92,6 @@ class Features:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (n, ...) to (n, maps), on the CPU."""
-        own = self.activations.instruments
+        own = self.activations.traced_model
         tap = own.taps[-1].name
         return own.codes((Need("pooled", "last:1"),), images).pooled(tap)

@@ -134,7 +134,7 @@ class Rdm(Analysis[Separation]):
         for names in tap_groups(infos, held, len(sample.rows)):
             bits, full = Need("bits", names, units=self.units), Need("full", names, units=self.activation_units)
             other = given.codes(untrained, evaluate, sample.rows, (bits,)) if untrained else None
-            active = given.codes(given.instruments, evaluate, sample.rows, (full,)) if self.activation_units else None
+            active = given.codes(given.traced_model, evaluate, sample.rows, (full,)) if self.activation_units else None
             for tap in names:
                 units = evaluate.traces.units(tap)
                 packed = _stored(evaluate.traces, tap, sample.rows).to(device)

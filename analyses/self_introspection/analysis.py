@@ -15,7 +15,7 @@ from ...detectors.base.parameters import check_layers, selection
 from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count
 from ...harness.core.seeds import derive_seed
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need, Traces
 from ..base import Analysis, AnalysisInfo
 from ..common.inputs import AnalysisInput, ImageSet
@@ -46,7 +46,7 @@ class Network:
         maps: three-dimensional codes by encoder.
     """
 
-    instruments: Instruments
+    traced_model: TracedModel
     traces: Traces
     raw: Tensor
     maps: dict[str, Code]
@@ -139,7 +139,7 @@ class SelfIntrospection(Analysis[Introspection]):
                 "2 and 3: raise data.fit and data.evaluate."
             )
         done = _Progress(given.progress, 8)
-        trained = self._network(given, given.instruments, fit, evaluate, "trained")
+        trained = self._network(given, given.traced_model, fit, evaluate, "trained")
         done()
         scoring: dict[str, Code] = {name: self._fit(given, fit, name, self.latent, "scores") for name in ENCODERS}
         done()
@@ -198,11 +198,11 @@ class SelfIntrospection(Analysis[Introspection]):
         )
         return fit_code(detector, fit, given.draws(purpose, encoder))
 
-    def _network(self, given: AnalysisInput, network: Instruments, fit: Traces, evaluate: Traces, name: str) -> Network:
+    def _network(self, given: AnalysisInput, network: TracedModel, fit: Traces, evaluate: Traces, name: str) -> Network:
         maps: dict[str, Code] = {encoder: self._fit(given, fit, encoder, MAP_SIZE, name) for encoder in ENCODERS}
         return Network(network, evaluate, activations(evaluate), maps)
 
-    def _traces(self, given: AnalysisInput, network: Instruments, images: ImageSet, count: int) -> Traces:
+    def _traces(self, given: AnalysisInput, network: TracedModel, images: ImageSet, count: int) -> Traces:
         """Traces of the first images in another network, with their labels."""
         found = given.codes(network, images, torch.arange(count), self.needs)
         return replace(found, label_rows=images.traces[:count].labels)
@@ -229,7 +229,7 @@ class SelfIntrospection(Analysis[Introspection]):
     def _evidence(self, network: Network, images: Tensor) -> Evidence:
         traces = network.traces
         chosen = [tap for tap in traces.taps if tap.name in traces.tap_names()]
-        attributions = attribute(network.instruments, chosen, self.units, images)
+        attributions = attribute(network.traced_model, chosen, self.units, images)
         units = [traces.units(tap.name, "full") for tap in chosen]
         return Evidence(network.raw, traces.logits, attributions, units, [tap.units for tap in chosen])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...detectors.activations.latent import Latent
 from ...detectors.codes.latent import PCA, Autoencoder, Standardiser
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need, Traces
 from ..common.recording import BATCH
 
@@ -152,7 +152,7 @@ def first_crossing(share: Tensor, values: Tensor) -> Tensor:
 
 def trace_tracks(
     needs: Sequence[Need],
-    network: Instruments,
+    network: TracedModel,
     codes: Mapping[str, Code],
     clean: Tensor,
     other: Tensor,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...harness.core.model_state import untouched
 from ...harness.statistics.intervals import Estimate, fisher_interval, image_weights
 from ...harness.tracing.taps import TapCall, Taps
-from ...harness.tracing.traced_model import Instruments
+from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import TapInfo, sampled_units
 
 _BATCH = 64
@@ -51,12 +51,12 @@ class Evidence:
         return self.activations.amax(0) > self.activations.amin(0)
 
 
-def attribute(instruments: Instruments, taps: Sequence[TapInfo], units: int, images: Tensor) -> Tensor:
+def attribute(traced_model: TracedModel, taps: Sequence[TapInfo], units: int, images: Tensor) -> Tensor:
     """|∂ logit of the predicted class / ∂ activation · activation| of the sampled units, float32 (n, d), on the CPU.
 
     The gradients are caught where an activation leaves its call, so a model that goes on in place changes nothing.
     """
-    model = instruments.model
+    model = traced_model.model
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     kept = {tap.name: sampled_units(tap, units) for tap in taps}
     known = {tap.name: tap for tap in taps}
@@ -84,7 +84,7 @@ def attribute(instruments: Instruments, taps: Sequence[TapInfo], units: int, ima
 
         with untouched(model), torch.inference_mode(False), torch.enable_grad():
             x = part.to(device).clone().requires_grad_(True)
-            with Taps(instruments.root or model, visit, instruments.modules):
+            with Taps(traced_model.root or model, visit, traced_model.modules):
                 logits = model(x)
             top = logits.gather(1, logits.argmax(1, keepdim=True)).sum()
             torch.autograd.grad(top, x, allow_unused=True)

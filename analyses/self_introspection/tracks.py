@@ -66,7 +66,7 @@ def follow(
     for each in chosen:
         clean = _read(given.evaluate, each.rows)
         ends = _read(each.perturbed.images, each.positions), _read(each.perturbed.control, each.controls)
-        attack, noise = (trace_tracks(needs, given.instruments, codes, clean, end, steps) for end in ends)
+        attack, noise = (trace_tracks(needs, given.traced_model, codes, clean, end, steps) for end in ends)
         classes, reached = attack.logits[:, 0].argmax(1), attack.logits[:, -1].argmax(1)
         found.append(Paths(each.perturbed.label, each.rows, classes, reached, attack, noise))
     return found

@@ -86,7 +86,7 @@ def _described(context: DetectorContext) -> None:
 def _needs(context: DetectorContext) -> None:
     for need in context.make().needs:
         try:
-            need.select(context.fixture.instruments.taps)
+            need.select(context.fixture.traced_model.taps)
         except UsageError as error:
             raise Broken(str(error).rstrip(".")) from error
 
@@ -204,7 +204,7 @@ def _state(context: DetectorContext) -> None:
 
 
 def _global_state(context: DetectorContext) -> None:
-    model = context.fixture.instruments.model
+    model = context.fixture.traced_model.model
 
     def model_state() -> dict[str, Any]:
         return {
@@ -311,7 +311,7 @@ def _gpu(context: DetectorContext) -> None:
     try:
         _surrogate(context, "cuda")
     finally:
-        context.fixture.instruments.model.to("cpu")
+        context.fixture.traced_model.model.to("cpu")
 
 
 CHECKS = by_name(

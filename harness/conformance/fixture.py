@@ -18,7 +18,7 @@ from ..core.seeds import generator
 from ..data.types import Dataset
 from ..models.classifier import Classifier, ModelSpec, obtain
 from ..tracing.recorder import discover
-from ..tracing.traced_model import Instruments, fit_traces
+from ..tracing.traced_model import TracedModel, fit_traces
 from ..tracing.traces import LiveTrace, Traces
 
 FIT_IMAGES = 400
@@ -32,7 +32,7 @@ class Fixture:
     """A model with images to fit on and to score.
 
     Attributes:
-        instruments: the model, its taps and its module paths.
+        traced_model: the model, its taps and its module paths.
         fit_images: float32 in [0, 1], (n, 1, 8, 8), with
         fit_labels: int64 (n,).
         clean: other clean images.
@@ -45,7 +45,7 @@ class Fixture:
         classes: the names of the classes.
     """
 
-    instruments: Instruments
+    traced_model: TracedModel
     fit_images: Tensor
     fit_labels: Tensor
     clean: Tensor
@@ -68,12 +68,12 @@ class Fixture:
 
     def traces(self, detector: Detector, images: Tensor) -> Traces:
         """Return traces for scoring."""
-        return self.instruments.traces(detector, images)
+        return self.traced_model.traces(detector, images)
 
     def live(self, detector: Detector, images: Tensor, device: str = "cpu") -> LiveTrace:
         """Return a live trace; its ``images`` is the leaf to differentiate with respect to."""
-        self.instruments.model.to(device)
-        return self.instruments.live(detector.needs, images.to(device).clone().requires_grad_())
+        self.traced_model.model.to(device)
+        return self.traced_model.live(detector.needs, images.to(device).clone().requires_grad_())
 
 
 @cache
@@ -87,7 +87,7 @@ def make_fixture() -> Fixture:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     taps = discover(model, dataset.test.images(slice(0, 1)), (), model.network)
-    instruments = Instruments(model, taps, (), model.network)
+    traced_model = TracedModel(model, taps, (), model.network)
     fit, labels = dataset.train.images(slice(0, FIT_IMAGES)), dataset.train.labels(slice(0, FIT_IMAGES))
     test, truth = dataset.test.images(slice(0, 3 * TEST_IMAGES)), dataset.test.labels(slice(0, 3 * TEST_IMAGES))
     noise = torch.rand(TEST_IMAGES, *fit.shape[1:], generator=generator(0, "conformance", "noise"))
@@ -101,7 +101,7 @@ def make_fixture() -> Fixture:
     with torch.no_grad():
         right = model(test).argmax(1) == truth
     return Fixture(
-        instruments, fit, labels, test[:TEST_IMAGES], planted, _successful(model, fit, labels), test[right],
+        traced_model, fit, labels, test[:TEST_IMAGES], planted, _successful(model, fit, labels), test[right],
         truth[right], dataset.classes,
     )  # fmt: skip
 

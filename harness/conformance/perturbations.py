@@ -75,13 +75,13 @@ class PerturbationContext:
         """Likewise, of some of the images."""
         indices = list(range(IMAGES))[rows]
         return perturb_batch(
-            self.perturbation, self.fixture.instruments.model, self.images[rows], self.labels[rows], indices, seed,
+            self.perturbation, self.fixture.traced_model.model, self.images[rows], self.labels[rows], indices, seed,
             batch_size,
         )  # fmt: skip
 
     def raw(self, images: Tensor, labels: Tensor) -> object:
         """Return what :meth:`Perturbation.perturb` itself returns."""
-        model = CountingModel(self.fixture.instruments.model)
+        model = CountingModel(self.fixture.traced_model.model)
         return self.perturbation.perturb(model, images, labels, Draws(0, list(range(len(images)))))
 
 
@@ -184,7 +184,7 @@ def _inputs(context: PerturbationContext) -> None:
 
 def _model(context: PerturbationContext) -> None:
     _results(context)
-    model = context.fixture.instruments.model
+    model = context.fixture.traced_model.model
     before = state_digest(model), [m.training for m in model.modules()]
     try:
         context.raw(context.images.clone(), context.labels.clone())

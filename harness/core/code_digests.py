@@ -43,6 +43,7 @@ def code_digest(*modules: str) -> str:
     return _digest(tuple(sorted(code_behind(*modules))))
 
 
+@cache
 def code_behind(*modules: str) -> frozenset[str]:
     """Return the modules whose code counts for some: they themselves, and what they import, directly or not."""
     found: set[str] = set()

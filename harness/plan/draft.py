@@ -76,6 +76,9 @@ class Draft:
         self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
         self.states, self.lost = states or {}, lost or {}
         self.cells: dict[str, Cell] = {}
+        # Traces are asked for by every detector and analysis that reads them.
+        self._traces: dict[tuple[str, Images, Need | None], str] = {}
+        self._positions: dict[tuple[SetName, int, int], str] = {}
         # Image files have 8 bits; data with fewer levels are saved with those.
         own: tuple[tuple[Rounding, int], ...] = (("levels", levels),) if levels is not None and levels < 256 else ()
         self.roundings: tuple[tuple[Rounding, int], ...] = (("8-bit", 256), *own)
@@ -121,9 +124,12 @@ class Draft:
 
     def positions_digest(self, name: SetName, start: int, stop: int) -> str:
         """Digest of which images some rows of a set are."""
-        positions = self.sets.of(name)[start:stop]
-        split = "train" if name == "fit" else "test"
-        return hashlib.sha256(split.encode() + positions.numpy().tobytes()).hexdigest()
+        rows = (name, start, stop)
+        if rows not in self._positions:
+            positions = self.sets.of(name)[start:stop]
+            split = "train" if name == "fit" else "test"
+            self._positions[rows] = hashlib.sha256(split.encode() + positions.numpy().tobytes()).hexdigest()
+        return self._positions[rows]
 
     def portable(self, part: PerturbationPart) -> object:
         """Return a perturbation's parameters with the content of its files in place of their paths."""
@@ -156,19 +162,25 @@ class Draft:
 
     def traces(self, model_plan: ModelPlan, images: Images, needs: tuple[Need, ...], made: Made) -> TraceKeys:
         """Plan logits and codes of some images: cells of their own, computed in one forward pass."""
+        model = model_plan.key
+        for need in (None, *needs):
+            if (model, images, need) not in self._traces:
+                self._traces[model, images, need] = self._trace(model_plan, images, need, made)
+        codes = {need: self._traces[model, images, need] for need in needs}
+        return TraceKeys(self._traces[model, images, None], codes, images)
+
+    def _trace(self, model_plan: ModelPlan, images: Images, need: Need | None, made: Made) -> str:
         source: object = [self.data_digest, self.positions_digest(images.set, images.start, images.stop)]
         identity = [model_plan.key, [images.source, images.which] if images.source else source]
-        group = content_key("pass", identity=identity)
-        inputs = (model_plan.key, images.source) if images.source else (model_plan.key,)
-        count = images.stop - images.start
-
-        def one(need: Need | None) -> str:
-            key = content_key("trace", identity=identity, need=need, code=code_digest(TRACING))
-            code = need.code if need else "logits"
-            name = self.name(model_plan, "trace", made.part, source=made.source, start=images.start, code=code)
-            return self.add(key, name, TraceJob(model_plan.key, images, need), inputs, count, group)
-
-        return TraceKeys(one(None), {need: one(need) for need in needs}, images)
+        key = content_key("trace", identity=identity, need=need, code=code_digest(TRACING))
+        name = self.name(
+            model_plan, "trace", made.part, source=made.source, start=images.start, code=need.code if need else "logits"
+        )
+        return self.add(
+            key, name, TraceJob(model_plan.key, images, need),
+            (model_plan.key, images.source) if images.source else (model_plan.key,), images.stop - images.start,
+            group=content_key("pass", identity=identity),
+        )  # fmt: skip
 
     def perturbed_traces(
         self, model_plan: ModelPlan, label: str, name: SetName, needs: tuple[Need, ...], which: Which = "all"

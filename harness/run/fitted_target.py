@@ -16,7 +16,7 @@ from ..evaluation.consistency import EVALUATIONS
 from ..statistics.detection import ALPHAS, threshold, threshold_rank
 from ..tracing.recorder import encode
 from ..tracing.taps import SIGN_FROM_INPUT
-from ..tracing.traced_model import Instruments
+from ..tracing.traced_model import TracedModel
 from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
 from .workers.standins.detectors import PluginDetector
 
@@ -27,14 +27,14 @@ class FittedTarget:
 
     Args:
         detector: fitted.
-        instruments: the model that it was fitted for.
+        traced_model: the model that it was fitted for.
         calibrate: its scores of all calibrate images, float64.
         clean: images that the model gets right, of another source set, and
         labels: their classes; those that the detector flags are left out.
     """
 
     detector: Detector
-    instruments: Instruments
+    traced_model: TracedModel
     calibrate: Tensor
     clean: Tensor
     labels: Tensor
@@ -58,7 +58,7 @@ class FittedTarget:
         surrogate: bool = True,
     ) -> Observation:  # fmt: skip
         """See the protocol; detectors with views or input gradients are scored by further passes."""
-        i, needs = replace(self.instruments, model=model), self.instruments.capped(self.detector.needs)
+        i, needs = replace(self.traced_model, model=model), self.traced_model.capped(self.detector.needs)
         live = i.live(self.detector.needs, images)
         live = replace(live, temperature=temperature, straight_through=straight_through)
         suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
@@ -82,7 +82,7 @@ class FittedTarget:
         """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
         # ``model`` counts the passes of the one that the detector was fitted for.
         with self._guarded():
-            logits, score = replace(self.instruments, model=model).score(self.detector, images, draw)
+            logits, score = replace(self.traced_model, model=model).score(self.detector, images, draw)
         return logits.to(images.device), score.to(images.device)
 
     def guides(self) -> Guides:
@@ -90,7 +90,7 @@ class FittedTarget:
         if self._guides is None:
             passing = torch.ones(len(self.clean), dtype=torch.bool)
             if len(self.clean):
-                passing = (self.query(self.instruments.model, self.clean)[1] <= self.threshold).cpu()
+                passing = (self.query(self.traced_model.model, self.clean)[1] <= self.threshold).cpu()
             self._guides = Guides(self.clean[passing], self.labels[passing])
         return self._guides
 

@@ -29,7 +29,7 @@ from ..models.weights import state_digest
 from ..plan.models import normalise_values
 from ..statistics.detection import threshold, threshold_reason
 from ..tracing.recorder import discover
-from ..tracing.traced_model import Instruments
+from ..tracing.traced_model import TracedModel
 from ..tracing.traces import TapInfo, Traces
 from .load import Fitted, RunFolder, named_detector
 
@@ -99,10 +99,10 @@ class Guard:
     """
 
     def __init__(
-        self, detector: Detector, instruments: Instruments, threshold: float, description: Description
+        self, detector: Detector, traced_model: TracedModel, threshold: float, description: Description
     ) -> None:
         self.detector, self.threshold, self.description = detector, threshold, description
-        self._instruments = instruments
+        self._traced_model = traced_model
 
     @classmethod
     def load(cls, path: Path | str, model: nn.Module, fpr: float = 0.05, check_weights: bool = True) -> Self:
@@ -142,11 +142,11 @@ class Guard:
             raise UsageError(f"{path} is damaged ({reason_of(error)}).") from error
         modules = tuple(about.model.modules)
         taps = _taps(classifier, about.model.taps, modules, path)
-        instruments = Instruments(classifier, taps, modules, classifier.network, about.model.bits_per_tap)
+        traced_model = TracedModel(classifier, taps, modules, classifier.network, about.model.bits_per_tap)
         # Some detectors build what they need at their first score.
         with bounded_parameters(what, bytes_of(state)):
-            _try(instruments, detector, about.model, path)
-        return cls(detector, instruments, _threshold(scores, fpr), about)
+            _try(traced_model, detector, about.model, path)
+        return cls(detector, traced_model, _threshold(scores, fpr), about)
 
     def __call__(self, images: Tensor) -> Verdict:
         """Logits, alarm and score of images.
@@ -158,7 +158,7 @@ class Guard:
             UsageError: for images of another kind or shape.
         """
         self._check(images)
-        logits, score = self._instruments.score(self.detector, images.float())
+        logits, score = self._traced_model.score(self.detector, images.float())
         # Written so that a NaN score raises the alarm.
         return Verdict(logits, ~(score <= self.threshold), score)
 
@@ -173,7 +173,7 @@ class Guard:
         """
         mapped = self._mapped()
         self._check(images)
-        return mapped.positions(self._instruments.traces(self.detector, images.float()))
+        return mapped.positions(self._traced_model.traces(self.detector, images.float()))
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
         """Positions (n, dimensions) and classes, int64 (n,), of fit images that the model gets right, on the same map.
@@ -335,10 +335,10 @@ def _taps(
     return found
 
 
-def _try(instruments: Instruments, detector: Detector, about: ModelDescription, path: Path | str) -> None:
-    device = next((p.device for p in instruments.model.parameters()), torch.device("cpu"))
+def _try(traced_model: TracedModel, detector: Detector, about: ModelDescription, path: Path | str) -> None:
+    device = next((p.device for p in traced_model.model.parameters()), torch.device("cpu"))
     try:
-        instruments.score(detector, torch.zeros(1, *about.shape, device=device))
+        traced_model.score(detector, torch.zeros(1, *about.shape, device=device))
     except UsageError:
         raise
     except Exception as error:  # whatever a detector raises, it cannot score this model's images

@@ -40,7 +40,7 @@ def view_seed(view: View) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Instruments:
+class TracedModel:
     """A model with everything that is needed to trace it.
 
     Attributes:

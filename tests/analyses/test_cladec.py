@@ -21,7 +21,7 @@ from aftershock.analyses.cladec.report.tables import alpha_sum
 from aftershock.analyses.findings import Findings, Lines, Pictures
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import TapInfo, Traces
 from scipy.stats import binomtest, spearmanr, t
 from support.commands import Forks
@@ -75,10 +75,10 @@ class InPlace(nn.Module):
         return logits
 
 
-def instruments(model: nn.Module, modules: tuple[str, ...] = (), shape: tuple[int, ...] = (1, 8, 8)) -> Instruments:
+def traced_model(model: nn.Module, modules: tuple[str, ...] = (), shape: tuple[int, ...] = (1, 8, 8)) -> TracedModel:
     model.eval()
     taps = discover(model, torch.rand(2, *shape), modules)
-    return Instruments(model, taps, modules, model)
+    return TracedModel(model, taps, modules, model)
 
 
 def pictures(n: int, seed: int, strength: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -91,17 +91,17 @@ def pictures(n: int, seed: int, strength: float = 1.0) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def image_set(own: Instruments, images: Tensor, labels: Tensor) -> ImageSet:
+def image_set(own: TracedModel, images: Tensor, labels: Tensor) -> ImageSet:
     with torch.no_grad():
         logits = own.model(images)
     return ImageSet(Traces(logits, own.taps, {}, (), label_rows=labels), lambda rows: images[rows].clone())
 
 
 def material(
-    own: Instruments, untrained: Instruments | None, fit: tuple[Tensor, Tensor], evaluate: tuple[Tensor, Tensor],
+    own: TracedModel, untrained: TracedModel | None, fit: tuple[Tensor, Tensor], evaluate: tuple[Tensor, Tensor],
     perturbed: Callable[[], PerturbedSet] | None = None, seed: int = 0, told: list[float] | None = None,
 ) -> AnalysisInput:  # fmt: skip
-    def twin(draw: int = 0) -> Instruments:
+    def twin(draw: int = 0) -> TracedModel:
         if untrained is None:
             raise UsageError("there is no untrained one")
         return untrained
@@ -119,19 +119,19 @@ def summary(found: Findings, tap: str | None, source: str, alpha: float | None =
     return next(r for r in rows if (r["tap"], r["source"]) == (tap, source) and alpha in (None, r["alpha"]))
 
 
-def planted(constant: bool = False) -> Instruments:
+def planted(constant: bool = False) -> TracedModel:
     torch.manual_seed(0)
     net = Net(nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU()), 24)
     if constant:
         with torch.no_grad():
             net.get_parameter("encoder.1.weight").zero_()
             net.get_parameter("encoder.1.bias").fill_(1.0)
-    return instruments(net)
+    return traced_model(net)
 
 
 def test_an_invertible_encoder_reaches_near_zero_error(study: Callable[..., Findings]) -> None:
     torch.manual_seed(0)
-    own = instruments(Net(nn.Sequential(), 64), ("encoder",))
+    own = traced_model(Net(nn.Sequential(), 64), ("encoder",))
     found = study(
         ClaDec(**{**QUICK, "decoder": decoder(epochs=12, width=6)}),
         material(own, None, pictures(192, 1), pictures(60, 2)),
@@ -172,8 +172,8 @@ def test_alpha_trades_error_for_class(study: Callable[..., Findings]) -> None:
         net.linear.weight.copy_(60 * torch.eye(CLASSES, CLASSES + 1))
         net.linear.bias.zero_()
     analysis = ClaDec(**{**QUICK, "alphas": [0.0, 1.0], "decoder": decoder(epochs=5)})
-    found = study(analysis, material(instruments(net), None, fit, evaluate))
-    tap = instruments(net).taps[0].name
+    found = study(analysis, material(traced_model(net), None, fit, evaluate))
+    tap = traced_model(net).taps[0].name
     plain, faithful = summary(found, tap, "cladec", 0.0), summary(found, tap, "cladec", 1.0)
     assert faithful["own_cross_entropy"] < 0.5 * plain["own_cross_entropy"]
     assert faithful["own_accuracy"] > plain["own_accuracy"]
@@ -182,7 +182,7 @@ def test_alpha_trades_error_for_class(study: Callable[..., Findings]) -> None:
 
 def test_results_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: Callable[..., Findings]) -> None:
     fit, evaluate = pictures(32, 1), pictures(30, 2)
-    own, untrained = instruments(InPlace()), instruments(InPlace())
+    own, untrained = traced_model(InPlace()), traced_model(InPlace())
     before = copy.deepcopy(own.model.state_dict())
     untouched = copy.deepcopy(untrained.model.state_dict())
     analysis = ClaDec(
@@ -216,7 +216,7 @@ def test_results_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: C
     assert all(0 <= share <= 1 for share in told)
 
 
-def moved(own: Instruments, really: bool) -> Callable[[], PerturbedSet]:
+def moved(own: TracedModel, really: bool) -> Callable[[], PerturbedSet]:
     """Images of the next class under the old label; or the old images, as if they had turned."""
 
     def made() -> PerturbedSet:
@@ -299,7 +299,7 @@ def test_every_curve_is_in_a_table_and_everything_can_be_read_again(study: Calla
 def test_encode_gives_the_live_activations_and_stops() -> None:
     torch.manual_seed(0)
     net = InPlace()
-    own = instruments(net)
+    own = traced_model(net)
     images = torch.rand(5, 1, 8, 8)
     live = own.live((), images)
     names = [tap.name for tap in own.taps]

@@ -28,7 +28,7 @@ from aftershock.analyses.departure.probes import fit_reader, spread
 from aftershock.analyses.findings import Claim, Findings, HeatMaps, Lines, Pictures
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -309,11 +309,11 @@ def planted(deaf: Sequence[int] = (), each: int = 12) -> AnalysisInput:
         ),
     }  # fmt: skip
 
-    def untrained(draw: int = 0) -> Instruments:
+    def untrained(draw: int = 0) -> TracedModel:
         raise UsageError("This model is a file of weights and code.")
 
-    own_instruments = Instruments(torch.nn.Identity(), INFO)
-    return AnalysisInput(own_instruments, untrained, ("cat", "dog", "owl"), fit, evaluate, made, seed=0)
+    own_model = TracedModel(torch.nn.Identity(), INFO)
+    return AnalysisInput(own_model, untrained, ("cat", "dog", "owl"), fit, evaluate, made, seed=0)
 
 
 def claim(findings: Findings, kind: str) -> Claim:
@@ -536,7 +536,7 @@ def test_the_untrained_network_is_read_on_the_same_images(study: Callable[..., F
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 3))
     given = planted()
-    twin = Instruments(net.eval(), discover(net, torch.zeros(1, 1, 4, 4)), (), net)
+    twin = TracedModel(net.eval(), discover(net, torch.zeros(1, 1, 4, 4)), (), net)
     tap = twin.taps[0].name
     info = (replace(INFO[0], name=tap, shape=(4, 2, 2)),)
 

@@ -20,7 +20,7 @@ from aftershock.analyses.functional_codes.layers import Classes, Layer, Sizes, c
 from aftershock.detectors.codes.codebook import Codebook
 from aftershock.detectors.codes.som import SOM
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import TapInfo, Traces
 from minisom import MiniSom
 from scipy.spatial.distance import jensenshannon
@@ -93,15 +93,15 @@ def planted(analysis: FunctionalCodes, twin: bool = True, n: int = 90, turned: b
     torch.manual_seed(0)
     model = Twin().eval()
     taps = tuple(TapInfo(t.name, "module", t.shape) for t in TAPS)
-    instruments = Instruments(model, taps, ("noise", "classes"), model)
+    traced_model = TracedModel(model, taps, ("noise", "classes"), model)
 
-    def untrained(draw: int = 0) -> Instruments:
+    def untrained(draw: int = 0) -> TracedModel:
         if not twin:
             raise UsageError("The model comes ready from its factory.")
-        return instruments
+        return traced_model
 
     return AnalysisInput(
-        instruments, untrained, ("a", "b", "c"), clean(1), clean(2), {"shift": perturbed}, seed=3
+        traced_model, untrained, ("a", "b", "c"), clean(1), clean(2), {"shift": perturbed}, seed=3
     )  # fmt: skip
 
 
@@ -402,7 +402,7 @@ def test_other_draws_of_the_untrained_network_are_measured(study: Callable[..., 
     asked: list[int] = []
     given = material.untrained
 
-    def untrained(draw: int = 0) -> Instruments:
+    def untrained(draw: int = 0) -> TracedModel:
         asked.append(draw)
         return given()
 

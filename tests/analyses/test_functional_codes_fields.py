@@ -6,7 +6,7 @@ import torch
 from aftershock.analyses.functional_codes.analysis import FunctionalCodes
 from aftershock.analyses.functional_codes.pictures import receptive_crops
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from torch import nn
 
 
@@ -28,9 +28,9 @@ class Net(nn.Module):
         return torch.relu(self.dense(h.mean((2, 3))))
 
 
-def instruments() -> Instruments:
+def traced_model() -> TracedModel:
     model = Net().eval()
-    return Instruments(model, discover(model, torch.zeros(1, 1, 12, 12)))
+    return TracedModel(model, discover(model, torch.zeros(1, 1, 12, 12)))
 
 
 def image_with_a_square(row: int, column: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def image_with_a_square(row: int, column: int) -> torch.Tensor:
 
 def test_the_crop_is_the_field_of_the_most_active_place() -> None:
     images = torch.stack([image_with_a_square(3, 7), image_with_a_square(8, 2)])
-    made = instruments()
+    made = traced_model()
     (tap, _) = (t.name for t in made.taps)
     small = receptive_crops(made, FunctionalCodes().needs, tap, 0, images)
     # The 3 x 3 field is the square itself.
@@ -55,17 +55,17 @@ def test_the_crop_is_the_field_of_the_most_active_place() -> None:
 
 def test_a_place_at_rest_still_has_a_field() -> None:
     dark = torch.zeros(1, 1, 12, 12)
-    crops = receptive_crops(instruments(), FunctionalCodes().needs, instruments().taps[0].name, 0, dark)
+    crops = receptive_crops(traced_model(), FunctionalCodes().needs, traced_model().taps[0].name, 0, dark)
     assert crops is not None and bool((crops == 0).all())
 
 
 def test_a_dense_layer_has_no_places() -> None:
-    made = instruments()
+    made = traced_model()
     assert receptive_crops(made, FunctionalCodes().needs, made.taps[1].name, 0, torch.rand(2, 1, 12, 12)) is None
 
 
 def test_nothing_of_the_model_changes() -> None:
-    made = instruments()
+    made = traced_model()
     before = {k: v.clone() for k, v in made.model.state_dict().items()}
     images = torch.rand(2, 1, 12, 12)
     crops = receptive_crops(made, FunctionalCodes().needs, made.taps[0].name, 0, images)

@@ -23,7 +23,7 @@ from aftershock.analyses.ldam.measured import PLAIN, RANDOM, REFERENCE, TOP
 from aftershock.analyses.ldam.space import EDGE, Gaussian, Pixels
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import Traces
 from support.commands import Forks
 from support.findings import findings_table, value_of
@@ -64,10 +64,10 @@ class Net(nn.Module):
         return logits
 
 
-def instruments(seed: int = 0) -> Instruments:
+def traced_model(seed: int = 0) -> TracedModel:
     torch.manual_seed(seed)
     model = Net().eval()
-    return Instruments(model, discover(model, torch.rand(2, 1, 8, 8)), (), model)
+    return TracedModel(model, discover(model, torch.rand(2, 1, 8, 8)), (), model)
 
 
 def pictures(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -82,13 +82,13 @@ def pictures(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def image_set(own: Instruments, images: Tensor, labels: Tensor) -> ImageSet:
+def image_set(own: TracedModel, images: Tensor, labels: Tensor) -> ImageSet:
     with torch.no_grad():
         logits = own.model(images)
     return ImageSet(Traces(logits, own.taps, {}, (), label_rows=labels), lambda rows: images[rows].clone())
 
 
-def attack(own: Instruments, images: Tensor, labels: Tensor) -> PerturbedSet:
+def attack(own: TracedModel, images: Tensor, labels: Tensor) -> PerturbedSet:
     """Successes are draws from the reference measure, where chains begin; their controls are the images themselves."""
     space = Gaussian(pictures(60, 1)[0])
     clouds = space.images(space.draw(len(images), torch.Generator().manual_seed(9)))
@@ -97,16 +97,16 @@ def attack(own: Instruments, images: Tensor, labels: Tensor) -> PerturbedSet:
     return PerturbedSet("clouds", "attack", turned, rows, rows % 4 != 0, image_set(own, images, labels), rows)
 
 
-def trained() -> Instruments:
+def trained() -> TracedModel:
     """Right about nearly all pictures."""
     draws = lambda *names: torch.Generator().manual_seed(1)  # noqa: E731
-    return fine_tune(instruments(), *pictures(60, 0), 40, 0.05, draws, CPU)[0]
+    return fine_tune(traced_model(), *pictures(60, 0), 40, 0.05, draws, CPU)[0]
 
 
 def material(
-    own: Instruments, seed: int = 0, attacked: bool = False, told: list[float] | None = None, count: int = 40
+    own: TracedModel, seed: int = 0, attacked: bool = False, told: list[float] | None = None, count: int = 40
 ) -> AnalysisInput:
-    def twin(draw: int = 0) -> Instruments:
+    def twin(draw: int = 0) -> TracedModel:
         raise UsageError("none")
 
     fit, evaluate = pictures(60, 1), pictures(count, 2)
@@ -118,7 +118,7 @@ def material(
 
 
 def test_the_energy_is_its_terms_for_every_chain_of_its_own() -> None:
-    own = instruments()
+    own = traced_model()
     images, _ = pictures(30, 0)
     names = ("logit:top", f"channel:{own.taps[0].name}:2", f"unit:{own.taps[1].name}:4")
     targets = tuple(parse(name, own.taps, CLASSES) for name in names)
@@ -200,7 +200,7 @@ def test_the_judge_calibrates_on_real_images() -> None:
 
 
 def test_fine_tuned_copies_leave_the_network_alone() -> None:
-    own = instruments()
+    own = traced_model()
     before = copy.deepcopy(own.model.state_dict())
     kept = next(own.model.parameters())
     kept.grad = torch.ones_like(kept)
@@ -228,12 +228,12 @@ def test_fine_tuned_copies_leave_the_network_alone() -> None:
 
 def test_an_average_of_one_step_is_the_last() -> None:
     draws = lambda *names: torch.Generator().manual_seed(1)  # noqa: E731
-    last, mean = fine_tune(instruments(), *pictures(60, 0), 1, 0.05, draws, CPU)
+    last, mean = fine_tune(traced_model(), *pictures(60, 0), 1, 0.05, draws, CPU)
     assert torch.equal(last.model.get_parameter("fc.weight"), mean.model.get_parameter("fc.weight"))
 
 
 def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: Callable[..., Findings]) -> None:
-    own = instruments()
+    own = traced_model()
     told: list[float] = []
     given = [material(own, seed, told=told) for seed in (0, 1)]
     own.model.train()
@@ -268,7 +268,7 @@ def test_findings_depend_on_the_seed_alone_and_leave_the_model_as_it_was(study: 
 def test_every_number_is_in_a_table_and_everything_can_be_read_again(
     changed: dict[str, Any], study: Callable[..., Findings]
 ) -> None:
-    own = instruments()
+    own = traced_model()
     found = study(Ldam(**quick(**changed)), material(own, attacked=True))
     read = Findings.read(*(lambda s: (s[0], json.loads(json.dumps(s[1]))))(found.stored()))
     assert [type(f) for f in read.figures] == [type(f) for f in found.figures]
@@ -303,7 +303,7 @@ def test_every_number_is_in_a_table_and_everything_can_be_read_again(
 
 
 def test_top_images_are_the_most_active_and_random_ones_measure_one(study: Callable[..., Findings]) -> None:
-    own = instruments()
+    own = traced_model()
     found = study(Ldam(**quick(targets=["logit:top"])), material(own))
     images, _ = pictures(60, 1)
     with torch.no_grad():
@@ -326,7 +326,7 @@ def test_top_images_are_the_most_active_and_random_ones_measure_one(study: Calla
 
 def test_groups_keep_whole_intervals_and_the_reference_measure_the_chains_temperature() -> None:
     given = quick(averaging={"steps": 0}, targets=["logit:top"], weights=[0.0])
-    cold, warm = (Ldam(**given, temperature=t).measure(material(instruments())) for t in (0.25, 1.0))
+    cold, warm = (Ldam(**given, temperature=t).measure(material(traced_model())) for t in (0.25, 1.0))
     shares = [
         e for g in warm.groups.values() for m, e in g.measures.items() if m in ("realism", "activation_percentile")
     ]
@@ -364,7 +364,7 @@ def test_planted_attacks_are_noticed_and_their_controls_are_not(study: Callable[
 
 
 def test_few_successes_give_a_reason_and_nobody_asked_is_told(study: Callable[..., Findings]) -> None:
-    own, few_steps = instruments(), quick(averaging={"steps": 0}, targets=["logit:0"])
+    own, few_steps = traced_model(), quick(averaging={"steps": 0}, targets=["logit:0"])
     given = material(own, attacked=True)
     clouds = given.perturbed["clouds"]
     for turned in (0, 29):
@@ -396,7 +396,7 @@ def test_chains_that_run_away_or_stand_still_are_told(changed: dict[str, Any], s
     with pytest.raises(
         UsageError, match=f"lower sampler.step = {changed['sampler']['step']:g}".replace("+", r"\+")
     ) as error:
-        study(Ldam(**quick(**{"averaging": {"steps": 0}, **changed})), material(instruments()))
+        study(Ldam(**quick(**{"averaging": {"steps": 0}, **changed})), material(traced_model()))
     assert "\n" not in str(error.value)
 
 

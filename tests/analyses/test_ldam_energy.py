@@ -13,7 +13,7 @@ from aftershock.analyses.ldam.sampler import Plan, Schedule, langevin
 from aftershock.analyses.ldam.space import EDGE, Gaussian
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import TapInfo
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ def planted() -> tuple[Activations, Scale, Tensor, Tensor]:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.Identity())
     with torch.no_grad():
         model.get_parameter("1.weight").copy_(torch.randn(2, 16, generator=draws))
-    own = Instruments(model.eval(), (TapInfo("1", "module", (2,)),), ("1",), model)
+    own = TracedModel(model.eval(), (TapInfo("1", "module", (2,)),), ("1",), model)
     images = torch.sigmoid(torch.randn(500, 1, 4, 4, generator=draws))
     activations = Activations(own, (Target("logit:0", "logit", 0),))
     data = activations.of(images, CPU)
@@ -41,7 +41,7 @@ def test_plain_ascent_on_a_linear_unit_ends_in_its_corner() -> None:
     found = ascend(activations, scale, images[:6], which, 60, 0.05)
     reached = activations.of(found, CPU)[:, 0]
     assert float(reached.min()) > float(data.quantile(0.99))
-    weight = activations.instruments.model.get_parameter("1.weight")[0]
+    weight = activations.traced_model.model.get_parameter("1.weight")[0]
     assert torch.allclose(found.flatten(1), (weight > 0).float().expand(6, -1), atol=1e-3)
     smooth = ascend(activations, scale, images[:6], which, 60, 0.05, 1.0, 1, torch.Generator().manual_seed(0))
     assert float(total_variation(smooth).mean()) < 0.7 * float(total_variation(found).mean())
@@ -100,7 +100,7 @@ def test_a_silent_unit_still_has_a_gradient() -> None:
     with torch.no_grad():
         model.get_parameter("1.bias").fill_(-50.0)
     x = torch.rand(2, 1, 4, 4)
-    own = Instruments(model, discover(model, x), (), model)
+    own = TracedModel(model, discover(model, x), (), model)
     target = parse(f"unit:{own.taps[0].name}:2", own.taps, CLASSES)
     (slope,) = torch.autograd.grad(Activations(own, (target,))(x.requires_grad_(True)).sum(), x)
     assert float(slope.abs().max()) > 0

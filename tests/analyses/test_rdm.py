@@ -28,7 +28,7 @@ from aftershock.analyses.rdm.graph import (
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.bits import pack
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from scipy.stats import hypergeom, percentileofscore, sem, t
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics.pairwise import cosine_similarity
@@ -275,23 +275,23 @@ def bright(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return images.view(-1, 1, 4, 4)
 
 
-def as_set(instruments: Instruments, reader: Rdm, images: torch.Tensor, labels: torch.Tensor) -> ImageSet:
-    return ImageSet(replace(instruments.codes(reader.needs, images), label_rows=labels), lambda rows: images[rows])
+def as_set(traced_model: TracedModel, reader: Rdm, images: torch.Tensor, labels: torch.Tensor) -> ImageSet:
+    return ImageSet(replace(traced_model.codes(reader.needs, images), label_rows=labels), lambda rows: images[rows])
 
 
 def material(reader: Rdm, twin: bool = True, per_class: int = 12) -> AnalysisInput:
     labels = torch.arange(4).repeat(per_class)
     images = bright(labels)
 
-    def made(seed: int) -> Instruments:
+    def made(seed: int) -> TracedModel:
         net = Net(seed=seed).eval()
         if seed:
             torch.nn.init.normal_(net.second.weight)
-        return Instruments(net, discover(net, images[:1]), (), net)
+        return TracedModel(net, discover(net, images[:1]), (), net)
 
     own = made(0)
 
-    def untrained(draw: int = 0) -> Instruments:
+    def untrained(draw: int = 0) -> TracedModel:
         if not twin:
             raise UsageError("This model is a file of weights and code.")
         return made(1)

@@ -43,7 +43,7 @@ from aftershock.detectors.activations.latent import Latent
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.statistics.intervals import auroc_difference, fisher_interval, median_interval, proportion
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,9 +88,9 @@ class Deep(nn.Module):
         return x @ self.weights[-1].T
 
 
-def instruments(model: nn.Module, side: int = 4) -> Instruments:
+def traced_model(model: nn.Module, side: int = 4) -> TracedModel:
     model = model.eval()
-    return Instruments(model, discover(model, torch.rand(1, 1, side, side)))
+    return TracedModel(model, discover(model, torch.rand(1, 1, side, side)))
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -111,7 +111,7 @@ class TestRelevance:
         weights = torch.zeros(CLASSES, 16)
         strengths = torch.linspace(0.2, 1.7, 16)[torch.randperm(16, generator=torch.Generator().manual_seed(3))]
         weights[0] = strengths * torch.where(torch.arange(16) % 2 == 0, 1.0, -1.0)
-        device = instruments(Planted(torch.cat([weights[:1], weights[1:] - 10])))
+        device = traced_model(Planted(torch.cat([weights[:1], weights[1:] - 10])))
         design = torch.from_numpy(hadamard(32)[:, 1:17]).float()
         images = (0.5 + 0.4 * design).view(-1, 1, 4, 4)
         codes = device.codes(SelfIntrospection(units=16).needs, images)
@@ -131,14 +131,14 @@ class TestRelevance:
     @pytest.mark.parametrize("inplace", [False, True])
     def test_attributions_are_gradient_times_activation(self, inplace: bool) -> None:
         weights = torch.randn(CLASSES, 16, generator=torch.Generator().manual_seed(1))
-        device = instruments(Planted(weights, inplace))
+        device = traced_model(Planted(weights, inplace))
         images = rand(130, 1, 4, 4, seed=5)
         found = attribute(device, device.taps, 16, images)
         top = (images.flatten(1) @ weights.T).argmax(1)
         torch.testing.assert_close(found, (images.flatten(1) * weights[top]).abs())
 
     def test_gradients_reach_every_layer_and_sampled_units_fit_the_codes(self) -> None:
-        device = instruments(Deep(16, 0))
+        device = traced_model(Deep(16, 0))
         images = rand(40, 1, 4, 4, seed=2)
         found = attribute(device, device.taps, 8, images)
         assert found.shape == (40, 16)
@@ -216,7 +216,7 @@ class TestMap:
 
     @pytest.mark.parametrize("encoder", ["autoencoder", "pca"])
     def test_tracks_start_at_the_clean_code_and_end_at_the_perturbed_one(self, encoder: Any) -> None:
-        device = instruments(Deep(16, 0))
+        device = traced_model(Deep(16, 0))
         reader = SelfIntrospection(units=8)
         fit_images, clean, other = rand(80, 1, 4, 4), rand(30, 1, 4, 4, seed=1), rand(30, 1, 4, 4, seed=2)
         fit = device.codes(reader.needs, fit_images)
@@ -365,7 +365,7 @@ class TestIntervals:
 
 def material(untrained: bool = True, wrong: bool = True) -> AnalysisInput:
     """A small network on made-up images whose labels are its own predictions, some of them changed."""
-    device = instruments(Deep(16, 0))
+    device = traced_model(Deep(16, 0))
     reader = small()
 
     def images(n: int, seed: int) -> ImageSet:
@@ -390,7 +390,7 @@ def material(untrained: bool = True, wrong: bool = True) -> AnalysisInput:
     control = made(ends["near"][success], right[success])
     perturbed = PerturbedSet("far", "attack", turned, right, success, control, right[success])
 
-    def fresh(draw: int = 0) -> Instruments:
+    def fresh(draw: int = 0) -> TracedModel:
         if not untrained:
             raise UsageError("the model is a closed box")
         return replace(device, model=Deep(16, 77).eval())

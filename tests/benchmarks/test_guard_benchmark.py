@@ -14,18 +14,18 @@ from aftershock.harness.models.architectures import resnet20
 from aftershock.harness.models.classifier import Classifier, Normalise
 from aftershock.harness.run.guard import Description, ModelDescription
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments, fit_traces
+from aftershock.harness.tracing.traced_model import TracedModel, fit_traces
 
 
-def fitted(name: str, model: Classifier, images: torch.Tensor) -> tuple[Detector, Instruments]:
+def fitted(name: str, model: Classifier, images: torch.Tensor) -> tuple[Detector, TracedModel]:
     """A detector of noise fitted on noise: costs do not depend on what the images show."""
     taps = discover(model, images[:1], (), model.network)
-    instruments = Instruments(model, taps, (), model.network)
+    traced_model = TracedModel(model, taps, (), model.network)
     detector: Detector = DETECTORS.get(name)(**({"method": "hamming"} if name == "bitvector" else {}))
     with torch.no_grad():
         labels = model(images).argmax(1)
-    detector.fit(fit_traces(instruments.traces(detector, images), labels, torch.Generator().manual_seed(0)))
-    return detector, instruments
+    detector.fit(fit_traces(traced_model.traces(detector, images), labels, torch.Generator().manual_seed(0)))
+    return detector, traced_model
 
 
 @pytest.mark.parametrize("size", [1, 64])
@@ -33,8 +33,8 @@ def fitted(name: str, model: Classifier, images: torch.Tensor) -> tuple[Detector
 def test_overhead_over_the_bare_model(benchmark: Any, name: str, size: int) -> None:
     draw = torch.Generator().manual_seed(0)
     model = Classifier(resnet20((3, 32, 32), 10), Normalise([0.5] * 3, [0.25] * 3), (3, 32, 32), 10).eval()
-    detector, instruments = fitted(name, model, torch.rand(300, 3, 32, 32, generator=draw))
-    guard = Guard(detector, instruments, 0.0, _about())
+    detector, traced_model = fitted(name, model, torch.rand(300, 3, 32, 32, generator=draw))
+    guard = Guard(detector, traced_model, 0.0, _about())
     images = torch.rand(size, 3, 32, 32, generator=draw)
 
     def bare() -> None:

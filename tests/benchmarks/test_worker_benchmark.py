@@ -22,7 +22,7 @@ from aftershock.harness.run.fitted_target import FittedTarget
 from aftershock.harness.run.workers.plugins import open_plugin_file
 from aftershock.harness.run.workers.pool import POOL
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments, fit_traces
+from aftershock.harness.tracing.traced_model import TracedModel, fit_traces
 
 PLUGIN = """
 from aftershock.detectors import register
@@ -53,18 +53,18 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def instruments(request: pytest.FixtureRequest) -> tuple[Instruments, tuple[int, int, int]]:
+def traced_model(request: pytest.FixtureRequest) -> tuple[TracedModel, tuple[int, int, int]]:
     make, shape = NETWORKS[request.param]
     torch.manual_seed(0)
     model = make(shape, 10).eval()
-    return Instruments(model, discover(model, torch.rand(2, *shape), (), model), (), model), shape
+    return TracedModel(model, discover(model, torch.rand(2, *shape), (), model), (), model), shape
 
 
 @pytest.mark.parametrize("name", ["mahalanobis", "bitvector", "kde"])
 def test_a_detector_of_a_plugin_beside_a_built_in_one(
-    benchmark: Any, instruments: tuple[Instruments, tuple[int, int, int]], name: str
+    benchmark: Any, traced_model: tuple[TracedModel, tuple[int, int, int]], name: str
 ) -> None:
-    traced, shape = instruments
+    traced, shape = traced_model
     draw = torch.Generator().manual_seed(0)
     params = {"method": "hamming"} if name == "bitvector" else {}
     both = {"there": DETECTORS.get(f"own-{name}")(**params), "here": DETECTORS.get(name)(**params)}

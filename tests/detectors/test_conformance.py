@@ -326,7 +326,7 @@ def test_names_and_parameters_that_are_wrong_are_one_sentence() -> None:
 
 def test_the_fixture_is_what_it_says() -> None:
     world = make_fixture()
-    model = world.instruments.model
+    model = world.traced_model.model
     with torch.no_grad():
         right = (model(world.fit_images).argmax(1) == world.fit_labels).float().mean()
     assert right > 0.95

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from aftershock.analyses.cladec.networks import changed_logits, encode
 from aftershock.harness.core.model_state import untouched
 from aftershock.harness.tracing.recorder import Survey, discover, live_trace, record, survey
-from aftershock.harness.tracing.traced_model import Instruments
+from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import Need, TapInfo, pool
 from torch import Tensor, nn
 
@@ -149,7 +149,7 @@ def test_a_changed_activation_goes_back_in_the_layout_of_the_network() -> None:
 
     found = []
     for model in (plain, other):
-        own = Instruments(model, discover(model, images()))
+        own = TracedModel(model, discover(model, images()))
         (tap,) = own.taps
         found.append((encode(own, images(), [tap.name])[tap.name], changed_logits(own, images(), tap.name, drop)))
     torch.testing.assert_close(*found)

@@ -302,7 +302,7 @@ def test_an_analysis_that_no_suite_names_is_checked() -> None:
 def test_the_weights_of_the_model_are_watched() -> None:
     from aftershock.harness.conformance.fixture import make_fixture
 
-    parameter = next(iter(make_fixture().instruments.model.parameters()))
+    parameter = next(iter(make_fixture().traced_model.model.parameters()))
     before = parameter.detach().clone()
     try:
         (finding,) = check_part("perturbation", noise(_moves_weights), only=["model"])

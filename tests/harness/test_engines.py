@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.run.sharding import parse_shard, run_shard
 from support.commands import Forks, Result
 from support.suites import Tiny, table
-from support.tables import whole_tables
+from support.tables import read_table, whole_tables
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
 
@@ -136,6 +137,20 @@ def test_shards_fill_a_cache_from_which_one_call_makes_the_tables(forks: Forks, 
     assert not list((place / "cache-shards" / "shards").iterdir())
     collected = run(forks, place, "collected", "cache-shards")
     assert collected.status == 0 and whole_tables(place / "collected") == whole_tables(alone)
+
+
+def test_seeds_that_were_computed_apart_are_joined_by_their_caches(forks: Forks, tmp_path: Path, tiny: Tiny) -> None:
+    for number, seeds in (("0", [0]), ("1", [1]), ("all", [0, 1])):
+        suite = tiny(tmp_path / f"{number}.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "msp"}], seeds=seeds)
+        cache = tmp_path / f"cache-{number}"
+        if number == "all":
+            for apart in ("0", "1"):
+                shutil.copytree(tmp_path / f"cache-{apart}", cache, dirs_exist_ok=True)
+        done = forks("run", suite, "--out", f"run-{number}", cwd=tmp_path, AFTERSHOCK_CACHE=str(cache))
+        assert done.status == 0, done.output
+    assert "No cell was missing" in done.output
+    (row,) = [r for r in read_table(tmp_path / "run-all", "leaderboard.csv") if r["detector"] == "msp"]
+    assert row["seeds"] == "0 1"
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class Digits:
 
 def classifier() -> Classifier:
     """The kits' network."""
-    model = make_fixture().instruments.model
+    model = make_fixture().traced_model.model
     assert isinstance(model, Classifier)
     return model
 

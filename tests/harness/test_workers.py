@@ -34,7 +34,7 @@ from aftershock.harness.run.workers.pool import POOL, WorkerPool
 from aftershock.harness.run.workers.process import Allowance, PartError, Source, Worker, WorkerEndedError
 from aftershock.harness.run.workers.witness import witness_scores
 from aftershock.harness.tracing.recorder import discover
-from aftershock.harness.tracing.traced_model import Instruments, fit_traces
+from aftershock.harness.tracing.traced_model import TracedModel, fit_traces
 from aftershock.harness.tracing.traces import Need, TapInfo, Traces
 from torch import Tensor
 
@@ -245,11 +245,11 @@ def own_model(shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def instruments() -> Instruments:
+def traced_model() -> TracedModel:
     torch.manual_seed(0)
     model = mlp((1, 8, 8), 10, width=16).eval()
     taps = discover(model, torch.rand(2, 1, 8, 8), (), model)
-    return Instruments(model, taps, (), model)
+    return TracedModel(model, taps, (), model)
 
 
 @pytest.fixture(scope="module")
@@ -307,10 +307,10 @@ def same(one: Traces, other: Traces) -> None:
         same(view, other.view_traces[name])
 
 
-def test_traces_go_round_whole(instruments: Instruments) -> None:
+def test_traces_go_round_whole(traced_model: TracedModel) -> None:
     squeezing, odin = DETECTORS.get("feature-squeezing")(), DETECTORS.get("odin")()
     for detector in (squeezing, odin, DETECTORS.get("bitvector")(), DETECTORS.get("mahalanobis")()):
-        traces = instruments.traces(detector, images(7))
+        traces = traced_model.traces(detector, images(7))
         same(traces, unpack_traces(*pack_traces(traces)))
         # A part of them: what was left out does not travel.
         part = traces[2:5].alone()
@@ -332,15 +332,15 @@ def test_needs_views_and_gradients_together() -> None:
     same(outer, unpack_traces(tensors, described))
 
 
-def fit_images(instruments: Instruments, detector: Any, count: int = 40) -> Traces:
+def fit_images(traced_model: TracedModel, detector: Any, count: int = 40) -> Traces:
     draws = torch.Generator().manual_seed(7)
-    traces = fit_traces(instruments.traces(detector, images(count)), torch.arange(count) % 10, draws)
+    traces = fit_traces(traced_model.traces(detector, images(count)), torch.arange(count) % 10, draws)
     return replace(traces, source_rows=torch.arange(count) + 1000)
 
 
-def fitted(instruments: Instruments, **params: Any) -> Any:
+def fitted(traced_model: TracedModel, **params: Any) -> Any:
     detector = DETECTORS.get("answers-as-told")(**params)
-    return detector.fit(fit_images(instruments, detector))
+    return detector.fit(fit_images(traced_model, detector))
 
 
 def test_a_part_there_is_described_here(opened: Path, here: dict[str, Any]) -> None:
@@ -364,12 +364,12 @@ def test_a_model_is_imported_here_and_nothing_else_of_its_file(opened: Path) -> 
 
 
 def test_fit_scores_and_state_are_those_of_the_part_itself(
-    opened: Path, here: dict[str, Any], instruments: Instruments
+    opened: Path, here: dict[str, Any], traced_model: TracedModel
 ) -> None:
     there, own = (factory(size=2.0) for factory in (DETECTORS.get("answers-as-told"), here["answers-as-told"]))
-    traces = instruments.traces(own, images(9, seed=1))
+    traces = traced_model.traces(own, images(9, seed=1))
     for detector in (there, own):
-        clean = fit_images(instruments, detector)
+        clean = fit_images(traced_model, detector)
         perturbed = replace(clean[:4].alone(), label_rows=None, source_rows=torch.tensor([1003, 1000, 1000, 1039]))
         assert detector.fit(clean, perturbed) is detector
     assert torch.equal(there.score(traces), own.score(traces))
@@ -386,52 +386,52 @@ def test_fit_scores_and_state_are_those_of_the_part_itself(
     assert torch.equal(again.score(traces), own.score(traces))
 
 
-def test_labels_are_known_to_fit_alone(opened: Path, instruments: Instruments) -> None:
-    detector = fitted(instruments, what="labels in score")
+def test_labels_are_known_to_fit_alone(opened: Path, traced_model: TracedModel) -> None:
+    detector = fitted(traced_model, what="labels in score")
     assert detector.state()["labels"].tolist() == [i % 10 for i in range(40)]
-    traces = fit_images(instruments, detector)
+    traces = fit_images(traced_model, detector)
     with pytest.raises(UsageError, match="known only to fit"):
         detector.score(traces)
 
 
 def test_a_surrogate_has_the_gradients_of_the_part_itself(
-    opened: Path, here: dict[str, Any], instruments: Instruments
+    opened: Path, here: dict[str, Any], traced_model: TracedModel
 ) -> None:
-    there = fitted(instruments)
+    there = fitted(traced_model)
     own = here["answers-as-told"]()
     own.load_state(there.state())
     weights = torch.arange(6.0)
     found = []
     for detector in (there, own):
         x = images(6, seed=3).requires_grad_()
-        live = instruments.live(detector.needs, x)
+        live = traced_model.live(detector.needs, x)
         values = detector.surrogate(live)
         # Twice through one graph, and together with another loss, as attacks do.
         first = torch.autograd.grad((values * weights).sum(), x, retain_graph=True)[0]
         second = torch.autograd.grad(values.square().sum() + live.logits.sum(), x)[0]
         found.append((values.detach(), first, second))
         with torch.no_grad():
-            assert not detector.surrogate(instruments.live(detector.needs, x.detach())).requires_grad
+            assert not detector.surrogate(traced_model.live(detector.needs, x.detach())).requires_grad
     for one, other in zip(*found, strict=True):
         assert one.abs().sum() > 0 and torch.allclose(one, other, rtol=1e-6, atol=1e-8)
 
 
-def test_views_and_input_gradients_go_there(opened: Path, here: dict[str, Any], instruments: Instruments) -> None:
+def test_views_and_input_gradients_go_there(opened: Path, here: dict[str, Any], traced_model: TracedModel) -> None:
     there, own = DETECTORS.get("with-extras")(), here["with-extras"]()
-    one, other = (instruments.traces(detector, images(5), seed=4) for detector in (there, own))
+    one, other = (traced_model.traces(detector, images(5), seed=4) for detector in (there, own))
     same(one, other)
-    assert not torch.equal(one.view("noisy").logits, instruments.traces(own, images(5), seed=5).view("noisy").logits)
+    assert not torch.equal(one.view("noisy").logits, traced_model.traces(own, images(5), seed=5).view("noisy").logits)
     assert torch.equal(there.score(one), own.score(other))
 
 
 @pytest.mark.parametrize("limits", [None, Limits(forwards=2)])
 def test_an_attack_there_makes_its_passes_here(
-    opened: Path, here: dict[str, Any], instruments: Instruments, limits: Limits | None
+    opened: Path, here: dict[str, Any], traced_model: TracedModel, limits: Limits | None
 ) -> None:
     x = images(12)
-    labels = instruments.model(x).argmax(1)
+    labels = traced_model.model(x).argmax(1)
     one, other = (
-        perturb_batch(make(eps=0.2), instruments.model, x, labels, range(12), seed=5, limits=limits)
+        perturb_batch(make(eps=0.2), traced_model.model, x, labels, range(12), seed=5, limits=limits)
         for make in (PERTURBATIONS.get("steps"), here["steps"])
     )
     assert torch.allclose(one.images, other.images, atol=1e-6) and one.flags == other.flags
@@ -440,13 +440,13 @@ def test_an_attack_there_makes_its_passes_here(
     assert one.forwards == (3 if limits is None else 2) and one.success.any() == (limits is None)
 
 
-def test_an_attack_that_fails_there(opened: Path, instruments: Instruments) -> None:
+def test_an_attack_that_fails_there(opened: Path, traced_model: TracedModel) -> None:
     x = images(4)
-    labels = instruments.model(x).argmax(1)
+    labels = traced_model.model(x).argmax(1)
     make = PERTURBATIONS.get("steps")
     with pytest.raises(PartError, match="ValueError: it gives up"):
-        perturb_batch(make(eps=0.2, what="raises"), instruments.model, x, labels, range(4), seed=5)
-    nothing = perturb_batch(make(eps=0.2, what="nothing"), instruments.model, x, labels, range(4), seed=5)
+        perturb_batch(make(eps=0.2, what="raises"), traced_model.model, x, labels, range(4), seed=5)
+    nothing = perturb_batch(make(eps=0.2, what="nothing"), traced_model.model, x, labels, range(4), seed=5)
     assert nothing.flags == ("shape",) and torch.equal(nothing.images, x)
 
 
@@ -478,10 +478,10 @@ ENDS = {
 
 @pytest.mark.parametrize("what", ENDS)
 def test_a_part_that_ends_or_blocks_its_process_costs_one_question(
-    opened: Path, instruments: Instruments, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    opened: Path, traced_model: TracedModel, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    detector, other = fitted(instruments, what=what, path=str(tmp_path / "pid")), fitted(instruments)
-    traces = instruments.traces(other, images(3))
+    detector, other = fitted(traced_model, what=what, path=str(tmp_path / "pid")), fitted(traced_model)
+    traces = traced_model.traces(other, images(3))
     expected = other.score(traces)
     worker = POOL.worker(DETECTORS.get("answers-as-told").source, "detectors")
     monkeypatch.setattr(worker, "allowance", replace(worker.allowance, idle=1.0))
@@ -507,10 +507,10 @@ RAISES = {
 
 
 @pytest.mark.parametrize("what", RAISES)
-def test_what_a_part_raises_comes_back(opened: Path, instruments: Instruments, what: str) -> None:
-    detector = fitted(instruments, what=what)
+def test_what_a_part_raises_comes_back(opened: Path, traced_model: TracedModel, what: str) -> None:
+    detector = fitted(traced_model, what=what)
     kind, text = RAISES[what]
-    traces = instruments.traces(detector, images(3))
+    traces = traced_model.traces(detector, images(3))
     with pytest.raises(kind) as found:
         detector.score(traces)
     assert re.search(text, str(found.value))
@@ -518,9 +518,9 @@ def test_what_a_part_raises_comes_back(opened: Path, instruments: Instruments, w
     assert ("parts.py" in found.value.__notes__[0]) == (what != "numpy")
 
 
-def test_what_ends_its_process_each_time_is_asked_twice(opened: Path, instruments: Instruments) -> None:
-    detector, other = fitted(instruments, what="ends"), fitted(instruments)
-    traces = instruments.traces(other, images(3))
+def test_what_ends_its_process_each_time_is_asked_twice(opened: Path, traced_model: TracedModel) -> None:
+    detector, other = fitted(traced_model, what="ends"), fitted(traced_model)
+    traces = traced_model.traces(other, images(3))
     worker = POOL.worker(DETECTORS.get("answers-as-told").source, "detectors")
     POOL.close()
     numbers = []
@@ -553,34 +553,34 @@ def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
 
 @pytest.mark.parametrize("what", ["leaves its session", "escapes"])
 def test_what_left_its_session_ends_with_the_process(
-    opened: Path, instruments: Instruments, tmp_path: Path, what: str
+    opened: Path, traced_model: TracedModel, tmp_path: Path, what: str
 ) -> None:
-    detector = fitted(instruments, what=what, path=str(tmp_path / "pid"))
-    detector.score(instruments.traces(detector, images(3)))
+    detector = fitted(traced_model, what=what, path=str(tmp_path / "pid"))
+    detector.score(traced_model.traces(detector, images(3)))
     left = (tmp_path / "pid").read_text()
     assert not has_ended(left)
     POOL.close()
     wait_until(lambda: has_ended(left), 10)
 
 
-def test_what_a_part_does_there_changes_no_answer(opened: Path, instruments: Instruments) -> None:
-    traces = instruments.traces(fitted(instruments), images(4))
+def test_what_a_part_does_there_changes_no_answer(opened: Path, traced_model: TracedModel) -> None:
+    traces = traced_model.traces(fitted(traced_model), images(4))
     expected = -traces.logits.double().logsumexp(1)
     for what in ("energy", "prints", "forks", "answers twice", "energy"):
-        assert torch.allclose(fitted(instruments, what=what).score(traces), expected)
+        assert torch.allclose(fitted(traced_model, what=what).score(traces), expected)
     with torch.no_grad():
-        assert fitted(instruments, what="gradients").score(traces).tolist() == [0.0] * 4
-    assert fitted(instruments, what="gradients").score(traces).tolist() == [1.0] * 4
+        assert fitted(traced_model, what="gradients").score(traces).tolist() == [0.0] * 4
+    assert fitted(traced_model, what="gradients").score(traces).tolist() == [1.0] * 4
     # What is drawn depends on the generator of this process, as if it were drawn here.
     drawn = []
     for seed in (1, 1, 2):
         with forked_rng(seed):
-            drawn.append(fitted(instruments, what="draws").score(traces))
+            drawn.append(fitted(traced_model, what="draws").score(traces))
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    assert fitted(instruments, what="complex").score(traces).is_complex()
+    assert fitted(traced_model, what="complex").score(traces).is_complex()
 
 
-def test_memory_has_a_limit(plugin: Path, instruments: Instruments) -> None:
+def test_memory_has_a_limit(plugin: Path, traced_model: TracedModel) -> None:
     for memory, words in (
         (2**29, r"memory = 0\.5 under \[limits\]"),
         (2**20, r"held more than|memory = 0\.0009"),
@@ -590,7 +590,7 @@ def test_memory_has_a_limit(plugin: Path, instruments: Instruments) -> None:
             about = {"kind": "detectors", "name": "answers-as-told", "params": {"what": "needs memory"}}
             with pytest.raises(AftershockError, match=words):
                 number = worker.ask("make", about).values["id"]
-                traces = instruments.traces(DETECTORS.get("energy")(), images(2))
+                traces = traced_model.traces(DETECTORS.get("energy")(), images(2))
                 tensors, described = pack_traces(traces)
                 values = {"id": number, "traces": described, "seed": 0}
                 worker.ask("score", values, tensors)
@@ -598,11 +598,11 @@ def test_memory_has_a_limit(plugin: Path, instruments: Instruments) -> None:
             worker.close()
 
 
-def test_files_that_are_not_a_plugins_own_are_recorded(opened: Path, instruments: Instruments, tmp_path: Path) -> None:
+def test_files_that_are_not_a_plugins_own_are_recorded(opened: Path, traced_model: TracedModel, tmp_path: Path) -> None:
     secret = tmp_path / "test-images.npz"
     secret.write_bytes(b"0")
-    honest, reader = fitted(instruments), fitted(instruments, what="reads", path=str(secret))
-    traces = instruments.traces(honest, images(2))
+    honest, reader = fitted(traced_model), fitted(traced_model, what="reads", path=str(secret))
+    traces = traced_model.traces(honest, images(2))
     for detector in (honest, reader):
         detector.score(traces)
     assert honest.files == [] and reader.files == [str(secret.resolve())]
@@ -819,11 +819,11 @@ def test_a_plugin_that_cannot_be_imported_is_one_sentence(tmp_path: Path, text: 
 
 @pytest.mark.parametrize(("name", "params"), [("feature-squeezing", {}), ("bitvector", {"method": "hamming"})])
 def test_a_witness_gives_the_scores_of_a_built_in_detector(
-    opened: Path, instruments: Instruments, name: str, params: dict[str, str]
+    opened: Path, traced_model: TracedModel, name: str, params: dict[str, str]
 ) -> None:
     detector = DETECTORS.get(name)(**params)
-    detector.fit(fit_images(instruments, detector, 120))
-    traces = instruments.traces(detector, images(9, seed=1))
+    detector.fit(fit_images(traced_model, detector, 120))
+    traces = traced_model.traces(detector, images(9, seed=1))
     with torch.no_grad():
         expected = detector.score(traces).double()
     tensors, state = split_state(detector.state())
@@ -832,8 +832,8 @@ def test_a_witness_gives_the_scores_of_a_built_in_detector(
     assert torch.allclose(there, expected.expand(2, -1), rtol=1e-6, atol=1e-9)
 
 
-def test_a_witness_has_one_detector_for_each_question(opened: Path, instruments: Instruments) -> None:
-    traces = instruments.traces(DETECTORS.get("answers-as-told")(), images(4))
+def test_a_witness_has_one_detector_for_each_question(opened: Path, traced_model: TracedModel) -> None:
+    traces = traced_model.traces(DETECTORS.get("answers-as-told")(), images(4))
 
     def ask(what: str, repeats: int) -> Tensor:
         return witness_scores("answers-as-told", {"what": what}, {}, {}, traces, repeats)
@@ -873,10 +873,10 @@ def test_other_processes_stand_still_while_a_witness_runs(plugin: Path) -> None:
         pool.close()
 
 
-def test_live_traces_go_round_whole(instruments: Instruments) -> None:
+def test_live_traces_go_round_whole(traced_model: TracedModel) -> None:
     detector = DETECTORS.get("bitvector")()
     x = images(3).requires_grad_()
-    live = replace(instruments.live(detector.needs, x), temperature=0.5, straight_through=True)
+    live = replace(traced_model.live(detector.needs, x), temperature=0.5, straight_through=True)
     found = unpack_live(*pack_live(live))
     assert (found.taps, found.needs, found.temperature, found.straight_through) == (
         live.taps, live.needs, 0.5, True,

@@ -15,10 +15,10 @@ from ...core.process_state import CHANGED_FLAG, guarded_part
 from ...core.seeds import derive_seed, forked_rng
 from ...plan.cells import PerturbJob, TargetPlan
 from ...suite.instances import make_perturbation
-from ...tracing.traced_model import Instruments
+from ...tracing.traced_model import TracedModel
 from ..fitted_target import FittedTarget
 from ..work import Output
-from .lent import lent, lent_instruments
+from .lent import lent, lent_model
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
 from .task_context import TaskContext
 
@@ -31,14 +31,14 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     """Perturb the rows that the model gets right so that a fitted detector lets them pass."""
     perturbation = make_perturbation(job.part)
     model = context.open(job.model)
-    attacked = lent_instruments(model, perturbation)
+    attacked = lent_model(model, perturbation)
     target = _target(context, attacked, planned, perturbation)
     made, rows = perturbed(context, job, perturbation, attacked, model, target)
     tensors, values = tensors_of(made, rows), values_of(made, perturbation)
     if not len(rows):
         return Output(key, tensors, values)
     told = target.changed
-    target = replace(target, detector=context.detector(planned.fit, planned.part), instruments=model)
+    target = replace(target, detector=context.detector(planned.fit, planned.part), traced_model=model)
     judged = torch.stack([_judged(target, model, made.images, job.seed, k) for k in range(target.evaluations)])
     # NaN says that a detector was not asked; one that answers so flags the image.
     judged = torch.where(judged.isnan(), torch.inf, judged)
@@ -58,7 +58,7 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
 
 
 def _elsewhere(
-    context: TaskContext, model: Instruments, planned: TargetPlan, made: PerturbedBatch
+    context: TaskContext, model: TracedModel, planned: TargetPlan, made: PerturbedBatch
 ) -> tuple[dict[str, Tensor], Tensor, str]:
     """Ask a process in which no attack runs about the images that an attack asked about on its way, and its last ones.
 
@@ -80,14 +80,14 @@ def _elsewhere(
     return found, scored[len(asked) :], ""
 
 
-def _judged(target: FittedTarget, model: Instruments, images: Tensor, seed: int, number: int) -> Tensor:
+def _judged(target: FittedTarget, model: TracedModel, images: Tensor, seed: int, number: int) -> Tensor:
     """Return one evaluation of final images, float64 (n,), the same in every run."""
     with forked_rng(derive_seed(seed, "judged", number)):
         return target.query(model.model, images.to(device_of(model.model)), number)[1].cpu()
 
 
 def _target(
-    context: TaskContext, model: Instruments, planned: TargetPlan, perturbation: Perturbation
+    context: TaskContext, model: TracedModel, planned: TargetPlan, perturbation: Perturbation
 ) -> FittedTarget:  # fmt: skip
     """Return a fitted detector as an attack that knows it sees it."""
     detector = lent(context.detector(planned.fit, planned.part), perturbation)
@@ -96,7 +96,7 @@ def _target(
     right = logits.argmax(1) == labels
     return FittedTarget(
         detector=detector,
-        instruments=model,
+        traced_model=model,
         calibrate=context.reader.tensor(planned.calibrate, "score"),
         clean=images[right].to(context.device),
         labels=labels[right],

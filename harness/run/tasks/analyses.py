@@ -19,11 +19,11 @@ from ...core.state import decode, encode
 from ...plan.cells import AnalysisJob, PerturbedKeys, PreparationJob, SetName, TraceKeys
 from ...plan.models import untrained_classifier
 from ...tracing.rows import ChunkedRows
-from ...tracing.traced_model import Instruments
+from ...tracing.traced_model import TracedModel
 from ...tracing.traces import Need
 from ..work import Output
 from ..workers.standins.analyses import PluginAnalysis
-from .lent import lent_instruments
+from .lent import lent_model
 from .task_context import TaskContext
 
 
@@ -33,10 +33,10 @@ def compute_analysis(context: TaskContext, key: str, job: AnalysisJob) -> Output
     if isinstance(analysis, PluginAnalysis):
         return analysis.compute(context.worker_context, key, job, context.on_progress)
     needs: Sequence[Need] = analysis.needs
-    instruments = lent_instruments(context.open(job.model), analysis)
+    traced_model = lent_model(context.open(job.model), analysis)
     given = AnalysisInput(
-        instruments=instruments,
-        untrained=lambda draw=0: _untrained(context, job.model, instruments, job.seed, draw),
+        traced_model=traced_model,
+        untrained=lambda draw=0: _untrained(context, job.model, traced_model, job.seed, draw),
         classes=tuple(context.dataset.classes),
         fit=_clean(context, job.model, job.fit, "fit", needs),
         evaluate=_clean(context, job.model, job.evaluate, "evaluate", needs),
@@ -123,7 +123,7 @@ def _perturbed(context: TaskContext, job: AnalysisJob, keys: PerturbedKeys, need
     )
 
 
-def _untrained(context: TaskContext, model: str, trained: Instruments, seed: int, draw: int) -> Instruments:
+def _untrained(context: TaskContext, model: str, trained: TracedModel, seed: int, draw: int) -> TracedModel:
     part = context.part(model)
     seed = derive_seed(seed, "untrained", draw) if draw else seed
     classifier = untrained_classifier(part, context.suite.folder, context.dataset, seed).to(context.device)

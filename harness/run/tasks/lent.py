@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ...core.process_state import own_code
-from ...tracing.traced_model import Instruments
+from ...tracing.traced_model import TracedModel
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def lent(held: T, part: object) -> T:
         return held
 
 
-def lent_instruments(held: Instruments, part: object) -> Instruments:
-    """Return instruments with a model of their own, as :func:`lent`."""
+def lent_model(held: TracedModel, part: object) -> TracedModel:
+    """Return traced_model with a model of their own, as :func:`lent`."""
     model, root = lent((held.model, held.root), part)
     return replace(held, model=model, root=root)

@@ -15,11 +15,11 @@ from ...core.process_state import CHANGED_FLAG
 from ...core.seeds import Draws, derive_seed
 from ...plan.cells import ControlJob, DerivedJob, PerturbJob
 from ...suite.instances import make_perturbation
-from ...tracing.traced_model import Instruments
+from ...tracing.traced_model import TracedModel
 from ..work import Output
 from ..workers.standins.detectors import PluginDetector
 from ..workers.standins.perturbations import PluginPerturbation
-from .lent import lent_instruments
+from .lent import lent_model
 from .task_context import TaskContext
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ def compute_perturbed(context: TaskContext, key: str, job: PerturbJob) -> Output
     """Perturb the rows that the model gets right and the perturbation covers."""
     perturbation = make_perturbation(job.part)
     model = context.open(job.model)
-    made, rows = perturbed(context, job, perturbation, lent_instruments(model, perturbation), model)
+    made, rows = perturbed(context, job, perturbation, lent_model(model, perturbation), model)
     return Output(key, tensors_of(made, rows), values_of(made, perturbation))
 
 
 def perturbed(
-    context: TaskContext, job: PerturbJob, perturbation: Perturbation, attacked: Instruments, model: Instruments,
+    context: TaskContext, job: PerturbJob, perturbation: Perturbation, attacked: TracedModel, model: TracedModel,
     target: TargetDetector | None = None,
 ) -> tuple[PerturbedBatch, Tensor]:  # fmt: skip
     """Return what a perturbation makes of a job's images, and their rows of the set.

@@ -20,7 +20,7 @@ from ...plan.models import load_classifier, make_classifier
 from ...store.stored_traces import Reader, StoredCells, open_traces, tap_infos
 from ...suite.instances import make_detector
 from ...suite.resolved import DetectorPart, ModelPart, Suite
-from ...tracing.traced_model import Instruments
+from ...tracing.traced_model import TracedModel
 from ...tracing.traces import Need, Traces
 from ..context import Context
 from ..work import Output
@@ -132,7 +132,7 @@ class TaskContext:
         )
         return Output(key, state, values)
 
-    def open(self, model: str) -> Instruments:
+    def open(self, model: str) -> TracedModel:
         """Return the model of a finished ``model`` cell, in eval mode on the device."""
         part = self._parts[model]
 
@@ -144,7 +144,7 @@ class TaskContext:
 
         classifier = self._models.get_or_make(model, load)
         taps = tap_infos(self.reader.values(model))
-        return Instruments(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
+        return TracedModel(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
 
     def part(self, model: str) -> ModelPart:
         """Return the suite's entry of a model's cell."""
