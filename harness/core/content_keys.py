@@ -11,11 +11,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .errors import UsageError
 from .files import MIB, file_digest, parse_json, read_file, write_atomic
 from .formats import is_sealed, seal
 from .local_sources import local_sources
-from .registry import PACKAGE, Origin
+from .registry import PACKAGE, Origin, distributions
 
 DECIDES_NO_NUMBER = True
 
@@ -78,35 +78,35 @@ def sources_digest(path: Path) -> str:
     """
     sources = local_sources(path)
     digest = hashlib.sha256(file_digest(sources.files[0]).encode())
+    loads = _loads({file.name for file in sources.files[1:]})
     for file in sources.files[1:]:
-        digest.update(os.path.relpath(file, sources.files[0].parent).encode() + b"\0" + _digest_in_use(file).encode())
+        load = loads.get(os.path.realpath(file))
+        held = file_digest(file) if load is None else _digest_when_loaded(file, load)
+        digest.update(os.path.relpath(file, sources.files[0].parent).encode() + b"\0" + held.encode())
     digest.update(canonical(_package_versions(sources.packages)).encode())
     return digest.hexdigest()
 
 
-def _digest_in_use(file: Path) -> str:
-    """Digest of a file, as it was when it was imported if it is: an edit counts once the module is loaded again."""
+def _loads(names: Container[str]) -> dict[str, int]:
+    """Return a number for each import of a file with one of these names, by the real paths of the files."""
+    found: dict[str, int] = {}
     for module in list(sys.modules.values()):
         path = getattr(module, "__dict__", {}).get("__file__")
-        if isinstance(path, str) and path.endswith(file.name) and os.path.realpath(path) == os.path.realpath(file):
-            return _digest_when_loaded(file, id(module.__spec__))
-    return file_digest(file)
+        if isinstance(path, str) and Path(path).name in names:
+            found.setdefault(os.path.realpath(path), id(module.__spec__))
+    return found
 
 
 @cache
 def _digest_when_loaded(file: Path, load: int) -> str:
+    """Return the digest of a file as it was when it was imported: an edit counts once the module is loaded again."""
     return file_digest(file)
 
 
 @cache
 def _package_versions(names: tuple[str, ...]) -> dict[str, str]:
     """Return the versions of the distributions that have top-level modules of these names."""
-    return versions(*sorted({d for name in names for d in _distributions().get(name, [name])}))
-
-
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
+    return versions(*sorted({d for name in names for d in distributions().get(name, [name])}))
 
 
 @cache

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
@@ -330,8 +330,20 @@ def origin_of(module: str) -> Origin:
     top = module.partition(".")[0]
     if top == PACKAGE:
         return Origin(PACKAGE, version(PACKAGE))
-    distributions = packages_distributions().get(top, [])
-    return Origin(distributions[0], version(distributions[0])) if distributions else Origin("session")
+    found = distributions().get(top, [])
+    return Origin(found[0], version(found[0])) if found else Origin("session")
+
+
+def distributions() -> Mapping[str, list[str]]:
+    """Return the installed distributions by the names of their top-level modules."""
+    places = (Path(place) for place in sys.path)
+    return _distributions(tuple((str(place), place.stat().st_mtime_ns) for place in places if place.is_dir()))
+
+
+@cache
+def _distributions(places: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
+    """Read all metadata, which takes a while: again only where something was installed or the search path changed."""
+    return packages_distributions()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
