@@ -84,7 +84,7 @@ class Activations:
         if all(t.kind == "logit" for t in self.targets):
             logits = self.traced_model.model(images)
             return torch.stack([logits[:, t.index] for t in self.targets], 1)
-        live = self.traced_model.live((), images)
+        live = self.traced_model.live((), images, [t.tap for t in self.targets if t.kind != "logit"])
         columns = []
         for target in self.targets:
             if target.kind == "logit":

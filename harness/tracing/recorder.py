@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -149,6 +149,8 @@ class _Encoder:
             chosen = {t.name for other in needs if other.code == need.code for t in other.select(taps)}
             for name in chosen:
                 self.wanted[name].append(need)
+        # Only bits are signs.
+        self.signs = {name for name, found in self.wanted.items() if any(n.representation == "bits" for n in found)}
         self.taps = {tap.name: tap for tap in taps}
         self.kept = {(t.name, u): sampled_units(t, u) for t in taps for u in {n.units for n in needs}}
         self.codes: dict[str, dict[str, Tensor]] = {n.code: {} for n in needs}
@@ -221,7 +223,7 @@ def record(
         around.enter_context(forked_rng(seed))
         around.enter_context(torch.no_grad())
         dropping = around.enter_context(ImageDropout(model, seed)) if dropout else None
-        around.enter_context(Taps(root or model, encoder, modules))
+        around.enter_context(Taps(root or model, encoder, modules, signs=encoder.signs))
         for start in range(0, len(images), batch):
             encoder.start, encoder.seen, encoder.rows = start, [], len(images[start : start + batch])
             if dropping is not None:
@@ -242,24 +244,68 @@ def live_trace(
     needs: Sequence[Need] = (),
     modules: Sequence[str] = (),
     root: nn.Module | None = None,
+    also: Collection[str] = (),
+    overwritten: set[str] | None = None,
 ) -> LiveTrace:
-    """Return a forward pass that can be differentiated with respect to ``images``; the model must be in eval mode."""
-    activations: dict[str, Tensor] = {}
-    before: dict[str, Tensor] = {}
+    """Return a forward pass that can be differentiated with respect to ``images``; the model must be in eval mode.
+
+    Args:
+        model: maps images to logits.
+        images: on the model's device.
+        taps: from :func:`discover`.
+        needs: codes whose taps are kept.
+        modules: the named modules and
+        root: the part of the model that :func:`discover` was given.
+        also: names of further taps that are kept.
+        overwritten: names of taps that this model changes later in a pass (``x += shortcut``), which have to be
+            copied; those that turn out to be are added, and cost another pass.
+    """
     known = {tap.name: tap for tap in taps}
+    wanted = {tap.name for need in needs for tap in need.select(taps)} | set(also)
+    copied = set() if overwritten is None else overwritten
+    while True:
+        live = _LivePass(known, wanted, copied)
+        with Taps(root or model, live.visit, modules, signs=(), preactivations=wanted):
+            logits = model(images)
+        changed = live.changed()
+        if not changed:
+            return LiveTrace(images, logits, tuple(taps), live.activations, live.preactivations, tuple(needs))
+        copied |= changed
 
-    def visit(call: TapCall) -> None:
-        tap = known.get(call.name)
-        if tap is None:
+
+class _LivePass:
+    """Keeps what a pass shows, without copies where the model leaves it alone.
+
+    Args:
+        taps: all of the model's, by name.
+        wanted: names of those that are kept.
+        copied: names of those that the model changes later.
+    """
+
+    def __init__(self, taps: Mapping[str, TapInfo], wanted: Collection[str], copied: Collection[str]) -> None:
+        self._taps, self._wanted, self._copied = taps, wanted, copied
+        self.activations: dict[str, Tensor] = {}
+        self.preactivations: dict[str, Tensor] = {}
+        self._shown: list[tuple[str, Tensor, int]] = []
+
+    def visit(self, call: TapCall) -> None:
+        if call.name not in self._wanted or call.name not in self._taps:
             return
-        # Clones: the model may go on in place (`out += shortcut`), which would change what the surrogate reads.
-        activations[call.name] = tap.arranged(call.activation.clone())
+        tap = self._taps[call.name]
+        self.activations[call.name] = tap.arranged(self._kept(call.name, call.activation))
         if call.preactivation is not None:
-            before[call.name] = tap.arranged(call.preactivation)
+            self.preactivations[call.name] = tap.arranged(self._kept(call.name, call.preactivation))
 
-    with Taps(root or model, visit, modules, keep_preactivation=True):
-        logits = model(images)
-    return LiveTrace(images, logits, tuple(taps), activations, before, tuple(needs))
+    def _kept(self, name: str, shown: Tensor) -> Tensor:
+        if name in self._copied:
+            return shown.clone()
+        self._shown.append((name, shown, shown._version))
+        # A node of its own in the graph, as a copy would be: gradients are added up in the same order.
+        return shown.view_as(shown)
+
+    def changed(self) -> set[str]:
+        """Return the taps whose values were changed after they were shown."""
+        return {name for name, shown, version in self._shown if shown._version != version}
 
 
 def input_gradient(

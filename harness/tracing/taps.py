@@ -7,7 +7,7 @@ functions, methods and in-place forms alike, eager and compiled. What it cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -48,8 +48,9 @@ class TapCall:
         name: the tap's name.
         kind: the function's name, ``relu`` for ``relu_``; ``module`` for a named module.
         activation: the output, (n, ...). It may be overwritten after the visitor returns.
-        positive: booleans, the sign of the pre-activation, where the output does not tell; else ``None``.
-        preactivation: a clone of the input, where the taps keep it; else ``None``.
+        positive: booleans, the sign of the pre-activation, where the output does not tell and it is asked for; else
+            ``None``.
+        preactivation: the input, a clone where the call is in place; ``None`` where it is not kept.
     """
 
     name: str
@@ -69,7 +70,8 @@ class Taps(TorchFunctionMode):
         model: what will be called inside the block. Its hooks are removed at the end, also when it raises.
         visit: called once per tap and forward pass.
         modules: names of modules whose outputs are tapped besides.
-        keep_preactivation: give the visitor a clone of the input (an in-place call overwrites the original).
+        signs: names of the taps whose signs are read; ``None`` for all.
+        preactivations: names of the taps whose pre-activations are kept.
 
     Raises:
         UsageError: for models that hide their calls (scripted, DataParallel) and for unknown module names.
@@ -80,12 +82,13 @@ class Taps(TorchFunctionMode):
         model: nn.Module,
         visit: Visitor,
         modules: Sequence[str] = (),
-        keep_preactivation: bool = False,
+        signs: Collection[str] | None = None,
+        preactivations: Collection[str] = (),
     ) -> None:
         super().__init__()
         refuse_hidden_calls(model)
         self._visit = visit
-        self._keep = keep_preactivation
+        self._signs, self._preactivations = signs, preactivations
         self._model = model
         # torch.compile wraps the model as `_orig_mod`; names stay those of the model inside.
         self._paths = {path.removeprefix("_orig_mod").removeprefix("."): m for path, m in model.named_modules()}
@@ -132,9 +135,10 @@ class Taps(TorchFunctionMode):
             if path in self._named:
                 if not isinstance(output, Tensor):
                     raise UsageError(f"The module {path!r} does not return a tensor, so it cannot be a tap.")
-                kept = output.clone() if self._keep else None
-                shown = _dequantised(output)
-                self._visit(TapCall(self._name(path), "module", shown, shown > 0, kept))
+                name, shown = self._name(path), _dequantised(output)
+                positive = shown > 0 if self._reads_sign(name) else None
+                kept = output if name in self._preactivations else None
+                self._visit(TapCall(name, "module", shown, positive, kept))
 
         return hook
 
@@ -145,12 +149,17 @@ class Taps(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if name not in INPLACE_POSITION or not args or not is_activation(name, args, kwargs):
             return func(*args, **kwargs)
-        source: Tensor = args[0]
-        positive = source > 0 if name in SIGN_FROM_INPUT else None
-        kept = source.clone() if self._keep else None
+        source, tap = args[0], self._name(self._owner(name))
+        positive = source > 0 if name in SIGN_FROM_INPUT and self._reads_sign(tap) else None
+        kept = None
+        if tap in self._preactivations:
+            kept = source.clone() if _is_in_place(func, name, args, kwargs) else source
         output = func(*args, **kwargs)
-        self._visit(TapCall(self._name(self._owner(name)), name, _dequantised(output), positive, kept))
+        self._visit(TapCall(tap, name, _dequantised(output), positive, kept))
         return output
+
+    def _reads_sign(self, tap: str) -> bool:
+        return self._signs is None or tap in self._signs
 
     def _owner(self, function: str) -> str:
         path, module = self._owners[-1] if self._owners else ("", self._model)
@@ -161,6 +170,13 @@ class Taps(TorchFunctionMode):
     def _name(self, base: str) -> str:
         self._calls[base] = call = self._calls.get(base, 0) + 1
         return base if call == 1 else f"{base}:{call}"
+
+
+def _is_in_place(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call overwrites its input: ``relu_``, or an argument ``inplace``."""
+    position = INPLACE_POSITION[name]
+    given = len(args) > position and args[position] if position is not None else False
+    return getattr(func, "__name__", "").endswith("_") or bool(kwargs.get("inplace", given))
 
 
 def _dequantised(activation: Tensor) -> Tensor:

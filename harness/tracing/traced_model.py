@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -49,6 +49,7 @@ class TracedModel:
         modules: the named modules among them.
         root: the part of the model whose module paths name the taps.
         bits_per_tap: how many bits of a tap are kept; ``None`` for all.
+        overwritten: names of taps that the model changes later in a pass, as far as they were seen.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class TracedModel:
     modules: tuple[str, ...] = ()
     root: nn.Module | None = None
     bits_per_tap: int | None = None
+    overwritten: set[str] = field(default_factory=set)
 
     def capped(self, needs: Sequence[Need]) -> tuple[Need, ...]:
         """Return needs as codes of this model are stored."""
@@ -67,9 +69,14 @@ class TracedModel:
         found = record(self.model, images, self.taps, needs, self.modules, self.root)
         return Traces(found.logits, self.taps, found.codes, needs)
 
-    def live(self, needs: Sequence[Need], images: Tensor) -> LiveTrace:
-        """Return a trace that can be differentiated with respect to ``images``, which lie on the model's device."""
-        return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root)
+    def live(self, needs: Sequence[Need], images: Tensor, also: Collection[str] = ()) -> LiveTrace:
+        """Return a trace that can be differentiated with respect to ``images``, which lie on the model's device.
+
+        It holds the taps that ``needs`` name, and those in ``also``.
+        """
+        return live_trace(
+            self.model, images, self.taps, self.capped(needs), self.modules, self.root, also, self.overwritten
+        )
 
     def traces(self, detector: Scores, images: Tensor, seed: int = 0) -> Traces:
         """Return traces as a detector's ``score`` gets them: with the views and input gradients that it declares.

@@ -331,8 +331,9 @@ class LiveTrace:
         images: the input, (n, channels, height, width), with its graph.
         logits: (n, classes).
         taps: the model's taps in execution order.
-        activations: post-activation by tap, (n, ...), arranged as in :attr:`TapInfo.shape`.
-        preactivations: pre-activation by tap, likewise; a clone where the call was in place.
+        activations: post-activation by tap, (n, ...), arranged as in :attr:`TapInfo.shape`; of the taps that
+            ``needs`` name.
+        preactivations: pre-activation by tap, likewise.
         needs: as in :class:`Traces`; the accessors return the same units as there.
         temperature: by how much a surrogate shall soften its own relaxation (below 1: sharpen it).
         straight_through: a surrogate shall use hard codes forwards and relaxed ones backwards, where it can.

@@ -259,7 +259,7 @@ def test_activations_changed_in_place_after_the_call_are_read_as_they_were() -> 
     model = Residual()
     taps = discover(model, X)
     assert torch.equal(record(model, X, taps, [Need("full")]).codes["full"]["relu"], F.relu(X))
-    assert torch.equal(live_trace(model, X, taps).activations["relu"], F.relu(X))
+    assert torch.equal(live_trace(model, X, taps, [Need("full")]).activations["relu"], F.relu(X))
 
 
 def test_a_surrogate_outside_the_mode_makes_no_taps() -> None:
@@ -290,3 +290,75 @@ def test_pooling_of_maps_tokens_and_vectors() -> None:
     tokens = torch.arange(12.0).reshape(1, 3, 4)
     assert torch.equal(pool(tokens, "max"), tokens.amax(1))
     assert torch.equal(pool(-tokens[:, 0], "mean"), -tokens[:, 0])
+
+
+IMAGES = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+class Shortcuts(nn.Module):
+    """In place and not, with an activation that is overwritten after it was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(4, 5)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        one = self.relu(self.first(x))
+        two = F.silu(self.second(one))
+        two += one
+        logits: Tensor = self.head(two.mean((2, 3)))
+        return logits
+
+
+@pytest.fixture
+def shortcuts() -> Shortcuts:
+    return Shortcuts().eval().requires_grad_(False)
+
+
+def test_a_live_trace_holds_the_taps_that_are_named(shortcuts: Shortcuts) -> None:
+    taps = discover(shortcuts, IMAGES)
+    names = [t.name for t in taps]
+    assert len(names) == 2
+    for needs, also, held in (
+        ([], (), set()),
+        ([Need("pooled", taps="last:1")], (), {names[1]}),
+        ([Need("bits", taps="last:1")], names[:1], set(names)),
+    ):
+        live = live_trace(shortcuts, IMAGES, taps, needs, also=also)
+        assert set(live.activations) == set(live.preactivations) == held
+
+
+def test_a_live_trace_shows_what_was_there_and_its_gradients_are_those_of_copies(shortcuts: Shortcuts) -> None:
+    taps = discover(shortcuts, IMAGES)
+    first, second = (t.name for t in taps)
+
+    def look(overwritten: set[str]) -> list[Tensor]:
+        x = IMAGES.clone().requires_grad_()
+        live = live_trace(shortcuts, x, taps, [Need("full")], overwritten=overwritten)
+        before = {name: value.detach().clone() for name, value in live.preactivations.items()}
+        terms = [value.sin().sum() + value.square().mean() for value in live.activations.values()]
+        terms += [value.tanh().sum() for value in live.preactivations.values()]
+        (gradient,) = torch.autograd.grad(torch.stack([*terms, live.logits[:, 0].sum()]).sum(), x)
+        return [*live.activations.values(), *before.values(), live.logits, gradient]
+
+    with torch.no_grad():
+        inner = shortcuts.first(IMAGES)
+        outer = shortcuts.second(F.relu(inner))
+    shortcuts.passes = 0
+    overwritten: set[str] = set()
+    found = look(overwritten)
+    # The tap that the shortcut is added to in place took a second pass, and was known from then on.
+    assert (shortcuts.passes, overwritten) == (2, {second})
+    for one, other in zip(found, (F.relu(inner), F.silu(outer), inner, outer), strict=False):
+        assert torch.equal(one, other)
+    for one, other in zip(found, look(overwritten), strict=True):
+        assert torch.equal(one, other)
+    assert shortcuts.passes == 3
+    # Copies of everything, as before: to the bit.
+    for one, other in zip(found, look({first, second}), strict=True):
+        assert torch.equal(one, other)
