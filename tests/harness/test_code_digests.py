@@ -16,6 +16,7 @@ Edit = Callable[[str, Callable[[str], str]], None]
 
 def forget() -> None:
     code_digests._read.cache_clear()
+    code_digests.code_behind.cache_clear()
     code_digests._digest.cache_clear()
 
 

@@ -189,7 +189,7 @@ def test_a_file_may_add_to_the_search_path_but_takes_nothing_from_it(tmp_path: P
     path.write_text("import sys\nsys.path[:] = ['added']\n")
     try:
         load_plugin_file(path)
-        assert sys.path == ["added", *before]
+        assert sys.path == ["added", *dict.fromkeys(before)]
     finally:
         sys.path[:] = before
 
