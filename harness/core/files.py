@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -196,7 +197,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         the name to make it under, where nothing lies; a link at ``path`` is replaced, not followed.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Processes in two containers may have one number.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}.tmp")
     # What lies there is not written through, were it a link.
     temporary.unlink(missing_ok=True)
     try:

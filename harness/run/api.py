@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from ..core.content_keys import FileDigests
-from ..core.errors import UsageError
 from ..core.files import is_file
 from ..core.interrupts import contained, listening
 from .options import EngineChoice, Options
@@ -148,8 +147,6 @@ def _run(
     from ..suite.resolved import Suite
 
     root, store_cache = data_root(data), cache_root(cache)
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"--limit {options.limit}: give at least 1 image.")
     # Absolute before any code of others runs, which may change the working directory.
     start = Path.cwd()
     files = tuple(Path(p).expanduser().absolute() for p in plugins)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...attacks.base.target import Guides, Observation
 from ...detectors.base.detector import Detector
 from ..core.process_state import guarded_part
+from ..core.process_state.guard import own_code
 from ..evaluation.consistency import EVALUATIONS
 from ..statistics.detection import ALPHAS, threshold, threshold_rank
 from ..tracing.recorder import encode
@@ -59,7 +60,8 @@ class FittedTarget:
     ) -> Observation:  # fmt: skip
         """See the protocol; detectors with views or input gradients are scored by further passes."""
         i, needs = replace(self.traced_model, model=model), self.traced_model.capped(self.detector.needs)
-        live = i.live(self.detector.needs, images)
+        # Code of others may work in place.
+        live = i.live(self.detector.needs, images, copies=not own_code(self.detector))
         live = replace(live, temperature=temperature, straight_through=straight_through)
         suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
         if score is None:

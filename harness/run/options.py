@@ -59,6 +59,9 @@ class Options:
     Attributes:
         interrupt: knows of a Ctrl-C, which a part may have caught.
         shard: which of several processes this is.
+
+    Raises:
+        UsageError: for a limit of less than one image.
     """
 
     device: str
@@ -71,3 +74,7 @@ class Options:
     debug: bool
     interrupt: Interrupt
     shard: Shard | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: give at least 1 image.")

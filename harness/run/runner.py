@@ -19,7 +19,7 @@ from ..store.run_directory import Store
 from .events import Event
 from .options import Shard
 from .schedule import Schedule
-from .work import Engine, Outcome, Task
+from .work import Engine, Outcome, Output, Result, Task
 
 # Seconds per image before anything was measured, by kind: only for the first guess of the time left.
 GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit": 0.003}
@@ -159,9 +159,13 @@ class Runner:
                     time.sleep(POLL)
                     self.interrupt.check()
                     continue
-                outcome = self._known.popleft() if self._known else self.engine.next(self._share)
+                # While a slot is free, what another run computes is looked for again.
+                free = self._elsewhere and len(self._running) < self.engine.slots
+                outcome = (
+                    self._known.popleft() if self._known else self.engine.next(self._share, POLL if free else None)
+                )
                 self.interrupt.check()
-                for key in self._take(outcome):
+                for key in self._take(outcome) if outcome is not None else ():
                     schedule.settle(key)
         finally:
             for _, lock in self._running.values():
@@ -244,7 +248,8 @@ class Runner:
                 result = results.get(cell.key)
                 if result is not None:
                     try:
-                        self.store.put(cell.key, cell.name, result.artifact, result.values, result.seconds)
+                        stored = Result.of(result) if isinstance(result, Output) else result
+                        self.store.put(cell.key, cell.name, stored.artifact, stored.values, stored.seconds)
                     except AftershockError:
                         raise
                     except Exception as error:

@@ -58,10 +58,13 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of one task, by number: results of its cells, or the exception that stopped it."""
+    """What became of one task, by number: results of its cells, or the exception that stopped it.
+
+    Outputs are made into results when they are stored, one after the other.
+    """
 
     task: int
-    results: tuple[Result, ...] = ()
+    results: tuple[Result | Output, ...] = ()
     error: BaseException | None = None
 
 
@@ -81,11 +84,12 @@ class Engine(Protocol):
     def submit(self, task: Task) -> None:
         """Take a task."""
 
-    def next(self, tell: Callable[[int, float], None]) -> Outcome:
+    def next(self, on_progress: Callable[[int, float], None], seconds: float | None = None) -> Outcome | None:
         """Wait for the outcome of a task that was submitted; only called while there is one.
 
         Args:
-            tell: called now and then with the number of a task and the share of it that is done.
+            on_progress: called now and then with the number of a task and the share of it that is done.
+            seconds: after which an engine that computes elsewhere returns ``None``, if there is no outcome.
         """
 
     def close(self) -> None:

@@ -237,6 +237,17 @@ def record(
     return Recording(torch.cat(logits), encoder.in_order())
 
 
+@dataclass
+class Overwritten:
+    """What is known of the taps whose values a model changes later in a pass (``x += shortcut``).
+
+    Attributes:
+        taps: by name, whether it does; those that are not there were not looked at and are copied.
+    """
+
+    taps: dict[str, bool] = field(default_factory=dict)
+
+
 def live_trace(
     model: nn.Module,
     images: Tensor,
@@ -245,7 +256,7 @@ def live_trace(
     modules: Sequence[str] = (),
     root: nn.Module | None = None,
     also: Collection[str] = (),
-    overwritten: set[str] | None = None,
+    overwritten: Overwritten | None = None,
 ) -> LiveTrace:
     """Return a forward pass that can be differentiated with respect to ``images``; the model must be in eval mode.
 
@@ -257,36 +268,38 @@ def live_trace(
         modules: the named modules and
         root: the part of the model that :func:`discover` was given.
         also: names of further taps that are kept.
-        overwritten: names of taps that this model changes later in a pass (``x += shortcut``), which have to be
-            copied; those that turn out to be are added, and cost another pass.
+        overwritten: remembers from one pass to the next which taps have to be copied; without it all are.
     """
     known = {tap.name: tap for tap in taps}
     wanted = {tap.name for need in needs for tap in need.select(taps)} | set(also)
-    copied = set() if overwritten is None else overwritten
-    while True:
-        live = _LivePass(known, wanted, copied)
-        with Taps(root or model, live.visit, modules, signs=(), preactivations=wanted):
-            logits = model(images)
+    seen = {} if overwritten is None else overwritten.taps
+    live = _LivePass(known, wanted, seen)
+    with Taps(root or model, live.visit, modules, signs=(), preactivations=wanted):
+        logits = model(images)
+    if overwritten is not None:
         changed = live.changed()
-        if not changed:
-            return LiveTrace(images, logits, tuple(taps), live.activations, live.preactivations, tuple(needs))
-        copied |= changed
+        relied_on = {name for name in changed if seen.get(name) is False}
+        seen.update({name: name in changed for name in live.activations if not seen.get(name)})
+        if relied_on:
+            # It did not when it was looked at.
+            return live_trace(model, images, taps, needs, modules, root, also)
+    return LiveTrace(images, logits, tuple(taps), live.activations, live.preactivations, tuple(needs))
 
 
 class _LivePass:
-    """Keeps what a pass shows, without copies where the model leaves it alone.
+    """Keeps what a pass shows, without copies where the model is known to leave it alone.
 
     Args:
         taps: all of the model's, by name.
         wanted: names of those that are kept.
-        copied: names of those that the model changes later.
+        overwritten: whether the model changes a tap later, by name, where that is known.
     """
 
-    def __init__(self, taps: Mapping[str, TapInfo], wanted: Collection[str], copied: Collection[str]) -> None:
-        self._taps, self._wanted, self._copied = taps, wanted, copied
+    def __init__(self, taps: Mapping[str, TapInfo], wanted: Collection[str], overwritten: Mapping[str, bool]) -> None:
+        self._taps, self._wanted, self._overwritten = taps, wanted, dict(overwritten)
         self.activations: dict[str, Tensor] = {}
         self.preactivations: dict[str, Tensor] = {}
-        self._shown: list[tuple[str, Tensor, int]] = []
+        self._shown: list[tuple[str, Tensor, Tensor, int]] = []
 
     def visit(self, call: TapCall) -> None:
         if call.name not in self._wanted or call.name not in self._taps:
@@ -297,15 +310,24 @@ class _LivePass:
             self.preactivations[call.name] = tap.arranged(self._kept(call.name, call.preactivation))
 
     def _kept(self, name: str, shown: Tensor) -> Tensor:
-        if name in self._copied:
-            return shown.clone()
-        self._shown.append((name, shown, shown._version))
-        # A node of its own in the graph, as a copy would be: gradients are added up in the same order.
-        return shown.view_as(shown)
+        known = self._overwritten.get(name)
+        # Where it is not copied, a node of its own in the graph, as a copy is: gradients add up in the same order.
+        kept = shown.view_as(shown) if known is False else shown.clone()
+        if not known:
+            self._shown.append((name, shown, kept, 0 if shown.is_inference() else shown._version))
+        return kept
 
     def changed(self) -> set[str]:
-        """Return the taps whose values were changed after they were shown."""
-        return {name for name, shown, version in self._shown if shown._version != version}
+        """Return the taps whose values were changed after they were shown, by their versions and against copies.
+
+        Compiled code changes values without a new version.
+        """
+        return {
+            name
+            for name, shown, kept, version in self._shown
+            if (not shown.is_inference() and shown._version != version)
+            or (name not in self._overwritten and not torch.equal(shown.detach(), kept.detach()))
+        }
 
 
 def input_gradient(

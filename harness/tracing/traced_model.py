@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.seeds import derive_seed, generator
 from .extra_passes import InputGradient, View
-from .recorder import input_gradient, live_trace, record
+from .recorder import Overwritten, input_gradient, live_trace, record
 from .traces import LiveTrace, Need, TapInfo, Traces, capped
 
 
@@ -49,7 +49,7 @@ class TracedModel:
         modules: the named modules among them.
         root: the part of the model whose module paths name the taps.
         bits_per_tap: how many bits of a tap are kept; ``None`` for all.
-        overwritten: names of taps that the model changes later in a pass, as far as they were seen.
+        overwritten: which taps the model changes later in a pass.
     """
 
     model: nn.Module
@@ -57,7 +57,7 @@ class TracedModel:
     modules: tuple[str, ...] = ()
     root: nn.Module | None = None
     bits_per_tap: int | None = None
-    overwritten: set[str] = field(default_factory=set)
+    overwritten: Overwritten = field(default_factory=Overwritten)
 
     def capped(self, needs: Sequence[Need]) -> tuple[Need, ...]:
         """Return needs as codes of this model are stored."""
@@ -69,14 +69,19 @@ class TracedModel:
         found = record(self.model, images, self.taps, needs, self.modules, self.root)
         return Traces(found.logits, self.taps, found.codes, needs)
 
-    def live(self, needs: Sequence[Need], images: Tensor, also: Collection[str] = ()) -> LiveTrace:
+    def live(
+        self, needs: Sequence[Need], images: Tensor, also: Collection[str] = (), copies: bool = False
+    ) -> LiveTrace:
         """Return a trace that can be differentiated with respect to ``images``, which lie on the model's device.
 
-        It holds the taps that ``needs`` name, and those in ``also``.
+        Args:
+            needs: codes whose taps it holds.
+            images: (n, channels, height, width) in [0, 1].
+            also: names of further taps.
+            copies: whether whoever reads it may work in place.
         """
-        return live_trace(
-            self.model, images, self.taps, self.capped(needs), self.modules, self.root, also, self.overwritten
-        )
+        seen = None if copies else self.overwritten
+        return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root, also, seen)
 
     def traces(self, detector: Scores, images: Tensor, seed: int = 0) -> Traces:
         """Return traces as a detector's ``score`` gets them: with the views and input gradients that it declares.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing import bits
-from aftershock.harness.tracing.recorder import discover, input_gradient, live_trace, record
+from aftershock.harness.tracing.recorder import Overwritten, discover, input_gradient, live_trace, record
 from aftershock.harness.tracing.taps import TapCall, Taps
 from aftershock.harness.tracing.traces import Need, pool, sampled_units
 from torch import Tensor, nn
@@ -304,10 +304,8 @@ class Shortcuts(nn.Module):
         self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.relu = nn.ReLU(inplace=True)
         self.head = nn.Linear(4, 5)
-        self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
         one = self.relu(self.first(x))
         two = F.silu(self.second(one))
         two += one
@@ -333,32 +331,40 @@ def test_a_live_trace_holds_the_taps_that_are_named(shortcuts: Shortcuts) -> Non
         assert set(live.activations) == set(live.preactivations) == held
 
 
-def test_a_live_trace_shows_what_was_there_and_its_gradients_are_those_of_copies(shortcuts: Shortcuts) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_live_trace_shows_what_was_there_and_its_gradients_are_those_of_copies(
+    shortcuts: Shortcuts, compiled: bool
+) -> None:
     taps = discover(shortcuts, IMAGES)
-    first, second = (t.name for t in taps)
+    model: nn.Module = torch.compile(shortcuts, backend="aot_eager") if compiled else shortcuts  # type: ignore[assignment]
+    second = taps[1].name
 
-    def look(overwritten: set[str]) -> list[Tensor]:
+    def look(overwritten: Overwritten | None) -> list[Tensor]:
         x = IMAGES.clone().requires_grad_()
-        live = live_trace(shortcuts, x, taps, [Need("full")], overwritten=overwritten)
-        before = {name: value.detach().clone() for name, value in live.preactivations.items()}
+        live = live_trace(model, x, taps, [Need("full")], root=shortcuts, overwritten=overwritten)
         terms = [value.sin().sum() + value.square().mean() for value in live.activations.values()]
         terms += [value.tanh().sum() for value in live.preactivations.values()]
         (gradient,) = torch.autograd.grad(torch.stack([*terms, live.logits[:, 0].sum()]).sum(), x)
-        return [*live.activations.values(), *before.values(), live.logits, gradient]
+        return [*live.activations.values(), *live.preactivations.values(), live.logits, gradient]
 
     with torch.no_grad():
         inner = shortcuts.first(IMAGES)
         outer = shortcuts.second(F.relu(inner))
-    shortcuts.passes = 0
-    overwritten: set[str] = set()
+    overwritten = Overwritten()
     found = look(overwritten)
-    # The tap that the shortcut is added to in place took a second pass, and was known from then on.
-    assert (shortcuts.passes, overwritten) == (2, {second})
+    assert overwritten.taps == {taps[0].name: False, second: True}
     for one, other in zip(found, (F.relu(inner), F.silu(outer), inner, outer), strict=False):
         assert torch.equal(one, other)
-    for one, other in zip(found, look(overwritten), strict=True):
-        assert torch.equal(one, other)
-    assert shortcuts.passes == 3
-    # Copies of everything, as before: to the bit.
-    for one, other in zip(found, look({first, second}), strict=True):
-        assert torch.equal(one, other)
+    # With and without copies: to the bit.
+    for again in (look(overwritten), look(None)):
+        for one, other in zip(found, again, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_model_that_begins_to_overwrite_is_seen_and_copied(shortcuts: Shortcuts) -> None:
+    taps = discover(shortcuts, IMAGES)
+    overwritten = Overwritten({tap.name: False for tap in taps})
+    live = live_trace(shortcuts, IMAGES, taps, [Need("full")], overwritten=overwritten)
+    with torch.no_grad():
+        assert torch.equal(live.activations[taps[1].name], F.silu(shortcuts.second(F.relu(shortcuts.first(IMAGES)))))
+    assert overwritten.taps == {taps[0].name: False, taps[1].name: True}

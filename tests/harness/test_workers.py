@@ -387,6 +387,21 @@ def test_fit_scores_and_state_are_those_of_the_part_itself(
     assert torch.equal(again.score(traces), own.score(traces))
 
 
+def test_the_number_of_threads_goes_there_and_is_no_change_of_the_parts(
+    opened: Path, traced_model: TracedModel
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (3, 2):
+            torch.set_num_threads(threads)
+            detector = fitted(traced_model)
+            assert detector.changed == []
+            detector.score(fit_images(traced_model, detector, 4))
+            assert detector.changed == []
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_labels_are_known_to_fit_alone(opened: Path, traced_model: TracedModel) -> None:
     detector = fitted(traced_model, what="labels in score")
     assert detector.state()["labels"].tolist() == [i % 10 for i in range(40)]

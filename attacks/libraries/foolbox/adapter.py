@@ -195,9 +195,14 @@ class _ImageDraws(TorchFunctionMode):
 
 def _library() -> Any:
     # Without it the import fails where there is no git executable (it imports GitPython).
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import foolbox
-
+    name = "GIT_PYTHON_REFRESH"
+    before = os.environ.get(name)
+    os.environ[name] = before or "quiet"
+    try:
+        import foolbox
+    finally:
+        if before is None:
+            del os.environ[name]
     return foolbox
 
 

@@ -20,7 +20,7 @@ import time
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -112,14 +112,21 @@ class _Standing:
 
 def _values(*groups: Iterable[Any]) -> list[Any]:
     """Return the values of mappings and the items of other containers, one after the other."""
-    return list(chain.from_iterable(c.values() if hasattr(c, "values") else c for group in groups for c in group))
+    return list(chain.from_iterable(_items(container) for group in groups for container in group))
+
+
+def _items(container: Any) -> Iterable[Any]:
+    if hasattr(container, "values"):
+        return cast(Iterable[Any], container.values())
+    # Two sets with the same items may list them in another order.
+    return sorted(container, key=id) if isinstance(container, set) else cast(Iterable[Any], container)
 
 
 def _holds(now: Any, before: Any) -> bool:
     """Return whether a table has all that it had; by identity, as a replacement may claim to be equal to anything."""
     if isinstance(before, dict):
         return all(now.get(name, _GONE) is value for name, value in before.items())
-    return len(now) == len(before) and all(map(operator.is_, now, before))
+    return len(now) == len(before) and all(map(operator.is_, _items(now), _items(before)))
 
 
 def _differences(place: Any, now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

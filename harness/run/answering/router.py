@@ -102,13 +102,17 @@ class Answers:
         found = [(registry, entry) for registry in REGISTRIES.values() for entry in registry.of(origin)]
         return [{"kind": registry.kind, "name": entry.name, **_described(entry)} for registry, entry in found]
 
-    def answer(self, asked: Message) -> Message:
-        """Answer one question, with the number of threads and the gradient mode of the owner."""
-        for number in asked.values["drop"]:
-            self.made.pop(number, None)
+    @staticmethod
+    def prepare(asked: Message) -> None:
+        """Take the number of threads of the owner, before any part is called."""
         threads = int(asked.values["threads"])
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+    def answer(self, asked: Message) -> Message:
+        """Answer one question, in the gradient mode of the owner."""
+        for number in asked.values["drop"]:
+            self.made.pop(number, None)
         with torch.set_grad_enabled(bool(asked.values["gradients"])):
             return self._answers[asked.values["question"]](self, asked)
 

@@ -46,6 +46,7 @@ def serve(connection: int) -> None:
             asked = channel.receive()
         except ChannelError:
             return
+        answers.prepare(asked)
         _answer(channel, watch, lambda asked=asked: answers.answer(asked), memory)  # type: ignore[misc]  # bound now, not later
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from ...core.interrupts import contained
 from ...core.process_state import guarded
-from ...core.registry import plugin_host
+from ...core.registry import ANALYSES, DETECTORS, PERTURBATIONS, Registry, StandIn, plugin_host
+from ...suite.instances import make_detector
+from ...suite.resolved import Suite
 from ..context import Context
 from ..tasks import compute, open_task_context
 from ..work import Compute, Result, Task
@@ -44,15 +46,17 @@ class Failure:
 
 
 @contextmanager
-def opened(context: Context, on_message: Callable[[str], None]) -> Iterator[Compute]:
+def opened(context: Context, workers: int, on_message: Callable[[str], None]) -> Iterator[Compute]:
     """Open the data, the plugins and the stored cells of a run, and hold them.
 
     Args:
         context: what the run's owner tells.
+        workers: that share this machine's memory.
         on_message: called with sentences that a person should see.
     """
     with guarded():
         POOL.allow(Allowance.of(context.suite.limits))
+        POOL.share(workers)
         for path in context.suite.plugins:
             plugin_host().open_file(path)
         task_context = open_task_context(context, on_message)
@@ -62,10 +66,39 @@ def opened(context: Context, on_message: Callable[[str], None]) -> Iterator[Comp
         task_context.close()
 
 
-def results_of(compute: Compute, task: Task, on_progress: Callable[[float], None]) -> Sequence[Result] | Failure:
-    """Compute a task; return what its cells gave, or what went wrong."""
+def results_of(
+    compute: Compute, task: Task, on_progress: Callable[[float], None], give: Callable[[Result], Result]
+) -> Sequence[Result] | Failure:
+    """Compute a task; return what its cells gave, each as ``give`` makes it when it is ready, or what went wrong."""
     try:
         with contained():
-            return [Result.of(output) for output in compute(task, on_progress)]
+            return [give(Result.of(output)) for output in compute(task, on_progress)]
     except Exception as error:
         return Failure.of(error)
+
+
+def plugin_labels(suite: Suite) -> frozenset[str]:
+    """Return the labels of the parts whose code is a plugin's; a detector that is made of one counts, too.
+
+    Their tasks are computed by one worker: what scores a detector in a fresh process stops all others of its plugin,
+    and a worker knows only those that it started.
+    """
+    detectors = {part.label: (part.name, *make_detector(part).made_of) for part in suite.detectors}
+    foreign = {label for label, names in detectors.items() if any(_is_plugin(DETECTORS, name) for name in names)}
+    foreign |= {part.label for part in suite.perturbations if _is_plugin(PERTURBATIONS, part.name)}
+    foreign |= {part.label for part in suite.analyses if _is_plugin(ANALYSES, part.name)}
+    return frozenset(foreign)
+
+
+def _is_plugin(registry: Registry, name: str) -> bool:
+    return isinstance(registry.entry(name).target, StandIn)
+
+
+def runs_plugin(task: Task, labels: Collection[str]) -> bool:
+    """Return whether a task calls code of a part with one of these labels."""
+    for cell in task.cells:
+        target = getattr(cell.job, "target", None)
+        parts = (getattr(cell.job, "part", None), getattr(cell.job, "detector", None), getattr(target, "part", None))
+        if any(part is not None and part.label in labels for part in parts):
+            return True
+    return False

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ...core.interrupts import contained
-from ..work import Compute, Outcome, Result, Task
+from ..work import Compute, Outcome, Task
 
 DECIDES_NO_NUMBER = True
 
@@ -28,13 +28,12 @@ class LocalEngine:
         """Put a task at the end of the queue."""
         self._waiting.append(task)
 
-    def next(self, on_progress: Callable[[int, float], None]) -> Outcome:
+    def next(self, on_progress: Callable[[int, float], None], seconds: float | None = None) -> Outcome:
         """Compute the first task that waits."""
         task = self._waiting.popleft()
         try:
             with contained():
-                outputs = self._compute(task, lambda share: on_progress(task.number, share))
-                return Outcome(task.number, tuple(Result.of(output) for output in outputs))
+                return Outcome(task.number, tuple(self._compute(task, lambda share: on_progress(task.number, share))))
         except Exception as error:
             return Outcome(task.number, error=error)
 

@@ -10,6 +10,7 @@ import torch
 from ...core.errors import UsageError
 from ...core.registry import ANALYSES, DATASETS, DETECTORS, MODELS, PERTURBATIONS
 from ...store.run_directory import Store
+from ...suite.instances import make_detector
 from ..context import Context
 from ..options import EngineChoice
 from ..work import Compute, Engine
@@ -65,7 +66,8 @@ def _of_this_session(context: Context) -> str:
     suite = context.suite
     named = [(DATASETS, suite.data), *((MODELS, part) for part in suite.models if part.name)]
     named += [(PERTURBATIONS, part) for part in suite.perturbations]
-    named += [(DETECTORS, part) for part in suite.detectors]
     named += [(ANALYSES, part) for part in suite.analyses]
-    found = (f"the {registry.word} {part.name!r}" for registry, part in named if registry.is_of_session(part.name))
-    return next(found, "")
+    names = [(registry, part.name) for registry, part in named]
+    # A detector may be made of others.
+    names += [(DETECTORS, name) for part in suite.detectors for name in (part.name, *make_detector(part).made_of)]
+    return next((f"the {registry.word} {name!r}" for registry, name in names if registry.is_of_session(name)), "")

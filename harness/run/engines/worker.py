@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,12 +33,19 @@ class Opening:
     Attributes:
         context: surroundings of the tasks.
         threads: that it may compute with.
+        workers: that compute the run.
         place: a folder on the run directory's file system, for the artifacts that it gives away.
     """
 
     context: Context
     threads: int
+    workers: int
     place: Path
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The run is open, and tasks are computed."""
 
 
 @dataclass(frozen=True)
@@ -87,26 +93,20 @@ def _listen(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
 
 
 def serve(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
-    """Open what the first message says, and answer every task after it with results or a failure; ``None`` ends it."""
+    """Open what the first message says, and answer every task after it with results or a failure."""
     opening: Opening = inbox.get()
     torch.set_num_threads(opening.threads)
+
+    def give(result: Result) -> Result:
+        return replace(result, artifact=result.artifact.written(opening.place / result.key))
+
     try:
-        with opened(opening.context, lambda text: send(owner, Said(text))) as compute:
-            while (task := inbox.get()) is not None:
-                found = results_of(compute, task, _Shares(owner).tell)
-                if not isinstance(found, Failure):
-                    found = _written(found, opening.place)
-                send(owner, found)
+        with opened(opening.context, opening.workers, lambda text: send(owner, Said(text))) as compute:
+            send(owner, Ready())
+            while True:
+                send(owner, results_of(compute, inbox.get(), _Shares(owner).tell, give))
     except Exception as error:
         send(owner, Failure.of(error, fatal=True))
-
-
-def _written(results: Sequence[Result], place: Path) -> list[Result] | Failure:
-    """Results whose artifacts are files; a disk that is full is the task's failure."""
-    try:
-        return [replace(result, artifact=result.artifact.written(place / result.key)) for result in results]
-    except OSError as error:
-        return Failure.of(error)
 
 
 class _Shares:

@@ -14,10 +14,10 @@ import sys
 import sysconfig
 import threading
 import zlib
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from ...core.content_keys import distribution_files
 from .calls import PLUGIN, Callers
 
 # By audited event, which of its arguments is a path.
@@ -146,10 +146,5 @@ class FileWatch:
 
 
 def _of_distribution(name: str) -> list[Path]:
-    try:
-        found = distribution(name) if name else None
-    except PackageNotFoundError:
-        found = None
-    if found is None:
-        return []
-    return sorted({Path(str(found.locate_file(f))).resolve().parent for f in found.files or [] if f.suffix == ".py"})
+    """Return the folders of a distribution's modules, those of the source tree where it is installed editable."""
+    return sorted({file.resolve().parent for file in distribution_files(name)}) if name else []
