@@ -62,11 +62,11 @@ class Console:
             self._progress.update(
                 self._bar, total=event.total, completed=event.finished, description=escape(_what(event)), left=left
             )
-        elif event.kind in ("start", "share", "done"):
+        elif event.kind in ("start", "share", "waiting", "done"):
             import time
 
             now = time.monotonic()
-            if now - self._last_line > 5 or event.finished == event.total:
+            if now - self._last_line > (60 if event.kind == "waiting" else 5) or event.finished == event.total:
                 self._last_line = now
                 self.on_message(f"{event.finished}/{event.total} {_what(event)} {left}".rstrip())
 
@@ -74,6 +74,8 @@ class Console:
 def _what(event: Event) -> str:
     """``cnn: perturb pgd``; of a long cell the share that is done."""
     name = event.cell.name
+    if event.kind == "waiting":
+        return f"waiting for another run, which computes {name}"
     done = f" {event.share:.0%}" if event.kind == "share" else ""
     return f"{name.model}: {name.kind} {name.part}".rstrip() + done
 

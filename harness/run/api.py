@@ -201,17 +201,21 @@ def _compute(
 ) -> Run:
     """Compute what is missing of a run, and write all that it shows."""
     from ..evaluation.problems import Problems
+    from ..store.cache import SHARDS
     from ..store.run_directory import Store
     from .changed_state import changed_state
     from .computing import compute_cells, open_engine
     from .opening import open_run
     from .run_facts import run_facts
+    from .workers.folder import remove_abandoned
     from .workers.pool import POOL
     from .workers.process import Allowance
     from .writing import write_run
 
     started, clock = datetime.now(UTC), time.perf_counter()
     POOL.allow(Allowance.of(suite.limits, output=options.debug))
+    # Of shards that were killed.
+    remove_abandoned(cache / SHARDS)
     opened = open_run(suite, root, digests, options)
     problems = Problems(options.debug)
     # Tables ask the processes of plugins, too.

@@ -10,11 +10,15 @@ from ..plan.cells import Cell
 DECIDES_NO_NUMBER = True
 
 
+# ``waiting``: all that is left is being computed by other runs that share the cache.
+Kind = Literal["start", "share", "waiting", "done", "kept", "failed", "skipped"]
+
+
 @dataclass(frozen=True)
 class Event:
     """Progress: a cell starts, a share of it is done (long ones tell), or it is over."""
 
-    kind: Literal["start", "share", "done", "kept", "failed", "skipped"]
+    kind: Kind
     cell: Cell
     finished: int
     total: int

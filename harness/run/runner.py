@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatch
 from itertools import count
-from typing import Literal
 
 from ..core.errors import AftershockError, UnavailableError, UsageError, described
 from ..core.interrupts import Interrupt
@@ -16,7 +15,7 @@ from ..core.registry import did_you_mean
 from ..plan.cells import Cell
 from ..plan.summary import Summary
 from ..store.run_directory import Store
-from .events import Event
+from .events import Event, Kind
 from .options import Shard
 from .schedule import Schedule
 from .work import Engine, Outcome, Output, Result, Task
@@ -156,6 +155,7 @@ class Runner:
                 self._submit_next(schedule)
                 if not self._running:
                     # All that is left is being computed by others.
+                    self._say("waiting", self._elsewhere[0][0])
                     time.sleep(POLL)
                     self.interrupt.check()
                     continue
@@ -285,7 +285,7 @@ class Runner:
             self._say("skipped" if skipped else "failed", cell, reason)
 
     def _say(
-        self, kind: Literal["start", "share", "done", "kept", "failed", "skipped"], cell: Cell, reason: str = "",
+        self, kind: Kind, cell: Cell, reason: str = "",
         share: float = 0.0,
     ) -> None:  # fmt: skip
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)

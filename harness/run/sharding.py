@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.content_keys import FileDigests
-from ..core.errors import UsageError
-from ..core.files import why
+from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
+from ..store.cache import SHARDS
 from .options import EngineChoice, Options, Shard
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def run_shard(
     Raises:
         UsageError: for a mistake in the suite or the options, and for a cache that cannot be written.
     """
+    from ..core.process_state import guarded
     from ..store.run_directory import Store
     from ..suite.resolve import load_suite
     from ..suite.resolved import Suite
@@ -87,14 +88,15 @@ def run_shard(
 
     part, root, shared = parse_shard(shard), data_root(data), cache_root(cache)
     files = tuple(Path(p).expanduser().absolute() for p in plugins)
-    with listening() as interrupt, contained(), _place(shared, part) as place:
+    with listening() as interrupt, contained(), _place(shared) as place:
         options = Options(
             device, limit, only, False, EngineChoice(workers=workers), on_progress, on_message, debug, interrupt, part
         )  # fmt: skip
-        loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
+        with guarded():
+            loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
         POOL.allow(Allowance.of(loaded.limits, output=debug))
         opened = open_run(loaded, root, FileDigests(shared / "digests.json"), options)
-        with Store(Path(place), shared) as store, open_engine(opened, store, options) as engine:
+        with Store(place, shared) as store, open_engine(opened, store, options) as engine:
             computed = compute_cells(opened, store, engine, options)
     cells, summary = computed.plan.cells, computed.finished.summary
     return ShardRun(
@@ -104,12 +106,19 @@ def run_shard(
     )
 
 
-def _place(cache: Path, shard: Shard) -> tempfile.TemporaryDirectory[str]:
-    """Return a run directory of a shard's own, on the cache's file system, so that cells are linked."""
+@contextmanager
+def _place(cache: Path) -> Iterator[Path]:
+    """Hold a run directory of a shard's own, on the cache's file system, so that cells are linked."""
+    from .workers.folder import WorkFolder, remove_abandoned
+
     try:
-        (cache / "shards").mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=f"{shard.index}-of-{shard.count}-", dir=cache / "shards")
-    except OSError as error:
+        remove_abandoned(cache / SHARDS)
+        folder = WorkFolder(cache / SHARDS)
+    except AftershockError as error:
         raise UsageError(
-            f"{cache} cannot be written ({why(error)}): shards meet in a cache that all of them share, --cache."
+            f"{cache} cannot be written: shards meet in a cache that all of them share, --cache ({error})."
         ) from error
+    try:
+        yield folder.place
+    finally:
+        folder.remove()

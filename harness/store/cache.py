@@ -25,7 +25,9 @@ CACHE_SIGNATURE = (
 )
 _ENTRY = re.compile(r"([0-9a-f]{64})\.(json|safetensors)")
 _LEFT = re.compile(r"[0-9a-f]{64}\.(json|safetensors)\.[0-9]+\.tmp")
-_OURS = {"cells", "locks", "shards", "digests.json", CACHE_TAG}
+# What shards work in.
+SHARDS = "shards"
+_OURS = {"cells", "locks", SHARDS, "digests.json", CACHE_TAG}
 # Younger than that, a half-written file may still be written.
 _DAY = 86400.0
 _AGES = {"m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}

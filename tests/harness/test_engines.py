@@ -26,6 +26,7 @@ from aftershock.harness.run.events import Event
 from aftershock.harness.run.runner import POLL, Runner
 from aftershock.harness.run.sharding import parse_shard, run_shard
 from aftershock.harness.run.work import Outcome, Task
+from aftershock.harness.run.workers.folder import WorkFolder
 from aftershock.harness.suite.resolve import load_suite
 from support.commands import Forks, Result, quiet_environment
 from support.suites import Tiny, table
@@ -339,6 +340,28 @@ def test_a_part_of_this_session_is_computed_here_or_refused(tmp_path: Path, tiny
     finally:
         DETECTORS._entries.clear()
         DETECTORS._entries.update(held)
+
+
+def test_what_killed_shards_leave_is_removed_by_the_next_call(forks: Forks, tmp_path: Path, tiny: Tiny) -> None:
+    suite = tiny(tmp_path / "suite.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "msp"}])
+    cache = tmp_path / "cache"
+
+    def end(process: int) -> None:
+        until = time.monotonic() + 120
+        while not list(cache.glob("cells/*/*.json")) and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(process, signal.SIGKILL)
+
+    ended = forks("run", suite, "--shard", "1/2", cwd=tmp_path, while_running=end, AFTERSHOCK_CACHE=str(cache))
+    assert ended.status == -signal.SIGKILL
+    assert len(list((cache / "shards").iterdir())) == 1
+    held = WorkFolder(cache / "shards")
+    done = forks("run", suite, "--out", "run", cwd=tmp_path, AFTERSHOCK_CACHE=str(cache))
+    assert done.status == 0, done.output
+    # That of a shard that works is left alone.
+    assert list((cache / "shards").iterdir()) == [held.path]
+    held.remove()
+    assert run_shard(suite, "1/1", cache=cache).computed == 0
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "a/b", "1/2/3", "1/1000000000000"])

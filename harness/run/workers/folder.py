@@ -1,4 +1,4 @@
-"""The folders in which the processes of plugins work, and what is left of those whose owner was killed."""
+"""Folders in which processes work, and what is left of those whose owner was killed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class WorkFolder:
     A file in it is locked as long as this process lives, so that others can tell when it is no longer needed: the
     number of a process may be used again, a lock ends with its process.
 
+    Args:
+        parent: where it lies; by default where temporary files do.
+
     Attributes:
         path: of the folder.
         place: the working directory, which lies in it.
@@ -33,16 +36,18 @@ class WorkFolder:
         AftershockError: if it cannot be made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Path | None = None) -> None:
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            if parent is not None:
+                parent.mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             self.place = self.path / "place"
             self.place.mkdir()
             self._lock = _locked(self.path / f"{_LOCK}.new")
             # It gets its name once it is locked: an unlocked file means that its process has ended.
             (self.path / f"{_LOCK}.new").rename(self.path / _LOCK)
         except OSError as error:
-            raise AftershockError(f"no folder could be made in {tempfile.gettempdir()} ({error})") from error
+            raise AftershockError(f"no folder could be made in {parent or tempfile.gettempdir()} ({error})") from error
         self._finalizer = weakref.finalize(self, _remove, self.path, self._lock)
 
     def remove(self) -> None:
@@ -66,15 +71,15 @@ def _remove(path: Path, descriptor: int) -> None:
         os.close(descriptor)
 
 
-def remove_abandoned() -> None:
-    """Remove this user's folders whose owners are gone: their lock is free.
+def remove_abandoned(parent: Path | None = None) -> None:
+    """Remove this user's folders in a place whose owners are gone: their lock is free.
 
     Folders without a lock, and where locks cannot be taken, stay: nothing tells whose they are.
     """
     with suppress(ImportError):
         import fcntl
 
-        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        for path in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
             with suppress(OSError):
                 if not stat.S_ISDIR(path.lstat().st_mode) or path.lstat().st_uid != os.getuid():
                     continue
