@@ -27,7 +27,7 @@ from ..workers.process import raised
 from .ray_cluster import Connection
 from .ray_objects import SentArtifacts
 from .ray_resources import needed_memory, share_out
-from .ray_worker import Carried, News, Opening, RayWorker, Ready, Report, Surroundings
+from .ray_worker import Carried, News, Opening, RayWorker, Ready, Report, Surroundings, read_by
 
 DECIDES_NO_NUMBER = True
 
@@ -228,7 +228,7 @@ class RayEngine:
     def _again(self, task: Task, worker: _Worker, error: Exception) -> Outcome | None:
         """Let another worker compute a task whose worker is gone; its failure where that was tried often enough."""
         self._tries[task.number] += 1
-        self._sent.forget([key for cell in task.cells for key in cell.inputs])
+        self._sent.forget(read_by(task))
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         lost = worker.ready is not None and worker.ready.node not in alive
         what = f"{worker.place} was lost" if lost else f"its process on {worker.place} ended"
@@ -298,7 +298,7 @@ class _Worker:
         """Let it compute a task."""
         carried: Sequence[Carried] = ()
         if self.ready is not None and not self.ready.shared:
-            lacking = sorted({key for cell in task.cells for key in cell.inputs} - self.held)
+            lacking = [key for key in read_by(task) if key not in self.held]
             carried = [sent.carried(key) for key in lacking]
             self.held.update(lacking)
         model = _model(task)

@@ -142,6 +142,17 @@ class Report:
     emptied: bool = False
 
 
+def read_by(task: Task) -> list[str]:
+    """Return the keys of the cells that a task may read: inputs, and the model, which is an input of these."""
+    found: dict[str, None] = {}
+    for cell in task.cells:
+        found |= dict.fromkeys(cell.inputs)
+        model = getattr(cell.job, "model", None)
+        if model is not None:
+            found[model] = None
+    return list(found)
+
+
 class News:
     """Takes what workers tell, until the owner asks for it."""
 
@@ -311,4 +322,4 @@ def _taken(cells: CarriedCells, task: Task, carried: Sequence[Carried]) -> list[
                 # Lost with the node that held it; the owner still has it.
                 continue
             cells.put(cell.key, cell.name, replace(cell.artifact, data=data), cell.values, cell.seconds)
-    return cells.missing([key for cell in task.cells for key in cell.inputs])
+    return cells.missing(read_by(task))
