@@ -7,6 +7,7 @@ idle. Where a node sees the run directory, its actors read inputs there; elsewhe
 from __future__ import annotations
 
 import secrets
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,8 @@ _TRIES = 3
 _FAILED_STARTS = 3
 # Seconds of waiting without a worker after which that is told.
 _PATIENCE = 30.0
+# Seconds until a cluster has noticed that a node does not answer any more.
+_NOTICED = 3.0
 # An idle actor ends at once when it is asked to.
 _END = 5.0
 
@@ -186,9 +189,9 @@ class RayEngine:
             # What the actor gave could not be sent, say; it goes on.
             worker.take()
             return Outcome(task.number, error=AftershockError(_last_line(error)))
-        except ray.exceptions.RayError as error:
+        except ray.exceptions.RayError:
             self._replace(worker)
-            return self._again(task, worker, error)
+            return self._again(task, worker)
         references = worker.results[1:]
         worker.take()
         for text in report.texts:
@@ -225,16 +228,17 @@ class RayEngine:
             ray.kill(worker.actor)
         self._start()
 
-    def _again(self, task: Task, worker: _Worker, error: Exception) -> Outcome | None:
+    def _again(self, task: Task, worker: _Worker) -> Outcome | None:
         """Let another worker compute a task whose worker is gone; its failure where that was tried often enough."""
         self._tries[task.number] += 1
         self._sent.forget(read_by(task))
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        lost = worker.ready is not None and worker.ready.node not in alive
+        lost = worker.ready is not None and _lost(worker.ready.node, _NOTICED)
         what = f"{worker.place} was lost" if lost else f"its process on {worker.place} ended"
         if self._tries[task.number] >= _TRIES:
-            return Outcome(task.number, error=AftershockError(f"{what}, the last of {_TRIES} that computed it"))
-        self._on_message(f"{task.cells[0].name}: {what}, another worker computes it ({_last_line(error)}).")
+            return Outcome(task.number, error=AftershockError(
+                f"{what}, the last of {_TRIES} that computed it (too little memory there, or a crash in a library)"
+            ))  # fmt: skip
+        self._on_message(f"{task.cells[0].name}: {what}, so another worker computes it.")
         self._waiting.appendleft(task)
         return None
 
@@ -337,6 +341,16 @@ def _model(task: Task) -> str:
     """Return the key of the model that a task computes with."""
     cell = task.cells[0]
     return str(getattr(cell.job, "model", cell.key))
+
+
+def _lost(node: str, seconds: float) -> bool:
+    """Return whether a node is not part of the cluster any more, or will not be in some seconds."""
+    until = time.monotonic() + seconds
+    while any(found["Alive"] and found["NodeID"] == node for found in ray.nodes()):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _last_line(error: Exception) -> str:

@@ -97,7 +97,7 @@ def connect(address: str | None) -> Connection:
         token.close()
         none.close()
     _init(address)
-    return Connection(ray.shutdown)
+    return Connection(_quiet(ray.shutdown))
 
 
 def _started() -> Connection:
@@ -111,7 +111,7 @@ def _started() -> Connection:
     except UsageError:
         ray.shutdown()
         raise
-    return Connection(ray.shutdown)
+    return Connection(_quiet(ray.shutdown))
 
 
 def _init(address: str, **more: Any) -> None:
@@ -128,6 +128,29 @@ def _init(address: str, **more: Any) -> None:
     finally:
         if main and before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _quiet(close: Callable[[], None]) -> Callable[[], None]:
+    """Let Ray print nothing until the connection is closed; return what closes it.
+
+    It writes the last lines of a lost node's log to standard output, whatever logging it was told to do. What a person
+    has to know of that is told where the task is tried again.
+    """
+    import ray
+
+    held = vars(ray._private.worker)
+    before = held.get("print_to_stdstream")
+    if before is None:
+        return close
+    held["print_to_stdstream"] = lambda *given, **named: None
+
+    def closed() -> None:
+        try:
+            close()
+        finally:
+            held["print_to_stdstream"] = before
+
+    return closed
 
 
 def _require_authentication(address: str, listening: frozenset[str]) -> None:
