@@ -271,6 +271,6 @@ def test_a_node_that_is_lost_while_it_computes_changes_nothing(
     done = ended(owner)
     assert done.status == 0, done.output
     # It was running there.
-    (said,) = re.findall(r"^(\S+): node \S+ \(([0-9a-f]+)\) was lost", done.output, re.MULTILINE)
+    (said,) = re.findall(r"^(\S+): .*node \S+ \(([0-9a-f]+)\) was lost", done.output, re.MULTILINE)
     assert said[0] == "digits/own/0/model" and node.startswith(said[1])
     assert whole_tables(place / "lost") == alone

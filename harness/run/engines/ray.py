@@ -7,7 +7,6 @@ idle. Where a node sees the run directory, its actors read inputs there; elsewhe
 from __future__ import annotations
 
 import secrets
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,8 +37,6 @@ _TRIES = 3
 _FAILED_STARTS = 3
 # Seconds of waiting without a worker after which that is told.
 _PATIENCE = 30.0
-# Seconds until a cluster has noticed that a node does not answer any more.
-_NOTICED = 3.0
 # An idle actor ends at once when it is asked to.
 _END = 5.0
 
@@ -232,8 +229,10 @@ class RayEngine:
         """Let another worker compute a task whose worker is gone; its failure where that was tried often enough."""
         self._tries[task.number] += 1
         self._sent.forget(read_by(task))
-        lost = worker.ready is not None and _lost(worker.ready.node, _NOTICED)
-        what = f"{worker.place} was lost" if lost else f"its process on {worker.place} ended"
+        # The cluster notices many seconds later that a whole node is lost.
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        here = worker.ready is not None and worker.ready.node in alive
+        what = f"{'its process on ' if here else ''}{worker.place} was lost"
         if self._tries[task.number] >= _TRIES:
             return Outcome(task.number, error=AftershockError(
                 f"{what}, the last of {_TRIES} that computed it (too little memory there, or a crash in a library)"
@@ -341,16 +340,6 @@ def _model(task: Task) -> str:
     """Return the key of the model that a task computes with."""
     cell = task.cells[0]
     return str(getattr(cell.job, "model", cell.key))
-
-
-def _lost(node: str, seconds: float) -> bool:
-    """Return whether a node is not part of the cluster any more, or will not be in some seconds."""
-    until = time.monotonic() + seconds
-    while any(found["Alive"] and found["NodeID"] == node for found in ray.nodes()):
-        if time.monotonic() >= until:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def _last_line(error: Exception) -> str:
