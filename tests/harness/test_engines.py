@@ -356,7 +356,7 @@ def test_a_task_reads_no_other_cells_than_those_that_are_sent_with_it(
     monkeypatch.setattr(computing, "compute", watched)
     detectors = [
         {"name": "msp"}, {"name": "odin"}, {"name": "feature-squeezing"}, {"name": "gradnorm"},
-        {"name": "safetynet", "fit_on": ["fgsm"]}, {"name": "hamming-distance"},
+        {"name": "safetynet", "fit_on": ["fgsm"]}, {"name": "bitvector", "fit_on": ["fgsm"]},
     ]  # fmt: skip
     suite = tiny(tmp_path / "suite.toml", [*ATTACKS, {"name": "gaussian", "std": 0.3}], detectors)
     with suite.open("a") as stream:

@@ -74,10 +74,7 @@ class Network(nn.Module):
 def network():
     return Network().eval()
 """
-ATTACKS: list[dict[str, Any]] = [
-    {"name": "fgsm", "eps": 0.3},
-    {"name": "adaptive", "eps": 0.3, "steps": 4, "restarts": 1, "queries": 20, "images": 8},
-]
+ATTACKS: list[dict[str, Any]] = [{"name": "fgsm", "eps": 0.3}, {"name": "gaussian", "std": 0.3}]
 DETECTORS: list[dict[str, Any]] = [{"name": "msp"}, {"name": "plugged"}]
 # A run in which no node is taken to see the run directory.
 APART = """
