@@ -143,14 +143,8 @@ class Report:
 
 
 def read_by(task: Task) -> list[str]:
-    """Return the keys of the cells that a task may read: inputs, and the model, which is an input of these."""
-    found: dict[str, None] = {}
-    for cell in task.cells:
-        found |= dict.fromkeys(cell.inputs)
-        model = getattr(cell.job, "model", None)
-        if model is not None:
-            found[model] = None
-    return list(found)
+    """Return the keys of the cells that computing a task may read."""
+    return list(dict.fromkeys(key for cell in task.cells for key in cell.inputs))
 
 
 class News:
