@@ -20,7 +20,7 @@ from aftershock.harness.run.engines.ray_resources import share_out
 from aftershock.harness.run.engines.ray_worker import CarriedCells, Surroundings, read_by
 from aftershock.harness.run.options import EngineChoice
 from aftershock.harness.run.sharding import parse_shard, run_shard
-from aftershock.harness.run.tasks import TaskContext
+from aftershock.harness.run.tasks import TaskContext, compute
 from aftershock.harness.run.work import Output, Task
 from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.run_directory import Store
@@ -344,7 +344,6 @@ def test_a_task_reads_no_other_cells_than_those_that_are_sent_with_it(
 
     for name in ("values", "load", "tensor"):
         monkeypatch.setattr(Store, name, noted(getattr(Store, name)))
-    compute = computing.compute
 
     def watched(context: TaskContext, task: Task, on_progress: Any) -> list[Output]:
         read.clear()
@@ -354,7 +353,7 @@ def test_a_task_reads_no_other_cells_than_those_that_are_sent_with_it(
         return outputs
 
     monkeypatch.setattr(computing, "compute", watched)
-    detectors = [
+    detectors: list[dict[str, Any]] = [
         {"name": "msp"}, {"name": "odin"}, {"name": "feature-squeezing"}, {"name": "gradnorm"},
         {"name": "safetynet", "fit_on": ["fgsm"]}, {"name": "bitvector", "fit_on": ["fgsm"]},
     ]  # fmt: skip

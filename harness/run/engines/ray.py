@@ -79,7 +79,7 @@ class RayEngine:
             # With the owner, and as long as it.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             self._news = ray.remote(News).options(num_cpus=0, scheduling_strategy=here).remote()
-            self._told = self._news.take.remote()
+            self._told: Any = self._news.take.remote()
             # Every worker has its graphics processor to itself, and sees no other.
             context = replace(context, device="cuda") if gpu else context
             self._opening = _opening(context, self._share.cpus, store if share == "auto" else None, self._news)
@@ -102,7 +102,7 @@ class RayEngine:
             self._assign()
             awaited = {worker.awaited: worker for worker in self._workers if worker.awaited is not None}
             with _one_sentence():
-                ready, _ = ray.wait([*awaited, self._told], timeout=1.0)
+                ready, _ = ray.wait([*awaited, *([] if self._told is None else [self._told])], timeout=1.0)
             if not ready:
                 self._wait_on()
             for reference in ready:
@@ -147,6 +147,7 @@ class RayEngine:
             # One that has the model, else one that has none yet.
             worker = min(idle, key=lambda w: (w.fits(task), w.count))
             idle.remove(worker)
+            worker.alone = sum(each.ready is not None for each in self._workers) == 1
             worker.give(task, self._sent)
 
     def _opened(self, worker: _Worker) -> None:
@@ -167,6 +168,8 @@ class RayEngine:
             raise AftershockError(f"A worker could not open the run: {reason}")
         self._failed_starts, self._waited = 0, 0.0
         worker.ready, worker.awaited = found, None
+        for other in self._workers:
+            other.alone = False
         if not found.shared:
             self._sent.needed = True
             self._say(f"Node {found.name} does not see the run directory: it is sent what its cells read.")
@@ -177,11 +180,7 @@ class RayEngine:
             report: Report = ray.get(worker.results[0])
             data = ray.get(worker.results[1:])
         except ray.exceptions.OutOfMemoryError:
-            self._replace(worker)
-            return Outcome(task.number, error=AftershockError(
-                f"Ray ended it on {worker.place} because that node's memory was full: use fewer workers (--workers) or "
-                "nodes with more memory, or let fewer parts hold much at once."
-            ))  # fmt: skip
+            return self._out_of_memory(task, worker)
         except ray.exceptions.RayTaskError as error:
             # What the actor gave could not be sent, say; it goes on.
             worker.take()
@@ -220,10 +219,33 @@ class RayEngine:
 
     def _replace(self, worker: _Worker) -> None:
         """Let another worker take the place of one that is gone, or is to be."""
+        self._drop(worker)
+        self._start()
+
+    def _drop(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         with suppress(Exception):
             ray.kill(worker.actor)
-        self._start()
+
+    def _out_of_memory(self, task: Task, worker: _Worker) -> Outcome | None:
+        """Compute a task again with one worker less; its failure where it was alone, or that was tried often enough.
+
+        Ray ends some of a node's workers, not only the one that took the memory.
+        """
+        self._tries[task.number] += 1
+        what = f"Ray ended it on {worker.place}, whose memory was full"
+        if worker.alone or self._tries[task.number] >= _TRIES:
+            self._replace(worker)
+            return Outcome(task.number, error=AftershockError(
+                f"{what}: use fewer workers (--workers), or nodes with more memory"
+            ))  # fmt: skip
+        self._drop(worker)
+        if not self._workers:
+            # Ray may end all of them at once.
+            self._start()
+        self._on_message(f"{task.cells[0].name}: {what}; it is computed again, with one worker less.")
+        self._waiting.appendleft(task)
+        return None
 
     def _again(self, task: Task, worker: _Worker) -> Outcome | None:
         """Let another worker compute a task whose worker is gone; its failure where that was tried often enough."""
@@ -243,8 +265,12 @@ class RayEngine:
 
     def _hear(self, on_progress: Callable[[int, float], None]) -> None:
         """Take the news of workers."""
-        with _one_sentence():
+        try:
             told = ray.get(self._told)
+        except ray.exceptions.RayError:
+            # Ended for want of memory, say: results come without it, too.
+            self._told = None
+            return
         self._told = self._news.take.remote()
         running = {worker.task.number for worker in self._workers if worker.task is not None}
         for each in told:
@@ -276,6 +302,7 @@ class _Worker:
         results: references to what that gives.
         held: keys of the cells that it has, where it does not see the run directory.
         count: how many tasks it was given.
+        alone: there has been no other since it got its task.
     """
 
     def __init__(self, actor: Any, opening: Any) -> None:
@@ -284,7 +311,7 @@ class _Worker:
         self.task: Task | None = None
         self.results: list[Any] = []
         self.held: set[str] = set()
-        self.count = 0
+        self.count, self.alone = 0, False
         # As many as it keeps loaded.
         self._models: deque[str] = deque(maxlen=2)
 
