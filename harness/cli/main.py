@@ -83,9 +83,16 @@ def run(
     only: Annotated[str | None, typer.Option(help="Compute only matching cells and what they need.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     cache: Annotated[Path | None, typer.Option(help="The shared cache [env: AFTERSHOCK_CACHE].")] = None,
-    engine: Annotated[str, typer.Option(help="Where cells are computed.")] = "local",
+    engine: Annotated[str, typer.Option(help="Where cells are computed: local or ray.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="Processes that compute [default: one for each GPU, else one].")
+        int | None,
+        typer.Option(
+            help="Processes that compute [default: one for each GPU, else one; with Ray, what it has room for]."
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a Ray cluster, or auto [default: RAY_ADDRESS, else a new one here]."),
     ] = None,
     shard: Annotated[
         str | None,
@@ -97,7 +104,7 @@ def run(
     debug = debug or bool(context.obj)
     context.obj = debug
     if shard is not None:
-        if out is not None or fresh or engine != "local":
+        if out is not None or fresh or engine != "local" or ray_address is not None:
             raise UsageError("--shard goes without --out, --fresh and --engine: shards only fill the cache.")
         from ..run.sharding import run_shard
         from .console import Console, show_shard
@@ -117,7 +124,8 @@ def run(
     with Console(sys.stderr) as console:
         found = run_suite(
             suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, fresh=fresh, cache=cache,
-            engine=engine, workers=workers, on_progress=console.on_progress, on_message=console.on_message, debug=debug,
+            engine=engine, workers=workers, ray_address=ray_address, on_progress=console.on_progress,
+            on_message=console.on_message, debug=debug,
         )  # fmt: skip
     show_leaderboard(found)
     if found.failed:

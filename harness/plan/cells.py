@@ -241,7 +241,7 @@ class Cell:
     Attributes:
         key: its content key.
         name: what it is about; its text is what ``--only`` matches.
-        inputs: keys of the cells that must be finished before.
+        inputs: keys of the cells that must be finished before; computing it reads no other.
         group: cells of one group that are missing are computed together (codes of one forward pass).
         images: how many images it handles at most, for the time that is left.
     """

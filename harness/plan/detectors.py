@@ -57,7 +57,10 @@ class DetectorPlanner:
         job = FitJob(model_plan.key, part, clean, perturbed, negatives, self._seed)
         name = self.draft.name(model_plan, "fit", part.label)
         images = sum(image_count(group) for group in groups)
-        model_plan.fits[part.label] = self.draft.add(key, name, job, (model_plan.key, *all_keys(*groups)), images)
+        # Supervised detectors are told which image each row was made from.
+        sources = dict.fromkeys(t.images.source for group in groups for t in group if t.images.source)
+        inputs = (model_plan.key, *all_keys(*groups), *sources)
+        model_plan.fits[part.label] = self.draft.add(key, name, job, inputs, images)
         self._score("calibrate", model_plan.clean["calibrate"])
         self._score("clean", model_plan.clean["evaluate"])
 
@@ -99,7 +102,7 @@ class DetectorPlanner:
         job = ScoreJob(self.model_plan.key, self.part, fit, traces, recheck)
         # Scored again from the images themselves, not only from their traces.
         images = dict.fromkeys(t.images.source for t in traces if t.images.source and recheck != "none")
-        found = self.draft.add(key, name, job, (fit, *inputs, *images), image_count(traces))
+        found = self.draft.add(key, name, job, (fit, *inputs, *images, self.model_plan.key), image_count(traces))
         self.model_plan.scores[self.part.label, source] = found
 
     def _with_extras(self, traces: tuple[TraceKeys, ...], made: Made) -> tuple[TraceKeys, ...]:

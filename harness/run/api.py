@@ -107,6 +107,7 @@ def run(
     cache: Path | str | None = None,
     engine: str = "local",
     workers: int | None = None,
+    ray_address: str | None = None,
     on_progress: Callable[[Event], None] = lambda event: None,
     on_message: Callable[[str], None] = lambda text: None,
     debug: bool = False,
@@ -123,8 +124,10 @@ def run(
         only: compute only cells whose name matches this pattern, and what they need.
         fresh: compute everything again.
         cache: the shared cache; by default ``AFTERSHOCK_CACHE`` or the user's cache directory.
-        engine: where cells are computed.
-        workers: processes that compute them; by default one for each graphics processor, else one.
+        engine: where cells are computed: ``local`` (this machine) or ``ray`` (a Ray cluster).
+        workers: processes that compute them; by default one for each graphics processor, else one; with Ray, as many
+            as the cluster has room for.
+        ray_address: of a Ray cluster; by default that of ``RAY_ADDRESS``, else a new one on this machine.
         on_progress: called with every progress event.
         on_message: called with sentences that a person should see.
         debug: raise the first error of a cell instead of noting it.
@@ -134,7 +137,7 @@ def run(
         AftershockError: if the run directory cannot be written.
         KeyboardInterrupt: for Ctrl-C.
     """
-    choice = EngineChoice(engine, workers)
+    choice = EngineChoice(engine, workers, ray_address)
     with listening() as interrupt, contained():
         options = Options(device, limit, only, fresh, choice, on_progress, on_message, debug, interrupt)
         return _run(suite, out, data, plugins, cache, options)

@@ -75,7 +75,7 @@ def open_run(suite: Suite, root: Path, digests: FileDigests, options: Options) -
         UsageError: if the data, the weights or the device cannot be had, the suite cannot be planned, or ``only``
             matches no cell.
     """
-    device = _device(options.device)
+    device = _device(options.device, options.engine.name == "local")
     with _blamed(f"The data set {suite.data.name!r} could not be loaded", options.debug):
         source = DATASETS.get(suite.data.name)(root, **suite.data.params)
         dataset = source.load()
@@ -124,12 +124,14 @@ def _blamed(what: str, debug: bool) -> Iterator[None]:
         raise UsageError(f"{what}: {described(error)} (--debug shows where).") from error
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, here: bool) -> torch.device:
+    """Return a device by name; another machine than this one may have it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        if here:
+            torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..core.errors import UsageError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .events import Event
 
 
-EngineName = Literal["local"]
+EngineName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,29 @@ class EngineChoice:
     Attributes:
         name: of the engine.
         workers: processes that compute; ``None`` for as many as help.
+        address: of a Ray cluster; ``None`` for that of ``RAY_ADDRESS``, else for a new one on this machine.
 
     Raises:
-        UsageError: for an unknown name, and less than one worker.
+        UsageError: for an unknown name, less than one worker, an address for another engine than Ray, and where Ray is
+            not installed.
     """
 
     name: str = "local"
     workers: int | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         names = list(get_args(EngineName))
         if self.name not in names:
-            raise UsageError(f"There is no engine {self.name!r}{did_you_mean(self.name, names)}; there is 'local'.")
+            raise UsageError(
+                f"There is no engine {self.name!r}{did_you_mean(self.name, names)}; there are 'local' and 'ray'."
+            )
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers {self.workers}: give at least 1.")
+        if self.address is not None and self.name != "ray":
+            raise UsageError(f"--ray-address {self.address} goes with --engine ray.")
+        if self.name == "ray" and find_spec("ray") is None:
+            raise UsageError("--engine ray needs Ray, which is not installed: run `pip install 'aftershock[ray]'`.")
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ def _hardware(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": None if memory is None else round(memory, 1),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda" and torch.cuda.is_available()
+        else device.type,
         "platform": platform.platform(),
     }
 

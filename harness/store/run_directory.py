@@ -23,7 +23,16 @@ from torch import Tensor
 
 from ..core.cell_names import CellName
 from ..core.errors import AftershockError, UsageError
-from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, replacing, why, write_atomic
+from ..core.files import (
+    parse_json,
+    read_file,
+    read_if_there,
+    refuse_links_below,
+    remove_leftovers,
+    replacing,
+    why,
+    write_atomic,
+)
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .artifacts import Artifact
 from .cache import CACHE_SIGNATURE, CACHE_TAG
@@ -231,6 +240,20 @@ class Store:
     def values(self, key: str) -> Mapping[str, Any]:
         """Return the small results of a finished cell."""
         return self._records[key].values
+
+    def artifact(self, key: str) -> Artifact:
+        """Return the artifact of a finished cell with its bytes, as it is sent to where it cannot be read.
+
+        Raises:
+            AftershockError: if it cannot be read.
+        """
+        record = self._records[key]
+        if not record.digest:
+            return Artifact()
+        try:
+            return Artifact(record.digest, record.size, read_file(self._artifact(key), record.size))
+        except OSError as error:
+            raise AftershockError(f"{self._artifact(key)} cannot be read ({why(error)})") from error
 
     def record(self, key: str) -> Record:
         """Return what the ledger says of a finished cell."""

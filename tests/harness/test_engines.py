@@ -20,13 +20,21 @@ import pytest
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.plan.cells import Cell, Images, PerturbJob, ScoreJob, TargetPlan, TraceJob
+from aftershock.harness.run import options
 from aftershock.harness.run.engines import processes
 from aftershock.harness.run.engines.elsewhere import plugin_labels, runs_plugin
+from aftershock.harness.run.engines.ray_resources import share_out
+from aftershock.harness.run.engines.ray_worker import CarriedCells, Surroundings, read_by
 from aftershock.harness.run.events import Event
+from aftershock.harness.run.options import EngineChoice
 from aftershock.harness.run.runner import POLL, Runner
 from aftershock.harness.run.sharding import parse_shard, run_shard
-from aftershock.harness.run.work import Outcome, Task
+from aftershock.harness.run.tasks import TaskContext, compute
+from aftershock.harness.run.work import Outcome, Output, Task
 from aftershock.harness.run.workers.folder import WorkFolder
+from aftershock.harness.store.artifacts import Artifact
+from aftershock.harness.store.run_directory import Store
+from aftershock.harness.store.stored_traces import StoredCells
 from aftershock.harness.suite.resolve import load_suite
 from support.commands import Forks, Result, quiet_environment
 from support.suites import Tiny, table
@@ -380,9 +388,117 @@ def test_shards_share_the_groups_of_cells_about_evenly() -> None:
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
-    for given in ({"workers": 0}, {"engine": "loca"}):
+    for given in ({"workers": 0}, {"engine": "loca"}, {"ray_address": "10.0.0.5:6379"}):
         with pytest.raises(UsageError):
             aftershock.run("quick", tmp_path / "run", cache=tmp_path / "cache", **given)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--cache"):
         run_shard("quick", "1/2", cache=tmp_path / "file")
+
+
+def test_without_ray_its_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'aftershock\[ray\]'"):
+        EngineChoice("ray")
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "count", "cpus"),
+    [
+        # As many as there are processors, unless memory has room for fewer: then each has more threads.
+        ([(4, 0, 16), (2, 0, 16)], {}, 6, 1),
+        ([(8, 0, 5)], {}, 2, 4),
+        # A node that computes nothing, as heads often are.
+        ([(0, 0, 16), (2, 0, 16)], {}, 2, 1),
+        ([(8, 0, 64)], {"threads": 4}, 2, 4),
+        ([(8, 0, 64)], {"workers": 3}, 3, 2),
+        ([(4, 0, 64), (4, 0, 64)], {"workers": 1}, 1, 4),
+        # More than there is room for: a cluster may grow.
+        ([(2, 0, 64)], {"workers": 8}, 8, 1),
+        ([(16, 4, 64), (16, 0, 64)], {"gpu": True}, 4, 4),
+        # Less memory than a worker should have.
+        ([(2, 0, 1)], {}, 1, 2),
+    ],
+)
+def test_workers_of_a_cluster_are_as_many_as_it_has_room_for(
+    nodes: list[tuple[int, int, int]], given: dict[str, Any], count: int, cpus: int
+) -> None:
+    resources = [{"CPU": c, "GPU": g, "memory": m * GIB} for c, g, m in nodes]
+    choice = {"memory": 2 * GIB, "gpu": False, "workers": None, "threads": None, **given}
+    share = share_out(resources, **choice)
+    assert (share.count, share.cpus, share.gpus) == (count, cpus, int(choice["gpu"]))
+    assert share.memory <= min(2, max(m for _, _, m in nodes)) * GIB
+
+
+def test_other_code_or_libraries_of_a_node_are_named() -> None:
+    here = Surroundings.here()
+    assert not here.difference(Surroundings.here())
+    other = Surroundings("other", {**here.versions, "torch": "1.0"})
+    assert "torch 1.0 instead of" in here.difference(other) and "Aftershock" in here.difference(other)
+
+
+def test_cells_that_were_sent_are_read_as_from_a_run_directory(place: Path, alone: Path) -> None:
+    with Store(alone) as store:
+        record = next(r for r in store.records() if r.kind == "model")
+        sent = store.artifact(record.key)
+        assert len(sent.data) == record.size == sent.size
+        cells = CarriedCells(limit=2 * sent.size)
+        try:
+            assert cells.missing([record.key]) == [record.key]
+            cells.put(record.key, record.name, sent, record.values, record.seconds)
+            assert not cells.missing([record.key]) and not cells.empty_if_full()
+            reader = StoredCells(cells.folder)
+            assert reader.values(record.key) == record.values
+            held, given = reader.load(record.key), store.load(record.key)
+            assert held.keys() == given.keys() and all(held[name].equal(given[name]) for name in given)
+            with pytest.raises(AftershockError, match="damaged"):
+                damaged = Artifact(sent.digest, sent.size, sent.data[:-1] + b"x")
+                cells.put(record.key, record.name, damaged, record.values, record.seconds)
+            for key in ("a" * 64, "b" * 64):
+                cells.put(key, record.name, sent, record.values, record.seconds)
+            assert cells.empty_if_full() and cells.missing([record.key]) == [record.key]
+        finally:
+            cells.close()
+        assert not cells.folder.exists()
+
+
+def test_a_task_reads_no_other_cells_than_those_that_are_sent_with_it(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that do not see the run directory have nothing else."""
+    from aftershock.harness.run import computing
+
+    read: set[str] = set()
+    beyond: dict[str, set[str]] = {}
+
+    def noted(method: Any) -> Any:
+        def read_too(self: Store, key: str, *more: str) -> Any:
+            read.add(key)
+            return method(self, key, *more)
+
+        return read_too
+
+    for name in ("values", "load", "tensor"):
+        monkeypatch.setattr(Store, name, noted(getattr(Store, name)))
+
+    def watched(context: TaskContext, task: Task, on_progress: Any) -> list[Output]:
+        read.clear()
+        outputs = compute(context, task, on_progress)
+        if read - set(read_by(task)):
+            beyond[str(task.cells[0].name)] = read - set(read_by(task))
+        return outputs
+
+    monkeypatch.setattr(computing, "compute", watched)
+    detectors: list[dict[str, Any]] = [
+        {"name": "msp"}, {"name": "odin"}, {"name": "feature-squeezing"}, {"name": "gradnorm"},
+        {"name": "safetynet", "fit_on": ["fgsm"]}, {"name": "bitvector", "fit_on": ["fgsm"]},
+    ]  # fmt: skip
+    suite = tiny(tmp_path / "suite.toml", [*ATTACKS, {"name": "gaussian", "std": 0.3}], detectors)
+    with suite.open("a") as stream:
+        for name in ("rdm", "functional_codes"):
+            stream.write(table("[[analyses]]", {"name": name}))
+    done = aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache")
+    assert not done.failed and not beyond

@@ -46,17 +46,15 @@ class Failure:
 
 
 @contextmanager
-def opened(context: Context, workers: int, on_message: Callable[[str], None]) -> Iterator[Compute]:
+def opened(context: Context, on_message: Callable[[str], None]) -> Iterator[Compute]:
     """Open the data, the plugins and the stored cells of a run, and hold them.
 
     Args:
         context: what the run's owner tells.
-        workers: that share this machine's memory.
         on_message: called with sentences that a person should see.
     """
     with guarded():
         POOL.allow(Allowance.of(context.suite.limits))
-        POOL.share(workers)
         for path in context.suite.plugins:
             plugin_host().open_file(path)
         task_context = open_task_context(context, on_message)
@@ -67,7 +65,10 @@ def opened(context: Context, workers: int, on_message: Callable[[str], None]) ->
 
 
 def results_of(
-    compute: Compute, task: Task, on_progress: Callable[[float], None], give: Callable[[Result], Result]
+    compute: Compute,
+    task: Task,
+    on_progress: Callable[[float], None],
+    give: Callable[[Result], Result] = lambda result: result,
 ) -> Sequence[Result] | Failure:
     """Compute a task; return what its cells gave, each as ``give`` makes it when it is ready, or what went wrong."""
     try:

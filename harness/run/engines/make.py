@@ -34,10 +34,20 @@ def make_engine(
         debug: stop at the first error: everything is computed here, where its traceback can be shown.
 
     Raises:
-        UsageError: for several workers, where a part is known to this process alone.
+        UsageError: for several workers, where a part is known to this process alone; for a Ray cluster that cannot be
+            used.
         AftershockError: if they cannot be started.
     """
     session = _of_this_session(context)
+    if choice.name == "ray":
+        if session:
+            raise UsageError(
+                f"--engine ray: {session} is registered in this process alone; put its code into a file that the suite "
+                "names under `plugins`, or use the local engine."
+            )
+        if debug:
+            return LocalEngine(here)
+        return _ray_engine(choice, context, store, on_message)
     if choice.workers is not None and choice.workers > 1 and session:
         raise UsageError(
             f"--workers {choice.workers}: {session} is registered in this process alone; put its code into a file "
@@ -48,6 +58,17 @@ def make_engine(
         return LocalEngine(here)
     threads = max(1, torch.get_num_threads() // len(devices))
     return WorkersEngine(context, store.incoming(), devices, threads, on_message)
+
+
+def _ray_engine(choice: EngineChoice, context: Context, store: Store, on_message: Callable[[str], None]) -> Engine:
+    from .ray_cluster import connect
+
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
+    # Before Ray is imported, which decides on which interfaces it listens.
+    connection = connect(choice.address)
+    from .ray import RayEngine
+
+    return RayEngine(context, store, connection, choice.workers, threads, on_message)
 
 
 def _devices(workers: int | None, device: str) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class WorkersEngine:
         self._said: set[str] = set()
         self._on_message = on_message
         self._workers = [
-            _Worker(Opening(replace(context, device=device), threads, len(devices), place), place / f"{number}.log")
+            _Worker(Opening(replace(context, device=device), threads, place), place / f"{number}.log")
             for number, device in enumerate(devices)
         ]
 

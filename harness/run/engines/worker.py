@@ -33,13 +33,11 @@ class Opening:
     Attributes:
         context: surroundings of the tasks.
         threads: that it may compute with.
-        workers: that compute the run.
         place: a folder on the run directory's file system, for the artifacts that it gives away.
     """
 
     context: Context
     threads: int
-    workers: int
     place: Path
 
 
@@ -101,7 +99,7 @@ def serve(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
         return replace(result, artifact=result.artifact.written(opening.place / result.key))
 
     try:
-        with opened(opening.context, opening.workers, lambda text: send(owner, Said(text))) as compute:
+        with opened(opening.context, lambda text: send(owner, Said(text))) as compute:
             send(owner, Ready())
             while True:
                 send(owner, results_of(compute, inbox.get(), _Shares(owner).tell, give))

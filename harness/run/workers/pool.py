@@ -52,10 +52,6 @@ class WorkerPool:
             self.close()
             self._allowance = allowance
 
-    def share(self, workers: int) -> None:
-        """Let at most a part of the processes run: others that compute the same run have some, too."""
-        self._most = max(_FEWEST, self._most // workers)
-
     def worker(self, source: Source, role: Role) -> Worker:
         """Return the process of a plugin for one role; started when it is asked."""
         key = (source, role)

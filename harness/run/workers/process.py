@@ -41,8 +41,9 @@ _COMMAND = (sys.executable, "-c", "from aftershock.harness.run.answering.supervi
 # Starting imports torch, on a busy machine too.
 _START = 120.0
 _GIB = 2**30
-# What the processes of plugins must not know: where runs, caches and data are.
+# What the processes of plugins must not know: where runs, caches and data are, and how to use a Ray cluster.
 _HIDDEN = ("PWD", "OLDPWD", "_")
+_HIDDEN_PREFIXES = ("AFTERSHOCK_", "RAY_")
 
 # A number is never used twice, so that nothing made in one process is looked for in another.
 _GENERATIONS = count(1)
@@ -379,7 +380,7 @@ def ended_how(status: int) -> str:
 
 def _environment() -> dict[str, str]:
     """Return the environment of a process: as ours is now, without what tells where runs, caches and data are."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("AFTERSHOCK_") and k not in _HIDDEN}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_HIDDEN_PREFIXES) and k not in _HIDDEN}
     # Wherever this process found the package and its plugins, the other one does.
     # Files that a part makes for itself lie in its own folder, which is its working directory.
     kept["TMPDIR"] = "."
