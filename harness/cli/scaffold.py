@@ -91,6 +91,7 @@ def new_package(kind: PartKind, name: str, out: Path | None = None) -> tuple[Pat
         "check": f"{kind} {name}" if kind != "detector" else name,
     }
     values["entry"] = Template(about.entry).substitute(values)
+    values["table"] = values["entry"].replace(" with ", "\n")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in _FILES.items():

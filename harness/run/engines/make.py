@@ -39,6 +39,8 @@ def make_engine(
         AftershockError: if they cannot be started.
     """
     session = _of_this_session(context)
+    if debug and (choice.workers or 1) > 1:
+        on_message("--debug computes in this process alone, to show where an error was raised: --workers is not used.")
     if choice.name == "ray":
         if session:
             raise UsageError(
