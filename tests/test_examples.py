@@ -25,8 +25,12 @@ EXAMPLES = DOCS / "examples"
 
 @pytest.fixture(autouse=True)
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Examples run in a folder of their own; what they register is unknown again afterwards."""
+    """Examples run in a folder of their own; what they register is unknown before, and again afterwards."""
     kept = [(registry, dict(registry._entries)) for registry in REGISTRIES.values()]
+    for registry, entries in kept:
+        for name, entry in entries.items():
+            if entry.origin.package in ("session", "file"):
+                del registry._entries[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AFTERSHOCK_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(EXAMPLES)

@@ -301,8 +301,8 @@ def test_encode_gives_the_live_activations_and_stops() -> None:
     net = InPlace()
     own = traced_model(net)
     images = torch.rand(5, 1, 8, 8)
-    live = own.live((), images)
     names = [tap.name for tap in own.taps]
+    live = own.live((), images, also=names)
     calls = net.behind
     (first,) = encode(own, images, names[:1]).values()
     assert net.behind == calls

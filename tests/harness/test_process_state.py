@@ -25,7 +25,7 @@ import aftershock.harness.statistics.detection
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.core.process_state import PROBES, guarded, guarded_part
+from aftershock.harness.core.process_state import PROBES, guarded, guarded_part, patches
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
@@ -157,6 +157,27 @@ def test_a_deleted_function_and_a_changed_table_are_put_back() -> None:
         DETECTORS._entries["msp"] = DETECTORS.entry("energy")
     assert torch.stack([torch.ones(1)]).shape == (1, 1) and held == ALPHAS and DETECTORS.entry("msp") is entry
     assert changes.numbers == ["torch.stack", "a table of this package"]
+
+
+def test_a_set_that_lists_its_items_in_another_order_is_the_same() -> None:
+    from aftershock.harness.core import content_keys
+
+    # As large ones with equal hashes are: what comes later lies elsewhere.
+    numbers = [8 * n for n in range(4)]
+    held = set(numbers)
+    vars(content_keys)["PLANTED"] = held
+    patches._places.cache_clear()
+    try:
+        with guarded() as changes:
+            held.clear()
+            held.update(reversed(numbers))
+        assert changes.all == []
+        with guarded() as changes:
+            held.add(1)
+        assert changes.numbers == ["a table of this package"] and held == set(numbers)
+    finally:
+        del vars(content_keys)["PLANTED"]
+        patches._places.cache_clear()
 
 
 def test_the_working_directory_is_put_back(tmp_path: Path) -> None:

@@ -119,14 +119,20 @@ def _items(container: Any) -> Iterable[Any]:
     if hasattr(container, "values"):
         return cast(Iterable[Any], container.values())
     # Two sets with the same items may list them in another order.
-    return sorted(container, key=id) if isinstance(container, set) else cast(Iterable[Any], container)
+    return [_identities(container)] if isinstance(container, set) else cast(Iterable[Any], container)
+
+
+def _identities(items: Iterable[Any]) -> frozenset[int]:
+    return frozenset(map(id, items))
 
 
 def _holds(now: Any, before: Any) -> bool:
     """Return whether a table has all that it had; by identity, as a replacement may claim to be equal to anything."""
     if isinstance(before, dict):
         return all(now.get(name, _GONE) is value for name, value in before.items())
-    return len(now) == len(before) and all(map(operator.is_, _items(now), _items(before)))
+    if isinstance(before, set):
+        return _identities(now) == _identities(before)
+    return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
 def _differences(place: Any, now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
