@@ -204,37 +204,24 @@ def _compute(
 ) -> Run:
     """Compute what is missing of a run, and write all that it shows."""
     from ..evaluation.problems import Problems
-    from ..store.cache import SHARDS
-    from ..store.run_directory import Store
     from .changed_state import changed_state
-    from .computing import compute_cells, open_engine
-    from .opening import open_run
+    from .computing import computed_run
     from .run_facts import run_facts
-    from .workers.folder import remove_abandoned
-    from .workers.pool import POOL
-    from .workers.process import Allowance
     from .writing import write_run
 
     started, clock = datetime.now(UTC), time.perf_counter()
-    POOL.allow(Allowance.of(suite.limits, output=options.debug))
-    # Of shards that were killed.
-    remove_abandoned(cache / SHARDS)
-    opened = open_run(suite, root, digests, options)
     problems = Problems(options.debug)
-    # Tables ask the processes of plugins, too.
-    with Store(place, cache, options.fresh) as store, open_engine(opened, store, options) as engine:
-        computed = compute_cells(opened, store, engine, options)
+    with computed_run(suite, place, root, cache, digests, options) as (opened, computed):
         changes = changed_state(computed.finished)
         for text in changes:
             options.on_message(text)
         seconds = time.perf_counter() - clock
         facts = run_facts(opened, computed, options, [*opened.notes, *changes], started, seconds)
         write_run(place, computed, facts, stamp, problems)
-    cells, summary = computed.plan.cells, computed.finished.summary
     return Run(
         place,
-        {str(cells[key].name): reason for key, reason in summary.failed.items()} | problems.found,
-        {str(cells[key].name): reason for key, reason in summary.skipped.items()},
-        len(summary.computed),
+        computed.failed | problems.found,
+        computed.skipped,
+        len(computed.finished.summary.computed),
         renewed=True,
     )

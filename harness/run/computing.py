@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..core.content_keys import FileDigests
 from ..evaluation.finished import Finished
 from ..plan import Plan, lost_perturbations
+from ..store.cache import SHARDS
 from ..store.run_directory import Store
+from ..suite.resolved import Suite
 from .context import Context
 from .engines.make import make_engine
-from .opening import Opened
+from .opening import Opened, open_run
 from .options import Options
 from .runner import Runner, choose
 from .tasks import TaskContext, compute
 from .work import Engine
+from .workers.folder import remove_abandoned
+from .workers.pool import POOL
+from .workers.process import Allowance
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +44,45 @@ class Computed:
     def plan(self) -> Plan:
         """What was planned in the end."""
         return self.finished.plan
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Reasons of cells that failed, by name."""
+        return self._by_name(self.finished.summary.failed)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Reasons of cells that cannot work here, by name."""
+        return self._by_name(self.finished.summary.skipped)
+
+    def _by_name(self, reasons: Mapping[str, str]) -> dict[str, str]:
+        return {str(self.plan.cells[key].name): reason for key, reason in reasons.items()}
+
+
+@contextmanager
+def computed_run(
+    suite: Suite, place: Path, root: Path, cache: Path, digests: FileDigests, options: Options
+) -> Iterator[tuple[Opened, Computed]]:
+    """Open a run and compute what is missing of it; processes of plugins, which tables ask too, end with the block.
+
+    Args:
+        suite: resolved.
+        place: the run directory.
+        root: of the data sets.
+        cache: shared with other runs.
+        digests: remembers the digests of large files.
+        options: of the run.
+
+    Raises:
+        UsageError: for a mistake in the suite or the options.
+        AftershockError: if the run directory cannot be written.
+    """
+    POOL.allow(Allowance.of(suite.limits, output=options.debug))
+    # Of shards that were killed.
+    remove_abandoned(cache / SHARDS)
+    opened = open_run(suite, root, digests, options)
+    with Store(place, cache, options.fresh) as store, open_engine(opened, store, options) as engine:
+        yield opened, compute_cells(opened, store, engine, options)
 
 
 @contextmanager

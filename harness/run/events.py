@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,3 +26,15 @@ class Event:
     seconds_left: float
     reason: str = ""
     share: float = 0.0
+
+
+def once(on_message: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what passes a sentence on the first time that it is told."""
+    told: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            on_message(text)
+
+    return tell

@@ -77,14 +77,10 @@ def run_shard(
         UsageError: for a mistake in the suite or the options, and for a cache that cannot be written.
     """
     from ..core.process_state import guarded
-    from ..store.run_directory import Store
     from ..suite.resolve import load_suite
     from ..suite.resolved import Suite
     from .api import cache_root, data_root
-    from .computing import compute_cells, open_engine
-    from .opening import open_run
-    from .workers.pool import POOL
-    from .workers.process import Allowance
+    from .computing import computed_run
 
     part, root, shared = parse_shard(shard), data_root(data), cache_root(cache)
     files = tuple(Path(p).expanduser().absolute() for p in plugins)
@@ -94,25 +90,17 @@ def run_shard(
         )  # fmt: skip
         with guarded():
             loaded = suite if isinstance(suite, Suite) else load_suite(suite, files)
-        POOL.allow(Allowance.of(loaded.limits, output=debug))
-        opened = open_run(loaded, root, FileDigests(shared / "digests.json"), options)
-        with Store(place, shared) as store, open_engine(opened, store, options) as engine:
-            computed = compute_cells(opened, store, engine, options)
-    cells, summary = computed.plan.cells, computed.finished.summary
-    return ShardRun(
-        len(summary.computed),
-        {str(cells[key].name): reason for key, reason in summary.failed.items()},
-        {str(cells[key].name): reason for key, reason in summary.skipped.items()},
-    )
+        digests = FileDigests(shared / "digests.json")
+        with computed_run(loaded, place, root, shared, digests, options) as (_, computed):
+            return ShardRun(len(computed.finished.summary.computed), computed.failed, computed.skipped)
 
 
 @contextmanager
 def _place(cache: Path) -> Iterator[Path]:
     """Hold a run directory of a shard's own, on the cache's file system, so that cells are linked."""
-    from .workers.folder import WorkFolder, remove_abandoned
+    from .workers.folder import WorkFolder
 
     try:
-        remove_abandoned(cache / SHARDS)
         folder = WorkFolder(cache / SHARDS)
     except AftershockError as error:
         raise UsageError(

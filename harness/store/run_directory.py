@@ -128,7 +128,7 @@ class Store:
         self._lock.release()
 
     def incoming(self) -> Path:
-        """A folder for artifacts that other processes make; what is in it is nobody's when the store is closed."""
+        """A folder for artifacts that other processes make; it is removed when the store is closed."""
         place = self.folder / ".incoming"
         try:
             place.mkdir(exist_ok=True)

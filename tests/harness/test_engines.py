@@ -37,55 +37,17 @@ from aftershock.harness.store.run_directory import Store
 from aftershock.harness.store.stored_traces import StoredCells
 from aftershock.harness.suite.resolve import load_suite
 from support.commands import Forks, Result, quiet_environment
+from support.plugins import NETWORK, PLUGGED
 from support.suites import Tiny, table
 from support.tables import read_table, whole_tables
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
 
-PLUGIN = """
-from aftershock import Detector, DetectorInfo, register_detector
-
-
-@register_detector("plugged")
-class Plugged(Detector):
-    info = DetectorInfo(title="plugged")
-
-    def fit(self, clean, perturbed=None):
-        self.mean = clean.logits.mean(0)
-        return self
-
-    def score(self, traces):
-        return (traces.logits - self.mean).norm(dim=1).double()
-"""
-# A network that, if it is told so, ends a worker that computes with it, as one that takes too much memory does.
-NETWORK = """
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
-import torch
-from torch import nn
-
-HERE = Path(__file__).parent
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-    def forward(self, images):
-        if (HERE / "deadly").exists() and sys.argv[0] == "-c":
-            os.kill(os.getpid(), signal.SIGKILL)
-        (HERE / "pids").open("a").write(f"{os.getpid()}\\n")
-        return self.inner(images)
-
-
-def network():
-    return Network().eval()
+# If it is told so, it ends a worker that computes with it, as one that takes too much memory does.
+DEADLY = """def before_pass():
+    if (HERE / "deadly").exists() and sys.argv[0] == "-c":
+        os.kill(os.getpid(), signal.SIGKILL)
+    (HERE / "pids").open("a").write(f"{os.getpid()}\\n")
 """
 ATTACKS: list[dict[str, Any]] = [
     {"name": "fgsm", "eps": 0.3},
@@ -97,7 +59,7 @@ DETECTORS: list[dict[str, Any]] = [{"name": "msp"}, {"name": "latent", "epochs":
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("engines")
-    (folder / "plugged.py").write_text(PLUGIN, encoding="utf-8")
+    (folder / "plugged.py").write_text(PLUGGED, encoding="utf-8")
     suite = tiny(folder / "suite.toml", ATTACKS, DETECTORS, plugins=["plugged.py"])
     with suite.open("a") as stream:
         stream.write(table("[[analyses]]", {"name": "rdm"}))
@@ -177,7 +139,7 @@ def test_seeds_that_were_computed_apart_are_joined_by_their_caches(forks: Forks,
 @pytest.fixture
 def networks(tmp_path: Path, tiny: Tiny) -> Path:
     """A suite of an ordinary model, and one whose network can end its process."""
-    (tmp_path / "network.py").write_text(NETWORK, encoding="utf-8")
+    (tmp_path / "network.py").write_text(NETWORK + DEADLY, encoding="utf-8")
     suite = tiny(tmp_path / "suite.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "msp"}])
     with suite.open("a") as stream:
         stream.write(table("[[models]]", {"factory": "network.py:network", "label": "own"}))
@@ -341,7 +303,7 @@ def test_a_part_of_this_session_is_computed_here_or_refused(tmp_path: Path, tiny
 
     held = dict(DETECTORS._entries)
     try:
-        exec(PLUGIN.replace('"plugged"', '"of-the-session"'), {"__name__": "__main__"})
+        exec(PLUGGED.replace('"plugged"', '"of-the-session"'), {"__name__": "__main__"})
         suite = tiny(tmp_path / "suite.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "of-the-session"}])
         with pytest.raises(UsageError, match="of-the-session"):
             aftershock.run(suite, tmp_path / "run", cache=tmp_path / "cache", workers=2)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support.commands import Result, quiet_environment
+from support.plugins import NETWORK, PLUGGED
 from support.suites import Tiny, table
 from support.tables import whole_tables
 
@@ -25,54 +26,15 @@ pytestmark = pytest.mark.skipif(
     reason="takes minutes and needs the extra ray: tox -e ray",
 )
 
-# One part of others in a process of its own, one model whose code runs in the worker itself: asked to, it says on which
-# node it computes, and waits.
-PLUGIN = """
-from aftershock import Detector, DetectorInfo, register_detector
-
-
-@register_detector("plugged")
-class Plugged(Detector):
-    info = DetectorInfo(title="plugged")
-
-    def fit(self, clean, perturbed=None):
-        self.mean = clean.logits.mean(0)
-        return self
-
-    def score(self, traces):
-        return (traces.logits - self.mean).norm(dim=1).double()
-"""
-NETWORK = """
-import os
-import sys
-import time
-from pathlib import Path
-
-import torch
-from torch import nn
-
-HERE = Path(__file__).parent
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-    def forward(self, images):
-        ray = sys.modules.get("ray")
-        if ray is not None and ray.is_initialized() and (HERE / "hold").exists():
-            (HERE / "pid").write_text(str(os.getpid()))
-            (HERE / "holding.new").write_text(ray.get_runtime_context().get_node_id())
-            (HERE / "holding.new").rename(HERE / "holding")
-            while (HERE / "hold").exists():
-                time.sleep(0.05)
-        return self.inner(images)
-
-
-def network():
-    return Network().eval()
+# Asked to, a network says on which node it computes, and waits.
+HOLDING = """def before_pass():
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and (HERE / "hold").exists():
+        (HERE / "pid").write_text(str(os.getpid()))
+        (HERE / "holding.new").write_text(ray.get_runtime_context().get_node_id())
+        (HERE / "holding.new").rename(HERE / "holding")
+        while (HERE / "hold").exists():
+            time.sleep(0.05)
 """
 ATTACKS: list[dict[str, Any]] = [{"name": "fgsm", "eps": 0.3}, {"name": "gaussian", "std": 0.3}]
 DETECTORS: list[dict[str, Any]] = [{"name": "msp"}, {"name": "plugged"}]
@@ -147,8 +109,8 @@ def nodes(token: dict[str, str]) -> Iterator[TwoNodes]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("ray")
-    (folder / "plugged.py").write_text(PLUGIN, encoding="utf-8")
-    (folder / "network.py").write_text(NETWORK, encoding="utf-8")
+    (folder / "plugged.py").write_text(PLUGGED, encoding="utf-8")
+    (folder / "network.py").write_text(NETWORK + HOLDING, encoding="utf-8")
     suite = tiny(folder / "suite.toml", ATTACKS, DETECTORS, plugins=["plugged.py"])
     with suite.open("a") as stream:
         stream.write(table("[[models]]", {"factory": "network.py:network", "label": "own"}))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from ...core.errors import AftershockError
 from ...core.interrupts import contained
 from ...core.process_state import guarded
 from ...core.registry import ANALYSES, DETECTORS, PERTURBATIONS, Registry, StandIn, plugin_host
@@ -17,7 +19,7 @@ from ..tasks import compute, open_task_context
 from ..work import Compute, Result, Task
 from ..workers.channel import error_message
 from ..workers.pool import POOL
-from ..workers.process import Allowance
+from ..workers.process import Allowance, raised
 
 DECIDES_NO_NUMBER = True
 
@@ -43,6 +45,30 @@ class Failure:
         """Return what there is to tell of an exception."""
         text, types = error_message(error)
         return Failure(text, tuple(types), tuple(getattr(error, "__notes__", ())), fatal)
+
+    def error(self) -> AftershockError:
+        """Return the exception for the owner; one that concerns every task says so."""
+        found = raised({"error": self.text, "types": self.types, "notes": self.notes})
+        return AftershockError(f"A worker could not open the run: {found}") if self.fatal else found
+
+
+class Shares:
+    """Tells shares of a task, not too often.
+
+    Args:
+        tell: called with a share.
+        seconds: between two of them at least.
+    """
+
+    def __init__(self, tell: Callable[[float], None], seconds: float) -> None:
+        self._tell, self._seconds, self._last = tell, seconds, time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        """Tell the share that is done."""
+        now = time.monotonic()
+        if now - self._last >= self._seconds:
+            self._last = now
+            self._tell(share)
 
 
 @contextmanager

@@ -38,11 +38,11 @@ def make_engine(
             used.
         AftershockError: if they cannot be started.
     """
-    session = _of_this_session(context)
-    if debug and (choice.workers or 1) > 1:
+    several = (choice.workers or 1) > 1
+    if debug and several:
         on_message("--debug computes in this process alone, to show where an error was raised: --workers is not used.")
     if choice.name == "ray":
-        if session:
+        if session := _of_this_session(context):
             raise UsageError(
                 f"--engine ray: {session} is registered in this process alone; put its code into a file that the suite "
                 "names under `plugins`, or use the local engine."
@@ -50,13 +50,13 @@ def make_engine(
         if debug:
             return LocalEngine(here)
         return _ray_engine(choice, context, store, on_message)
-    if choice.workers is not None and choice.workers > 1 and session:
+    if several and (session := _of_this_session(context)):
         raise UsageError(
             f"--workers {choice.workers}: {session} is registered in this process alone; put its code into a file "
             "that the suite names under `plugins`, or use one worker."
         )
-    devices = (context.device,) if debug or session else _devices(choice.workers, context.device)
-    if len(devices) == 1:
+    devices = (context.device,) if debug else _devices(choice.workers, context.device)
+    if len(devices) == 1 or (not several and _of_this_session(context)):
         return LocalEngine(here)
     threads = max(1, torch.get_num_threads() // len(devices))
     return WorkersEngine(context, store.incoming(), devices, threads, on_message)

@@ -17,8 +17,9 @@ from typing import Any
 
 from ...core.errors import AftershockError
 from ..context import Context
+from ..events import once
 from ..work import Outcome, Task
-from ..workers.process import ended_how, raised
+from ..workers.process import ended_how
 from .elsewhere import Failure, plugin_labels, runs_plugin
 from .worker import Opening, Ready, Said, Share, receive, send
 
@@ -60,8 +61,7 @@ class WorkersEngine:
         # Tasks of plugins wait for one worker; the others take what comes after them.
         self.slots = len(devices) * (2 if self._plugins else 1)
         self._waiting: deque[Task] = deque()
-        self._said: set[str] = set()
-        self._on_message = on_message
+        self._on_message = once(on_message)
         self._workers = [
             _Worker(Opening(replace(context, device=device), threads, place), place / f"{number}.log")
             for number, device in enumerate(devices)
@@ -112,18 +112,15 @@ class WorkersEngine:
             worker.opened()
             return None
         if isinstance(found, Said):
-            if found.text not in self._said:
-                self._said.add(found.text)
-                self._on_message(found.text)
+            self._on_message(found.text)
             return None
         if isinstance(found, Share):
             on_progress(task.number, found.share)
             return None
         if isinstance(found, Failure):
-            error = raised({"error": found.text, "types": found.types, "notes": found.notes})
             if found.fatal:
-                raise AftershockError(f"A worker could not open the run: {error}")
-            return Outcome(task.number, error=error)
+                raise found.error()
+            return Outcome(task.number, error=found.error())
         return Outcome(task.number, tuple(found))
 
     def close(self) -> None:

@@ -23,8 +23,8 @@ from ...core.errors import AftershockError
 from ...core.files import file_digest
 from ...store.run_directory import Store
 from ..context import Context
+from ..events import once
 from ..work import Outcome, Task
-from ..workers.process import raised
 from .elsewhere import plugin_labels, runs_plugin
 from .ray_cluster import Connection
 from .ray_objects import SentArtifacts
@@ -66,7 +66,7 @@ class RayEngine:
         on_message: Callable[[str], None],
         share: Literal["auto", "never"] = "auto",
     ) -> None:
-        self._on_message, self._said = on_message, set[str]()
+        self._on_message, self._say = on_message, once(on_message)
         self._waiting: deque[Task] = deque()
         self._tries: Counter[int] = Counter()
         self._failed_starts, self._waited = 0, 0.0
@@ -180,8 +180,7 @@ class RayEngine:
             self._start()
             return
         if not isinstance(found, Ready):
-            reason = raised({"error": found.text, "types": found.types, "notes": found.notes})
-            raise AftershockError(f"A worker could not open the run: {reason}")
+            raise found.error()
         self._failed_starts, self._waited = 0, 0.0
         worker.ready, worker.awaited = found, None
         for other in self._workers:
@@ -216,10 +215,7 @@ class RayEngine:
         if report.emptied:
             worker.held.clear()
         if report.failure is not None:
-            failure = report.failure
-            return Outcome(
-                task.number, error=raised({"error": failure.text, "types": failure.types, "notes": failure.notes})
-            )
+            return Outcome(task.number, error=report.failure.error())
         by_key = {cell.key: i for i, cell in enumerate(task.cells)}
         results = []
         for result in report.results:
@@ -301,11 +297,6 @@ class RayEngine:
             self._waited += 1.0
             if self._waited >= _PATIENCE:
                 self._say(f"No node of the Ray cluster has room for a worker with {self._share} yet; waiting.")
-
-    def _say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._on_message(text)
 
 
 class _Worker:

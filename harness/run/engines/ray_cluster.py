@@ -30,7 +30,7 @@ _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Read when Ray is imported: without clusters, everything that it starts listens on the loopback interface alone. The
 # name speaks of the systems where that is the default.
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-# Connecting takes about a second; an address at which nobody answers is given up after that many.
+# Connecting takes about a second; an address that does not answer is given up after that many.
 _PATIENCE = 30.0
 _CONNECT = """
 import logging, os, sys

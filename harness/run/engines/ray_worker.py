@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from ...store.run_directory import Store
 from ..context import Context
 from ..work import Result, Task
 from ..workers.folder import WorkFolder, remove_abandoned
-from .elsewhere import Failure, opened, results_of
+from .elsewhere import Failure, Shares, opened, results_of
 
 DECIDES_NO_NUMBER = True
 
@@ -233,7 +231,7 @@ class RayWorker:
                 tell(text)
 
             self._compute = self._held.enter_context(opened(context, on_message))
-            self._shares = _Shares(tell).tell
+            self._tell = tell
         except Exception as error:
             return Failure.of(error, fatal=True)
         return Ready(here, name, shared)
@@ -254,7 +252,7 @@ class RayWorker:
             lacking = _taken(self._cells, task, carried)
             if lacking:
                 return Report(missing=lacking), {}
-        found = results_of(self._compute, task, partial(self._shares, task.number))
+        found = results_of(self._compute, task, Shares(lambda share: self._tell((task.number, share)), _OFTEN))
         if isinstance(found, Failure):
             return Report(failure=found), {}
         if self._cells is not None:
@@ -264,19 +262,6 @@ class RayWorker:
                     self._cells.put(result.key, names[result.key], result.artifact, result.values, result.seconds)
         sent = [replace(result, artifact=replace(result.artifact, data=b"")) for result in found]
         return Report(sent), {result.key: result.artifact.data for result in found}
-
-
-class _Shares:
-    """Tells shares of a task, not too often."""
-
-    def __init__(self, tell: Any) -> None:
-        self._tell, self._last = tell, time.monotonic()
-
-    def tell(self, number: int, share: float) -> None:
-        now = time.monotonic()
-        if now - self._last >= _OFTEN:
-            self._last = now
-            self._tell((number, share))
 
 
 def _reads(path: Path, digest: str) -> bool:

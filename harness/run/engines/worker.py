@@ -8,7 +8,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 from ..context import Context
 from ..work import Result
-from .elsewhere import Failure, opened, results_of
+from .elsewhere import Failure, Shares, opened, results_of
 
 DECIDES_NO_NUMBER = True
 
@@ -98,24 +97,13 @@ def serve(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
     def give(result: Result) -> Result:
         return replace(result, artifact=result.artifact.written(opening.place / result.key))
 
+    def tell_share(share: float) -> None:
+        send(owner, Share(share))
+
     try:
         with opened(opening.context, lambda text: send(owner, Said(text))) as compute:
             send(owner, Ready())
             while True:
-                send(owner, results_of(compute, inbox.get(), _Shares(owner).tell, give))
+                send(owner, results_of(compute, inbox.get(), Shares(tell_share, _OFTEN), give))
     except Exception as error:
         send(owner, Failure.of(error, fatal=True))
-
-
-class _Shares:
-    """Tells shares of a task, not too often."""
-
-    def __init__(self, owner: Connection) -> None:
-        self._owner, self._last = owner, time.monotonic()
-
-    def tell(self, share: float) -> None:
-        """Tell the share that is done."""
-        now = time.monotonic()
-        if now - self._last >= _OFTEN:
-            self._last = now
-            send(self._owner, Share(share))

@@ -23,6 +23,7 @@ from ...suite.resolved import DetectorPart, ModelPart, Suite
 from ...tracing.traced_model import TracedModel
 from ...tracing.traces import Need, Traces
 from ..context import Context
+from ..events import once
 from ..work import Output
 from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
@@ -67,7 +68,7 @@ class TaskContext:
         self._models: Recent[str, Classifier] = Recent(2)
         self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
-        self._shown: set[str] = set()
+        self._message_once = once(on_message)
         # Called with the share of the present cell that is done.
         self.on_progress: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
@@ -121,15 +122,10 @@ class TaskContext:
 
     def make_model(self, key: str, job: ModelJob) -> Output:
         """Train a model, or read its weights; measure it. A message about every seed is shown once."""
-
-        def once(text: str) -> None:
-            if text not in self._shown:
-                self._shown.add(text)
-                self.on_message(text)
-
         state, values = make_classifier(
-            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device, once
-        )
+            job.part, self.suite.folder, self.dataset, self.weights[job.part.label], job.seed, self.device,
+            self._message_once,
+        )  # fmt: skip
         return Output(key, state, values)
 
     def open(self, model: str) -> TracedModel:
