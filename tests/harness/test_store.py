@@ -27,7 +27,7 @@ NAME = CellName("digits", "mlp", 0, "thing")
 
 
 # Numbers of an artifact that shares a pack, and of one that is a file of its own.
-FEW, MANY = 1000, SMALL // 4
+FEW, MANY = 1000, 2 * SMALL
 
 
 def put(store: Store, key: str = KEY, scale: float = 1.0, count: int = FEW) -> Record:
