@@ -10,7 +10,7 @@ from ..core.registry import PERTURBATIONS
 from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
 from .cells import ControlJob, DerivedJob, PerturbJob, SetName, TargetPlan
-from .draft import CHUNK, Draft
+from .draft import Draft
 from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
@@ -102,7 +102,7 @@ def _chunk(
     seed = derive_seed(
         model_plan.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name
     )
-    logits = model_plan.clean[name][start // CHUNK].logits
+    logits = model_plan.clean[name][start // draft.chunk].logits
     against = [target.fit, target.calibrate, target.guides] if target else []
     key = content_key(
         "perturb", model=model_plan.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,

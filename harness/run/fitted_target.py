@@ -15,7 +15,7 @@ from ..core.process_state import guarded_part
 from ..core.process_state.guard import own_code
 from ..evaluation.consistency import EVALUATIONS
 from ..statistics.detection import ALPHAS, threshold, threshold_rank
-from ..tracing.recorder import encode
+from ..tracing.encoding import encode
 from ..tracing.taps import SIGN_FROM_INPUT
 from ..tracing.traced_model import TracedModel
 from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units

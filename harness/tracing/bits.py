@@ -38,6 +38,13 @@ def pack(bits: Tensor) -> Tensor:
     return _pack_numpy(bits) if bits.device.type == "cpu" else _pack_words(bits)
 
 
+def pack_positive(values: Tensor) -> Tensor:
+    """Pack which values (n, units) are above 0, as :func:`pack` does: uint8 of shape (n, ceil(units / 8))."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return pack(values > 0)
+    return torch.from_numpy(np.packbits(np.greater(values.detach().numpy(), 0), axis=1, bitorder="little"))
+
+
 def unpack(packed: Tensor, units: int) -> Tensor:
     """Return the inverse of :func:`pack`: booleans of shape (n, units)."""
     return _unpack_numpy(packed, units) if packed.device.type == "cpu" else _unpack_shifts(packed, units)
