@@ -30,8 +30,9 @@ class FittedTarget:
         detector: fitted.
         traced_model: the model that it was fitted for.
         calibrate: its scores of all calibrate images, float64.
-        clean: images that the model gets right, of another source set, and
-        labels: their classes; those that the detector flags are left out.
+        clean: images that the model gets right, of another source set,
+        labels: their classes, and
+        scores: the detector's scores of them; those that it flags are left out.
     """
 
     detector: Detector
@@ -39,6 +40,7 @@ class FittedTarget:
     calibrate: Tensor
     clean: Tensor
     labels: Tensor
+    scores: Tensor
 
     def __post_init__(self) -> None:
         scores = self.calibrate.double()
@@ -50,7 +52,6 @@ class FittedTarget:
         spread = self.threshold - self.target_score or float(scores.std(correction=0)) or 1.0
         self.scale: float = spread
         self.has_surrogate: bool = self.detector.surrogate_kind != "none"
-        self._guides: Guides | None = None
         # State of the process that the detector left changed, by name.
         self.changed: list[str] = []
 
@@ -88,13 +89,9 @@ class FittedTarget:
         return logits.to(images.device), score.to(images.device)
 
     def guides(self) -> Guides:
-        """See the protocol; found on first use."""
-        if self._guides is None:
-            passing = torch.ones(len(self.clean), dtype=torch.bool)
-            if len(self.clean):
-                passing = (self.query(self.traced_model.model, self.clean)[1] <= self.threshold).cpu()
-            self._guides = Guides(self.clean[passing], self.labels[passing])
-        return self._guides
+        """See the protocol."""
+        passing = self.scores <= self.threshold
+        return Guides(self.clean[passing], self.labels[passing])
 
     @property
     def evaluations(self) -> int:
