@@ -35,7 +35,10 @@ class Best:
         self._passed = torch.zeros_like(self._offers)
 
     def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str) -> None:
-        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name."""
+        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name.
+
+        Scores count only where something is fooled.
+        """
         if part not in self._parts:
             self._parts.append(part)
         # A detector may answer with infinity or NaN: such an image is found, and nothing is worse.

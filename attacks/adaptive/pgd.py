@@ -151,7 +151,8 @@ class _Iterative(Adaptive):
             with torch.enable_grad():
                 found = self.observe(model.of(rows), target, images, step)
                 lead = margin(found.logits, labels[rows])
-                best.offer(rows, images.detach(), lead.detach() > 0, found.score, self.part)
+                fooled = lead.detach() > 0
+                best.offer(rows, images.detach(), fooled, _scores(found, fooled), self.part)
                 if step == self.steps:
                     return
                 direction = self.direction(found, images, lead, target, aims)
@@ -373,6 +374,14 @@ class FeatureMatching(_Iterative):
             for name, value in found.features.items()
         ]
         return _gradient(-torch.stack(terms).mean(0), images)
+
+
+def _scores(found: Observation, fooled: Tensor) -> Tensor:
+    """Return true scores, float64 (n,); infinite, and not asked for, where nothing is fooled."""
+    scores = torch.full(fooled.shape, torch.inf, dtype=torch.float64, device=fooled.device)
+    if bool(fooled.any()):
+        scores[fooled] = found.score(fooled)
+    return scores
 
 
 def _logits(model: CountingModel, images: Tensor) -> Tensor:

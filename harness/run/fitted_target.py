@@ -19,7 +19,6 @@ from ..tracing.encoding import encode
 from ..tracing.taps import SIGN_FROM_INPUT
 from ..tracing.traced_model import TracedModel
 from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
-from .workers.standins.detectors import PluginDetector
 
 
 @dataclass(eq=False)
@@ -30,8 +29,9 @@ class FittedTarget:
         detector: fitted.
         traced_model: the model that it was fitted for.
         calibrate: its scores of all calibrate images, float64.
-        clean: images that the model gets right, of another source set, and
-        labels: their classes; those that the detector flags are left out.
+        clean: images that the model gets right, of another source set,
+        labels: their classes, and
+        scores: the detector's scores of them; those that it flags are left out.
     """
 
     detector: Detector
@@ -39,6 +39,7 @@ class FittedTarget:
     calibrate: Tensor
     clean: Tensor
     labels: Tensor
+    scores: Tensor
 
     def __post_init__(self) -> None:
         scores = self.calibrate.double()
@@ -50,7 +51,6 @@ class FittedTarget:
         spread = self.threshold - self.target_score or float(scores.std(correction=0)) or 1.0
         self.scale: float = spread
         self.has_surrogate: bool = self.detector.surrogate_kind != "none"
-        self._guides: Guides | None = None
         # State of the process that the detector left changed, by name.
         self.changed: list[str] = []
 
@@ -63,22 +63,19 @@ class FittedTarget:
         # Code of others may work in place.
         live = i.live(self.detector.needs, images, copies=not own_code(self.detector))
         live = replace(live, temperature=temperature, straight_through=straight_through)
-        suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
-        if score is None:
-            score = self.query(model, images.detach())[1]
+        suspicion = None
+        if self.has_surrogate and surrogate:
+            with self._guarded():
+                suspicion = self.detector.surrogate(live)
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
-        return Observation(live.logits, suspicion, score.to(images.device), features)
 
-    def _seen(self, live: LiveTrace, needs: Sequence[Need], surrogate: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Return the surrogate, if asked for, and the score, unless it takes passes of its own."""
-        traces = hard_traces(live, needs) if self._plain else None
-        if traces is not None and surrogate and isinstance(self.detector, PluginDetector):
-            suspicion, score = self.detector.observe(live, traces)
-            return suspicion, score.detach().double().cpu()
-        with self._guarded():
-            suspected = self.detector.surrogate(live) if surrogate else None
-        return suspected, None if traces is None else self._score(traces)
+        def score(wanted: Tensor) -> Tensor:
+            if self._plain:
+                return self._score(hard_traces(live, needs, wanted)).to(images.device)
+            return self.query(model, images.detach()[wanted])[1]
+
+        return Observation(live.logits, suspicion, score, features)
 
     def query(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
         """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
@@ -88,13 +85,9 @@ class FittedTarget:
         return logits.to(images.device), score.to(images.device)
 
     def guides(self) -> Guides:
-        """See the protocol; found on first use."""
-        if self._guides is None:
-            passing = torch.ones(len(self.clean), dtype=torch.bool)
-            if len(self.clean):
-                passing = (self.query(self.traced_model.model, self.clean)[1] <= self.threshold).cpu()
-            self._guides = Guides(self.clean[passing], self.labels[passing])
-        return self._guides
+        """See the protocol."""
+        passing = self.scores <= self.threshold
+        return Guides(self.clean[passing], self.labels[passing])
 
     @property
     def evaluations(self) -> int:
@@ -118,17 +111,19 @@ class FittedTarget:
         self.changed += changes.all
 
 
-def hard_traces(live: LiveTrace, needs: Sequence[Need]) -> Traces:
-    """Return the codes that a recording of the same pass would hold, as :class:`Traces`, on the CPU."""
+def hard_traces(live: LiveTrace, needs: Sequence[Need], wanted: Tensor) -> Traces:
+    """Return the codes that a recording of the same pass would hold of some images, bool (n,), on the CPU."""
+    # All are the usual case once an attack is under way, and a slice copies nothing.
+    rows = slice(None) if bool(wanted.all()) else wanted
     codes: dict[str, dict[str, Tensor]] = {}
     for need in needs:
         for tap in need.select(live.taps):
-            codes.setdefault(need.code, {})[tap.name] = _encode(live, need, tap).cpu()
-    return Traces(live.logits.detach().float().cpu(), live.taps, codes, tuple(needs))
+            codes.setdefault(need.code, {})[tap.name] = _encode(live, need, tap, rows).cpu()
+    return Traces(live.logits.detach()[rows].float().cpu(), live.taps, codes, tuple(needs))
 
 
-def _encode(live: LiveTrace, need: Need, tap: TapInfo) -> Tensor:
-    activation = live.activations[tap.name].detach()
+def _encode(live: LiveTrace, need: Need, tap: TapInfo, rows: slice | Tensor) -> Tensor:
+    activation = live.activations[tap.name].detach()[rows]
     signs = need.representation == "bits" and (tap.kind in SIGN_FROM_INPUT or tap.kind == "module")
-    source = live.preactivations[tap.name].detach() if signs else activation
+    source = live.preactivations[tap.name].detach()[rows] if signs else activation
     return encode(need, activation, source, sampled_units(tap, need.units))

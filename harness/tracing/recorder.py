@@ -135,7 +135,7 @@ def record(
         model: maps images to logits; its mode, gradients and the global RNG are as before afterwards.
         images: float32 in [0, 1], (n, channels, height, width), on any device.
         taps: from :func:`discover`.
-        needs: the union of what all detectors ask for.
+        needs: the union of what all detectors ask for; where it is empty, the taps are not looked at.
         modules: the named modules and
         root: the part of the model that :func:`discover` was given.
         dropout: let dropout layers drop, as Monte Carlo views need it; the masks depend on image and seed alone.
@@ -159,14 +159,15 @@ def record(
         around.enter_context(forked_rng(seed))
         around.enter_context(torch.no_grad())
         dropping = around.enter_context(ImageDropout(model, seed)) if dropout else None
-        around.enter_context(Taps(root or model, encoder, modules, signs=encoder.signs))
+        if needs:
+            around.enter_context(Taps(root or model, encoder, modules, signs=encoder.signs))
 
         def one_pass(rows: slice) -> None:
             encoder.begin(rows)
             if dropping is not None:
                 dropping.begin(images[rows])
             logits[rows.start] = encoder.end(model(images[rows].to(device)))
-            if encoder.seen != expected:
+            if needs and encoder.seen != expected:
                 raise UsageError(
                     "The model takes another path for these images than when its taps were listed; models whose "
                     "sequence of activations depends on the input cannot be traced."
@@ -213,7 +214,7 @@ def live_trace(
     wanted = {tap.name for need in needs for tap in need.select(taps)} | set(also)
     seen = {} if overwritten is None else overwritten.taps
     live = _LivePass(known, wanted, seen)
-    with Taps(root or model, live.visit, modules, signs=(), preactivations=wanted):
+    with Taps(root or model, live.visit, modules, signs=(), preactivations=wanted) if wanted else nullcontext():
         logits = model(images)
     if overwritten is not None:
         changed = live.changed()

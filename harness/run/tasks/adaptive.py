@@ -91,7 +91,7 @@ def _target(
 ) -> FittedTarget:  # fmt: skip
     """Return a fitted detector as an attack that knows it sees it."""
     detector = lent(context.detector(planned.fit, planned.part), perturbation)
-    logits = context.reader.tensor(planned.guides, "logits")
+    logits = context.reader.tensor(planned.guide_logits, "logits")
     images, labels, _ = context.clean("fit", 0, len(logits))
     right = logits.argmax(1) == labels
     return FittedTarget(
@@ -100,4 +100,5 @@ def _target(
         calibrate=context.reader.tensor(planned.calibrate, "score"),
         clean=images[right].to(context.device),
         labels=labels[right],
+        scores=context.reader.tensor(planned.guide_scores, "score")[right],
     )
