@@ -10,7 +10,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ..core.registry import (
     plugin_host,
 )
 from ..data.sets import SIZES
+from .builtin import builtin_suites
 from .instances import is_standing, make_analysis, make_detector, make_perturbation
 from .problems import Checker, Problem, SuiteError, error_text
 from .resolved import DataPart, DetectorPart, LimitsPart, ModelPart, Part, PerturbationPart, Suite, Threat
@@ -47,12 +47,6 @@ from .schema import (
 )
 
 DECIDES_NO_NUMBER = True
-
-
-def builtin_suites() -> dict[str, Path]:
-    """Return the suites that come with the package, by name."""
-    folder = Path(str(files("aftershock.harness.suite.builtin")))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load_suite(suite: str | Path | Mapping[str, Any], plugins: Iterable[Path] = ()) -> Suite:

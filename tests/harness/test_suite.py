@@ -10,8 +10,9 @@ import pytest
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.data.sets import SIZES
+from aftershock.harness.suite.builtin import builtin_suites
 from aftershock.harness.suite.problems import SuiteError
-from aftershock.harness.suite.resolve import builtin_suites, load_suite
+from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.resolved import Suite
 from aftershock.harness.suite.schema import SuiteFile
 from aftershock.harness.suite.toml_lines import locate
