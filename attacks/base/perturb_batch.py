@@ -261,25 +261,26 @@ def _measured(
     perturbation: Perturbation, watched: WatchedModel, model: nn.Module, made: object, clean: Tensor, labels: Tensor,
     seconds: float, flags: set[str],
 ) -> PerturbedBatch:  # fmt: skip
-    """Measure what a perturbation made of one batch with the model as it is judged by."""
+    """Measure what a perturbation made of one batch with the model as it is judged by, where that lies."""
+    clean = clean.to(device_of(model))
     fixed, found = _fix(made, clean, perturbation.eps, perturbation.norm)
     flags = flags | found | watched.flags
     model.eval()
     with torch.no_grad():
-        logits = model(fixed.to(device_of(model)))
+        logits = model(fixed)
     if not bool(logits.isfinite().all()):
         flags.add("non-finite-logits")
     predictions = logits.argmax(1).cpu()
-    asked, asked_score = clean[:0], torch.empty(0, dtype=torch.float64)
+    asked, asked_score = clean[:0].cpu(), torch.empty(0, dtype=torch.float64)
     if watched.asked is not None:
         known = ~watched.asked_score.isnan()
         asked = watched.asked[known].detach().cpu()
         asked_score = watched.asked_score[known].detach().double().cpu()
     return PerturbedBatch(
-        images=fixed,
+        images=fixed.cpu(),
         predictions=predictions,
         success=predictions != labels,
-        norms=norms(fixed - clean),
+        norms={name: value.cpu() for name, value in norms(fixed - clean).items()},
         forwards=watched.forwards,
         backwards=watched.backwards,
         seconds=seconds,
@@ -435,7 +436,7 @@ def _fix(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> t
         flags.add("attached")
     if made.dtype != torch.float32:
         flags.add("dtype")
-    images = made.detach().cpu().float()
+    images = made.detach().to(clean.device).float()
     finite = images.isfinite().flatten(1).all(1)
     if not bool(finite.all()):
         flags.add("non-finite")

@@ -112,7 +112,7 @@ class DrawsAhead(Draws):
         self._generators = [self._generators[p] for p in positions]
         if self._block is not None:
             self._before = [self._before[p] for p in positions]
-            self._block = self._block[:, torch.as_tensor(list(positions), device=self._block.device)]
+            self._block = self._block[:, torch.tensor(list(positions), dtype=torch.int64, device=self._block.device)]
 
     def settle(self) -> None:
         """Leave the generators of the images that are left as drawing step by step would have."""

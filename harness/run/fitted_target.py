@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ...attacks.base.target import Guides, Observation
 from ...detectors.base.detector import Detector
+from ..core.model_state import device_of
 from ..core.process_state import guarded_part
 from ..core.process_state.guard import own_code
+from ..core.state import state_on
 from ..evaluation.consistency import EVALUATIONS
 from ..statistics.detection import ALPHAS, threshold, threshold_rank
 from ..tracing.encoding import encode
 from ..tracing.taps import SIGN_FROM_INPUT
 from ..tracing.traced_model import TracedModel
 from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
+from .workers.standins.detectors import PluginDetector
+
+Kept = Mapping[tuple[str, int | None], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Near:
+    """A detector where its traces lie.
+
+    Attributes:
+        detector: with its state on the device.
+        kept: units of the model's taps (:func:`kept_units`), on the model's device.
+        device: where it wants traces.
+    """
+
+    detector: Detector
+    kept: Kept
+    device: torch.device
 
 
 @dataclass(eq=False)
@@ -54,6 +76,15 @@ class FittedTarget:
         # State of the process that the detector left changed, by name.
         self.changed: list[str] = []
 
+    @cached_property
+    def _near(self) -> _Near:
+        """What is asked at every step of an attack, where the model lies."""
+        device = device_of(self.traced_model.model)
+        kept = kept_units(self.traced_model.capped(self.detector.needs), self.traced_model.taps, device)
+        if device.type == "cpu" or not _works_anywhere(self.detector):
+            return _Near(self.detector, kept, torch.device("cpu"))
+        return _Near(detector_on(self.detector, device), kept, device)
+
     def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
@@ -66,13 +97,14 @@ class FittedTarget:
         suspicion = None
         if self.has_surrogate and surrogate:
             with self._guarded():
-                suspicion = self.detector.surrogate(live)
+                suspicion = self._near.detector.surrogate(live)
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
 
         def score(wanted: Tensor) -> Tensor:
             if self._plain:
-                return self._score(hard_traces(live, needs, wanted)).to(images.device)
+                traces = hard_traces(live, needs, wanted, self._near.kept, self._near.device)
+                return self._score(traces).to(images.device)
             return self.query(model, images.detach()[wanted])[1]
 
         return Observation(live.logits, suspicion, score, features)
@@ -100,8 +132,8 @@ class FittedTarget:
 
     def _score(self, traces: Traces) -> Tensor:
         with torch.no_grad(), self._guarded():
-            found = self.detector.score(traces)
-        return found.detach().double().cpu()
+            found = self._near.detector.score(traces)
+        return found.detach().double()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -111,19 +143,49 @@ class FittedTarget:
         self.changed += changes.all
 
 
-def hard_traces(live: LiveTrace, needs: Sequence[Need], wanted: Tensor) -> Traces:
-    """Return the codes that a recording of the same pass would hold of some images, bool (n,), on the CPU."""
+def detector_on(detector: Detector, device: torch.device) -> Detector:
+    """Return a fitted detector that works on a device, with a copy of the state there."""
+    there = copy.copy(detector)
+    there.load_state(state_on(detector.state(), device))
+    return there
+
+
+def _works_anywhere(detector: Detector) -> bool:
+    """Whether a detector scores traces where they lie: those of this package, if they do not ask others."""
+    return own_code(detector) and not isinstance(detector, PluginDetector) and not detector.made_of
+
+
+def kept_units(needs: Sequence[Need], taps: Sequence[TapInfo], device: torch.device) -> Kept:
+    """Return which units of a tap are kept, by the tap's name and their number, on a device; ``None`` for all."""
+    found = {(t.name, need.units): sampled_units(t, need.units) for need in needs for t in need.select(taps)}
+    return {of: None if units is None else units.to(device) for of, units in found.items()}
+
+
+def hard_traces(
+    live: LiveTrace, needs: Sequence[Need], wanted: Tensor, kept: Kept,
+    device: torch.device,
+) -> Traces:  # fmt: skip
+    """Return the codes that a recording of the same pass would hold of some images.
+
+    Args:
+        live: the pass.
+        needs: which codes.
+        wanted: which images, bool (n,).
+        kept: as :func:`kept_units` gives it, on the trace's device.
+        device: where the codes shall lie.
+    """
     # All are the usual case once an attack is under way, and a slice copies nothing.
     rows = slice(None) if bool(wanted.all()) else wanted
     codes: dict[str, dict[str, Tensor]] = {}
     for need in needs:
         for tap in need.select(live.taps):
-            codes.setdefault(need.code, {})[tap.name] = _encode(live, need, tap, rows).cpu()
-    return Traces(live.logits.detach()[rows].float().cpu(), live.taps, codes, tuple(needs))
+            code = _encode(live, need, tap, rows, kept[tap.name, need.units])
+            codes.setdefault(need.code, {})[tap.name] = code.to(device)
+    return Traces(live.logits.detach()[rows].float().to(device), live.taps, codes, tuple(needs))
 
 
-def _encode(live: LiveTrace, need: Need, tap: TapInfo, rows: slice | Tensor) -> Tensor:
+def _encode(live: LiveTrace, need: Need, tap: TapInfo, rows: slice | Tensor, kept: Tensor | None) -> Tensor:
     activation = live.activations[tap.name].detach()[rows]
     signs = need.representation == "bits" and (tap.kind in SIGN_FROM_INPUT or tap.kind == "module")
     source = live.preactivations[tap.name].detach()[rows] if signs else activation
-    return encode(need, activation, source, sampled_units(tap, need.units))
+    return encode(need, activation, source, kept)

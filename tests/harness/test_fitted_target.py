@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from aftershock.harness.models.architectures import cnn
-from aftershock.harness.run.fitted_target import FittedTarget, hard_traces
+from aftershock.harness.run.fitted_target import FittedTarget, hard_traces, kept_units
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import Need
@@ -37,7 +37,8 @@ def test_hard_traces_are_those_that_a_recording_holds_of_the_same_images(wanted:
     traced = TracedModel(model, discover(model, images))
     needs = (Need("bits"), Need("pooled"), Need("full", "last:1", units=4))
     live = traced.live(needs, images.requires_grad_())
-    found, recorded = hard_traces(live, needs, rows), traced.codes(needs, images.detach())
+    kept = kept_units(needs, traced.taps, images.device)
+    found, recorded = hard_traces(live, needs, rows, kept, images.device), traced.codes(needs, images.detach())
     assert torch.equal(found.logits, recorded.logits[rows])
     for code, taps in recorded.codes.items():
         assert found.codes[code].keys() == taps.keys()
