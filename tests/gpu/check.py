@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -81,7 +82,12 @@ def main() -> int:
         parts = {"agreement": agreement, "speed": speed, "suite": suite}
         for part in asked.parts.split(","):
             start = time.perf_counter()
-            parts[part](table, images, weights, asked)
+            try:
+                parts[part](table, images, weights, asked)
+            except Exception as error:
+                # What the other parts say is worth having.
+                traceback.print_exc()
+                table.line(part, f"{type(error).__name__}: {error}"[:46], "DIFFERS")
             table.line(f"seconds of {part}", f"{time.perf_counter() - start:.0f}")
     return int(bool(table.differs))
 
