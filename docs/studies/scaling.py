@@ -11,7 +11,6 @@ more workers than cores all of them slow down alike. The owner of the run direct
 from __future__ import annotations
 
 import heapq
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,8 @@ from aftershock.harness.run.api import cache_root, data_root
 from aftershock.harness.run.opening import open_run
 from aftershock.harness.run.options import Options
 from aftershock.harness.run.schedule import Schedule
+from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite
-from aftershock.reports.read.run_directory import read_records
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,8 @@ def costs_of(suite: str, run: Path, data: Path, before: float) -> Costs:
     """Read what every cell of a suite took in a run directory; cells that failed there take no time."""
     loaded = load_suite(suite)
     opened = open_run(loaded, data, FileDigests(cache_root()), Options())
-    records = {record.key: record for record in read_records(run)}
+    with Store(run) as store:
+        records = {record.key: record for record in store.records()}
     seconds = {key: records[key].seconds if key in records else 0.0 for key in opened.cells}
     sizes = {key: records[key].size if key in records else 0 for key in opened.cells}
     return Costs(opened.cells, seconds, sizes, before)
@@ -137,12 +137,11 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=400e6, help="bytes a second that the owner files")
     asked = parser.parse_args()
     folders, timed = _timed(asked.runs)
-    run = json.loads((folders[0] / "run.json").read_text(encoding="utf-8"))
     costs = costs_of(asked.suite, folders[0], data_root(asked.data), 0.0)
     whole = timed.get(1)
     before = 0.0 if whole is None else max(0.0, whole - sum(costs.seconds.values()))
     costs = Costs(costs.cells, costs.seconds, costs.sizes, before)
-    _print(costs, timed, asked, run)
+    _print(costs, timed, asked)
 
 
 def _timed(runs: Sequence[str]) -> tuple[list[Path], dict[int, float]]:
@@ -155,21 +154,27 @@ def _timed(runs: Sequence[str]) -> tuple[list[Path], dict[int, float]]:
     return folders, timed
 
 
-def _print(costs: Costs, timed: Mapping[int, float], asked: Namespace, run: Mapping[str, object]) -> None:
+def _print(costs: Costs, timed: Mapping[int, float], asked: Namespace) -> None:
     total, size = sum(costs.seconds.values()), sum(costs.sizes.values())
-    print(f"suite {asked.suite}: {len(costs.cells)} cells, {total:.0f} s of cells, {size / 1e6:.0f} MB", file=sys.stderr)
-    print(f"| workers | simulated s | speed-up | measured s | workers busy | owner busy |  longest chain {critical_path(costs):.1f} s")
-    print("| --: | --: | --: | --: | --: | --: |")
+    lines = [
+        f"{asked.suite}: {len(costs.cells)} cells, {total:.0f} s, the longest chain {critical_path(costs):.1f} s, "
+        f"{size / 1e6:.0f} MB; {costs.before:.0f} s before and after the cells",
+        "",
+        "| workers | simulated, s | speed-up | measured, s | workers busy | owner busy |",
+        "| --: | --: | --: | --: | --: | --: |",
+    ]
     one = 0.0
     for workers in (int(w) for w in asked.workers.split(",")):
         machine = Machine(asked.cores or workers, asked.opening, asked.owner, asked.bandwidth)
         found = simulate(costs, machine, workers)
         one = one or found.seconds
-        measured = f"{timed[workers]:.0f} ({100 * found.seconds / timed[workers] - 100:+.0f} %)" if workers in timed else ""
-        print(
+        seconds = timed.get(workers)
+        measured = "" if seconds is None else f"{seconds:.0f} ({100 * found.seconds / seconds - 100:+.0f} %)"
+        lines.append(
             f"| {workers} | {found.seconds:.1f} | {one / found.seconds:.1f} | {measured} | {found.busy:.2f} | "
             f"{found.owner:.3f} |"
         )
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
