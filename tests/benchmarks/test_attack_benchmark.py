@@ -61,9 +61,11 @@ class Case:
 @pytest.fixture(scope="module", params=["cifar10-resnet20", "mnist-trades", "digits-cnn"])
 def case(request: pytest.FixtureRequest) -> Case:
     root = Path(os.environ.get("AFTERSHOCK_DATA") or "/nowhere")
-    make = {"cifar10-resnet20": _resnet, "mnist-trades": _trades, "digits-cnn": lambda root: _digits()}[request.param]
+    makers: dict[str, Callable[[Path], tuple[str, nn.Module, Tensor, Tensor, float]]] = {
+        "cifar10-resnet20": _resnet, "mnist-trades": _trades, "digits-cnn": lambda root: _digits()
+    }  # fmt: skip
     try:
-        name, model, images, labels, eps = make(root)
+        name, model, images, labels, eps = makers[request.param](root)
     except (AftershockError, OSError) as error:
         pytest.skip(f"AFTERSHOCK_DATA does not hold it: {error}")
     # Frozen, as the harness has it: otherwise some would also take the gradients of the weights.
