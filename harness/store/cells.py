@@ -18,7 +18,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from safetensors import SafetensorError
 
 from ..core.errors import UsageError
-from ..core.files import MIB, RefusedFileError, file_digest, open_file, open_tensors, read_tensors
+from ..core.files import KIB, MIB, RefusedFileError, file_digest, open_file, open_tensors
 from ..core.recent import Recent
-from .artifacts import SMALL
+from .artifacts import SMALL, ArtifactTensors
+from .compression import DamagedTensorError
 from .ledger import PACK, RECORD_LIMIT, Head, Held, Record, checked_key, newer_schema, parse_head, parse_record
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ _MOST_LINES, _MOST_BYTES = 4000, 32 * MIB
 _LARGEST = _MOST_BYTES + RECORD_LIMIT + SMALL
 # Entries that are held in memory once they were asked for.
 _KEPT = 4096
+# Tensors that are held so, and the bytes of the largest one.
+_KEPT_TENSORS, _KEPT_BYTES = 64, 512 * KIB
 # A pack that was last used earlier than that many seconds ago is left as it is: its cells grow old together, and the
 # cache goes by their age.
 YOUNG = 86400.0
@@ -111,6 +114,7 @@ class Cells:
         self.newer = 0
         self._places: dict[str, tuple[_Place, ...]] = {}
         self._records: Recent[str, Record] = Recent(_KEPT)
+        self._tensors: Recent[tuple[str, str], Tensor] = Recent(_KEPT_TENSORS)
         # The time of the folder of packs, since when it was seen to have it, whether it was listed long after.
         self._listed, self._since, self._settled = 0, 0.0, False
         # Folders of large artifacts that are no links.
@@ -231,22 +235,34 @@ class Cells:
         """
         if not record.digest:
             return {}
-        if not record.pack:
-            return read_tensors(Path(self._file(record.key)), follow=False)
-        import safetensors.torch
-
-        try:
-            return safetensors.torch.load(self._piece(record))
-        except SafetensorError as error:
-            raise self._damaged(record) from error
+        with self._opened(record) as held:
+            return {name: held[name] for name in held.names}
 
     def tensor(self, record: Record, name: str) -> Tensor:
         """Return one tensor of a cell; errors are those of :meth:`load`, and ``KeyError`` for another name."""
-        if record.pack:
-            return self.load(record)[name]
-        with open_tensors(Path(self._file(record.key)), follow=False) as opened:
-            found: Tensor = opened.get_tensor(name)
+        # A detector asks for the same rows tap by tap, a slice at a time: what was decompressed is kept for a while.
+        kept = (record.digest, name)
+        if kept in self._tensors:
+            return self._tensors[kept].clone()
+        with self._opened(record) as held:
+            if name not in held.names:
+                raise KeyError(name)
+            found = held[name]
+            if name in held.compressed and found.numel() * found.element_size() <= _KEPT_BYTES:
+                self._tensors[kept] = found.clone()
             return found
+
+    @contextmanager
+    def _opened(self, record: Record) -> Iterator[ArtifactTensors]:
+        """Open an artifact."""
+        try:
+            if record.pack:
+                yield ArtifactTensors.of_bytes(self._piece(record))
+            else:
+                with open_tensors(Path(self._file(record.key)), follow=False) as opened:
+                    yield ArtifactTensors.of_file(opened)
+        except (SafetensorError, DamagedTensorError) as error:
+            raise self._damaged(record) from error
 
     def data(self, record: Record) -> bytes:
         """Return the bytes of an artifact; errors are those of :meth:`load`."""
@@ -355,4 +371,5 @@ class Cells:
         return data
 
     def _damaged(self, held: Held) -> RefusedFileError:
-        return RefusedFileError(f"{self.pack(held.pack)} is damaged at {held.offset}: run the suite again.")
+        where = f" at {held.offset}" if held.pack else ""
+        return RefusedFileError(f"{self.place(held)} is damaged{where}: run the suite again.")

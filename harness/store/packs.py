@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.files import append, replacing, sync
 from .artifacts import Artifact
 from .cells import YOUNG, Cells, PackState
-from .ledger import Record, dump_record
+from .ledger import RECORD_LIMIT, Record, dump_record
 
 DECIDES_NO_NUMBER = True
 
@@ -136,10 +136,8 @@ class CellWriter:
             if held is not None:
                 # Since it was looked at, another process may have appended to it, and may have been killed doing so.
                 self._cells.refresh()
-                if name in self._cells.packs and not state.full:
-                    with suppress(OSError):
-                        os.truncate(self._cells.lines(name), state.end)
-                        return self._take(name, held)
+                if name in self._cells.packs and not state.full and _ends(self._cells.lines(name), state.end):
+                    return self._take(name, held)
                 held.close()
         return self._new()
 
@@ -197,6 +195,21 @@ class CellWriter:
     def _placed(self, target: Path) -> int:
         self._unsynced |= {target, target.parent}
         return target.stat().st_mtime_ns
+
+
+def _ends(path: Path, end: int) -> bool:
+    """Cut off a line that a kill left without its end; return whether nothing else stands behind the last whole one."""
+    with suppress(OSError):
+        with path.open("rb") as stream:
+            stream.seek(end)
+            rest = stream.read(RECORD_LIMIT + 1)
+        if len(rest) > RECORD_LIMIT or b"\n" in rest:
+            # It could not be read before, for whatever reason.
+            return False
+        if rest:
+            os.truncate(path, end)
+        return True
+    return False
 
 
 def link(source: Path, target: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_cell_that_a_run_takes_over_was_used_just_now(cache: Path, tmp_path: P
             assert store.find(key) is not None
 
 
-@pytest.mark.parametrize("count", [1000, SMALL // 4], ids=["small", "large"])
+@pytest.mark.parametrize("count", [1000, 2 * SMALL], ids=["small", "large"])
 def test_of_cells_in_one_pack_those_that_were_written_first_are_removed_first(tmp_path: Path, count: int) -> None:
     cache = tmp_path / "cache"
     with Store(tmp_path / "run", cache) as store:
@@ -154,7 +154,7 @@ def test_folders_that_are_no_cache_are_refused(tmp_path: Path, cache: Path) -> N
 def test_links_in_a_cache_are_not_followed(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     with Store(tmp_path / "precious") as store:
-        store.put("d" * 64, NAME, numbers(SMALL), {}, 0.0)
+        store.put("d" * 64, NAME, numbers(2 * SMALL), {}, 0.0)
     kept = artifact(tmp_path / "precious", "d" * 64)
     entry = lines(tmp_path / "precious", "d" * 64)
     (cache / "artifacts" / "dd").symlink_to(kept.parent)

@@ -104,10 +104,9 @@ def test_a_kill_at_a_step_of_a_write(
 ) -> None:
     out, cache = f"{step}-{after}", str(place / f"cache-{step}-{after}")
     total = steps[step]
-    assert total > 20
     killed = 0
-    # Each command gets some steps further than the one before: early, in the middle, at the end.
-    for at in (2, total // 3, total // 3):
+    # Each command gets some steps further than the one before: early, in the middle, at the end. Few links are made.
+    for at in (2, total // 3, total // 3) if total > 20 else (1, 2, total):
         done = run_killed(
             "run", "suite.toml", "--out", out, cwd=place, AFTERSHOCK_CACHE=cache, KILL_ONLY=step, KILL_AT=str(at),
             KILL_AFTER="1" if after else "",

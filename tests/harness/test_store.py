@@ -27,7 +27,7 @@ NAME = CellName("digits", "mlp", 0, "thing")
 
 
 # Numbers of an artifact that shares a pack, and of one that is a file of its own.
-FEW, MANY = 1000, SMALL // 4
+FEW, MANY = 1000, 2 * SMALL
 
 
 def put(store: Store, key: str = KEY, scale: float = 1.0, count: int = FEW) -> Record:
@@ -247,6 +247,17 @@ def test_a_line_that_a_kill_cut_off_does_no_harm_to_the_next_one(run: Path, cach
     with Store(run, cache) as store:
         put(store)
     assert found(run, cache) == KEYS and KEY in ledger(cache)
+
+
+def test_a_pack_that_could_not_be_read_is_left_as_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    several(run)
+    before = lines(run, KEYS[0]).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("aftershock.harness.store.cells.open_file", full(errno.EMFILE))
+        with Store(run) as store:
+            put(store)
+    path = next(path for path in (run / "cells").iterdir() if path.stat().st_size > 10_000)
+    assert path.read_bytes() == before and found(run) == KEYS and KEY in ledger(run)
 
 
 def test_a_pack_that_is_lost_comes_back_from_the_cache(run: Path, cache: Path) -> None:
