@@ -85,7 +85,7 @@ QUICK_ROWS = ("bits-on-pgd", "bits-hamming", "mahalanobis")
 @pytest.fixture(scope="session")
 def quick_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Run some rows of the suite ``quick``: three detectors of its first model, without analyses and propagation."""
-    from aftershock.harness.suite.resolve import builtin_suites
+    from aftershock.harness.suite.builtin import builtin_suites
 
     folder, path = tmp_path_factory.mktemp("quick"), builtin_suites()["quick"]
     suite = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -92,8 +92,10 @@ assert dir(aftershock) == sorted(aftershock.__all__)
     )
 
 
-LISTS = """
-import contextlib, io, json
+LISTS = (
+    f"HEAVY = {HEAVY}"
+    + """
+import json, sys
 from aftershock.harness.cli.main import app
 from typer.testing import CliRunner
 found = {}
@@ -104,8 +106,11 @@ for kind in ("perturbations", "detectors", "models", "datasets", "analyses", "su
     plain = CliRunner().invoke(app, ["list", kind])
     assert plain.exit_code == 0, (kind, plain.output, plain.exception)
     assert all(item["name"] in plain.stdout for item in found[kind]), plain.stdout
+heavy = sorted({name.partition(".")[0] for name in sys.modules} & set(HEAVY))
+assert not heavy, heavy
 print(json.dumps(found))
 """
+)
 
 
 @pytest.fixture(scope="module")

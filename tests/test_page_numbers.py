@@ -22,8 +22,9 @@ from aftershock.harness.plan.perturbations import CHECK_IMAGES
 from aftershock.harness.run import evaluate
 from aftershock.harness.statistics.detection import ALPHAS, MIN_IMAGES, threshold_reason
 from aftershock.harness.store import ledger
+from aftershock.harness.suite.builtin import builtin_suites
 from aftershock.harness.suite.instances import make_detector
-from aftershock.harness.suite.resolve import builtin_suites, load_suite
+from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.schema import LimitsEntry
 from aftershock.reports.findings import files as findings
 from aftershock.reports.read import run_directory

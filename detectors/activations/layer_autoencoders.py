@@ -163,7 +163,7 @@ class LayerAutoencoders(Detector):
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,); the forest's anomaly, or the classifier's decision function."""
         check_fitted("layerwise", self.judge)
-        judge = self._prepared(torch.device("cpu"))[1]
+        judge = self._prepared(traces.logits.device)[1]
         features = self._features(traces)
         if self.supervised:
             return _decision(features.double(), judge)
@@ -238,7 +238,7 @@ class LayerAutoencoders(Detector):
 
     def _features(self, traces: Traces) -> Tensor:
         """Return what the judge reads, float32 (n, features)."""
-        coders = self._prepared(torch.device("cpu"))[0]
+        coders = self._prepared(traces.logits.device)[0]
         found = []
         for part in traces.batches(_BATCH) if len(traces) else (traces,):
             with torch.no_grad():

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...harness.tracing.bits import packed_size
+from ...harness.tracing.bits import packed_size, unpack
 from ...harness.tracing.traces import LiveTrace, Traces
 
 _BLOCK = 1 << 22  # unpacked units of a block: 16 MiB in float32
@@ -49,6 +49,10 @@ class BitBlocks:
     def __iter__(self) -> Iterator[Tensor]:
         buffer = np.empty((min(self._size, len(self)), self._bytes, 8), np.float32)
         for packed in self._read() if self._kept is None else self._kept:
+            if packed.device.type != "cpu":
+                bits = unpack(packed, 8 * self._bytes).float()
+                yield bits if self._columns is None else bits[:, self._columns.to(bits.device)]
+                continue
             block = buffer[: len(packed)]
             np.take(_BITS, packed.numpy(), axis=0, out=block, mode="clip")
             bits = torch.from_numpy(block).flatten(1)

@@ -111,7 +111,7 @@ class ActivationPatterns(Detector):
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,); see the class."""
         check_fitted("nap", self.fitted)
-        parts: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
+        parts: list[Tensor] = [traces.logits.new_empty(0, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
             distances = []
             for index, tap in enumerate(part.tap_names()):

@@ -110,10 +110,10 @@ class StoredPatterns:
             bits: for each tap packed rows, uint8 (n, bytes).
             classes: int64 (n,); a class without patterns is compared with all of them.
         """
-        nearest = torch.empty(len(classes))
+        nearest = torch.empty(len(classes), device=classes.device)
         for value in present_classes(classes).tolist():
             images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
-            total = torch.zeros(len(images), len(patterns))
+            total = torch.zeros(len(images), len(patterns), device=classes.device)
             chosen = [None] * len(self.units) if self.weights is None else self.weights[value].split(self.units)
             for rows, stored, units, weights in zip(bits, self.packed, self.units, chosen, strict=True):
                 if weights is None:
@@ -130,21 +130,23 @@ class StoredPatterns:
         The nearest pattern is looked up first; the gradient is that of the distance to it, as that of a minimum.
         """
         with torch.no_grad():
-            nearest = torch.empty(len(classes), dtype=torch.int64)
+            nearest = torch.empty_like(classes)
             for value in present_classes(classes).tolist():
                 images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
                 weight = self._unit_weights(value).to(bits)
                 best = torch.full((len(images),), torch.inf, device=bits.device)
-                index = torch.zeros(len(images), dtype=torch.int64)
-                for part in torch.split(patterns, 256):
+                index = torch.zeros_like(images)
+                for part in torch.split(patterns.to(bits.device), 256):
                     stored = self._unpacked(part, bits)
                     total = (bits[images] * weight) @ (1 - 2 * stored).T + stored @ weight
                     value_, where = total.min(1)
-                    index = torch.where((value_ < best).cpu(), part[where.cpu()], index)
+                    index = torch.where(value_ < best, part[where], index)
                     best = torch.minimum(value_, best)
-                nearest[images.cpu()] = index
-        found = torch.stack([self._unit_weights(value) for value in classes.tolist()]).to(bits)
-        return ((bits - self._unpacked(nearest, bits)).abs() * found).sum(1)
+                nearest[images] = index
+        apart = (bits - self._unpacked(nearest, bits)).abs()
+        if self.weights is None:
+            return (apart * layer_weights(self.units).to(bits)).sum(1)
+        return (apart * torch.stack([self._unit_weights(value) for value in classes.tolist()]).to(bits)).sum(1)
 
     def _unit_weights(self, value: int) -> Tensor:
         """Of images of this class, float32 (units of all taps,); sums to 1."""
@@ -155,10 +157,10 @@ class StoredPatterns:
 
     def _of(self, value: int) -> Tensor:
         chosen = (self.groups == value).nonzero().squeeze(1)
-        return chosen if len(chosen) else torch.arange(len(self.groups))
+        return chosen if len(chosen) else torch.arange(len(self.groups), device=self.groups.device)
 
     def _unpacked(self, patterns: Tensor, like: Tensor) -> Tensor:
-        rows = [unpack(p[patterns], units) for p, units in zip(self.packed, self.units, strict=True)]
+        rows = [unpack(p.to(like.device)[patterns], units) for p, units in zip(self.packed, self.units, strict=True)]
         return torch.cat(rows, 1).to(like)
 
 

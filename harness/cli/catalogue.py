@@ -1,17 +1,27 @@
-"""What can be named in a suite, described for people and programs."""
+"""What can be named in a suite, described for people and programs.
+
+What built-in parts say of themselves stands in ``builtin_parts.json``, so that a list does not import them:
+``python docs/tools/catalogue.py`` writes it, and a test compares it with the parts.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from typing import Any
 
 from ..core.registry import REGISTRIES, Entry
-from ..suite.resolve import builtin_suites
+from ..suite.builtin import builtin_suites
+
+Described = dict[str, Any]
 
 
-def describe(kind: str) -> list[dict[str, Any]]:
+def describe(kind: str) -> list[Described]:
     """Every part of a kind (or every built-in suite), as JSON values.
 
     Each has ``name``, ``kind``, ``origin`` (package and version), ``available``, ``reason`` (empty where available)
@@ -19,14 +29,42 @@ def describe(kind: str) -> list[dict[str, Any]]:
     """
     if kind == "suites":
         return [_suite(name, path) for name, path in builtin_suites().items()]
+    written = builtin_parts()[kind]
     found = []
-    for entry in REGISTRIES[kind].entries():
+    for entry in REGISTRIES[kind].entries(later=written):
         try:
-            found.append(_part(kind, entry))
+            is_imported = not isinstance(entry.target, str)
+            found.append(_part(kind, entry) if is_imported else _written(kind, entry, written[entry.name]))
         except Exception as error:
             # A plugin's info may be anything; the other parts are listed all the same.
             warnings.warn(f"{entry.name!r} of {entry.origin} does not describe itself: {error}", stacklevel=2)
     return found
+
+
+def builtin_parts() -> Mapping[str, Mapping[str, Described]]:
+    """Return what is written of built-in parts, by kind and name.
+
+    Each value is what :func:`describe` says beside name, kind, origin and availability; ``missing`` holds, by the
+    package that a part needs, the sentence where that is not installed.
+    """
+    found: Mapping[str, Mapping[str, Described]] = json.loads(
+        (files(__package__) / "builtin_parts.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
+def _written(kind: str, entry: Entry, facts: Described) -> Described:
+    missing = facts.get("missing", {})
+    reason = next((text for package, text in missing.items() if not _is_installed(package)), "")
+    return _identity(kind, entry, reason) | {name: value for name, value in facts.items() if name != "missing"}
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _suite(name: str, path: Any) -> dict[str, Any]:
@@ -39,18 +77,18 @@ def _suite(name: str, path: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _part(kind: str, entry: Entry) -> dict[str, Any]:
+def _identity(kind: str, entry: Entry, reason: str) -> Described:
+    return {
+        "name": entry.name, "kind": REGISTRIES[kind].word, "origin": str(entry.origin), "available": not reason,
+        "reason": reason,
+    }  # fmt: skip
+
+
+def _part(kind: str, entry: Entry) -> Described:
     part = entry.load()
     info = getattr(part, "info", None)
     reason = str(getattr(part, "missing", lambda: None)() or "")
-    described: dict[str, Any] = {
-        "name": entry.name,
-        "kind": kind[:-1] if kind != "analyses" else "analysis",
-        "origin": str(entry.origin),
-        "available": not reason,
-        "reason": reason,
-        "summary": _summary(part, info),
-    }
+    described = _identity(kind, entry, reason) | {"summary": _summary(part, info)}
     if kind == "perturbations" and info is not None:
         described |= {
             "perturbation_kind": info.kind, "family": info.family, "norm": info.norm or "",

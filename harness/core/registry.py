@@ -14,7 +14,7 @@ import difflib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -203,13 +203,18 @@ class Registry:
         """Return the part called ``name``; raises like :meth:`entry`."""
         return self.entry(name).target
 
-    def entries(self) -> list[Entry]:
-        """Every known entry by name, installed plugins included; broken ones are left out with a warning."""
+    def entries(self, later: Container[str] = ()) -> list[Entry]:
+        """Every known entry by name, installed plugins included; broken ones are left out with a warning.
+
+        Args:
+            later: built-in parts that are not imported.
+        """
         self._read_entry_points(lambda point: True)
         whole = []
         for entry in sorted(self._entries.values(), key=lambda e: e.name):
             try:
-                entry.load()
+                if not (entry.module and entry.name in later):
+                    entry.load()
             except Exception as error:
                 warnings.warn(f"{self.word} {entry.name!r} of {entry.origin} is broken: {error}", stacklevel=2)
                 continue

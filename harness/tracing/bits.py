@@ -17,7 +17,7 @@ _GATHER = 0x0102040810204080
 # Units of a block of products: the largest multiple of eight whose count fits 12 bits.
 _DIGIT_UNITS = 4088
 # Rows of either side that are unpacked at once, and rows of a strip where only the upper triangle is needed.
-_ROWS, _STRIP = 2048, 256
+_ROWS, _STRIP = 2048, 128
 # Number of rows on one side up to which counting words costs less than unpacking the other side.
 _FEW = 32
 # NumPy 2 and newer; before, bytes are looked up in a table.
@@ -36,6 +36,13 @@ def pack(bits: Tensor) -> Tensor:
         raise ValueError(f"pack takes booleans of shape (n, units), not {bits.dtype} of shape {tuple(bits.shape)}")
     bits = bits.contiguous()
     return _pack_numpy(bits) if bits.device.type == "cpu" else _pack_words(bits)
+
+
+def pack_positive(values: Tensor) -> Tensor:
+    """Pack which values (n, units) are above 0, as :func:`pack` does: uint8 of shape (n, ceil(units / 8))."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return pack(values > 0)
+    return torch.from_numpy(np.packbits(np.greater(values.detach().numpy(), 0), axis=1, bitorder="little"))
 
 
 def unpack(packed: Tensor, units: int) -> Tensor:
@@ -103,8 +110,7 @@ def intersections(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -
                 y = x if diagonal else unpack(b[columns, part], count)
                 product(x, y, common[rows, columns])
             if diagonal:
-                tile = common[rows, columns]
-                tile.copy_(tile.triu() + tile.triu(1).T)
+                _mirror(common[rows, columns])
             elif b is a:
                 common[columns, rows] = common[rows, columns].T
     return common
@@ -112,6 +118,8 @@ def intersections(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -
 
 def ones(packed: Tensor) -> Tensor:
     """Return how many bits are on in each packed row (n, bytes): int64 (n,)."""
+    if packed.device.type == "cpu":
+        return torch.from_numpy(_units_on(_words(packed))).long()
     # A byte's ones, counted in pairs, then fours, then all eight bits at once; no wider copy of the bytes is made.
     x = packed - ((packed >> 1) & 0x55)
     x = (x & 0x33) + ((x >> 2) & 0x33)
@@ -126,8 +134,11 @@ def hamming(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -> Tens
     Returns:
         int32 of shape (n, m): the number of units in which the rows differ.
     """
-    distance = intersections(a, b, units, block).mul_(-2)
-    return distance.add_(ones(a).int().unsqueeze(1)).add_(ones(b).int())
+    distance = intersections(a, b, units, block)
+    # A row shares with itself the units that are on in it.
+    left = distance.diagonal().clone() if b is a else ones(a).int()
+    right = left if b is a else ones(b).int()
+    return distance.mul_(-2).add_(left.unsqueeze(1)).add_(right)
 
 
 def jaccard(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -> Tensor:
@@ -171,10 +182,10 @@ def weighted_hamming(a: Tensor, b: Tensor, weights: Tensor, block: int = _DIGIT_
 
 
 def _float_product(x: Tensor, y: Tensor, common: Tensor) -> None:
-    """Add the intersections of boolean rows to ``common`` (n, m); where x is y only those on and above the diagonal."""
+    """Add the intersections of boolean rows to ``common`` (n, m); where x is y, those on and above the diagonal."""
     right = y.float()
     digits = _keeps_24_bits()
-    strip = _STRIP if x is y else len(x)
+    strip = 2 * _STRIP if x is y else len(x)
     for start in range(0, len(x), strip):
         columns = slice(start if x is y else 0, None)
         rows = right[start : start + strip] if x is y else x.float()
@@ -191,12 +202,29 @@ def _float_product(x: Tensor, y: Tensor, common: Tensor) -> None:
 
 
 def _int8_product(x: Tensor, y: Tensor, common: Tensor) -> None:
-    """As :func:`_float_product`; cuBLAS needs multiples of eight and more than 16 rows."""
-    size = len(y)
-    width, rows, columns = -x.shape[1] % 8, max(-len(x) % 8, 24 - len(x)), max(-size % 8, 24 - size)
-    left = torch.nn.functional.pad(x.to(torch.int8), (0, width, 0, rows))
-    right = torch.nn.functional.pad(y.to(torch.int8), (0, width, 0, columns))
-    common += torch._int_mm(left, right.T)[: len(x), :size]
+    """As :func:`_float_product`."""
+    left, right = x.view(torch.int8), y.view(torch.int8)
+    if x.device.type != "cpu":
+        # cuBLAS needs multiples of eight and more than 16 rows.
+        width, rows, columns = (-x.shape[1] % 8, *(max(-len(side) % 8, 24 - len(side)) for side in (x, y)))
+        left, right = (torch.nn.functional.pad(s, (0, width, 0, n)) for s, n in ((left, rows), (right, columns)))
+        common += torch._int_mm(left, right.T)[: len(x), : len(y)]
+        return
+    # The right side is the narrow one: it is what the product copies into an order of its own.
+    strip = _STRIP if x is y else max(1, len(y))
+    for start in range(0, len(y), strip):
+        end = start + strip
+        above = end if x is y else len(x)
+        common[:above, start:end] += torch._int_mm(left[:above], right[start:end].T)
+
+
+def _mirror(square: Tensor) -> None:
+    """Write what is above the diagonal below it, strip by strip: what is turned at once fits the cache."""
+    for start in range(0, len(square), _STRIP):
+        end = start + _STRIP
+        square[end:, start:end] = square[start:end, end:].T
+        block = square[start:end, start:end]
+        block.copy_(block.triu() + block.triu(1).T)
 
 
 def _popcounts(a: Tensor, b: Tensor, common: Tensor) -> Tensor:

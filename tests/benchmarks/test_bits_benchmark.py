@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from aftershock.harness.tracing.bits import hamming, pack
+from support.timing import beside
 
 IMAGES, UNITS = 1000, 16_384
 
@@ -19,55 +18,31 @@ def bits() -> torch.Tensor:
     return torch.rand(IMAGES, UNITS, generator=torch.Generator().manual_seed(0)) < 0.3
 
 
-def fastest(run: Callable[[], Any], rounds: int) -> float:
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
+@pytest.mark.parametrize("sets", [1, 2])
+def test_hamming_beside_scipys(benchmark: Any, bits: torch.Tensor, sets: int) -> None:
+    from scipy.spatial.distance import cdist, pdist
+
+    others = bits if sets == 1 else bits.flip(1)
+    a = pack(bits)
+    b = a if sets == 1 else pack(others)
+    rows, columns = bits.numpy(), others.numpy()
+    theirs = {1: lambda: pdist(rows, "hamming"), 2: lambda: cdist(rows, columns, "hamming")}[sets]
+    beside(benchmark, lambda: hamming(a, b, UNITS), {"scipy": theirs}, 1)
+    expected = np.rint(cdist(rows[:100], columns[:100], "hamming") * UNITS)
+    np.testing.assert_array_equal(hamming(a, b, UNITS)[:100, :100].numpy(), expected)
 
 
-def record(benchmark: Any, name: str, theirs: Callable[[], Any], rounds: int) -> None:
-    """The fastest round of each side: what else the machine does only adds."""
-    if benchmark.stats is None:
-        return
-    seconds = fastest(theirs, rounds)
-    benchmark.extra_info[f"{name}_seconds"] = seconds
-    benchmark.extra_info[f"{name}_seconds_over_ours"] = seconds / benchmark.stats.stats.min
-
-
-def test_one_set_beside_scipys_pdist(benchmark: Any, bits: torch.Tensor) -> None:
-    from scipy.spatial.distance import pdist, squareform
-
-    packed = pack(bits)
-    found = benchmark.pedantic(hamming, (packed, packed, UNITS), rounds=3, warmup_rounds=1)
-    rows = bits.numpy()
-    record(benchmark, "scipy_pdist", lambda: pdist(rows, "hamming"), 1)
-    part = squareform(np.rint(pdist(rows[:100], "hamming") * UNITS))
-    np.testing.assert_array_equal(found[:100, :100].numpy(), part)
-
-
-def test_two_sets_beside_scipys_cdist(benchmark: Any, bits: torch.Tensor) -> None:
-    from scipy.spatial.distance import cdist
-
-    packed, other = pack(bits), pack(bits.flip(1))
-    found = benchmark.pedantic(hamming, (packed, other, UNITS), rounds=3, warmup_rounds=1)
-    rows, others = bits.numpy(), bits.flip(1).numpy()
-    record(benchmark, "scipy_cdist", lambda: cdist(rows, others, "hamming"), 1)
-    expected = np.rint(cdist(rows[:30], others[:30], "hamming") * UNITS)
-    np.testing.assert_array_equal(found[:30, :30].numpy(), expected)
-
-
-def test_two_sets_beside_faiss(benchmark: Any, bits: torch.Tensor) -> None:
-    faiss = pytest.importorskip("faiss")
-    packed, other = pack(bits), pack(bits.flip(1))
-    found = benchmark.pedantic(hamming, (packed, other, UNITS), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize("sets", [1, 2])
+def test_hamming_beside_faiss(benchmark: Any, bits: torch.Tensor, sets: int) -> None:
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+    a = pack(bits)
+    b = a if sets == 1 else pack(bits.flip(1))
     faiss.omp_set_num_threads(1)
     index = faiss.IndexBinaryFlat(UNITS)
-    index.add(other.numpy())
-    record(benchmark, "faiss_all", lambda: index.search(packed.numpy(), IMAGES), 3)
+    index.add(b.numpy())
+    benchmark.extra_info["faiss"] = faiss.__version__
     # The nearest alone spares faiss the sorting of all; it is what a nearest-pattern detector needs.
-    record(benchmark, "faiss_nearest", lambda: index.search(packed.numpy(), 1), 3)
-    distances, _ = index.search(packed.numpy(), IMAGES)
-    np.testing.assert_array_equal(found.sort(1).values.numpy(), distances)
+    peers = {"faiss_all": lambda: index.search(a.numpy(), IMAGES), "faiss_nearest": lambda: index.search(a.numpy(), 1)}
+    beside(benchmark, lambda: hamming(a, b, UNITS), peers)
+    distances, _ = index.search(a.numpy(), IMAGES)
+    np.testing.assert_array_equal(hamming(a, b, UNITS).sort(1).values.numpy(), distances)

@@ -16,7 +16,7 @@ from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.models.classifier import Classifier, Normalise
 from aftershock.harness.run.guard import export_guard
 from aftershock.harness.run.load import RunFolder, load_detector, load_model
-from aftershock.harness.suite.resolve import builtin_suites
+from aftershock.harness.suite.builtin import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.cells import artifact, ledger

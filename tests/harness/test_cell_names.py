@@ -126,7 +126,7 @@ def test_what_another_run_called_otherwise_is_found_by_own_labels(tmp_path: Path
 
 
 def test_a_model_of_every_seed_is_found(tmp_path: Path, tiny: Tiny) -> None:
-    from aftershock.harness.suite.resolve import builtin_suites
+    from aftershock.harness.suite.builtin import builtin_suites
 
     weights = builtin_suites()["quick"].parent / "weights" / "digits-mlp.safetensors"
     model = {"weights": str(weights), "width": 128}

@@ -217,7 +217,7 @@ def test_code_of_plugins_runs_in_one_worker(place: Path) -> None:
     score = next(d for d in suite.detectors if d.label == "plugged")
     jobs: list[tuple[Any, bool]] = [
         (ScoreJob("m", score, "f", ()), True),
-        (PerturbJob("m", adaptive, "evaluate", 0, 1, "l", 0, TargetPlan(score, "f", "c", "g")), True),
+        (PerturbJob("m", adaptive, "evaluate", 0, 1, "l", 0, TargetPlan(score, "f", "c", "l", "g")), True),
         (PerturbJob("m", own, "evaluate", 0, 1, "l", 0), False),
         (TraceJob("m", Images("fit", 0, 1), None), False),
     ]
