@@ -2,7 +2,7 @@
 
 ``python docs/studies/large_suite.py [--cells N] [--work FOLDER]``
 
-Thirty detectors, twenty perturbations, three models and three seeds on blank images, in chunks as for 9,000 evaluate
+Thirty detectors, 23 perturbations, three models and three seeds on blank images, in chunks as for 9,000 evaluate
 images, and adaptive attacks, are planned; then the runner works through so many cells of the plan with an engine
 that computes nothing and returns small scores, 1.7 kB for each cell, into a new run directory and a new cache. CPU
 seconds of this process, so that neighbours on the machine do not count; files and bytes are those on the disk.
@@ -34,11 +34,11 @@ from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.resolved import Suite
 
 DETECTORS = ("msp", "energy", "entropy", "margin", "max-logit", "mahalanobis", "knn", "kde", "vim", "kl-matching")
-BUDGETS = 18
+BUDGETS = 21
 
 
 def suite(evaluate: int) -> Suite:
-    """Return a suite of 30 detectors, 20 perturbations, 3 models and 3 seeds."""
+    """Return a suite of 30 detectors, 23 perturbations, 3 models and 3 seeds."""
     detectors = [{"name": name, "label": f"{name}-{i}"} for i in range(3) for name in DETECTORS]
     eps = [round(0.005 * (i + 1), 3) for i in range(BUDGETS)]
     return load_suite(

@@ -57,7 +57,16 @@ def seal_line(value: Mapping[str, Any]) -> bytes:
     Raises:
         TypeError: for a value that JSON has no form for.
     """
-    text = _ENCODE_LINE(value)
+    return seal_text(line_json(value))
+
+
+def line_json(value: Mapping[str, Any]) -> str:
+    """Return a JSON object as text without line breaks; raises what :func:`seal_line` does."""
+    return _ENCODE_LINE(value)
+
+
+def seal_text(text: str) -> bytes:
+    """Return the text of a JSON object that is not empty, without line breaks, as :func:`seal_line` does."""
     rest = f"{text[1:]}\n".encode(errors="surrogatepass")
     return _LINE + hashlib.sha256(rest).hexdigest().encode() + b'",' + rest
 

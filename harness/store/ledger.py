@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from ..core.cell_names import CellName
 from ..core.files import MIB
-from ..core.formats import is_sealed_line, package_version, seal_line
+from ..core.formats import is_sealed_line, line_json, package_version, seal_text
 
 DECIDES_NO_NUMBER = True
 
@@ -106,14 +106,16 @@ class Record:
 
 def dump_record(record: Record) -> bytes:
     """Return a ledger entry as it is written: a line with a checksum over everything in it."""
-    return seal_line(
-        {
-            "schema": SCHEMA, "key": record.key, "written": record.written, "status": record.status,
-            "digest": record.digest, "size": record.size, "modified": record.modified, "pack": record.pack,
-            "offset": record.offset, "aftershock": package_version(), "name": record.name.as_json(),
-            "reason": record.reason, "seconds": record.seconds, "values": record.values,
-        }
-    )  # fmt: skip
+    head = (
+        f'{{"schema":{SCHEMA},"key":"{record.key}","written":{record.written},"status":"{record.status}",'
+        f'"digest":"{record.digest}","size":{record.size},"modified":{record.modified},"pack":"{record.pack}",'
+        f'"offset":{record.offset},'
+    )
+    rest = {
+        "aftershock": package_version(), "name": record.name.as_json(), "reason": record.reason,
+        "seconds": record.seconds, "values": record.values,
+    }  # fmt: skip
+    return seal_text(head + line_json(rest)[1:])
 
 
 def parse_head(line: bytes) -> Head | None:
