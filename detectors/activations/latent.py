@@ -16,7 +16,8 @@ from ..base.classes import class_groups, class_means, on_scale, replayable, scal
 from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import check_fitted, check_images, check_layers, selection
 from ..base.splits import held_apart
-from ..codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, load_autoencoder
+from ..codes.autoencoder import Autoencoder, fit_autoencoder, load_autoencoder
+from ..codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
 
 Part = Literal["reconstruction", "distance", "neighbours", "fringe"]
 Component = Literal["all", "reconstruction", "distance", "neighbours", "fringe"]

@@ -21,16 +21,8 @@ from ..base.parameters import (
     selection,
 )
 from ..base.splits import exclude_training_sources, held_apart
-from ..codes.latent import (
-    PCA,
-    Autoencoder,
-    Standardiser,
-    fit_autoencoder,
-    fit_pca,
-    fit_standardiser,
-    imq_mmd,
-    load_autoencoder,
-)
+from ..codes.autoencoder import Autoencoder, fit_autoencoder, imq_mmd, load_autoencoder
+from ..codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
 from .isolation_forest import IsolationTrees, fit_isolation
 
 Method = Literal["forest", "svc", "logistic"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from aftershock.detectors.codes import latent
-from aftershock.detectors.codes.latent import Autoencoder, fit_autoencoder, fit_pca, fit_standardiser, imq_mmd
+from aftershock.detectors.codes.autoencoder import Autoencoder, fit_autoencoder, imq_mmd
+from aftershock.detectors.codes.latent import fit_pca, fit_standardiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
