@@ -17,6 +17,14 @@ _KEEP = 1 << 29  # packed bytes that are kept in memory between passes
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
 
 
+def unpack_as(packed: Tensor, units: int, like: Tensor) -> Tensor:
+    """Return packed rows (n, bytes) as 0 and 1, (n, units), of another tensor's type and on its device."""
+    if packed.device.type != "cpu" or like.device.type != "cpu":
+        return unpack(packed.to(like.device), units).to(like.dtype)
+    found = torch.from_numpy(np.take(_BITS, packed.numpy(), axis=0, mode="clip")).flatten(1)
+    return found[:, :units].to(like.dtype)
+
+
 class BitBlocks:
     """The bits of a set of images at some taps, float32 0/1 of shape (images of the block, units), block by block.
 
