@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...detectors.activations.latent import Latent
-from ...detectors.codes.latent import PCA, Autoencoder, Standardiser
+from ...detectors.codes.autoencoder import Autoencoder
+from ...detectors.codes.latent import PCA, Standardiser
 from ...harness.tracing.traced_model import TracedModel
 from ...harness.tracing.traces import Need, Traces
 from ..common.recording import BATCH

@@ -16,7 +16,8 @@ from ..base.classes import class_groups, class_means, on_scale, replayable, scal
 from ..base.detector import Detector, DetectorInfo
 from ..base.parameters import check_fitted, check_images, check_layers, selection
 from ..base.splits import held_apart
-from ..codes.latent import PCA, Autoencoder, Standardiser, fit_autoencoder, fit_pca, fit_standardiser, load_autoencoder
+from ..codes.autoencoder import Autoencoder, fit_in_components, load_autoencoder
+from ..codes.latent import PCA, Standardiser, fit_pca, fit_standardiser
 
 Part = Literal["reconstruction", "distance", "neighbours", "fringe"]
 Component = Literal["all", "reconstruction", "distance", "neighbours", "fringe"]
@@ -28,11 +29,12 @@ _HELD_OUT = 8
 class Latent(Detector):
     """Encodes the activations of all hidden layers as one vector, and scores what the code misses and where it lies.
 
-    Every unit is standardised, constant ones are dropped, and units of a layer with d of them are weighted by
-    1 / sqrt(d), so that a wide layer does not dominate. An autoencoder inputs → hidden → latent → hidden → inputs is
-    trained on clean fit images only. The paper shows such a code of "all the possible hidden activations" and finds
-    classification errors in the "fringe areas" between classes; it gives neither sizes nor a score, so the components
-    are ours:
+    Every unit is standardised, constant ones are dropped, and units of a layer with d of them are weighted by 1 /
+    sqrt(d), so that a wide layer does not dominate. An autoencoder inputs → hidden → latent → hidden → inputs is
+    trained on clean fit images only, in the leading principal components (64, or four for each number of the code):
+    of 1,000 images, most directions of thousands of units are noise, which it would learn by heart. The paper shows
+    such a code of "all the possible hidden activations" and finds classification errors in the "fringe areas"
+    between classes; it gives neither sizes nor a score, so the components are ours:
 
     - ``reconstruction``: the root mean square of what the decoder does not give back.
     - ``distance``: the Mahalanobis distance, in the code, to the mean of the predicted class, under one covariance
@@ -47,7 +49,8 @@ class Latent(Detector):
     covariance and neighbours come from the images that the model classifies correctly; a class without one has the mean
     of all, and the images of all.
 
-    Training takes O(images · inputs · hidden · epochs), scoring O(inputs · hidden + fit images · latent) per image.
+    Training takes O(images · 64 · (hidden · epochs + inputs)), scoring O(inputs · hidden + fit images · latent) per
+    image.
 
     Args:
         encoder: the autoencoder, or principal components of the same number as a linear baseline.
@@ -165,8 +168,7 @@ class Latent(Detector):
             return
         # An epoch has some 32 steps also where images are few: Adam needs hundreds of steps to get anywhere.
         size = max(8, min(128, len(train) // 32))
-        hidden = tuple(self.hidden)
-        trained = fit_autoencoder(read, width, self.latent, hidden, self.epochs, train.generator, batch_size=size)
+        trained = fit_in_components(read, self.latent, tuple(self.hidden), self.epochs, train.generator, size)
         self.model = {name: value.detach().clone() for name, value in trained.state_dict().items()}
 
     def _fit_classes(self, train: Traces) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -21,16 +21,8 @@ from ..base.parameters import (
     selection,
 )
 from ..base.splits import exclude_training_sources, held_apart
-from ..codes.latent import (
-    PCA,
-    Autoencoder,
-    Standardiser,
-    fit_autoencoder,
-    fit_pca,
-    fit_standardiser,
-    imq_mmd,
-    load_autoencoder,
-)
+from ..codes.autoencoder import Autoencoder, fit_autoencoders, imq_mmd, load_autoencoder
+from ..codes.latent import PCA, Batches, Standardiser, fit_pca, fit_standardiser
 from .isolation_forest import IsolationTrees, fit_isolation
 
 Method = Literal["forest", "svc", "logistic"]
@@ -52,11 +44,12 @@ class LayerAutoencoders(Detector):
     between clean images and perturbed ones, which weigh the same in total.
 
     The paper trains convolutional Wasserstein autoencoders (MMD with inverse multiquadratics) on whole feature maps for
-    150 epochs. Here, so that a layer takes a second or two and not an hour: fully connected ones, of a layer's pooled
-    maps or of a sample of its units, each number standardised. Others of its numbers are kept: the prior's variance of
-    2, the weight of the MMD of 1e-4, and the latent size of 64, or a quarter of the inputs where that is less. One in
-    four fit images is kept from the autoencoders and grows the forest (those that the model classifies correctly):
-    on images that they were trained on, autoencoders err too little.
+    150 epochs. Here, so that a layer takes a second and not an hour: fully connected ones, of a layer's pooled maps
+    or of a sample of its units, each number standardised; layers of one shape are trained side by side. Others of
+    its numbers are kept: the prior's variance of 2, the weight of the MMD of 1e-4, and the latent size of 64, or a
+    quarter of the inputs where that is less. One in four fit images is kept from the autoencoders and grows the
+    forest (those that the model classifies correctly): on images that they were trained on, autoencoders err too
+    little.
 
     Fitting takes O(images · units · hidden · epochs) per layer, and at most O((clean + perturbed)²) for the ``svc``;
     scoring O(units · hidden) per layer and image, and O(trees) or O(support vectors · codes) for the judge.
@@ -147,7 +140,7 @@ class LayerAutoencoders(Detector):
             perturbed = check_perturbed(f"layerwise with method = {self.method!r}", perturbed)
         self._ready, self.judge = None, {}
         train, rest = held_apart(clean, len(clean) // 4 if len(clean) >= 16 else 0)
-        self.coders = [self._fit_coder(train, tap) for tap in clean.tap_names()]
+        self.coders = self._fit_coders(train, clean.tap_names())
         if self.supervised and perturbed is not None:
             # Neither side may hold what the autoencoders were trained on: they reconstruct it better than anything new.
             self.judge = self._fit_classifier(
@@ -187,31 +180,48 @@ class LayerAutoencoders(Detector):
     def _read(self, traces: Traces, tap: str) -> Tensor:
         return traces.pooled(tap) if self.inputs == "pooled" else traces.full(tap)
 
-    def _fit_coder(self, train: Traces, tap: str) -> dict[str, Any]:
-        def raw() -> Iterator[Tensor]:
-            return (self._read(part, tap) for part in train.batches(_BATCH))
+    def _fit_coders(self, train: Traces, taps: Sequence[str]) -> list[dict[str, Any]]:
+        """Fit the layers' encoders; those of one shape are trained side by side."""
+        fitted: dict[str, dict[str, Any]] = {}
+        shapes: dict[tuple[int, int], list[str]] = {}
+        for tap in taps:
+            standardiser = fit_standardiser(self._read(part, tap) for part in train.batches(_BATCH))
+            latent = max(1, min(self.latent, int((standardiser.scale > 0).sum()) // 4))
+            fitted[tap] = {"mean": standardiser.mean, "scale": standardiser.scale, "latent": latent}
+            shapes.setdefault((len(standardiser.mean), latent), []).append(tap)
+        for (width, latent), same in shapes.items():
+            standardisers = [Standardiser(fitted[tap]["mean"], fitted[tap]["scale"]) for tap in same]
+            models = self._fit_models(train, same, standardisers, width, latent)
+            for tap, model in zip(same, models, strict=True):
+                fitted[tap]["model"] = {name: value.detach().clone().contiguous() for name, value in model.items()}
+        return [fitted[tap] for tap in taps]
 
-        standardiser = fit_standardiser(raw())
-        width = len(standardiser.mean)
-        read = replayable(lambda: (standardiser.apply(x) for x in raw()), len(train) * width)
-        latent = max(1, min(self.latent, int((standardiser.scale > 0).sum()) // 4))
-        fitted: dict[str, Any] = {"mean": standardiser.mean, "scale": standardiser.scale, "latent": latent}
+    def _fit_models(
+        self, train: Traces, taps: Sequence[str], standardisers: Sequence[Standardiser], width: int, latent: int
+    ) -> list[Mapping[str, Tensor]]:
+        """Return what the encoders of layers of one shape learned from their standardised inputs."""
+
+        def standardised() -> Iterator[Tensor]:
+            for part in train.batches(_BATCH):
+                pairs = zip(standardisers, taps, strict=True)
+                yield torch.stack([standardiser.apply(self._read(part, tap)) for standardiser, tap in pairs])
+
+        read = replayable(standardised, len(taps) * len(train) * width)
         if self.encoder == "pca":
-            found = fit_pca(read, latent)
-            return {**fitted, "model": {name: value.contiguous() for name, value in vars(found).items()}}
+            return [vars(fit_pca(_only(read, index), latent)) for index in range(len(taps))]
         generator = train.generator
 
         def penalty(codes: Tensor) -> Tensor:
             prior = math.sqrt(_PRIOR_VARIANCE) * torch.randn(codes.shape, generator=generator)
             return self.penalty * imq_mmd(codes, prior.to(codes), _PRIOR_VARIANCE)
 
-        trained = fit_autoencoder(
-            read, width, latent, (self.hidden,), self.epochs, generator,
+        trained = fit_autoencoders(
+            read, len(taps), width, latent, (self.hidden,), self.epochs, generator,
             # An epoch has some 16 steps also where images are few.
             batch_size=max(8, min(128, len(train) // 16)),
             penalty=penalty if self.encoder == "wae" else None,
         )  # fmt: skip
-        return {**fitted, "model": {name: value.detach().clone() for name, value in trained.state_dict().items()}}
+        return [model.state_dict() for model in trained]
 
     def _fit_classifier(self, clean: Tensor, perturbed: Tensor) -> dict[str, Any]:
         standardiser = fit_standardiser([clean])
@@ -280,6 +290,11 @@ class _Coder:
         error = (inputs - self.model.decode(latent)).square().mean(1)
         # The constant keeps the root's gradient finite at 0.
         return torch.stack([error, (latent.square().sum(1) + 1e-12).sqrt()], 1)
+
+
+def _only(batches: Batches, layer: int) -> Batches:
+    """Return the stream of one of the layers of (layers, n, d)."""
+    return lambda: (rows[layer] for rows in batches())
 
 
 def _decision(features: Tensor, judge: Mapping[str, Any]) -> Tensor:

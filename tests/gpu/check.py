@@ -17,6 +17,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="an .npz file with x_train, y_train, x_test, y_test")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--evaluate", type=int, default=2000)
+    parser.add_argument("--detectors", default="", help="of the suite: some of its labels, and no analyses")
     parser.add_argument("--workers", type=int, help="processes that compute the suite")
     parser.add_argument("--device", default="cuda")
     asked = parser.parse_args()
@@ -295,6 +297,9 @@ def suite(table: Table, file: Path, weights: Path, asked: argparse.Namespace) ->
     made = tomllib.loads(source.read_text(encoding="utf-8"))
     made["data"] |= {"name": "npz", "path": str(file.resolve()), "evaluate": asked.evaluate}
     made["models"][0]["weights"] = str(weights.resolve())
+    if asked.detectors:
+        made["detectors"] = [d for d in made["detectors"] if d.get("label", d["name"]) in asked.detectors.split(",")]
+        made["analyses"] = []
     kinds: Counter[str] = Counter()
     spent: dict[str, float] = defaultdict(float)
     begun = time.perf_counter()
@@ -302,6 +307,8 @@ def suite(table: Table, file: Path, weights: Path, asked: argparse.Namespace) ->
     def on_progress(event: Any) -> None:
         nonlocal begun
         now = time.perf_counter()
+        if event.kind == "failed":
+            print("  ", str(event.cell.name)[:60], event.reason[:300], flush=True)
         if event.kind in ("done", "failed"):
             kinds[event.cell.name.kind if event.kind == "done" else f"failed {event.cell.name.kind}"] += 1
             spent[event.cell.name.kind] += now - begun
@@ -326,7 +333,9 @@ def suite(table: Table, file: Path, weights: Path, asked: argparse.Namespace) ->
     for kind, count in sorted(kinds.items(), key=lambda item: -spent[item[0]]):
         table.line(f"  cells: {kind}", f"{count} in {spent[kind]:.1f} s")
     if asked.device == "cuda":
-        table.line("share of wall time in kernels", f"{kernels.share:.2f} (profiled {kernels.profiled:.0f} s)")
+        if (asked.workers or 1) == 1:
+            # Kernels of other processes are not seen.
+            table.line("share of wall time in kernels", f"{kernels.share:.2f} (profiled {kernels.profiled:.0f} s)")
         table.line("utilisation as the driver says", f"{kernels.driver:.2f}")
         table.line("peak memory of the device", f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
         for name, share in kernels.longest[:8]:
@@ -363,6 +372,10 @@ class Kernels:
     def __enter__(self) -> Kernels:
         if self._wanted:
             torch.cuda.init()
+            # What the profiler imports as well: not by two threads at once.
+            for name in ("torch._dynamo", "torch._inductor.utils"):
+                import_module(name)
+
             self._thread.start()
         return self
 
@@ -393,7 +406,7 @@ class Kernels:
                 return
 
     def _look(self) -> None:
-        self._told.append(float(torch.cuda.utilization()))
+        self._told += [float(torch.cuda.utilization()) for _ in range(3) if not self._stop.wait(0.2)]
         profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
         profile.start()
         start = time.perf_counter()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.codes import latent
-from aftershock.detectors.codes.latent import Autoencoder, fit_autoencoder, fit_pca, fit_standardiser, imq_mmd
+from aftershock.detectors.codes import autoencoder, latent
+from aftershock.detectors.codes.autoencoder import (
+    Autoencoder,
+    fit_autoencoder,
+    fit_autoencoders,
+    fit_in_components,
+    imq_mmd,
+)
+from aftershock.detectors.codes.latent import fit_pca, fit_standardiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -176,13 +183,14 @@ class TestAutoencoder:
 
     def test_every_row_is_seen_once_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[torch.Tensor] = []
-        plain = Autoencoder.encode
+        plain = autoencoder._applied
 
-        def encode(self: Autoencoder, x: torch.Tensor) -> torch.Tensor:
-            seen.append(x)
-            return plain(self, x)
+        def applied(weights: Mapping[str, torch.Tensor], side: str, x: torch.Tensor) -> torch.Tensor:
+            if side == "encoder":
+                seen.append(x.flatten())
+            return plain(weights, side, x)
 
-        monkeypatch.setattr(Autoencoder, "encode", encode)
+        monkeypatch.setattr(autoencoder, "_applied", applied)
         rows = torch.arange(701.0).unsqueeze(1) / 701
         # A buffer of 32 mini-batches of 10 fills twice; what is left is a third.
         fit_autoencoder(stream(rows, 64), 1, 1, (), 2, torch.Generator().manual_seed(0), batch_size=10)
@@ -192,6 +200,38 @@ class TestAutoencoder:
             assert torch.equal(epoch.sort().values, rows.flatten())
             assert not torch.equal(epoch, rows.flatten())
         assert not torch.equal(values[:701], values[701:])
+
+    def test_several_are_trained_as_each_would_be_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From the same weights, in the same order of rows: training one beside another changes nothing."""
+        start = Autoencoder(8, 2, (6,), torch.Generator().manual_seed(0)).state_dict()
+
+        def drawn(inputs: int, latent: int, hidden: tuple[int, ...], generator: torch.Generator) -> Autoencoder:
+            made = Autoencoder(inputs, latent, hidden)
+            made.load_state_dict(start)
+            return made
+
+        monkeypatch.setattr(autoencoder, "Autoencoder", drawn)
+        rows = torch.stack([plane(90, 8, 2, 0.1), plane(90, 8, 3, 0.2) + 1])
+        options = (8, 2, (6,), 4)
+        both = fit_autoencoders(lambda: [rows], 2, *options, torch.Generator().manual_seed(1), 1e-2, 20)
+        for own, model in zip(rows, both, strict=True):
+            alone = fit_autoencoder(stream(own, 90), *options, torch.Generator().manual_seed(1), 1e-2, 20)
+            for a, b in zip(model.parameters(), alone.parameters(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    def test_in_components_it_takes_the_inputs_and_explains_other_rows_better(self) -> None:
+        """Three factors in three hundred noisy inputs: the noise of 200 rows is learned by heart otherwise."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(400, 3, generator=generator) @ torch.randn(3, 300, generator=generator)
+        x = x + 2 * torch.randn(400, 300, generator=generator) + torch.arange(300.0) / 100
+        known, new = stream(x[:200], 64), x[200:]
+        found = fit_in_components(known, 3, (32,), 100, torch.Generator().manual_seed(0), 20)
+        plain = fit_autoencoder(known, 300, 3, (32,), 100, torch.Generator().manual_seed(0), 1e-3, 20)
+        pca = fit_pca(known, 3)
+        errors = [squared_error(coded, new) for coded in (pca.decode(pca.encode(new)), found(new), plain(new))]
+        assert errors[1] < 1.15 * errors[0]
+        assert errors[1] < errors[2]
+        assert found.inputs == 300
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
     def test_it_trains_inside_no_grad_and_comes_back_frozen(self, mode: Callable[[], object]) -> None:
@@ -251,6 +291,16 @@ class TestImqMmd:
         g = torch.Generator().manual_seed(0)
         x, y = torch.randn(400, 4, generator=g), torch.randn(400, 4, generator=g)
         assert abs(float(imq_mmd(x, y, 1.0))) < 0.02 < 0.3 < float(imq_mmd(x + 2, y, 1.0))
+
+    def test_its_gradient_is_that_of_differences(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(2, 4, 3, generator=g, dtype=torch.float64) for _ in range(2))
+        assert torch.autograd.gradcheck(lambda codes: imq_mmd(codes, y, 1.0), (x.requires_grad_(),))
+
+    def test_samples_side_by_side_give_what_each_gives_alone(self) -> None:
+        x, y = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+        expected = [float(imq_mmd(a, b, 1.0)) for a, b in zip(x, y, strict=True)]
+        assert imq_mmd(x, y, 1.0).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
     def test_one_row_gives_0_with_a_gradient(self) -> None:
         x = torch.ones(1, 3, requires_grad=True)
