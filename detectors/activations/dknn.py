@@ -18,7 +18,7 @@ from ..base.parameters import (
     selection,
 )
 from ..base.splits import split_rows
-from .nearest import nearest, unit_length
+from .nearest import References, nearest, unit_length
 
 _BATCH = 256
 # A neighbour fades out over this share of the distance to the last one.
@@ -71,6 +71,7 @@ class DeepNeighbours(Detector):
         self.neighbours, self.reference, self.held_out = neighbours, reference, held_out
         self.temperature = temperature
         self.fitted: list[dict[str, Any]] = []
+        self._references = References()
         self.labels = torch.empty(0, dtype=torch.int64)
         self.calibration = torch.empty(0, dtype=torch.float64)
 
@@ -144,14 +145,14 @@ class DeepNeighbours(Detector):
     def _disagreeing(self, fitted: dict[str, Any], features: Tensor, classes: Tensor) -> Tensor:
         """Return how many of the nearest reference images are of another class, float64 (n,)."""
         queries = unit_length(features.double() - fitted["centre"])
-        _, found = nearest(queries, fitted["reference"], self.neighbours)
+        _, found = nearest(queries, self._references.of(fitted["reference"], queries.device), self.neighbours)
         return (self.labels[found] != classes.unsqueeze(1)).sum(1).double()
 
     def _soft(self, fitted: dict[str, Any], features: Tensor, classes: Tensor, temperature: float) -> Tensor:
         device = features.device
         queries = unit_length(features.double() - fitted["centre"].to(device))
-        reference = fitted["reference"].to(device).double()
-        last = nearest(queries.detach(), reference, self.neighbours)[0][:, -1:]
+        prepared = self._references.of(fitted["reference"], device)
+        last, reference = nearest(queries.detach(), prepared, self.neighbours)[0][:, -1:], prepared.rows
         # All rows have length 1 (a zero row: 0), which makes distances a product.
         squares = queries.square().sum(1, keepdim=True) + reference.square().sum(1) - 2 * queries @ reference.T
         distances = squares.clamp(min=1e-12).sqrt()

@@ -14,7 +14,7 @@ from ..base.detector import DetectorInfo
 from ..base.splits import split_rows
 from ..combine.columns import Combination
 from ..combine.per_layer import Layerwise
-from .nearest import nearest, unit_length
+from .nearest import References, nearest, unit_length
 
 # Of the eligible fit images, at most this share becomes the reference; scales and weights come from the rest.
 _REFERENCE = 0.8
@@ -59,6 +59,7 @@ class Neighbours(Layerwise):
     ) -> None:
         super().__init__(layers, combination, "pooled", statistic, 1)
         self.neighbours, self.reference, self.normalise = neighbours, reference, normalise
+        self._references = References(unit_length) if normalise else References()
 
     def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
         inside = (groups >= 0).nonzero().squeeze(1)
@@ -68,7 +69,6 @@ class Neighbours(Layerwise):
         return {"reference": features.float().contiguous()}
 
     def _layer_scores(self, fitted: Mapping[str, Any], features: Tensor) -> Tensor:
-        reference = fitted["reference"]
-        if self.normalise:
-            features, reference = unit_length(features), unit_length(reference)
+        reference = self._references.of(fitted["reference"], features.device)
+        features = unit_length(features) if self.normalise else features
         return nearest(features, reference, self.neighbours)[0][:, -1]

@@ -257,7 +257,7 @@ class LayerAutoencoders(Detector):
         """Return encoders and judge on one device; while encoders are fitted there is no judge."""
         if self._ready is None or self._ready[0] != device:
             coders = [_Coder(fitted, self.encoder, self.hidden, self.supervised, device) for fitted in self.coders]
-            judge = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.judge.items()}
+            judge: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.judge.items()}
             self._ready = (device, coders, IsolationTrees(**judge) if judge and not self.supervised else judge)
         return self._ready[1], self._ready[2]
 

@@ -9,12 +9,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ...harness.tracing.traces import Need
+from ...harness.tracing.traces import LiveTrace, Need, Traces
 from ..base.detector import DetectorInfo
+from ..base.parameters import check_fitted
 from ..base.splits import split_rows
 from ..combine.columns import Combination
 from ..combine.per_layer import Features, Layerwise
-from .nearest import nearest
+from .nearest import References, nearest
 
 # The estimate is unbounded where all neighbours are equally far.
 _LARGEST = 1000.0
@@ -81,6 +82,7 @@ class Lid(Layerwise):
     ) -> None:
         super().__init__(layers, combination, features, "mean", units)
         self.neighbours, self.reference = neighbours, reference
+        self._references = References()
 
     def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
         inside = (groups >= 0).nonzero().squeeze(1)
@@ -89,5 +91,16 @@ class Lid(Layerwise):
     def _fit_layer(self, features: Tensor, groups: Tensor, tap: str) -> dict[str, Any]:
         return {"reference": features.float().contiguous()}
 
+    def layer_scores(self, traces: Traces | LiveTrace) -> Tensor:
+        """See the base; the estimates of all layers are one computation."""
+        check_fitted(self.name, self.fitted)
+        taps = zip(traces.tap_names(), self.fitted, strict=True)
+        distances = torch.stack([self._distances(fitted, self._read(traces, tap)) for tap, fitted in taps])
+        return intrinsic_dimension(distances.flatten(0, 1)).view(distances.shape[:2]).T.contiguous()
+
     def _layer_scores(self, fitted: Mapping[str, Any], features: Tensor) -> Tensor:
-        return intrinsic_dimension(nearest(features, fitted["reference"], self.neighbours)[0])
+        return intrinsic_dimension(self._distances(fitted, features))
+
+    def _distances(self, fitted: Mapping[str, Any], features: Tensor) -> Tensor:
+        reference = self._references.of(fitted["reference"], features.device)
+        return nearest(features, reference, self.neighbours)[0]

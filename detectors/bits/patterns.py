@@ -126,13 +126,13 @@ class StoredPatterns:
         for value in present_classes(classes).tolist():
             images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
             total = torch.zeros(len(images), len(patterns), device=classes.device)
-            rows, stored = [part[images] for part in bits], [part[patterns] for part in self.packed]
+            own, others = [part[images] for part in bits], [part[patterns] for part in self.packed]
             if self.weights is None:
-                for apart, units in zip(hamming_each(rows, stored, self.units), self.units, strict=True):
+                for apart, units in zip(hamming_each(own, others, self.units), self.units, strict=True):
                     total += apart / (units * len(self.units))
             else:
-                for own, others, weights in zip(rows, stored, self.weights[value].split(self.units), strict=True):
-                    total += weighted_hamming(own, others, weights) / (weights.sum() * len(self.units))
+                for rows, stored, weights in zip(own, others, self.weights[value].split(self.units), strict=True):
+                    total += weighted_hamming(rows, stored, weights) / (weights.sum() * len(self.units))
             nearest[images] = total.amin(1)
         return nearest
 

@@ -272,10 +272,11 @@ def _units_on(words: NDArray[np.uint64]) -> NDArray[np.int32]:
 
 def _counts(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
     """Count the bits that are on in every word."""
+    found: NDArray[np.uint8]
     if _bitwise_count is None:
-        in_bytes = _BYTE_COUNTS[words.view(np.uint8)].reshape(*words.shape, 8)
-        return in_bytes.sum(-1, dtype=np.uint8)
-    found: NDArray[np.uint8] = _bitwise_count(words)
+        found = _BYTE_COUNTS[words.view(np.uint8)].reshape(*words.shape, 8).sum(-1, dtype=np.uint8)
+    else:
+        found = _bitwise_count(words)
     return found
 
 

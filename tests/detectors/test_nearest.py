@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from aftershock.detectors.activations.dknn import DeepNeighbours
 from aftershock.detectors.activations.knn import Neighbours
 from aftershock.detectors.activations.lid import Lid, intrinsic_dimension
-from aftershock.detectors.activations.nearest import nearest, unit_length
+from aftershock.detectors.activations.nearest import References, nearest, unit_length
 from aftershock.detectors.base.splits import held_apart, split_rows
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Need
@@ -199,3 +200,17 @@ def test_what_is_held_apart_is_drawn_and_not_the_last_rows(world: World) -> None
     assert sum(tuple(r.tolist()) in last for r in held_out.logits) < 12
     whole, same = held_apart(traces, 0)
     assert len(whole) == len(same) == 80
+
+
+def test_prepared_rows_give_the_same_neighbours_and_belong_to_their_tensor() -> None:
+    references, queries = References(), normal(5, 3)
+    for seed in (1, 2):
+        rows = normal(20, 3, seed=seed)
+        prepared = references.of(rows, torch.device("cpu"))
+        assert references.of(rows, torch.device("cpu")) is prepared
+        for found, expected in zip(nearest(queries, prepared, 4), nearest(queries, rows, 4), strict=True):
+            assert torch.equal(found, expected)
+    # A copy has rows of its own under the keys of the original.
+    again = copy.deepcopy(references)
+    assert torch.equal(again.of(rows, torch.device("cpu")).rows, rows.double())
+    assert torch.equal(References(unit_length).of(rows, torch.device("cpu")).rows, unit_length(rows))
