@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +113,46 @@ def test_the_value_is_chosen_without_the_test_images(seen: ModuleType) -> None:
     clean = {1.0: columns(0, False), 2.0: columns(0, False)}
     found = seen.measured(clean, {1.0: columns(3, True), 2.0: columns(0.5, False)}, 40)
     assert found.chosen == 1.0 and found.by_value[1.0] < 0.2 < found.by_value[2.0]
+
+
+def costs(seconds: list[float], inputs: list[list[int]], before: float = 0.0) -> Any:
+    scaling = study("scaling")
+    cells = {
+        str(i): SimpleNamespace(key=str(i), group=str(i), inputs=tuple(map(str, needed)))
+        for i, needed in enumerate(inputs)
+    }
+    return scaling.Costs(cells, {str(i): s for i, s in enumerate(seconds)}, dict.fromkeys(cells, 0), before)
+
+
+def test_the_scaling_of_independent_cells_is_that_of_the_workers() -> None:
+    scaling = study("scaling")
+    found = costs([2.0] * 12, [[]] * 12, before=3.0)
+    for workers, seconds in ((1, 27.0), (2, 15.0), (4, 9.0), (64, 5.0)):
+        simulated = scaling.simulate(found, scaling.Machine(cores=64, opening=0, owner=0, bandwidth=1e12), workers)
+        assert simulated.seconds == pytest.approx(seconds)
+    # Two cores do not compute faster with four processes.
+    assert scaling.simulate(found, scaling.Machine(2, 0, 0, 1e12), 4).seconds == pytest.approx(15.0)
+
+
+def test_the_scaling_of_a_chain_is_none_and_its_length_is_found() -> None:
+    scaling = study("scaling")
+    found = costs([1.0, 2.0, 3.0, 0.5], [[], [0], [1], [0]])
+    assert scaling.critical_path(found) == 6.0
+    machine = scaling.Machine(cores=8, opening=0, owner=0, bandwidth=1e12)
+    assert scaling.simulate(found, machine, 8).seconds == pytest.approx(6.0)
+    assert scaling.simulate(found, machine, 1).seconds == pytest.approx(6.5)
+
+
+def test_an_owner_that_takes_long_is_where_scaling_ends() -> None:
+    scaling = study("scaling")
+    found = costs([1.0] * 100, [[]] * 100)
+    machine = scaling.Machine(cores=1000, opening=0, owner=0.1, bandwidth=1e12)
+    simulated = scaling.simulate(found, machine, 1000)
+    assert simulated.seconds == pytest.approx(11.0) and simulated.owner == pytest.approx(10 / 11)
+
+
+def test_workers_begin_when_they_have_opened_the_run() -> None:
+    scaling = study("scaling")
+    found = costs([1.0] * 4, [[]] * 4)
+    assert scaling.simulate(found, scaling.Machine(4, 5, 0, 1e12), 4).seconds == pytest.approx(6.0)
+    assert scaling.simulate(found, scaling.Machine(4, 5, 0, 1e12), 1).seconds == pytest.approx(4.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..base.geometry import per_image
 from ..base.perturbation import late_successes
 from ..base.target import TargetDetector
 
@@ -35,29 +36,36 @@ class Best:
         self._passed = torch.zeros_like(self._offers)
 
     def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str) -> None:
-        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name."""
+        """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name.
+
+        Scores count only where something is fooled.
+        """
         if part not in self._parts:
             self._parts.append(part)
         # A detector may answer with infinity or NaN: such an image is found, and nothing is worse.
         score = torch.where(score.isnan(), torch.inf, score)
         self._sample(rows, images, fooled, score)
-        first = fooled & ~self._found[rows]
-        better = fooled & (score < self.score[rows])
-        kept = first | better | (~fooled & ~self._found[rows])
-        self.images[rows[kept]] = images[kept]
-        self.score[rows[better]] = score[better]
-        self._by[rows[first | better]] = self._parts.index(part)
+        known = self._found[rows]
+        first, better = fooled & ~known, fooled & (score < self.score[rows])
+        self._keep(self.images, rows, first | better | ~(fooled | known), images)
+        self._keep(self.score, rows, better, score)
+        self._by[rows] = torch.where(first | better, self._parts.index(part), self._by[rows])
         self._found[rows] |= fooled
         self._offers[rows] += 1
         new = (self._passed[rows] == 0) & ~self.not_evaded[rows]
-        self._passed[rows[new]] = self._offers[rows[new]]
+        self._keep(self._passed, rows, new, self._offers[rows])
 
     def _sample(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor) -> None:
         self._fooling[rows] += fooled
         drawn = torch.rand(len(rows), generator=self._draws).to(score.device)
         taken = fooled & (drawn * self._fooling[rows] < 1)
-        self.asked[rows[taken]] = images[taken]
-        self.asked_score[rows[taken]] = score[taken]
+        self._keep(self.asked, rows, taken, images)
+        self._keep(self.asked_score, rows, taken, score)
+
+    @staticmethod
+    def _keep(held: Tensor, rows: Tensor, wanted: Tensor, values: Tensor) -> None:
+        """Put values (k, ...) into the rows (k,) of what is held, where they are wanted, without waiting for a GPU."""
+        held[rows] = torch.where(per_image(wanted, values), values, held[rows])
 
     @property
     def late(self) -> int:

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...harness.core.batches import steps_between_looks
 from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count, Natural, Positive
 from ...harness.core.seeds import Draws
@@ -146,22 +147,26 @@ class _Iterative(Adaptive):
             own = draws.take(rows.tolist())
             images = (images + random_in_ball(images, self.eps, self._norm, own)).clamp_(0, 1)
         aims = self.aims(model, target, clean[rows], labels[rows], restart)
+        every = steps_between_looks(clean.device)
         for step in range(self.steps + 1):
             images = images.detach().requires_grad_()
             with torch.enable_grad():
                 found = self.observe(model.of(rows), target, images, step)
                 lead = margin(found.logits, labels[rows])
-                best.offer(rows, images.detach(), lead.detach() > 0, found.score, self.part)
+                fooled = lead.detach() > 0
+                best.offer(rows, images.detach(), fooled, _scores(found, fooled), self.part)
                 if step == self.steps:
                     return
                 direction = self.direction(found, images, lead, target, aims)
             going = ~best.below_target[rows]
             moved = images.detach() + self.size(step) * ascent(direction, self._norm)
-            images = self.inside(moved, clean[rows])[going]
-            aims = {name: value[going] for name, value in aims.items()}
-            rows = rows[going]
-            if not len(rows):
-                return
+            # What is done stays where it is until it leaves.
+            images = torch.where(per_image(going, images), self.inside(moved, clean[rows]), images.detach())
+            if (step + 1) % every == 0:
+                images, rows = images[going], rows[going]
+                aims = {name: value[going] for name, value in aims.items()}
+                if not len(rows):
+                    return
 
     def size(self, step: int) -> float:
         """Return the length of a step: whole in the first half, then falling linearly to a tenth."""
@@ -373,6 +378,14 @@ class FeatureMatching(_Iterative):
             for name, value in found.features.items()
         ]
         return _gradient(-torch.stack(terms).mean(0), images)
+
+
+def _scores(found: Observation, fooled: Tensor) -> Tensor:
+    """Return true scores, float64 (n,); infinite, and not asked for, where nothing is fooled."""
+    scores = torch.full(fooled.shape, torch.inf, dtype=torch.float64, device=fooled.device)
+    if bool(fooled.any()):
+        scores[fooled] = found.score(fooled)
+    return scores
 
 
 def _logits(model: CountingModel, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ...harness.core.batches import batch_for, in_batches
 from ...harness.core.clock import Stopwatch
 from ...harness.core.errors import AftershockError, UnavailableError, UsageError
 from ...harness.core.model_state import device_of, untouched
@@ -150,9 +151,10 @@ class WatchedModel(CountingModel):
         watch.fooled[these] = torch.where(new, watch.passes[these], watch.fooled[these])
 
         def watch_gradient(gradient: Tensor) -> None:
-            flat = gradient.flatten(1)
-            watch.zero |= ((flat == 0).all(1) & still_right).any()
-            watch.non_finite |= ~flat.isfinite().all()
+            # The largest size says both, in one read: it is 0 only where all are, and not finite where one is not.
+            largest = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)
+            watch.zero |= ((largest == 0) & still_right).any()
+            watch.non_finite |= ~largest.isfinite().all()
 
         images.register_hook(watch_gradient)
         return logits
@@ -176,7 +178,7 @@ def perturb_batch(
     labels: Tensor,
     indices: Sequence[int],
     seed: int,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     target: TargetDetector | None = None,
     limits: Limits | None = None,
     measured_with: nn.Module | None = None,
@@ -195,7 +197,7 @@ def perturb_batch(
         labels: the true classes, int64, (n,).
         indices: the images' positions in their split.
         seed: the seed of the perturbation.
-        batch_size: images that are attacked together.
+        batch_size: images that are attacked together; by default as many as suit the device.
         target: the detector that an adaptive attack is made against.
         limits: what the attack may spend per image; ``None`` for as much as it likes.
         measured_with: the model that the images are measured with, where ``model`` is a copy of it for the attack.
@@ -209,15 +211,15 @@ def perturb_batch(
     """
     _check_inputs(images, labels, indices, batch_size)
     device, n, measured_with = device_of(model), len(images), measured_with or model
-    kept: list[Tensor] = []
-    predictions: list[Tensor] = []
     flags: set[str] = set()
-    credits: list[str] = []
-    told: list[Tensor] = []
-    asked: list[Tensor] = [images[:0].detach().cpu()]
-    asked_scores: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
-    forwards = backwards = late = 0
-    seconds = 0.0
+    parts: list[PerturbedBatch] = []
+
+    def attack(rows: slice) -> None:
+        clean, truth, positions = images[rows].detach().cpu(), labels[rows].detach().cpu(), indices[rows]
+        watched = WatchedModel(model, truth.to(device), target, limits).eval()
+        made, seconds, found = _attacked(perturbation, watched, clean, truth, positions, seed, device)
+        parts.append(_measured(perturbation, watched, measured_with, made, clean, truth, seconds, found))
+
     with (
         untouched(model),
         untouched(measured_with),
@@ -227,62 +229,87 @@ def perturb_batch(
     ):
         if n:
             flags |= _check_model(perturbation, measured_with, images, labels, device)
-        for start in range(0, n, batch_size):
-            part = slice(start, start + batch_size)
-            clean, truth = images[part].detach().cpu(), labels[part].detach().cpu()
-            chunk = tuple(int(i) for i in indices[part])
-            on_device = truth.to(device)
-            watched = WatchedModel(model, on_device, target, limits).eval()
-            with guarded_part(perturbation) as changes, forked_rng(derive_seed(seed, "batch", chunk[0])):
-                clock = Stopwatch()
-                # Copies: an attack that writes into its input must not move what it is measured against.
-                given = clean.clone().to(device), on_device.clone(), Draws(seed, chunk)
-                try:
-                    made: object = perturbation.perturb(watched, *given)
-                except LimitError as error:
-                    # Time depends on the machine, so what it ended cannot be kept.
-                    if error.what == "seconds":
-                        raise
-                    made = clean if watched.partial is None else watched.partial
-                    flags.add("limit")
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                seconds += clock.seconds
-            flags |= {f"{CHANGED_FLAG}:{name}" for name in changes.all}
-            credits += watched.credits
-            told.append(watched.told.detach().double().cpu())
-            if watched.asked is not None:
-                known = ~watched.asked_score.isnan()
-                asked.append(watched.asked[known].detach().cpu())
-                asked_scores.append(watched.asked_score[known].detach().double().cpu())
-            forwards, backwards = forwards + watched.forwards, backwards + watched.backwards
-            late += max(watched.late, watched.fooled_late)
-            fixed, found = _fix(made, clean, perturbation.eps, perturbation.norm)
-            flags |= found | watched.flags
-            measured_with.eval()
-            with torch.no_grad():
-                logits = measured_with(fixed.to(device))
-            if not bool(logits.isfinite().all()):
-                flags.add("non-finite-logits")
-            kept.append(fixed)
-            predictions.append(logits.argmax(1).cpu())
-    if not n:
-        kept, predictions = [images.detach().cpu()], [torch.empty(0, dtype=torch.int64)]
-    result, predicted = torch.cat(kept), torch.cat(predictions)
+        in_batches(n, batch_size or batch_for(device, images.shape[1:]), attack)
+    return _joined(parts, images.detach().cpu(), flags)
+
+
+def _attacked(
+    perturbation: Perturbation, watched: WatchedModel, clean: Tensor, labels: Tensor, positions: Sequence[int],
+    seed: int, device: torch.device,
+) -> tuple[object, float, set[str]]:  # fmt: skip
+    """Return what a perturbation makes of images that go through the model together, its seconds, and its flags."""
+    chunk, flags = tuple(int(i) for i in positions), set()
+    with guarded_part(perturbation) as changes, forked_rng(derive_seed(seed, "batch", chunk[0])):
+        clock = Stopwatch()
+        # Copies: an attack that writes into its input must not move what it is measured against.
+        given = clean.clone().to(device), labels.clone().to(device), Draws(seed, chunk)
+        try:
+            made: object = perturbation.perturb(watched, *given)
+        except LimitError as error:
+            # Time depends on the machine, so what it ended cannot be kept.
+            if error.what == "seconds":
+                raise
+            made = clean if watched.partial is None else watched.partial
+            flags.add("limit")
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = clock.seconds
+    return made, seconds, flags | {f"{CHANGED_FLAG}:{name}" for name in changes.all}
+
+
+def _measured(
+    perturbation: Perturbation, watched: WatchedModel, model: nn.Module, made: object, clean: Tensor, labels: Tensor,
+    seconds: float, flags: set[str],
+) -> PerturbedBatch:  # fmt: skip
+    """Measure what a perturbation made of one batch with the model as it is judged by, where that lies."""
+    clean = clean.to(device_of(model))
+    fixed, found = _fix(made, clean, perturbation.eps, perturbation.norm)
+    flags = flags | found | watched.flags
+    model.eval()
+    with torch.no_grad():
+        logits = model(fixed)
+    if not bool(logits.isfinite().all()):
+        flags.add("non-finite-logits")
+    predictions = logits.argmax(1).cpu()
+    asked, asked_score = clean[:0].cpu(), torch.empty(0, dtype=torch.float64)
+    if watched.asked is not None:
+        known = ~watched.asked_score.isnan()
+        asked = watched.asked[known].detach().cpu()
+        asked_score = watched.asked_score[known].detach().double().cpu()
     return PerturbedBatch(
-        images=result,
-        predictions=predicted,
-        success=predicted != labels.detach().cpu(),
-        norms=norms(result - images.detach().cpu()),
-        forwards=forwards / max(n, 1),
-        backwards=backwards / max(n, 1),
+        images=fixed.cpu(),
+        predictions=predictions,
+        success=predictions != labels,
+        norms={name: value.cpu() for name, value in norms(fixed - clean).items()},
+        forwards=watched.forwards,
+        backwards=watched.backwards,
         seconds=seconds,
-        flags=tuple(sorted(flags)),
-        late=late,
-        credits=tuple(credits),
-        told=torch.cat([torch.empty(0, dtype=torch.float64), *told]),
-        asked=torch.cat(asked),
-        asked_score=torch.cat(asked_scores),
+        flags=tuple(flags),
+        late=max(watched.late, watched.fooled_late),
+        credits=tuple(watched.credits),
+        told=watched.told.detach().double().cpu(),
+        asked=asked,
+        asked_score=asked_score,
+    )
+
+
+def _joined(parts: Sequence[PerturbedBatch], images: Tensor, flags: set[str]) -> PerturbedBatch:
+    """Join batches, whose passes are still those of all their images together."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    return PerturbedBatch(
+        images=torch.cat([images[:0], *(p.images for p in parts)]),
+        predictions=torch.cat([nothing, *(p.predictions for p in parts)]),
+        success=torch.cat([nothing.bool(), *(p.success for p in parts)]),
+        norms={name: torch.cat([whole, *(p.norms[name] for p in parts)]) for name, whole in norms(images[:0]).items()},
+        forwards=sum(p.forwards for p in parts) / max(len(images), 1),
+        backwards=sum(p.backwards for p in parts) / max(len(images), 1),
+        seconds=sum((p.seconds for p in parts), 0.0),
+        flags=tuple(sorted(flags.union(*(p.flags for p in parts)))),
+        late=sum(p.late for p in parts),
+        credits=tuple(credit for p in parts for credit in p.credits),
+        told=torch.cat([nothing.double(), *(p.told for p in parts)]),
+        asked=torch.cat([images[:0], *(p.asked for p in parts if p.asked is not None)]),
+        asked_score=torch.cat([nothing.double(), *(p.asked_score for p in parts)]),
     )
 
 
@@ -298,7 +325,7 @@ class DerivedBatch:
 
 def limited(
     model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, eps: float | None, norm: Norm | None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> DerivedBatch:  # fmt: skip
     """The perturbed images projected into a budget, measured again: one point of a minimising attack's budget curve.
 
@@ -311,7 +338,7 @@ def limited(
         labels: the true classes, int64, (n,).
         eps: the budget in ``norm``; without both, nothing is limited.
         norm: linf, l2, l1 or l0.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; by default as many as suit the device.
     """
     images, clean = perturbed.detach().cpu().clone(), clean.detach().cpu()
     if eps is not None and norm is not None:
@@ -321,7 +348,7 @@ def limited(
 
 def rounded(
     model: nn.Module, clean: Tensor, perturbed: Tensor, labels: Tensor, levels: int = 256, eps: float | None = None,
-    norm: Norm | None = None, batch_size: int = 256,
+    norm: Norm | None = None, batch_size: int | None = None,
 ) -> DerivedBatch:  # fmt: skip
     """Return the perturbed images rounded to equally spaced levels, as an image file holds them, measured again.
 
@@ -336,7 +363,7 @@ def rounded(
         levels: how many there are from 0 to 1; 256 in an 8-bit file.
         eps: the budget in ``norm``, if there is one.
         norm: linf, l2, l1 or l0.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; by default as many as suit the device.
     """
     steps, clean = levels - 1, clean.detach().cpu()
     images = (perturbed.detach().cpu().double() * steps).round()
@@ -349,17 +376,18 @@ def rounded(
     return _derived(model, clean, (images / steps).clamp(0, 1).float(), labels, batch_size)
 
 
-def _derived(model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, batch_size: int) -> DerivedBatch:
-    device = device_of(model)
-    predictions = [torch.empty(0, dtype=torch.int64)]
+def _derived(model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, batch_size: int | None) -> DerivedBatch:
+    device, predicted = device_of(model), torch.empty(len(images), dtype=torch.int64)
+
+    def predict(rows: slice) -> None:
+        predicted[rows] = model(images[rows].to(device)).argmax(1).cpu()
+
     with untouched(model), torch.no_grad(), forked_rng(0):
-        for start in range(0, len(images), batch_size):
-            predictions.append(model(images[start : start + batch_size].to(device)).argmax(1).cpu())
-    predicted = torch.cat(predictions)
+        in_batches(len(images), batch_size or batch_for(device, images.shape[1:]), predict)
     return DerivedBatch(images, predicted, predicted != labels.cpu(), norms(images - clean))
 
 
-def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_size: int) -> None:
+def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_size: int | None) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4:
         what = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise UsageError(f"Images to perturb are float32 of shape (n, channels, height, width), not {what}.")
@@ -368,7 +396,7 @@ def _check_inputs(images: Tensor, labels: Tensor, indices: Sequence[int], batch_
         raise UsageError(f"Labels of {len(images)} images are int64 of shape ({len(images)},), not {what}.")
     if len(indices) != len(images):
         raise UsageError(f"There are {len(images)} images but {len(indices)} indices: give one index per image.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(f"batch_size = {batch_size!r}: give a whole number of at least 1.")
     # Written so that NaN fails too.
     if not bool(((images >= 0) & (images <= 1)).all()):
@@ -408,7 +436,7 @@ def _fix(made: object, clean: Tensor, eps: float | None, norm: Norm | None) -> t
         flags.add("attached")
     if made.dtype != torch.float32:
         flags.add("dtype")
-    images = made.detach().cpu().float()
+    images = made.detach().to(clean.device).float()
     finite = images.isfinite().flatten(1).all(1)
     if not bool(finite.all()):
         flags.add("non-finite")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,13 +16,14 @@ class Observation:
     Attributes:
         logits: (n, classes), with their graph.
         suspicion: the detector's surrogate, (n,), with its graph; ``None`` where it offers none.
-        score: the detector's true score, (n,), float64, without a graph.
+        score: called with the images that are wanted, bool (n,), asks the detector for its true scores of them, float64
+            (k,), without a graph. What an attack does not need costs nothing.
         features: activations by tap that the detector reads (the logits where it reads nothing else), with their graph.
     """
 
     logits: Tensor
     suspicion: Tensor | None
-    score: Tensor
+    score: Callable[[Tensor], Tensor]
     features: Mapping[str, Tensor]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...harness.core.batches import batch_for, in_batches
 from ...harness.core.errors import UsageError
 from ...harness.core.model_state import device_of, untouched
 from ...harness.core.ranges import Count, fitting
@@ -41,7 +42,7 @@ def equal_norm_control(
     clean_predictions: Tensor,
     draws: Draws,
     tries: int = 10,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Control:
     """clip(x + |x' − x| · s) with a random sign s per element, drawn until the prediction is the clean one.
 
@@ -53,9 +54,9 @@ def equal_norm_control(
         clean: x, float32 in [0, 1], (n, channels, height, width).
         perturbed: x', of the same shape.
         clean_predictions: the model's predictions for ``clean``, int64, (n,).
-        draws: one generator per image.
+        draws: says which generator each image has; it is not advanced.
         tries: draws per image, at most.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; by default as many as suit the device.
 
     Raises:
         UsageError: for shapes that do not belong together, or ``tries`` or ``batch_size`` below 1.
@@ -66,22 +67,21 @@ def equal_norm_control(
             f"The control needs clean and perturbed images of one shape and a prediction and draws for each, not "
             f"{tuple(clean.shape)}, {tuple(perturbed.shape)}, {tuple(clean_predictions.shape)} and {len(draws)}."
         )
-    tries, batch_size = fitting("tries", tries, Count), fitting("batch_size", batch_size, Count)
+    tries = fitting("tries", tries, Count)
+    batch_size = None if batch_size is None else fitting("batch_size", batch_size, Count)
     clean, perturbed, wanted = clean.detach().cpu(), perturbed.detach().cpu(), clean_predictions.detach().cpu()
     device = device_of(model)
     result, kept = clean.clone(), torch.zeros(n, dtype=torch.bool)
+
+    def draw(rows: slice) -> None:
+        found, same = _drawn(
+            model, clean[rows].to(device), perturbed[rows].to(device), wanted[rows].to(device),
+            Draws(draws.seed, draws.indices[rows]), tries,
+        )  # fmt: skip
+        result[rows], kept[rows] = found.cpu(), same.cpu()
+
     with untouched(model), torch.no_grad(), forked_rng(derive_seed(draws.seed, "control")):
-        for start in range(0, n, batch_size):
-            pending = torch.arange(start, min(start + batch_size, n))
-            for _ in range(tries):
-                signs = draws.take(pending.tolist()).signs(clean[pending])
-                tried = (clean[pending] + (perturbed[pending] - clean[pending]).abs() * signs).clamp_(0, 1)
-                same = model(tried.to(device)).argmax(1).cpu() == wanted[pending]
-                result[pending[same]] = tried[same]
-                kept[pending[same]] = True
-                pending = pending[~same]
-                if not len(pending):
-                    break
+        in_batches(n, batch_size or batch_for(device, clean.shape[1:]), draw)
     positions = kept.nonzero().squeeze(1)
     images = result[positions]
     realised, asked = norms(images - clean[positions]), norms((perturbed - clean)[positions])
@@ -92,6 +92,26 @@ def equal_norm_control(
         linf_ratio=_mean_ratio(realised["linf"], asked["linf"]),
         l2_ratio=_mean_ratio(realised["l2"], asked["l2"]),
     )
+
+
+def _drawn(
+    model: nn.Module, clean: Tensor, perturbed: Tensor, wanted: Tensor, draws: Draws, tries: int
+) -> tuple[Tensor, Tensor]:
+    """Return a control for each image of a batch, on its device, and whether the model's prediction is the wanted one.
+
+    Where none of the tries is, the clean image.
+    """
+    result, kept = clean.clone(), torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+    size, pending = (perturbed - clean).abs(), torch.arange(len(clean), device=clean.device)
+    for _ in range(tries):
+        signs = draws.take(pending.tolist()).signs(clean[pending])
+        tried = (clean[pending] + size[pending] * signs).clamp_(0, 1)
+        same = model(tried).argmax(1) == wanted[pending]
+        found, pending = pending[same], pending[~same]
+        result[found], kept[found] = tried[same], True
+        if not len(pending):
+            break
+    return result, kept
 
 
 def _mean_ratio(realised: Tensor, asked: Tensor) -> float:

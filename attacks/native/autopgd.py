@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...harness.core.batches import steps_between_looks
 from ...harness.core.ranges import Count, Fraction
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
@@ -68,11 +69,18 @@ class _Climbers:
     halved_at_checkpoint: Tensor
     share: Tensor
     moved: Tensor
+    fooled: Tensor
 
     def keep(self, mask: Tensor) -> None:
         """Drop the other images."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[mask])
+
+    def take_first(self, result: Tensor, out: Tensor) -> None:
+        """Put the present images that fool the model into ``result``, if none of theirs did before."""
+        first = out & ~self.fooled
+        result[self.rows] = torch.where(per_image(first, self.images), self.images, result[self.rows])
+        self.fooled = self.fooled | out
 
     def record(self, value: Tensor, gradient: Tensor) -> None:
         """Take in the objective and its gradient at the present images."""
@@ -198,13 +206,14 @@ class AutoPGD(Perturbation):
             step=torch.full_like(value, (1 if self._norm == "l1" else 2) * self.eps), rises=torch.zeros_like(value),
             best_at_checkpoint=value, halved_at_checkpoint=torch.ones_like(value, dtype=torch.bool),
             share=torch.full_like(value, _FIRST_SHARE), moved=torch.full_like(value, clean[0].numel()),
+            fooled=fooled,
         )  # fmt: skip
-        looks, looked = checkpoints(self.steps, self._norm), 0
+        looks, looked, every = checkpoints(self.steps, self._norm), 0, steps_between_looks(clean.device)
         for step in range(1, self.steps + 1):
-            out = logits.argmax(1) != at.labels
-            if bool(out.any()):
-                result[at.rows[out]], fooled[at.rows[out]] = at.images[out], True
-                at.keep(~out)
+            at.take_first(result, logits.argmax(1) != at.labels)
+            if step % every == 0 and bool(at.fooled.any()):
+                fooled[at.rows] = at.fooled
+                at.keep(~at.fooled)
                 if not len(at.rows):
                     return result, fooled
             if step - 1 in looks:
@@ -223,9 +232,9 @@ class AutoPGD(Perturbation):
                     logits = standing(at.images)
                 value, gradient = objective(logits, at.labels, self.loss, aims), at.gradient
             at.record(value, gradient)
-        out = logits.argmax(1) != at.labels
-        result[at.rows] = torch.where(per_image(out, clean), at.images, at.best)
-        fooled[at.rows] = out
+        at.take_first(result, logits.argmax(1) != at.labels)
+        result[at.rows] = torch.where(per_image(at.fooled, clean), result[at.rows], at.best)
+        fooled[at.rows] = at.fooled
         return result, fooled
 
     def _start(self, clean: Tensor, draws: Draws) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ...harness.core.batches import steps_between_looks
 from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count, Fraction, NotNegative, Positive
 from ...harness.core.seeds import Draws
@@ -253,26 +254,29 @@ class PGD(Perturbation):
         result, fooled = clean.clone(), torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         rows = torch.arange(len(clean), device=clean.device)
         velocity = torch.zeros_like(clean) if self.momentum else None
-        for _ in range(self.steps):
+        every = steps_between_looks(clean.device)
+        for step in range(self.steps):
             _, logits, gradient = climb(model.of(rows), images, labels, self.loss, targets)
-            going = logits.argmax(1) == labels
-            if self.early_stop and not bool(going.all()):
-                result[rows[~going]], fooled[rows[~going]] = images[~going], True
-                rows, images, clean, labels, gradient = (t[going] for t in (rows, images, clean, labels, gradient))
-                targets = None if targets is None else targets[going]
-                velocity = None if velocity is None else velocity[going]
-                if not len(rows):
-                    return result, fooled
+            if self.early_stop:
+                first = (logits.argmax(1) != labels) & ~fooled[rows]
+                result[rows] = torch.where(per_image(first, images), images, result[rows])
+                fooled[rows] |= first
+                if step % every == 0 and not bool((going := ~fooled[rows]).all()):
+                    rows, images, clean, labels, gradient = (t[going] for t in (rows, images, clean, labels, gradient))
+                    targets = None if targets is None else targets[going]
+                    velocity = None if velocity is None else velocity[going]
+                    if not len(rows):
+                        return result, fooled
             if velocity is not None:
                 # Gradients of very different lengths weigh the same (Dong et al. 2018, equation 6).
                 velocity = gradient = self.momentum * velocity + _of_mean_one(gradient)
             images = step_within(
                 images, self.step_size * self._direction(gradient, images), clean, self.eps, self._norm
             )
-        result[rows] = images
+        result[rows] = torch.where(per_image(fooled[rows], images), result[rows], images)
         if check:
             with torch.no_grad():
-                fooled[rows] = model.of(rows)(images).argmax(1) != labels
+                fooled[rows] |= model.of(rows)(images).argmax(1) != labels
         return result, fooled
 
     def _direction(self, gradient: Tensor, images: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...harness.core.batches import steps_between_looks
 from ...harness.core.ranges import Count, Fraction
-from ...harness.core.seeds import Draws
+from ...harness.core.seeds import Draws, DrawsAhead
 from ..base import parameters as checks
 from ..base.geometry import per_image, project
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
@@ -120,7 +121,7 @@ def search(
 ) -> tuple[Tensor, Tensor]:
     """Search at random for images around ``clean`` at which ``objective`` is not above 0.
 
-    An image that got there is done: it is not asked about again.
+    An image that got there is done: it is not asked about again, on a GPU from the next look at all images on.
 
     Args:
         objective: called without gradients as objective(images, rows), images (m, channels, height, width) in [0, 1]
@@ -149,19 +150,20 @@ def search(
     with torch.no_grad():
         result = begin(clean, eps, draws) if start is None else start.clone()
         values = objective(result, rows).nan_to_num(nan=float("inf"), posinf=float("inf"))
-        standing, best, own = clean, result, draws
+        standing, best, own = clean, result, DrawsAhead(draws)
+        every = steps_between_looks(clean.device)
         for step in range(1, queries):
-            going = values[rows] > 0
-            if not bool(going.all()):
+            if step % every == 0 and not bool((going := values[rows] > 0).all()):
                 rows, standing, best = rows[going], standing[going], best[going]
+                own.keep(going.nonzero().flatten().tolist())
                 if not len(rows):
                     break
-                own = draws.take(rows.tolist())
             proposal = propose(best, standing, eps, square_share(step, queries, p), own)
             value = objective(proposal, rows)
-            better = value < values[rows]
+            better = (value < values[rows]) & (values[rows] > 0)
             best = torch.where(per_image(better, best), proposal, best)
             result[rows], values[rows] = best, torch.where(better, value, values[rows])
+        own.settle()
     return result, values
 
 

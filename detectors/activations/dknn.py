@@ -107,7 +107,7 @@ class DeepNeighbours(Detector):
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,) in [0, 2]; see the class."""
         check_fitted("dknn", self.fitted)
-        parts = [torch.empty(0, dtype=torch.float64)]
+        parts = [traces.logits.new_empty(0, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
             parts.append(self._suspicion(self._counts(part)))
         return torch.cat(parts)

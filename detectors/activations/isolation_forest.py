@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -63,19 +64,90 @@ class IsolationTrees:
         A row goes left with probability (1 + u / (1 + |u|)) / 2, u = (threshold − value) / (temperature · spread). This
         sigmoid falls so slowly that a row far outside of the data still has a gradient, unlike the logistic one.
         """
-        flat = x[:, self.features.flatten()].unflatten(1, self.features.shape)
-        scale = temperature * self.spread.to(x)[self.features]
-        margin = (self.thresholds.to(x) - flat) / scale
-        # An infinite threshold, below an early leaf, has a probability of 1 and no gradient.
-        margin = margin.clamp(max=1e30)
+        splits = self._splits
+        # A gather, whose gradient is much cheaper than that of an index.
+        values = x.gather(1, splits.features.expand(len(x), -1))
+        margin = (splits.thresholds.to(x) - values) / (temperature * self.spread.to(x)[splits.features])
         left = (1 + margin / (1 + margin.abs())) / 2
         if straight_through:
             left = (margin >= 0).to(left) + left - left.detach()
-        lengths = self.lengths.to(x).expand(len(x), -1, -1)
+        below = x.new_empty(len(x), 0)
+        for level in splits.levels:
+            known = torch.cat([below, level.constants.to(x).expand(len(x), -1)], 1)
+            chance = left.index_select(1, level.nodes)
+            below = chance * known.index_select(1, level.left) + (1 - chance) * known.index_select(1, level.right)
+        known = torch.cat([below, splits.roots.to(x).expand(len(x), -1)], 1)
+        lengths = known.index_select(1, splits.order)
+        return torch.pow(2.0, -lengths.mean(1) / self.normaliser)
+
+    @cached_property
+    def _splits(self) -> _Splits:
+        """The nodes that split, without those below early leaves: complete trees have several times as many."""
+        real = self.thresholds.isfinite()
+        # Position of each node among those that split, in the order of trees and nodes.
+        number = (real.flatten().cumsum(0) - 1).view_as(real)
+        levels: list[_Level] = []
+        # Position of each node of the level below among those of it that split.
+        place = real[:, :0].long()
         for level in reversed(range(self.depth)):
-            chance = left[:, :, 2**level - 1 : 2 ** (level + 1) - 1]
-            lengths = chance * lengths[:, :, 0::2] + (1 - chance) * lengths[:, :, 1::2]
-        return torch.pow(2.0, -lengths.squeeze(2).mean(1) / self.normaliser)
+            first, count = 2**level - 1, 2**level
+            tree, node = real[:, first : first + count].nonzero().T
+            children = [2 * (node + first) + 1, 2 * (node + first) + 2]
+            constants = [self._length(tree, child, level + 1) for child in children]
+            known = len(levels[-1].nodes) if levels else 0
+            sides = []
+            for side, child in enumerate(children):
+                # What is no split is read from the constants, which come after the values of the level below.
+                own = known + side * len(node) + torch.arange(len(node), device=node.device)
+                if level + 1 < self.depth:
+                    splits = real[tree, child]
+                    own = torch.where(splits, place[tree, child - (2 * first + 1)], own)
+                sides.append(own)
+            levels.append(_Level(number[tree, node + first], sides[0], sides[1], torch.cat(constants)))
+            place = real[:, first : first + count].flatten().cumsum(0).view(len(real), count) - 1
+        trees = torch.arange(len(real), device=real.device)
+        roots = self._length(trees, torch.zeros_like(trees), 0)
+        order = torch.where(real[:, 0], place[:, 0], int(real[:, 0].sum()) + trees)
+        return _Splits(self.features[real], self.thresholds[real], tuple(levels), roots, order)
+
+    def _length(self, tree: Tensor, node: Tensor, level: int) -> Tensor:
+        """Return the path length of the leftmost leaf below nodes, which is that of all leaves below an early one."""
+        leaf = (node + 1) * 2 ** (self.depth - level) - 1 - self.features.shape[1]
+        return self.lengths[tree, leaf]
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The splits of one level of all trees.
+
+    Attributes:
+        nodes: positions among all splits, int64 (splits,).
+        left, right: where the children's lengths stand: among the splits of the level below, then ``constants``.
+        constants: path lengths of leaves.
+    """
+
+    nodes: Tensor
+    left: Tensor
+    right: Tensor
+    constants: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Splits:
+    """A forest without the nodes below early leaves.
+
+    Attributes:
+        features, thresholds: of every split, in the order of trees and nodes.
+        levels: from the lowest to the roots.
+        roots: the path length of each tree that is a single leaf (of others it does not count).
+        order: where each tree's length stands: among the splits of the top level, then ``roots``.
+    """
+
+    features: Tensor
+    thresholds: Tensor
+    levels: tuple[_Level, ...]
+    roots: Tensor
+    order: Tensor
 
 
 def fit_isolation(x: Tensor, trees: int, samples: int, generator: torch.Generator) -> IsolationTrees:

@@ -152,7 +152,7 @@ class KernelDensity(Detector):
         return join_columns(self.joined, torch.stack(columns, 1))
 
     def _components(self, traces: Traces) -> Tensor:
-        parts = [torch.empty(0, 2 if self.dropout_passes else 1, dtype=torch.float64)]
+        parts = [traces.logits.new_empty(0, 2 if self.dropout_passes else 1, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
             columns = [self._suspicion(self._features(part), part.predictions)]
             if self.dropout_passes:

@@ -196,8 +196,8 @@ class Latent(Detector):
         self._ready = None
 
     def _parts_of(self, traces: Traces) -> dict[str, Tensor]:
-        model = self._model(torch.device("cpu"))
-        parts: dict[str, list[Tensor]] = {name: [torch.empty(0)] for name in PARTS}
+        model = self._model(traces.logits.device)
+        parts: dict[str, list[Tensor]] = {name: [traces.logits.new_empty(0)] for name in PARTS}
         start = 0
         for inputs in _concatenated(traces, traces.tap_names()):
             classes = traces.predictions[start : start + len(inputs)]

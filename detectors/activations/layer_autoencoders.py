@@ -111,7 +111,7 @@ class LayerAutoencoders(Detector):
         self.temperature = temperature
         self.coders: list[dict[str, Any]] = []
         self.judge: dict[str, Any] = {}
-        self._ready: tuple[torch.device, list[_Coder], dict[str, Any]] | None = None
+        self._ready: tuple[torch.device, list[_Coder], _Judge] | None = None
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -156,11 +156,9 @@ class LayerAutoencoders(Detector):
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,); the forest's anomaly, or the classifier's decision function."""
         check_fitted("layerwise", self.judge)
-        judge = self._prepared(torch.device("cpu"))[1]
+        judge = self._prepared(traces.logits.device)[1]
         features = self._features(traces)
-        if self.supervised:
-            return _decision(features.double(), judge)
-        return IsolationTrees(**judge).anomaly(features)
+        return judge.anomaly(features) if isinstance(judge, IsolationTrees) else _decision(features.double(), judge)
 
     def surrogate(self, live: LiveTrace) -> Tensor:
         """Return the decision function itself, or the forest with soft splits, (n,)."""
@@ -170,10 +168,9 @@ class LayerAutoencoders(Detector):
         for tap, coder in zip(live.tap_names(), coders, strict=True):
             parts.append(coder.features(live.pooled(tap) if self.inputs == "pooled" else live.full(tap)))
         features = torch.cat(parts, 1)
-        if self.supervised:
+        if not isinstance(judge, IsolationTrees):
             return _decision(features, judge)
-        temperature = self.temperature * live.temperature
-        return IsolationTrees(**judge).relaxed_anomaly(features, temperature, live.straight_through)
+        return judge.relaxed_anomaly(features, self.temperature * live.temperature, live.straight_through)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state`` gave."""
@@ -248,7 +245,7 @@ class LayerAutoencoders(Detector):
 
     def _features(self, traces: Traces) -> Tensor:
         """Return what the judge reads, float32 (n, features)."""
-        coders = self._prepared(torch.device("cpu"))[0]
+        coders = self._prepared(traces.logits.device)[0]
         found = []
         for part in traces.batches(_BATCH) if len(traces) else (traces,):
             with torch.no_grad():
@@ -256,13 +253,17 @@ class LayerAutoencoders(Detector):
                 found.append(torch.cat([coder.features(self._read(part, tap)) for tap, coder in layers], 1))
         return torch.cat(found)
 
-    def _prepared(self, device: torch.device) -> tuple[list[_Coder], dict[str, Any]]:
-        """Return encoders and judge on one device."""
+    def _prepared(self, device: torch.device) -> tuple[list[_Coder], _Judge]:
+        """Return encoders and judge on one device; while encoders are fitted there is no judge."""
         if self._ready is None or self._ready[0] != device:
             coders = [_Coder(fitted, self.encoder, self.hidden, self.supervised, device) for fitted in self.coders]
             judge = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.judge.items()}
-            self._ready = (device, coders, judge)
+            self._ready = (device, coders, IsolationTrees(**judge) if judge and not self.supervised else judge)
         return self._ready[1], self._ready[2]
+
+
+# A forest, or what a classifier learned.
+_Judge = IsolationTrees | dict[str, Any]
 
 
 class _Coder:

@@ -118,7 +118,7 @@ class SafetyNet(Detector):
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,); see the class."""
         check_fitted("safetynet", self.fitted)
-        parts: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
+        parts: list[Tensor] = [traces.logits.new_empty(0, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
             parts.append(self._decision(self._codes(self._activations(part))))
         return torch.cat(parts)

@@ -138,7 +138,7 @@ class BitVector(Detector):
         """Return float64 (n,) (float32 for ``hamming``); see the class."""
         check_fitted("bitvector", self.fitted)
         taps = traces.tap_names()
-        parts: list[Tensor] = [torch.empty(0)]
+        parts: list[Tensor] = [traces.logits.new_empty(0)]
         if self.method == "hamming":
             stored = StoredPatterns(**self.fitted)
             for part in traces.batches(512):

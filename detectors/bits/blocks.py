@@ -8,13 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...harness.tracing.bits import packed_size
+from ...harness.tracing.bits import packed_size, unpack
 from ...harness.tracing.traces import LiveTrace, Traces
 
 _BLOCK = 1 << 22  # unpacked units of a block: 16 MiB in float32
 _KEEP = 1 << 29  # packed bytes that are kept in memory between passes
 # The eight bits of every byte as float32: looking them up is several times faster than unpacking and converting.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
+
+
+def unpack_as(packed: Tensor, units: int, like: Tensor) -> Tensor:
+    """Return packed rows (n, bytes) as 0 and 1, (n, units), of another tensor's type and on its device."""
+    if packed.device.type != "cpu" or like.device.type != "cpu":
+        return unpack(packed.to(like.device), units).to(like.dtype)
+    found = torch.from_numpy(np.take(_BITS, packed.numpy(), axis=0, mode="clip")).flatten(1)
+    return found[:, :units].to(like.dtype)
 
 
 class BitBlocks:
@@ -49,6 +57,10 @@ class BitBlocks:
     def __iter__(self) -> Iterator[Tensor]:
         buffer = np.empty((min(self._size, len(self)), self._bytes, 8), np.float32)
         for packed in self._read() if self._kept is None else self._kept:
+            if packed.device.type != "cpu":
+                bits = unpack(packed, 8 * self._bytes).float()
+                yield bits if self._columns is None else bits[:, self._columns.to(bits.device)]
+                continue
             block = buffer[: len(packed)]
             np.take(_BITS, packed.numpy(), axis=0, out=block, mode="clip")
             bits = torch.from_numpy(block).flatten(1)

@@ -111,7 +111,7 @@ class ActivationPatterns(Detector):
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,); see the class."""
         check_fitted("nap", self.fitted)
-        parts: list[Tensor] = [torch.empty(0, dtype=torch.float64)]
+        parts: list[Tensor] = [traces.logits.new_empty(0, dtype=torch.float64)]
         for part in traces.batches(_BATCH):
             distances = []
             for index, tap in enumerate(part.tap_names()):
@@ -132,9 +132,10 @@ class ActivationPatterns(Detector):
         for index, tap in enumerate(live.tap_names()):
             excess = _excess(live.pooled(tap, self.statistic), self.quantile)
             width = self.temperature * live.temperature * self.fitted[str(index)]["spread"]
-            stored = self._stored(index)
-            soft.append(stored.relaxed_distance(torch.sigmoid(excess / width), classes))
-            hard.append(stored.relaxed_distance((excess.detach() > 0).to(excess.dtype), classes))
+            both = torch.cat([torch.sigmoid(excess / width), (excess.detach() > 0).to(excess.dtype)])
+            relaxed, exact = self._stored(index).relaxed_distance(both, classes.repeat(2)).split(len(classes))
+            soft.append(relaxed)
+            hard.append(exact)
         relaxed = self._combined(soft, lambda gap: torch.sigmoid(4 * gap / live.temperature))
         return relaxed + (self._combined(hard, _vote) - relaxed).detach()
 

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ...harness.tracing.bits import hamming, unpack, weighted_hamming
+from ...harness.tracing.bits import hamming, hamming_each, weighted_hamming
 from ...harness.tracing.traces import Traces
 from ..base.classes import class_counts, one_hot, present_classes
-from .blocks import BitBlocks
+from .blocks import BitBlocks, unpack_as
+
+# Patterns times units up to which one product with all patterns costs less than one for each class.
+_TOGETHER = 1 << 19
+# Unpacked units at a time: on a CPU they stay in the cache, elsewhere large products are what is fast.
+_BLOCK, _LARGE_BLOCK = 1 << 18, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -110,17 +117,22 @@ class StoredPatterns:
             bits: for each tap packed rows, uint8 (n, bytes).
             classes: int64 (n,); a class without patterns is compared with all of them.
         """
-        nearest = torch.empty(len(classes))
+        if self._few:
+            everything = torch.zeros(len(classes), len(self.groups), device=classes.device)
+            for rows, stored, units in zip(bits, self.packed, self.units, strict=True):
+                everything += hamming(rows, stored, units) / (units * len(self.units))
+            return everything.masked_fill_(self._foreign(classes), torch.inf).amin(1)
+        nearest = torch.empty(len(classes), device=classes.device)
         for value in present_classes(classes).tolist():
             images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
-            total = torch.zeros(len(images), len(patterns))
-            chosen = [None] * len(self.units) if self.weights is None else self.weights[value].split(self.units)
-            for rows, stored, units, weights in zip(bits, self.packed, self.units, chosen, strict=True):
-                if weights is None:
-                    total += hamming(rows[images], stored[patterns], units) / (units * len(self.units))
-                else:
-                    apart = weighted_hamming(rows[images], stored[patterns], weights)
-                    total += apart / (weights.sum() * len(self.units))
+            total = torch.zeros(len(images), len(patterns), device=classes.device)
+            rows, stored = [part[images] for part in bits], [part[patterns] for part in self.packed]
+            if self.weights is None:
+                for apart, units in zip(hamming_each(rows, stored, self.units), self.units, strict=True):
+                    total += apart / (units * len(self.units))
+            else:
+                for own, others, weights in zip(rows, stored, self.weights[value].split(self.units), strict=True):
+                    total += weighted_hamming(own, others, weights) / (weights.sum() * len(self.units))
             nearest[images] = total.amin(1)
         return nearest
 
@@ -130,21 +142,53 @@ class StoredPatterns:
         The nearest pattern is looked up first; the gradient is that of the distance to it, as that of a minimum.
         """
         with torch.no_grad():
-            nearest = torch.empty(len(classes), dtype=torch.int64)
-            for value in present_classes(classes).tolist():
-                images, patterns = (classes == value).nonzero().squeeze(1), self._of(value)
-                weight = self._unit_weights(value).to(bits)
-                best = torch.full((len(images),), torch.inf, device=bits.device)
-                index = torch.zeros(len(images), dtype=torch.int64)
-                for part in torch.split(patterns, 256):
-                    stored = self._unpacked(part, bits)
-                    total = (bits[images] * weight) @ (1 - 2 * stored).T + stored @ weight
-                    value_, where = total.min(1)
-                    index = torch.where((value_ < best).cpu(), part[where.cpu()], index)
-                    best = torch.minimum(value_, best)
-                nearest[images.cpu()] = index
-        found = torch.stack([self._unit_weights(value) for value in classes.tolist()]).to(bits)
-        return ((bits - self._unpacked(nearest, bits)).abs() * found).sum(1)
+            nearest = self._nearest(bits, classes)
+        if self.weights is None:
+            weights = layer_weights(self.units).to(bits)
+        else:
+            weights = torch.stack([self._unit_weights(value) for value in classes.tolist()]).to(bits)
+        found: Tensor = _Apart.apply(bits, self._unpacked(nearest, bits), weights)
+        return found
+
+    def _nearest(self, bits: Tensor, classes: Tensor) -> Tensor:
+        """Return the pattern of an image's class that is nearest to its relaxed bits, int64 (n,)."""
+        if self._few:
+            weight = layer_weights(self.units).to(bits)
+            stored = self._unpacked(slice(None), bits)
+            total = (bits * weight) @ (1 - 2 * stored).T + stored @ weight
+            return total.masked_fill_(self._foreign(classes), torch.inf).min(1).indices
+        nearest = torch.empty_like(classes)
+        for value in present_classes(classes).tolist():
+            images, patterns = (classes == value).nonzero().squeeze(1), self._of(value).to(classes.device)
+            nearest[images] = patterns[self._totals(bits[images], patterns, self._unit_weights(value)).min(1).indices]
+        return nearest
+
+    def _totals(self, bits: Tensor, patterns: Tensor, weight: Tensor) -> Tensor:
+        """Return sums of weighted differences, less what is the same for every pattern, (n, patterns).
+
+        Of bits b, a pattern s and weights w, w |b - s| is w b, which is left out, plus w s - 2 w b s.
+        """
+        weight = weight.to(bits)
+        # The last row collects w s, so that a block of patterns is read once.
+        left = torch.cat([-2 * (bits * weight), weight.unsqueeze(0)])
+        total, room = left.new_zeros(len(left), len(patterns)), _BLOCK if bits.device.type == "cpu" else _LARGE_BLOCK
+        for tap, columns in zip(self.packed, left.split(self.units, 1), strict=True):
+            units, stored = columns.shape[1], tap.to(bits.device)
+            size = max(1, room // units)
+            for start in range(0, len(patterns), size):
+                block = unpack_as(stored[patterns[start : start + size]], units, bits)
+                total[:, start : start + size] += columns @ block.T
+        return total[:-1] + total[-1]
+
+    @property
+    def _few(self) -> bool:
+        """Whether all pairs are compared at once, whatever their classes: that is less work than class by class."""
+        return self.weights is None and len(self.groups) * sum(self.units) <= _TOGETHER
+
+    def _foreign(self, classes: Tensor) -> Tensor:
+        """Return which patterns an image is not compared with, bool (n, patterns): those of other classes, if any."""
+        others = self.groups.to(classes.device) != classes.unsqueeze(1)
+        return others & ~others.all(1, keepdim=True)
 
     def _unit_weights(self, value: int) -> Tensor:
         """Of images of this class, float32 (units of all taps,); sums to 1."""
@@ -155,11 +199,27 @@ class StoredPatterns:
 
     def _of(self, value: int) -> Tensor:
         chosen = (self.groups == value).nonzero().squeeze(1)
-        return chosen if len(chosen) else torch.arange(len(self.groups))
+        return chosen if len(chosen) else torch.arange(len(self.groups), device=self.groups.device)
 
-    def _unpacked(self, patterns: Tensor, like: Tensor) -> Tensor:
-        rows = [unpack(p[patterns], units) for p, units in zip(self.packed, self.units, strict=True)]
-        return torch.cat(rows, 1).to(like)
+    def _unpacked(self, patterns: Tensor | slice, like: Tensor) -> Tensor:
+        taps = zip(self.packed, self.units, strict=True)
+        return torch.cat([unpack_as(packed.to(like.device)[patterns], units, like) for packed, units in taps], 1)
+
+
+class _Apart(torch.autograd.Function):
+    """Weighted sums of |bit - pattern|, (n,), of bits (n, units): what the operations give, without their copies."""
+
+    @staticmethod
+    def forward(ctx: Any, bits: Tensor, patterns: Tensor, weights: Tensor) -> Tensor:
+        apart = bits - patterns
+        ctx.save_for_backward(apart, weights)
+        return apart.abs().mul_(weights).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        apart, weights = ctx.saved_tensors
+        return apart.sign().mul_(weights).mul_(gradient.unsqueeze(1)), None, None
 
 
 def store_patterns(clean: Traces, taps: Sequence[str], groups: Tensor, limit: int) -> StoredPatterns:

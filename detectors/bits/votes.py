@@ -27,7 +27,9 @@ class BitVotes:
 
     def share(self, bits: Tensor, classes: Tensor) -> Tensor:
         """Return the weighted share of votes for "perturbed", (n,) in [0, 1], of bits (n, units), 0/1 or relaxed."""
-        group = classes.to(self.index.device) if len(self.index) > 1 else torch.zeros_like(classes, device="cpu")
+        group = classes.to(self.index.device)
+        if len(self.index) == 1:
+            group = torch.zeros_like(group)
         chosen = bits.gather(1, self.index[group].to(bits.device))
         sign, weight = self.sign[group].to(bits), self.weight[group].to(bits)
         # Divided last, so that equal votes are whole numbers and their ties are ties.

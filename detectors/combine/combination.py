@@ -184,7 +184,7 @@ class CombinedScore(Detector):
             member.load_state(own)
 
     def _columns(self, traces: Traces) -> Tensor:
-        parts = [torch.empty(0, len(self._members), dtype=torch.float64)]
+        parts = [traces.logits.new_empty(0, len(self._members), dtype=torch.float64)]
         for part in traces.batches(_BATCH):
             scores = [member.score(self._for_member(part, i)).double() for i, member in enumerate(self._members)]
             parts.append(torch.stack(scores, 1))

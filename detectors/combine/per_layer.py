@@ -84,7 +84,7 @@ class Layerwise(Detector):
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,): standard deviations of clean images, or the log-odds of the logistic regression."""
         check_fitted(self.name, self.fitted)
-        parts = [torch.empty(0, dtype=torch.float64)]
+        parts = [traces.logits.new_empty(0, dtype=torch.float64)]
         parts += [join_columns(self.joined, self.layer_scores(part)) for part in traces.batches(_BATCH)]
         return torch.cat(parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Literal, Self, get_args
 
 import torch
@@ -103,14 +103,50 @@ def reduce_bits(images: Tensor, bits: int) -> Tensor:
 def median(images: Tensor, window: int) -> Tensor:
     """The median of every window of each channel, mirrored at the borders; of an even number the larger middle one.
 
-    As ``scipy.ndimage.median_filter`` with mode ``reflect``: an even window reaches further up and left.
+    As ``scipy.ndimage.median_filter`` with mode ``reflect``: an even window reaches further up and left. No window is
+    sorted: as many shifted images as a window has pixels go through those comparisons of a sorting network that the
+    median depends on, each the minimum and the maximum of two whole images.
     """
     before, after = window // 2, (window - 1) // 2
     height, width = images.shape[2:]
     rows, columns = (_mirrored(size, before, after, images.device) for size in (height, width))
     padded = images[:, :, rows][:, :, :, columns]
-    windows = padded.unfold(2, window, 1).unfold(3, window, 1).flatten(4)
-    return windows.sort(dim=4).values[..., window * window // 2]
+    wires = [padded[:, :, y : y + height, x : x + width] for y in range(window) for x in range(window)]
+    middle = len(wires) // 2
+    for low, high, keeps_low, keeps_high in selection_network(len(wires), middle):
+        smaller = torch.minimum(wires[low], wires[high]) if keeps_low else wires[low]
+        wires[high] = torch.maximum(wires[low], wires[high]) if keeps_high else wires[high]
+        wires[low] = smaller
+    return wires[middle].contiguous()
+
+
+@cache
+def selection_network(size: int, rank: int) -> tuple[tuple[int, int, bool, bool], ...]:
+    """Return comparisons after which wire ``rank`` of ``size`` holds the value of that rank, counted from 0.
+
+    They are those of Batcher's odd-even merge sort (1968) that the wire depends on.
+
+    Returns:
+        in order, the two wires that are compared, and whether their minimum (which goes to the first) and their maximum
+        (to the second) are needed.
+    """
+    comparisons = []
+    run = 1
+    while run < size:
+        step = run
+        while step:
+            for start in range(step % run, size - step, 2 * step):
+                for low in range(start, min(start + step, size - step)):
+                    if low // (2 * run) == (low + step) // (2 * run):
+                        comparisons.append((low, low + step))
+            step //= 2
+        run *= 2
+    needed, kept = {rank}, []
+    for low, high in reversed(comparisons):
+        if low in needed or high in needed:
+            kept.append((low, high, low in needed, high in needed))
+            needed |= {low, high}
+    return tuple(reversed(kept))
 
 
 def non_local_means(images: Tensor, search: int, patch: int, strength: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 DECIDES_NO_NUMBER = True
@@ -43,7 +43,7 @@ class CellName:
 
     def as_json(self) -> dict[str, str | int | None]:
         """Return all fields by name."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CellName:

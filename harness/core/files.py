@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -32,6 +33,10 @@ TENSORS_LIMIT = 4 * GIB
 HEADER_LIMIT = 16 * MIB
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_APPEND = (
+    os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+)  # fmt: skip
 # A disk that is full or broken, as against a place without write permission.
 _BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _LEFT = "*.[0-9]*.tmp"
@@ -214,6 +219,52 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, by :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def append(path: Path, data: bytes) -> os.stat_result:
+    """Write to the end of a regular file that exists; return what it was before: its size is where the bytes begin.
+
+    What could not be written whole is taken back, unless the process is killed. The file is closed again, so that who
+    opens it after this call, on another machine perhaps, sees what was written.
+
+    Raises:
+        FileNotFoundError: where there is nothing.
+        OSError: if it cannot be written, is a link or no regular file.
+    """
+    opened = os.open(path, _APPEND)
+    try:
+        facts = os.fstat(opened)
+        try:
+            written = os.write(opened, data)
+            while written < len(data):
+                written += os.write(opened, data[written:])
+        except BaseException:
+            os.ftruncate(opened, facts.st_size)
+            raise
+    finally:
+        os.close(opened)
+    return facts
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Have files and folders written to the disk, so that a power cut does not lose them.
+
+    Several at once: a file system writes its journal once for all that wait for it. What is gone meanwhile, and what
+    the system cannot do (folders on Windows), is left out.
+    """
+    waiting = [*paths]
+    if waiting:
+        with ThreadPoolExecutor(min(8, len(waiting))) as threads:
+            list(threads.map(_sync, waiting))
+
+
+def _sync(path: Path) -> None:
+    with suppress(OSError):
+        opened = os.open(path, os.O_RDWR if os.name == "nt" else _FLAGS)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -17,7 +17,7 @@ from .files import MIB
 
 DECIDES_NO_NUMBER = True
 
-RUN_SCHEMA = 2
+RUN_SCHEMA = 3
 # The keys of all cells of a run, a line each; a million of them take 62 MiB.
 KEYS = "keys.txt"
 # A run.json of 200,000 cells takes some 100 KiB; what fails or is skipped has a line each.
@@ -25,6 +25,9 @@ RUN_JSON_LIMIT = 32 * MIB
 
 _HEAD = b'{\n "checksum": "'
 _START = len(_HEAD) + 64
+_LINE = b'{"checksum":"'
+_LINE_START = len(_LINE) + 64
+_ENCODE_LINE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def seal(value: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
@@ -46,6 +49,32 @@ def is_sealed(content: bytes) -> bool:
     """Return whether a text is as :func:`seal` wrote it."""
     rest = content[_START + 2 :]
     return content.startswith(_HEAD) and content[len(_HEAD) : _START] == hashlib.sha256(rest).hexdigest().encode()
+
+
+def seal_line(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as one line, like :func:`seal`, with its line break.
+
+    Raises:
+        TypeError: for a value that JSON has no form for.
+    """
+    return seal_text(line_json(value))
+
+
+def line_json(value: Mapping[str, Any]) -> str:
+    """Return a JSON object as text without line breaks; raises what :func:`seal_line` does."""
+    return _ENCODE_LINE(value)
+
+
+def seal_text(text: str) -> bytes:
+    """Return the text of a JSON object that is not empty, without line breaks, as :func:`seal_line` does."""
+    rest = f"{text[1:]}\n".encode(errors="surrogatepass")
+    return _LINE + hashlib.sha256(rest).hexdigest().encode() + b'",' + rest
+
+
+def is_sealed_line(line: bytes) -> bool:
+    """Return whether a line, with its line break, is as :func:`seal_line` wrote it."""
+    rest = line[_LINE_START + 2 :]
+    return line.startswith(_LINE) and line[len(_LINE) : _LINE_START] == hashlib.sha256(rest).hexdigest().encode()
 
 
 @cache

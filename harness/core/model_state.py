@@ -135,6 +135,23 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def full_precision(wanted: bool = True) -> Iterator[None]:
+    """Convolutions in float32 inside the block, where ``wanted``, also on GPUs.
+
+    By default cuDNN rounds what it multiplies to TF32's ten bits: on a ResNet-20 logits move by .02, and one bit in
+    10,000 differs from the CPU's, against one in 10 million without (tests/gpu).
+    """
+    before = torch.backends.cudnn.allow_tf32 if wanted else False
+    if before:
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if before:
+            torch.backends.cudnn.allow_tf32 = True
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return where the model's first parameter or buffer lies; the CPU for a model without any."""
     for tensor in (*model.parameters(), *model.buffers()):

@@ -36,6 +36,10 @@ class Recent(Generic[K, V]):
         while len(self._held) > self._size:
             self._held.popitem(last=False)
 
+    def discard(self, key: K) -> None:
+        """Forget a value, if it is held."""
+        self._held.pop(key, None)
+
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
         """Return a value, made where it is not held."""
         if key not in self._held:

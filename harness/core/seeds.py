@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -75,6 +75,56 @@ class Draws:
             return torch.empty_like(images)
         shape = tuple(images.shape[1:])
         return torch.stack([draw(shape, g) for g in self._generators]).to(images)
+
+
+class DrawsAhead(Draws):
+    """Uniform numbers of a loop that draws as many for each image at every step, drawn for many steps at a time.
+
+    The numbers are those that the images' generators would have given step by step, and :meth:`settle` leaves the
+    generators as if they had.
+
+    Args:
+        draws: whose generators are used.
+        steps: for how many steps numbers are drawn at a time.
+    """
+
+    def __init__(self, draws: Draws, steps: int = 64) -> None:
+        self.seed, self.indices, self._generators = draws.seed, draws.indices, draws._generators
+        self._steps, self._used = steps, 0
+        self._before: list[Tensor] = []
+        self._block: Tensor | None = None
+
+    def uniform(self, images: Tensor) -> Tensor:
+        """Return the next step's numbers, uniform in [0, 1), of the shape, dtype and device of ``images``."""
+        if self._block is None or self._used == self._steps:
+            self._before, self._used = [g.get_state() for g in self._generators], 0
+            shape = (self._steps, *images.shape[1:])
+            # One step after the other, as the generators would have been asked.
+            self._block = torch.stack([torch.rand(shape, generator=g) for g in self._generators], 1).to(images)
+        self._used += 1
+        return self._block[self._used - 1]
+
+    def keep(self, positions: Sequence[int]) -> None:
+        """Go on with some of the images."""
+        staying = set(positions)
+        self._rewind([i for i in range(len(self)) if i not in staying])
+        self.indices = tuple(self.indices[p] for p in positions)
+        self._generators = [self._generators[p] for p in positions]
+        if self._block is not None:
+            self._before = [self._before[p] for p in positions]
+            self._block = self._block[:, torch.tensor(list(positions), dtype=torch.int64, device=self._block.device)]
+
+    def settle(self) -> None:
+        """Leave the generators of the images that are left as drawing step by step would have."""
+        self._rewind(range(len(self)))
+        self._block = None
+
+    def _rewind(self, positions: Iterable[int]) -> None:
+        if self._block is None or self._used == self._steps:
+            return
+        for i in positions:
+            self._generators[i].set_state(self._before[i])
+            torch.rand((self._used, *self._block.shape[2:]), generator=self._generators[i])
 
 
 @contextmanager

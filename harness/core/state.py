@@ -27,6 +27,17 @@ _SEQUENCES = (list, tuple, collections.abc.Sequence)
 _MAPPINGS = (dict, collections.abc.Mapping)
 
 
+def state_on(state: Any, device: torch.device) -> Any:
+    """Return a state, or a part of one, with its tensors on a device."""
+    if isinstance(state, torch.Tensor):
+        return state.to(device)
+    if isinstance(state, Mapping):
+        return {name: state_on(value, device) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [state_on(value, device) for value in state]
+    return state
+
+
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Separate a nested state into tensors by path and a JSON value in which ``{"$tensor": path}`` marks their places.
 

@@ -77,13 +77,15 @@ class TargetPlan:
         part: its entry in the suite.
         fit: the cell with its fitted state.
         calibrate: the cell with its scores of the calibrate images.
-        guides: logits of the first fit images, among which feature matching finds its guides.
+        guide_logits: the cell with the logits of the first fit images, among which feature matching finds its guides.
+        guide_scores: the cell with the detector's scores of them.
     """
 
     part: DetectorPart
     fit: str
     calibrate: str
-    guides: str
+    guide_logits: str
+    guide_scores: str
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ class DetectorPlanner:
         self._score("calibrate", model_plan.clean["calibrate"])
         self._score("clean", model_plan.clean["evaluate"])
 
+    def score_guides(self) -> None:
+        """Plan the scores of the first fit images, among which attacks on this detector find images that pass."""
+        self._score("fit", self.model_plan.clean["fit"][:1], "none")
+
     def score_perturbed(self) -> None:
         """Plan the scores of what every perturbation made, attacks against other detectors included."""
         draft, model_plan = self.draft, self.model_plan
@@ -94,8 +98,8 @@ class DetectorPlanner:
     ) -> None:
         fit, traces = self.model_plan.fits[self.part.label], self._with_extras(plain, Made(source))
         inputs = all_keys(traces)
-        if self.draft.detectors[self.part.label].randomised:
-            # A single draw decides nothing.
+        if source != "fit" and self.draft.detectors[self.part.label].randomised:
+            # A single draw decides nothing that is reported.
             recheck = "all"
         key = content_key("score", fit=fit, traces=inputs, recheck=recheck, code=code_digest(_DETECTING, _RESCORING))
         name = self.draft.name(self.model_plan, "score", self.part.label, source=source)

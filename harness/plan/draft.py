@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.batches import batch_for
 from ..core.cell_names import CellName
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 DECIDES_NO_NUMBER = True
 
-# Images per cell: what a kill may cost, and what is in memory at once.
+# Images per cell on a CPU: what a kill may cost, and what is in memory at once. Elsewhere a cell is a batch, if that is
+# more, since such devices compute thousands of small images in the time of a few.
 CHUNK = 256
 
 # The modules that compute each kind of cell; what they import counts too.
@@ -65,6 +67,7 @@ class Draft:
         lost: labels of the perturbations that failed, by key of the model.
 
     Attributes:
+        chunk: images per cell.
         planned: the perturbations that have cells: defined for the task, and not against a detector that is not fitted.
     """
 
@@ -75,6 +78,7 @@ class Draft:
     ) -> None:  # fmt: skip
         self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
         self.states, self.lost = states or {}, lost or {}
+        self.chunk = CHUNK if device == "cpu" else max(CHUNK, batch_for(device, task.image))
         self.cells: dict[str, Cell] = {}
         # Traces are asked for by every detector and analysis that reads them.
         self._traces: dict[tuple[str, Images, Need | None], str] = {}
@@ -116,11 +120,11 @@ class Draft:
         return key
 
     def chunks(self, name: SetName, label: str = "") -> list[tuple[int, int]]:
-        """Row ranges of a set, or of those of its rows that a perturbation covers, cut at multiples of ``CHUNK``."""
+        """Row ranges of a set, or of those of its rows that a perturbation covers, cut at multiples of ``chunk``."""
         count = len(self.sets.of(name))
         if label:
             count = min(count, self.perturbations[label].images or count)
-        return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        return [(start, min(start + self.chunk, count)) for start in range(0, count, self.chunk)]
 
     def positions_digest(self, name: SetName, start: int, stop: int) -> str:
         """Digest of which images some rows of a set are."""

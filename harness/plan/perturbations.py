@@ -10,7 +10,7 @@ from ..core.registry import PERTURBATIONS
 from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
 from .cells import ControlJob, DerivedJob, PerturbJob, SetName, TargetPlan
-from .draft import CHUNK, Draft
+from .draft import Draft
 from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
@@ -45,8 +45,9 @@ def plan_perturbation(draft: Draft, model_plan: ModelPlan, part: PerturbationPar
 def plan_adaptive(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> None:
     """Plan an attack on a detector whose fit is planned, and the attack's check at a large budget."""
     detector = next(d for d in draft.suite.detectors if d.label == part.against)
-    scores = model_plan.scores[detector.label, "calibrate"]
-    target = TargetPlan(detector, model_plan.fits[detector.label], scores, model_plan.clean["fit"][0].logits)
+    calibrate, guides = (model_plan.scores[detector.label, source] for source in ("calibrate", "fit"))
+    logits = model_plan.clean["fit"][0].logits
+    target = TargetPlan(detector, model_plan.fits[detector.label], calibrate, logits, guides)
     model_plan.perturbs[part.label, "evaluate"] = tuple(
         _chunk(draft, model_plan, part, "evaluate", start, stop, target)
         for start, stop in draft.chunks("evaluate", part.label)
@@ -102,8 +103,8 @@ def _chunk(
     seed = derive_seed(
         model_plan.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name
     )
-    logits = model_plan.clean[name][start // CHUNK].logits
-    against = [target.fit, target.calibrate, target.guides] if target else []
+    logits = model_plan.clean[name][start // draft.chunk].logits
+    against = [target.fit, target.calibrate, target.guide_logits, target.guide_scores] if target else []
     key = content_key(
         "perturb", model=model_plan.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
         against=[*against, code_digest(_ATTACKING)] if against else [], code=code_digest(_PERTURBING),

@@ -41,7 +41,8 @@ class ModelPlan:
 class Plan:
     """The cells of a run, in an order in which inputs come first, and where each result is found.
 
-    ``ModelPlan.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, a perturbation's label, or
+    ``ModelPlan.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, ``fit`` (of a detector that is
+    attacked, the first fit images), a perturbation's label, or
     ``control:<label>``, ``8-bit:<label>`` and ``levels:<label>`` (of an adaptive attack only for the detector that it
     was made against).
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.

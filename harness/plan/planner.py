@@ -85,8 +85,11 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
         if perturbation.label in learned:
             plan_perturbation(draft, model_plan, perturbation, "fit")
     detectors = [DetectorPlanner(draft, model_plan, detector) for detector in fitted]
+    attacked = {perturbation.against for perturbation in adaptive}
     for detector in detectors:
         detector.fit()
+        if detector.part.label in attacked:
+            detector.score_guides()
     for perturbation in adaptive:
         plan_adaptive(draft, model_plan, perturbation)
         plan_control(draft, model_plan, perturbation)

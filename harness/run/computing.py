@@ -136,7 +136,7 @@ def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options
         later = Runner(left, store, engine, options.on_progress, options.debug, options.interrupt, options.shard).run()
         summary = summary.then(later, plan.cells)
     # What --only left out but an earlier call in this directory finished belongs to the tables.
-    held = {record.key for record in store.records() if record.status == "done"}
+    held = store.done()
     left_out = (cell for cell in plan.cells.values() if cell.key not in cells and cell.key in held)
     summary.done.update(cell.key for cell in left_out if store.find(cell.key, cell.name) is not None)
     return Computed(Finished(plan, store, summary, opened.dataset), list(cells), lost)

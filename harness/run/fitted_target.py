@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ...attacks.base.target import Guides, Observation
 from ...detectors.base.detector import Detector
+from ..core.model_state import device_of
 from ..core.process_state import guarded_part
 from ..core.process_state.guard import own_code
+from ..core.state import state_on
 from ..evaluation.consistency import EVALUATIONS
 from ..statistics.detection import ALPHAS, threshold, threshold_rank
-from ..tracing.recorder import encode
+from ..tracing.encoding import encode
 from ..tracing.taps import SIGN_FROM_INPUT
 from ..tracing.traced_model import TracedModel
 from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
 from .workers.standins.detectors import PluginDetector
+
+Kept = Mapping[tuple[str, int | None], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Near:
+    """A detector where its traces lie.
+
+    Attributes:
+        detector: with its state on the device.
+        kept: units of the model's taps (:func:`kept_units`), on the model's device.
+        device: where it wants traces.
+    """
+
+    detector: Detector
+    kept: Kept
+    device: torch.device
 
 
 @dataclass(eq=False)
@@ -30,8 +51,9 @@ class FittedTarget:
         detector: fitted.
         traced_model: the model that it was fitted for.
         calibrate: its scores of all calibrate images, float64.
-        clean: images that the model gets right, of another source set, and
-        labels: their classes; those that the detector flags are left out.
+        clean: images that the model gets right, of another source set,
+        labels: their classes, and
+        scores: the detector's scores of them; those that it flags are left out.
     """
 
     detector: Detector
@@ -39,6 +61,7 @@ class FittedTarget:
     calibrate: Tensor
     clean: Tensor
     labels: Tensor
+    scores: Tensor
 
     def __post_init__(self) -> None:
         scores = self.calibrate.double()
@@ -50,9 +73,17 @@ class FittedTarget:
         spread = self.threshold - self.target_score or float(scores.std(correction=0)) or 1.0
         self.scale: float = spread
         self.has_surrogate: bool = self.detector.surrogate_kind != "none"
-        self._guides: Guides | None = None
         # State of the process that the detector left changed, by name.
         self.changed: list[str] = []
+
+    @cached_property
+    def _near(self) -> _Near:
+        """What is asked at every step of an attack, where the model lies."""
+        device = device_of(self.traced_model.model)
+        kept = kept_units(self.traced_model.capped(self.detector.needs), self.traced_model.taps, device)
+        if device.type == "cpu" or not _works_anywhere(self.detector):
+            return _Near(self.detector, kept, torch.device("cpu"))
+        return _Near(detector_on(self.detector, device), kept, device)
 
     def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
@@ -63,22 +94,20 @@ class FittedTarget:
         # Code of others may work in place.
         live = i.live(self.detector.needs, images, copies=not own_code(self.detector))
         live = replace(live, temperature=temperature, straight_through=straight_through)
-        suspicion, score = self._seen(live, needs, self.has_surrogate and surrogate)
-        if score is None:
-            score = self.query(model, images.detach())[1]
+        suspicion = None
+        if self.has_surrogate and surrogate:
+            with self._guarded():
+                suspicion = self._near.detector.surrogate(live)
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features = {name: live.activations[name] for name in read} or {"logits": live.logits}
-        return Observation(live.logits, suspicion, score.to(images.device), features)
 
-    def _seen(self, live: LiveTrace, needs: Sequence[Need], surrogate: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Return the surrogate, if asked for, and the score, unless it takes passes of its own."""
-        traces = hard_traces(live, needs) if self._plain else None
-        if traces is not None and surrogate and isinstance(self.detector, PluginDetector):
-            suspicion, score = self.detector.observe(live, traces)
-            return suspicion, score.detach().double().cpu()
-        with self._guarded():
-            suspected = self.detector.surrogate(live) if surrogate else None
-        return suspected, None if traces is None else self._score(traces)
+        def score(wanted: Tensor) -> Tensor:
+            if self._plain:
+                traces = hard_traces(live, needs, wanted, self._near.kept, self._near.device)
+                return self._score(traces).to(images.device)
+            return self.query(model, images.detach()[wanted])[1]
+
+        return Observation(live.logits, suspicion, score, features)
 
     def query(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
         """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
@@ -88,13 +117,9 @@ class FittedTarget:
         return logits.to(images.device), score.to(images.device)
 
     def guides(self) -> Guides:
-        """See the protocol; found on first use."""
-        if self._guides is None:
-            passing = torch.ones(len(self.clean), dtype=torch.bool)
-            if len(self.clean):
-                passing = (self.query(self.traced_model.model, self.clean)[1] <= self.threshold).cpu()
-            self._guides = Guides(self.clean[passing], self.labels[passing])
-        return self._guides
+        """See the protocol."""
+        passing = self.scores <= self.threshold
+        return Guides(self.clean[passing], self.labels[passing])
 
     @property
     def evaluations(self) -> int:
@@ -107,8 +132,8 @@ class FittedTarget:
 
     def _score(self, traces: Traces) -> Tensor:
         with torch.no_grad(), self._guarded():
-            found = self.detector.score(traces)
-        return found.detach().double().cpu()
+            found = self._near.detector.score(traces)
+        return found.detach().double()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -118,17 +143,49 @@ class FittedTarget:
         self.changed += changes.all
 
 
-def hard_traces(live: LiveTrace, needs: Sequence[Need]) -> Traces:
-    """Return the codes that a recording of the same pass would hold, as :class:`Traces`, on the CPU."""
+def detector_on(detector: Detector, device: torch.device) -> Detector:
+    """Return a fitted detector that works on a device, with a copy of the state there."""
+    there = copy.copy(detector)
+    there.load_state(state_on(detector.state(), device))
+    return there
+
+
+def _works_anywhere(detector: Detector) -> bool:
+    """Whether a detector scores traces where they lie: those of this package, if they do not ask others."""
+    return own_code(detector) and not isinstance(detector, PluginDetector) and not detector.made_of
+
+
+def kept_units(needs: Sequence[Need], taps: Sequence[TapInfo], device: torch.device) -> Kept:
+    """Return which units of a tap are kept, by the tap's name and their number, on a device; ``None`` for all."""
+    found = {(t.name, need.units): sampled_units(t, need.units) for need in needs for t in need.select(taps)}
+    return {of: None if units is None else units.to(device) for of, units in found.items()}
+
+
+def hard_traces(
+    live: LiveTrace, needs: Sequence[Need], wanted: Tensor, kept: Kept,
+    device: torch.device,
+) -> Traces:  # fmt: skip
+    """Return the codes that a recording of the same pass would hold of some images.
+
+    Args:
+        live: the pass.
+        needs: which codes.
+        wanted: which images, bool (n,).
+        kept: as :func:`kept_units` gives it, on the trace's device.
+        device: where the codes shall lie.
+    """
+    # All are the usual case once an attack is under way, and a slice copies nothing.
+    rows = slice(None) if bool(wanted.all()) else wanted
     codes: dict[str, dict[str, Tensor]] = {}
     for need in needs:
         for tap in need.select(live.taps):
-            codes.setdefault(need.code, {})[tap.name] = _encode(live, need, tap).cpu()
-    return Traces(live.logits.detach().float().cpu(), live.taps, codes, tuple(needs))
+            code = _encode(live, need, tap, rows, kept[tap.name, need.units])
+            codes.setdefault(need.code, {})[tap.name] = code.to(device)
+    return Traces(live.logits.detach()[rows].float().to(device), live.taps, codes, tuple(needs))
 
 
-def _encode(live: LiveTrace, need: Need, tap: TapInfo) -> Tensor:
-    activation = live.activations[tap.name].detach()
+def _encode(live: LiveTrace, need: Need, tap: TapInfo, rows: slice | Tensor, kept: Tensor | None) -> Tensor:
+    activation = live.activations[tap.name].detach()[rows]
     signs = need.representation == "bits" and (tap.kind in SIGN_FROM_INPUT or tap.kind == "module")
-    source = live.preactivations[tap.name].detach() if signs else activation
-    return encode(need, activation, source, sampled_units(tap, need.units))
+    source = live.preactivations[tap.name].detach()[rows] if signs else activation
+    return encode(need, activation, source, kept)

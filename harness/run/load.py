@@ -28,11 +28,12 @@ from ..core.bounded import (
     without_memory,
 )
 from ..core.errors import UsageError
-from ..core.files import file_digest, parse_json, read_file, read_tensors
+from ..core.files import file_digest, parse_json, read_file
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 from ..core.parameters import bind
 from ..core.registry import DETECTORS, did_you_mean
-from ..store.ledger import KEY, SUFFIX, Record, is_whole, read_record
+from ..store.cells import Cells
+from ..store.ledger import KEY, Record
 from ..store.stored_traces import tap_infos
 from ..tracing.traces import TapInfo
 
@@ -157,6 +158,8 @@ class RunFolder:
             # Asked once: entries and artifacts themselves are never read through a link.
             if not Path(os.path.realpath(part)).is_relative_to(os.path.realpath(self.folder)):
                 raise UsageError(f"{part} leads out of its run directory: replace the link by the folder itself.")
+        self._cells = Cells(self.folder)
+        self._cells.refresh()
 
     def _facts(self, path: Path) -> _Facts:
         try:
@@ -287,7 +290,7 @@ class RunFolder:
 
     def _done(self, key: str, what: str) -> Record:
         """Return the entry of a cell with a result; ``what`` names the cell for a person."""
-        record = read_record(self.folder / "cells" / f"{key}.json")
+        record = self._cells.record(key)
         if record is None:
             raise UsageError(f"{self.folder} holds no result of {what}: run its suite again, without --only.")
         if record.status != "done":
@@ -297,11 +300,11 @@ class RunFolder:
     def _tensors(self, record: Record) -> dict[str, Tensor]:
         if not record.digest:
             return {}
-        path = self.folder / "artifacts" / f"{record.key}{SUFFIX}"
+        path = self._cells.place(record)
         try:
-            if not is_whole(path, record):
+            if not self._cells.is_whole(record):
                 raise UsageError(f"{path} is missing or was changed after it was written: run the suite again.")
-            return read_tensors(path, follow=False)
+            return self._cells.load(record)
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error}).") from error
 

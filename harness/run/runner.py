@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
 
@@ -28,21 +29,41 @@ GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "control": 0.002, "fit":
 POLL = 0.2
 
 
+@dataclass
+class _Waiting:
+    """Cells of one model, kind and part: images that wait, seconds and images of those that are over."""
+
+    kind: str
+    waiting: int = 0
+    spent: float = 0.0
+    images: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Seconds per image; 0 where nothing was measured."""
+        return self.spent / self.images if self.images else 0.0
+
+
 class TimeLeft:
-    """How long the rest takes: seconds per image measured on finished cells of the same kind and part."""
+    """How long the rest takes: seconds per image measured on finished cells of the same kind and part.
+
+    It is asked for with every event, so that sums are kept, not made.
+    """
 
     def __init__(self) -> None:
-        self._spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self._waiting: dict[tuple[str, str], int] = defaultdict(int)
+        self._like: dict[str, _Waiting] = {}
+        self._kinds: dict[str, _Waiting] = {}
         self._shared: dict[str, tuple[Cell, float]] = {}
+        # Seconds of what waits where some of its like were measured, and how many of these sums are not 0.
+        self._known, self._counted = 0.0, 0
 
     def expect(self, cell: Cell) -> None:
         """A cell that has to be computed."""
-        self._waiting[_like(cell), cell.kind] += max(1, cell.images)
+        self._change(cell, max(1, cell.images))
 
     def settle(self, cell: Cell) -> None:
         """A cell that is over, whatever became of it."""
-        self._waiting[_like(cell), cell.kind] -= max(1, cell.images)
+        self._change(cell, -max(1, cell.images))
         self._shared.pop(cell.key, None)
 
     def share(self, cell: Cell, share: float, spent: float) -> None:
@@ -52,28 +73,48 @@ class TimeLeft:
 
     def learn(self, cell: Cell, seconds: float) -> None:
         """Take what a cell took into account."""
-        for group in (_like(cell), cell.kind):
-            self._spent[group][0] += seconds
-            self._spent[group][1] += max(1, cell.images)
+        self._change(cell, 0, seconds, max(1, cell.images))
 
     def seconds(self) -> float:
         """Return the expected seconds of all that waits."""
-        waiting = dict(self._waiting)
-        for cell, _ in self._shared.values():
-            waiting[_like(cell), cell.kind] -= max(1, cell.images)
-        known = sum(left for _, left in self._shared.values())
-        return known + sum(self._rate(like, kind) * images for (like, kind), images in waiting.items() if images > 0)
+        shared = sum(left - self.expected(cell) for cell, left in self._shared.values())
+        guessed = sum(kind.waiting * self._of_kind(kind.kind) for kind in self._kinds.values() if kind.waiting)
+        return max(0.0, (self._known if self._counted else 0.0) + guessed + shared)
 
     def expected(self, cell: Cell) -> float:
         """Return the expected seconds of one cell."""
-        return self._rate(_like(cell), cell.kind) * max(1, cell.images)
+        like = self._like.get(_like(cell))
+        rate = like.rate if like is not None and like.images else self._of_kind(cell.kind)
+        return rate * max(1, cell.images)
 
-    def _rate(self, like: str, kind: str) -> float:
+    def _of_kind(self, kind: str) -> float:
+        known = self._kinds.get(kind)
+        return known.rate if known is not None and known.images else GUESS.get(kind, 0.0005)
+
+    def _change(self, cell: Cell, waiting: int, spent: float = 0.0, images: int = 0) -> None:
+        name = _like(cell)
+        like = self._like.get(name)
+        if like is None:
+            like = self._like[name] = _Waiting(cell.kind)
+        kind = self._kinds.get(cell.kind)
+        if kind is None:
+            kind = self._kinds[cell.kind] = _Waiting(cell.kind)
+        # Of a kind only those wait of whose like none was measured.
+        self._count(like, kind, -1)
+        like.waiting += waiting
         for group in (like, kind):
-            seconds, images = self._spent.get(group, (0.0, 0.0))
-            if images:
-                return seconds / images
-        return GUESS.get(kind, 0.0005)
+            group.spent += spent
+            group.images += images
+        self._count(like, kind, 1)
+
+    def _count(self, like: _Waiting, kind: _Waiting, sign: int) -> None:
+        if like.waiting <= 0:
+            return
+        if like.images:
+            self._known += sign * like.waiting * like.rate
+            self._counted += sign
+        else:
+            kind.waiting += sign * like.waiting
 
 
 def _like(cell: Cell) -> str:

@@ -31,11 +31,14 @@ class Schedule:
         first: Callable[[str], bool] = lambda group: True,
     ) -> None:
         self._cells, self._first = cells, first
-        self._waiting = {key: {i for i in cell.inputs if i in cells} for key, cell in cells.items()}
+        # How many inputs each cell waits for, and which cells wait for each.
+        self._waiting = dict.fromkeys(cells, 0)
         self._dependents: dict[str, list[str]] = defaultdict(list)
-        for key, inputs in self._waiting.items():
-            for needed in inputs:
-                self._dependents[needed].append(key)
+        for key, cell in cells.items():
+            for needed in cell.inputs:
+                if needed in cells:
+                    self._waiting[key] += 1
+                    self._dependents[needed].append(key)
         self._order = {key: i for i, key in enumerate(cells)}
         self._chain = dict.fromkeys(cells, 0.0)
         if workers > 1:
@@ -46,7 +49,7 @@ class Schedule:
         self._ready: dict[str, list[str]] = {}
         self._heap: list[tuple[bool, float, int, str]] = []
         for key, inputs in self._waiting.items():
-            if not inputs:
+            if inputs == 0:
                 self._add(key)
 
     def __bool__(self) -> bool:
@@ -66,9 +69,8 @@ class Schedule:
     def settle(self, key: str) -> None:
         """Note that a cell is over, whatever became of it: cells that wait for nothing else are ready."""
         for dependent in self._dependents.pop(key, ()):
-            waiting = self._waiting[dependent]
-            waiting.discard(key)
-            if not waiting:
+            self._waiting[dependent] -= 1
+            if self._waiting[dependent] == 0:
                 self._add(dependent)
 
     def _add(self, key: str) -> None:

@@ -22,7 +22,8 @@ from ..core.files import MIB, file_digest, parse_json, read_file
 from ..core.formats import KEYS, RUN_JSON_LIMIT, RUN_SCHEMA, is_sealed
 from ..core.local_sources import local_sources
 from ..core.registry import DATASETS, MODELS, PACKAGE, REGISTRIES, Origin
-from ..store.ledger import SUFFIX, is_whole, read_record
+from ..store.cells import Cells
+from ..store.ledger import Head
 
 ROOMS = ("harness", "attacks", "detectors", "analyses", "reports")
 # Files of the package that decide what a run shows.
@@ -166,7 +167,7 @@ def is_finished(run: Path, wanted: str) -> bool:
     """Return whether a run directory is complete, undamaged, and of this fingerprint.
 
     Everything that it shows is hashed: tables, analyses, pages and what pages load. Of a cell the ledger's entry is
-    checked whole, the artifact by size and time: whatever reads an artifact again hashes it.
+    checked whole, the artifact, or the pack that holds it, by size and time.
     """
     try:
         content = read_file(run / "run.json", RUN_JSON_LIMIT)
@@ -179,12 +180,34 @@ def is_finished(run: Path, wanted: str) -> bool:
             return False
         if any(file_digest(run / name, SHOWN_LIMIT) != digest for name, digest in facts["files"].items()):
             return False
-        for key in read_keys(run):
-            record = read_record(Path(f"{run}/cells/{key}.json"))
-            if record is None or record.status == "failed":
-                return False
-            if not is_whole(Path(f"{run}/artifacts/{key}{SUFFIX}"), record, hashed=False):
-                return False
+        if not are_whole(run, read_keys(run), facts["packs"]):
+            return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
         return False
+    return True
+
+
+def are_whole(run: Path, keys: Iterable[str], stamps: Mapping[str, Sequence[int]]) -> bool:
+    """Return whether cells are in a run directory, none has failed, and none was changed since it was written.
+
+    Args:
+        run: the run directory.
+        keys: of the cells.
+        stamps: size and modification time of the packs of small artifacts, as ``run.json`` has them.
+    """
+    cells, heads = Cells(run), dict[str, Head]()
+
+    def note(head: Head, pack: str, length: int) -> None:
+        known = heads.get(head.key)
+        if known is None or known.written < head.written:
+            heads[head.key] = head
+
+    cells.refresh(note)
+    untouched = {name for name, stamp in cells.stamps().items() if stamps.get(name) == [*stamp]}
+    for key in keys:
+        head = heads.get(key)
+        if head is None or head.status == "failed":
+            return False
+        if head.pack not in untouched and not cells.is_whole(head, hashed=False):
+            return False
     return True

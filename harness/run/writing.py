@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...reports.findings.files import findings_folder, remove_others, write_findings
 from ...reports.site.build import build_site, site_files
-from ..core.files import write_atomic
+from ..core.files import sync, write_atomic
 from ..core.formats import KEYS, seal
 from ..evaluation.collect import Tables
 from ..evaluation.csv_files import COLUMNS, table_file
@@ -38,8 +38,10 @@ def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: st
     Raises:
         AftershockError: if the directory cannot be written.
     """
-    summary = computed.finished.summary
+    summary, store = computed.finished.summary, computed.finished.store
     try:
+        # What is on the disk before a file says that it is: a power cut costs no more than what people read.
+        store.sync()
         _write_facts(out, facts, problems)
         Tables(computed.finished, problems).write(out / "tables")
         findings = _write_findings(out, computed, bool(facts["only"]), problems)
@@ -53,7 +55,9 @@ def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: st
             build_site([out], out / "site")
             pages = site_files(out / "site")
         files = published(out, [*shown, *pages])
-        _write_facts(out, {**facts, "files": files, "fingerprint": stamp}, problems)
+        sync(sorted({place for file in files for place in (out / file, (out / file).parent)}))
+        _write_facts(out, {**facts, "files": files, "packs": store.packs(), "fingerprint": stamp}, problems)
+        sync([out / "run.json", out])
     except OSError as error:
         raise unwritable(out, error) from error
 

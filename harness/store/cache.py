@@ -11,23 +11,26 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import UsageError
 from ..core.files import MIB, is_regular, read_file
-from .ledger import SUFFIX
+from .cells import ARTIFACTS, SUFFIX, Cells
+from .ledger import KEY, PACK, Head
+from .locks import Locks
+from .packs import CellWriter
 
 # A folder that backup programs leave out, by https://bford.info/cachedir/.
 CACHE_TAG = "CACHEDIR.TAG"
 CACHE_SIGNATURE = (
     "Signature: 8a477f597d28d172789f06886806bc55\n# Finished cells of Aftershock (see `aftershock cache`).\n"
 )
-_ENTRY = re.compile(r"([0-9a-f]{64})\.(json|safetensors)")
-_LEFT = re.compile(r"[0-9a-f]{64}\.(json|safetensors)\.[0-9]+\.tmp")
+_LEFT = re.compile(r"[0-9a-f]{64}\.safetensors\.[0-9]+\.tmp")
+LOCKS = "locks"
 # What shards work in.
 SHARDS = "shards"
-_OURS = {"cells", "locks", SHARDS, "digests.json", CACHE_TAG}
+_OURS = {"cells", "artifacts", LOCKS, SHARDS, "digests.json", CACHE_TAG}
 # Younger than that, a half-written file may still be written.
 _DAY = 86400.0
 _AGES = {"m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
@@ -41,17 +44,18 @@ class Entry:
 
     Attributes:
         key: its content key.
-        size: bytes of its files.
+        size: bytes of its entry and its artifact.
         shared: of these, bytes that run directories hold as well: removing the entry does not free them.
-        used: when it was written or last taken over by a run, seconds since 1970.
-        files: its files.
+        used: when its pack, the thousand cells that were written together, was written or last taken over from by a
+            run, in seconds since 1970.
+        written: when it was written, in ns since 1970.
     """
 
     key: str
     size: int
     shared: int
     used: float
-    files: tuple[Path, ...]
+    written: int
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,14 @@ def check_cache(root: Path) -> None:
     names = {path.name for path in root.iterdir()}
     if not tagged and (not names <= _OURS or not names):
         raise UsageError(f"{root} is not a cache of Aftershock: name the folder that runs use, with --cache.")
-    for part in (root / "cells", root / "locks"):
+    for part in (root / "cells", root / "artifacts", root / LOCKS):
         if part.is_symlink():
             raise UsageError(f"{part} is a link: nothing is counted or removed behind it.")
+    if any(KEY.fullmatch(path.stem) for path in (root / "cells").glob("??/*.json")):
+        raise UsageError(
+            f"{root / 'cells'} holds cells of an earlier version of aftershock, which no run of this version reads: "
+            "remove the folder by hand."
+        )
 
 
 def entries(root: Path) -> list[Entry]:
@@ -90,19 +99,46 @@ def entries(root: Path) -> list[Entry]:
         UsageError: like :func:`check_cache`.
     """
     check_cache(root)
-    found: dict[str, list[tuple[Path, os.stat_result]]] = {}
-    for path in _inside(root):
-        match = _ENTRY.fullmatch(path.name)
-        if match is not None:
+    return _entries(Cells(root))
+
+
+def _entries(cells: Cells) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    used: dict[str, float] = {}
+    linked: dict[str, bool] = {}
+
+    def note(head: Head, pack: str, length: int) -> None:
+        if pack not in used:
+            used[pack], linked[pack] = _changed(cells.lines(pack)), _is_linked(cells.lines(pack))
+        size = length + (head.size if head.pack else 0)
+        shared = size if linked[pack] else 0
+        own = 0
+        if head.digest and not head.pack:
             with suppress(OSError):
-                found.setdefault(match[1], []).append((path, path.lstat()))
-    made = []
-    for key, files in found.items():
-        # The entry's file says when it was last used; the artifact keeps the time at which it was written.
-        used = [s.st_mtime for p, s in files if p.suffix != SUFFIX] or [s.st_mtime for _, s in files]
-        shared = sum(s.st_size for _, s in files if s.st_nlink > 1)
-        made.append(Entry(key, sum(s.st_size for _, s in files), shared, max(used), tuple(p for p, _ in files)))
-    return sorted(made, key=lambda entry: (entry.used, entry.key))
+                facts = cells.artifact(head.key).lstat()
+                own = facts.st_size
+                shared += own if facts.st_nlink > 1 else 0
+        known = found.get(head.key)
+        found[head.key] = Entry(
+            head.key, size + own, shared, max(used[pack], known.used if known else 0.0), head.written
+        )
+
+    cells.refresh(note)
+    return sorted(found.values(), key=lambda entry: (entry.used, entry.written, entry.key))
+
+
+def _is_linked(path: Path) -> bool:
+    try:
+        return path.lstat().st_nlink > 1
+    except OSError:
+        return False
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def prune(root: Path, older_than: float | None = None, max_size: int | None = None) -> Removed:
@@ -117,7 +153,9 @@ def prune(root: Path, older_than: float | None = None, max_size: int | None = No
         UsageError: like :func:`check_cache`, and if a file cannot be removed.
     """
     now = time.time()
-    held = entries(root)
+    check_cache(root)
+    cells = Cells(root)
+    held = _entries(cells)
     total = sum(entry.size for entry in held)
     gone = []
     for entry in held:
@@ -125,12 +163,12 @@ def prune(root: Path, older_than: float | None = None, max_size: int | None = No
         if too_old or (max_size is not None and total > max_size):
             gone.append(entry)
             total -= entry.size
-    for path in _inside(root):
-        if _LEFT.fullmatch(path.name):
-            with suppress(OSError):
-                if now - path.lstat().st_mtime > _DAY:
-                    path.unlink()
-    return _remove(gone)
+    removed = _remove(cells, gone)
+    for path in _left(cells):
+        with suppress(OSError):
+            if now - path.lstat().st_mtime > _DAY:
+                path.unlink()
+    return removed
 
 
 def clear(root: Path) -> Removed:
@@ -139,33 +177,70 @@ def clear(root: Path) -> Removed:
     Raises:
         UsageError: like :func:`prune`.
     """
-    removed = _remove(entries(root))
-    with suppress(OSError):
-        (root / "digests.json").unlink(missing_ok=True)
+    check_cache(root)
+    cells = Cells(root)
+    removed = _remove(cells, _entries(cells))
+    for path in [*map(cells.lines, cells.packs), *_left(cells), root / "digests.json"]:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
     return removed
 
 
-def _inside(root: Path) -> Iterator[Path]:
-    """Return the regular files of a cache's cells; links are not followed."""
-    cells = root / "cells"
-    if not cells.is_dir():
+def _left(cells: Cells) -> Iterator[Path]:
+    """Return files that belong to no entry: a process was killed or is at work, or the entry was damaged."""
+    known = set(cells.keys())
+    folder = cells.root / "artifacts"
+    if not folder.is_dir():
         return
-    for folder in sorted(cells.iterdir()):
-        if folder.is_symlink() or not folder.is_dir():
-            continue
-        with suppress(FileNotFoundError):
-            yield from (path for path in sorted(folder.iterdir()) if is_regular(path))
+    for place in sorted(folder.iterdir()):
+        if place.suffix == ARTIFACTS and PACK.fullmatch(place.stem) and is_regular(place):
+            if not cells.lines(place.stem).exists():
+                yield place
+        elif not place.is_symlink() and place.is_dir():
+            with suppress(FileNotFoundError):
+                for path in sorted(place.iterdir()):
+                    lost = path.suffix == SUFFIX and KEY.fullmatch(path.stem) and path.stem not in known
+                    if (lost or _LEFT.fullmatch(path.name)) and is_regular(path):
+                        yield path
 
 
-def _remove(gone: list[Entry]) -> Removed:
-    for entry in gone:
-        # The ledger's entry first: without it, no run takes over the artifact.
-        for path in sorted(entry.files):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise UsageError(f"{path} cannot be removed ({error.strerror}).") from error
+def _remove(cells: Cells, gone: list[Entry]) -> Removed:
+    """Remove entries. Packs that hold others as well are written anew, under other names, and then removed."""
+    keys = {entry.key for entry in gone}
+    by_pack: dict[str, list[str]] = {}
+    for key in cells.keys():  # noqa: SIM118 (not a mapping)
+        by_pack.setdefault(cells.pack_of(key), []).append(key)
+    writer = CellWriter(cells, Locks(cells.root / LOCKS).claim)
+    try:
+        for pack in [pack for pack, held in by_pack.items() if not keys.isdisjoint(held)]:
+            used = _changed(cells.lines(pack))
+            kept = [key for key in by_pack[pack] if key not in keys]
+            if kept:
+                _copy(cells, writer, kept, used)
+            # The entries first: without them, no run takes over the artifacts.
+            cells.lines(pack).unlink(missing_ok=True)
+            cells.pack(pack).unlink(missing_ok=True)
+        for key in keys:
+            cells.artifact(key).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{error.filename or cells.root} cannot be removed ({error.strerror}).") from error
     return Removed(len(gone), sum(e.size for e in gone), sum(e.shared for e in gone))
+
+
+def _copy(cells: Cells, writer: CellWriter, keys: list[str], used: float) -> None:
+    """Write cells of one pack into a new one, which was used when that was."""
+    made = writer.roll()
+    for key in keys:
+        with suppress(UsageError):
+            # What is damaged, or gone by now, is left out.
+            record = cells.record(key)
+            if record is not None:
+                data = cells.data(record) if record.pack else b""
+                writer.add(replace(record, pack="", offset=0), data)
+    writer.close()
+    writer.sync()
+    with suppress(FileNotFoundError):
+        os.utime(cells.lines(made), (used, used))
 
 
 def parse_age(text: str) -> float:

@@ -1,28 +1,67 @@
-"""The ledger: one small JSON file per finished cell, readable without loading any tensor library."""
+"""The ledger: one line of JSON for each finished cell, readable without loading any tensor library.
+
+A line begins with its checksum and with what says where the cell's artifact is (:class:`Head`), in a fixed order, so
+that a hundred thousand lines are looked through in a second; the rest is read when it is asked for.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
 
 from ..core.cell_names import CellName
-from ..core.errors import UsageError
-from ..core.files import MIB, file_digest, read_file
-from ..core.formats import check_schema, is_sealed, package_version, seal
+from ..core.files import MIB
+from ..core.formats import is_sealed_line, line_json, package_version, seal_text
 
 DECIDES_NO_NUMBER = True
 
-SCHEMA = 3
-SUFFIX = ".safetensors"
+SCHEMA = 4
 # The largest entries hold the words and tables of an analysis.
 RECORD_LIMIT = 64 * MIB
 Status = Literal["done", "failed", "skipped"]
 KEY = re.compile(r"^[0-9a-f]{64}$")
+PACK = re.compile(r"^[0-9a-f]{16}$")
+
+_HEAD = re.compile(
+    rb'\{"checksum":"[0-9a-f]{64}","schema":([0-9]{1,9}),"key":"([0-9a-f]{64})","written":([0-9]{1,19}),'
+    rb'"status":"(done|failed|skipped)","digest":"([0-9a-f]{64}|)","size":([0-9]{1,15}),"modified":([0-9]{1,19}),'
+    rb'"pack":"([0-9a-f]{16}|)","offset":([0-9]{1,15}),'
+)
+_SCHEMA = re.compile(rb'\{"checksum":"[0-9a-f]{64}","schema":([0-9]{1,9}),')
+
+
+class Held(Protocol):
+    """What says where a cell's artifact is and what it was when it was written."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def modified(self) -> int: ...
+    @property
+    def pack(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The beginning of an entry; what each field means is told at :class:`Record`."""
+
+    key: str
+    written: int
+    status: str
+    digest: str
+    size: int
+    modified: int
+    pack: str
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +78,11 @@ class Record:
         values: the cell's small results (JSON).
         digest: sha256 of the artifact, empty where there is none.
         size: bytes of the artifact.
-        modified: its modification time in ns when it was written; saves hashing it again.
+        modified: modification time of the artifact's own file when it was written, in ns since 1970; saves hashing it
+            again.
+        pack: which pack holds the artifact, and
+        offset: where in it; without a pack the artifact is a file of its own.
+        written: when the entry was, in ns since 1970: of several entries the newest one counts.
     """
 
     key: str
@@ -51,6 +94,9 @@ class Record:
     digest: str = ""
     size: int = 0
     modified: int = 0
+    pack: str = ""
+    offset: int = 0
+    written: int = 0
 
     @property
     def kind(self) -> str:
@@ -59,44 +105,54 @@ class Record:
 
 
 def dump_record(record: Record) -> bytes:
-    """Return a ledger entry as it is written: with a checksum over everything in it."""
-    return seal({"schema": SCHEMA, "aftershock": package_version(), **asdict(record), "name": record.name.as_json()})
+    """Return a ledger entry as it is written: a line with a checksum over everything in it."""
+    head = (
+        f'{{"schema":{SCHEMA},"key":"{record.key}","written":{record.written},"status":"{record.status}",'
+        f'"digest":"{record.digest}","size":{record.size},"modified":{record.modified},"pack":"{record.pack}",'
+        f'"offset":{record.offset},'
+    )
+    rest = {
+        "aftershock": package_version(), "name": record.name.as_json(), "reason": record.reason,
+        "seconds": record.seconds, "values": record.values,
+    }  # fmt: skip
+    return seal_text(head + line_json(rest)[1:])
 
 
-def read_record(path: Path) -> Record | None:
-    """Return a ledger entry, or ``None`` where the file is missing, damaged, edited, foreign or of an older schema.
-
-    Raises:
-        UsageError: if a newer version of Aftershock wrote it.
-    """
-    try:
-        content = read_file(path, RECORD_LIMIT, follow=False)
-    except (OSError, UsageError):
+def parse_head(line: bytes) -> Head | None:
+    """Return the beginning of an entry, or ``None`` where the line is damaged, edited, or of another schema."""
+    found = _HEAD.match(line)
+    if found is None or int(found[1]) != SCHEMA or not is_sealed_line(line):
         return None
-    if not is_sealed(content):
+    key, written, status, digest, size, modified, pack, offset = found.groups()[1:]
+    return Head(
+        key.decode(), int(written), status.decode(), digest.decode(), int(size), int(modified), pack.decode(),
+        int(offset),
+    )  # fmt: skip
+
+
+def newer_schema(line: bytes) -> int:
+    """Return the schema of an entry that a newer version of Aftershock wrote; 0 for any other line."""
+    found = _SCHEMA.match(line)
+    return int(found[1]) if found is not None and int(found[1]) > SCHEMA and is_sealed_line(line) else 0
+
+
+def parse_record(line: bytes) -> Record | None:
+    """Return a ledger entry, or ``None`` where the line is damaged, edited, or of another schema."""
+    if parse_head(line) is None:
         return None
     try:
-        value = json.loads(content)
-        del value["checksum"]
-        schema, writer = value.pop("schema"), value.pop("aftershock")
-        if schema == SCHEMA:
-            record = Record(**{**value, "name": CellName.from_json(value["name"])})
-            own = KEY.fullmatch(record.key) and path.stem == record.key
-            return record if own and _well_typed(record) else None
+        value = json.loads(line)
+        del value["checksum"], value["schema"], value["aftershock"]
+        record = Record(**{**value, "name": CellName.from_json(value["name"])})
+        return record if _well_typed(record) else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if isinstance(schema, int) and schema > SCHEMA:
-        check_schema(path, schema, SCHEMA, writer)
-    return None
 
 
 def _well_typed(record: Record) -> bool:
-    texts = (record.reason, record.digest)
-    whole = (record.size, record.modified)
     return (
         record.status in get_args(Status)
-        and all(isinstance(text, str) for text in texts)
-        and all(isinstance(number, int) for number in whole)
+        and isinstance(record.reason, str)
         and isinstance(record.seconds, int | float)
         and isinstance(record.values, dict)
     )
@@ -111,22 +167,3 @@ def checked_key(key: str) -> str:
     if not KEY.fullmatch(key):
         raise ValueError(f"{key!r} is not a content key")
     return key
-
-
-def is_whole(path: Path, record: Record, hashed: bool = True) -> bool:
-    """Return whether an artifact is as it was written.
-
-    Args:
-        path: the artifact.
-        record: its entry in the ledger.
-        hashed: read all of it; otherwise it is hashed only when size or time say that it was touched.
-    """
-    if not record.digest:
-        return True
-    try:
-        state = path.lstat()
-        if not stat.S_ISREG(state.st_mode) or state.st_size != record.size:
-            return False
-        return (not hashed and state.st_mtime_ns == record.modified) or file_digest(path, record.size) == record.digest
-    except (OSError, UsageError):
-        return False

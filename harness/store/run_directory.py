@@ -1,47 +1,41 @@
-"""The run directory and the cache: finished cells, written so that a kill at any moment loses at most one cell.
+"""The run directory and the cache: finished cells, written so that a kill loses at most the cell that is being written.
 
-A cell's tensors become one safetensors file, written beside its final name and renamed; then the ledger entry with the
-file's digest is renamed into place. An entry whose file is missing or differs is not there. The cache holds the same
-two files per key; a run hard-links (or copies) what it uses, so it stays whole when the cache is emptied.
+Both hold cells in the same way (:mod:`~aftershock.harness.store.cells`): small ones in packs, large artifacts as files,
+which a run and the cache share by hard links. A run holds all that it uses, so it stays whole when the cache is
+emptied. First the artifact is written, then the entry with its digest; an entry whose artifact is missing or differs is
+not there.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..core.cell_names import CellName
 from ..core.errors import AftershockError, UsageError
-from ..core.files import (
-    parse_json,
-    read_file,
-    read_if_there,
-    refuse_links_below,
-    remove_leftovers,
-    replacing,
-    why,
-    write_atomic,
-)
+from ..core.files import parse_json, read_if_there, refuse_links_below, remove_leftovers, why
 from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema
 from .artifacts import Artifact
-from .cache import CACHE_SIGNATURE, CACHE_TAG
-from .ledger import SUFFIX, Record, Status, checked_key, dump_record, is_whole, read_record
+from .cells import Cells
+from .ledger import KEY, SCHEMA, Record, Status, checked_key
+from .packs import CellWriter
+from .shared_cache import SharedCache
 
 DECIDES_NO_NUMBER = True
 
 # What a run directory holds that is ours to write and delete.
 PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock", ".incoming")
+# Seconds of work that a power cut may cost: what was written is brought to the disk as often.
+_SYNCED = 10.0
 
 
 class Store:
@@ -58,12 +52,16 @@ class Store:
     """
 
     def __init__(self, folder: Path, cache: Path | None = None, fresh: bool = False) -> None:
-        self.folder = folder
-        self.cells, self.artifacts = folder / "cells", folder / "artifacts"
-        self.cache = cache
+        self.folder, self.cache = folder, cache
         self._fresh = fresh
-        self._records: dict[str, Record] = {}
-        # Size, time and file of the artifacts that were hashed by this process.
+        # The run's own lock keeps others from its packs.
+        self._cells = Cells(folder)
+        self._writer = CellWriter(self._cells, lambda name: ExitStack())
+        self._shared: SharedCache | None = None
+        # What this run computed, and only that, is in packs that it has in common with the cache.
+        self._computed = self._writer
+        self._synced = time.monotonic()
+        # Small artifacts that were hashed by this process, and size, time and file of the large ones.
         self._hashed: dict[str, tuple[int, int, int]] = {}
         refuse_links_below(folder, PARTS)
         if not fresh:
@@ -93,28 +91,28 @@ class Store:
             raise
 
     def _open(self, fresh: bool) -> None:
+        cells, artifacts = self.folder / "cells", self.folder / "artifacts"
         if fresh:
-            for old in (self.cells, self.artifacts, self.folder / "tables", self.folder / "site"):
+            for old in (cells, artifacts, self.folder / "tables", self.folder / "site"):
                 shutil.rmtree(old, ignore_errors=True)
             for name in ("run.json", "keys.txt"):
                 (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
-        for place in (self.cells, self.artifacts):
+        for place in (cells, artifacts):
             place.mkdir(exist_ok=True)
+        _refuse_older(self.folder)
         # What a killed process was writing; no other process writes while the lock is held.
-        for written in ("", "cells", "artifacts", "tables", "site", "site/assets", "site/analyses"):
+        for written in ("", "tables", "site", "site/assets", "site/analyses"):
             remove_leftovers(self.folder / written)
-        for path in self.cells.glob("*.json"):
-            record = read_record(path)
-            if record is not None:
-                self._records[record.key] = record
+        for place in artifacts.iterdir():
+            remove_leftovers(place)
+        self._cells.refresh()
+        if self._cells.newer:
+            check_schema(cells, self._cells.newer, SCHEMA)
         if self.cache is not None:
-            try:
-                self.cache.mkdir(parents=True, exist_ok=True)
-                if not (self.cache / CACHE_TAG).exists():
-                    write_atomic(self.cache / CACHE_TAG, CACHE_SIGNATURE.encode())
-            except OSError:
-                self.cache = None
+            self._shared = SharedCache.opened(self.cache, self._cells)
+        if self._shared is not None:
+            self._computed = self._shared.writer(self._cells)
 
     def __enter__(self) -> Self:
         return self
@@ -124,8 +122,22 @@ class Store:
 
     def close(self) -> None:
         """Give the directory back."""
+        with suppress(OSError):
+            self.sync()
+        self._writer.close()
+        self._computed.close()
+        if self._shared is not None:
+            self._shared.close()
         shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
         self._lock.release()
+
+    def sync(self) -> None:
+        """Bring all that was put to the disk: a power cut later than this call costs none of it."""
+        self._writer.sync()
+        self._computed.sync()
+        if self._shared is not None:
+            self._shared.sync()
+        self._synced = time.monotonic()
 
     def incoming(self) -> Path:
         """A folder for artifacts that other processes make; it is removed when the store is closed."""
@@ -137,7 +149,7 @@ class Store:
         return place
 
     def find(self, key: str, name: CellName | None = None) -> Record | None:
-        """Return the finished cell of a key, whole, from the run directory or linked from the cache; else ``None``.
+        """Return the finished cell of a key, whole, from the run directory or taken over from the cache; else ``None``.
 
         Args:
             key: the content key.
@@ -146,52 +158,66 @@ class Store:
         Raises:
             AftershockError: if its entry cannot be written.
         """
-        record = self._records.get(key)
-        if record is not None and record.status == "done":
-            if self._is_whole(key, record):
+        while (record := self._cells.record(key)) is not None and record.status == "done":
+            if self._is_whole(record):
                 return self._called(record, name)
-            self._forget(key)
-        return None if self._fresh else self._adopt(key, name)
+            self._forget(record)
+        return None if self._fresh or self._shared is None else self._adopt(self._shared, key, name)
 
     def _called(self, record: Record, name: CellName | None) -> Record:
         """Return an entry of the run directory under the name that this run has for it."""
-        if name is None or record.name == name:
-            return record
-        return self._enter(replace(record, name=name))
+        return record if name is None or record.name == name else self._enter(replace(record, name=name))
 
-    def _enter(self, record: Record) -> Record:
-        """Write an entry of the ledger."""
+    def _enter(self, record: Record, data: bytes = b"") -> Record:
+        """Write an entry of the ledger, with a small artifact."""
         try:
-            write_atomic(self._entry(record.key), dump_record(record))
+            return self._writer.add(record, data)[0]
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._records[record.key] = record
-        return record
 
-    def _is_whole(self, key: str, record: Record) -> bool:
+    def _is_whole(self, record: Record) -> bool:
         """Whether a cell's artifact is as it was written; hashed once in the life of this store, and when touched."""
-        stamp = self._stamp(key)
-        if record.digest and self._hashed.get(key) != stamp:
-            if not is_whole(self._artifact(key), record):
+        stamp = self._stamp(record)
+        if record.digest and self._hashed.get(record.key) != stamp:
+            if not self._cells.is_whole(record):
                 return False
-            self._hashed[key] = stamp
+            self._hashed[record.key] = stamp
         return True
 
-    def _stamp(self, key: str) -> tuple[int, int, int]:
+    def _stamp(self, record: Record) -> tuple[int, int, int]:
+        """Return what tells whether an artifact is still the one that was hashed; small ones are hashed when read."""
         try:
-            state = self._artifact(key).lstat()
+            state = self._cells.place(record).lstat()
         except OSError:
             return (0, 0, 0)
+        if record.pack:
+            # What is appended to the pack later is no change.
+            return (min(state.st_size, record.offset + record.size), record.offset, state.st_ino)
         return (state.st_size, state.st_mtime_ns, state.st_ino)
+
+    def _forget(self, record: Record) -> None:
+        """Drop a damaged cell; the cache's copy is judged on its own (by hard link it may be the same file)."""
+        self._cells.drop(record.key)
+        if self._shared is not None:
+            self._shared.look_again()
+        if not record.pack:
+            try:
+                self._cells.artifact(record.key).unlink(missing_ok=True)
+            except OSError as error:
+                raise unwritable(self.folder, error) from error
 
     def failure(self, key: str) -> Record | None:
         """Return the ledger's entry of a cell that failed or was skipped."""
-        record = self._records.get(key)
+        record = self._cells.record(key)
         return record if record is not None and record.status != "done" else None
 
     def records(self) -> list[Record]:
-        """Every entry of the ledger, by name."""
-        return sorted(self._records.values(), key=lambda r: (str(r.name), r.key))
+        """Every entry of the ledger that counts, by name."""
+        return sorted(self._cells.records(), key=lambda r: (str(r.name), r.key))
+
+    def done(self) -> Collection[str]:
+        """Return the keys of the cells that have a result, as far as the ledger knows."""
+        return self._cells.done()
 
     def put(self, key: str, name: CellName, artifact: Artifact, values: Mapping[str, Any], seconds: float) -> Record:
         """Store a finished cell; a file that is given is moved into the run directory.
@@ -199,47 +225,46 @@ class Store:
         Raises:
             AftershockError: if it cannot be written (a full disk), or bytes that were sent are not those that were
                 made; what was there stays.
+            TypeError, ValueError: for values that JSON has no form for.
         """
-        modified = 0
+        record = Record(checked_key(key), name, "done", "", round(seconds, 6), values, artifact.digest, artifact.size)
+        if artifact.path is None and artifact.size and hashlib.sha256(artifact.data).hexdigest() != artifact.digest:
+            raise AftershockError(f"the artifact of {name} was damaged on its way")
+        data = artifact.data
         try:
-            if artifact.path is not None:
-                artifact.path.replace(self._artifact(key))
-            elif artifact.size:
-                if hashlib.sha256(artifact.data).hexdigest() != artifact.digest:
-                    raise AftershockError(f"the artifact of {name} was damaged on its way")
-                write_atomic(self._artifact(key), artifact.data)
-            if artifact.size:
-                modified = self._artifact(key).stat().st_mtime_ns
+            if artifact.path is not None or not artifact.small:
+                record, data = replace(record, modified=self._writer.place(artifact, key)), b""
+                if self._shared is not None:
+                    self._shared.link(key, self._cells)
+            record, linked = self._computed.add(record, data)
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        record = self._enter(
-            Record(key, name, "done", "", round(seconds, 6), dict(values), artifact.digest, artifact.size, modified)
-        )
-        self._hashed[key] = self._stamp(key)
-        self._publish(key, record)
+        self._hashed[key] = self._stamp(record)
+        if self._shared is not None and not linked:
+            self._shared.publish(record, data)
+        if time.monotonic() - self._synced > _SYNCED:
+            self.sync()
         return record
 
     def put_failure(self, key: str, name: CellName, status: Status, reason: str) -> Record:
         """Note why a cell has no result; such an entry is tried again by the next run and never cached."""
-        return self._enter(Record(key, name, status, reason))
+        return self._enter(Record(checked_key(key), name, status, reason))
 
     def load(self, key: str) -> dict[str, Tensor]:
-        """Return the tensors of a finished cell, memory-mapped."""
-        record = self._records[key]
-        if not record.digest:
-            return {}
-        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        """Return the tensors of a finished cell; large ones are memory-mapped.
+
+        Raises:
+            AftershockError: if they cannot be read.
+        """
+        return self._cells.load(self.record(key))
 
     def tensor(self, key: str, name: str) -> Tensor:
-        """Return one tensor of a finished cell, memory-mapped."""
-        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
-            found: Tensor = opened.get_tensor(name)
-            return found
+        """Return one tensor of a finished cell, like :meth:`load`."""
+        return self._cells.tensor(self.record(key), name)
 
     def values(self, key: str) -> Mapping[str, Any]:
         """Return the small results of a finished cell."""
-        return self._records[key].values
+        return self.record(key).values
 
     def artifact(self, key: str) -> Artifact:
         """Return the artifact of a finished cell with its bytes, as it is sent to where it cannot be read.
@@ -247,125 +272,52 @@ class Store:
         Raises:
             AftershockError: if it cannot be read.
         """
-        record = self._records[key]
-        if not record.digest:
-            return Artifact()
-        try:
-            return Artifact(record.digest, record.size, read_file(self._artifact(key), record.size))
-        except OSError as error:
-            raise AftershockError(f"{self._artifact(key)} cannot be read ({why(error)})") from error
+        record = self.record(key)
+        return Artifact(record.digest, record.size, self._cells.data(record)) if record.digest else Artifact()
 
     def record(self, key: str) -> Record:
-        """Return what the ledger says of a finished cell."""
-        return self._records[key]
+        """Return what the ledger says of a finished cell.
+
+        Raises:
+            KeyError: if it says nothing.
+        """
+        record = self._cells.record(key)
+        if record is None:
+            raise KeyError(key)
+        return record
+
+    def packs(self) -> dict[str, tuple[int, int]]:
+        """Return size and modification time, in ns, of every pack of small artifacts: what tells of changes later."""
+        return self._cells.stamps()
 
     def computing(self, key: str) -> ExitStack | None:
         """Lock a key from this call until what is returned is closed: runs that share a cache do no work twice.
 
-        Locking is best effort: without it, work may be done twice.
+        What other runs have finished by then is known afterwards.
 
         Returns:
             ``None`` if another run holds it.
         """
-        held = ExitStack()
-        if self.cache is None:
-            return held
-        place = self.cache / "locks"
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(place / f"{checked_key(key)}.lock")
-            held.enter_context(lock.acquire(timeout=0))
-            held.callback(_remove_lock, lock)
-        except Timeout:
+        return ExitStack() if self._shared is None else self._shared.lock(checked_key(key))
+
+    def _adopt(self, shared: SharedCache, key: str, name: CellName | None) -> Record | None:
+        found = shared.find(key)
+        if found is None:
             return None
-        except OSError:
-            pass
-        return held
-
-    def _artifact(self, key: str) -> Path:
-        return self.artifacts / f"{checked_key(key)}{SUFFIX}"
-
-    def _entry(self, key: str) -> Path:
-        return self.cells / f"{checked_key(key)}.json"
-
-    def _forget(self, key: str) -> None:
-        """Drop a damaged cell; the cache's copy is judged on its own (by hard link it may be the same file)."""
-        self._records.pop(key, None)
-        try:
-            for path in (self._entry(key), self._artifact(key)):
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise unwritable(self.folder, error) from error
-
-    def _cached(self, key: str) -> tuple[Path, Path] | None:
-        if self.cache is None:
-            return None
-        place = self.cache / "cells" / checked_key(key)[:2]
-        return place / f"{key}{SUFFIX}", place / f"{key}.json"
-
-    def _publish(self, key: str, record: Record) -> None:
-        """Share a finished cell; this is best effort: without it, work may be done twice."""
-        cached = self._cached(key)
-        if cached is None:
-            return
-        artifact, entry = cached
-        try:
-            artifact.parent.mkdir(parents=True, exist_ok=True)
-            if record.digest:
-                _link(self._artifact(key), artifact)
-            write_atomic(entry, dump_record(record))
-        except OSError:
-            return
-
-    def _adopt(self, key: str, name: CellName | None) -> Record | None:
-        cached = self._cached(key)
-        if cached is None:
-            return None
-        try:
-            if not os.path.lexists(cached[1]):
+        record, data = found
+        record = replace(record, name=record.name if name is None else name, pack="", offset=0)
+        if record.digest and not data:
+            try:
+                modified = self._writer.link(shared.cells.artifact(key), key)
+            except FileNotFoundError:
+                # The cache is being emptied at this moment.
                 return None
-            record = read_record(cached[1])
-            # All of it is read: a run must not take over what has rotted in the cache.
-            if record is None or record.status != "done" or not is_whole(cached[0], record):
-                for path in cached:
-                    path.unlink(missing_ok=True)
-                return None
-        except (OSError, UsageError):
-            # A cache that cannot be read or cleaned, or an entry of a newer version, does not stop the run.
-            return None
-        try:
-            if record.digest:
-                _link(cached[0], self._artifact(key))
-            self._enter(record if name is None else replace(record, name=name))
-            with suppress(OSError):
-                # Its last use, by which the cache is pruned.
-                os.utime(cached[1])
-        except FileNotFoundError:
-            # The cache is being emptied at this moment.
-            return None
-        except OSError as error:
-            raise unwritable(self.folder, error) from error
-        self._hashed[key] = self._stamp(key)
-        return self._records[key]
-
-
-def _remove_lock(lock: BaseFileLock) -> None:
-    """Remove the file of a lock that is still held, so that a process that waited for it finds it gone and asks for a
-    new one, as ``filelock`` does on POSIX systems; on Windows it removes the file itself."""
-    if lock.is_locked and os.name == "posix":
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-link, or copy where links are impossible; atomic and never through an existing file."""
-    with replacing(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
-            shutil.copyfile(source, temporary)
+            except OSError as error:
+                raise unwritable(self.folder, error) from error
+            record = replace(record, modified=modified)
+        record = self._enter(record, data)
+        self._hashed[key] = self._stamp(record)
+        return record
 
 
 def _refuse_newer(path: Path) -> None:
@@ -379,6 +331,15 @@ def _refuse_newer(path: Path) -> None:
     if isinstance(facts, dict) and isinstance(schema, int) and schema > RUN_SCHEMA:
         versions = facts.get("versions")
         check_schema(path, schema, RUN_SCHEMA, versions.get("aftershock") if isinstance(versions, dict) else None)
+
+
+def _refuse_older(folder: Path) -> None:
+    """Refuse a run directory in which every cell has files of its own, as versions before packs wrote it."""
+    if any(KEY.fullmatch(path.stem) for path in (folder / "cells").glob("*.json")):
+        raise UsageError(
+            f"{folder} was written by an earlier version of aftershock, whose cells this one does not read: make it "
+            "again with --fresh, or choose another directory with --out."
+        )
 
 
 def unwritable(folder: Path, error: OSError) -> AftershockError:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import safetensors
 import torch
 from torch import Tensor
 
-from ..core.errors import AftershockError
+from ..core.errors import AftershockError, UsageError
 from ..plan.cells import TraceKeys
 from ..tracing.rows import ChunkedRows, Rows
 from ..tracing.traces import Need, TapInfo, Traces
-from .ledger import SUFFIX, Record, checked_key, read_record
+from .cells import Cells
+from .ledger import Record
+
+T = TypeVar("T")
+# Seconds after which an entry that is not seen is looked for again: on another machine it may come late.
+_PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 0.0)
 
 
 class Reader(Protocol):
@@ -34,36 +39,39 @@ class StoredCells:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._records: dict[str, Record] = {}
+        self._cells = Cells(folder)
 
     def values(self, key: str) -> Mapping[str, Any]:
         """Return the small results of a finished cell."""
         return self._record(key).values
 
     def load(self, key: str) -> dict[str, Tensor]:
-        """Return the tensors of a finished cell, memory-mapped."""
-        if not self._record(key).digest:
-            return {}
-        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        """Return the tensors of a finished cell; large ones are memory-mapped."""
+        return self._read(key, self._cells.load)
 
     def tensor(self, key: str, name: str) -> Tensor:
-        """Return one tensor of a finished cell, memory-mapped."""
-        with safetensors.safe_open(self._artifact(key), framework="pt") as opened:
-            found: Tensor = opened.get_tensor(name)
-            return found
+        """Return one tensor of a finished cell, like :meth:`load`."""
+        return self._read(key, lambda record: self._cells.tensor(record, name))
 
-    def _artifact(self, key: str) -> Path:
-        return self._folder / "artifacts" / f"{checked_key(key)}{SUFFIX}"
+    def _read(self, key: str, read: Callable[[Record], T]) -> T:
+        try:
+            return read(self._record(key))
+        except (OSError, UsageError):
+            # It may have been computed again, since the one that was known is damaged or gone.
+            self._cells.drop(key)
+        try:
+            return read(self._record(key))
+        except OSError as error:
+            raise AftershockError(f"cell {key} cannot be read ({error})") from error
 
     def _record(self, key: str) -> Record:
-        if key not in self._records:
-            record = read_record(self._folder / "cells" / f"{checked_key(key)}.json")
-            if record is None or record.status != "done":
-                raise AftershockError(f"{self._folder} has no finished cell {key}")
-            self._records[key] = record
-        return self._records[key]
+        for pause in _PAUSES:
+            record = self._cells.record(key)
+            if record is not None and record.status == "done":
+                return record
+            time.sleep(pause)
+            self._cells.refresh(again=True)
+        raise AftershockError(f"{self._cells.root} has no finished cell {key}")
 
 
 def tap_infos(values: Mapping[str, Any]) -> tuple[TapInfo, ...]:

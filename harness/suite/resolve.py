@@ -162,6 +162,10 @@ def _load_plugins(
                 checker.lost.append("")
 
 
+# What cells of clean images are told apart by, where those of others have a perturbation's label.
+_OF_CLEAN_IMAGES = ("none", "clean", "calibrate", "fit")
+
+
 def _unique(kind: str, parts: Sequence[tuple[int, Part]], checker: Checker) -> None:
     seen: set[str] = set()
     for index, part in parts:
@@ -172,8 +176,8 @@ def _unique(kind: str, parts: Sequence[tuple[int, Part]], checker: Checker) -> N
             checker.add(where, f"two {kind} have the label {part.label!r}: give one of them a `label` of its own")
         if kind == "detectors" and part.label == "none":
             checker.add(where, "the label 'none' is kept for the row without a detector: choose another")
-        if kind == "perturbations" and part.label == "none":
-            checker.add(where, "the label 'none' is kept for clean images: choose another")
+        if kind == "perturbations" and part.label in _OF_CLEAN_IMAGES:
+            checker.add(where, f"the label {part.label!r} is kept for clean images: choose another")
         if not LABEL.fullmatch(part.group if isinstance(part, PerturbationPart) else part.label):
             # A label that was given is checked already; a registered name may be anything.
             checker.add(where, f"the name {part.label!r} cannot be a label: give this entry a `label` of its own")

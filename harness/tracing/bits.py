@@ -5,6 +5,7 @@ Bit ``i`` of byte ``j`` belongs to unit ``8 j + i`` (little-endian); the padding
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ _DIGIT_UNITS = 4088
 _ROWS, _STRIP = 2048, 128
 # Number of rows on one side up to which counting words costs less than unpacking the other side.
 _FEW = 32
+# Words that are compared at a time: 2 MiB.
+_POPCOUNT_WORDS = 1 << 18
 # NumPy 2 and newer; before, bytes are looked up in a table.
 _bitwise_count = getattr(np, "bitwise_count", None)
 _BYTE_COUNTS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
@@ -36,6 +39,13 @@ def pack(bits: Tensor) -> Tensor:
         raise ValueError(f"pack takes booleans of shape (n, units), not {bits.dtype} of shape {tuple(bits.shape)}")
     bits = bits.contiguous()
     return _pack_numpy(bits) if bits.device.type == "cpu" else _pack_words(bits)
+
+
+def pack_positive(values: Tensor) -> Tensor:
+    """Pack which values (n, units) are above 0, as :func:`pack` does: uint8 of shape (n, ceil(units / 8))."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return pack(values > 0)
+    return torch.from_numpy(np.packbits(np.greater(values.detach().numpy(), 0), axis=1, bitorder="little"))
 
 
 def unpack(packed: Tensor, units: int) -> Tensor:
@@ -134,6 +144,28 @@ def hamming(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -> Tens
     return distance.mul_(-2).add_(left.unsqueeze(1)).add_(right)
 
 
+def hamming_each(a: Sequence[Tensor], b: Sequence[Tensor], units: Sequence[int]) -> list[Tensor]:
+    """Return :func:`hamming` of several parts of the same rows, each int32 (n, m); of a few rows in one go.
+
+    Args:
+        a: uint8 (n, bytes) for each part.
+        b: uint8 (m, bytes) for each part.
+        units: number of valid bits in a row of each part.
+    """
+    if a[0].device.type != "cpu" or min(len(a[0]), len(b[0])) > _FEW:
+        return [hamming(x, y, count) for x, y, count in zip(a, b, units, strict=True)]
+    left, right = ([_words(part) for part in side] for side in (a, b))
+    ends = np.cumsum([words.shape[1] for words in left])[:-1]
+    one, other = np.concatenate(left, 1), np.concatenate(right, 1)
+    found = [torch.empty(len(one), len(other), dtype=torch.int32) for _ in units]
+    block = max(1, _POPCOUNT_WORDS // max(1, one.size))
+    for start in range(0, len(other), block):
+        counts = _counts(one[:, None] ^ other[None, start : start + block])
+        for distance, part in zip(found, np.split(counts, ends, axis=-1), strict=True):
+            distance[:, start : start + block] = torch.from_numpy(part.sum(-1, dtype=np.int32))
+    return found
+
+
 def jaccard(a: Tensor, b: Tensor, units: int, block: int = _DIGIT_UNITS) -> Tensor:
     """Jaccard similarities |a ∧ b| / |a ∨ b| between all pairs of packed rows; 1 where both rows are all off.
 
@@ -225,7 +257,7 @@ def _popcounts(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
     left, right = _words(a), _words(b)
     if len(left) > len(right):
         return _popcounts(b, a, common.T).T
-    block = max(1, (1 << 18) // max(1, len(left) * left.shape[1]))
+    block = max(1, _POPCOUNT_WORDS // max(1, left.size))
     for start in range(0, len(right), block):
         both = left[:, None] & right[None, start : start + block]
         common[:, start : start + block] = torch.from_numpy(_units_on(both))
@@ -234,8 +266,16 @@ def _popcounts(a: Tensor, b: Tensor, common: Tensor) -> Tensor:
 
 def _units_on(words: NDArray[np.uint64]) -> NDArray[np.int32]:
     """Count the bits that are on, over the last axis."""
-    counts = _BYTE_COUNTS[words.view(np.uint8)] if _bitwise_count is None else _bitwise_count(words)
-    found: NDArray[np.int32] = counts.sum(-1, dtype=np.int32)
+    found: NDArray[np.int32] = _counts(words).sum(-1, dtype=np.int32)
+    return found
+
+
+def _counts(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Count the bits that are on in every word."""
+    if _bitwise_count is None:
+        in_bytes = _BYTE_COUNTS[words.view(np.uint8)].reshape(*words.shape, 8)
+        return in_bytes.sum(-1, dtype=np.uint8)
+    found: NDArray[np.uint8] = _bitwise_count(words)
     return found
 
 

@@ -9,18 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from ..core.batches import batch_for, in_batches
 from ..core.errors import UsageError
 from ..core.model_state import device_of, untouched
 from ..core.seeds import forked_rng
-from . import bits
 from .channel_axes import ChannelAxes
 from .dropout import ImageDropout
+from .encoding import Encoder
 from .taps import TapCall, Taps
-from .traces import LiveTrace, Need, TapInfo, pool, sampled_units
-
-# Images per forward pass. Fixed, so that results never depend on how work is cut; small enough for the caches.
-BATCH = 128
-
+from .traces import LiveTrace, Need, TapInfo
 
 # Images that taps are looked up with: an activation without a row for each of them is not made of them.
 _EXAMPLES = 3
@@ -121,67 +118,6 @@ class Recording:
     codes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-def encode(need: Need, activation: Tensor, signs: Tensor, kept: Tensor | None) -> Tensor:
-    """Return what is stored of one tap, first axis n.
-
-    Args:
-        need: which code.
-        activation: post-activation, (n, ...), arranged.
-        signs: of its shape: a unit's bit is 1 where this is positive, or true.
-        kept: positions of the units that are kept (:func:`~.traces.sampled_units`); ``None`` for all.
-    """
-    if need.representation == "pooled":
-        return pool(activation, need.statistic)
-    flat = (activation if need.representation == "full" else signs).flatten(1)
-    if kept is not None:
-        flat = flat[:, kept.to(flat.device)]
-    if need.representation == "full":
-        return flat.float()
-    return bits.pack(flat if flat.dtype == torch.bool else flat > 0)
-
-
-class _Encoder:
-    """Encodes each tap for each code while the batch is hot, into tensors for the whole set."""
-
-    def __init__(self, taps: Sequence[TapInfo], needs: Sequence[Need], count: int) -> None:
-        self.wanted: dict[str, list[Need]] = {tap.name: [] for tap in taps}
-        for need in {n.code: n for n in needs}.values():
-            chosen = {t.name for other in needs if other.code == need.code for t in other.select(taps)}
-            for name in chosen:
-                self.wanted[name].append(need)
-        # Only bits are signs.
-        self.signs = {name for name, found in self.wanted.items() if any(n.representation == "bits" for n in found)}
-        self.taps = {tap.name: tap for tap in taps}
-        self.kept = {(t.name, u): sampled_units(t, u) for t in taps for u in {n.units for n in needs}}
-        self.codes: dict[str, dict[str, Tensor]] = {n.code: {} for n in needs}
-        self.count = count
-        self.start = 0
-        self.rows = 0
-        self.seen: list[str] = []
-
-    def __call__(self, call: TapCall) -> None:
-        tap = self.taps.get(call.name)
-        if tap is not None or (self.rows > 1 and call.activation.shape[:1] == (self.rows,)):
-            # Calls that were left out when the taps were listed have no row for each image.
-            self.seen.append(call.name)
-        for need in self.wanted.get(call.name, ()):
-            value = self._encode(need, call)
-            rows = self.codes[need.code].get(call.name)
-            if rows is None:
-                rows = torch.empty(self.count, *value.shape[1:], dtype=value.dtype)
-                self.codes[need.code][call.name] = rows
-            rows[self.start : self.start + len(value)] = value
-
-    def _encode(self, need: Need, call: TapCall) -> Tensor:
-        tap = self.taps[call.name]
-        activation = tap.arranged(call.activation)
-        signs = activation if call.positive is None else tap.arranged(call.positive)
-        return encode(need, activation, signs, self.kept[call.name, need.units])
-
-    def in_order(self) -> dict[str, dict[str, Tensor]]:
-        return {c: {t: rows[t] for t in self.taps if t in rows} for c, rows in self.codes.items()}
-
-
 def record(
     model: nn.Module,
     images: Tensor,
@@ -191,7 +127,7 @@ def record(
     root: nn.Module | None = None,
     dropout: bool = False,
     seed: int = 0,
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> Recording:
     """Run images through the model once and encode what its taps show.
 
@@ -199,12 +135,12 @@ def record(
         model: maps images to logits; its mode, gradients and the global RNG are as before afterwards.
         images: float32 in [0, 1], (n, channels, height, width), on any device.
         taps: from :func:`discover`.
-        needs: the union of what all detectors ask for.
+        needs: the union of what all detectors ask for; where it is empty, the taps are not looked at.
         modules: the named modules and
         root: the part of the model that :func:`discover` was given.
         dropout: let dropout layers drop, as Monte Carlo views need it; the masks depend on image and seed alone.
         seed: of those masks, and for a model that draws random numbers.
-        batch: images per forward pass.
+        batch: images per forward pass; by default as many as suit the device.
 
     Raises:
         UsageError: if a pass goes through other taps than those discovered.
@@ -215,26 +151,30 @@ def record(
         nothing = {code: {tap: rows[:0] for tap, rows in found.items()} for code, found in blank.codes.items()}
         return Recording(blank.logits[:0], nothing)
     device = device_of(model)
-    encoder = _Encoder(taps, needs, len(images))
-    logits: list[Tensor] = []
+    encoder = Encoder(taps, needs, len(images), device)
+    logits: dict[int, Tensor] = {}
     expected = [t.name for t in taps]
     with ExitStack() as around:
         around.enter_context(untouched(model, freeze=False))
         around.enter_context(forked_rng(seed))
         around.enter_context(torch.no_grad())
         dropping = around.enter_context(ImageDropout(model, seed)) if dropout else None
-        around.enter_context(Taps(root or model, encoder, modules, signs=encoder.signs))
-        for start in range(0, len(images), batch):
-            encoder.start, encoder.seen, encoder.rows = start, [], len(images[start : start + batch])
+        if needs:
+            around.enter_context(Taps(root or model, encoder, modules, signs=encoder.signs))
+
+        def one_pass(rows: slice) -> None:
+            encoder.begin(rows)
             if dropping is not None:
-                dropping.begin(images[start : start + batch])
-            logits.append(model(images[start : start + batch].to(device)).float().cpu())
-            if encoder.seen != expected:
+                dropping.begin(images[rows])
+            logits[rows.start] = encoder.end(model(images[rows].to(device)))
+            if needs and encoder.seen != expected:
                 raise UsageError(
                     "The model takes another path for these images than when its taps were listed; models whose "
                     "sequence of activations depends on the input cannot be traced."
                 )
-    return Recording(torch.cat(logits), encoder.in_order())
+
+        in_batches(len(images), batch or batch_for(device, images.shape[1:]), one_pass)
+    return Recording(torch.cat(list(logits.values())), encoder.codes())
 
 
 @dataclass
@@ -274,7 +214,7 @@ def live_trace(
     wanted = {tap.name for need in needs for tap in need.select(taps)} | set(also)
     seen = {} if overwritten is None else overwritten.taps
     live = _LivePass(known, wanted, seen)
-    with Taps(root or model, live.visit, modules, signs=(), preactivations=wanted):
+    with Taps(root or model, live.visit, modules, signs=(), preactivations=wanted) if wanted else nullcontext():
         logits = model(images)
     if overwritten is not None:
         changed = live.changed()
@@ -331,14 +271,17 @@ class _LivePass:
 
 
 def input_gradient(
-    model: nn.Module, images: Tensor, objective: Callable[[Tensor], Tensor], batch: int = BATCH
+    model: nn.Module, images: Tensor, objective: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> Tensor:
     """The gradient of ``objective(logits)`` (one number per image) with respect to the images, float32, on the CPU."""
     device = device_of(model)
-    parts = [images[:0].cpu()]
+    found = torch.empty(images.shape, dtype=torch.float32)
+
+    def one_pass(rows: slice) -> None:
+        x = images[rows].to(device).clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
+        found[rows] = gradient.float().cpu()
+
     with untouched(model), forked_rng(0), torch.enable_grad():
-        for start in range(0, len(images), batch):
-            x = images[start : start + batch].to(device).clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
-            parts.append(gradient.float().cpu())
-    return torch.cat(parts)
+        in_batches(len(images), batch or batch_for(device, images.shape[1:]), one_pass)
+    return found

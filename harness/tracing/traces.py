@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -129,10 +129,14 @@ def select_taps(selection: str | Sequence[str], taps: Sequence[TapInfo]) -> tupl
 
 def sampled_units(tap: TapInfo, units: int | None) -> Tensor | None:
     """Which units of a tap are kept (sorted int64 indices), or ``None`` for all; the same for every seed and run."""
-    if units is None or tap.units <= units:
-        return None
-    seed = int.from_bytes(hashlib.sha256(f"{tap.name}\x1f{tap.units}".encode()).digest()[:8], "big") >> 1
-    order = torch.randperm(tap.units, generator=torch.Generator().manual_seed(seed))
+    return None if units is None or tap.units <= units else _drawn_units(tap.name, tap.units, units).clone()
+
+
+# An attack asks for the same draws at every step.
+@lru_cache(256)
+def _drawn_units(name: str, count: int, units: int) -> Tensor:
+    seed = int.from_bytes(hashlib.sha256(f"{name}\x1f{count}".encode()).digest()[:8], "big") >> 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[:units].sort().values
 
 
@@ -371,4 +375,5 @@ class LiveTrace:
         limit = next((n.units for n in self.needs if n.representation == representation), None)
         info = next(t for t in self.taps if t.name == tap)
         kept = sampled_units(info, limit)
-        return flat if kept is None else flat[:, kept.to(flat.device)]
+        # A gather, whose gradient is much cheaper than that of an index.
+        return flat if kept is None else flat.gather(1, kept.to(flat.device).expand(len(flat), -1))

@@ -11,7 +11,8 @@ import pytest
 from aftershock.analyses.base import Analysis, AnalysisInput, measured_class
 from aftershock.analyses.findings import Findings
 from aftershock.harness.core.state import decode, encode
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, save
+from support.cells import ledger, tensors
 
 
 def _study(analysis: Analysis[Any], given: AnalysisInput) -> Findings:
@@ -31,11 +32,10 @@ def of_run() -> Callable[..., Findings]:
     """What an analysis reports of the first of its cells in a run directory."""
 
     def read(run: Path, analysis: Analysis[Any], label: str) -> Findings:
-        for path in sorted((run / "cells").glob("*.json")):
-            cell = json.loads(path.read_text())
-            if (cell["name"]["kind"], cell["name"]["part"]) == ("analysis", label):
-                tensors = load_file(run / "artifacts" / f"{path.stem}.safetensors")
-                return analysis.report(decode(measured_class(analysis), tensors, cell["values"]["measured"]))
+        for key, record in sorted(ledger(run).items()):
+            if (record.kind, record.name.part) == ("analysis", label):
+                held = tensors(run, key)
+                return analysis.report(decode(measured_class(analysis), held, record.values["measured"]))
         raise AssertionError(f"{run} has no analysis {label}")
 
     return read

@@ -45,7 +45,7 @@ class Planted:
         value = self.score(images)
         suspicion = (value if self.helps else 0 * value) if self.has_surrogate else None
         logits = model(images)
-        return Observation(logits, suspicion, value.detach().double(), {"logits": logits})
+        return Observation(logits, suspicion, lambda wanted: value.detach().double()[wanted], {"logits": logits})
 
     def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -108,6 +108,37 @@ def test_each_image_is_credited_to_the_part_that_made_it(digits: DigitsCase, pla
     blind = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
     assert set(blind.credits) <= {"start", "feature-matching", "search", ""} and "start" in blind.credits
     assert attacked(digits, planted, PGD(0.1)).credits == ()
+
+
+@pytest.mark.parametrize("attack", [SurrogateAttack(0.1, steps=8), FeatureMatching(0.1, steps=8)])
+def test_a_detector_is_asked_only_about_images_that_fool(
+    digits: DigitsCase, planted: Planted, attack: Perturbation
+) -> None:
+    fooled: list[bool] = []
+
+    class Watching(Planted):
+        def observe(
+            self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
+            surrogate: bool = True,
+        ) -> Observation:  # fmt: skip
+            found = super().observe(model, images)
+
+            def score(wanted: Tensor) -> Tensor:
+                with torch.no_grad():
+                    predicted = found.logits.argmax(1)[wanted]
+                # Within the budget an image stays nearest to its own original.
+                fooled.extend((predicted != self.labels_of(images.detach()[wanted])).tolist())
+                return found.score(wanted)
+
+            return Observation(found.logits, found.suspicion, score, found.features)
+
+        def labels_of(self, images: Tensor) -> Tensor:
+            distance = torch.cdist(images.flatten(1), digits.images.flatten(1))
+            return digits.labels[distance.argmin(1)]
+
+    watching = Watching(planted.threshold, planted.images, planted.labels)
+    made = attacked(digits, watching, attack)
+    assert made.success.any() and fooled and all(fooled)
 
 
 def test_restarts_get_out_of_a_trap(digits: DigitsCase, planted: Planted) -> None:

@@ -6,8 +6,9 @@ import statistics
 import time
 
 import torch
+from aftershock.harness.core.batches import BATCH
 from aftershock.harness.models.architectures import resnet20
-from aftershock.harness.tracing.recorder import BATCH, Recording, discover, record
+from aftershock.harness.tracing.recorder import Recording, discover, record
 from aftershock.harness.tracing.traces import Need
 from torch import Tensor
 

@@ -84,7 +84,7 @@ def test_a_detector_of_a_plugin_beside_a_built_in_one(
             scores[where] = both[where].score(traces).double()
 
     def attacking(where: str) -> None:
-        target = FittedTarget(both[where], traced, scores["here"], images[:0], attacked[:0])
+        target = FittedTarget(both[where], traced, scores["here"], images[:0], attacked[:0], scores["here"][:0])
         attack = SurrogateAttack(8 / 255, method="joint", steps=STEPS)
         perturb_batch(attack, traced.model, images[:ATTACKED], attacked, range(ATTACKED), 0, target=target)
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cells import raw_entry, replace_line
 from support.commands import Forks
 from support.damage import Differences, Edit, Edits, Operation
 from support.suites import Tiny
 from support.tables import whole_tables
 
 # What may differ between two calls of one command.
-_VOLATILE = ("checksum", "started", "finished", "seconds", "costs", "files")
+_VOLATILE = ("checksum", "started", "finished", "seconds", "costs", "files", "packs")
 
 
 def _flip(path: Path) -> None:
@@ -155,23 +156,32 @@ def _other(value: Any) -> Any:
     return value[1:] if value else [1] if isinstance(value, list) else 1
 
 
-def edits_of(path: Path) -> list[tuple[str, Edit]]:
-    """Every field of a JSON file, and a function that changes it; the file's form and time stay."""
-    whole = json.loads(path.read_text(encoding="utf-8"))
+def edits_of(path: Path, key: str = "") -> list[tuple[str, Edit]]:
+    """Every field of a JSON file, or of a cell's entry in a run directory, and a function that changes it; the file's
+    form and time stay."""
+
+    def read() -> Any:
+        return raw_entry(path, key) if key else json.loads(path.read_text(encoding="utf-8"))
+
+    def write(changed: Any) -> None:
+        if key:
+            line = json.dumps(changed, separators=(",", ":"), ensure_ascii=False) + "\n"
+            return replace_line(path, key, line.encode())
+        state = path.stat()
+        path.write_text(json.dumps(changed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
     def edit(where: tuple[str | int, ...]) -> Callable[[], None]:
         def change() -> None:
-            state, changed = path.stat(), json.loads(path.read_text(encoding="utf-8"))
-            inner = changed
+            inner = changed = read()
             for step in where[:-1]:
                 inner = inner[step]
             inner[where[-1]] = _other(inner[where[-1]])
-            path.write_text(json.dumps(changed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+            write(changed)
 
         return change
 
-    return [("/".join(map(str, where)), edit(where)) for where in _leaves(whole) if where]
+    return [("/".join(map(str, where)), edit(where)) for where in _leaves(read()) if where]
 
 
 @pytest.fixture(scope="session")

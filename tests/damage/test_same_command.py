@@ -6,12 +6,12 @@ operation meets every kind of file, and every field of every kind of JSON file i
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from support.cells import artifact, ledger, lines
 from support.commands import Forks
 from support.damage import Differences, Edits, Operation
 
@@ -77,9 +77,13 @@ def some(
 
 def of_kind(folder: Path, kind: str) -> str:
     """The key of the first cell of a kind that has an artifact (any cell, of kinds without)."""
-    found = [json.loads(p.read_text()) for p in sorted(folder.glob("**/*.json")) if len(p.stem) == 64]
-    ours = [r for r in found if r["name"]["kind"].startswith(kind)]
-    return next((r["key"] for r in ours if r["digest"]), ours[0]["key"])
+    ours = [record for _, record in sorted(ledger(folder).items()) if record.kind.startswith(kind)]
+    return next((record.key for record in ours if record.digest), ours[0].key)
+
+
+def file_of(folder: Path, part: str, kind: str) -> Path:
+    """The file that holds the entry or the artifact of the first cell of a kind."""
+    return (lines if part == "cells" else artifact)(folder, of_kind(folder, kind))
 
 
 @pytest.mark.parametrize("number", range(len(FILES)), ids=FILES)
@@ -102,26 +106,22 @@ def test_cells_of_a_run(
         pytest.skip("set AFTERSHOCK_DAMAGE to try every kind")
     for name, damage in some(operations, everything, number + 3):
         folder = place.fresh("run", "cache")
-        key = of_kind(folder / "run" / "cells", KINDS[number])
-        target = folder / "run" / part / f"{key}.{'json' if part == 'cells' else 'safetensors'}"
-        damage(target) if target.exists() else target.write_bytes(b"stray")
+        damage(file_of(folder / "run", part, KINDS[number]))
         # Tables are made anew, from what lies there now.
         (folder / "run" / "tables" / "metrics.csv").unlink()
         place.again(folder, f"{name} {part} of {KINDS[number]}")
 
 
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=KINDS)
-@pytest.mark.parametrize("part", ["json", "safetensors"])
+@pytest.mark.parametrize("part", ["cells", "artifacts"])
 def test_cells_of_the_cache(
     part: str, number: int, place: Place, operations: Mapping[str, Operation], everything: bool
 ) -> None:
-    if not everything and number != (0 if part == "json" else 2):
+    if not everything and number != (0 if part == "cells" else 2):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every kind")
     for name, damage in some(operations, everything, number + 1):
         folder = place.fresh("cache")
-        key = of_kind(folder / "cache" / "cells", KINDS[number])
-        target = folder / "cache" / "cells" / key[:2] / f"{key}.{part}"
-        damage(target) if target.exists() else target.write_bytes(b"stray")
+        damage(file_of(folder / "cache", part, KINDS[number]))
         place.again(folder, f"{name} {part} of {KINDS[number]} in the cache", out="second")
 
 
@@ -136,18 +136,18 @@ def test_files_of_the_cache(file: str, place: Place, operations: Mapping[str, Op
 
 @pytest.mark.parametrize("file", ["run.json", "model", "fit", "score", "analysis", "analyses/*/findings.json"])
 def test_every_field_of_a_json_file(file: str, place: Place, edits: Edits, everything: bool) -> None:
-    def target(folder: Path) -> Path:
+    def target(folder: Path) -> tuple[Path, str]:
         if "." in file:
-            return next((folder / "run").glob(file))
-        return folder / "run" / "cells" / f"{of_kind(folder / 'run' / 'cells', file)}.json"
+            return next((folder / "run").glob(file)), ""
+        return folder / "run", of_kind(folder / "run", file)
 
     if not everything and file not in ("run.json", "model"):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every file")
-    names = [name for name, _ in edits(target(place.origin))]
+    names = [name for name, _ in edits(*target(place.origin))]
     step = 1 if everything and len(names) < 25 else max(1, len(names) // (25 if everything else 1))
     for name in names[len(file) % step :: step]:
         folder = place.fresh("run", "cache")
-        dict(edits(target(folder)))[name]()
+        dict(edits(*target(folder)))[name]()
         if "." not in file:
             (folder / "run" / "tables" / "metrics.csv").unlink()
         place.again(folder, f"edit {file}: {name}")

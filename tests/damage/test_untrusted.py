@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,15 +20,16 @@ import pytest
 import torch
 from aftershock import Guard
 from aftershock.harness.core.errors import AftershockError
-from aftershock.harness.core.files import file_digest
-from aftershock.harness.core.formats import seal
+from aftershock.harness.core.formats import RUN_SCHEMA, seal
 from aftershock.harness.models.weights import state_digest
 from aftershock.harness.run.guard import export_guard
 from aftershock.harness.run.load import load_detector, load_model
-from aftershock.harness.store.ledger import Record, dump_record, read_record
+from aftershock.harness.store.artifacts import Artifact
+from aftershock.harness.store.ledger import Record
 from aftershock.reports.site.build import build_site
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.cells import artifact, ledger, lines, replace_record, tensors
 from support.damage import Edits, Operation
 
 FILES = (
@@ -81,9 +83,13 @@ def target(run: Path, file: str) -> Path:
     part, colon, name = file.partition(":")
     if not colon:
         return next(run.glob(file))
-    found = (r for p in sorted((run / "cells").glob("*.json")) if (r := read_record(p)) is not None)
-    key = next(r.key for r in found if str(r.name).startswith(f"digits/mlp/0/{name}"))
-    return run / part / f"{key}.{'json' if part == 'cells' else 'safetensors'}"
+    return (lines if part == "cells" else artifact)(run, entry_of(run, name).key)
+
+
+def entry_of(run: Path, name: str) -> Record:
+    """The entry of the cell of a name."""
+    found = (record for _, record in sorted(ledger(run).items()))
+    return next(record for record in found if str(record.name).startswith(f"digits/mlp/0/{name}"))
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +147,15 @@ def test_files_of_a_run(number: int, uses: Uses, operations: Mapping[str, Operat
 def test_every_field_of_a_json_file(file: str, uses: Uses, edits: Edits, everything: bool) -> None:
     if not everything and file not in ("run.json", "cells:model"):
         pytest.skip("set AFTERSHOCK_DAMAGE to try every file")
-    names = [name for name, _ in edits(target(uses.origin, file))]
+
+    def editable(run: Path) -> tuple[Path, str]:
+        part, colon, name = file.partition(":")
+        return (run, entry_of(run, name).key) if colon else (target(run, part), "")
+
+    names = [name for name, _ in edits(*editable(uses.origin))]
     for name in names[:: 1 if everything and len(names) < 80 else max(1, len(names) // (80 if everything else 3))]:
         run = uses.fresh()
-        dict(edits(target(run, file)))[name]()
+        dict(edits(*editable(run)))[name]()
         uses.judge(run, f"edit {file}: {name}")
 
 
@@ -162,12 +173,10 @@ def rewrite(run: Path, change: Callable[[Facts], None]) -> None:
 
 def rewrite_model(run: Path, change: Callable[[Facts], None]) -> None:
     """Edit what a run says of its model, with a right checksum."""
-    path = target(run, "cells:model")
-    record = read_record(path)
-    assert record is not None
+    record = entry_of(run, "model")
     values = json.loads(json.dumps(dict(record.values)))
     change(values)
-    path.write_bytes(dump_record(Record(**{**vars(record), "values": values})))
+    replace_record(run, replace(record, values=values))
 
 
 def entry(facts: Facts) -> Facts:
@@ -233,14 +242,13 @@ def test_what_a_run_says_of_its_model_is_checked(change: Facts, uses: Uses, ever
 
 def test_scores_without_a_number_make_no_guard(uses: Uses) -> None:
     run = uses.fresh()
-    path = target(run, "artifacts:score/mahalanobis/calibrate")
-    save_file({n: torch.full(t.shape, torch.nan) for n, t in load_file(path).items()}, path)
-    entry_file = target(run, "cells:score/mahalanobis/calibrate")
-    record = read_record(entry_file)
-    assert record is not None
-    entry_file.write_bytes(
-        dump_record(Record(**{**vars(record), "digest": file_digest(path), "size": path.stat().st_size}))
-    )
+    record = entry_of(run, "score/mahalanobis/calibrate")
+    made = Artifact.of({n: torch.full(t.shape, torch.nan) for n, t in tensors(run, record.key).items()})
+    pack = artifact(run, record.key)
+    offset = pack.stat().st_size
+    with pack.open("ab") as stream:
+        stream.write(made.data)
+    replace_record(run, replace(record, digest=made.digest, size=made.size, offset=offset))
     with pytest.raises(AftershockError, match="finite"):
         export_guard(run, "mahalanobis", uses.folder / "g.safetensors")
 
@@ -309,7 +317,7 @@ def test_a_newer_schema_is_refused_with_the_version_that_wrote_it(uses: Uses) ->
         rewrite(run, partial(dict.update, schema=schema, versions={"aftershock": "4.2"}))
         with pytest.raises(AftershockError, match=rf"written by aftershock 4\.2, schema {schema}"):
             load_model(run)
-    with pytest.raises(AftershockError, match="reads up to 2"):
+    with pytest.raises(AftershockError, match=f"reads up to {RUN_SCHEMA}"):
         rewrite(run, lambda f: f.update(schema=7, versions={"aftershock": "4.2"}))
         build_site([run], uses.folder / "site")
 

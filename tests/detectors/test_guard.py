@@ -19,6 +19,7 @@ from aftershock.harness.run.load import RunFolder, load_detector, load_model
 from aftershock.harness.suite.builtin import builtin_suites
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.cells import artifact, ledger
 from support.commands import Forks
 from support.suites import Tiny
 from support.tables import read_table
@@ -282,10 +283,12 @@ def test_a_changed_artifact_is_refused(run: Path, tmp_path: Path) -> None:
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    for path in (copy / "artifacts").glob("*.safetensors"):
-        data = bytearray(path.read_bytes())
-        data[-1] ^= 1
-        path.write_bytes(bytes(data))
+    for record in ledger(copy).values():
+        path = artifact(copy, record.key)
+        if record.digest:
+            data = bytearray(path.read_bytes())
+            data[record.offset + record.size - 1] ^= 1
+            path.write_bytes(bytes(data))
     with pytest.raises(UsageError, match="was changed after it was written"):
         load_detector(copy, "mahalanobis")
 

@@ -17,7 +17,7 @@ def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 def both(data: torch.Tensor, **options: object) -> tuple[IsolationForest, IsolationTrees]:
     forest = IsolationForest(random_state=0, **options).fit(data.numpy())
-    return forest, from_sklearn(forest, data.std(0))
+    return forest, from_sklearn(forest, data.std(0).clamp(min=1e-6))
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,29 @@ def test_the_expected_path_is_that_of_binary_search_trees() -> None:
         harmonic = sum(1 / i for i in range(1, n))
         # The usual approximation of H(m) is ln m + 0.5772, off by 1 / 2m.
         assert expected_path(n) == pytest.approx(2 * harmonic - 2 * (n - 1) / n, abs=1.1 / (n - 1))
+
+
+def relaxed_in_complete_trees(trees: IsolationTrees, x: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The definition: every node of a complete tree is a soft split; an infinite threshold sends all to the left."""
+    margin = (trees.thresholds.to(x) - x[:, trees.features]) / (temperature * trees.spread.to(x)[trees.features])
+    margin = margin.clamp(max=1e30)
+    left = (1 + margin / (1 + margin.abs())) / 2
+    lengths = trees.lengths.to(x).expand(len(x), -1, -1)
+    for level in reversed(range(trees.depth)):
+        chance = left[:, :, 2**level - 1 : 2 ** (level + 1) - 1]
+        lengths = chance * lengths[:, :, 0::2] + (1 - chance) * lengths[:, :, 1::2]
+    return torch.pow(2.0, -lengths.squeeze(2).mean(1) / trees.normaliser)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [rows(600, 5), rows(3, 2), torch.cat([torch.ones(50, 3), rows(2, 3)]), torch.ones(20, 2)],
+    ids=["many", "few", "mostly-equal", "one-leaf"],
+)
+def test_nodes_below_early_leaves_can_be_left_out(data: torch.Tensor) -> None:
+    _, trees = both(data, n_estimators=20)
+    x = (rows(30, data.shape[1], 1) * 2).requires_grad_()
+    found, expected = trees.relaxed_anomaly(x, 0.5), relaxed_in_complete_trees(trees, x, 0.5)
+    torch.testing.assert_close(found, expected)
+    one, other = (torch.autograd.grad(value.sum(), x)[0] for value in (found, expected))
+    torch.testing.assert_close(one, other)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
-from aftershock.detectors.logits.feature_squeezing import FeatureSqueezing, median, non_local_means, reduce_bits
+from aftershock.detectors.logits.feature_squeezing import (
+    FeatureSqueezing,
+    median,
+    non_local_means,
+    reduce_bits,
+    selection_network,
+)
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.tracing.traces import Traces
 from hypothesis import given, settings
@@ -16,6 +24,20 @@ from scipy.special import softmax
 
 def pictures(n: int, size: int = 9, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, size, size + 2, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [2, 4, 9, 11])
+def test_the_comparisons_bring_every_rank_to_its_wire(size: int) -> None:
+    # A network that sorts all rows of zeros and ones sorts everything.
+    rows = np.array(list(product((0, 1), repeat=size))).T
+    expected = np.sort(rows, axis=0)
+    for rank in range(size):
+        wires = list(rows)
+        for low, high, keeps_low, keeps_high in selection_network(size, rank):
+            smaller, larger = np.minimum(wires[low], wires[high]), np.maximum(wires[low], wires[high])
+            wires[low] = smaller if keeps_low else np.full_like(smaller, -1)
+            wires[high] = larger if keeps_high else np.full_like(larger, -1)
+        np.testing.assert_array_equal(wires[rank], expected[rank])
 
 
 @pytest.mark.parametrize("window", [2, 3, 4, 5, 11])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +16,11 @@ import pytest
 import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
-from aftershock.harness.store.artifacts import Artifact
+from aftershock.harness.store.artifacts import SMALL, Artifact
 from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
-from aftershock.harness.store.ledger import SUFFIX
+from aftershock.harness.store.locks import Locks
 from aftershock.harness.store.run_directory import Store
+from support.cells import artifact, ledger, lines
 from support.commands import Forks
 
 NAME = CellName("digits", "mlp", 0, "thing")
@@ -24,29 +28,34 @@ KEYS = ["a" * 64, "b" * 64, "c" * 64]
 DAY = 86400
 
 
+def numbers(count: int = 1000) -> Artifact:
+    return Artifact.of({"x": torch.arange(float(count))})
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Three cells of about 4 kB, last used 1, 10 and 100 days ago; a run holds them, too."""
+    """Three cells of about 4.6 kB, last used 1, 10 and 100 days ago; runs hold them, too."""
     root = tmp_path / "cache"
-    with Store(tmp_path / "run", root) as store:
-        for days, key in zip((1, 10, 100), KEYS, strict=True):
-            store.put(key, NAME, Artifact.of({"x": torch.arange(1000.0)}), {}, 0.0)
-            used = time.time() - days * DAY
-            os.utime(root / "cells" / key[:2] / f"{key}.json", (used, used))
+    for days, key in zip((1, 10, 100), KEYS, strict=True):
+        with Store(tmp_path / f"run-{days}", root) as store:
+            store.put(key, NAME, numbers(), {}, 0.0)
+        used = time.time() - days * DAY
+        os.utime(lines(root, key), (used, used))
     return root
 
 
 def held(cache: Path) -> list[str]:
-    return sorted(p.name.partition(".")[0] for p in cache.rglob("*.json") if len(p.name) > 64)
+    return sorted(ledger(cache))
 
 
-def test_the_size_of_a_cache(cache: Path) -> None:
+def test_the_size_of_a_cache(cache: Path, tmp_path: Path) -> None:
     found = entries(cache)
     assert [entry.key for entry in found] == KEYS[::-1]
-    files = [p for p in (cache / "cells").rglob("*") if p.is_file()]
+    files = [p for part in ("cells", "artifacts") for p in (cache / part).rglob("*") if p.is_file()]
     assert sum(entry.size for entry in found) == sum(p.stat().st_size for p in files)
-    # What the run holds as well are the artifacts; entries are written twice.
-    assert sum(entry.shared for entry in found) == sum(p.stat().st_size for p in files if p.suffix == SUFFIX)
+    assert all(entry.shared == entry.size for entry in found)
+    shutil.rmtree(tmp_path / "run-10")
+    assert [entry.shared == 0 for entry in entries(cache)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,7 @@ def test_prune(older_than: float | None, max_size: int | None, left: int, cache:
     removed = prune(cache, older_than, max_size)
     assert removed.entries == 3 - left and (removed.size > 4000) == (left < 3)
     assert held(cache) == KEYS[:left]
-    assert len(list((cache / "cells").rglob(f"*{SUFFIX}"))) == left
+    assert [len(list((cache / part).iterdir())) for part in ("cells", "artifacts")] == [left, left]
     assert (cache / CACHE_TAG).exists()
 
 
@@ -69,8 +78,29 @@ def test_a_cell_that_a_run_takes_over_was_used_just_now(cache: Path, tmp_path: P
         assert store.find(KEYS[2]) is not None
     assert prune(cache, older_than=5 * DAY).entries == 1
     assert held(cache) == [KEYS[0], KEYS[2]]
-    # The artifact, which runs share, keeps the time at which it was written.
-    with Store(tmp_path / "run", None) as store:
+    for days, key in zip((1, 10, 100), KEYS, strict=True):
+        with Store(tmp_path / f"run-{days}", None) as store:
+            assert store.find(key) is not None
+
+
+@pytest.mark.parametrize("count", [1000, 2 * SMALL], ids=["small", "large"])
+def test_of_cells_in_one_pack_those_that_were_written_first_are_removed_first(tmp_path: Path, count: int) -> None:
+    cache = tmp_path / "cache"
+    with Store(tmp_path / "run", cache) as store:
+        for number, key in enumerate(KEYS):
+            store.put(key, NAME, numbers(count), {"n": number}, 0.0)
+    used = time.time() - DAY / 2
+    os.utime(lines(cache, KEYS[0]), (used, used))
+    before = lines(cache, KEYS[0])
+    size = sum(entry.size for entry in entries(cache))
+    assert prune(cache, max_size=size - 1).entries == 1
+    assert held(cache) == KEYS[1:]
+    # The others are in another pack, which was used when the first one was.
+    assert not before.exists() and entries(cache)[0].used == pytest.approx(used, abs=1)
+    with Store(tmp_path / "second", cache) as store:
+        assert [store.find(key) is not None for key in KEYS] == [False, True, True]
+        assert store.values(KEYS[2]) == {"n": 2} and len(store.tensor(KEYS[2], "x")) == count
+    with Store(tmp_path / "run") as store:
         assert all(store.find(key) is not None for key in KEYS)
 
 
@@ -78,18 +108,30 @@ def test_a_run_stays_whole_when_the_cache_is_cleared(cache: Path, tmp_path: Path
     (cache / "digests.json").write_text("{}")
     (cache / "cells" / "thesis.txt").write_text("mine")
     assert clear(cache).entries == 3
-    assert {p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.is_file()} == {CACHE_TAG, "cells/thesis.txt"}
-    with Store(tmp_path / "run", cache) as store:
-        assert all(store.find(key) is not None for key in KEYS)
+    assert {p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.stat().st_size and p.is_file()} == {
+        CACHE_TAG,
+        "cells/thesis.txt",
+    }
+    for days, key in zip((1, 10, 100), KEYS, strict=True):
+        with Store(tmp_path / f"run-{days}", cache) as store:
+            assert store.find(key) is not None
 
 
 def test_what_killed_processes_left_is_pruned_after_a_day(cache: Path) -> None:
-    place = cache / "cells" / "aa"
-    for name, days in ((f"{KEYS[0]}.json.77.tmp", 2), (f"{KEYS[0]}.json.78.tmp", 0)):
-        (place / name).write_text("half")
-        os.utime(place / name, (time.time() - days * DAY,) * 2)
+    place = cache / "artifacts" / "aa"
+    place.mkdir()
+    # Half a file, a file whose entry was never written, and the artifacts of a pack without entries.
+    names = [f"aa/{KEYS[0]}.safetensors.{number}.tmp" for number in (77, 78)]
+    names += [f"aa/{'a' * 63}{digit}.safetensors" for digit in "01"]
+    names += [f"{digit * 16}.pack" for digit in "01"]
+    for number, name in enumerate(names):
+        path = cache / "artifacts" / name
+        path.write_text("half")
+        os.utime(path, (time.time() - (0 if number % 2 else 2) * DAY,) * 2)
+    before = {p for p in (cache / "artifacts").rglob("*") if p.is_file()}
     prune(cache, max_size=10**9)
-    assert [p.name for p in place.glob("*.tmp")] == [f"{KEYS[0]}.json.78.tmp"]
+    after = {p for p in (cache / "artifacts").rglob("*") if p.is_file()}
+    assert before - after == {cache / "artifacts" / name for name in names[::2]}
 
 
 def test_folders_that_are_no_cache_are_refused(tmp_path: Path, cache: Path) -> None:
@@ -98,7 +140,7 @@ def test_folders_that_are_no_cache_are_refused(tmp_path: Path, cache: Path) -> N
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
     (tmp_path / "home" / "cells").mkdir()
     (tmp_path / "file").write_text("")
-    for name in ("nowhere", "empty", "home", "file", "run"):
+    for name in ("nowhere", "empty", "home", "file", "run-1"):
         with pytest.raises(UsageError, match="cache"):
             clear(tmp_path / name)
     outside = tmp_path / "outside"
@@ -106,16 +148,25 @@ def test_folders_that_are_no_cache_are_refused(tmp_path: Path, cache: Path) -> N
     (cache / "cells").symlink_to(outside)
     with pytest.raises(UsageError, match="is a link"):
         clear(cache)
-    assert len(list(outside.rglob("*.json"))) == 3
+    assert len(list(outside.iterdir())) == 3
 
 
 def test_links_in_a_cache_are_not_followed(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
-    kept = tmp_path / "precious" / f"{'d' * 64}.json"
-    kept.write_text("kept")
-    (cache / "cells" / "dd").symlink_to(kept.parent)
-    (cache / "cells" / "aa" / f"{'e' * 64}.json").symlink_to(kept)
-    assert clear(cache).entries == 3 and kept.read_text() == "kept"
+    with Store(tmp_path / "precious") as store:
+        store.put("d" * 64, NAME, numbers(2 * SMALL), {}, 0.0)
+    kept = artifact(tmp_path / "precious", "d" * 64)
+    entry = lines(tmp_path / "precious", "d" * 64)
+    (cache / "artifacts" / "dd").symlink_to(kept.parent)
+    (cache / "cells" / entry.name).symlink_to(entry)
+    assert clear(cache).entries == 3 and kept.exists() and entry.exists()
+
+
+def test_a_cache_of_an_earlier_version_is_named(cache: Path) -> None:
+    (cache / "cells" / "aa").mkdir()
+    (cache / "cells" / "aa" / f"{KEYS[0]}.json").write_text("{}")
+    with pytest.raises(UsageError, match="earlier version"):
+        entries(cache)
 
 
 def test_a_cache_of_before_the_tag_is_one(cache: Path) -> None:
@@ -211,7 +262,21 @@ def test_processes_that_share_a_cache_compute_each_cell_once_and_leave_no_locks(
     lines = (tmp_path / "log").read_text().splitlines()
     # Nobody began a cell that another one was computing, or had computed.
     assert sorted(lines) == sorted(f"{n} {what}" for n in range(60) for what in ("begins", "ends"))
-    assert not list((tmp_path / "cache" / "locks").iterdir())
+    assert len(list((tmp_path / "cache" / "cells").iterdir())) <= 3 and len(ledger(tmp_path / "cache")) == 60
+
+
+def test_processes_that_publish_at_once_where_links_are_impossible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    started = workers(tmp_path, tmp_path / "cache", 3, 40)
+    assert ends(started) == [0, 0, 0]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{n} {what}" for n in range(40) for what in ("begins", "ends"))
+    assert len(ledger(tmp_path / "cache")) == 40
 
 
 def test_a_cache_may_be_pruned_and_cleared_while_processes_work(tmp_path: Path) -> None:
@@ -229,16 +294,26 @@ def test_a_cache_may_be_pruned_and_cleared_while_processes_work(tmp_path: Path) 
             assert all(store.find(f"{n:064x}") is not None for n in range(60))
 
 
-def test_a_lock_is_gone_after_it_was_held_and_only_then(tmp_path: Path) -> None:
-    with Store(tmp_path / "run", tmp_path / "cache") as store:
-        with locked(store, KEYS[0]), locked(store, KEYS[1]):
-            assert len(list((tmp_path / "cache" / "locks").iterdir())) == 2
-        assert not list((tmp_path / "cache" / "locks").iterdir())
-        with locked(store, KEYS[0]):
-            assert len(list((tmp_path / "cache" / "locks").iterdir())) == 1
+@pytest.fixture(params=["bytes", "files"])
+def kind_of_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Locks where the system locks bytes of a file, and where it does not."""
+    kind: str = request.param
+    if kind == "files":
+        monkeypatch.setattr(sys, "platform", "other")
+    return kind
 
 
-def test_a_key_that_another_run_holds_is_not_waited_for(tmp_path: Path) -> None:
+def test_locks_leave_nothing_behind(tmp_path: Path, kind_of_locks: str) -> None:
+    locks = Locks(tmp_path / "locks")
+    for _ in range(3):
+        with locks.take("one") or ExitStack(), locks.take("other") or ExitStack():
+            assert locks.take("one") is None
+    files = list((tmp_path / "locks").iterdir())
+    assert sum(path.stat().st_size for path in files) == 0 and len(files) == (kind_of_locks == "bytes")
+    locks.close()
+
+
+def test_a_key_that_another_run_holds_is_not_waited_for(tmp_path: Path, kind_of_locks: str) -> None:
     cache = tmp_path / "cache"
     with Store(tmp_path / "one", cache) as one, Store(tmp_path / "other", cache) as other:
         with locked(one, KEYS[0]):

@@ -13,9 +13,9 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.plan import Plan, make_plan
 from aftershock.harness.run.runner import TimeLeft, choose
-from aftershock.harness.store.ledger import read_record
 from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite
+from support.cells import ledger
 from support.suites import Tiny
 
 KEY = "a" * 64
@@ -90,8 +90,7 @@ def test_a_part_is_known_whatever_is_in_its_label(plan: Plan) -> None:
 def test_an_entry_keeps_all_fields(name: CellName, tmp_path: Path) -> None:
     with Store(tmp_path / "run") as store:
         store.put_failure(KEY, name, "failed", "why")
-    record = read_record(tmp_path / "run" / "cells" / f"{KEY}.json")
-    assert record is not None and record.name == name
+    assert ledger(tmp_path / "run")[KEY].name == name
 
 
 @pytest.mark.parametrize("wrong", [{"seed": "0"}, {"seed": True}, {"start": 0.5}, {"part": None}, {"more": 1}])
@@ -114,9 +113,9 @@ def test_what_another_run_called_otherwise_is_found_by_own_labels(tmp_path: Path
         load_model(tmp_path / place, {"a": "one", "b": "other"}[place])
     with pytest.raises(UsageError, match="no detector 'first'"):
         load_detector(tmp_path / "b", "first")
-    named = [read_record(path) for path in (tmp_path / "b" / "cells").glob("*.json")]
-    assert {r.name.model for r in named if r} == {"other"}
-    assert {r.name.part for r in named if r and r.kind == "fit"} == {"second"}
+    named = ledger(tmp_path / "b").values()
+    assert {r.name.model for r in named} == {"other"}
+    assert {r.name.part for r in named if r.kind == "fit"} == {"second"}
     costs = json.loads((tmp_path / "b" / "run.json").read_text())["costs"]
     assert [c["detector"] for c in costs] == ["second", "third"]
     assert costs[0]["score_ms_per_image"] == costs[1]["score_ms_per_image"] > 0

@@ -9,13 +9,12 @@ import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.evaluation.csv_files import table_file
-from safetensors.torch import load_file
+from aftershock.harness.store.ledger import Record
+from support.cells import ledger, tensors
 from support.columns import COLUMNS
 from support.commands import CacheVariable, Forks, shell
 from support.suites import Tiny
@@ -245,10 +244,9 @@ BROKEN = {
 }
 
 
-def ledger(run: Path) -> dict[str, dict[str, Any]]:
+def by_name(run: Path) -> dict[str, Record]:
     """The ledger's entries by cell name."""
-    found = [json.loads(path.read_text()) for path in (run / "cells").iterdir()]
-    return {str(CellName.from_json(entry["name"])): entry for entry in found}
+    return {str(record.name): record for record in ledger(run).values()}
 
 
 def one(run: Path, table: str, **where: str) -> dict[str, str]:
@@ -348,14 +346,14 @@ def test_without_the_cache_the_tables_are_the_same(place: Path, finished: Path, 
 def test_fresh_computes_everything_again(place: Path, finished: Path, forks: Forks) -> None:
     cache: CacheVariable = {"AFTERSHOCK_CACHE": str(place / "fresh-cache")}
     assert forks("run", "tiny.toml", "--out", "fresh", cwd=place, **cache).status == 0
-    names = {p.name for p in (place / "fresh" / "artifacts").iterdir()}
+    names = ledger(place / "fresh").keys()
     before = time.time_ns()
     done = forks("run", "tiny.toml", "--out", "fresh", "--fresh", cwd=place, **cache)
     assert done.status == 0
     assert "Nothing was missing" not in done.output
-    assert {p.name for p in (place / "fresh" / "artifacts").iterdir()} == names
-    times = [(place / "fresh" / "artifacts" / n).stat().st_mtime_ns for n in names]
-    assert min(times) > before
+    again = ledger(place / "fresh")
+    assert again.keys() == names
+    assert min(record.written for record in again.values()) > before
     assert whole_tables(place / "fresh") == whole_tables(finished)
 
 
@@ -374,13 +372,14 @@ def test_a_new_detector_costs_its_own_fit_and_scores(
     tiny(place / "grown.toml", detectors=[{"name": "msp"}, {"name": "energy"}])
     out = place / "grown"
     assert forks("run", "grown.toml", "--out", out, cwd=place, **cache).status == 0
-    before, old = ledger(out), {p.name: p.stat().st_mtime_ns for p in (out / "artifacts").iterdir()}
+    before = by_name(out)
     tiny(
         place / "grown.toml",
         detectors=[{"name": "msp"}, {"name": "energy"}, {"name": "energy", "label": "hot", "temperature": 3}],
     )
     assert forks("run", "grown.toml", "--out", out, cwd=place, **cache).status == 0
-    new = ledger(out).keys() - before.keys()
+    after = by_name(out)
+    new = after.keys() - before.keys()
     sources = [
         "calibrate",
         "clean",
@@ -392,7 +391,7 @@ def test_a_new_detector_costs_its_own_fit_and_scores(
         "levels:fgsm",
     ]
     assert new == {"digits/mlp/0/fit/hot", *(f"digits/mlp/0/score/hot/{s}" for s in sources)}
-    assert {n: t for n, t in ((p.name, p.stat().st_mtime_ns) for p in (out / "artifacts").iterdir()) if n in old} == old
+    assert {name: after[name] for name in before} == before
     # What was there keeps its rows, to the last digit.
     for name in ("metrics.csv", "scores.csv.gz"):
         assert [r for r in read_table(out, name) if r["detector"] != "hot"] == read_table(finished, name)
@@ -433,7 +432,7 @@ def test_limit_and_only(place: Path, forks: Forks, cache: CacheVariable) -> None
     assert all(r["tpr_at_fpr_5"] == "" and r["reason"] for r in read_table(place / "limited", "metrics.csv"))
     done = forks("run", "tiny.toml", "--out", "part", "--only", "perturb/fgsm", cwd=place, **cache)
     assert done.status == 0, done.output
-    assert {e["name"]["kind"] for e in ledger(place / "part").values()} == {"model", "trace", "perturb"}
+    assert {e.kind for e in ledger(place / "part").values()} == {"model", "trace", "perturb"}
     assert json.loads((place / "part" / "run.json").read_text())["status"] == "incomplete"
     # Without the clean passes of both test sets nothing can be measured yet.
     assert read_table(place / "part", "metrics.csv") == []
@@ -453,7 +452,7 @@ def test_only_takes_a_label_with_brackets(place: Path, forks: Forks, tiny: Tiny,
     out = place / "budgets"
     done = forks("run", "budgets.toml", "--out", out, "--only", "perturb/fgsm[eps=8/255]", cwd=place, **cache)
     assert done.status == 0, done.output
-    assert {name for name, e in ledger(out).items() if e["name"]["kind"] == "perturb"} == {
+    assert {name for name, e in by_name(out).items() if e.kind == "perturb"} == {
         "digits/mlp/0/perturb/fgsm[eps=8/255]/evaluate/0"
     }
     assert forks("run", "budgets.toml", "--out", out, cwd=place, **cache).status == 0
@@ -648,8 +647,8 @@ def test_perturbed_images_through_a_file_give_the_same_numbers(
     pgd = {"name": "pgd", "eps": 0.3, "steps": 3}
     tiny(place / "pgd.toml", perturbations=[pgd])
     assert forks("run", "pgd.toml", "--out", "pgd", cwd=place, **cache).status == 0
-    entry = ledger(place / "pgd")["digits/mlp/0/perturb/pgd/evaluate/0"]
-    made = load_file(place / "pgd" / "artifacts" / f"{entry['key']}.safetensors")
+    entry = by_name(place / "pgd")["digits/mlp/0/perturb/pgd/evaluate/0"]
+    made = tensors(place / "pgd", entry.key)
     scored = [r for r in read_table(place / "pgd", "scores.csv.gz") if r["detector"] == "msp" and r["set"] == "clean"]
     position = np.array([int(r["index"]) for r in scored])
     np.savez(place / "pgd.npz", x_adv=made["images"].numpy(), index=position[made["row"].numpy()])

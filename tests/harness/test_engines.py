@@ -36,6 +36,7 @@ from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.run_directory import Store
 from aftershock.harness.store.stored_traces import StoredCells
 from aftershock.harness.suite.resolve import load_suite
+from support.cells import ledger
 from support.commands import Forks, Result, quiet_environment
 from support.plugins import NETWORK, PLUGGED
 from support.suites import Tiny, table
@@ -89,7 +90,7 @@ def test_two_workers_make_the_tables_and_findings_of_one(forks: Forks, place: Pa
         assert json.loads(one.read_text()) == json.loads(other.read_text())
     # Everything that was given away is in its place, and nothing is missing for the next call.
     assert not (place / "two" / ".incoming").exists()
-    assert {p.name for p in (place / "two" / "cells").iterdir()} == {p.name for p in (alone / "cells").iterdir()}
+    assert ledger(place / "two").keys() == ledger(alone).keys()
     again = run(forks, place, "two", "cache-two", "--workers", 2)
     assert again.status == 0 and "Nothing was missing" in again.output
 
@@ -112,7 +113,7 @@ def test_shards_fill_a_cache_from_which_one_call_makes_the_tables(forks: Forks, 
     for one in both:
         one.join(300)
     assert [ended[n].status for n in (1, 2)] == [0, 0], ended
-    total = len(list((alone / "cells").iterdir()))
+    total = len(ledger(alone))
     here = [int(ended[n].output.rpartition("computed ")[2].split()[0]) for n in (1, 2)]
     # Every cell was computed once, and both took part.
     assert sum(here) == total and min(here) > 0
@@ -216,7 +217,7 @@ def test_code_of_plugins_runs_in_one_worker(place: Path) -> None:
     score = next(d for d in suite.detectors if d.label == "plugged")
     jobs: list[tuple[Any, bool]] = [
         (ScoreJob("m", score, "f", ()), True),
-        (PerturbJob("m", adaptive, "evaluate", 0, 1, "l", 0, TargetPlan(score, "f", "c", "g")), True),
+        (PerturbJob("m", adaptive, "evaluate", 0, 1, "l", 0, TargetPlan(score, "f", "c", "l", "g")), True),
         (PerturbJob("m", own, "evaluate", 0, 1, "l", 0), False),
         (TraceJob("m", Images("fit", 0, 1), None), False),
     ]
@@ -318,7 +319,7 @@ def test_what_killed_shards_leave_is_removed_by_the_next_call(forks: Forks, tmp_
 
     def end(process: int) -> None:
         until = time.monotonic() + 120
-        while not list(cache.glob("cells/*/*.json")) and time.monotonic() < until:
+        while not ledger(cache) and time.monotonic() < until:
             time.sleep(0.01)
         os.kill(process, signal.SIGKILL)
 

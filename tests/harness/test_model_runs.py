@@ -14,6 +14,7 @@ from aftershock.harness.run.api import run
 from aftershock.harness.run.guard import export_guard
 from aftershock.harness.store.stored_traces import tap_infos
 from aftershock.harness.tracing.traces import TapInfo
+from support.cells import ledger
 from torch import nn
 
 MODELS = """
@@ -130,10 +131,9 @@ def test_what_the_probe_found_stands_in_the_run_and_in_all_rows(made: Path) -> N
 
 def test_where_channels_lie_is_kept_and_older_lists_of_taps_are_read(made: Path) -> None:
     axes = {}
-    for path in (made / "cells").glob("*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["name"]["kind"] == "model":
-            axes[record["name"]["model"]] = [t.channel_axis for t in tap_infos(record["values"])]
+    for record in ledger(made).values():
+        if record.kind == "model":
+            axes[record.name.model] = [t.channel_axis for t in tap_infos(record.values)]
     assert (axes["first"], axes["last"]) == ([1], [3])
     assert tap_infos({"taps": [["a", "relu", [3, 4, 4]]]}) == (TapInfo("a", "relu", (3, 4, 4)),)
 

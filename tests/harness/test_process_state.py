@@ -180,6 +180,14 @@ def test_a_set_that_lists_its_items_in_another_order_is_the_same() -> None:
         patches._places.cache_clear()
 
 
+def test_reading_a_first_date_changes_nothing_that_numbers_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the process began with another idea of the time zone than the first `tzset` has, as in some containers.
+    monkeypatch.setattr(time, "tzname", ("before", "before"))
+    with guarded() as changes:
+        time.tzset()
+    assert not changes.all
+
+
 def test_the_working_directory_is_put_back(tmp_path: Path) -> None:
     before = Path.cwd()
     with guarded() as changes:

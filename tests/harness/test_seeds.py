@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aftershock.harness.core.seeds import Draws, derive_seed, forked_rng, generator
+from aftershock.harness.core.seeds import Draws, DrawsAhead, derive_seed, forked_rng, generator
 from hypothesis import given
 from hypothesis import strategies as st
 from support.generators import generator_states
@@ -123,3 +123,18 @@ def test_forked_rng_nests() -> None:
 
 def test_a_generator_is_of_its_seed() -> None:
     assert generator(3, "x").initial_seed() == derive_seed(3, "x")
+
+
+def test_numbers_drawn_ahead_are_those_of_single_draws_and_leave_the_generators_alike() -> None:
+    like = torch.empty(4, 5)
+    single, ahead = Draws(7, range(4)), Draws(7, range(4))
+    block = DrawsAhead(ahead, steps=8)
+    for _ in range(11):
+        torch.testing.assert_close(block.uniform(like), single.uniform(like), rtol=0, atol=0)
+    # Two images leave after eleven draws, the others go on over the end of a block.
+    block.keep([1, 3])
+    rest = single.take([1, 3])
+    for _ in range(7):
+        torch.testing.assert_close(block.uniform(like[:2]), rest.uniform(like[:2]), rtol=0, atol=0)
+    block.settle()
+    torch.testing.assert_close(ahead.normal(like), single.normal(like), rtol=0, atol=0)

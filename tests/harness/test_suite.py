@@ -164,6 +164,10 @@ MISTAKES = {
     "label-with-line-end": ('label = "bits"', 'label = "a\\n"', 'label = "a\\n"', "must start with a letter"),
     "hostile-name": ('name = "good"', 'name = "../good"', 'name = "../good"', "must start with a letter"),
     "label-none": ('label = "bits"', 'label = "none"', 'label = "none"', "'none' is kept"),
+    "label-of-clean-images": (
+        "[threat]", '[[perturbations]]\nname = "fgsm"\neps = 0.1\nlabel = "fit"\n[threat]', 'label = "fit"',
+        "'fit' is kept",
+    ),
     "two-equal-labels": ('label = "bits"', 'label = "msp"', 'label = "msp"', "two detectors have the label 'msp'"),
     "missing-plugin": ('name = "good"', 'name = "good"\nplugins = ["no.py"]', 'plugins = ["no.py"]', "does not exist"),
     "analysis": ("[threat]", '[[analyses]]\nname = "tea-leaves"\n[threat]', 'name = "tea-leaves"', "tea-leaves"),

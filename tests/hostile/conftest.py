@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from support.cells import ledger
 from support.commands import Forks
 from support.suites import Tiny
 from support.tables import whole_tables
@@ -289,8 +290,7 @@ class Ran:
 
     def cached(self) -> dict[str, str]:
         """The kinds of all cells in the cache, by key."""
-        places = (self.folder / "cache" / "cells").glob("*/*.json")
-        return {place.stem: str(json.loads(place.read_bytes())["name"]["kind"]) for place in places}
+        return {key: record.kind for key, record in ledger(self.folder / "cache").items()}
 
     @property
     def facts(self) -> dict[str, Any]:

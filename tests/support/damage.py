@@ -9,7 +9,7 @@ from pathlib import Path
 Operation = Callable[[Path], None]
 # Changes one field of a JSON file.
 Edit = Callable[[], None]
-# Lists what can be edited in a JSON file, by the names of the fields.
-Edits = Callable[[Path], list[tuple[str, Edit]]]
+# Lists what can be edited in a JSON file, or in the entry of a key of a run directory, by the names of the fields.
+Edits = Callable[[Path, str], list[tuple[str, Edit]]]
 # Tells in what one run directory differs from another one of the same suite.
 Differences = Callable[[Path, Path], list[str]]

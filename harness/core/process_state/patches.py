@@ -39,6 +39,8 @@ _CLASSES: Sequence[type] = (torch.Tensor, torch.nn.Parameter, pathlib.Path)
 # What an interactive session or Python itself writes, or torch with the default dtype.
 _IGNORED = (
     "_", "Storage", "__annotations__", "__warningregistry__", "__abstractmethods__", "_abc_impl", "__slotnames__",
+    # Written by `time.tzset`, which the first date that is read calls; the variable that decides them is environment.
+    "timezone", "altzone", "daylight", "tzname",
 )  # fmt: skip
 _GONE = object()
 _real_setattr, _real_delattr = setattr, delattr

@@ -66,10 +66,8 @@ def _load_state(answers: Answers, asked: Message) -> Message:
 
 
 def _score(answers: Answers, asked: Message) -> Message:
-    return _scored(answers.part(asked), asked, asked.values["values"])
-
-
-def _scored(detector: Detector, asked: Message, about: Mapping[str, Any]) -> Message:
+    detector: Detector = answers.part(asked)
+    about = asked.values["values"]
     with forked_rng(about["seed"]):
         found = detector.score(unpack_traces(asked.tensors, about["traces"]).alone())
     if not isinstance(found, Tensor):
@@ -143,12 +141,7 @@ def _surrogate(answers: Answers, asked: Message) -> Message:
         with forked_rng(about["seed"]):
             return detector.surrogate(live)
 
-    found = _differentiable(answers, asked, compute, "surrogate()")
-    if "scored" not in about:
-        return found
-    with torch.no_grad():
-        score = _scored(detector, asked, about["scored"])
-    return Message(found.values, {**found.tensors, **score.tensors})
+    return _differentiable(answers, asked, compute, "surrogate()")
 
 
 def _objective(answers: Answers, asked: Message) -> Message:

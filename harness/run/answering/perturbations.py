@@ -40,16 +40,14 @@ class _Asked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, answers: Answers, call: str, values: Mapping[str, Any], names: list[str], images: Tensor
+        ctx: Any, answers: Answers, call: str, values: Mapping[str, Any], said: dict[str, Any], images: Tensor
     ) -> tuple[Tensor, ...]:
         wanted = bool(ctx.needs_input_grad[4])
         found = answers.call(call, {**values, "differentiate": wanted}, {"images": images.detach()})
-        names[:] = list(found.values["names"])
-        ctx.answers, ctx.graph = answers, found.values["graph"]
-        outputs = tuple(found.tensor(name) for name in names)
-        ctx.mark_non_differentiable(*[o for name, o in zip(names, outputs, strict=True) if name == "score"])
+        said |= found.values
+        ctx.answers, ctx.graph = answers, found.values["number"]
         ctx.set_materialize_grads(False)
-        return outputs
+        return tuple(found.tensor(name) for name in found.values["names"])
 
     @staticmethod
     @once_differentiable
@@ -59,10 +57,11 @@ class _Asked(torch.autograd.Function):
         return None, None, None, None, found.tensor("gradient")
 
 
-def _ask(answers: Answers, call: str, values: Mapping[str, Any], images: Tensor) -> dict[str, Tensor]:
-    names: list[str] = []
-    outputs = _Asked.apply(answers, call, values, names, images)
-    return dict(zip(names, outputs, strict=True))
+def _ask(answers: Answers, call: str, values: Mapping[str, Any], images: Tensor) -> tuple[dict[str, Tensor], int]:
+    """Return what the owner computes from images, by name, and the number by which it knows this pass."""
+    said: dict[str, Any] = {}
+    outputs = _Asked.apply(answers, call, values, said, images)
+    return dict(zip(said["names"], outputs, strict=True)), int(said["number"])
 
 
 class _Network(nn.Module):
@@ -77,7 +76,7 @@ class _Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         rows = None if self.rows is None else self.rows.tolist()
-        return _ask(self.answers, "model", {"rows": rows}, images)["logits"]
+        return _ask(self.answers, "model", {"rows": rows}, images)[0]["logits"]
 
 
 class AskingModel(CountingModel):
@@ -113,9 +112,13 @@ class AskingTarget:
         """See the protocol."""
         rows = _rows_of(model)
         how = {"temperature": temperature, "straight_through": straight_through, "surrogate": surrogate}
-        found = _ask(self._answers, "observe", {"rows": rows, **how}, images)
+        found, number = _ask(self._answers, "observe", {"rows": rows, **how}, images)
         features = {n.removeprefix("feature:"): t for n, t in found.items() if n.startswith("feature:")}
-        return Observation(found["logits"], found.get("suspicion"), found["score"], features)
+
+        def score(wanted: Tensor) -> Tensor:
+            return self._answers.call("score", {"pass": number}, {"wanted": wanted}).tensor("score")
+
+        return Observation(found["logits"], found.get("suspicion"), score, features)
 
     def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the protocol."""

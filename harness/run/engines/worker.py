@@ -95,7 +95,7 @@ def serve(owner: Connection, inbox: queue.SimpleQueue[Any]) -> None:
     torch.set_num_threads(opening.threads)
 
     def give(result: Result) -> Result:
-        return replace(result, artifact=result.artifact.written(opening.place / result.key))
+        return replace(result, artifact=result.artifact.given(opening.place / result.key))
 
     def tell_share(share: float) -> None:
         send(owner, Share(share))

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ....attacks.base.perturb_batch import PerturbedBatch
     from ....attacks.base.perturbation import Perturbation
 
+# Fit images among which feature matching finds its guides.
+GUIDES = 256
+
 
 def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: TargetPlan) -> Output:
     """Perturb the rows that the model gets right so that a fitted detector lets them pass."""
@@ -91,7 +94,7 @@ def _target(
 ) -> FittedTarget:  # fmt: skip
     """Return a fitted detector as an attack that knows it sees it."""
     detector = lent(context.detector(planned.fit, planned.part), perturbation)
-    logits = context.reader.tensor(planned.guides, "logits")
+    logits = context.reader.tensor(planned.guide_logits, "logits")[:GUIDES]
     images, labels, _ = context.clean("fit", 0, len(logits))
     right = logits.argmax(1) == labels
     return FittedTarget(
@@ -100,4 +103,5 @@ def _target(
         calibrate=context.reader.tensor(planned.calibrate, "score"),
         clean=images[right].to(context.device),
         labels=labels[right],
+        scores=context.reader.tensor(planned.guide_scores, "score")[:GUIDES][right],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from ....attacks.benign.equal_norm_control import equal_norm_control
 from ...core.errors import AftershockError, UnavailableError
 from ...core.process_state import CHANGED_FLAG
 from ...core.seeds import Draws, derive_seed
+from ...models.folding import folded
 from ...plan.cells import ControlJob, DerivedJob, PerturbJob
 from ...suite.instances import make_perturbation
 from ...tracing.traced_model import TracedModel
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
 
 
+# Images on which a quick copy of a model is compared with it.
+COMPARED = 8
+
 NO_GRADIENT = (
     "the model gives no gradient with respect to its input, so an attack that follows it cannot work: attacks that "
     "only ask for predictions, such as square, can"
@@ -38,8 +43,24 @@ def compute_perturbed(context: TaskContext, key: str, job: PerturbJob) -> Output
     """Perturb the rows that the model gets right and the perturbation covers."""
     perturbation = make_perturbation(job.part)
     model = context.open(job.model)
-    made, rows = perturbed(context, job, perturbation, lent_model(model, perturbation), model)
+    made, rows = perturbed(context, job, perturbation, _attacked(context, job, perturbation, model), model)
     return Output(key, tensors_of(made, rows), values_of(made, perturbation))
+
+
+def _attacked(context: TaskContext, job: PerturbJob, perturbation: Perturbation, model: TracedModel) -> TracedModel:
+    """Return a model as a perturbation may have it: a quick copy where last digits do not decide what it finds.
+
+    They do for what looks for the smallest perturbation, and goes along the boundary itself. On an H200 the copy of a
+    ResNet-20 is no quicker than the model (.7 to 1.0 of its speed in float32, tests/gpu).
+    """
+    info, own = perturbation.info, not isinstance(perturbation, PluginPerturbation)
+    here = context.device.type == "cpu"
+    if here and own and info.kind == "attack" and info.gradients and not info.minimises:
+        images, _, _ = context.clean(job.set, job.start, min(job.stop, job.start + COMPARED))
+        quick = folded(model.model, images)
+        if quick is not None:
+            return replace(model, model=quick, root=None)
+    return lent_model(model, perturbation)
 
 
 def perturbed(

@@ -87,3 +87,18 @@ def test_flips_are_the_diagonal_of_the_hamming_distances() -> None:
 def test_pack_takes_booleans_of_two_axes(wrong: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="booleans of shape"):
         codes.pack(wrong)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 40])
+@pytest.mark.parametrize("counts_words", [True, False])
+def test_parts_of_rows_are_compared_as_each_alone(
+    rows: int, counts_words: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not counts_words:
+        monkeypatch.setattr(codes, "_bitwise_count", None)
+    monkeypatch.setattr(codes, "_POPCOUNT_WORDS", 50)
+    draw, units = torch.Generator().manual_seed(0), (100, 7, 64)
+    one, other = ([torch.rand(n, count, generator=draw) > 0.5 for count in units] for n in (rows, 33))
+    found = codes.hamming_each([codes.pack(b) for b in one], [codes.pack(b) for b in other], units)
+    for a, b, distance in zip(one, other, found, strict=True):
+        assert torch.equal(distance, (a[:, None] != b[None]).sum(2).int())

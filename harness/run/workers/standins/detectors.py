@@ -135,21 +135,6 @@ class PluginDetector(Detector):
         found: Tensor = _Remote.apply(self._instance, list(tensors), ask, *tensors.values())
         return found
 
-    def observe(self, live: LiveTrace, traces: Traces) -> tuple[Tensor, Tensor]:
-        """Return :meth:`surrogate` and :meth:`score` of the same images, for one question instead of two."""
-        tensors, about = pack_live(live)
-        scored, described = pack_traces(replace(traces, label_rows=None, source_rows=None))
-        values = {"live": about, "seed": _draw(), "scored": {"traces": described, "seed": _draw()}}
-        scores: list[Tensor] = []
-
-        def ask(given: Sequence[Tensor], wanted: list[str]) -> Message:
-            found = self._asked("surrogate", values, [*tensors, *scored], [*given, *scored.values()], wanted)
-            scores.append(found.tensor("score"))
-            return found
-
-        suspicion: Tensor = _Remote.apply(self._instance, list(tensors), ask, *tensors.values())
-        return suspicion, scores[0]
-
     def state(self) -> dict[str, Any]:
         if self._learned is None:
             self._learned = _state_of(self._instance.ask("state"))
@@ -177,10 +162,10 @@ class PluginDetector(Detector):
         return found
 
     def _asked(
-        self, question: str, values: Mapping[str, Any], names: Sequence[str], given: Sequence[Tensor | Rows],
+        self, question: str, values: Mapping[str, Any], names: Sequence[str], given: Sequence[Tensor],
         wanted: list[str],
     ) -> Message:  # fmt: skip
-        tensors: dict[str, Tensor | Rows] = dict(zip(names, given, strict=True))
+        tensors: dict[str, Tensor | Rows] = {**dict(zip(names, given, strict=True))}
         return self._instance.ask(
             question, {**values, "differentiate": wanted}, tensors, **self._limited(max(1, len(given[0])))
         )

@@ -98,8 +98,8 @@ class PluginPerturbation(Perturbation):
             "target": None if model.target is None else _described(model.target),
         }  # fmt: skip
         calls = {
-            "model": passes.model, "observe": passes.observe, "query": passes.query, "guides": passes.guides,
-            "backward": passes.backward,
+            "model": passes.model, "observe": passes.observe, "score": passes.score, "query": passes.query,
+            "guides": passes.guides, "backward": passes.backward,
         }  # fmt: skip
         given: dict[str, Any] = {"images": images, "labels": labels}
         try:
@@ -135,7 +135,9 @@ class _Passes:
     def __init__(self, model: CountingModel) -> None:
         self._model = model
         self.stopped: Exception | None = None
+        # By number of a pass: images and results with their graph, and what asks for the scores of its images.
         self._graphs: Recent[int, tuple[Tensor, Sequence[Tensor]]] = Recent(_PASSES)
+        self._scores: Recent[int, Callable[[Tensor], Tensor]] = Recent(_PASSES)
         self._count = 0
 
     def model(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
@@ -143,19 +145,30 @@ class _Passes:
         return self._differentiable(values, tensors, lambda part, images: {"logits": part(images)})
 
     def observe(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
-        """Return everything that one look at the detector shows."""
+        """Return what one look at the detector shows; its scores are asked for by :meth:`score`."""
         target = self._target()
 
         def observed(part: CountingModel, images: Tensor) -> dict[str, Tensor]:
             seen = target.observe(
                 part, images, float(values["temperature"]), bool(values["straight_through"]), bool(values["surrogate"])
             )
-            found = {"logits": seen.logits, "score": seen.score}
+            self._scores[self._count + 1] = seen.score
+            found = {"logits": seen.logits}
             if seen.suspicion is not None:
                 found["suspicion"] = seen.suspicion
             return found | {f"feature:{name}": value for name, value in seen.features.items()}
 
         return self._differentiable(values, tensors, observed)
+
+    def score(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
+        """Return true scores of some images of an earlier look."""
+        wanted = tensors["wanted"]
+        if values["pass"] not in self._scores:
+            raise AftershockError(f"only images of the last {_PASSES} looks can be scored")
+        if wanted.dtype != torch.bool or wanted.ndim != 1:
+            raise UsageError("`score` of an observation takes which images are wanted, bool (n,).")
+        with self._noted(), torch.no_grad():
+            return Message({}, {"score": self._scores[values["pass"]](wanted.to(self._device))})
 
     def query(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
         """Return logits and true scores."""
@@ -191,11 +204,10 @@ class _Passes:
         wanted, images = bool(values["differentiate"]), self._images(tensors)
         with self._noted(), torch.set_grad_enabled(wanted):
             found = compute(self._part(values), images.requires_grad_() if wanted else images)
-        number = 0
+        self._count += 1
         if wanted:
-            self._count = number = self._count + 1
-            self._graphs[number] = (images, tuple(found.values()))
-        return Message({"names": list(found), "graph": number}, {n: t.detach() for n, t in found.items()})
+            self._graphs[self._count] = (images, tuple(found.values()))
+        return Message({"names": list(found), "number": self._count}, {n: t.detach() for n, t in found.items()})
 
     def _part(self, values: Mapping[str, Any]) -> CountingModel:
         rows = values["rows"]
@@ -207,8 +219,11 @@ class _Passes:
             raise UsageError(
                 f"The model takes images of shape (n, channels, height, width), not {tuple(images.shape)}."
             )
-        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        return images.detach().clone().to(device)
+        return images.detach().clone().to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self._model.parameters()), torch.device("cpu"))
 
     def _target(self) -> TargetDetector:
         if self._model.target is None:
