@@ -146,7 +146,7 @@ def code_layer(
     tap, depth, network = place
     standardiser = fit_standardiser([pooled[0]])
     fit, held = (standardiser.apply(x).to(given.device) for x in pooled)
-    books: list[tuple[Coder, Codebook]] = [("som", fit_som(fit, sizes.rows, sizes.columns, sizes.epochs))]
+    books: list[tuple[Coder, Codebook]] = [("som", _fit_map(fit, sizes))]
     if network == "trained":
         draws = given.draws("kmeans", tap)
         books.append(("kmeans", fit_kmeans(fit, sizes.rows * sizes.columns, draws)))
@@ -172,8 +172,16 @@ def label_information(given: AnalysisInput, pooled: tuple[Tensor, Tensor], class
     """Adjusted mutual information of the held-out images' units with their labels, for a map fitted like a layer's."""
     standardiser = fit_standardiser([pooled[0]])
     fit, held = (standardiser.apply(x).to(given.device) for x in pooled)
-    units = fit_som(fit, sizes.rows, sizes.columns, sizes.epochs).match(held)[0].cpu()
+    units = _fit_map(fit, sizes).match(held)[0].cpu()
     return mutual_information(units, classes.held_labels)
+
+
+def _fit_map(fit: Tensor, sizes: Sizes) -> SOM:
+    """Fit a map whose units stand for the samples around them, since errors are compared with those of centroids.
+
+    A larger last radius would pull the units of a small map to its middle.
+    """
+    return fit_som(fit, sizes.rows, sizes.columns, sizes.epochs, last_radius=0.5, repairs=0)
 
 
 def _errors(layer: Layer, fit: Tensor, held: Tensor) -> dict[str, float]:
@@ -192,7 +200,7 @@ def _errors(layer: Layer, fit: Tensor, held: Tensor) -> dict[str, float]:
 
 def _gaussian(fit: Tensor, held: int, draws: torch.Generator, sizes: Sizes) -> float:
     cloud = gaussian_like(fit, len(fit) + held, draws)
-    book = fit_som(cloud[: len(fit)], sizes.rows, sizes.columns, sizes.epochs)
+    book = _fit_map(cloud[: len(fit)], sizes)
     return relative_error(book, cloud[len(fit) :], cloud[: len(fit)].mean(0))
 
 

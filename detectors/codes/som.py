@@ -16,6 +16,10 @@ from .codebook import Codebook
 
 # Rows of which an update holds the products with all prototypes at once.
 _BLOCK = 8192
+# Squared grid distance up to which units lie beside each other: the eight around one.
+_BESIDE = 2.0
+# Share of a unit's samples whose second-best unit lies elsewhere, by what its radius then grows, and the maximum.
+_FOLDED, _GROWTH, _MOST = 0.01, 1.1, 1.3
 # Dimensions above which the initial plane is found from a Gram matrix, and the maximum number of its samples.
 _PCA_SIDE = 1000
 
@@ -52,11 +56,16 @@ def fit_som(
     data: Tensor,
     rows: int,
     columns: int,
-    epochs: int = 20,
+    epochs: int = 10,
     first_radius: float | None = None,
-    last_radius: float = 0.5,
+    last_radius: float = 0.85,
+    repairs: int = 3,
 ) -> SOM:
     """Fit a map by the batch update with a Gaussian neighbourhood; nothing is drawn at random.
+
+    A small last radius brings prototypes closer to the samples but folds the map; a large one does the opposite. So the
+    epochs end at a moderate radius, and in a few more passes only those units get a larger one where the map is folded:
+    where the second-best unit of more than 1 % of a unit's samples is not beside it.
 
     Args:
         data: samples of shape (n, d), n of at least 1; on the device on which the map shall live.
@@ -66,14 +75,15 @@ def fit_som(
         first_radius: the neighbourhood's standard deviation in the first epoch, in grid steps; by default half of the
             longer side.
         last_radius: the same in the last epoch; it shrinks geometrically in between.
+        repairs: further passes, each with a tenth more radius where the map is folded, up to 1.3.
 
     Raises:
         ValueError: for data that are empty or not finite, and for sizes or radii that are not positive.
     """
     if data.ndim != 2 or not data.numel():
         raise ValueError(f"fit_som takes samples of shape (n, d) with n and d of at least 1, not {tuple(data.shape)}")
-    if rows < 1 or columns < 1 or epochs < 1:
-        raise ValueError("rows, columns and epochs are at least 1")
+    if rows < 1 or columns < 1 or epochs < 1 or repairs < 0:
+        raise ValueError("rows, columns and epochs are at least 1, repairs at least 0")
     data = data.float()
     if not bool(data.isfinite().all()):
         raise ValueError("fit_som takes finite data")
@@ -84,11 +94,17 @@ def fit_som(
     squares = _grid_squares(rows, columns, data.device)
     for radius in radii(rows, columns, epochs, first_radius, last_radius):
         prototypes = _update(data, prototypes, squares / (2 * radius * radius))
+    if rows * columns > 1:
+        most = max(_MOST, last_radius)
+        own = torch.full((rows * columns, 1), last_radius, device=data.device)
+        for _ in range(repairs):
+            own = torch.where(_is_folded(data, prototypes, squares), (_GROWTH * own).clamp(max=most), own)
+            prototypes = _update(data, prototypes, squares / (2 * own * own))
     return SOM(prototypes + centre, rows, columns)
 
 
 def radii(
-    rows: int, columns: int, epochs: int, first_radius: float | None = None, last_radius: float = 0.5
+    rows: int, columns: int, epochs: int, first_radius: float | None = None, last_radius: float = 0.85
 ) -> list[float]:
     """Return the neighbourhood's standard deviation in each epoch: geometric from the first to the last radius."""
     first = max(rows, columns) / 2 if first_radius is None else first_radius
@@ -146,6 +162,20 @@ def _update(data: Tensor, prototypes: Tensor, exponents: Tensor) -> Tensor:
     # The softmax of the logarithms is the same weighted mean, but cannot underflow to 0 / 0 for a unit that is far
     # from every winner: such a unit takes the mean of the nearest occupied ones.
     return torch.softmax(counts.log() - exponents, 1) @ means
+
+
+def _is_folded(data: Tensor, prototypes: Tensor, squares: Tensor) -> Tensor:
+    """Whether the second-best unit of more than 1 % of a unit's samples is not beside it; (units, 1)."""
+    units = len(prototypes)
+    counts, apart = prototypes.new_zeros(units), prototypes.new_zeros(units)
+    half_norms = prototypes.square().sum(1) / 2
+    for block in torch.split(data, _BLOCK):
+        scores = half_norms - block @ prototypes.T
+        winners = scores.argmin(1)
+        second = scores.scatter_(1, winners.unsqueeze(1), math.inf).argmin(1)
+        counts += torch.bincount(winners, minlength=units)
+        apart += torch.bincount(winners[squares[winners, second] > _BESIDE], minlength=units)
+    return (apart > _FOLDED * counts).unsqueeze(1)
 
 
 def _grid_squares(rows: int, columns: int, device: torch.device) -> Tensor:

@@ -75,7 +75,7 @@ def fingerprint(
                     "data": [source.fingerprint, digests.of(source.files)],
                     "files": digests.of(named),
                     "code": _package_digest(),
-                    "versions": sorted({f"{d.name}=={d.version}" for d in distributions()}),
+                    "versions": _versions(),
                     "plugins": sorted(_plugin_digests()),
                     "python": platform.python_version(),
                 }
@@ -84,6 +84,12 @@ def fingerprint(
     except Exception:
         # Whatever is wrong with the suite or the data, the long way says it better.
         return None
+
+
+def _versions() -> list[str]:
+    """Return every installed distribution with its version; each file of metadata is parsed once."""
+    found = (distribution.metadata for distribution in distributions())
+    return sorted({f"{metadata['Name']}=={metadata['Version']}" for metadata in found})
 
 
 def _named(raw: Mapping[str, Any]) -> Iterator[tuple[str, object]]:

@@ -19,6 +19,9 @@ from torch import Tensor
 
 SAMPLES, UNITS, SIDE, EPOCHS, LAST_RADIUS = 10_000, 128, 10, 10, 0.7
 
+# For peers that take the same schedule: the plain batch update.
+SAME = {"epochs": EPOCHS, "last_radius": LAST_RADIUS, "repairs": 0}
+
 
 @pytest.fixture(scope="module")
 def data() -> Tensor:
@@ -28,11 +31,9 @@ def data() -> Tensor:
     return centres[torch.arange(SAMPLES) % 20] + torch.randn(SAMPLES, UNITS, generator=generator)
 
 
-def ours_beside(benchmark: Any, data: Tensor, peer: str, theirs: Callable[[], SOM]) -> tuple[SOM, SOM]:
-    """Measure both; returns our map and the peer's."""
-    som = benchmark.pedantic(
-        fit_som, (data, SIDE, SIDE, EPOCHS), {"last_radius": LAST_RADIUS}, rounds=3, warmup_rounds=1
-    )
+def ours_beside(benchmark: Any, data: Tensor, peer: str, theirs: Callable[[], SOM], **options: Any) -> tuple[SOM, SOM]:
+    """Measure both; returns our map, fitted with some options, and the peer's."""
+    som = benchmark.pedantic(fit_som, (data, SIDE, SIDE), options, rounds=3, warmup_rounds=1)
     began = time.perf_counter()
     other = theirs()
     seconds = time.perf_counter() - began
@@ -62,7 +63,9 @@ def test_fit_som_beside_minisoms_batch_training(benchmark: Any, data: Tensor) ->
         other.train_batch_offline(samples, EPOCHS)
         return as_som(other.get_weights())
 
-    som, other = ours_beside(benchmark, data, "minisom_batch", theirs)
+    som, other = ours_beside(
+        benchmark, data, "minisom_batch", theirs, epochs=EPOCHS, last_radius=LAST_RADIUS, repairs=0
+    )
     assert quantisation_error(som, data) == pytest.approx(quantisation_error(other, data), rel=1e-3)
     assert quantisation_error(som, data) < 0.5 * quantisation_error(SOM(data.mean(0, keepdim=True), 1, 1), data)
 
@@ -77,7 +80,9 @@ def test_fit_som_beside_minisoms_online_training(benchmark: Any, data: Tensor) -
         other.train_random(samples, SAMPLES)
         return as_som(other.get_weights())
 
-    som, other = ours_beside(benchmark, data, "minisom_online", theirs)
+    som, other = ours_beside(
+        benchmark, data, "minisom_online", theirs, epochs=EPOCHS, last_radius=LAST_RADIUS, repairs=0
+    )
     assert quantisation_error(som, data) <= 1.001 * quantisation_error(other, data)
 
 
@@ -93,5 +98,7 @@ def test_fit_som_beside_torchsom(benchmark: Any, data: Tensor) -> None:
         other.fit(data, verbose=False)
         return as_som(other.weights.detach())
 
-    som, other = ours_beside(benchmark, data, "torchsom", theirs)
-    assert quantisation_error(som, data) <= 1.001 * quantisation_error(other, data)
+    # Fewer epochs of ours give no larger error than theirs.
+    som, other = ours_beside(benchmark, data, "torchsom", theirs, epochs=5)
+    assert quantisation_error(som, data) <= quantisation_error(other, data)
+    assert topographic_error(som, data) <= 0.02

@@ -55,7 +55,7 @@ MAKE: dict[str, Callable[[], Detector]] = {
     "codeshift-kmeans": lambda: CodeShift(encoder="kmeans", rows=4, columns=4, statistic="mean+std"),
     "codeshift-kmeans-distance": lambda: CodeShift(encoder="kmeans", rows=4, columns=4, component="distance"),
     "autoencoder": lambda: Latent(latent=6, units=40, hidden=(32,), epochs=10),
-    "autoencoder-distance": lambda: Latent(latent=6, units=40, hidden=(32,), epochs=10, component="distance"),
+    "autoencoder-distance": lambda: Latent(latent=6, units=40, hidden=(32,), epochs=20, component="distance"),
     "pca": lambda: Latent("pca", latent=6, units=40),
     "pca-reconstruction": lambda: Latent("pca", latent=6, units=40, component="reconstruction"),
     "pca-neighbours": lambda: Latent("pca", latent=6, units=40, component="neighbours"),

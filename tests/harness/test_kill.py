@@ -58,7 +58,9 @@ if AT or LOG:
                          (pathlib.Path, "replace"), (pathlib.Path, "unlink"), (pathlib.Path, "mkdir")):
         steps(module, name)
 """
-STEPS = ("link", "write", "write_bytes", "replace", "unlink")
+# By name, and whether the kill comes after the step.
+STEPS = [(step, after) for step in ("write", "replace", "unlink") for after in (False, True)]
+STEPS += [("link", False), ("write_bytes", True)]
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,7 @@ def no_leftovers(run: Path) -> None:
     assert len({json.loads(line)["key"] for line in held}) == len(set(cells.keys()))
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "after"), STEPS)
 def test_a_kill_at_a_step_of_a_write(
     step: str, after: bool, place: Path, steps: dict[str, int], run_killed: Callable[..., Result]
 ) -> None:

@@ -30,7 +30,7 @@ def as_minisom(som: SOM) -> MiniSom:
 @pytest.mark.parametrize(("rows", "columns"), [(4, 6), (5, 3), (1, 7)])
 def test_training_is_minisoms_batch_training(rows: int, columns: int) -> None:
     data, epochs = planted(), 8
-    ours = fit_som(data, rows, columns, epochs, last_radius=0.7)
+    ours = fit_som(data, rows, columns, epochs, last_radius=0.7, repairs=0)
     schedule = radii(rows, columns, epochs, last_radius=0.7)
     theirs = as_minisom(SOM(initial_prototypes(data, rows, columns), rows, columns))
     theirs._learning_rate_decay_function = lambda rate, step, steps: 1.0
@@ -56,7 +56,7 @@ def test_training_is_kohonens_update_written_out() -> None:
             share = [math.exp(-(math.dist(place, places[w]) ** 2) / (2 * radius**2)) for w in won]
             updated.append(sum(h * s for h, s in zip(share, x, strict=True)) / sum(share))
         weights = np.array(updated)
-    found = fit_som(data, rows, columns, epochs, first_radius=2.0, last_radius=0.8)
+    found = fit_som(data, rows, columns, epochs, first_radius=2.0, last_radius=0.8, repairs=0)
     np.testing.assert_allclose(found.prototypes.numpy(), weights, atol=1e-5)
 
 
@@ -88,6 +88,18 @@ def test_a_planted_ring_is_mapped_in_order() -> None:
     opposite = som.grid_distance(units, units.roll(200))
     assert steps.mean() < 0.5
     assert opposite.min() > 2
+
+
+def test_repairs_unfold_a_map_and_leave_one_that_is_not_folded() -> None:
+    """Samples of five dimensions fold a map of two; samples of two do not."""
+    g = torch.Generator().manual_seed(0)
+    deep, flat = torch.randn(2000, 5, generator=g), torch.rand(2000, 2, generator=g)
+    before, after = (fit_som(deep, 8, 8, repairs=n) for n in (0, 3))
+    assert topographic_error(after, deep) < 0.8 * topographic_error(before, deep)
+    assert quantisation_error(after, deep) < 1.05 * quantisation_error(before, deep)
+    plain, repaired = (fit_som(flat, 6, 6, repairs=n) for n in (0, 3))
+    assert topographic_error(repaired, flat) == 0
+    assert quantisation_error(repaired, flat) <= 1.001 * quantisation_error(plain, flat)
 
 
 def test_training_lowers_the_quantisation_error() -> None:
@@ -181,9 +193,9 @@ def test_the_first_grid_spans_the_principal_plane(dimensions: int) -> None:
 def test_the_radius_shrinks_geometrically_from_half_the_longer_side() -> None:
     schedule = radii(4, 10, 5)
     assert schedule[0] == 5
-    assert schedule[-1] == pytest.approx(0.5)
-    np.testing.assert_allclose(np.diff(np.log(schedule)), np.log(0.1) / 4)
-    assert radii(1, 1, 1) == [0.5]
+    assert schedule[-1] == pytest.approx(0.85)
+    np.testing.assert_allclose(np.diff(np.log(schedule)), np.log(0.85 / 5) / 4)
+    assert radii(1, 1, 1) == [0.85]
     assert radii(4, 4, 2, 3.0, 1.0) == [3.0, 1.0]
 
 
