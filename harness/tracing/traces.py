@@ -7,6 +7,7 @@ every detector a :class:`Traces` with exactly its own codes. Stored sets are mem
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -140,6 +141,11 @@ def _drawn_units(name: str, count: int, units: int) -> Tensor:
     return order[:units].sort().values
 
 
+def map_dims(activation: Tensor) -> tuple[int, ...]:
+    """Return the axes of the positions of an arranged activation with maps: those that pooling removes."""
+    return (1,) if activation.ndim == 3 else tuple(range(2, activation.ndim))
+
+
 def pool(activation: Tensor, statistic: Statistic) -> Tensor:
     """Return one number per map of an activation that is arranged (:meth:`TapInfo.arranged`), float32 (n, maps).
 
@@ -148,7 +154,7 @@ def pool(activation: Tensor, statistic: Statistic) -> Tensor:
     """
     if activation.ndim == 2:
         return (activation.abs() if statistic == "std" else activation).float()
-    dims = (1,) if activation.ndim == 3 else tuple(range(2, activation.ndim))
+    dims = map_dims(activation)
     if statistic == "mean":
         return activation.mean(dims).float()
     if statistic == "max":
@@ -364,7 +370,12 @@ class LiveTrace:
 
     def pooled(self, tap: str, statistic: Statistic = "mean") -> Tensor:
         """(n, maps), as :meth:`Traces.pooled`."""
-        return pool(self.activations[tap], statistic)
+        activation = self.activations[tap]
+        if statistic != "mean" or activation.ndim == 2 or activation.dtype not in (torch.float32, torch.float64):
+            return pool(activation, statistic)
+        # What a mean computes; but its gradient is divided before it is spread over a map, and not after.
+        dims = map_dims(activation)
+        return (activation.sum(dims) / math.prod(activation.shape[dim] for dim in dims)).float()
 
     def full(self, tap: str) -> Tensor:
         """(n, units), as :meth:`Traces.full`."""

@@ -10,7 +10,7 @@ from aftershock.harness.models.architectures import cnn
 from aftershock.harness.run.fitted_target import FittedTarget, hard_traces, kept_units
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import TracedModel
-from aftershock.harness.tracing.traces import Need
+from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, pool
 
 
 @pytest.mark.parametrize(("images", "expected"), [(1000, 950.0), (19, 18.0), (10, 9.0)])
@@ -43,3 +43,16 @@ def test_hard_traces_are_those_that_a_recording_holds_of_the_same_images(wanted:
     for code, taps in recorded.codes.items():
         assert found.codes[code].keys() == taps.keys()
         assert all(torch.equal(found.codes[code][tap][:], values[:][rows]) for tap, values in taps.items())
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 3, 6, 7)])
+def test_live_pooling_is_that_of_recordings_to_the_last_bit(shape: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    activation, tap = torch.randn(shape, generator=draw), TapInfo("tap", "relu", shape[1:])
+    one, other = activation.clone().requires_grad_(), activation.clone().requires_grad_()
+    live = LiveTrace(one, one, (tap,), {"tap": one}, {"tap": one})
+    found, expected = live.pooled("tap"), pool(other, "mean")
+    assert torch.equal(found, expected)
+    weights = torch.rand(found.shape, generator=draw)
+    gradients = [torch.autograd.grad((v * weights).sum(), x)[0] for v, x in ((found, one), (expected, other))]
+    assert torch.equal(*gradients)
