@@ -21,7 +21,7 @@ from aftershock.harness.models.classifier import is_near_chance
 from aftershock.harness.plan.perturbations import CHECK_IMAGES
 from aftershock.harness.run import evaluate
 from aftershock.harness.statistics.detection import ALPHAS, MIN_IMAGES, threshold_reason
-from aftershock.harness.store import ledger
+from aftershock.harness.store import cells, ledger
 from aftershock.harness.suite.builtin import builtin_suites
 from aftershock.harness.suite.instances import make_detector
 from aftershock.harness.suite.resolve import load_suite
@@ -137,12 +137,12 @@ STATED: list[tuple[str, str, list[float]]] = [
     (
         "files.md",
         r"(\d+) MiB of `run\.json`, (\d+) MiB of a table \((\d) GiB of `scores\.csv\.gz`, compressed\), (\d+) MiB "
-        r"of an analysis' `findings\.json`, (\d+) MiB of its arrays, (\d+) MiB of a ledger entry, (\d) GiB of an "
-        r"artifact",
+        r"of an analysis' `findings\.json`, (\d+) MiB of its arrays, (\d+) MiB of a ledger entry, (\d+) MiB of a "
+        r"pack, (\d) GiB of an artifact",
         [
             formats.RUN_JSON_LIMIT / MIB, run_directory.TABLE_LIMIT / MIB, joined_ranks._MOST_PACKED / GIB,
             findings.JSON_LIMIT / MIB, findings.ARRAYS_LIMIT / MIB, ledger.RECORD_LIMIT / MIB,
-            files.TENSORS_LIMIT / GIB,
+            (cells._MOST_BYTES + ledger.RECORD_LIMIT) / MIB, files.TENSORS_LIMIT / GIB,
         ],
     ),
 ]  # fmt: skip
