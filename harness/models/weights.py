@@ -77,7 +77,11 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 # What torch and safetensors say of a file whose end is missing.
-_CUT = ("central directory", "unexpected EOF", "Invalid argument", "header too small", "file not fully covered")
+_CUT = (
+    "central directory", "unexpected EOF", "Invalid argument", "header too small", "file not fully covered",
+    # Safetensors before 0.6.
+    "HeaderTooSmall", "MetadataIncompleteBuffer",
+)  # fmt: skip
 
 
 def _read_checkpoint(path: Path) -> Any:

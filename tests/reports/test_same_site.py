@@ -13,7 +13,7 @@ BAD = """
 from aftershock.detectors import Detector, DetectorInfo, register
 
 
-@register("bad")
+@register("same-site-bad")
 class Bad(Detector):
     info = DetectorInfo(title="a detector that cannot be fitted", needs=())
 
@@ -32,11 +32,14 @@ def pages(site: Path) -> dict[str, bytes]:
 def test_the_pages_of_a_run_are_those_of_a_report(tmp_path: Path, tiny: Tiny) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     suite = tiny(
-        tmp_path / "a.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "msp"}, {"name": "bad"}], plugins=["bad.py"]
+        tmp_path / "a.toml",
+        [{"name": "fgsm", "eps": 0.3}],
+        [{"name": "msp"}, {"name": "same-site-bad"}],
+        plugins=["bad.py"],
     )
     suite.write_text(suite.read_text() + '\n[[analyses]]\nname = "rdm"\n')
     made = run(suite, tmp_path / "run", cache=tmp_path / "cache", device="cpu")
-    assert any("/fit/bad" in name for name in made.failed)
+    assert any("/fit/same-site-bad" in name for name in made.failed)
     site = tmp_path / "run" / "site"
     own = pages(site)
     assert {"index.html", "analyses/digits-mlp-rdm.html", "assets/plotly.min.js"} <= own.keys()
