@@ -36,7 +36,7 @@ def test_the_pages_of_a_run_are_those_of_a_report(tmp_path: Path, tiny: Tiny) ->
         [{"name": "fgsm", "eps": 0.3}],
         [{"name": "msp"}, {"name": "same-site-bad"}],
         plugins=["bad.py"],
-    )
+    )  # fmt: skip
     suite.write_text(suite.read_text() + '\n[[analyses]]\nname = "rdm"\n')
     made = run(suite, tmp_path / "run", cache=tmp_path / "cache", device="cpu")
     assert any("/fit/same-site-bad" in name for name in made.failed)
