@@ -129,14 +129,16 @@ class CellWriter:
     def _begin(self) -> str:
         """Take a pack to append to."""
         now = time.time()
-        for name, state in self._cells.packs.items():
+        # A list: looking again may find packs that others began.
+        for name, state in [*self._cells.packs.items()]:
             if state.full or name in self._cells.own or not self._joins(name, now):
                 continue
             held = self._claim(name)
             if held is not None:
                 # Since it was looked at, another process may have appended to it, and may have been killed doing so.
                 self._cells.refresh()
-                if name in self._cells.packs and not state.full and _ends(self._cells.lines(name), state.end):
+                whole = self._cells.packs.get(name) is state and not state.full
+                if whole and _ends(self._cells.lines(name), state.end):
                     return self._take(name, held)
                 held.close()
         return self._new()

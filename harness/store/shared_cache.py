@@ -96,13 +96,13 @@ class SharedCache:
             self._writer.link(source.artifact(key), key)
 
     def publish(self, record: Record, data: bytes) -> None:
-        """Share a finished cell whose pack cannot be linked.
+        """Share a finished cell whose pack cannot be linked; whatever goes wrong, the run has the cell.
 
         Args:
             record: its entry.
             data: its artifact where that is small.
         """
-        with suppress(OSError):
+        with suppress(Exception):
             if record.digest and not data:
                 record = replace(record, modified=self.cells.artifact(record.key).stat().st_mtime_ns)
             self._writer.add(record, data)

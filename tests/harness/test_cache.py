@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.store.artifacts import SMALL, Artifact
 from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
+from aftershock.harness.store.ledger import Record
 from aftershock.harness.store.locks import Locks
+from aftershock.harness.store.packs import CellWriter
 from aftershock.harness.store.run_directory import Store
-from support.cells import artifact, ledger, lines
+from support.cells import artifact, ledger, lines, read_cells
 from support.commands import Forks
 
 NAME = CellName("digits", "mlp", 0, "thing")
@@ -292,6 +295,52 @@ def test_a_cache_may_be_pruned_and_cleared_while_processes_work(tmp_path: Path) 
     for i in range(2):
         with Store(tmp_path / f"w{i}") as store:
             assert all(store.find(f"{n:064x}") is not None for n in range(60))
+
+
+def unlinked(*args: object) -> None:
+    """Another file system: nothing can be hard-linked."""
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
+def test_packs_that_others_begin_while_one_is_chosen_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "one", cache) as store:
+        store.put(KEYS[0], NAME, numbers(), {}, 0.0)
+    with Store(tmp_path / "two", cache) as store:
+        # Between its listing and its first cell, others finish many.
+        for number in range(8):
+            writer = CellWriter(read_cells(cache), lambda name: ExitStack())
+            writer.roll()
+            writer.add(Record(f"{number:064x}", NAME, "done"))
+            writer.close()
+        store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+        assert store.find(KEYS[1]) is not None
+    assert set(KEYS[:2]) <= set(ledger(cache))
+
+
+def test_whatever_the_cache_raises_a_stored_cell_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("of the cache")
+
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "run", tmp_path / "cache") as store:
+        store.put(KEYS[0], NAME, numbers(), {}, 0.0)
+        monkeypatch.setattr("aftershock.harness.store.shared_cache.CellWriter.add", _of_the_run(tmp_path / "run", fail))
+        store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+        assert all(store.find(key) is not None for key in KEYS[:2])
+
+
+def _of_the_run(run: Path, fail: Callable[..., Any]) -> Callable[..., Any]:
+    """Writing that works in a run directory and fails elsewhere."""
+    real = CellWriter.add
+
+    def add(self: CellWriter, *args: Any) -> Any:
+        return real(self, *args) if self._cells.root == run else fail()
+
+    return add
 
 
 @pytest.fixture(params=["bytes", "files"])
