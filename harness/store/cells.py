@@ -311,17 +311,20 @@ class Cells:
     def _list(self, again: bool) -> None:
         try:
             changed = self._folder.stat().st_mtime_ns
-            if changed != self._listed:
-                self._listed, self._since, self._settled = changed, time.monotonic(), False
-            elif self._settled and not again:
+            since = self._since if changed == self._listed else time.monotonic()
+            if changed == self._listed and self._settled and not again:
                 return
-            self._settled = time.monotonic() - self._since > _COARSE
+            settled = time.monotonic() - since > _COARSE
             names = {path.stem for path in self._folder.iterdir() if path.suffix == LINES}
+        except FileNotFoundError:
+            changed, since, settled, names = 0, 0.0, False, set()
         except OSError:
-            names = set()
+            # It cannot be read now: what is known stays, and the next call asks again.
+            return
+        self._listed, self._since, self._settled = changed, since, settled
         if names == self.packs.keys():
             return
-        for name in self.packs.keys() - names:
+        for name in self.packs.keys() - names - self.own:
             self.forget_pack(name)
         for name in sorted(names - self.packs.keys()):
             if PACK.fullmatch(name):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from aftershock.harness.core.files import write_atomic
 from aftershock.harness.core.formats import seal, seal_line
 from aftershock.harness.store.artifacts import SMALL, Artifact
 from aftershock.harness.store.ledger import SCHEMA, Record, dump_record, parse_record
+from aftershock.harness.store.packs import CellWriter
 from aftershock.harness.store.run_directory import Store
 from support.cells import artifact, ledger, lines, raw_entry, read_cells, replace_line
 
@@ -258,6 +260,43 @@ def test_a_pack_that_could_not_be_read_is_left_as_it_is(run: Path, monkeypatch: 
             put(store)
     path = next(path for path in (run / "cells").iterdir() if path.stat().st_size > 10_000)
     assert path.read_bytes() == before and found(run) == KEYS and KEY in ledger(run)
+
+
+@pytest.mark.parametrize("call", ["stat", "iterdir"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_empty(
+    call: str, code: int, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several(run)
+    cells, real = read_cells(run), getattr(Path, call)
+
+    def fail(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self == run / "cells":
+            raise OSError(code, os.strerror(code))
+        return real(self, *args, **kwargs)
+
+    with Store(run) as store:
+        put(store)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, call, fail)
+            cells.refresh(again=True)
+        assert set(cells.keys()) == set(KEYS)
+        # What was written meanwhile is found by the next call.
+        cells.refresh()
+        assert set(cells.keys()) == {*KEYS, KEY}
+
+
+def test_a_pack_that_is_written_is_not_forgotten(run: Path) -> None:
+    from contextlib import ExitStack
+
+    cells = read_cells(run)
+    writer = CellWriter(cells, lambda name: ExitStack())
+    writer.add(Record(KEY, NAME, "done"))
+    lines(run, KEY).rename(run / "away")
+    cells.refresh(again=True)
+    assert cells.record(KEY) is not None
+    writer.add(Record(OTHER, NAME, "done"))
+    assert OTHER in ledger(run)
 
 
 def test_a_pack_that_is_lost_comes_back_from_the_cache(run: Path, cache: Path) -> None:
