@@ -259,8 +259,9 @@ class Cells:
             if record.pack:
                 yield ArtifactTensors.of_bytes(self._piece(record))
             else:
-                with open_tensors(Path(self._file(record.key)), follow=False) as opened:
-                    yield ArtifactTensors.of_file(opened)
+                path = Path(self._file(record.key))
+                with open_tensors(path, follow=False) as opened:
+                    yield ArtifactTensors.of_file(opened, path.stat().st_size)
         except (SafetensorError, DamagedTensorError) as error:
             raise self._damaged(record) from error
 
