@@ -107,6 +107,56 @@ def test_of_cells_in_one_pack_those_that_were_written_first_are_removed_first(tm
         assert all(store.find(key) is not None for key in KEYS)
 
 
+def twice(cache: Path, tmp_path: Path, *others: str) -> None:
+    """The first cell once more, computed again by another run, with others in its older pack."""
+    with Store(tmp_path / "first", cache) as store:
+        for key in (KEYS[0], *others):
+            store.put(key, NAME, numbers(), {"n": 1}, 0.0)
+    used = time.time() - 30 * DAY
+    os.utime(lines(cache, KEYS[0]), (used, used))
+    with Store(tmp_path / "again", cache, fresh=True) as store:
+        store.put(KEYS[0], NAME, numbers(), {"n": 2}, 0.0)
+
+
+def files(cache: Path) -> int:
+    """The bytes of all cells."""
+    return sum(p.stat().st_size for part in ("cells", "artifacts") for p in (cache / part).rglob("*") if p.is_file())
+
+
+def test_a_cell_of_two_packs_is_counted_and_removed_as_a_whole(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    twice(cache, tmp_path)
+    assert [entry.key for entry in entries(cache)] == [KEYS[0]]
+    assert sum(entry.size for entry in entries(cache)) == files(cache)
+    removed = prune(cache, max_size=0)
+    assert (removed.entries, files(cache)) == (1, 0) and not held(cache)
+    assert not [*(cache / "cells").iterdir()]
+
+
+@pytest.mark.parametrize("older_than", [None, 5 * DAY, 100 * DAY])
+def test_a_pack_of_which_nothing_counts_is_removed(older_than: float | None, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    twice(cache, tmp_path)
+    before = files(cache)
+    removed = prune(cache, older_than, 10**9)
+    assert removed.entries == 0 and removed.size == before - files(cache) > 4000
+    assert len([*(cache / "cells").iterdir()]) == 1 and ledger(cache)[KEYS[0]].values == {"n": 2}
+
+
+def test_older_entries_go_before_a_cell_does(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    twice(cache, tmp_path, KEYS[1])
+    before = files(cache)
+    # The other cell of the older pack counts: as long as there is room, it is not written anew.
+    assert prune(cache, max_size=before).size == 0
+    removed = prune(cache, max_size=before - 1)
+    assert removed.entries == 0 and removed.size == before - files(cache) > 4000
+    assert held(cache) == KEYS[:2] and ledger(cache)[KEYS[0]].values == {"n": 2}
+    assert sum(entry.size for entry in entries(cache)) == files(cache)
+    assert prune(cache, older_than=5 * DAY).entries == 1
+    assert held(cache) == KEYS[:1]
+
+
 def test_a_run_stays_whole_when_the_cache_is_cleared(cache: Path, tmp_path: Path) -> None:
     (cache / "digests.json").write_text("{}")
     (cache / "cells" / "thesis.txt").write_text("mine")
@@ -118,6 +168,16 @@ def test_a_run_stays_whole_when_the_cache_is_cleared(cache: Path, tmp_path: Path
     for days, key in zip((1, 10, 100), KEYS, strict=True):
         with Store(tmp_path / f"run-{days}", cache) as store:
             assert store.find(key) is not None
+
+
+def test_a_cleared_cache_holds_no_artifacts_whatever_happened_to_their_entries(cache: Path, tmp_path: Path) -> None:
+    twice(cache, tmp_path)
+    damaged = lines(cache, KEYS[1])
+    damaged.write_text("damaged\n")
+    (cache / "cells" / f"{'0' * 16}.jsonl").touch()
+    (cache / "artifacts" / f"{'0' * 16}.pack").write_text("of no entry")
+    clear(cache)
+    assert files(cache) == 0 and not [*(cache / "artifacts").glob("*.pack")]
 
 
 def test_what_killed_processes_left_is_pruned_after_a_day(cache: Path) -> None:
