@@ -142,10 +142,11 @@ class Cells:
         return {key for key, places in self._places.items() if places[-1].done}
 
     def record(self, key: str) -> Record | None:
-        """Return the newest entry of a cell that can be read, ``None`` if there is none.
+        """Return the newest entry of a cell that is whole, ``None`` if there is none.
 
         Raises:
             ValueError: for what is not a key.
+            OSError: if it is there and cannot be read now, which says nothing of it.
         """
         if key in self._records:
             return self._records[key]
@@ -158,7 +159,7 @@ class Cells:
         return None
 
     def records(self) -> Iterator[Record]:
-        """Return all entries that count, in the order in which they lie on the disk."""
+        """Return all entries that count, as they lie on the disk; errors are those of :meth:`record`."""
         order = sorted(self._places, key=lambda key: self._places[key][-1][1:])
         for key in order:
             record = self._records[key] if key in self._records else self._entry(self._places[key][-1])
@@ -209,6 +210,9 @@ class Cells:
             held: the cell's entry.
             hashed: read all of it; otherwise a file of its own is hashed only when size or time say that it was
                 touched.
+
+        Raises:
+            OSError: if it is there and cannot be read now, which says nothing of it.
         """
         if not held.digest:
             return True
@@ -223,7 +227,7 @@ class Cells:
             return (not hashed and state.st_mtime_ns == held.modified) or file_digest(
                 Path(path), held.size
             ) == held.digest
-        except (OSError, UsageError):
+        except (FileNotFoundError, NotADirectoryError, UsageError):
             return False
 
     def load(self, record: Record) -> dict[str, Tensor]:
@@ -360,7 +364,7 @@ class Cells:
             with open_file(self.lines(place.pack), _LARGEST, follow=False) as stream:
                 stream.seek(place.start)
                 return parse_record(stream.read(place.length))
-        except (OSError, UsageError):
+        except (FileNotFoundError, NotADirectoryError, UsageError):
             return None
 
     def _piece(self, held: Held) -> bytes:

@@ -74,8 +74,15 @@ class SharedCache:
 
         All of it is read: a run must not take over what has rotted in the cache.
         """
+        try:
+            return self._find(key)
+        except OSError:
+            # It cannot be read now, which is no damage.
+            return None
+
+    def _find(self, key: str) -> tuple[Record, bytes] | None:
         while (record := self.cells.record(key)) is not None and record.status == "done":
-            with suppress(OSError, UsageError):
+            with suppress(FileNotFoundError, NotADirectoryError, UsageError):
                 data = self.cells.data(record) if record.pack else b""
                 if data or self.cells.is_whole(record):
                     self._use(self.cells.pack_of(key))

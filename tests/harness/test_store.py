@@ -156,6 +156,61 @@ def test_a_damaged_artifact_is_noticed_while_the_run_goes_on(run: Path, held: St
         assert held.find(KEY) is None
 
 
+TRANSIENT = [errno.EIO, errno.EMFILE, errno.ESTALE]
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_what_cannot_be_read_for_a_moment_is_no_damage(
+    code: int, run: Path, cache: Path, held: Store, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.close()
+    path, real = artifact(run, KEY), os.open
+
+    def fail(name: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(name).suffix in (".pack", ".safetensors"):
+            raise OSError(code, os.strerror(code), str(name))
+        return real(name, *args, **kwargs)
+
+    with Store(run, cache) as store, Store(run.parent / "second", cache) as second:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", fail)
+            with pytest.raises(AftershockError, match=os.strerror(code)):
+                store.find(KEY)
+            # What the cache cannot give now is computed.
+            assert second.find(KEY) is None
+        assert path.exists() and artifact(cache, KEY).exists()
+        assert store.find(KEY) is not None and numbers(store) == [*range(count)]
+        assert second.find(KEY) is not None
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_an_entry_that_cannot_be_read_for_a_moment_is_still_there(
+    code: int, run: Path, cache: Path, held: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.close()
+    with Store(run) as store, Store(run.parent / "second", cache) as second:
+        with monkeypatch.context() as patched:
+            patched.setattr("aftershock.harness.store.cells.open_file", full(code))
+            for read in (store.find, store.failure, store.record, store.values):
+                with pytest.raises(AftershockError, match=os.strerror(code)):
+                    read(KEY)
+            with pytest.raises(AftershockError, match=os.strerror(code)):
+                store.records()
+            assert second.find(KEY) is None
+        assert store.find(KEY) is not None and second.find(KEY) is not None
+
+
+def test_what_cannot_be_read_is_one_sentence(
+    run: Path, held: Store, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.record(KEY)
+    for name in ("open_file", "open_tensors"):
+        monkeypatch.setattr(f"aftershock.harness.store.cells.{name}", full(errno.EMFILE))
+    for read in (held.load, held.artifact, lambda key: held.tensor(key, "x")):
+        with pytest.raises(AftershockError, match="Too many open files"):
+            read(KEY)
+
+
 def test_a_lost_artifact_comes_back_from_the_cache(run: Path, cache: Path, held: Store, count: int) -> None:
     held.close()
     artifact(run, KEY).unlink()
@@ -263,7 +318,7 @@ def test_a_pack_that_could_not_be_read_is_left_as_it_is(run: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("call", ["stat", "iterdir"])
-@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
+@pytest.mark.parametrize("code", TRANSIENT)
 def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_empty(
     call: str, code: int, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
