@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -47,8 +47,8 @@ _LARGEST = _MOST_BYTES + RECORD_LIMIT + SMALL
 _KEPT = 4096
 # Tensors that are held so, and the bytes of the largest one.
 _KEPT_TENSORS, _KEPT_BYTES = 64, 512 * KIB
-# A pack that was last used earlier than that many seconds ago is left as it is: its cells grow old together, and the
-# cache goes by their age.
+# A pack that was begun earlier than that many seconds ago is left as it is: its cells grow old together, and the cache
+# goes by their age.
 YOUNG = 86400.0
 # Times of folders are as coarse as that, in seconds: a listing that is not later than the folder's time was first seen
 # by that much may lack files of the same time.
@@ -73,12 +73,14 @@ class PackState:
         end: where the last whole line ends.
         lines: how many there are.
         bytes: where the last artifact ends.
-        old: nothing was appended to it for days, and nothing will be.
+        begun: when its first entry was written, in ns since 1970, which never changes; 0 without entries.
+        old: it was read to its end after the time in which anything is appended to it.
     """
 
     end: int = 0
     lines: int = 0
     bytes: int = 0
+    begun: int = 0
     old: bool = False
 
     @property
@@ -86,8 +88,13 @@ class PackState:
         """Whether nothing more is appended to it."""
         return self.lines >= _MOST_LINES or self.end >= _MOST_BYTES or self.bytes >= _MOST_BYTES
 
+    def older(self, seconds: float) -> bool:
+        """Return whether it was begun earlier than that many seconds ago."""
+        return self.begun > 0 and time.time() - self.begun / 1e9 > seconds
+
     def add(self, head: Head, length: int) -> None:
         """Take a line into account."""
+        self.begun = self.begun or head.written
         self.end += length
         self.lines += 1
         if head.pack:
@@ -337,23 +344,27 @@ class Cells:
 
     def _read_on(self, name: str, state: PackState, each: Callable[[Head, str, int], None] | None) -> None:
         with suppress(OSError, UsageError), open_file(self.lines(name), _LARGEST, follow=False) as stream:
-            facts = os.fstat(stream.fileno())
-            state.old = time.time() - facts.st_mtime > 2 * YOUNG
-            if facts.st_size == state.end:
-                return
-            stream.seek(state.end)
-            # A line without an end is being written, or was when its process was killed.
-            while (line := stream.readline(RECORD_LIMIT)).endswith(b"\n"):
-                start, head = state.end, parse_head(line)
-                if head is None:
-                    state.end += len(line)
-                    self.newer = max(self.newer, newer_schema(line))
-                    continue
-                state.add(head, len(line))
-                self._add(_Place(head.written, name, start, len(line), head.status == "done"), head.key)
-                self._records.discard(head.key)
-                if each is not None:
-                    each(head, name, len(line))
+            if os.fstat(stream.fileno()).st_size != state.end:
+                stream.seek(state.end)
+                self._read_lines(stream, name, state, each)
+            # Twice the time in which it is appended to: clocks differ.
+            state.old = state.older(2 * YOUNG)
+
+    def _read_lines(
+        self, stream: IO[bytes], name: str, state: PackState, each: Callable[[Head, str, int], None] | None
+    ) -> None:
+        # A line without an end is being written, or was when its process was killed.
+        while (line := stream.readline(RECORD_LIMIT)).endswith(b"\n"):
+            start, head = state.end, parse_head(line)
+            if head is None:
+                state.end += len(line)
+                self.newer = max(self.newer, newer_schema(line))
+                continue
+            state.add(head, len(line))
+            self._add(_Place(head.written, name, start, len(line), head.status == "done"), head.key)
+            self._records.discard(head.key)
+            if each is not None:
+                each(head, name, len(line))
 
     def _add(self, place: _Place, key: str) -> None:
         places = self._places.get(key)

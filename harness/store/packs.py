@@ -56,6 +56,8 @@ class CellWriter:
             OSError: if it cannot be written; nothing of it is there then.
             TypeError, ValueError: for values that JSON has no form for.
         """
+        if self._pack and self._cells.packs[self._pack].older(YOUNG):
+            self.close()
         try:
             return self._add(self._pack or self._begin(), record, data)
         except FileNotFoundError:
@@ -131,20 +133,23 @@ class CellWriter:
         now = time.time()
         # A list: looking again may find packs that others began.
         for name, state in [*self._cells.packs.items()]:
-            if state.full or name in self._cells.own or not self._joins(name, now):
+            if state.full or state.older(YOUNG) or name in self._cells.own or not self._joins(name, now):
                 continue
             held = self._claim(name)
             if held is not None:
                 # Since it was looked at, another process may have appended to it, and may have been killed doing so.
                 self._cells.refresh()
-                whole = self._cells.packs.get(name) is state and not state.full
+                whole = self._cells.packs.get(name) is state and not state.full and not state.older(YOUNG)
                 if whole and _ends(self._cells.lines(name), state.end):
                     return self._take(name, held)
                 held.close()
         return self._new()
 
     def _joins(self, name: str, now: float) -> bool:
-        """Return whether a pack is young, and linked to the other folder where there is one, and else to none."""
+        """Return whether a pack is linked to the other folder where there is one, and else to none.
+
+        One that was last used long ago is left as it is, too: with one more cell, all of it would seem to be in use.
+        """
         with suppress(OSError):
             for path in (self._cells.pack(name), self._cells.lines(name)):
                 facts = path.lstat()

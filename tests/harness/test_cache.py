@@ -19,6 +19,7 @@ from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.store.artifacts import SMALL, Artifact
 from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
+from aftershock.harness.store.cells import Cells
 from aftershock.harness.store.ledger import Record
 from aftershock.harness.store.locks import Locks
 from aftershock.harness.store.packs import CellWriter
@@ -379,6 +380,64 @@ def test_packs_that_others_begin_while_one_is_chosen_are_no_failure(
         store.put(KEYS[1], NAME, numbers(), {}, 0.0)
         assert store.find(KEYS[1]) is not None
     assert set(KEYS[:2]) <= set(ledger(cache))
+
+
+def appended(cells: Cells, key: str) -> str:
+    """Append an entry as another process does; return its pack."""
+    writer = CellWriter(cells, lambda name: ExitStack())
+    writer.add(Record(key, NAME, "done"))
+    writer.close()
+    return cells.pack_of(key)
+
+
+@pytest.fixture
+def days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the clock that packs go by, in days from now."""
+    now = time.time()
+
+    def to(number: float) -> None:
+        monkeypatch.setattr("aftershock.harness.store.packs.time.time_ns", lambda: int((now + number * DAY) * 1e9))
+        monkeypatch.setattr("aftershock.harness.store.packs.time.time", lambda: now + number * DAY)
+
+    return to
+
+
+def test_a_pack_has_cells_of_one_day_whenever_it_was_used(tmp_path: Path, days: Callable[[float], None]) -> None:
+    days(0)
+    first = appended(read_cells(tmp_path), KEYS[0])
+    used = tmp_path / "cells" / f"{first}.jsonl"
+    days(0.9)
+    os.utime(used, (time.time(),) * 2)
+    assert appended(read_cells(tmp_path), KEYS[1]) == first
+    days(1.1)
+    os.utime(used, (time.time(),) * 2)
+    assert appended(read_cells(tmp_path), KEYS[2]) != first
+
+
+def test_a_process_that_reads_on_misses_nothing_however_long_a_pack_was_idle(
+    tmp_path: Path, days: Callable[[float], None]
+) -> None:
+    days(0)
+    first = appended(read_cells(tmp_path), KEYS[0])
+    reader = read_cells(tmp_path)
+    for number, key in ((0.9, KEYS[1]), (3, KEYS[2])):
+        days(number)
+        # It is used by those that take cells over from it.
+        os.utime(tmp_path / "cells" / f"{first}.jsonl", (time.time(),) * 2)
+        reader.refresh()
+        appended(read_cells(tmp_path), key)
+    reader.refresh(again=True)
+    assert set(reader.keys()) == set(KEYS)
+
+
+def test_a_writer_of_many_days_begins_a_pack_every_day(tmp_path: Path, days: Callable[[float], None]) -> None:
+    cells = read_cells(tmp_path)
+    writer = CellWriter(cells, lambda name: ExitStack())
+    for number, key in zip((0, 0.5, 3), KEYS, strict=True):
+        days(number)
+        writer.add(Record(key, NAME, "done"))
+    packs = [cells.pack_of(key) for key in KEYS]
+    assert packs[0] == packs[1] != packs[2]
 
 
 def test_whatever_the_cache_raises_a_stored_cell_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
