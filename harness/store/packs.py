@@ -54,7 +54,7 @@ class CellWriter:
 
         Raises:
             OSError: if it cannot be written; nothing of it is there then.
-            TypeError, ValueError: for values that JSON has no form for.
+            TypeError, ValueError: for values that JSON has no form for, or too many of them.
         """
         if self._pack and self._cells.packs[self._pack].older(YOUNG):
             self.close()

@@ -231,7 +231,7 @@ class Store:
         Raises:
             AftershockError: if it cannot be written (a full disk), or bytes that were sent are not those that were
                 made; what was there stays.
-            TypeError, ValueError: for values that JSON has no form for.
+            TypeError, ValueError: for values that JSON has no form for, or too many of them.
         """
         record = Record(checked_key(key), name, "done", "", round(seconds, 6), values, artifact.digest, artifact.size)
         if artifact.path is None and artifact.size and hashlib.sha256(artifact.data).hexdigest() != artifact.digest:

@@ -306,6 +306,24 @@ def test_a_line_that_a_kill_cut_off_does_no_harm_to_the_next_one(run: Path, cach
     assert found(run, cache) == KEYS and KEY in ledger(cache)
 
 
+def test_an_entry_that_is_too_large_is_refused_and_costs_no_other_cell(
+    run: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("ledger", "cells", "packs"):
+        monkeypatch.setattr(f"aftershock.harness.store.{module}.RECORD_LIMIT", 2000)
+    with Store(run, cache) as store:
+        put(store)
+        with pytest.raises(ValueError, match="at most 2000"):
+            store.put("c" * 64, NAME, Artifact(), {"text": "x" * 2000}, 0.0)
+        # The largest one that is written is read.
+        rest = len(dump_record(Record(KEY, NAME, "done", written=10**18, values={"text": ""}, seconds=1.5)))
+        store.put(OTHER, NAME, Artifact(), {"text": "x" * (2000 - rest)}, 1.5)
+        put(store, "d" * 64)
+    for folder in (run, cache):
+        assert ledger(folder).keys() == {KEY, OTHER, "d" * 64}
+        assert len(json.dumps(ledger(folder)[OTHER].values)) > 1000
+
+
 def test_a_pack_that_could_not_be_read_is_left_as_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     several(run)
     before = lines(run, KEYS[0]).read_bytes()
