@@ -272,7 +272,7 @@ def _remove(cells: Cells, lines: list[_Line], gone: list[Entry], rewritten: set[
             kept[cells.pack_of(key)].append(key)
     superseded = _superseded(cells, lines)
     dropped = [line for pack in packs for line in superseded.get(pack, ()) if line.key not in keys]
-    writer = CellWriter(cells, Locks(cells.root / LOCKS).claim)
+    writer = CellWriter(cells, Locks(cells.root / LOCKS).claim, alone=False)
     try:
         for pack in packs:
             used = _changed(cells.lines(pack))

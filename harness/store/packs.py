@@ -31,10 +31,14 @@ class CellWriter:
         claim: keeps other processes from appending to a pack as long as what it returns is open; ``None`` where one
             does, or where nothing can be locked.
         twin: another folder that holds the same packs, by hard links, and takes no note of them; ``None`` for none.
+        alone: no other process writes into the folder, so that a new pack needs no claim. Others that write into the
+            other folder join no pack that has two names.
     """
 
-    def __init__(self, cells: Cells, claim: Callable[[str], ExitStack | None], twin: Cells | None = None) -> None:
-        self._cells, self._claim, self._twin = cells, claim, twin
+    def __init__(
+        self, cells: Cells, claim: Callable[[str], ExitStack | None], twin: Cells | None = None, alone: bool = True
+    ) -> None:
+        self._cells, self._claim, self._twin, self._alone = cells, claim, twin, alone
         self._held = ExitStack()
         # The pack that is appended to, its files, whether something was since they were brought to the disk.
         self._pack = ""
@@ -166,7 +170,12 @@ class CellWriter:
 
     def _new(self) -> str:
         name = secrets.token_hex(8)
-        held = self._claim(name) or ExitStack()
+        held = self._claim(name)
+        if held is None:
+            if not self._alone:
+                # Another process, which may lock where this one cannot, would append to it as well.
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(self._cells.lines(name)))
+            held = ExitStack()
         # The lines last: a pack is there when they are.
         for path in (self._cells.pack(name), self._cells.lines(name)):
             self._folder(path.parent)

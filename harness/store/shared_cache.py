@@ -32,7 +32,7 @@ class SharedCache:
     def __init__(self, root: Path) -> None:
         self.cells = Cells(root)
         self._locks = Locks(root / LOCKS)
-        self._writer = CellWriter(self.cells, self._locks.claim)
+        self._writer = CellWriter(self.cells, self._locks.claim, alone=False)
         self._used: set[str] = set()
 
     @classmethod

@@ -18,7 +18,7 @@ import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.store.artifacts import SMALL, Artifact
-from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
+from aftershock.harness.store.cache import CACHE_TAG, LOCKS, clear, entries, parse_age, parse_size, prune, size_text
 from aftershock.harness.store.cells import Cells
 from aftershock.harness.store.ledger import Record
 from aftershock.harness.store.locks import Locks
@@ -382,6 +382,27 @@ def test_packs_that_others_begin_while_one_is_chosen_are_no_failure(
     assert set(KEYS[:2]) <= set(ledger(cache))
 
 
+def test_without_locks_a_run_shares_only_packs_that_no_other_process_joins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / LOCKS).write_text("a file where a folder belongs")
+    with Store(tmp_path / "linked", cache) as store:
+        store.put(KEYS[0], NAME, numbers(), {}, 0.0)
+        store.put(KEYS[2], NAME, numbers(), {}, 0.0)
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "copied", cache) as store:
+        store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+        assert store.find(KEYS[1]) is not None
+    assert ledger(cache).keys() == {KEYS[0], KEYS[2]} and ledger(tmp_path / "copied").keys() == {KEYS[1]}
+    # Nor is a pack of the cache written anew; what goes as a whole may go.
+    with pytest.raises(UsageError, match="No locks available"):
+        prune(cache, max_size=files(cache) - 1)
+    assert held(cache) == [KEYS[0], KEYS[2]]
+    assert clear(cache).entries == 2
+
+
 def appended(cells: Cells, key: str) -> str:
     """Append an entry as another process does; return its pack."""
     writer = CellWriter(cells, lambda name: ExitStack())
@@ -479,6 +500,16 @@ def test_locks_leave_nothing_behind(tmp_path: Path, kind_of_locks: str) -> None:
     files = list((tmp_path / "locks").iterdir())
     assert sum(path.stat().st_size for path in files) == 0 and len(files) == (kind_of_locks == "bytes")
     locks.close()
+
+
+def test_a_lock_may_be_given_back_after_all_are(tmp_path: Path, kind_of_locks: str) -> None:
+    locks = Locks(tmp_path / "locks")
+    held = locks.take("one")
+    assert held is not None
+    locks.close()
+    held.close()
+    with locks.take("one") or ExitStack():
+        assert locks.take("one") is None
 
 
 def test_a_key_that_another_run_holds_is_not_waited_for(tmp_path: Path, kind_of_locks: str) -> None:
