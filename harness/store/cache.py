@@ -27,6 +27,7 @@ CACHE_TAG = "CACHEDIR.TAG"
 CACHE_SIGNATURE = (
     "Signature: 8a477f597d28d172789f06886806bc55\n# Finished cells of Aftershock (see `aftershock cache`).\n"
 )
+_EARLIER = re.compile(r"[0-9a-f]{64}\.json(\.[0-9]+\.tmp)?")
 _LEFT = re.compile(r"[0-9a-f]{64}\.safetensors\.[0-9]+\.tmp")
 LOCKS = "locks"
 # What shards work in.
@@ -86,11 +87,6 @@ def check_cache(root: Path) -> None:
     for part in (root / "cells", root / "artifacts", root / LOCKS):
         if part.is_symlink():
             raise UsageError(f"{part} is a link: nothing is counted or removed behind it.")
-    if any(KEY.fullmatch(path.stem) for path in (root / "cells").glob("??/*.json")):
-        raise UsageError(
-            f"{root / 'cells'} holds cells of an earlier version of aftershock, which no run of this version reads: "
-            "remove the folder by hand."
-        )
 
 
 class _Line(NamedTuple):
@@ -208,6 +204,7 @@ def prune(root: Path, older_than: float | None = None, max_size: int | None = No
         with suppress(OSError):
             if now - path.lstat().st_mtime > _DAY:
                 path.unlink()
+    _remove_emptied(root)
     return removed
 
 
@@ -225,6 +222,7 @@ def clear(root: Path) -> Removed:
     for path in [*packs, *_left(cells), root / "digests.json"]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+    _remove_emptied(root)
     return removed
 
 
@@ -238,7 +236,12 @@ def _superseded(cells: Cells, lines: list[_Line]) -> dict[str, list[_Line]]:
 
 
 def _left(cells: Cells) -> Iterator[Path]:
-    """Return files that belong to no entry: a process was killed or is at work, or the entry was damaged."""
+    """Return files that belong to no entry: a process was killed or is at work, or the entry was damaged.
+
+    And entries that earlier versions wrote, each as a file of its own, which no run of this version reads.
+    """
+    for place in _earlier(cells.root):
+        yield from (path for path in sorted(place.iterdir()) if _EARLIER.fullmatch(path.name) and is_regular(path))
     known = set(cells.keys())
     folder = cells.root / "artifacts"
     if not folder.is_dir():
@@ -253,6 +256,18 @@ def _left(cells: Cells) -> Iterator[Path]:
                     lost = path.suffix == SUFFIX and KEY.fullmatch(path.stem) and path.stem not in known
                     if (lost or _LEFT.fullmatch(path.name)) and is_regular(path):
                         yield path
+
+
+def _earlier(root: Path) -> list[Path]:
+    """Return the folders of entries of earlier versions."""
+    places = sorted((root / "cells").glob("[0-9a-f][0-9a-f]"))
+    return [place for place in places if place.is_dir() and not place.is_symlink()]
+
+
+def _remove_emptied(root: Path) -> None:
+    for place in _earlier(root):
+        with suppress(OSError):
+            place.rmdir()
 
 
 def _remove(cells: Cells, lines: list[_Line], gone: list[Entry], rewritten: set[str]) -> Removed:

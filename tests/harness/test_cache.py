@@ -18,7 +18,17 @@ import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.store.artifacts import SMALL, Artifact
-from aftershock.harness.store.cache import CACHE_TAG, LOCKS, clear, entries, parse_age, parse_size, prune, size_text
+from aftershock.harness.store.cache import (
+    CACHE_TAG,
+    LOCKS,
+    Removed,
+    clear,
+    entries,
+    parse_age,
+    parse_size,
+    prune,
+    size_text,
+)
 from aftershock.harness.store.cells import Cells
 from aftershock.harness.store.ledger import Record
 from aftershock.harness.store.locks import Locks
@@ -226,11 +236,25 @@ def test_links_in_a_cache_are_not_followed(cache: Path, tmp_path: Path) -> None:
     assert clear(cache).entries == 3 and kept.exists() and entry.exists()
 
 
-def test_a_cache_of_an_earlier_version_is_named(cache: Path) -> None:
-    (cache / "cells" / "aa").mkdir()
-    (cache / "cells" / "aa" / f"{KEYS[0]}.json").write_text("{}")
-    with pytest.raises(UsageError, match="earlier version"):
-        entries(cache)
+@pytest.mark.parametrize("remove", [clear, lambda cache: prune(cache, max_size=10**9)], ids=["clear", "prune"])
+def test_entries_of_an_earlier_version_go_and_those_of_this_one_count(
+    remove: Callable[[Path], Removed], cache: Path
+) -> None:
+    for name in (f"aa/{KEYS[0]}.json", f"bb/{KEYS[1]}.json", "bb/thesis.txt"):
+        path = cache / "cells" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+        os.utime(path, (time.time() - 2 * DAY,) * 2)
+    outside = cache.parent / "outside"
+    outside.mkdir()
+    (outside / f"{KEYS[2]}.json").write_text("{}")
+    (cache / "cells" / "cc").symlink_to(outside)
+    assert len(entries(cache)) == 3
+    assert remove(cache).entries == (3 if remove is clear else 0)
+    assert len(held(cache)) == (0 if remove is clear else 3)
+    assert not (cache / "cells" / "aa").exists()
+    assert [path.name for path in (cache / "cells" / "bb").iterdir()] == ["thesis.txt"]
+    assert len([*outside.iterdir()]) == 1
 
 
 def test_a_cache_of_before_the_tag_is_one(cache: Path) -> None:
