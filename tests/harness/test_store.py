@@ -17,7 +17,7 @@ import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.files import write_atomic
-from aftershock.harness.core.formats import seal, seal_line
+from aftershock.harness.core.formats import line_json, seal, seal_text
 from aftershock.harness.store.artifacts import SMALL, Artifact
 from aftershock.harness.store.ledger import SCHEMA, Record, dump_record, parse_record
 from aftershock.harness.store.packs import CellWriter
@@ -448,7 +448,7 @@ def entry(key: str = KEY, schema: int = SCHEMA, **changes: object) -> bytes:
     """A ledger entry with a right checksum, whatever it says."""
     whole = json.loads(dump_record(Record(key, NAME, "done")))
     del whole["checksum"]
-    return seal_line({**whole, "schema": schema, **changes})
+    return seal_text(line_json({**whole, "schema": schema, **changes}))
 
 
 DAMAGED = {
@@ -463,7 +463,7 @@ DAMAGED = {
     "edited-name": entry().replace(b'"mlp"', b'"cnn"'),
     "older-schema": entry(schema=1),
     "older-layout": seal({"schema": 3, "aftershock": "0.1.0", "key": KEY, "status": "done"}),
-    "no-key": seal_line({"schema": SCHEMA, "aftershock": "9.9"}),
+    "no-key": seal_text(line_json({"schema": SCHEMA, "aftershock": "9.9"})),
     "hostile-pack": entry(pack="../../../etc/x", digest="0" * 64, size=7),
     "large-in-a-pack": entry(pack="0" * 16, digest="0" * 64, size=SMALL + 1),
     "hostile-key": entry("../../../etc/passwd"),
