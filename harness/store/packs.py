@@ -87,7 +87,7 @@ class CellWriter:
             self.close()
         return whole, self._twin is not None and linked
 
-    def place(self, artifact: Artifact, key: str) -> int:
+    def add_file(self, artifact: Artifact, key: str) -> int:
         """Make a large artifact a file of its own; return its modification time in ns.
 
         Raises:
@@ -103,7 +103,7 @@ class CellWriter:
         return self._placed(target)
 
     def link(self, source: Path, key: str) -> int:
-        """Take over the file of a large artifact, by a hard link or as a copy; like :meth:`place`."""
+        """Take over the file of a large artifact, by a hard link or as a copy; like :meth:`add_file`."""
         target = self._cells.artifact(key)
         self._folder(target.parent)
         link(source, target)

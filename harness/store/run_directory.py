@@ -239,7 +239,7 @@ class Store:
         data = artifact.data
         try:
             if artifact.path is not None or not artifact.small:
-                record, data = replace(record, modified=self._writer.place(artifact, key)), b""
+                record, data = replace(record, modified=self._writer.add_file(artifact, key)), b""
                 if self._shared is not None:
                     self._shared.link(key, self._cells)
             record, linked = self._computed.add(record, data)
