@@ -306,7 +306,10 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise AftershockError(f"{self.folder} could not be read ({why(error)}): run the suite again.") from error
+            raise AftershockError(
+                f"{self.folder} could not be read ({why(error)}): run the suite again; if it says the same, remove that "
+                "file."
+            ) from error
 
     def packs(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time, in ns, of every pack of small artifacts: what tells of changes later."""

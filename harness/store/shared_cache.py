@@ -66,6 +66,7 @@ class SharedCache:
 
     def look_again(self) -> None:
         """Read the packs that the run has as well: what is damaged there may be whole here."""
+        self._writer.close()
         self.cells.own.clear()
         self.cells.refresh()
 

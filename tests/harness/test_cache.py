@@ -485,6 +485,21 @@ def test_a_writer_of_many_days_begins_a_pack_every_day(tmp_path: Path, days: Cal
     assert packs[0] == packs[1] != packs[2]
 
 
+def test_a_run_shares_what_it_computes_after_damage_and_after_the_cache_was_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "run", cache) as store:
+        store.put(KEYS[0], NAME, numbers(2 * SMALL), {}, 0.0)
+        artifact(tmp_path / "run", KEYS[0]).unlink()
+        assert store.find(KEYS[0]) is not None
+        clear(cache)
+        with locked(store, KEYS[1]):
+            store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+    assert held(cache) == [KEYS[1]]
+
+
 def test_whatever_the_cache_raises_a_stored_cell_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("of the cache")
