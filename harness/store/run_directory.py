@@ -307,8 +307,7 @@ class Store:
             yield
         except OSError as error:
             raise AftershockError(
-                f"{self.folder} could not be read ({why(error)}): run the suite again; if it says the same, remove that "
-                "file."
+                f"{self.folder} could not be read ({why(error)}): run the suite again, or remove that file."
             ) from error
 
     def packs(self) -> dict[str, tuple[int, int]]:
