@@ -300,7 +300,8 @@ def _remove(cells: Cells, lines: list[_Line], gone: list[Entry], rewritten: set[
             cells.artifact(key).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{error.filename or cells.root} cannot be removed ({error.strerror}).") from error
-    return Removed(len(gone), sum(e.size for e in (*gone, *dropped)), sum(e.shared for e in (*gone, *dropped)))
+    away: list[Entry | _Line] = [*gone, *dropped]
+    return Removed(len(gone), sum(e.size for e in away), sum(e.shared for e in away))
 
 
 def _copy(cells: Cells, writer: CellWriter, keys: list[str], used: float) -> None:

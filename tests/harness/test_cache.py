@@ -161,7 +161,8 @@ def test_older_entries_go_before_a_cell_does(tmp_path: Path) -> None:
     # The other cell of the older pack counts: as long as there is room, it is not written anew.
     assert prune(cache, max_size=before).size == 0
     removed = prune(cache, max_size=before - 1)
-    assert removed.entries == 0 and removed.size == before - files(cache) > 4000
+    # Offsets in the new pack have fewer digits.
+    assert removed.entries == 0 and removed.size == pytest.approx(before - files(cache), abs=10) and removed.size > 4000
     assert held(cache) == KEYS[:2] and ledger(cache)[KEYS[0]].values == {"n": 2}
     assert sum(entry.size for entry in entries(cache)) == files(cache)
     assert prune(cache, older_than=5 * DAY).entries == 1
