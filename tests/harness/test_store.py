@@ -23,6 +23,7 @@ from aftershock.harness.store.artifacts import SMALL, Artifact
 from aftershock.harness.store.ledger import SCHEMA, Record, dump_record, parse_record
 from aftershock.harness.store.packs import CellWriter
 from aftershock.harness.store.run_directory import Store
+from aftershock.harness.store.stored_traces import StoredCells
 from support.cells import artifact, ledger, lines, raw_entry, read_cells, replace_line
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -199,6 +200,25 @@ def test_an_entry_that_cannot_be_read_for_a_moment_is_still_there(
                 store.records()
             assert second.find(KEY) is None
         assert store.find(KEY) is not None and second.find(KEY) is not None
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_a_worker_reads_again_what_it_could_not_read_for_a_moment(
+    code: int, run: Path, held: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, real, fails = StoredCells(run), os.open, [True]
+    reader.values(KEY)
+
+    def fail(name: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(name).suffix in (".pack", ".safetensors", ".jsonl") and fails:
+            fails.pop()
+            raise OSError(code, os.strerror(code), str(name))
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", fail)
+    assert reader.tensor(KEY, "x").tolist() == numbers(held)
+    monkeypatch.undo()
+    assert reader.load(KEY).keys() == {"x", "flags"}
 
 
 def test_what_cannot_be_read_is_one_sentence(
