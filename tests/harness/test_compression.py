@@ -70,6 +70,26 @@ def test_a_tensor_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
                 found.zero_()
 
 
+def test_a_tensor_that_was_read_can_be_written_into(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Torch says it once in a process.
+    monkeypatch.setattr(torch, "from_numpy", lambda array, make=torch.from_numpy: make(writeable(array)))
+    with Store(tmp_path / "run") as store:
+        for number, (name, tensor) in enumerate(TENSORS.items()):
+            key = f"{number:064x}"
+            store.put(key, NAME, Artifact.of({name: tensor}), {}, 0.0)
+            for found in (store.load(key)[name], store.tensor(key, name)):
+                found.zero_()
+            assert torch.equal(store.load(key)[name].nan_to_num(), tensor.nan_to_num()), name
+    assert not [str(w.message) for w in recwarn if "writable" in str(w.message)]
+
+
+def writeable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    assert array.flags.writeable
+    return array
+
+
 def test_what_is_compressed_is_smaller_and_what_is_not_is_read_in_place(tmp_path: Path) -> None:
     sizes = {name: Artifact.of({name: tensor}).size for name, tensor in TENSORS.items()}
     share = {name: sizes[name] / (t.numel() * t.element_size()) for name, t in TENSORS.items() if t.numel() > 60_000}
