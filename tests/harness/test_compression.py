@@ -38,6 +38,7 @@ def bits(*shape: int) -> Tensor:
 
 ODD = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45])
 TENSORS = {
+    "pixels": torch.randint(1, 17, (4000, 64), generator=DRAWS).float() / 16,
     "bits": bits(256, 512),
     "some-rows": bits(3, 64 * 400),
     "activations": relu(200, 3, 16),
