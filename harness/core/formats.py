@@ -51,28 +51,27 @@ def is_sealed(content: bytes) -> bool:
     return content.startswith(_HEAD) and content[len(_HEAD) : _START] == hashlib.sha256(rest).hexdigest().encode()
 
 
-def seal_line(value: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as one line, like :func:`seal`, with its line break.
+def line_json(value: Mapping[str, Any]) -> str:
+    """Return a JSON object as text without line breaks.
 
     Raises:
         TypeError: for a value that JSON has no form for.
     """
-    return seal_text(line_json(value))
-
-
-def line_json(value: Mapping[str, Any]) -> str:
-    """Return a JSON object as text without line breaks; raises what :func:`seal_line` does."""
     return _ENCODE_LINE(value)
 
 
 def seal_text(text: str) -> bytes:
-    """Return the text of a JSON object that is not empty, without line breaks, as :func:`seal_line` does."""
+    """Return a JSON object as one line, sealed like :func:`seal`, with its line break.
+
+    Args:
+        text: of an object that is not empty, without line breaks.
+    """
     rest = f"{text[1:]}\n".encode(errors="surrogatepass")
     return _LINE + hashlib.sha256(rest).hexdigest().encode() + b'",' + rest
 
 
 def is_sealed_line(line: bytes) -> bool:
-    """Return whether a line, with its line break, is as :func:`seal_line` wrote it."""
+    """Return whether a line, with its line break, is as :func:`seal_text` wrote it."""
     rest = line[_LINE_START + 2 :]
     return line.startswith(_LINE) and line[len(_LINE) : _LINE_START] == hashlib.sha256(rest).hexdigest().encode()
 

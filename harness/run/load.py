@@ -290,7 +290,10 @@ class RunFolder:
 
     def _done(self, key: str, what: str) -> Record:
         """Return the entry of a cell with a result; ``what`` names the cell for a person."""
-        record = self._cells.record(key)
+        try:
+            record = self._cells.record(key)
+        except OSError as error:
+            raise UsageError(f"{self.folder} cannot be read ({error}).") from error
         if record is None:
             raise UsageError(f"{self.folder} holds no result of {what}: run its suite again, without --only.")
         if record.status != "done":

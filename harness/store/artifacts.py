@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..core.files import KIB
-from .compression import METADATA, compress, decompress, read_metadata
+from ..core.files import KIB, TENSORS_LIMIT
+from .compression import METADATA, DamagedTensorError, compress, declared_size, decompress, read_metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,14 +88,27 @@ class ArtifactTensors:
             file.
 
     Raises:
-        DamagedTensorError: if what the artifact says of them is not well formed.
+        DamagedTensorError: if what the artifact says of them is not well formed, or they have more than 4 GiB together.
     """
 
-    def __init__(self, names: Iterable[str], get: Callable[[str], Tensor], metadata: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, names: Iterable[str], get: Callable[[str], Tensor], metadata: Mapping[str, str] | None, size: int
+    ) -> None:
         self.names = frozenset(names)
         self._get = get
         self._about = read_metadata((metadata or {}).get(METADATA))
         self.compressed = self._about.keys() & self.names
+        if self.compressed:
+            self._check_size(size)
+
+    def _check_size(self, size: int) -> None:
+        """Refuse more than a file may hold, before anything is decompressed; ``size`` is that of the file."""
+        declared = sum(declared_size(self._about[name]) for name in self.compressed)
+        if declared + size <= TENSORS_LIMIT:
+            return
+        plain = sum(self._get(name).nbytes for name in self.names - self.compressed)
+        if declared + plain > TENSORS_LIMIT:
+            raise DamagedTensorError("too large")
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Self:
@@ -108,12 +121,12 @@ class ArtifactTensors:
 
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return cls(tensors, tensors.__getitem__, header.get("__metadata__"))
+        return cls(tensors, tensors.__getitem__, header.get("__metadata__"), len(data))
 
     @classmethod
-    def of_file(cls, opened: Any) -> Self:
-        """Return the tensors of a file, as ``safetensors.safe_open`` gives it, while it is open."""
-        return cls(opened.keys(), opened.get_tensor, opened.metadata())
+    def of_file(cls, opened: Any, size: int) -> Self:
+        """Return the tensors of a file of some bytes, as ``safetensors.safe_open`` gives it, while it is open."""
+        return cls(opened.keys(), opened.get_tensor, opened.metadata(), size)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor.

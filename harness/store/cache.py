@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..core.errors import UsageError
 from ..core.files import MIB, is_regular, read_file
@@ -26,6 +27,7 @@ CACHE_TAG = "CACHEDIR.TAG"
 CACHE_SIGNATURE = (
     "Signature: 8a477f597d28d172789f06886806bc55\n# Finished cells of Aftershock (see `aftershock cache`).\n"
 )
+_EARLIER = re.compile(r"[0-9a-f]{64}\.json(\.[0-9]+\.tmp)?")
 _LEFT = re.compile(r"[0-9a-f]{64}\.safetensors\.[0-9]+\.tmp")
 LOCKS = "locks"
 # What shards work in.
@@ -44,11 +46,11 @@ class Entry:
 
     Attributes:
         key: its content key.
-        size: bytes of its entry and its artifact.
-        shared: of these, bytes that run directories hold as well: removing the entry does not free them.
+        size: bytes of its entries, of which the newest one counts, and their artifacts.
+        shared: of these, bytes that run directories hold as well: removing the cell does not free them.
         used: when its pack, the thousand cells that were written together, was written or last taken over from by a
             run, in seconds since 1970.
-        written: when it was written, in ns since 1970.
+        written: when its newest entry was written, in ns since 1970.
     """
 
     key: str
@@ -60,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed: entries, their bytes, and how many of these bytes run directories still hold."""
+    """What was removed: cells, their bytes with those of older entries, and how many of them run directories hold."""
 
     entries: int
     size: int
@@ -85,11 +87,17 @@ def check_cache(root: Path) -> None:
     for part in (root / "cells", root / "artifacts", root / LOCKS):
         if part.is_symlink():
             raise UsageError(f"{part} is a link: nothing is counted or removed behind it.")
-    if any(KEY.fullmatch(path.stem) for path in (root / "cells").glob("??/*.json")):
-        raise UsageError(
-            f"{root / 'cells'} holds cells of an earlier version of aftershock, which no run of this version reads: "
-            "remove the folder by hand."
-        )
+
+
+class _Line(NamedTuple):
+    """A line of a pack, with the small artifact that it is about: older ones of a cell do not count, but take place."""
+
+    used: float
+    written: int
+    pack: str
+    key: str
+    size: int
+    shared: int
 
 
 def entries(root: Path) -> list[Entry]:
@@ -99,32 +107,47 @@ def entries(root: Path) -> list[Entry]:
         UsageError: like :func:`check_cache`.
     """
     check_cache(root)
-    return _entries(Cells(root))
+    cells = Cells(root)
+    return _entries(cells, _lines(cells))
 
 
-def _entries(cells: Cells) -> list[Entry]:
-    found: dict[str, Entry] = {}
-    used: dict[str, float] = {}
-    linked: dict[str, bool] = {}
+def _lines(cells: Cells) -> list[_Line]:
+    """Read all lines of a cache."""
+    found: list[_Line] = []
+    packs: dict[str, tuple[float, bool]] = {}
 
     def note(head: Head, pack: str, length: int) -> None:
-        if pack not in used:
-            used[pack], linked[pack] = _changed(cells.lines(pack)), _is_linked(cells.lines(pack))
-        size = length + (head.size if head.pack else 0)
-        shared = size if linked[pack] else 0
-        own = 0
-        if head.digest and not head.pack:
-            with suppress(OSError):
-                facts = cells.artifact(head.key).lstat()
-                own = facts.st_size
-                shared += own if facts.st_nlink > 1 else 0
-        known = found.get(head.key)
-        found[head.key] = Entry(
-            head.key, size + own, shared, max(used[pack], known.used if known else 0.0), head.written
-        )
+        if pack not in packs:
+            packs[pack] = _changed(cells.lines(pack)), _is_linked(cells.lines(pack))
+        used, linked = packs[pack]
+        size = length + (head.size if head.pack == pack else 0)
+        found.append(_Line(used, head.written, pack, head.key, size, size if linked else 0))
 
     cells.refresh(note)
+    return found
+
+
+def _entries(cells: Cells, lines: list[_Line]) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    for line in lines:
+        known = found.get(line.key)
+        if known is None:
+            size, shared = _of_its_own(cells.artifact(line.key))
+            known = Entry(line.key, size, shared, 0.0, 0)
+        found[line.key] = Entry(
+            line.key, known.size + line.size, known.shared + line.shared, max(known.used, line.used),
+            max(known.written, line.written),
+        )  # fmt: skip
     return sorted(found.values(), key=lambda entry: (entry.used, entry.written, entry.key))
+
+
+def _of_its_own(path: Path) -> tuple[int, int]:
+    """Return the bytes of a large artifact, and how many of them run directories hold; 0 where there is none."""
+    try:
+        facts = path.lstat()
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_size if facts.st_nlink > 1 else 0
 
 
 def _is_linked(path: Path) -> bool:
@@ -155,19 +178,33 @@ def prune(root: Path, older_than: float | None = None, max_size: int | None = No
     now = time.time()
     check_cache(root)
     cells = Cells(root)
-    held = _entries(cells)
-    total = sum(entry.size for entry in held)
+    lines = _lines(cells)
+    held = _entries(cells, lines)
+    left = {entry.key: entry.size for entry in held}
+    total = sum(left.values())
+    superseded = _superseded(cells, lines)
+    counting = {cells.pack_of(key) for key in cells.keys()}  # noqa: SIM118 (not a mapping)
+    rewritten = set()
+    # First what no run takes over, because the cell has a newer entry.
+    for pack in sorted(superseded, key=lambda pack: superseded[pack][0]):
+        too_old = older_than is not None and now - superseded[pack][0].used > older_than
+        if pack not in counting or too_old or (max_size is not None and total > max_size):
+            rewritten.add(pack)
+            for line in superseded[pack]:
+                left[line.key] -= line.size
+                total -= line.size
     gone = []
     for entry in held:
         too_old = older_than is not None and now - entry.used > older_than
         if too_old or (max_size is not None and total > max_size):
             gone.append(entry)
-            total -= entry.size
-    removed = _remove(cells, gone)
+            total -= left[entry.key]
+    removed = _remove(cells, lines, gone, rewritten)
     for path in _left(cells):
         with suppress(OSError):
             if now - path.lstat().st_mtime > _DAY:
                 path.unlink()
+    _remove_emptied(root)
     return removed
 
 
@@ -179,15 +216,32 @@ def clear(root: Path) -> Removed:
     """
     check_cache(root)
     cells = Cells(root)
-    removed = _remove(cells, _entries(cells))
-    for path in [*map(cells.lines, cells.packs), *_left(cells), root / "digests.json"]:
+    lines = _lines(cells)
+    removed = _remove(cells, lines, _entries(cells, lines), set())
+    packs = [path(name) for name in cells.packs for path in (cells.lines, cells.pack)]
+    for path in [*packs, *_left(cells), root / "digests.json"]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+    _remove_emptied(root)
     return removed
 
 
+def _superseded(cells: Cells, lines: list[_Line]) -> dict[str, list[_Line]]:
+    """Return the lines of cells that have a newer one, by pack."""
+    found: dict[str, list[_Line]] = {}
+    for line in lines:
+        if (line.written, line.pack) != (cells.newest(line.key), cells.pack_of(line.key)):
+            found.setdefault(line.pack, []).append(line)
+    return found
+
+
 def _left(cells: Cells) -> Iterator[Path]:
-    """Return files that belong to no entry: a process was killed or is at work, or the entry was damaged."""
+    """Return files that belong to no entry: a process was killed or is at work, or the entry was damaged.
+
+    And entries that earlier versions wrote, each as a file of its own, which no run of this version reads.
+    """
+    for place in _earlier(cells.root):
+        yield from (path for path in sorted(place.iterdir()) if _EARLIER.fullmatch(path.name) and is_regular(path))
     known = set(cells.keys())
     folder = cells.root / "artifacts"
     if not folder.is_dir():
@@ -204,19 +258,41 @@ def _left(cells: Cells) -> Iterator[Path]:
                         yield path
 
 
-def _remove(cells: Cells, gone: list[Entry]) -> Removed:
-    """Remove entries. Packs that hold others as well are written anew, under other names, and then removed."""
+def _earlier(root: Path) -> list[Path]:
+    """Return the folders of entries of earlier versions."""
+    places = sorted((root / "cells").glob("[0-9a-f][0-9a-f]"))
+    return [place for place in places if place.is_dir() and not place.is_symlink()]
+
+
+def _remove_emptied(root: Path) -> None:
+    for place in _earlier(root):
+        with suppress(OSError):
+            place.rmdir()
+
+
+def _remove(cells: Cells, lines: list[_Line], gone: list[Entry], rewritten: set[str]) -> Removed:
+    """Remove entries. Packs that hold others as well are written anew, under other names, and then removed.
+
+    Args:
+        cells: of the cache, as far as it was read.
+        lines: all lines of it.
+        gone: the entries.
+        rewritten: packs of which what does not count is removed besides.
+    """
     keys = {entry.key for entry in gone}
-    by_pack: dict[str, list[str]] = {}
+    packs = sorted(rewritten | {line.pack for line in lines if line.key in keys})
+    kept: dict[str, list[str]] = {pack: [] for pack in packs}
     for key in cells.keys():  # noqa: SIM118 (not a mapping)
-        by_pack.setdefault(cells.pack_of(key), []).append(key)
-    writer = CellWriter(cells, Locks(cells.root / LOCKS).claim)
+        if key not in keys and cells.pack_of(key) in kept:
+            kept[cells.pack_of(key)].append(key)
+    superseded = _superseded(cells, lines)
+    dropped = [line for pack in packs for line in superseded.get(pack, ()) if line.key not in keys]
+    writer = CellWriter(cells, Locks(cells.root / LOCKS).claim, alone=False)
     try:
-        for pack in [pack for pack, held in by_pack.items() if not keys.isdisjoint(held)]:
+        for pack in packs:
             used = _changed(cells.lines(pack))
-            kept = [key for key in by_pack[pack] if key not in keys]
-            if kept:
-                _copy(cells, writer, kept, used)
+            if kept[pack]:
+                _copy(cells, writer, kept[pack], used)
             # The entries first: without them, no run takes over the artifacts.
             cells.lines(pack).unlink(missing_ok=True)
             cells.pack(pack).unlink(missing_ok=True)
@@ -224,7 +300,8 @@ def _remove(cells: Cells, gone: list[Entry]) -> Removed:
             cells.artifact(key).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{error.filename or cells.root} cannot be removed ({error.strerror}).") from error
-    return Removed(len(gone), sum(e.size for e in gone), sum(e.shared for e in gone))
+    away: list[Entry | _Line] = [*gone, *dropped]
+    return Removed(len(gone), sum(e.size for e in away), sum(e.shared for e in away))
 
 
 def _copy(cells: Cells, writer: CellWriter, keys: list[str], used: float) -> None:
@@ -235,7 +312,10 @@ def _copy(cells: Cells, writer: CellWriter, keys: list[str], used: float) -> Non
             # What is damaged, or gone by now, is left out.
             record = cells.record(key)
             if record is not None:
-                data = cells.data(record) if record.pack else b""
+                try:
+                    data = cells.data(record) if record.pack else b""
+                except FileNotFoundError:
+                    continue
                 writer.add(replace(record, pack="", offset=0), data)
     writer.close()
     writer.sync()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -47,8 +47,8 @@ _LARGEST = _MOST_BYTES + RECORD_LIMIT + SMALL
 _KEPT = 4096
 # Tensors that are held so, and the bytes of the largest one.
 _KEPT_TENSORS, _KEPT_BYTES = 64, 512 * KIB
-# A pack that was last used earlier than that many seconds ago is left as it is: its cells grow old together, and the
-# cache goes by their age.
+# A pack that was begun earlier than that many seconds ago is left as it is: its cells grow old together, and the cache
+# goes by their age.
 YOUNG = 86400.0
 # Times of folders are as coarse as that, in seconds: a listing that is not later than the folder's time was first seen
 # by that much may lack files of the same time.
@@ -73,12 +73,14 @@ class PackState:
         end: where the last whole line ends.
         lines: how many there are.
         bytes: where the last artifact ends.
-        old: nothing was appended to it for days, and nothing will be.
+        begun: when its first entry was written, in ns since 1970, which never changes; 0 without entries.
+        old: it was read to its end after the time in which anything is appended to it.
     """
 
     end: int = 0
     lines: int = 0
     bytes: int = 0
+    begun: int = 0
     old: bool = False
 
     @property
@@ -86,8 +88,13 @@ class PackState:
         """Whether nothing more is appended to it."""
         return self.lines >= _MOST_LINES or self.end >= _MOST_BYTES or self.bytes >= _MOST_BYTES
 
+    def older(self, seconds: float) -> bool:
+        """Return whether it was begun earlier than that many seconds ago."""
+        return self.begun > 0 and time.time() - self.begun / 1e9 > seconds
+
     def add(self, head: Head, length: int) -> None:
         """Take a line into account."""
+        self.begun = self.begun or head.written
         self.end += length
         self.lines += 1
         if head.pack:
@@ -142,10 +149,11 @@ class Cells:
         return {key for key, places in self._places.items() if places[-1].done}
 
     def record(self, key: str) -> Record | None:
-        """Return the newest entry of a cell that can be read, ``None`` if there is none.
+        """Return the newest entry of a cell that is whole, ``None`` if there is none.
 
         Raises:
             ValueError: for what is not a key.
+            OSError: if it is there and cannot be read now, which says nothing of it.
         """
         if key in self._records:
             return self._records[key]
@@ -158,7 +166,7 @@ class Cells:
         return None
 
     def records(self) -> Iterator[Record]:
-        """Return all entries that count, in the order in which they lie on the disk."""
+        """Return all entries that count, as they lie on the disk; errors are those of :meth:`record`."""
         order = sorted(self._places, key=lambda key: self._places[key][-1][1:])
         for key in order:
             record = self._records[key] if key in self._records else self._entry(self._places[key][-1])
@@ -209,6 +217,9 @@ class Cells:
             held: the cell's entry.
             hashed: read all of it; otherwise a file of its own is hashed only when size or time say that it was
                 touched.
+
+        Raises:
+            OSError: if it is there and cannot be read now, which says nothing of it.
         """
         if not held.digest:
             return True
@@ -223,7 +234,7 @@ class Cells:
             return (not hashed and state.st_mtime_ns == held.modified) or file_digest(
                 Path(path), held.size
             ) == held.digest
-        except (OSError, UsageError):
+        except (FileNotFoundError, NotADirectoryError, UsageError):
             return False
 
     def load(self, record: Record) -> dict[str, Tensor]:
@@ -259,8 +270,9 @@ class Cells:
             if record.pack:
                 yield ArtifactTensors.of_bytes(self._piece(record))
             else:
-                with open_tensors(Path(self._file(record.key)), follow=False) as opened:
-                    yield ArtifactTensors.of_file(opened)
+                path = Path(self._file(record.key))
+                with open_tensors(path, follow=False) as opened:
+                    yield ArtifactTensors.of_file(opened, path.stat().st_size)
         except (SafetensorError, DamagedTensorError) as error:
             raise self._damaged(record) from error
 
@@ -311,17 +323,20 @@ class Cells:
     def _list(self, again: bool) -> None:
         try:
             changed = self._folder.stat().st_mtime_ns
-            if changed != self._listed:
-                self._listed, self._since, self._settled = changed, time.monotonic(), False
-            elif self._settled and not again:
+            since = self._since if changed == self._listed else time.monotonic()
+            if changed == self._listed and self._settled and not again:
                 return
-            self._settled = time.monotonic() - self._since > _COARSE
+            settled = time.monotonic() - since > _COARSE
             names = {path.stem for path in self._folder.iterdir() if path.suffix == LINES}
+        except FileNotFoundError:
+            changed, since, settled, names = 0, 0.0, False, set()
         except OSError:
-            names = set()
+            # It cannot be read now: what is known stays, and the next call asks again.
+            return
+        self._listed, self._since, self._settled = changed, since, settled
         if names == self.packs.keys():
             return
-        for name in self.packs.keys() - names:
+        for name in self.packs.keys() - names - self.own:
             self.forget_pack(name)
         for name in sorted(names - self.packs.keys()):
             if PACK.fullmatch(name):
@@ -329,23 +344,27 @@ class Cells:
 
     def _read_on(self, name: str, state: PackState, each: Callable[[Head, str, int], None] | None) -> None:
         with suppress(OSError, UsageError), open_file(self.lines(name), _LARGEST, follow=False) as stream:
-            facts = os.fstat(stream.fileno())
-            state.old = time.time() - facts.st_mtime > 2 * YOUNG
-            if facts.st_size == state.end:
-                return
-            stream.seek(state.end)
-            # A line without an end is being written, or was when its process was killed.
-            while (line := stream.readline(RECORD_LIMIT)).endswith(b"\n"):
-                start, head = state.end, parse_head(line)
-                if head is None:
-                    state.end += len(line)
-                    self.newer = max(self.newer, newer_schema(line))
-                    continue
-                state.add(head, len(line))
-                self._add(_Place(head.written, name, start, len(line), head.status == "done"), head.key)
-                self._records.discard(head.key)
-                if each is not None:
-                    each(head, name, len(line))
+            if os.fstat(stream.fileno()).st_size != state.end:
+                stream.seek(state.end)
+                self._read_lines(stream, name, state, each)
+            # Twice the time in which it is appended to: clocks differ.
+            state.old = state.older(2 * YOUNG)
+
+    def _read_lines(
+        self, stream: IO[bytes], name: str, state: PackState, each: Callable[[Head, str, int], None] | None
+    ) -> None:
+        # A line without an end is being written, or was when its process was killed.
+        while (line := stream.readline(RECORD_LIMIT)).endswith(b"\n"):
+            start, head = state.end, parse_head(line)
+            if head is None:
+                state.end += len(line)
+                self.newer = max(self.newer, newer_schema(line))
+                continue
+            state.add(head, len(line))
+            self._add(_Place(head.written, name, start, len(line), head.status == "done"), head.key)
+            self._records.discard(head.key)
+            if each is not None:
+                each(head, name, len(line))
 
     def _add(self, place: _Place, key: str) -> None:
         places = self._places.get(key)
@@ -356,7 +375,7 @@ class Cells:
             with open_file(self.lines(place.pack), _LARGEST, follow=False) as stream:
                 stream.seek(place.start)
                 return parse_record(stream.read(place.length))
-        except (OSError, UsageError):
+        except (FileNotFoundError, NotADirectoryError, UsageError):
             return None
 
     def _piece(self, held: Held) -> bytes:

@@ -69,11 +69,8 @@ def decompress(data: bytes, about: Mapping[str, Any]) -> NDArray[Any]:
     import numpy as np
 
     try:
-        how, dtype, shape = str(about["how"]), str(about["dtype"]), [int(n) for n in about["shape"]]
-        if dtype not in _TYPES or how not in _READ or any(n < 0 for n in shape):
-            raise ValueError("unknown kind")
-        count, size = math.prod(shape), np.dtype(dtype).itemsize
-        most = count * size + (count + 7) // 8
+        how, dtype, shape = _kind(about)
+        most = _bytes(dtype, shape) + (math.prod(shape) + 7) // 8
         if most > min(TENSORS_LIMIT, _MOST * len(data) + _LEAST):
             raise ValueError("too large")
         stream = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -81,8 +78,34 @@ def decompress(data: bytes, about: Mapping[str, Any]) -> NDArray[Any]:
         if not stream.eof:
             raise ValueError("of another size")
         return _READ[how](np.frombuffer(found, np.uint8), np.dtype(dtype), shape)
-    except (KeyError, TypeError, ValueError, IndexError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError, zlib.error) as error:
         raise DamagedTensorError(str(error)[:80]) from error
+
+
+def declared_size(about: Mapping[str, Any]) -> int:
+    """Return the bytes of an array that :func:`decompress` gives back, if it gives any back.
+
+    Raises:
+        DamagedTensorError: for a type or a shape that it refuses.
+    """
+    try:
+        _, dtype, shape = _kind(about)
+        return _bytes(dtype, shape)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedTensorError(str(error)[:80]) from error
+
+
+def _kind(about: Mapping[str, Any]) -> tuple[str, str, list[int]]:
+    how, dtype, shape = str(about["how"]), str(about["dtype"]), [int(n) for n in about["shape"]]
+    if dtype not in _TYPES or how not in _READ or any(n < 0 for n in shape):
+        raise ValueError("unknown kind")
+    return how, dtype, shape
+
+
+def _bytes(dtype: str, shape: list[int]) -> int:
+    import numpy as np
+
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def read_metadata(text: str | None) -> dict[str, dict[str, Any]]:

@@ -105,7 +105,12 @@ class Record:
 
 
 def dump_record(record: Record) -> bytes:
-    """Return a ledger entry as it is written: a line with a checksum over everything in it."""
+    """Return a ledger entry as it is written: a line with a checksum over everything in it.
+
+    Raises:
+        TypeError: for values that JSON has no form for.
+        ValueError: for such values, and for an entry that is larger than what is read of one.
+    """
     head = (
         f'{{"schema":{SCHEMA},"key":"{record.key}","written":{record.written},"status":"{record.status}",'
         f'"digest":"{record.digest}","size":{record.size},"modified":{record.modified},"pack":"{record.pack}",'
@@ -115,7 +120,10 @@ def dump_record(record: Record) -> bytes:
         "aftershock": package_version(), "name": record.name.as_json(), "reason": record.reason,
         "seconds": record.seconds, "values": record.values,
     }  # fmt: skip
-    return seal_text(head + line_json(rest)[1:])
+    line = seal_text(head + line_json(rest)[1:])
+    if len(line) > RECORD_LIMIT:
+        raise ValueError(f"the values of {record.name} take {len(line)} bytes as JSON, at most {RECORD_LIMIT} are kept")
+    return line
 
 
 def parse_head(line: bytes) -> Head | None:

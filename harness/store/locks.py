@@ -111,7 +111,9 @@ class _Bytes:
         return True
 
     def release(self, place: int) -> None:
-        """Unlock a byte."""
+        """Unlock a byte; closing the file did."""
+        if self._descriptor < 0:
+            return
         self._held.discard(place)
         with suppress(OSError):
             self._set(False, place)

@@ -31,10 +31,14 @@ class CellWriter:
         claim: keeps other processes from appending to a pack as long as what it returns is open; ``None`` where one
             does, or where nothing can be locked.
         twin: another folder that holds the same packs, by hard links, and takes no note of them; ``None`` for none.
+        alone: no other process writes into the folder, so that a new pack needs no claim. Others that write into the
+            other folder join no pack that has two names.
     """
 
-    def __init__(self, cells: Cells, claim: Callable[[str], ExitStack | None], twin: Cells | None = None) -> None:
-        self._cells, self._claim, self._twin = cells, claim, twin
+    def __init__(
+        self, cells: Cells, claim: Callable[[str], ExitStack | None], twin: Cells | None = None, alone: bool = True
+    ) -> None:
+        self._cells, self._claim, self._twin, self._alone = cells, claim, twin, alone
         self._held = ExitStack()
         # The pack that is appended to, its files, whether something was since they were brought to the disk.
         self._pack = ""
@@ -54,8 +58,10 @@ class CellWriter:
 
         Raises:
             OSError: if it cannot be written; nothing of it is there then.
-            TypeError, ValueError: for values that JSON has no form for.
+            TypeError, ValueError: for values that JSON has no form for, or too many of them.
         """
+        if self._pack and self._cells.packs[self._pack].older(YOUNG):
+            self.close()
         try:
             return self._add(self._pack or self._begin(), record, data)
         except FileNotFoundError:
@@ -81,7 +87,7 @@ class CellWriter:
             self.close()
         return whole, self._twin is not None and linked
 
-    def place(self, artifact: Artifact, key: str) -> int:
+    def add_file(self, artifact: Artifact, key: str) -> int:
         """Make a large artifact a file of its own; return its modification time in ns.
 
         Raises:
@@ -97,7 +103,7 @@ class CellWriter:
         return self._placed(target)
 
     def link(self, source: Path, key: str) -> int:
-        """Take over the file of a large artifact, by a hard link or as a copy; like :meth:`place`."""
+        """Take over the file of a large artifact, by a hard link or as a copy; like :meth:`add_file`."""
         target = self._cells.artifact(key)
         self._folder(target.parent)
         link(source, target)
@@ -129,20 +135,25 @@ class CellWriter:
     def _begin(self) -> str:
         """Take a pack to append to."""
         now = time.time()
-        for name, state in self._cells.packs.items():
-            if state.full or name in self._cells.own or not self._joins(name, now):
+        # A list: looking again may find packs that others began.
+        for name, state in [*self._cells.packs.items()]:
+            if state.full or state.older(YOUNG) or name in self._cells.own or not self._joins(name, now):
                 continue
             held = self._claim(name)
             if held is not None:
                 # Since it was looked at, another process may have appended to it, and may have been killed doing so.
                 self._cells.refresh()
-                if name in self._cells.packs and not state.full and _ends(self._cells.lines(name), state.end):
+                whole = self._cells.packs.get(name) is state and not state.full and not state.older(YOUNG)
+                if whole and _ends(self._cells.lines(name), state.end):
                     return self._take(name, held)
                 held.close()
         return self._new()
 
     def _joins(self, name: str, now: float) -> bool:
-        """Return whether a pack is young, and linked to the other folder where there is one, and else to none."""
+        """Return whether a pack is linked to the other folder where there is one, and else to none.
+
+        One that was last used long ago is left as it is, too: with one more cell, all of it would seem to be in use.
+        """
         with suppress(OSError):
             for path in (self._cells.pack(name), self._cells.lines(name)):
                 facts = path.lstat()
@@ -159,7 +170,12 @@ class CellWriter:
 
     def _new(self) -> str:
         name = secrets.token_hex(8)
-        held = self._claim(name) or ExitStack()
+        held = self._claim(name)
+        if held is None:
+            if not self._alone:
+                # Another process, which may lock where this one cannot, would append to it as well.
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(self._cells.lines(name)))
+            held = ExitStack()
         # The lines last: a pack is there when they are.
         for path in (self._cells.pack(name), self._cells.lines(name)):
             self._folder(path.parent)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -156,9 +156,9 @@ class Store:
             name: what this run calls it. Content has no labels: the run that computed it may have called it otherwise.
 
         Raises:
-            AftershockError: if its entry cannot be written.
+            AftershockError: if it cannot be read now, which says nothing of it, or its entry cannot be written.
         """
-        while (record := self._cells.record(key)) is not None and record.status == "done":
+        while (record := self._known(key)) is not None and record.status == "done":
             if self._is_whole(record):
                 return self._called(record, name)
             self._forget(record)
@@ -178,9 +178,10 @@ class Store:
     def _is_whole(self, record: Record) -> bool:
         """Whether a cell's artifact is as it was written; hashed once in the life of this store, and when touched."""
         stamp = self._stamp(record)
-        if record.digest and self._hashed.get(record.key) != stamp:
-            if not self._cells.is_whole(record):
-                return False
+        if record.digest and (not any(stamp) or self._hashed.get(record.key) != stamp):
+            with self._reading():
+                if not self._cells.is_whole(record):
+                    return False
             self._hashed[record.key] = stamp
         return True
 
@@ -207,13 +208,18 @@ class Store:
                 raise unwritable(self.folder, error) from error
 
     def failure(self, key: str) -> Record | None:
-        """Return the ledger's entry of a cell that failed or was skipped."""
-        record = self._cells.record(key)
+        """Return the ledger's entry of a cell that failed or was skipped; errors are those of :meth:`record`."""
+        record = self._known(key)
         return record if record is not None and record.status != "done" else None
 
     def records(self) -> list[Record]:
-        """Every entry of the ledger that counts, by name."""
-        return sorted(self._cells.records(), key=lambda r: (str(r.name), r.key))
+        """Every entry of the ledger that counts, by name.
+
+        Raises:
+            AftershockError: if one cannot be read.
+        """
+        with self._reading():
+            return sorted(self._cells.records(), key=lambda r: (str(r.name), r.key))
 
     def done(self) -> Collection[str]:
         """Return the keys of the cells that have a result, as far as the ledger knows."""
@@ -225,7 +231,7 @@ class Store:
         Raises:
             AftershockError: if it cannot be written (a full disk), or bytes that were sent are not those that were
                 made; what was there stays.
-            TypeError, ValueError: for values that JSON has no form for.
+            TypeError, ValueError: for values that JSON has no form for, or too many of them.
         """
         record = Record(checked_key(key), name, "done", "", round(seconds, 6), values, artifact.digest, artifact.size)
         if artifact.path is None and artifact.size and hashlib.sha256(artifact.data).hexdigest() != artifact.digest:
@@ -233,7 +239,7 @@ class Store:
         data = artifact.data
         try:
             if artifact.path is not None or not artifact.small:
-                record, data = replace(record, modified=self._writer.place(artifact, key)), b""
+                record, data = replace(record, modified=self._writer.add_file(artifact, key)), b""
                 if self._shared is not None:
                     self._shared.link(key, self._cells)
             record, linked = self._computed.add(record, data)
@@ -256,11 +262,13 @@ class Store:
         Raises:
             AftershockError: if they cannot be read.
         """
-        return self._cells.load(self.record(key))
+        with self._reading():
+            return self._cells.load(self.record(key))
 
     def tensor(self, key: str, name: str) -> Tensor:
         """Return one tensor of a finished cell, like :meth:`load`."""
-        return self._cells.tensor(self.record(key), name)
+        with self._reading():
+            return self._cells.tensor(self.record(key), name)
 
     def values(self, key: str) -> Mapping[str, Any]:
         """Return the small results of a finished cell."""
@@ -273,18 +281,34 @@ class Store:
             AftershockError: if it cannot be read.
         """
         record = self.record(key)
-        return Artifact(record.digest, record.size, self._cells.data(record)) if record.digest else Artifact()
+        with self._reading():
+            return Artifact(record.digest, record.size, self._cells.data(record)) if record.digest else Artifact()
 
     def record(self, key: str) -> Record:
         """Return what the ledger says of a finished cell.
 
         Raises:
             KeyError: if it says nothing.
+            AftershockError: if it cannot be read.
         """
-        record = self._cells.record(key)
+        record = self._known(key)
         if record is None:
             raise KeyError(key)
         return record
+
+    def _known(self, key: str) -> Record | None:
+        with self._reading():
+            return self._cells.record(key)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say in a sentence what could not be read."""
+        try:
+            yield
+        except OSError as error:
+            raise AftershockError(
+                f"{self.folder} could not be read ({why(error)}): run the suite again, or remove that file."
+            ) from error
 
     def packs(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time, in ns, of every pack of small artifacts: what tells of changes later."""

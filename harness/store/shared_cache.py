@@ -32,7 +32,7 @@ class SharedCache:
     def __init__(self, root: Path) -> None:
         self.cells = Cells(root)
         self._locks = Locks(root / LOCKS)
-        self._writer = CellWriter(self.cells, self._locks.claim)
+        self._writer = CellWriter(self.cells, self._locks.claim, alone=False)
         self._used: set[str] = set()
 
     @classmethod
@@ -66,6 +66,7 @@ class SharedCache:
 
     def look_again(self) -> None:
         """Read the packs that the run has as well: what is damaged there may be whole here."""
+        self._writer.close()
         self.cells.own.clear()
         self.cells.refresh()
 
@@ -74,8 +75,15 @@ class SharedCache:
 
         All of it is read: a run must not take over what has rotted in the cache.
         """
+        try:
+            return self._find(key)
+        except OSError:
+            # It cannot be read now, which is no damage.
+            return None
+
+    def _find(self, key: str) -> tuple[Record, bytes] | None:
         while (record := self.cells.record(key)) is not None and record.status == "done":
-            with suppress(OSError, UsageError):
+            with suppress(FileNotFoundError, NotADirectoryError, UsageError):
                 data = self.cells.data(record) if record.pack else b""
                 if data or self.cells.is_whole(record):
                     self._use(self.cells.pack_of(key))
@@ -96,13 +104,13 @@ class SharedCache:
             self._writer.link(source.artifact(key), key)
 
     def publish(self, record: Record, data: bytes) -> None:
-        """Share a finished cell whose pack cannot be linked.
+        """Share a finished cell whose pack cannot be linked; whatever goes wrong, the run has the cell.
 
         Args:
             record: its entry.
             data: its artifact where that is small.
         """
-        with suppress(OSError):
+        with suppress(Exception):
             if record.digest and not data:
                 record = replace(record, modified=self.cells.artifact(record.key).stat().st_mtime_ns)
             self._writer.add(record, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -56,9 +57,12 @@ class StoredCells:
     def _read(self, key: str, read: Callable[[Record], T]) -> T:
         try:
             return read(self._record(key))
-        except (OSError, UsageError):
+        except (FileNotFoundError, UsageError):
             # It may have been computed again, since the one that was known is damaged or gone.
             self._cells.drop(key)
+        except OSError:
+            # Another file system may have moved it, or there are too many files open: asked once more.
+            time.sleep(_PAUSES[1])
         try:
             return read(self._record(key))
         except OSError as error:
@@ -66,9 +70,10 @@ class StoredCells:
 
     def _record(self, key: str) -> Record:
         for pause in _PAUSES:
-            record = self._cells.record(key)
-            if record is not None and record.status == "done":
-                return record
+            with suppress(OSError):
+                record = self._cells.record(key)
+                if record is not None and record.status == "done":
+                    return record
             time.sleep(pause)
             self._cells.refresh(again=True)
         raise AftershockError(f"{self._cells.root} has no finished cell {key}")

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,23 @@ import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.store.artifacts import SMALL, Artifact
-from aftershock.harness.store.cache import CACHE_TAG, clear, entries, parse_age, parse_size, prune, size_text
+from aftershock.harness.store.cache import (
+    CACHE_TAG,
+    LOCKS,
+    Removed,
+    clear,
+    entries,
+    parse_age,
+    parse_size,
+    prune,
+    size_text,
+)
+from aftershock.harness.store.cells import Cells
+from aftershock.harness.store.ledger import Record
 from aftershock.harness.store.locks import Locks
+from aftershock.harness.store.packs import CellWriter
 from aftershock.harness.store.run_directory import Store
-from support.cells import artifact, ledger, lines
+from support.cells import artifact, ledger, lines, read_cells
 from support.commands import Forks
 
 NAME = CellName("digits", "mlp", 0, "thing")
@@ -104,6 +118,57 @@ def test_of_cells_in_one_pack_those_that_were_written_first_are_removed_first(tm
         assert all(store.find(key) is not None for key in KEYS)
 
 
+def twice(cache: Path, tmp_path: Path, *others: str) -> None:
+    """The first cell once more, computed again by another run, with others in its older pack."""
+    with Store(tmp_path / "first", cache) as store:
+        for key in (KEYS[0], *others):
+            store.put(key, NAME, numbers(), {"n": 1}, 0.0)
+    used = time.time() - 30 * DAY
+    os.utime(lines(cache, KEYS[0]), (used, used))
+    with Store(tmp_path / "again", cache, fresh=True) as store:
+        store.put(KEYS[0], NAME, numbers(), {"n": 2}, 0.0)
+
+
+def files(cache: Path) -> int:
+    """The bytes of all cells."""
+    return sum(p.stat().st_size for part in ("cells", "artifacts") for p in (cache / part).rglob("*") if p.is_file())
+
+
+def test_a_cell_of_two_packs_is_counted_and_removed_as_a_whole(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    twice(cache, tmp_path)
+    assert [entry.key for entry in entries(cache)] == [KEYS[0]]
+    assert sum(entry.size for entry in entries(cache)) == files(cache)
+    removed = prune(cache, max_size=0)
+    assert (removed.entries, files(cache)) == (1, 0) and not held(cache)
+    assert not [*(cache / "cells").iterdir()]
+
+
+@pytest.mark.parametrize("older_than", [None, 5 * DAY, 100 * DAY])
+def test_a_pack_of_which_nothing_counts_is_removed(older_than: float | None, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    twice(cache, tmp_path)
+    before = files(cache)
+    removed = prune(cache, older_than, 10**9)
+    assert removed.entries == 0 and removed.size == before - files(cache) > 4000
+    assert len([*(cache / "cells").iterdir()]) == 1 and ledger(cache)[KEYS[0]].values == {"n": 2}
+
+
+def test_older_entries_go_before_a_cell_does(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    twice(cache, tmp_path, KEYS[1])
+    before = files(cache)
+    # The other cell of the older pack counts: as long as there is room, it is not written anew.
+    assert prune(cache, max_size=before).size == 0
+    removed = prune(cache, max_size=before - 1)
+    # Offsets in the new pack have fewer digits.
+    assert removed.entries == 0 and removed.size == pytest.approx(before - files(cache), abs=10) and removed.size > 4000
+    assert held(cache) == KEYS[:2] and ledger(cache)[KEYS[0]].values == {"n": 2}
+    assert sum(entry.size for entry in entries(cache)) == files(cache)
+    assert prune(cache, older_than=5 * DAY).entries == 1
+    assert held(cache) == KEYS[:1]
+
+
 def test_a_run_stays_whole_when_the_cache_is_cleared(cache: Path, tmp_path: Path) -> None:
     (cache / "digests.json").write_text("{}")
     (cache / "cells" / "thesis.txt").write_text("mine")
@@ -115,6 +180,16 @@ def test_a_run_stays_whole_when_the_cache_is_cleared(cache: Path, tmp_path: Path
     for days, key in zip((1, 10, 100), KEYS, strict=True):
         with Store(tmp_path / f"run-{days}", cache) as store:
             assert store.find(key) is not None
+
+
+def test_a_cleared_cache_holds_no_artifacts_whatever_happened_to_their_entries(cache: Path, tmp_path: Path) -> None:
+    twice(cache, tmp_path)
+    damaged = lines(cache, KEYS[1])
+    damaged.write_text("damaged\n")
+    (cache / "cells" / f"{'0' * 16}.jsonl").touch()
+    (cache / "artifacts" / f"{'0' * 16}.pack").write_text("of no entry")
+    clear(cache)
+    assert files(cache) == 0 and not [*(cache / "artifacts").glob("*.pack")]
 
 
 def test_what_killed_processes_left_is_pruned_after_a_day(cache: Path) -> None:
@@ -162,11 +237,25 @@ def test_links_in_a_cache_are_not_followed(cache: Path, tmp_path: Path) -> None:
     assert clear(cache).entries == 3 and kept.exists() and entry.exists()
 
 
-def test_a_cache_of_an_earlier_version_is_named(cache: Path) -> None:
-    (cache / "cells" / "aa").mkdir()
-    (cache / "cells" / "aa" / f"{KEYS[0]}.json").write_text("{}")
-    with pytest.raises(UsageError, match="earlier version"):
-        entries(cache)
+@pytest.mark.parametrize("remove", [clear, lambda cache: prune(cache, max_size=10**9)], ids=["clear", "prune"])
+def test_entries_of_an_earlier_version_go_and_those_of_this_one_count(
+    remove: Callable[[Path], Removed], cache: Path
+) -> None:
+    for name in (f"aa/{KEYS[0]}.json", f"bb/{KEYS[1]}.json", "bb/thesis.txt"):
+        path = cache / "cells" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+        os.utime(path, (time.time() - 2 * DAY,) * 2)
+    outside = cache.parent / "outside"
+    outside.mkdir()
+    (outside / f"{KEYS[2]}.json").write_text("{}")
+    (cache / "cells" / "cc").symlink_to(outside)
+    assert len(entries(cache)) == 3
+    assert remove(cache).entries == (3 if remove is clear else 0)
+    assert len(held(cache)) == (0 if remove is clear else 3)
+    assert not (cache / "cells" / "aa").exists()
+    assert [path.name for path in (cache / "cells" / "bb").iterdir()] == ["thesis.txt"]
+    assert len([*outside.iterdir()]) == 1
 
 
 def test_a_cache_of_before_the_tag_is_one(cache: Path) -> None:
@@ -294,6 +383,146 @@ def test_a_cache_may_be_pruned_and_cleared_while_processes_work(tmp_path: Path) 
             assert all(store.find(f"{n:064x}") is not None for n in range(60))
 
 
+def unlinked(*args: object) -> None:
+    """Another file system: nothing can be hard-linked."""
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
+def test_packs_that_others_begin_while_one_is_chosen_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "one", cache) as store:
+        store.put(KEYS[0], NAME, numbers(), {}, 0.0)
+    with Store(tmp_path / "two", cache) as store:
+        # Between its listing and its first cell, others finish many.
+        for number in range(8):
+            writer = CellWriter(read_cells(cache), lambda name: ExitStack())
+            writer.roll()
+            writer.add(Record(f"{number:064x}", NAME, "done"))
+            writer.close()
+        store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+        assert store.find(KEYS[1]) is not None
+    assert set(KEYS[:2]) <= set(ledger(cache))
+
+
+def test_without_locks_a_run_shares_only_packs_that_no_other_process_joins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / LOCKS).write_text("a file where a folder belongs")
+    with Store(tmp_path / "linked", cache) as store:
+        store.put(KEYS[0], NAME, numbers(), {}, 0.0)
+        store.put(KEYS[2], NAME, numbers(), {}, 0.0)
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "copied", cache) as store:
+        store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+        assert store.find(KEYS[1]) is not None
+    assert ledger(cache).keys() == {KEYS[0], KEYS[2]} and ledger(tmp_path / "copied").keys() == {KEYS[1]}
+    # Nor is a pack of the cache written anew; what goes as a whole may go.
+    with pytest.raises(UsageError, match="No locks available"):
+        prune(cache, max_size=files(cache) - 1)
+    assert held(cache) == [KEYS[0], KEYS[2]]
+    assert clear(cache).entries == 2
+
+
+def appended(cells: Cells, key: str) -> str:
+    """Append an entry as another process does; return its pack."""
+    writer = CellWriter(cells, lambda name: ExitStack())
+    writer.add(Record(key, NAME, "done"))
+    writer.close()
+    return cells.pack_of(key)
+
+
+@pytest.fixture
+def days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the clock that packs go by, in days from now."""
+    now = time.time()
+
+    def to(number: float) -> None:
+        monkeypatch.setattr("aftershock.harness.store.packs.time.time_ns", lambda: int((now + number * DAY) * 1e9))
+        monkeypatch.setattr("aftershock.harness.store.packs.time.time", lambda: now + number * DAY)
+
+    return to
+
+
+def test_a_pack_has_cells_of_one_day_whenever_it_was_used(tmp_path: Path, days: Callable[[float], None]) -> None:
+    days(0)
+    first = appended(read_cells(tmp_path), KEYS[0])
+    used = tmp_path / "cells" / f"{first}.jsonl"
+    days(0.9)
+    os.utime(used, (time.time(),) * 2)
+    assert appended(read_cells(tmp_path), KEYS[1]) == first
+    days(1.1)
+    os.utime(used, (time.time(),) * 2)
+    assert appended(read_cells(tmp_path), KEYS[2]) != first
+
+
+def test_a_process_that_reads_on_misses_nothing_however_long_a_pack_was_idle(
+    tmp_path: Path, days: Callable[[float], None]
+) -> None:
+    days(0)
+    first = appended(read_cells(tmp_path), KEYS[0])
+    reader = read_cells(tmp_path)
+    for number, key in ((0.9, KEYS[1]), (3, KEYS[2])):
+        days(number)
+        # It is used by those that take cells over from it.
+        os.utime(tmp_path / "cells" / f"{first}.jsonl", (time.time(),) * 2)
+        reader.refresh()
+        appended(read_cells(tmp_path), key)
+    reader.refresh(again=True)
+    assert set(reader.keys()) == set(KEYS)
+
+
+def test_a_writer_of_many_days_begins_a_pack_every_day(tmp_path: Path, days: Callable[[float], None]) -> None:
+    cells = read_cells(tmp_path)
+    writer = CellWriter(cells, lambda name: ExitStack())
+    for number, key in zip((0, 0.5, 3), KEYS, strict=True):
+        days(number)
+        writer.add(Record(key, NAME, "done"))
+    packs = [cells.pack_of(key) for key in KEYS]
+    assert packs[0] == packs[1] != packs[2]
+
+
+def test_a_run_shares_what_it_computes_after_damage_and_after_the_cache_was_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "run", cache) as store:
+        store.put(KEYS[0], NAME, numbers(2 * SMALL), {}, 0.0)
+        artifact(tmp_path / "run", KEYS[0]).unlink()
+        assert store.find(KEYS[0]) is not None
+        clear(cache)
+        with locked(store, KEYS[1]):
+            store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+    assert held(cache) == [KEYS[1]]
+
+
+def test_whatever_the_cache_raises_a_stored_cell_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("of the cache")
+
+    monkeypatch.setattr(os, "link", unlinked)
+    with Store(tmp_path / "run", tmp_path / "cache") as store:
+        store.put(KEYS[0], NAME, numbers(), {}, 0.0)
+        monkeypatch.setattr("aftershock.harness.store.shared_cache.CellWriter.add", _of_the_run(tmp_path / "run", fail))
+        store.put(KEYS[1], NAME, numbers(), {}, 0.0)
+        assert all(store.find(key) is not None for key in KEYS[:2])
+
+
+def _of_the_run(run: Path, fail: Callable[..., Any]) -> Callable[..., Any]:
+    """Writing that works in a run directory and fails elsewhere."""
+    real = CellWriter.add
+
+    def add(self: CellWriter, *args: Any) -> Any:
+        return real(self, *args) if self._cells.root == run else fail()
+
+    return add
+
+
 @pytest.fixture(params=["bytes", "files"])
 def kind_of_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Locks where the system locks bytes of a file, and where it does not."""
@@ -311,6 +540,16 @@ def test_locks_leave_nothing_behind(tmp_path: Path, kind_of_locks: str) -> None:
     files = list((tmp_path / "locks").iterdir())
     assert sum(path.stat().st_size for path in files) == 0 and len(files) == (kind_of_locks == "bytes")
     locks.close()
+
+
+def test_a_lock_may_be_given_back_after_all_are(tmp_path: Path, kind_of_locks: str) -> None:
+    locks = Locks(tmp_path / "locks")
+    held = locks.take("one")
+    assert held is not None
+    locks.close()
+    held.close()
+    with locks.take("one") or ExitStack():
+        assert locks.take("one") is None
 
 
 def test_a_key_that_another_run_holds_is_not_waited_for(tmp_path: Path, kind_of_locks: str) -> None:

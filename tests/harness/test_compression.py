@@ -12,7 +12,7 @@ import pytest
 import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import AftershockError
-from aftershock.harness.store.artifacts import Artifact
+from aftershock.harness.store.artifacts import Artifact, ArtifactTensors
 from aftershock.harness.store.compression import _STRIP, DamagedTensorError, compress, decompress, read_metadata
 from aftershock.harness.store.run_directory import Store
 from hypothesis import given, settings
@@ -161,3 +161,29 @@ def test_a_compressed_tensor_that_somebody_made_wrong_is_a_sentence(tmp_path: Pa
         assert store.find(KEY) is not None
         with pytest.raises(AftershockError, match="damaged"):
             store.load(KEY)
+
+
+@pytest.mark.parametrize(("count", "fits"), [(15, True), (17, False)])
+def test_an_artifact_has_four_gib_of_tensors_together(
+    count: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The limit is that of 16 of these tensors, one of which is not compressed.
+    tensors = {str(i): TENSORS["many"] for i in range(count - 1)} | {"plain": TENSORS["noise"][:65536]}
+    limit = 16 * TENSORS["many"].nbytes
+    with Store(tmp_path) as store:
+        store.put(KEY, NAME, Artifact.of(tensors), {}, 0.0)
+        monkeypatch.setattr("aftershock.harness.store.artifacts.TENSORS_LIMIT", limit)
+        if fits:
+            assert store.load(KEY).keys() == tensors.keys()
+            return
+        monkeypatch.setattr("aftershock.harness.store.artifacts.decompress", None)
+        for read in (lambda: store.load(KEY), lambda: store.tensor(KEY, "0")):
+            with pytest.raises(AftershockError, match="damaged"):
+                read()
+
+
+@pytest.mark.parametrize("shape", [[-1], None, "x", [10**30], [float("inf")]], ids=str)
+def test_what_an_artifact_says_of_sizes_is_checked_before_anything_is_read(shape: Any) -> None:
+    about = {"x": {"how": "plain", "dtype": "uint8", "shape": shape}}
+    with pytest.raises(DamagedTensorError):
+        ArtifactTensors(["x"], lambda name: TENSORS["many"], {"compressed": json.dumps(about)}, 0)

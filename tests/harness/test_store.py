@@ -9,16 +9,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.files import write_atomic
-from aftershock.harness.core.formats import seal, seal_line
+from aftershock.harness.core.formats import line_json, seal, seal_text
 from aftershock.harness.store.artifacts import SMALL, Artifact
 from aftershock.harness.store.ledger import SCHEMA, Record, dump_record, parse_record
+from aftershock.harness.store.packs import CellWriter
 from aftershock.harness.store.run_directory import Store
 from support.cells import artifact, ledger, lines, raw_entry, read_cells, replace_line
 
@@ -154,6 +157,61 @@ def test_a_damaged_artifact_is_noticed_while_the_run_goes_on(run: Path, held: St
         assert held.find(KEY) is None
 
 
+TRANSIENT = [errno.EIO, errno.EMFILE, errno.ESTALE]
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_what_cannot_be_read_for_a_moment_is_no_damage(
+    code: int, run: Path, cache: Path, held: Store, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.close()
+    path, real = artifact(run, KEY), os.open
+
+    def fail(name: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(name).suffix in (".pack", ".safetensors"):
+            raise OSError(code, os.strerror(code), str(name))
+        return real(name, *args, **kwargs)
+
+    with Store(run, cache) as store, Store(run.parent / "second", cache) as second:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", fail)
+            with pytest.raises(AftershockError, match=os.strerror(code)):
+                store.find(KEY)
+            # What the cache cannot give now is computed.
+            assert second.find(KEY) is None
+        assert path.exists() and artifact(cache, KEY).exists()
+        assert store.find(KEY) is not None and numbers(store) == [*range(count)]
+        assert second.find(KEY) is not None
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_an_entry_that_cannot_be_read_for_a_moment_is_still_there(
+    code: int, run: Path, cache: Path, held: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.close()
+    with Store(run) as store, Store(run.parent / "second", cache) as second:
+        with monkeypatch.context() as patched:
+            patched.setattr("aftershock.harness.store.cells.open_file", full(code))
+            for read in (store.find, store.failure, store.record, store.values):
+                with pytest.raises(AftershockError, match=os.strerror(code)):
+                    read(KEY)
+            with pytest.raises(AftershockError, match=os.strerror(code)):
+                store.records()
+            assert second.find(KEY) is None
+        assert store.find(KEY) is not None and second.find(KEY) is not None
+
+
+def test_what_cannot_be_read_is_one_sentence(
+    run: Path, held: Store, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.record(KEY)
+    for name in ("open_file", "open_tensors"):
+        monkeypatch.setattr(f"aftershock.harness.store.cells.{name}", full(errno.EMFILE))
+    for read in (held.load, held.artifact, lambda key: held.tensor(key, "x")):
+        with pytest.raises(AftershockError, match="Too many open files"):
+            read(KEY)
+
+
 def test_a_lost_artifact_comes_back_from_the_cache(run: Path, cache: Path, held: Store, count: int) -> None:
     held.close()
     artifact(run, KEY).unlink()
@@ -249,6 +307,24 @@ def test_a_line_that_a_kill_cut_off_does_no_harm_to_the_next_one(run: Path, cach
     assert found(run, cache) == KEYS and KEY in ledger(cache)
 
 
+def test_an_entry_that_is_too_large_is_refused_and_costs_no_other_cell(
+    run: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("ledger", "cells", "packs"):
+        monkeypatch.setattr(f"aftershock.harness.store.{module}.RECORD_LIMIT", 2000)
+    with Store(run, cache) as store:
+        put(store)
+        with pytest.raises(ValueError, match="at most 2000"):
+            store.put("c" * 64, NAME, Artifact(), {"text": "x" * 2000}, 0.0)
+        # The largest one that is written is read.
+        rest = len(dump_record(Record(KEY, NAME, "done", written=10**18, values={"text": ""}, seconds=1.5)))
+        store.put(OTHER, NAME, Artifact(), {"text": "x" * (2000 - rest)}, 1.5)
+        put(store, "d" * 64)
+    for folder in (run, cache):
+        assert ledger(folder).keys() == {KEY, OTHER, "d" * 64}
+        assert len(json.dumps(ledger(folder)[OTHER].values)) > 1000
+
+
 def test_a_pack_that_could_not_be_read_is_left_as_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     several(run)
     before = lines(run, KEYS[0]).read_bytes()
@@ -258,6 +334,42 @@ def test_a_pack_that_could_not_be_read_is_left_as_it_is(run: Path, monkeypatch: 
             put(store)
     path = next(path for path in (run / "cells").iterdir() if path.stat().st_size > 10_000)
     assert path.read_bytes() == before and found(run) == KEYS and KEY in ledger(run)
+
+
+@pytest.mark.parametrize("call", ["stat", "iterdir"])
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_empty(
+    call: str, code: int, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several(run)
+    cells, real = read_cells(run), getattr(Path, call)
+
+    def fail(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self == run / "cells":
+            raise OSError(code, os.strerror(code))
+        return real(self, *args, **kwargs)
+
+    writer = CellWriter(read_cells(run), lambda name: ExitStack())
+    writer.roll()
+    writer.add(Record(KEY, NAME, "done"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, call, fail)
+        cells.refresh(again=True)
+    assert set(cells.keys()) == set(KEYS)
+    # The pack that was begun meanwhile is found by the next call.
+    cells.refresh()
+    assert set(cells.keys()) == {*KEYS, KEY}
+
+
+def test_a_pack_that_is_written_is_not_forgotten(run: Path) -> None:
+    cells = read_cells(run)
+    writer = CellWriter(cells, lambda name: ExitStack())
+    writer.add(Record(KEY, NAME, "done"))
+    lines(run, KEY).rename(run / "away")
+    cells.refresh(again=True)
+    assert cells.record(KEY) is not None
+    writer.add(Record(OTHER, NAME, "done"))
+    assert OTHER in ledger(run)
 
 
 def test_a_pack_that_is_lost_comes_back_from_the_cache(run: Path, cache: Path) -> None:
@@ -336,7 +448,7 @@ def entry(key: str = KEY, schema: int = SCHEMA, **changes: object) -> bytes:
     """A ledger entry with a right checksum, whatever it says."""
     whole = json.loads(dump_record(Record(key, NAME, "done")))
     del whole["checksum"]
-    return seal_line({**whole, "schema": schema, **changes})
+    return seal_text(line_json({**whole, "schema": schema, **changes}))
 
 
 DAMAGED = {
@@ -351,7 +463,7 @@ DAMAGED = {
     "edited-name": entry().replace(b'"mlp"', b'"cnn"'),
     "older-schema": entry(schema=1),
     "older-layout": seal({"schema": 3, "aftershock": "0.1.0", "key": KEY, "status": "done"}),
-    "no-key": seal_line({"schema": SCHEMA, "aftershock": "9.9"}),
+    "no-key": seal_text(line_json({"schema": SCHEMA, "aftershock": "9.9"})),
     "hostile-pack": entry(pack="../../../etc/x", digest="0" * 64, size=7),
     "large-in-a-pack": entry(pack="0" * 16, digest="0" * 64, size=SMALL + 1),
     "hostile-key": entry("../../../etc/passwd"),
