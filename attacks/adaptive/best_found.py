@@ -35,10 +35,12 @@ class Best:
         self._offers = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
         self._passed = torch.zeros_like(self._offers)
 
-    def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str) -> None:
+    def offer(
+        self, rows: Tensor, images: Tensor, fooled: Tensor, score: Tensor, part: str, standing: Tensor | None = None
+    ) -> None:
         """Take iterates of some rows into account: (k,) rows, images, fooled, true scores, and the attack's name.
 
-        Scores count only where something is fooled.
+        Scores count only where something is fooled. Images that do not stand any more are not counted as offered.
         """
         if part not in self._parts:
             self._parts.append(part)
@@ -51,7 +53,7 @@ class Best:
         self._keep(self.score, rows, better, score)
         self._by[rows] = torch.where(first | better, self._parts.index(part), self._by[rows])
         self._found[rows] |= fooled
-        self._offers[rows] += 1
+        self._offers[rows] += 1 if standing is None else standing.long()
         new = (self._passed[rows] == 0) & ~self.not_evaded[rows]
         self._keep(self._passed, rows, new, self._offers[rows])
 

@@ -147,14 +147,14 @@ class _Iterative(Adaptive):
             own = draws.take(rows.tolist())
             images = (images + random_in_ball(images, self.eps, self._norm, own)).clamp_(0, 1)
         aims = self.aims(model, target, clean[rows], labels[rows], restart)
-        every = steps_between_looks(clean.device)
+        every, going = steps_between_looks(clean.device), torch.ones_like(rows, dtype=torch.bool)
         for step in range(self.steps + 1):
             images = images.detach().requires_grad_()
             with torch.enable_grad():
                 found = self.observe(model.of(rows), target, images, step)
                 lead = margin(found.logits, labels[rows])
-                fooled = lead.detach() > 0
-                best.offer(rows, images.detach(), fooled, _scores(found, fooled), self.part)
+                fooled = (lead.detach() > 0) & going
+                best.offer(rows, images.detach(), fooled, _scores(found, fooled), self.part, going)
                 if step == self.steps:
                     return
                 direction = self.direction(found, images, lead, target, aims)
@@ -165,6 +165,7 @@ class _Iterative(Adaptive):
             if (step + 1) % every == 0:
                 images, rows = images[going], rows[going]
                 aims = {name: value[going] for name, value in aims.items()}
+                going = going[going]
                 if not len(rows):
                     return
 

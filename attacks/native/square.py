@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...harness.core.batches import steps_between_looks
 from ...harness.core.ranges import Count, Fraction
-from ...harness.core.seeds import Draws, DrawsAhead
+from ...harness.core.seeds import Draws, DrawsAhead, Uniforms
 from ..base import parameters as checks
 from ..base.geometry import per_image, project
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
@@ -38,7 +38,7 @@ def start_linf(clean: Tensor, eps: float, draws: Draws) -> Tensor:
     return (clean + eps * draws.signs(clean[:, :, :1, :])).clamp_(0, 1)
 
 
-def propose_linf(current: Tensor, clean: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
+def propose_linf(current: Tensor, clean: Tensor, eps: float, share: float, draws: Uniforms) -> Tensor:
     """Return a proposal for each image: ``current`` with one square of +eps or -eps (per channel) around ``clean``.
 
     A square that would change nothing, as half of those of grey images do, has its signs reversed.
@@ -79,7 +79,7 @@ def start_l2(clean: Tensor, eps: float, draws: Draws) -> Tensor:
     return _at_l2(clean, delta, eps)
 
 
-def propose_l2(current: Tensor, clean: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
+def propose_l2(current: Tensor, clean: Tensor, eps: float, share: float, draws: Uniforms) -> Tensor:
     """A proposal for each image: the perturbation of one window is moved to another, where bumps are added to it.
 
     The paper's algorithm 3: the L2 norm in use is kept, spread over the channels of the new window, together with

@@ -10,7 +10,6 @@ more workers than cores all of them slow down alike. The owner of the run direct
 
 from __future__ import annotations
 
-import heapq
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aftershock.harness.core.content_keys import FileDigests
+from aftershock.harness.core.interrupts import Interrupt
 from aftershock.harness.plan.cells import Cell
 from aftershock.harness.run.api import cache_root, data_root
 from aftershock.harness.run.opening import open_run
-from aftershock.harness.run.options import Options
+from aftershock.harness.run.options import EngineChoice, Options
 from aftershock.harness.run.schedule import Schedule
 from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite
@@ -74,31 +74,40 @@ class Simulated:
 def simulate(costs: Costs, machine: Machine, workers: int) -> Simulated:
     """Let a number of workers compute a suite; several are processes of their own, one is the owner itself."""
     schedule = Schedule(costs.cells, lambda cell: costs.seconds[cell.key], workers)
-    # With more workers than cores, each gets its share of the processors.
-    slower = max(1.0, workers / machine.cores)
-    idle = [machine.opening * slower if workers > 1 else 0.0] * workers
-    heapq.heapify(idle)
-    running: list[tuple[float, int, list[Cell]]] = []
-    owner = busy = now = 0.0
-    number = 0
-    while schedule or running:
-        while schedule and idle and (not running or idle[0] <= running[0][0]):
-            begin = max(heapq.heappop(idle), now)
-            cells = schedule.next()
-            took = sum(costs.seconds[cell.key] for cell in cells) * slower
-            busy += took
-            number += 1
-            heapq.heappush(running, (begin + took, number, cells))
-        end, _, cells = heapq.heappop(running)
-        # Results wait for the owner, one after the other; their worker does not.
-        handled = sum(machine.owner + costs.sizes[cell.key] / machine.bandwidth for cell in cells)
-        owner = max(owner, end) + handled if workers > 1 else end + handled
-        now = owner
-        heapq.heappush(idle, end if workers > 1 else owner)
-        for cell in cells:
-            schedule.settle(cell.key)
-    total = costs.before + now
-    return Simulated(workers, total, busy / (workers * now), _owner_seconds(costs, machine) / now)
+    # Work that is left, by worker: first its opening, for which it has no cells.
+    left: dict[int, float] = dict.fromkeys(range(workers), machine.opening if workers > 1 else 0.0)
+    given: dict[int, list[Cell]] = {worker: [] for worker in left}
+    idle: list[int] = []
+    arrived: list[tuple[float, list[Cell]]] = []
+    now = owner = busy = 0.0
+    while left or arrived or (schedule and idle):
+        while schedule and idle:
+            worker = idle.pop()
+            given[worker] = schedule.next()
+            left[worker] = sum(costs.seconds[cell.key] for cell in given[worker])
+            busy += left[worker]
+        # More processes than cores share them alike, until one is done or the owner has a result.
+        rate = min(1.0, machine.cores / max(1, len(left)))
+        done = now + min(left.values()) / rate if left else float("inf")
+        heard = arrived[0][0] if arrived else float("inf")
+        step = min(done, heard) - now
+        left = {worker: work - step * rate for worker, work in left.items()}
+        now = min(done, heard)
+        if heard <= done:
+            for cell in arrived.pop(0)[1]:
+                schedule.settle(cell.key)
+            continue
+        worker = min(left, key=left.__getitem__)
+        del left[worker]
+        idle.append(worker)
+        cells, given[worker] = given[worker], []
+        if cells:
+            # Results wait for the owner, one after the other; their worker does not, unless it is the owner.
+            handled = sum(machine.owner + costs.sizes[cell.key] / machine.bandwidth for cell in cells)
+            owner = max(owner, now) + handled
+            now = owner if workers == 1 else now
+            arrived.append((owner, cells))
+    return Simulated(workers, costs.before + now, busy / (workers * now), _owner_seconds(costs, machine) / now)
 
 
 def _owner_seconds(costs: Costs, machine: Machine) -> float:
@@ -116,7 +125,9 @@ def critical_path(costs: Costs) -> float:
 def costs_of(suite: str, run: Path, data: Path, before: float) -> Costs:
     """Read what every cell of a suite took in a run directory; cells that failed there take no time."""
     loaded = load_suite(suite)
-    opened = open_run(loaded, data, FileDigests(cache_root()), Options())
+    silent = {"on_progress": lambda event: None, "on_message": lambda text: None, "interrupt": Interrupt()}
+    options = Options("cpu", None, None, False, EngineChoice(), debug=False, **silent)
+    opened = open_run(loaded, data, FileDigests(cache_root()), options)
     with Store(run) as store:
         records = {record.key: record for record in store.records()}
     seconds = {key: records[key].seconds if key in records else 0.0 for key in opened.cells}
@@ -132,7 +143,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--workers", default="1,2,4,8,16,64,256,1024")
     parser.add_argument("--cores", type=int, default=0, help="of the machine; by default as many as there are workers")
-    parser.add_argument("--opening", type=float, default=6.0, help="seconds until a worker has opened the run")
+    parser.add_argument("--opening", type=float, default=5.0, help="seconds until a worker has opened the run")
     parser.add_argument("--owner", type=float, default=4e-4, help="seconds of the owner for a cell")
     parser.add_argument("--bandwidth", type=float, default=400e6, help="bytes a second that the owner files")
     asked = parser.parse_args()

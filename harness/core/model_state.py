@@ -16,7 +16,7 @@ _INTERNAL = frozenset(vars(nn.Module()))
 
 @contextmanager
 def untouched(model: nn.Module, freeze: bool = True) -> Iterator[None]:
-    """Eval mode and, with ``freeze``, frozen parameters inside the block; afterwards all is as it was.
+    """Eval mode, with ``freeze`` frozen parameters, and full precision inside the block; afterwards all is as it was.
 
     Put back, also on an error, are the training mode of every submodule, ``requires_grad`` and ``.grad`` of every
     parameter, and the buffers (an attack that switches to train mode would move batch-norm statistics). Frozen
@@ -31,7 +31,8 @@ def untouched(model: nn.Module, freeze: bool = True) -> Iterator[None]:
             parameter.requires_grad_(False)
             # Out of reach, so that nothing can add to a gradient that a training loop is collecting.
             parameter.grad = None
-        yield
+        with full_precision(device_of(model).type == "cuda"):
+            yield
     finally:
         for module, training in modes:
             module.training = training

@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -77,7 +78,13 @@ class Draws:
         return torch.stack([draw(shape, g) for g in self._generators]).to(images)
 
 
-class DrawsAhead(Draws):
+class Uniforms(Protocol):
+    """Gives each image uniform numbers of its own."""
+
+    def uniform(self, images: Tensor) -> Tensor: ...
+
+
+class DrawsAhead:
     """Uniform numbers of a loop that draws as many for each image at every step, drawn for many steps at a time.
 
     The numbers are those that the images' generators would have given step by step, and :meth:`settle` leaves the
@@ -89,13 +96,15 @@ class DrawsAhead(Draws):
     """
 
     def __init__(self, draws: Draws, steps: int = 64) -> None:
-        self.seed, self.indices, self._generators = draws.seed, draws.indices, draws._generators
+        self._generators = draws._generators
         self._steps, self._used = steps, 0
         self._before: list[Tensor] = []
         self._block: Tensor | None = None
 
     def uniform(self, images: Tensor) -> Tensor:
         """Return the next step's numbers, uniform in [0, 1), of the shape, dtype and device of ``images``."""
+        if not self._generators:
+            return torch.empty_like(images)
         if self._block is None or self._used == self._steps:
             self._before, self._used = [g.get_state() for g in self._generators], 0
             shape = (self._steps, *images.shape[1:])
@@ -107,8 +116,7 @@ class DrawsAhead(Draws):
     def keep(self, positions: Sequence[int]) -> None:
         """Go on with some of the images."""
         staying = set(positions)
-        self._rewind([i for i in range(len(self)) if i not in staying])
-        self.indices = tuple(self.indices[p] for p in positions)
+        self._rewind([i for i in range(len(self._generators)) if i not in staying])
         self._generators = [self._generators[p] for p in positions]
         if self._block is not None:
             self._before = [self._before[p] for p in positions]
@@ -116,7 +124,7 @@ class DrawsAhead(Draws):
 
     def settle(self) -> None:
         """Leave the generators of the images that are left as drawing step by step would have."""
-        self._rewind(range(len(self)))
+        self._rewind(range(len(self._generators)))
         self._block = None
 
     def _rewind(self, positions: Iterable[int]) -> None:

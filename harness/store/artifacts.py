@@ -139,7 +139,9 @@ class ArtifactTensors:
         found = self._get(name)
         if name not in self._about:
             return found
-        return torch.from_numpy(decompress(found.numpy().tobytes(), self._about[name]))
+        array = decompress(found.numpy().tobytes(), self._about[name])
+        # Who reads a tensor may write into it: not into bytes, which others may hold.
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _compressed(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], dict[str, str] | None]:

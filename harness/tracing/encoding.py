@@ -100,7 +100,8 @@ class Encoder:
         for (need, tap, _), value in zip(self._away, codes, strict=True):
             self._put(need, tap, 0, value)
         self._away = []
-        return near
+        # Not a view, which would keep the codes as well.
+        return near.clone()
 
     def codes(self) -> dict[str, dict[str, Tensor]]:
         """Return code name to tap name to rows, taps in execution order."""

@@ -13,7 +13,7 @@ import torch
 from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import AftershockError
 from aftershock.harness.store.artifacts import Artifact, ArtifactTensors
-from aftershock.harness.store.compression import DamagedTensorError, compress, decompress, read_metadata
+from aftershock.harness.store.compression import _STRIP, DamagedTensorError, compress, decompress, read_metadata
 from aftershock.harness.store.run_directory import Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +38,7 @@ def bits(*shape: int) -> Tensor:
 
 ODD = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45])
 TENSORS = {
+    "one-strip": bits(9000, 64 * 8)[:, :_STRIP].contiguous(),
     "bits": bits(256, 512),
     "some-rows": bits(3, 64 * 400),
     "activations": relu(200, 3, 16),
@@ -68,6 +69,26 @@ def test_a_tensor_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
             # What is given away is the receiver's own.
             if found.numel():
                 found.zero_()
+
+
+def test_a_tensor_that_was_read_can_be_written_into(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Torch says it once in a process.
+    monkeypatch.setattr(torch, "from_numpy", lambda array, make=torch.from_numpy: make(writeable(array)))
+    with Store(tmp_path / "run") as store:
+        for number, (name, tensor) in enumerate(TENSORS.items()):
+            key = f"{number:064x}"
+            store.put(key, NAME, Artifact.of({name: tensor}), {}, 0.0)
+            for found in (store.load(key)[name], store.tensor(key, name)):
+                found.zero_()
+            assert torch.equal(store.load(key)[name].nan_to_num(), tensor.nan_to_num()), name
+    assert not [str(w.message) for w in recwarn if "writable" in str(w.message)]
+
+
+def writeable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    assert array.flags.writeable
+    return array
 
 
 def test_what_is_compressed_is_smaller_and_what_is_not_is_read_in_place(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.errors import AftershockError
-from ...core.model_state import full_precision, one_thread
+from ...core.model_state import one_thread
 from ...core.process_state import guarded, noted
 from ...core.seeds import derive_seed, forked_rng
 from ...plan.cells import (
@@ -68,8 +68,7 @@ def compute(context: TaskContext, task: Task, on_progress: Callable[[float], Non
     start = time.perf_counter()
     together = isinstance(cells[0].job, TraceJob)
     small = math.prod(context.dataset.shape) < SMALL_IMAGE
-    exact = full_precision(context.device.type == "cuda")
-    with guarded() as left, forked_rng(derive_seed(0, "cell", cells[0].group)), one_thread(small), exact:
+    with guarded() as left, forked_rng(derive_seed(0, "cell", cells[0].group)), one_thread(small):
         if together:
             outputs = compute_traces(context, cells)
         else:

@@ -12,9 +12,8 @@ from torch import Tensor
 from ....attacks.base.perturb_batch import DerivedBatch, Limits, PerturbedBatch, limited, perturb_batch, rounded
 from ....attacks.benign.equal_norm_control import equal_norm_control
 from ...core.errors import AftershockError, UnavailableError
-from ...core.process_state import CHANGED_FLAG
+from ...core.process_state import CHANGED_FLAG, own_code
 from ...core.seeds import Draws, derive_seed
-from ...models.folding import folded
 from ...plan.cells import ControlJob, DerivedJob, PerturbJob
 from ...suite.instances import make_perturbation
 from ...tracing.traced_model import TracedModel
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from ....attacks.base.target import TargetDetector
     from ....detectors.base.detector import Detector
 
-
-# Images on which a quick copy of a model is compared with it.
-COMPARED = 8
 
 NO_GRADIENT = (
     "the model gives no gradient with respect to its input, so an attack that follows it cannot work: attacks that "
@@ -53,11 +49,10 @@ def _attacked(context: TaskContext, job: PerturbJob, perturbation: Perturbation,
     They do for what looks for the smallest perturbation, and goes along the boundary itself. On an H200 the copy of a
     ResNet-20 is no quicker than the model (.7 to 1.0 of its speed in float32, tests/gpu).
     """
-    info, own = perturbation.info, not isinstance(perturbation, PluginPerturbation)
+    info, own = perturbation.info, own_code(perturbation) and not isinstance(perturbation, PluginPerturbation)
     here = context.device.type == "cpu"
     if here and own and info.kind == "attack" and info.gradients and not info.minimises:
-        images, _, _ = context.clean(job.set, job.start, min(job.stop, job.start + COMPARED))
-        quick = folded(model.model, images)
+        quick = context.quick(job.model)
         if quick is not None:
             return replace(model, model=quick, root=None)
     return lent_model(model, perturbation)

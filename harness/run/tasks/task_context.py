@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import UnavailableError
 from ...core.recent import Recent
 from ...core.registry import DATASETS, DETECTORS
 from ...data.types import Dataset, ImageSplit
 from ...models.classifier import Classifier
+from ...models.folding import folded
 from ...plan import Sets, stored_need
 from ...plan.cells import Images, ModelJob, SetName, TraceKeys
 from ...plan.models import load_classifier, make_classifier
@@ -33,6 +34,10 @@ from ..workers.witness import expect_questions, witness_scores
 
 if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
+
+
+# Images on which a quick copy of a model is compared with it.
+COMPARED = 8
 
 
 class TaskContext:
@@ -66,6 +71,7 @@ class TaskContext:
         self.suite, self.dataset, self.sets, self.reader = suite, dataset, sets, reader
         self.device, self.weights, self.on_message = device, weights, on_message
         self._models: Recent[str, Classifier] = Recent(2)
+        self._quick: Recent[str, nn.Module | None] = Recent(2)
         self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
         self._message_once = once(on_message)
@@ -141,6 +147,11 @@ class TaskContext:
         classifier = self._models.get_or_make(model, load)
         taps = tap_infos(self.reader.values(model))
         return TracedModel(classifier, taps, part.tap_modules, classifier.network, part.bits_per_tap)
+
+    def quick(self, model: str) -> nn.Module | None:
+        """Return a copy of a model for attacks to follow, if there is one (:func:`~...models.folding.folded`)."""
+        images, _, _ = self.clean("fit", 0, COMPARED)
+        return self._quick.get_or_make(model, lambda: folded(self.open(model).model, images))
 
     def part(self, model: str) -> ModelPart:
         """Return the suite's entry of a model's cell."""
