@@ -121,7 +121,7 @@ class CountingModel(nn.Module):
         """Return the same model and counts for some of the images only, int64 positions (m,) among those it is for.
 
         An attack that goes on with part of its images says so by this, so that what is watched per image (see
-        :class:`~aftershock.attacks.base.perturb_batch.WatchedModel`) is put down to the right ones.
+        :class:`~aftershock.attacks.base.watched_model.WatchedModel`) is put down to the right ones.
         """
         part = copy.copy(self)
         part._rows = rows if self._rows is None else self._rows[rows]

@@ -12,9 +12,10 @@ from aftershock.attacks.adaptive.best_found import Best
 from aftershock.attacks.adaptive.pgd import Adaptive, FeatureMatching, SurrogateAttack, _without
 from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
 from aftershock.attacks.base.kinds import Effort
-from aftershock.attacks.base.perturb_batch import LimitError, Limits, PerturbedBatch, limited, perturb_batch, rounded
+from aftershock.attacks.base.perturb_batch import PerturbedBatch, limited, perturb_batch, rounded
 from aftershock.attacks.base.perturbation import CountingModel, Perturbation
 from aftershock.attacks.base.target import Guides, Observation
+from aftershock.attacks.base.watched_model import LimitError, Limits
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.seeds import Draws

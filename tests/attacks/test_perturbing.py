@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from aftershock.attacks import CountingModel, Perturbation, PerturbationInfo
-from aftershock.attacks.base.perturb_batch import WatchedModel, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.base.perturbation import Norm, norms
+from aftershock.attacks.base.watched_model import WatchedModel
 from aftershock.attacks.benign.noise import Gaussian
 from aftershock.attacks.native.autopgd import AutoPGD
 from aftershock.attacks.native.pgd import FGSM, PGD

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.attacks.base.perturb_batch import Limits, perturb_batch
+from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.watched_model import Limits
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.plugin_files import load_plugin_file

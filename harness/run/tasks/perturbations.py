@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....attacks.base.perturb_batch import DerivedBatch, Limits, PerturbedBatch, limited, perturb_batch, rounded
+from ....attacks.base.perturb_batch import DerivedBatch, PerturbedBatch, limited, perturb_batch, rounded
+from ....attacks.base.watched_model import Limits
 from ....attacks.benign.equal_norm_control import equal_norm_control
 from ...core.errors import AftershockError, UnavailableError
 from ...core.process_state import CHANGED_FLAG, own_code

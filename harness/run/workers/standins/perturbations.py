@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .....attacks.base.kinds import Effort
-from .....attacks.base.perturb_batch import LimitError, WatchedModel
 from .....attacks.base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
 from .....attacks.base.target import TargetDetector
+from .....attacks.base.watched_model import LimitError, WatchedModel
 from ....core.errors import AftershockError, UsageError
 from ....core.recent import Recent
 from ....core.seeds import Draws
