@@ -30,15 +30,15 @@ class CellWriter:
         cells: of the folder, which take note of what is written.
         claim: keeps other processes from appending to a pack as long as what it returns is open; ``None`` where one
             does, or where nothing can be locked.
-        twin: another folder that holds the same packs, by hard links, and takes no note of them; ``None`` for none.
+        other: another folder that holds the same packs, by hard links, and takes no note of them; ``None`` for none.
         alone: no other process writes into the folder, so that a new pack needs no claim. Others that write into the
             other folder join no pack that has two names.
     """
 
     def __init__(
-        self, cells: Cells, claim: Callable[[str], ExitStack | None], twin: Cells | None = None, alone: bool = True
+        self, cells: Cells, claim: Callable[[str], ExitStack | None], other: Cells | None = None, alone: bool = True
     ) -> None:
-        self._cells, self._claim, self._twin, self._alone = cells, claim, twin, alone
+        self._cells, self._claim, self._other, self._alone = cells, claim, other, alone
         self._held = ExitStack()
         # The pack that is appended to, its files, whether something was since they were brought to the disk.
         self._pack = ""
@@ -82,10 +82,10 @@ class CellWriter:
         self._cells.note(pack, whole, facts.st_size, len(line))
         self._appended = True
         linked = facts.st_nlink > 1
-        if self._cells.packs[pack].full or (self._twin is not None and not linked):
+        if self._cells.packs[pack].full or (self._other is not None and not linked):
             # Where the other folder lost its name for the pack, the next one has two again.
             self.close()
-        return whole, self._twin is not None and linked
+        return whole, self._other is not None and linked
 
     def add_file(self, artifact: Artifact, key: str) -> int:
         """Make a large artifact a file of its own; return its modification time in ns.
@@ -159,10 +159,10 @@ class CellWriter:
                 facts = path.lstat()
                 if not stat.S_ISREG(facts.st_mode):
                     return False
-                if self._twin is None:
+                if self._other is None:
                     linked = facts.st_nlink == 1
                 else:
-                    linked = path.samefile(self._twin.root / path.parent.name / path.name)
+                    linked = path.samefile(self._other.root / path.parent.name / path.name)
                 if not linked:
                     return False
             return now - facts.st_mtime < YOUNG
@@ -181,21 +181,21 @@ class CellWriter:
             self._folder(path.parent)
             path.touch(exist_ok=False)
             self._unsynced.add(path.parent)
-            if self._twin is not None:
-                self._link(path, self._twin)
+            if self._other is not None:
+                self._link(path, self._other)
         self._cells.packs[name] = PackState()
         return self._take(name, held)
 
-    def _link(self, path: Path, twin: Cells) -> None:
+    def _link(self, path: Path, other: Cells) -> None:
         """Give a file of a pack a second name; where that cannot be, the other folder is done without from now on."""
-        other = twin.root / path.parent.name
-        twin.own.add(path.stem)
+        folder = other.root / path.parent.name
+        other.own.add(path.stem)
         try:
-            self._folder(other)
-            os.link(path, other / path.name)
-            self._unsynced.add(other)
+            self._folder(folder)
+            os.link(path, folder / path.name)
+            self._unsynced.add(folder)
         except OSError:
-            self._twin = None
+            self._other = None
 
     def _take(self, name: str, held: ExitStack) -> str:
         self._held, self._pack = held, name
