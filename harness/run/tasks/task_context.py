@@ -150,8 +150,7 @@ class TaskContext:
 
     def quick(self, model: str) -> nn.Module | None:
         """Return a copy of a model for attacks to follow, if there is one (:func:`~...models.folding.folded`)."""
-        images, _, _ = self.clean("fit", 0, COMPARED)
-        return self._quick.get_or_make(model, lambda: folded(self.open(model).model, images))
+        return self._quick.get_or_make(model, lambda: folded(self.open(model).model, self.clean("fit", 0, COMPARED)[0]))
 
     def part(self, model: str) -> ModelPart:
         """Return the suite's entry of a model's cell."""
