@@ -33,8 +33,10 @@ _OWN: Mapping[str, Mapping[str, str]] = {
     "native.square": {"square": "Square"},
     "native.autoattack": {"autoattack": "AutoAttack"},
     "from_file": {"file": "FromFile"},
-    "adaptive.pgd": {"adaptive-pgd": "SurrogateAttack", "feature-matching": "FeatureMatching"},
-    "adaptive.worst_case": {"adaptive": "WorstCase", "adaptive-square": "ScoreSquare"},
+    "adaptive.surrogate": {"adaptive-pgd": "SurrogateAttack"},
+    "adaptive.feature_matching": {"feature-matching": "FeatureMatching"},
+    "adaptive.score_square": {"adaptive-square": "ScoreSquare"},
+    "adaptive.worst_case": {"adaptive": "WorstCase"},
 }  # fmt: skip
 
 # Library attacks bear the names that their classes have in the library.

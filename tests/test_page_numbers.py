@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from aftershock.attacks.adaptive import worst_case
-from aftershock.attacks.adaptive.pgd import MarginAttack
+from aftershock.attacks.adaptive.surrogate import MarginAttack
 from aftershock.attacks.benign.equal_norm_control import equal_norm_control
 from aftershock.attacks.libraries.foolbox.gradient import EPS
 from aftershock.harness.cli.main import INTERRUPTED

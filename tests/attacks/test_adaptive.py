@@ -8,9 +8,12 @@ from typing import Literal
 
 import pytest
 import torch
+from aftershock.attacks.adaptive.base import Adaptive
 from aftershock.attacks.adaptive.best_found import Best
-from aftershock.attacks.adaptive.pgd import Adaptive, FeatureMatching, SurrogateAttack, _without
-from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
+from aftershock.attacks.adaptive.feature_matching import FeatureMatching
+from aftershock.attacks.adaptive.score_square import ScoreSquare
+from aftershock.attacks.adaptive.surrogate import SurrogateAttack, _without
+from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.attacks.base.kinds import Effort
 from aftershock.attacks.base.perturb_batch import PerturbedBatch, limited, perturb_batch, rounded
 from aftershock.attacks.base.perturbation import CountingModel, Perturbation

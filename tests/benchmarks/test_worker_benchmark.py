@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from aftershock.attacks.adaptive.pgd import SurrogateAttack
+from aftershock.attacks.adaptive.surrogate import SurrogateAttack
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.harness.core.registry import DETECTORS
 from aftershock.harness.models.architectures import cnn, resnet20

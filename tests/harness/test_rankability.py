@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aftershock.attacks.adaptive.pgd import SurrogateAttack
+from aftershock.attacks.adaptive.surrogate import SurrogateAttack
 from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.attacks.base.kinds import Effort
 from aftershock.harness.evaluation.leaderboard import Protocol, place

@@ -20,7 +20,7 @@ import sys
 
 import torch
 from aftershock.attacks import register as perturbation
-from aftershock.attacks.adaptive.pgd import MarginAttack
+from aftershock.attacks.adaptive.surrogate import MarginAttack
 from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.evaluation.results import Effort
 

@@ -1,0 +1,92 @@
+"""A black box on the detector's true score: random search without gradient or surrogate."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+
+from ...harness.core.ranges import Count
+from ...harness.core.seeds import Draws
+from ..base.kinds import Effort
+from ..base.perturbation import CountingModel, PerturbationInfo
+from ..native.pgd import margin
+from ..native.square import search
+from .base import Adaptive, Ball, target_of
+from .best_found import Best
+
+
+class ScoreSquare(Adaptive):
+    """Minimise logits and true score together by random search (Square), without gradient or surrogate.
+
+    What is minimised is max(0, −margin) plus the true score above the threshold in units of the detector's spread; an
+    image at which both vanish is fooled and passes. The search begins at what other attacks found: a fooling image
+    that is still flagged has half of the way behind it.
+
+    Args:
+        eps: the budget.
+        queries: questions asked per image, at most; each is one forward and one score.
+        norm: ``linf`` or ``l2``.
+        images: number of evaluate images that are attacked, from the first on; ``None`` for all.
+        large_eps: see :class:`~aftershock.attacks.adaptive.base.Adaptive`.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    info: ClassVar[PerturbationInfo] = PerturbationInfo(
+        title="Square on the true score",
+        kind="adaptive",
+        family="adaptive-square",
+        norm="linf",
+        paper="after Andriushchenko, Croce, Flammarion, Hein 2020, arXiv:1912.00049",
+        gradients=False,
+        stochastic=True,
+        cost="medium",
+        summary="Random search that asks logits and the detector's true score; needs no surrogate.",
+    )
+
+    def __init__(
+        self,
+        eps: float,
+        queries: Count = 500,
+        norm: Ball = "linf",
+        images: int | None = 200,
+        large_eps: float | None = None,
+    ) -> None:
+        super().__init__(eps, norm, images, large_eps)
+        self.queries = queries
+
+    @property
+    def part(self) -> str:
+        """``search``."""
+        return "search"
+
+    @property
+    def effort(self) -> Effort:
+        """Queries."""
+        return Effort(queries=self.queries)
+
+    def improve(
+        self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
+    ) -> None:
+        target = target_of(model)
+        # Beyond both boundaries by a hair: other batches round differently.
+        slack = 1e-3
+
+        def objective(searched: Tensor, images: Tensor, part: Tensor) -> Tensor:
+            asked = searched[part]
+            logits, score = target.query(model, images)
+            lead = margin(logits, labels[asked])
+            best.offer(asked, images, lead > 0, score, self.part)
+            excess = (score - target.threshold) / target.scale + slack
+            return (slack - lead).clamp_min(0) + excess.clamp_min(0).to(lead.dtype)
+
+        for part, start in ((best.found[rows], best.images), (~best.found[rows], None)):
+            chosen = rows[part]
+            if len(chosen):
+                search(
+                    partial(objective, chosen), clean[chosen], self.eps, self._norm, self.queries,
+                    draws.take(chosen.tolist()), start=None if start is None else start[chosen],
+                )  # fmt: skip
