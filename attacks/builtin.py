@@ -36,6 +36,7 @@ _OWN: Mapping[str, Mapping[str, str]] = {
     "adaptive.surrogate": {"adaptive-pgd": "SurrogateAttack"},
     "adaptive.feature_matching": {"feature-matching": "FeatureMatching"},
     "adaptive.score_square": {"adaptive-square": "ScoreSquare"},
+    "adaptive.decision": {"adaptive-decision": "DecisionAttack"},
     "adaptive.worst_case": {"adaptive": "WorstCase"},
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
-from ..base.geometry import project
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
 from ..base.target import TargetDetector
 from .best_found import Best
-
-Ball = Literal["linf", "l2"]
+from .pixels import AnyPixels, Ball, EightBits, Grid, Pixels, VaryingPixels
 
 
 def target_of(model: CountingModel) -> TargetDetector:
@@ -37,6 +35,8 @@ class Adaptive(Perturbation):
         large_eps: the budget at which the attack is checked: it must fool the model and evade the detector on every
             image there, or the detector's row is flagged ``adaptive-incomplete``; ``None``: eight times ``eps``, for
             L-inf at most 0.5, where every image can become plain grey.
+        pixels: what is shown of an iterate: ``any`` value, the levels of an ``8-bit`` file, or only what is ``varying``
+            among clean images; gradients are taken at what is shown, steps from the iterate itself.
 
     Raises:
         UsageError: for a parameter out of range.
@@ -45,11 +45,13 @@ class Adaptive(Perturbation):
     info: ClassVar[PerturbationInfo]
 
     def __init__(
-        self, eps: float, norm: Ball = "linf", images: Count | None = 200, large_eps: float | None = None
-    ) -> None:
-        self._norm: Ball = norm
+        self, eps: float, norm: Ball = "linf", images: Count | None = 200, large_eps: float | None = None,
+        pixels: Pixels = "any",
+    ) -> None:  # fmt: skip
+        self.ball: Ball = norm
         self.eps: float = checks.budget(eps, norm)
         self.images = None if images is None else images
+        self.pixels: Pixels = pixels
         default = max(min(8 * self.eps, 0.5), self.eps) if norm == "linf" else 8 * self.eps
         self.large_eps = default if large_eps is None else checks.budget(large_eps, norm)
         # A check at a smaller budget than the default is none.
@@ -60,7 +62,7 @@ class Adaptive(Perturbation):
     @property
     def norm(self) -> Norm:
         """The norm of the budget."""
-        return self._norm
+        return self.ball
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base; the result is the best found by the true score."""
@@ -84,6 +86,8 @@ class Adaptive(Perturbation):
     ) -> None:
         """Search for some rows (int64) of all images, labels and draws, and offer what is found to ``best``."""
 
-    def inside(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Within the budget and [0, 1]."""
-        return project(images, clean, self.eps, self._norm).clamp_(0, 1)
+    def grid(self, target: TargetDetector) -> Grid:
+        """Return what is shown of this attack's iterates."""
+        if self.pixels == "8-bit":
+            return EightBits(self.eps, self.ball)
+        return VaryingPixels(target.guides()) if self.pixels == "varying" else AnyPixels()

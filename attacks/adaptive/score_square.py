@@ -13,8 +13,9 @@ from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, PerturbationInfo
 from ..native.pgd import margin
 from ..native.square import search
-from .base import Adaptive, Ball, target_of
+from .base import Adaptive, target_of
 from .best_found import Best
+from .pixels import Ball, Pixels
 
 
 class ScoreSquare(Adaptive):
@@ -29,7 +30,8 @@ class ScoreSquare(Adaptive):
         queries: questions asked per image, at most; each is one forward and one score.
         norm: ``linf`` or ``l2``.
         images: number of evaluate images that are attacked, from the first on; ``None`` for all.
-        large_eps: see :class:`~aftershock.attacks.adaptive.base.Adaptive`.
+        large_eps: see :class:`~.base.Adaptive`.
+        pixels: see :class:`~.base.Adaptive`.
 
     Raises:
         UsageError: for a parameter out of range.
@@ -50,18 +52,19 @@ class ScoreSquare(Adaptive):
     def __init__(
         self,
         eps: float,
-        queries: Count = 500,
+        queries: Count = 1000,
         norm: Ball = "linf",
         images: int | None = 200,
         large_eps: float | None = None,
+        pixels: Pixels = "any",
     ) -> None:
-        super().__init__(eps, norm, images, large_eps)
+        super().__init__(eps, norm, images, large_eps, pixels)
         self.queries = queries
 
     @property
     def part(self) -> str:
-        """``search``."""
-        return "search"
+        """``search``, and what is not as by default."""
+        return "search" if self.pixels == "any" else f"search-{self.pixels}"
 
     @property
     def effort(self) -> Effort:
@@ -71,12 +74,13 @@ class ScoreSquare(Adaptive):
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        target = target_of(model)
+        target, grid = target_of(model), self.grid(target_of(model))
         # Beyond both boundaries by a hair: other batches round differently.
         slack = 1e-3
 
         def objective(searched: Tensor, images: Tensor, part: Tensor) -> Tensor:
             asked = searched[part]
+            images = grid.of(images, clean[asked])
             logits, score = target.query(model, images)
             lead = margin(logits, labels[asked])
             best.offer(asked, images, lead > 0, score, self.part)
@@ -87,6 +91,6 @@ class ScoreSquare(Adaptive):
             chosen = rows[part]
             if len(chosen):
                 search(
-                    partial(objective, chosen), clean[chosen], self.eps, self._norm, self.queries,
+                    partial(objective, chosen), clean[chosen], self.eps, self.ball, self.queries,
                     draws.take(chosen.tolist()), start=None if start is None else start[chosen],
                 )  # fmt: skip

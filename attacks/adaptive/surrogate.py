@@ -1,4 +1,4 @@
-"""PGD on the classifier and the detector's surrogate, and on the classifier alone."""
+"""PGD on the classifier and a differentiable form of the detector's score, and on the classifier alone."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 
 from ...harness.core.errors import UsageError
-from ...harness.core.ranges import Positive
+from ...harness.core.ranges import Count, Natural, Positive
 from ..base.geometry import ascent, per_image
 from ..base.perturbation import CountingModel, PerturbationInfo
 from ..base.target import Observation, TargetDetector
-from .base import Ball
-from .iterative import Iterative, gradient_of
+from .iterative import Aim, Carried, Iterative, Pace, gradient_of, without
+from .pixels import Ball, Pixels
 
 Relaxation = Literal["annealed", "straight-through"]
+Method = Literal["orthogonal", "selective", "joint"]
+Surrogate = Literal["own", "student", "gaussian", "nearest"]
 
 # Temperatures of the relaxation at the first and last step: wide gradients first, nearly the true codes at the end.
 _HOT, _COLD = 4.0, 0.5
 # A margin of logits beyond the boundary before an image counts as fooled when the next step is chosen, so that steps
 # on the detector do not at once fall back over it; what is kept needs no such margin.
 _SAFE = 0.1
+# By how much the balance of the two terms moves in a step in which one of them is still whole and the other gone.
+_PULL = 1.0
 
 
 class SurrogateAttack(Iterative):
@@ -31,26 +35,31 @@ class SurrogateAttack(Iterative):
       component along the detector's; once it is fooled, that of the detector without its component along the margin's.
       Two backward passes a step.
     - ``selective`` (there too): the same switch without projections; one backward pass.
-    - ``joint``: the margin, up to a small lead, plus ``weight`` times minus the suspicion above the clean median, in
-      units of the detector's spread (after Carlini and Wagner 2017, arXiv 1705.07263).
+    - ``joint``: what is missing of the margin and what the suspicion is above the threshold, together. Both gradients
+      have length 1 and a weight of each image's own, which moves towards the term of which more is left (of the most
+      that was missing), so that both fall at the same rate: the multipliers of a Lagrangian, as in Carlini and Wagner
+      2017 (arXiv 1705.07263), but set by the image instead of by hand. Two backward passes a step.
 
     Args:
         eps: the budget.
         method: see above.
         steps: steps of one run.
-        step_size: the first steps' length, by default 2.5 eps / steps; it falls in the second half.
+        step_size: see :class:`~.iterative.Iterative`.
         norm: ``linf`` or ``l2``.
         relaxation: ``annealed`` lowers the surrogate's temperature during the run; ``straight-through`` uses hard
             codes forwards and relaxed ones backwards (BPDA). Detectors without a relaxation ignore it.
-        weight: of ``joint``.
         restarts: runs per image; from the second on, from a random start, and only for images that still stand.
         images: number of evaluate images that are attacked, from the first on; ``None`` for all.
-        large_eps: see :class:`Adaptive`.
-        first_run: number of the first run: only run 0 starts at the image itself, so an attack that goes on starts
-            elsewhere.
+        large_eps: see :class:`~.base.Adaptive`.
+        first_run: number of the first run, see :class:`~.iterative.Iterative`.
+        pace: see :class:`~.iterative.Iterative`.
+        aim: see :class:`~.iterative.Iterative`.
+        pixels: see :class:`~.base.Adaptive`.
+        surrogate: the detector's ``own``, or what the harness learned of it (see :mod:`.stand_ins`): ``student``,
+            ``gaussian`` or ``nearest``.
 
     Raises:
-        UsageError: for a parameter out of range, or a detector without a surrogate.
+        UsageError: for a parameter out of range, or a detector without such a surrogate.
     """
 
     info: ClassVar[PerturbationInfo] = PerturbationInfo(
@@ -68,59 +77,114 @@ class SurrogateAttack(Iterative):
     def __init__(
         self,
         eps: float,
-        method: Literal["orthogonal", "selective", "joint"] = "orthogonal",
-        steps: int = 50,
-        step_size: float | None = None,
+        method: Method = "orthogonal",
+        steps: Count = 50,
+        step_size: Positive | None = None,
         norm: Ball = "linf",
         relaxation: Relaxation = "annealed",
-        weight: Positive = 1.0,
-        restarts: int = 1,
+        restarts: Count = 1,
         images: int | None = 200,
         large_eps: float | None = None,
-        first_run: int = 0,
+        first_run: Natural = 0,
+        pace: Pace = "falling",
+        aim: Aim = "any",
+        pixels: Pixels = "any",
+        surrogate: Surrogate = "own",
     ) -> None:
-        super().__init__(eps, steps, step_size, norm, restarts, images, large_eps, first_run)
+        super().__init__(eps, steps, step_size, norm, restarts, images, large_eps, first_run, pace, aim, pixels)
         self.method = method
         self.relaxation: Relaxation = relaxation
-        self.weight = weight
+        self.surrogate: Surrogate = surrogate
 
     @property
     def part(self) -> str:
-        """The method."""
-        return self.method
+        """The method, and what is not as by default."""
+        chosen = ((self.surrogate, "own"), (self.relaxation, "annealed"))
+        return self.method + "".join(f"-{value}" for value, default in chosen if value != default) + self.how
 
     def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
         share = step / self.steps
-        temperature = _HOT ** (1 - share) * _COLD**share
-        return target.observe(model, images, temperature, self.relaxation == "straight-through")
+        temperature, own = _HOT ** (1 - share) * _COLD**share, self.surrogate == "own"
+        return target.observe(model, images, temperature, self.relaxation == "straight-through", surrogate=own)
+
+    def carried(
+        self, model: CountingModel, target: TargetDetector, clean: Tensor, labels: Tensor, run: int
+    ) -> Carried:  # fmt: skip
+        found = super().carried(model, target, clean, labels, run)
+        if self.method == "joint":
+            nothing = torch.zeros(len(clean), device=clean.device)
+            # The weights' logit, and the most that was missing of each term.
+            found |= {"balance": nothing, "most-lead": nothing, "most-excess": nothing}
+        return found
 
     def direction(
-        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, aims: dict[str, Tensor]
+        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, carried: Carried
     ) -> Tensor:
+        suspicion = self._suspicion(found, target)
+        if self.method == "joint":
+            return self._balanced(suspicion, images, lead, target, carried)
+        fooled = per_image(lead.detach() > _SAFE, images)
+        if self.method == "selective":
+            loss = torch.where(fooled.flatten(), -suspicion / target.scale, lead)
+            (gradient,) = torch.autograd.grad(loss.sum(), images, retain_graph=True, materialize_grads=True)
+            lost = ~gradient.flatten(1).isfinite().all(1)
+            if not bool(lost.any()):
+                return gradient
+            # NaN times zero: a surrogate's would also kill the margin's gradient.
+            outward = gradient_of(lead, images)
+            return torch.where(per_image(lost, images), torch.where(fooled, 0.0, outward), gradient)
+        outward, quiet = gradient_of(lead, images, keep=True), gradient_of(-suspicion, images)
+        chosen, other = torch.where(fooled, quiet, outward), torch.where(fooled, outward, quiet)
+        return without(chosen, other)
+
+    def _balanced(
+        self, suspicion: Tensor, images: Tensor, lead: Tensor, target: TargetDetector, carried: Carried
+    ) -> Tensor:
+        """Return both gradients, weighted by what each image still misses."""
+        missing = (_SAFE - lead.detach()).clamp_min(0)
+        excess = self._excess(suspicion, target)
+        carried["most-lead"] = torch.maximum(carried["most-lead"], missing)
+        carried["most-excess"] = torch.maximum(carried["most-excess"], excess)
+        left = missing / carried["most-lead"].clamp_min(1e-6) - excess / carried["most-excess"].clamp_min(1e-6)
+        carried["balance"] = (carried["balance"] + _PULL * left).clamp(-4, 4)
+        weight = per_image(carried["balance"].sigmoid(), images)
+        outward, quiet = gradient_of(lead, images, keep=True), gradient_of(-suspicion, images)
+        # Once nothing is missing of the margin, only its direction is spared.
+        outward = torch.where(per_image(missing > 0, images), outward, 0.0)
+        return weight * ascent(outward, "l2") + (1 - weight) * ascent(quiet, "l2")
+
+    def progress(
+        self, found: Observation, lead: Tensor, scores: Tensor, target: TargetDetector, carried: Carried
+    ) -> Tensor:
+        """See the base; what ``joint`` gives up of the margin is no step back if the detector's term gains more."""
+        if self.method != "joint":
+            return super().progress(found, lead, scores, target, carried)
+        with torch.no_grad():
+            excess = self._excess(self._suspicion(found, target), target)
+        missing = (_SAFE - lead).clamp_min(0)
+        return -(missing / carried["most-lead"].clamp_min(1e-6) + excess / carried["most-excess"].clamp_min(1e-6))
+
+    def _suspicion(self, found: Observation, target: TargetDetector) -> Tensor:
+        if self.surrogate != "own":
+            return target.stand_ins[self.surrogate](found)
         if found.suspicion is None:
             raise UsageError(
                 "The detector offers no surrogate for gradient attacks: use `adaptive`, which also asks its true score."
             )
-        fooled = lead.detach() > _SAFE
-        if self.method == "selective":
-            loss = torch.where(fooled, -found.suspicion / target.scale, lead)
-            return gradient_of(loss, images)
-        if self.method == "joint":
-            excess = ((found.suspicion - target.target_score) / target.scale).clamp_min(-1.0)
-            return gradient_of(lead.clamp_max(1.0) - self.weight * excess, images)
-        outward = gradient_of(lead, images, keep=True)
-        quiet = gradient_of(-found.suspicion, images)
-        chosen, other = (
-            torch.where(per_image(fooled, images), quiet, outward),
-            torch.where(per_image(fooled, images), outward, quiet),
-        )
-        return _without(chosen, other)
+        return found.suspicion
+
+    @staticmethod
+    def _excess(suspicion: Tensor, target: TargetDetector) -> Tensor:
+        """What the suspicion is above a score that passes for sure, in units of the clean scores' spread, (n,)."""
+        # Half-way below the threshold: a stand-in or a relaxation does not meet it exactly.
+        aim = (target.threshold + target.target_score) / 2
+        return ((suspicion.detach() - aim) / target.scale).nan_to_num(nan=0.0, posinf=1e6).clamp_min(0).float()
 
 
 class MarginAttack(Iterative):
-    """PGD on the margin alone, each iterate judged by the true score: where attacks without a surrogate start.
+    """PGD on the margin alone, each iterate judged by the true score: what needs nothing of a detector but its answer.
 
-    Arguments as for :class:`FeatureMatching`.
+    Arguments as for :class:`~.iterative.Iterative`.
     """
 
     info: ClassVar[PerturbationInfo] = PerturbationInfo(
@@ -136,18 +200,13 @@ class MarginAttack(Iterative):
 
     @property
     def part(self) -> str:
-        """``start``."""
-        return "start"
+        """``margin``, and what is not as by default."""
+        return "margin" + self.how
+
+    def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
+        return target.observe(model, images, surrogate=False)
 
     def direction(
-        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, aims: dict[str, Tensor]
+        self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, carried: Carried
     ) -> Tensor:
         return gradient_of(lead, images)
-
-
-def _without(direction: Tensor, other: Tensor) -> Tensor:
-    """``direction`` without its component along ``other``, image by image."""
-    # Scaled first: squares of tiny gradients vanish in float32.
-    unit = ascent(other, "l2")
-    along = (direction * unit).flatten(1).sum(1)
-    return direction - per_image(along, direction) * unit

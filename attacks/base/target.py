@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,10 +34,15 @@ class Guides:
     Attributes:
         images: float32 in [0, 1], (k, channels, height, width).
         labels: their classes, int64, (k,).
+        scores: the detector's scores of them, float64, (k,).
     """
 
     images: Tensor
     labels: Tensor
+    scores: Tensor
+
+
+StandIn = Callable[[Observation], Tensor]
 
 
 class TargetDetector(Protocol):
@@ -48,12 +53,17 @@ class TargetDetector(Protocol):
         target_score: the median score of clean images: an image below it looks ordinary at every threshold.
         scale: a robust spread of clean scores (t minus the median, above 0).
         has_surrogate: whether :attr:`Observation.suspicion` is there.
+        stand_ins: by name, what was learned of the detector from its true scores and from clean images: each gives
+            differentiable suspicions (n,) for an observation, in the units of the detector's score.
+        rehearsed: the parts of an attack that got clean images of another set past the detector, best first.
     """
 
     threshold: float
     target_score: float
     scale: float
     has_surrogate: bool
+    stand_ins: Mapping[str, StandIn]
+    rehearsed: Sequence[str]
 
     def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,

@@ -24,7 +24,9 @@ from .pgd import Ball, Loss, climb, objective, too_few_classes
 AutoLoss = Literal["ce", "dlr", "margin", "dlr-targeted"]
 
 # The share of a step that is taken; the rest repeats the step before (the paper's alpha).
-_NEW = 0.75
+NEW = 0.75
+# The share of the steps between two checkpoints in which an objective should rise (the paper's rho).
+RHO = 0.75
 
 # In L1 (arXiv:2103.01208, algorithm 1): the share of the coordinates that the first steps move, how much fewer than
 # its best point's they are afterwards, how often that is looked at, what counts as sparser than before, and how steps
@@ -148,7 +150,7 @@ class AutoPGD(Perturbation):
         restarts: Count = 1,
         loss: AutoLoss = "ce",
         targets: Count = 9,
-        rho: Fraction = 0.75,
+        rho: Fraction = RHO,
     ) -> None:
         self._norm: Ball = norm
         self.eps: float = checks.budget(eps, norm)
@@ -223,7 +225,7 @@ class AutoPGD(Perturbation):
                     self._reconsider(at, step - 1 - looked)
                 looked = step - 1
             # The first step has none before it to repeat.
-            at.previous, at.images = at.images, self._next(at, 1.0 if step == 1 else _NEW)
+            at.previous, at.images = at.images, self._next(at, 1.0 if step == 1 else NEW)
             aims, standing = None if targets is None else at.targets, model.of(at.rows)
             if step < self.steps:
                 value, logits, gradient = climb(standing, at.images, at.labels, self.loss, aims)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from ...attacks.base.target import Guides, Observation
+from ...attacks.base.target import Guides, Observation, StandIn
 from ...detectors.base.detector import Detector
 from ..core.model_state import device_of
 from ..core.process_state import guarded_part
@@ -54,6 +54,8 @@ class FittedTarget:
         clean: images that the model gets right, of another source set,
         labels: their classes, and
         scores: the detector's scores of them; those that it flags are left out.
+        stand_ins: what was learned of it in a rehearsal, and
+        rehearsed: the parts of an attack in the order that was found there.
     """
 
     detector: Detector
@@ -62,6 +64,8 @@ class FittedTarget:
     clean: Tensor
     labels: Tensor
     scores: Tensor
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
+    rehearsed: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         scores = self.calibrate.double()
@@ -119,7 +123,7 @@ class FittedTarget:
     def guides(self) -> Guides:
         """See the protocol."""
         passing = self.scores <= self.threshold
-        return Guides(self.clean[passing], self.labels[passing])
+        return Guides(self.clean[passing], self.labels[passing], self.scores[passing].double())
 
     @property
     def evaluations(self) -> int:

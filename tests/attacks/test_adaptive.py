@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 import torch
 from aftershock.attacks.adaptive.base import Adaptive
 from aftershock.attacks.adaptive.best_found import Best
+from aftershock.attacks.adaptive.decision import DecisionAttack
 from aftershock.attacks.adaptive.feature_matching import FeatureMatching
+from aftershock.attacks.adaptive.iterative import without
 from aftershock.attacks.adaptive.score_square import ScoreSquare
-from aftershock.attacks.adaptive.surrogate import SurrogateAttack, _without
+from aftershock.attacks.adaptive.surrogate import SurrogateAttack
 from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.attacks.base.kinds import Effort
 from aftershock.attacks.base.perturb_batch import PerturbedBatch, limited, perturb_batch, rounded
 from aftershock.attacks.base.perturbation import CountingModel, Perturbation
-from aftershock.attacks.base.target import Guides, Observation
+from aftershock.attacks.base.target import Guides, Observation, StandIn
 from aftershock.attacks.base.watched_model import LimitError, Limits
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import UsageError
@@ -38,6 +40,8 @@ class Planted:
     helps: bool = True
     target_score: float = 0.0
     scale: float = 0.1
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
+    rehearsed: Sequence[str] = ()
 
     def score(self, images: Tensor) -> Tensor:
         return (images[:, :, 0, :] - 0.5).abs().flatten(1).mean(1)
@@ -56,7 +60,7 @@ class Planted:
             return model(images), self.score(images).double()
 
     def guides(self) -> Guides:
-        return Guides(self.images, self.labels)
+        return Guides(self.images, self.labels, self.score(self.images).double())
 
 
 @pytest.fixture
@@ -104,13 +108,15 @@ def test_the_worst_case_is_at_least_each_of_its_parts(digits: DigitsCase, plante
 
 
 def test_each_image_is_credited_to_the_part_that_made_it(digits: DigitsCase, planted: Planted) -> None:
-    known = {"selective", "orthogonal", "feature-matching", "search"}
-    made = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
-    assert len(made.credits) == len(made.images) and set(made.credits) <= {*known, ""}
+    attack = WorstCase(0.15, steps=10, queries=50)
+    made = attacked(digits, planted, attack)
+    known = {*attack.portfolio.parts(planted), "search", "decision", ""}
+    assert len(made.credits) == len(made.images) and set(made.credits) <= known and "selective" in made.credits
     assert all(bool(credit) for credit, turned in zip(made.credits, made.success.tolist(), strict=True) if turned)
     planted.has_surrogate = False
-    blind = attacked(digits, planted, WorstCase(0.15, steps=10, queries=50))
-    assert set(blind.credits) <= {"start", "feature-matching", "search", ""} and "start" in blind.credits
+    blind = attacked(digits, planted, attack)
+    known = {*attack.portfolio.parts(planted), "search", "decision", ""}
+    assert set(blind.credits) <= known and "margin" in blind.credits and "selective" not in known
     assert attacked(digits, planted, PGD(0.1)).credits == ()
 
 
@@ -293,11 +299,11 @@ def test_the_projection_leaves_nothing_along_the_other_gradient() -> None:
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(5, 3, 4, 4, generator=draw) for _ in range(2))
     b[0] *= 1e-30
-    left = _without(a, b)
+    left = without(a, b)
     unit = torch.nn.functional.normalize(b.double().flatten(1), dim=1, eps=1e-40)
     along = (left.double().flatten(1) * unit).sum(1)
     assert torch.allclose(along, torch.zeros(5, dtype=torch.float64), atol=1e-5)
-    assert torch.equal(_without(a, torch.zeros_like(a)), a)
+    assert torch.equal(without(a, torch.zeros_like(a)), a)
 
 
 def test_without_a_detector_there_is_nothing_to_know(digits: DigitsCase) -> None:
@@ -406,7 +412,7 @@ def test_a_limit_of_time_is_a_failure_with_one_sentence(digits: DigitsCase, plan
 
 
 def test_every_adaptive_attack_says_what_it_invests() -> None:
-    assert WorstCase(0.1).effort == Effort(50, 3, 100) and WorstCase(0.1).effort >= FLOOR
+    assert WorstCase(0.1).effort == Effort(50, 3, 1000) and WorstCase(0.1).effort >= FLOOR
     assert WorstCase(0.1, steps=7, restarts=1, queries=9).effort == Effort(7, 1, 9)
     assert SurrogateAttack(0.1, steps=7, restarts=2).effort == Effort(7, 2, 0)
     assert ScoreSquare(0.1, queries=9).effort == Effort(queries=9)
@@ -419,11 +425,11 @@ class Rounds:
     """Watches which rounds of the worst case are made, with which attacks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.attacks: list[tuple[Adaptive, ...]] = []
+        self.attacks: list[list[Adaptive]] = []
         real = WorstCase._attacks
 
-        def watched(attack: WorstCase, surrogate: bool, further: int) -> tuple[Adaptive, ...]:
-            self.attacks.append(real(attack, surrogate, further))
+        def watched(attack: WorstCase, model: CountingModel, further: int) -> list[Adaptive]:
+            self.attacks.append(real(attack, model, further))
             return self.attacks[-1]
 
         monkeypatch.setattr(WorstCase, "_attacks", watched)
@@ -439,12 +445,12 @@ def test_the_worst_case_goes_on_while_images_get_past_late(
         attacked(digits, planted, WorstCase(0.05, steps=3, queries=4, restarts=2))
     assert len(watched.attacks) == rounds
     for further, made in enumerate(watched.attacks):
-        *gradient, search = made
+        *gradient, search, decision = made
         # Twice the steps and queries each time, and starts that no earlier round had.
         assert isinstance(search, ScoreSquare) and search.queries == 4 * 2**further
-        assert {(vars(a)["steps"], vars(a)["restarts"], vars(a)["first_run"]) for a in gradient} == {
-            (3 * 2**further, 2, 2 * further)
-        }
+        assert isinstance(decision, DecisionAttack) and decision.queries == 4 * 2**further
+        runs = {(vars(a)["steps"], vars(a)["restarts"], vars(a)["first_run"]) for a in gradient}
+        assert runs == {(3 * 2**further, 1, 2 * further), (3 * 2**further, 1, 2 * further + 1)}
 
 
 def test_a_detector_that_yields_late_gets_more_steps(
@@ -458,8 +464,10 @@ def test_a_detector_that_yields_late_gets_more_steps(
         def score(self, images: Tensor) -> Tensor:
             self.asked += 1
             dark = images.flatten(1).mean(1) < float(digits.images.mean())
-            return torch.where(dark & (self.asked > 29) | (self.asked > 60), -1.0, 1.0)
+            return torch.where(dark & (self.asked > first) | (self.asked > first + 20), -1.0, 1.0)
 
+    # As often as the first round looks, less its last search: guides are scored, too.
+    first = 120
     watched = Rounds(monkeypatch)
     # Below no image's target_score, so that none is left out before a round ends.
     yields = Yields(0.0, planted.images, planted.labels, target_score=-2.0, has_surrogate=False)

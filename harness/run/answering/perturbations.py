@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ....attacks.base.perturbation import CountingModel, Perturbation
-from ....attacks.base.target import Guides, Observation
+from ....attacks.base.target import Guides, Observation, StandIn
 from ...core.seeds import Draws, derive_seed, forked_rng
 from ...suite.instances import make_perturbation
 from ..workers.channel import Message, error_message
@@ -104,6 +104,9 @@ class AskingTarget:
             described["scale"],
         )
         self.has_surrogate, self.evaluations = described["has_surrogate"], described["evaluations"]
+        # A plugin's attack learns for itself what it wants to know.
+        self.stand_ins: Mapping[str, StandIn] = {}
+        self.rehearsed: Sequence[str] = ()
 
     def observe(
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
@@ -129,7 +132,7 @@ class AskingTarget:
     def guides(self) -> Guides:
         """See the protocol."""
         found = self._answers.call("guides", {}, {})
-        return Guides(found.tensor("images"), found.tensor("labels"))
+        return Guides(found.tensor("images"), found.tensor("labels"), found.tensor("scores"))
 
 
 def _rows_of(model: nn.Module) -> list[int] | None:

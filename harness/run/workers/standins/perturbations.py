@@ -180,7 +180,7 @@ class _Passes:
         """Clean images of other source sets."""
         with self._noted():
             found = self._target().guides()
-        return Message({}, {"images": found.images, "labels": found.labels})
+        return Message({}, {"images": found.images, "labels": found.labels, "scores": found.scores})
 
     def backward(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Message:
         """Return the gradient of an earlier result with respect to its images."""

@@ -1,0 +1,76 @@
+"""What an attack shows of its iterates: all of them, those that an image file can hold, or only pixels that vary.
+
+A detector may flag what no image of the data can have: values between two levels of an 8-bit file, or light where every
+image is dark. Rounding an attack's result afterwards does not answer it, since what was optimised is another image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..base.target import Guides
+
+Pixels = Literal["any", "8-bit", "varying"]
+Ball = Literal["linf", "l2"]
+
+_LEVELS = 255
+
+
+class Grid(ABC):
+    """What is left of images within a budget."""
+
+    @abstractmethod
+    def of(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return what is shown of images (n, channels, height, width) in [0, 1] around ``clean``, in the budget too."""
+
+
+class AnyPixels(Grid):
+    """Images as they are."""
+
+    def of(self, images: Tensor, clean: Tensor) -> Tensor:
+        return images
+
+
+class EightBits(Grid):
+    """The nearest levels of an 8-bit file; in L-inf the nearest within the budget, where there is one.
+
+    In L2 an image goes to the level on the clean image's side of its value, so that no pixel moves further away.
+
+    Args:
+        eps: the budget in ``norm``.
+        norm: ``linf`` or ``l2``.
+    """
+
+    def __init__(self, eps: float, norm: Ball) -> None:
+        self._eps, self._norm = eps, norm
+
+    def of(self, images: Tensor, clean: Tensor) -> Tensor:
+        levels, around = images.double() * _LEVELS, clean.double() * _LEVELS
+        if self._norm == "l2":
+            # Clean values may themselves lie between levels; beyond their nearest one nothing is gained.
+            toward = torch.where(levels > around, levels.floor(), levels.ceil())
+            return (toward / _LEVELS).clamp(0, 1).float()
+        # float32 rounding of a clean value must not exclude a level on the edge of the budget.
+        reach = (self._eps + 5e-7) * _LEVELS
+        low, high = (around - reach).ceil(), (around + reach).floor()
+        inside = torch.minimum(torch.maximum(levels.round(), low), high)
+        return (torch.where(low <= high, inside, levels.round()) / _LEVELS).clamp(0, 1).float()
+
+
+class VaryingPixels(Grid):
+    """Pixels that are the same in every guide stay those of the clean image.
+
+    Args:
+        guides: clean images.
+    """
+
+    def __init__(self, guides: Guides) -> None:
+        images = guides.images
+        self._vary = (images.amax(0) > images.amin(0)) if len(images) else torch.ones((), dtype=torch.bool)
+
+    def of(self, images: Tensor, clean: Tensor) -> Tensor:
+        return torch.where(self._vary.to(images.device), images, clean)
