@@ -28,7 +28,7 @@ from .registry import PACKAGE, Origin, distributions
 DECIDES_NO_NUMBER = True
 
 # Raised whenever the meaning of a number changes; part of every key and of the protocol digest.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 # The digests of some 100,000 data files.
 DIGESTS_LIMIT = 32 * MIB
 

@@ -79,6 +79,7 @@ class TargetPlan:
         calibrate: the cell with its scores of the calibrate images.
         guide_logits: the cell with the logits of the first fit images, among which feature matching finds its guides.
         guide_scores: the cell with the detector's scores of them.
+        rehearsal: the cell with what the attack learned of it beforehand; empty for an attack that learns nothing.
     """
 
     part: DetectorPart
@@ -86,6 +87,29 @@ class TargetPlan:
     calibrate: str
     guide_logits: str
     guide_scores: str
+    rehearsal: str = ""
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all its cells."""
+        keys = (self.fit, self.calibrate, self.guide_logits, self.guide_scores, self.rehearsal)
+        return tuple(key for key in keys if key)
+
+
+@dataclass(frozen=True)
+class RehearsalJob:
+    """Learn of a fitted detector what an attack on it can use, on calibrate images that the model gets right.
+
+    Attributes:
+        logits: the cell with the logits of the first calibrate images.
+        images: of how many of them, at most.
+    """
+
+    model: str
+    part: PerturbationPart
+    target: TargetPlan
+    logits: str
+    images: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -226,6 +250,7 @@ Job = (
     ModelJob
     | TraceJob
     | ExtraJob
+    | RehearsalJob
     | PerturbJob
     | DerivedJob
     | ControlJob

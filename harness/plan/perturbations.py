@@ -9,7 +9,7 @@ from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import PERTURBATIONS
 from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
-from .cells import ControlJob, DerivedJob, PerturbJob, SetName, TargetPlan
+from .cells import ControlJob, DerivedJob, PerturbJob, RehearsalJob, SetName, TargetPlan
 from .draft import Draft
 from .plan import ModelPlan
 
@@ -20,6 +20,9 @@ DECIDES_NO_NUMBER = True
 CHECK_IMAGES = 48
 _PERTURBING = "harness.run.tasks.perturbations"
 _ATTACKING = "harness.run.tasks.adaptive"
+_REHEARSING = "harness.run.tasks.rehearsal"
+# Calibrate images, among the first, on which an attack learns of its detector.
+REHEARSAL_IMAGES = 36
 
 
 def plan_perturbation(draft: Draft, model_plan: ModelPlan, part: PerturbationPart, name: SetName) -> None:
@@ -48,6 +51,8 @@ def plan_adaptive(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -
     calibrate, guides = (model_plan.scores[detector.label, source] for source in ("calibrate", "fit"))
     logits = model_plan.clean["fit"][0].logits
     target = TargetPlan(detector, model_plan.fits[detector.label], calibrate, logits, guides)
+    if getattr(draft.perturbations[part.label], "rehearses", False):
+        target = replace(target, rehearsal=_rehearsal(draft, model_plan, part, target))
     model_plan.perturbs[part.label, "evaluate"] = tuple(
         _chunk(draft, model_plan, part, "evaluate", start, stop, target)
         for start, stop in draft.chunks("evaluate", part.label)
@@ -91,20 +96,39 @@ def plan_control(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) ->
     model_plan.controls[part.label] = tuple(keys)
 
 
+def _rehearsal(draft: Draft, model_plan: ModelPlan, part: PerturbationPart, target: TargetPlan) -> str:
+    """Plan what an attack learns of a detector before it meets the evaluate images."""
+    seed = derive_seed(model_plan.seed, "rehearsal", canonical([part.name, draft.portable(part)]))
+    logits = model_plan.clean["calibrate"][0].logits
+    key = content_key(
+        "rehearsal", model=model_plan.key, logits=logits, images=REHEARSAL_IMAGES, seed=seed,
+        identity=_identity(draft, part),
+        against=target.keys(), code=code_digest(_REHEARSING), versions=versions("torch", "scipy"),
+        limits=[draft.suite.limits.forwards, draft.suite.limits.backwards],
+    )  # fmt: skip
+    job = RehearsalJob(model_plan.key, part, target, logits, REHEARSAL_IMAGES, seed)
+    name = draft.name(model_plan, "rehearsal", part.label)
+    return draft.add(key, name, job, (model_plan.key, logits, *target.keys()), REHEARSAL_IMAGES)
+
+
+def _identity(draft: Draft, part: PerturbationPart) -> list[object]:
+    """Return what a perturbation is: its name, parameters and code."""
+    return [part.name, draft.portable(part), part_digest(PERTURBATIONS.entry(part.name), "attacks.base.perturbation")]
+
+
 def _chunk(
     draft: Draft, model_plan: ModelPlan, part: PerturbationPart, name: SetName, start: int, stop: int,
     target: TargetPlan | None, kind: str = "perturb",
 ) -> str:  # fmt: skip
     """Plan a perturbation of some rows of a set."""
-    info = PERTURBATIONS.get(part.name).info
-    portable = draft.portable(part)
-    identity = [part.name, portable, part_digest(PERTURBATIONS.entry(part.name), "attacks.base.perturbation")]
+    info, portable = PERTURBATIONS.get(part.name).info, draft.portable(part)
+    identity = _identity(draft, part)
     # A deterministic attack on fixed weights is the same for every seed of the run.
     seed = derive_seed(
         model_plan.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name
     )
     logits = model_plan.clean[name][start // draft.chunk].logits
-    against = [target.fit, target.calibrate, target.guide_logits, target.guide_scores] if target else []
+    against = target.keys() if target else ()
     key = content_key(
         "perturb", model=model_plan.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
         against=[*against, code_digest(_ATTACKING)] if against else [], code=code_digest(_PERTURBING),

@@ -124,7 +124,7 @@ def test_every_turned_image_is_credited_to_a_part(run: Path) -> None:
     for r in rows:
         assert sum(credited[r["perturbation"]].values()) == round(float(r["success_rate"]) * int(r["n"]))
     # Without a surrogate there is nothing to run PGD on.
-    assert set(credited["adaptive[eps=0.3]@blind"]) <= {"start", "feature-matching", "search"}
+    assert set(credited["adaptive[eps=0.3]@blind"]) <= {"margin", "feature-matching", "search"}
     assert "selective" in credited["adaptive[eps=0.3]@energy"]
     assert all(r["parts"] == "" for r in read_table(run, "attacks.csv") if not r["against"])
 

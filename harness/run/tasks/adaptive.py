@@ -18,16 +18,14 @@ from ...suite.instances import make_perturbation
 from ...tracing.traced_model import TracedModel
 from ..fitted_target import FittedTarget
 from ..work import Output
-from .lent import lent, lent_model
+from .lent import lent_model
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
+from .rehearsal import informed
+from .target import target_of
 from .task_context import TaskContext
 
 if TYPE_CHECKING:
     from ....attacks.base.perturb_batch import PerturbedBatch
-    from ....attacks.base.perturbation import Perturbation
-
-# Fit images among which feature matching finds its guides.
-GUIDES = 256
 
 
 def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: TargetPlan) -> Output:
@@ -35,9 +33,9 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     perturbation = make_perturbation(job.part)
     model = context.open(job.model)
     attacked = lent_model(model, perturbation)
-    target = _target(context, attacked, planned, perturbation)
+    target, learned = informed(context, target_of(context, attacked, planned, perturbation), planned)
     made, rows = perturbed(context, job, perturbation, attacked, model, target)
-    tensors, values = tensors_of(made, rows), values_of(made, perturbation)
+    tensors, values = tensors_of(made, rows), values_of(made, perturbation) | learned
     if not len(rows):
         return Output(key, tensors, values)
     told = target.changed
@@ -87,21 +85,3 @@ def _judged(target: FittedTarget, model: TracedModel, images: Tensor, seed: int,
     """Return one evaluation of final images, float64 (n,), the same in every run."""
     with forked_rng(derive_seed(seed, "judged", number)):
         return target.query(model.model, images.to(device_of(model.model)), number)[1].cpu()
-
-
-def _target(
-    context: TaskContext, model: TracedModel, planned: TargetPlan, perturbation: Perturbation
-) -> FittedTarget:  # fmt: skip
-    """Return a fitted detector as an attack that knows it sees it."""
-    detector = lent(context.detector(planned.fit, planned.part), perturbation)
-    logits = context.reader.tensor(planned.guide_logits, "logits")[:GUIDES]
-    images, labels, _ = context.clean("fit", 0, len(logits))
-    right = logits.argmax(1) == labels
-    return FittedTarget(
-        detector=detector,
-        traced_model=model,
-        calibrate=context.reader.tensor(planned.calibrate, "score"),
-        clean=images[right].to(context.device),
-        labels=labels[right],
-        scores=context.reader.tensor(planned.guide_scores, "score")[:GUIDES][right],
-    )

@@ -21,6 +21,7 @@ from ...plan.cells import (
     ModelJob,
     PerturbJob,
     PreparationJob,
+    RehearsalJob,
     ScoreJob,
     TraceJob,
 )
@@ -29,6 +30,7 @@ from .adaptive import compute_adaptive
 from .analyses import compute_analysis, compute_preparation
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
+from .rehearsal import compute_rehearsal
 from .task_context import TaskContext
 from .traces import compute_extra, compute_traces
 
@@ -37,6 +39,7 @@ SMALL_IMAGE = 512
 
 _COMPUTE: dict[type, Callable[[TaskContext, str, Any], Output]] = {
     ModelJob: lambda context, key, job: context.make_model(key, job),
+    RehearsalJob: compute_rehearsal,
     PerturbJob: lambda context, key, job: _perturb(context, key, job),
     DerivedJob: compute_derived,
     ControlJob: compute_control,
