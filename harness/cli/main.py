@@ -174,46 +174,16 @@ def validate(
     ] = False,
 ) -> None:
     """Report every mistake of a suite, with file and line, then probe its models with one batch."""
-    from ..suite.problems import SuiteError
-    from ..suite.resolve import load_suite
-    from ..suite.schema import SuiteFile
-
     if schema:
+        from ..suite.schema import SuiteFile
+
         typer.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))
         return
     if suite is None:
         raise UsageError("Name a suite to validate, or ask for --schema.")
-    found = load_suite(suite, tuple(plugin))
-    sentences: tuple[str, ...] = ()
-    if not no_models:
-        from ..run.api import data_root
-        from ..run.model_check import check_models
+    from .validation import validated
 
-        checked = check_models(found, data_root(data))
-        if checked.problems:
-            for text in checked.sentences:
-                typer.echo(text)
-            raise SuiteError(str(found.source), checked.problems)
-        sentences = checked.sentences
-    parts = (
-        (len(found.models), "model"),
-        (len(found.perturbations), "perturbation"),
-        (len(found.detectors), "detector"),
-    )
-    counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
-    typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
-    from ..data.sets import task_shape
-    from ..evaluation.rankability import unranked_suite
-    from ..plan.applicability import applicability, make_perturbations
-    from ..plan.facts import perturbation_facts
-
-    attacks = make_perturbations(found)
-    applies = applicability(found, attacks, task_shape(found.data.name, found.data.params))
-    facts = {p: perturbation_facts(made) for p, made in attacks.items() if p not in applies.inapplicable}
-    unranked = unranked_suite(found, facts, found.data.calibrate, found.data.evaluate)
-    if unranked and found.detectors:
-        typer.echo(f"No detector will have a rank: {unranked}.")
-    for text in (*found.notes, *applies.sentences, *sentences):
+    for text in validated(suite, plugin, data, no_models):
         typer.echo(text)
 
 
