@@ -92,13 +92,13 @@ class PackState:
         """Return whether it was begun earlier than that many seconds ago."""
         return self.begun > 0 and time.time() - self.begun / 1e9 > seconds
 
-    def add(self, head: Head, length: int) -> None:
-        """Take a line into account."""
-        self.begun = self.begun or head.written
+    def add(self, held: Held, length: int) -> None:
+        """Take the line of an entry into account."""
+        self.begun = self.begun or held.written
         self.end += length
         self.lines += 1
-        if head.pack:
-            self.bytes = max(self.bytes, head.offset + head.size)
+        if held.pack:
+            self.bytes = max(self.bytes, held.offset + held.size)
 
 
 class Cells:
@@ -119,6 +119,8 @@ class Cells:
         self.own: set[str] = set()
         self.packs: dict[str, PackState] = {}
         self.newer = 0
+        # Of these, the packs to which something may have been appended since.
+        self._growing: set[str] = set()
         self._places: dict[str, tuple[_Place, ...]] = {}
         self._records: Recent[str, Record] = Recent(_KEPT)
         self._tensors: Recent[tuple[str, str], Tensor] = Recent(_KEPT_TENSORS)
@@ -136,9 +138,17 @@ class Cells:
                 file system of another machine.
         """
         self._list(again)
-        for name, state in self.packs.items():
-            if not state.full and not state.old and name not in self.own:
+        for name in sorted(self._growing - self.own):
+            state = self.packs.get(name)
+            if state is not None:
                 self._read_on(name, state, each)
+            if state is None or state.full or state.old:
+                self._growing.discard(name)
+
+    def begin(self, name: str) -> None:
+        """Take a pack into account of which nothing was read yet."""
+        self.packs[name] = PackState()
+        self._growing.add(name)
 
     def keys(self) -> Iterable[str]:
         """Return the keys of all cells that have an entry."""
@@ -157,7 +167,9 @@ class Cells:
         """
         if key in self._records:
             return self._records[key]
-        while places := self._places.get(checked_key(key)):
+        if key not in self._places:
+            checked_key(key)
+        while places := self._places.get(key):
             record = self._entry(places[-1])
             if record is not None and record.key == key:
                 self._records[key] = record
@@ -182,14 +194,10 @@ class Cells:
 
     def note(self, name: str, record: Record, start: int, length: int) -> None:
         """Take an entry into account that this process appended to a pack."""
-        head = Head(
-            record.key, record.written, record.status, record.digest, record.size, record.modified, record.pack,
-            record.offset,
-        )  # fmt: skip
         state = self.packs[name]
         state.end = start
-        state.add(head, length)
-        self._add(_Place(head.written, name, start, length, head.status == "done"), head.key)
+        state.add(record, length)
+        self._add(_Place(record.written, name, start, length, record.status == "done"), record.key)
         self._records[record.key] = record
 
     def pack_of(self, key: str) -> str:
@@ -303,6 +311,15 @@ class Cells:
         """Return the file that holds an artifact, with others or alone."""
         return self.pack(held.pack) if held.pack else self.artifact(held.key)
 
+    def state(self, held: Held) -> os.stat_result:
+        """Return the state of that file.
+
+        Raises:
+            OSError: if it is not there.
+            UsageError: if a link is in the place of its folder.
+        """
+        return os.lstat(f"{self.root}/artifacts/{held.pack}{ARTIFACTS}" if held.pack else self._file(held.key))
+
     def lines(self, name: str) -> Path:
         """Return the file of a pack's entries."""
         return self.root / "cells" / f"{name}{LINES}"
@@ -340,7 +357,7 @@ class Cells:
             self.forget_pack(name)
         for name in sorted(names - self.packs.keys()):
             if PACK.fullmatch(name):
-                self.packs[name] = PackState()
+                self.begin(name)
 
     def _read_on(self, name: str, state: PackState, each: Callable[[Head, str, int], None] | None) -> None:
         with suppress(OSError, UsageError), open_file(self.lines(name), _LARGEST, follow=False) as stream:
