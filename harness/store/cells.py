@@ -45,8 +45,8 @@ _MOST_LINES, _MOST_BYTES = 4000, 32 * MIB
 _LARGEST = _MOST_BYTES + RECORD_LIMIT + SMALL
 # Entries that are held in memory once they were asked for.
 _KEPT = 4096
-# Tensors that are held so, and the bytes of the largest one.
-_KEPT_TENSORS, _KEPT_BYTES = 64, 512 * KIB
+# Bytes of the tensors that are held so.
+_KEPT_BYTES = 64 * MIB
 # A pack that was begun earlier than that many seconds ago is left as it is: its cells grow old together, and the cache
 # goes by their age.
 YOUNG = 86400.0
@@ -123,7 +123,7 @@ class Cells:
         self._growing: set[str] = set()
         self._places: dict[str, tuple[_Place, ...]] = {}
         self._records: Recent[str, Record] = Recent(_KEPT)
-        self._tensors: Recent[tuple[str, str], Tensor] = Recent(_KEPT_TENSORS)
+        self._tensors: Recent[tuple[str, str], Tensor] = Recent(_KEPT_BYTES, lambda held: held.nbytes + KIB)
         # The time of the folder of packs, since when it was seen to have it, whether it was listed long after.
         self._listed, self._since, self._settled = 0, 0.0, False
         # Folders of large artifacts that are no links.
@@ -267,7 +267,7 @@ class Cells:
             if name not in held.names:
                 raise KeyError(name)
             found = held[name]
-            if name in held.compressed and found.numel() * found.element_size() <= _KEPT_BYTES:
+            if name in held.compressed and found.nbytes <= _KEPT_BYTES:
                 self._tensors[kept] = found.clone()
             return found
 

@@ -220,7 +220,8 @@ def test_prepared_rows_of_length_one_are_those_of_every_question() -> None:
     rows, queries = normal(40, 7, seed=3), normal(5, 7)
     rows[4] = 0
     prepared = References(normalised=True).of(rows, torch.device("cpu"))
-    assert torch.equal(prepared.rows(torch.tensor([[3, 4], [39, 3]])), unit_length(rows)[[[3, 4], [39, 3]]])
+    some = torch.tensor([[3, 4], [39, 3]])
+    assert torch.equal(prepared.rows(some), unit_length(rows)[some])
     for found, expected in zip(nearest(queries, prepared, 9), nearest(queries, unit_length(rows), 9), strict=True):
         assert torch.equal(found, expected)
 
