@@ -44,8 +44,8 @@ class Reference:
         centred = rows - centre
         return cls(stored, scale, centre, centred, (centred * centred).sum(1))
 
-    def rows(self, found: Tensor) -> Tensor:
-        """Return the rows that are compared at positions int64 (n, k): float64 (n, k, d)."""
+    def rows(self, found: Tensor | slice) -> Tensor:
+        """Return the rows that are compared: at positions int64 (n, k), float64 (n, k, d); of a slice, (n, d)."""
         rows = self.stored[found].double()
         return rows if self.scale is None else rows / self.scale[found]
 
@@ -104,4 +104,5 @@ def unit_length(features: Tensor) -> Tensor:
 
 
 def _scale(features: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return lengths.clamp_min(1e-12)

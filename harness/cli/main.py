@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from .. import run as _run  # noqa: F401 (opens plugins when a part is looked up)
 from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
+from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
 from .cache_commands import app as cache_app
 from .streams import checked_output, lenient_errors
@@ -103,6 +104,7 @@ def run(
     """Run a suite. The same command again continues where it stopped."""
     debug = debug or bool(context.obj)
     context.obj = debug
+    return_large_blocks()
     if shard is not None:
         if out is not None or fresh or engine != "local" or ray_address is not None:
             raise UsageError("--shard goes without --out, --fresh and --engine: shards only fill the cache.")

@@ -14,6 +14,7 @@ whose artifact is, is not there; what stands before and behind it in the pack is
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
 import time
@@ -46,7 +47,7 @@ _LARGEST = _MOST_BYTES + RECORD_LIMIT + SMALL
 # Entries that are held in memory once they were asked for.
 _KEPT = 4096
 # Bytes of the tensors that are held so.
-_KEPT_BYTES = 64 * MIB
+_KEPT_BYTES = 32 * MIB
 # A pack that was begun earlier than that many seconds ago is left as it is: its cells grow old together, and the cache
 # goes by their age.
 YOUNG = 86400.0
@@ -267,8 +268,8 @@ class Cells:
             if name not in held.names:
                 raise KeyError(name)
             found = held[name]
-            if name in held.compressed and found.nbytes <= _KEPT_BYTES:
-                self._tensors[kept] = found.clone()
+            if name in held.compressed and 0 < found.nbytes <= _KEPT_BYTES:
+                self._tensors[kept] = _apart(found)
             return found
 
     @contextmanager
@@ -409,3 +410,10 @@ class Cells:
     def _damaged(self, held: Held) -> RefusedFileError:
         where = f" at {held.offset}" if held.pack else ""
         return RefusedFileError(f"{self.place(held)} is damaged{where}: run the suite again.")
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Return a copy in memory of its own: what is held for long beside what is freed soon leaves holes in the heap."""
+    import torch
+
+    return torch.frombuffer(mmap.mmap(-1, tensor.nbytes), dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
