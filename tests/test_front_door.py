@@ -64,6 +64,10 @@ def test_the_package_is_a_command(tmp_path: Path) -> None:
     assert "Usage: python -m aftershock run " in done[2].stderr
 
 
+def test_a_suite_of_built_in_parts_is_checked_without_anything_heavy(tmp_path: Path) -> None:
+    assert "quick is valid" in python(COMMAND, tmp_path, "validate", "quick", "--no-models")
+
+
 def test_help_names_every_command(tmp_path: Path) -> None:
     said = python(COMMAND, tmp_path, "--help")
     for command in COMMANDS:

@@ -152,7 +152,7 @@ class DeepNeighbours(Detector):
         device = features.device
         queries = unit_length(features.double() - fitted["centre"].to(device))
         prepared = self._references.of(fitted["reference"], device)
-        last, reference = nearest(queries.detach(), prepared, self.neighbours)[0][:, -1:], prepared.rows
+        last, reference = nearest(queries.detach(), prepared, self.neighbours)[0][:, -1:], prepared.rows(slice(None))
         # All rows have length 1 (a zero row: 0), which makes distances a product.
         squares = queries.square().sum(1, keepdim=True) + reference.square().sum(1) - 2 * queries @ reference.T
         distances = squares.clamp(min=1e-12).sqrt()

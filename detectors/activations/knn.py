@@ -59,7 +59,7 @@ class Neighbours(Layerwise):
     ) -> None:
         super().__init__(layers, combination, "pooled", statistic, 1)
         self.neighbours, self.reference, self.normalise = neighbours, reference, normalise
-        self._references = References(unit_length) if normalise else References()
+        self._references = References(normalise)
 
     def _rows(self, groups: Tensor, generator: torch.Generator, sources: Tensor | None) -> tuple[Tensor, Tensor]:
         inside = (groups >= 0).nonzero().squeeze(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,38 +16,49 @@ _LAYERS = 256
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Reference rows with what every question about them needs.
+    """Reference rows with what every question about them needs; in float64 they are held once, less their mean.
 
     Attributes:
-        rows: float64 (m, d).
-        centre: their mean, (d,).
-        centred: the rows less their mean.
-        lengths: squared lengths of these, (m,).
+        stored: the rows as they were given, (m, d) of any type.
+        scale: what each row is divided by to have length 1, float64 (m, 1); ``None`` where they are compared as given.
+        centre: the mean of the rows that are compared, float64 (d,).
+        centred: these rows less their mean, float64 (m, d).
+        lengths: squared lengths of these, float64 (m,).
     """
 
-    rows: Tensor
+    stored: Tensor
+    scale: Tensor | None
     centre: Tensor
     centred: Tensor
     lengths: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, device: torch.device) -> Self:
-        """Prepare rows (m, d) of any type on a device."""
-        rows = rows.to(device).double()
+    def of(cls, stored: Tensor, device: torch.device, normalised: bool = False) -> Self:
+        """Prepare rows (m, d) of any type on a device; ``normalised``: they are compared at length 1."""
+        stored = stored.to(device)
+        rows = stored.double()
+        scale = _scale(rows) if normalised else None
+        if scale is not None:
+            rows = rows / scale
         centre = rows.mean(0)
         centred = rows - centre
-        return cls(rows, centre, centred, (centred * centred).sum(1))
+        return cls(stored, scale, centre, centred, (centred * centred).sum(1))
+
+    def rows(self, found: Tensor | slice) -> Tensor:
+        """Return the rows that are compared: at positions int64 (n, k), float64 (n, k, d); of a slice, (n, d)."""
+        rows = self.stored[found].double()
+        return rows if self.scale is None else rows / self.scale[found]
 
 
 class References:
     """Prepared reference rows of several layers: an attack asks about the same ones at every step.
 
     Args:
-        transform: what is done to rows (m, d) before.
+        normalised: they are compared at length 1.
     """
 
-    def __init__(self, transform: Callable[[Tensor], Tensor] = Tensor.double) -> None:
-        self._transform = transform
+    def __init__(self, normalised: bool = False) -> None:
+        self._normalised = normalised
         # By the tensor itself, which is held so that no other can take its place.
         self._prepared: Recent[tuple[int, torch.device], tuple[Tensor, Reference]] = Recent(_LAYERS)
 
@@ -57,7 +67,7 @@ class References:
         key = (id(rows), device)
         # A copy of a detector holds copies of the rows under the old keys.
         if key not in self._prepared or self._prepared[key][0] is not rows:
-            self._prepared[key] = (rows, Reference.of(self._transform(rows), device))
+            self._prepared[key] = (rows, Reference.of(rows, device, self._normalised))
         return self._prepared[key][1]
 
 
@@ -81,12 +91,18 @@ def nearest(queries: Tensor, reference: Tensor | Reference, k: int) -> tuple[Ten
         reference = Reference.of(reference, queries.device)
     with torch.no_grad():
         apart = reference.lengths - 2 * (queries.detach() - reference.centre) @ reference.centred.T
-        found = apart.topk(min(k, len(reference.rows)), dim=1, largest=False).indices
-    distances = torch.linalg.vector_norm(queries.unsqueeze(1) - reference.rows[found], dim=2)
+        found = apart.topk(min(k, len(reference.centred)), dim=1, largest=False).indices
+    distances = torch.linalg.vector_norm(queries.unsqueeze(1) - reference.rows(found), dim=2)
     distances, order = distances.sort(dim=1, stable=True)
     return distances, found.gather(1, order)
 
 
 def unit_length(features: Tensor) -> Tensor:
     """Return rows of length 1, float64; a zero row stays zero."""
-    return torch.nn.functional.normalize(features.double(), dim=1, eps=1e-12)
+    features = features.double()
+    return features / _scale(features)
+
+
+def _scale(features: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return lengths.clamp_min(1e-12)

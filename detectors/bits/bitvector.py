@@ -145,7 +145,7 @@ class BitVector(Detector):
                 parts.append(stored.distance([part.bits(tap) for tap in taps], part.predictions))
             return torch.cat(parts)
         start = 0
-        for bits in BitBlocks(traces, taps):
+        for bits in BitBlocks(traces, taps, once=True):
             classes = traces.predictions[start : start + len(bits)]
             start += len(bits)
             parts.append(self._on_bits(bits.double(), classes))

@@ -31,11 +31,16 @@ class BitBlocks:
     It can be read any number of times; a block is valid until the next one is taken. Packed rows stay in memory between
     passes where they take less than 512 MiB, and are read from the traces again where they do not.
 
+    Args:
+        traces: of the images.
+        taps: whose bits.
+        once: they are read a single time: nothing stays in memory.
+
     Attributes:
         units: units of each tap, in the order in which they lie side by side.
     """
 
-    def __init__(self, traces: Traces, taps: Sequence[str]) -> None:
+    def __init__(self, traces: Traces, taps: Sequence[str], once: bool = False) -> None:
         self._traces, self._taps = traces, tuple(taps)
         self.units = tuple(traces.units(tap) for tap in self._taps)
         sizes = [packed_size(units) for units in self.units]
@@ -44,7 +49,7 @@ class BitBlocks:
         valid = [torch.arange(8 * size) < units for size, units in zip(sizes, self.units, strict=True)]
         self._columns = None if self.width == 8 * self._bytes else torch.cat(valid).nonzero().squeeze(1)
         self._size = max(1, min(1024, _BLOCK // max(1, self.width)))
-        self._kept = list(self._read()) if len(traces) * self._bytes <= _KEEP else None
+        self._kept = list(self._read()) if not once and len(traces) * self._bytes <= _KEEP else None
 
     def __len__(self) -> int:
         return len(self._traces)

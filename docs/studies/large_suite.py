@@ -10,25 +10,31 @@ seconds of this process, so that neighbours on the machine do not count; files a
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.content_keys import content_key
+from aftershock.harness.core.formats import KEYS, seal
 from aftershock.harness.data.types import Dataset, ImageSplit
 from aftershock.harness.plan import Plan, make_plan
 from aftershock.harness.plan.cells import Cell
 from aftershock.harness.plan.models import find_weights
 from aftershock.harness.run.runner import Runner
-from aftershock.harness.run.up_to_date import are_whole
+from aftershock.harness.run.up_to_date import are_whole, published, read_keys
 from aftershock.harness.run.work import Outcome, Output, Task
+from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.resolved import Suite
@@ -98,9 +104,69 @@ def spent(what: str, rows: list[tuple[str, str]]) -> Iterator[None]:
 
 def on_disk(folder: Path) -> tuple[int, int, int]:
     """Return files, bytes and the most entries of one folder."""
-    files = [p for p in folder.rglob("*") if p.is_file()]
+    found = [p for p in folder.rglob("*") if p.is_file()]
     most = max(len(list(os.scandir(p))) for p in [folder, *(p for p in folder.rglob("*") if p.is_dir())])
-    return len(files), sum(p.stat().st_size for p in files), most
+    return len(found), sum(p.stat().st_size for p in found), most
+
+
+SMALL = """
+name = "small"
+seeds = [0]
+[data]
+name = "digits"
+fit = 100
+calibrate = 40
+evaluate = 40
+[threat]
+norm = "linf"
+eps = 0.2
+[[models]]
+name = "mlp"
+weights = "{weights}"
+[[perturbations]]
+name = "gaussian"
+std = 0.1
+[[detectors]]
+name = "msp"
+"""
+
+
+def finished_command(place: Path, count: int) -> str:
+    """Return what ``aftershock run`` takes where nothing is missing of a small suite and ``count`` cells more."""
+    weights = Path(str(files("aftershock.harness.suite.builtin"))) / "weights" / "digits-mlp.safetensors"
+    suite, run = place / "small.toml", place / "small"
+    suite.write_text(SMALL.format(weights=weights.as_posix()), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "aftershock",
+        "run",
+        str(suite),
+        "--out",
+        str(run),
+        "--cache",
+        str(place / "cache"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+    facts, keys = json.loads((run / "run.json").read_text(encoding="utf-8")), read_keys(run)
+    artifact = Artifact.of({"score": torch.rand(200, dtype=torch.float64)})
+    with Store(run) as store:
+        for number in range(count):
+            keys.append(content_key("added", number=number))
+            name = CellName("digits", "mlp", 0, "score", "msp", "", "gaussian", number)
+            store.put(keys[-1], name, artifact, {"rows": 200}, 0.01)
+        facts["packs"] = store.packs()
+    (run / KEYS).write_text("".join(f"{key}\n" for key in sorted(keys)), encoding="ascii")
+    facts["files"] |= published(run, [run / KEYS])
+    del facts["checksum"]
+    (run / "run.json").write_bytes(seal(facts))
+    before, wall = os.times(), time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    wall, after = time.perf_counter() - wall, os.times()
+    if "Nothing was missing" not in done.stdout:
+        sys.exit("the run directory was not taken for finished")
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return f"{cpu:.1f} s CPU, {wall:.1f} s wall"
 
 
 def chosen(plan: Plan, count: int) -> Mapping[str, Cell]:
@@ -140,11 +206,13 @@ def main() -> None:
         with spent("the same cells taken over from the cache", rows), Store(Path(place) / "second", cache) as store:
             work(store=store, engine=NoEngine()).run()
         for name, folder in (("run directory", run), ("cache", cache)):
-            files, size, most = on_disk(folder)
+            count, size, most = on_disk(folder)
             rows.append(
-                (name, f"{files:,} files ({len(cells) / files:.0f} cells each), {size / 1e6:.0f} MB, "
+                (name, f"{count:,} files ({len(cells) / count:.0f} cells each), {size / 1e6:.0f} MB, "
                  f"at most {most:,} entries in a folder")
             )  # fmt: skip
+        what = f"nothing to do: the whole command, {given.cells:,} cells"
+        rows.append((what, finished_command(Path(place), given.cells)))
     sys.stdout.write("\n".join(["| what | measured |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows), ""]))
 
 

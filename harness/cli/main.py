@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from .. import run as _run  # noqa: F401 (opens plugins when a part is looked up)
 from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
+from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
 from .cache_commands import app as cache_app
 from .streams import checked_output, lenient_errors
@@ -103,6 +104,7 @@ def run(
     """Run a suite. The same command again continues where it stopped."""
     debug = debug or bool(context.obj)
     context.obj = debug
+    return_large_blocks()
     if shard is not None:
         if out is not None or fresh or engine != "local" or ray_address is not None:
             raise UsageError("--shard goes without --out, --fresh and --engine: shards only fill the cache.")
@@ -174,46 +176,16 @@ def validate(
     ] = False,
 ) -> None:
     """Report every mistake of a suite, with file and line, then probe its models with one batch."""
-    from ..suite.problems import SuiteError
-    from ..suite.resolve import load_suite
-    from ..suite.schema import SuiteFile
-
     if schema:
+        from ..suite.schema import SuiteFile
+
         typer.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))
         return
     if suite is None:
         raise UsageError("Name a suite to validate, or ask for --schema.")
-    found = load_suite(suite, tuple(plugin))
-    sentences: tuple[str, ...] = ()
-    if not no_models:
-        from ..run.api import data_root
-        from ..run.model_check import check_models
+    from .validation import validated
 
-        checked = check_models(found, data_root(data))
-        if checked.problems:
-            for text in checked.sentences:
-                typer.echo(text)
-            raise SuiteError(str(found.source), checked.problems)
-        sentences = checked.sentences
-    parts = (
-        (len(found.models), "model"),
-        (len(found.perturbations), "perturbation"),
-        (len(found.detectors), "detector"),
-    )
-    counts = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for n, what in parts)
-    typer.echo(f"{found.name} is valid: {found.data.name}, {counts}, seeds {' '.join(map(str, found.seeds))}.")
-    from ..data.sets import task_shape
-    from ..evaluation.rankability import unranked_suite
-    from ..plan.applicability import applicability, make_perturbations
-    from ..plan.facts import perturbation_facts
-
-    attacks = make_perturbations(found)
-    applies = applicability(found, attacks, task_shape(found.data.name, found.data.params))
-    facts = {p: perturbation_facts(made) for p, made in attacks.items() if p not in applies.inapplicable}
-    unranked = unranked_suite(found, facts, found.data.calibrate, found.data.evaluate)
-    if unranked and found.detectors:
-        typer.echo(f"No detector will have a rank: {unranked}.")
-    for text in (*found.notes, *applies.sentences, *sentences):
+    for text in validated(suite, plugin, data, no_models):
         typer.echo(text)
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+# Of glibc's malloc.h. Bytes of a large block: smaller ones cost more to ask the system for than they are worth.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_LARGE = 8 * 2**20
 
 
 @dataclass
@@ -41,10 +44,30 @@ def peak_memory() -> Iterator[Peak]:
         peak.rise = max(0, after - before) * 1024
 
 
-def _reset() -> int | None:
-    """Start a new peak; the resident KiB from which it rises."""
+def return_large_blocks() -> None:
+    """Have the allocator of this process return large blocks to the system when they are freed (glibc).
+
+    By itself it keeps blocks of up to 32 MiB in the heap, once some were freed: batches of varying sizes leave holes
+    there, and the heap grows with the number of batches.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _LARGE)
+
+
+def trim_heap() -> None:
+    """Return to the system what the allocator holds back of memory that was freed, where it can be asked to (glibc).
+
+    Batches of varying sizes, and what is held beside them, leave holes in the heap, which grows as long as none fits.
+    """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset() -> int | None:
+    """Start a new peak; the resident KiB from which it rises."""
+    trim_heap()
     try:
         _RESET.write_text(_RESET_PEAK, encoding="ascii")
     except OSError:

@@ -13,14 +13,16 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Values by key; beyond ``size`` of them, the one that was used least recently goes.
+    """Values by key; beyond ``size`` of them, those that were used least recently go.
 
     Args:
-        size: maximum number of values, at least 1.
+        size: maximum number of values, at least 1, or of what ``weigh`` counts.
+        weigh: what a value counts; by default 1. A value that alone counts more than ``size`` is not held.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
+        self._size, self._weigh = size, weigh
+        self._weight = 0
         self._held: OrderedDict[K, V] = OrderedDict()
 
     def __contains__(self, key: K) -> bool:
@@ -31,17 +33,21 @@ class Recent(Generic[K, V]):
         return self._held[key]
 
     def __setitem__(self, key: K, value: V) -> None:
+        self.discard(key)
         self._held[key] = value
-        self._held.move_to_end(key)
-        while len(self._held) > self._size:
-            self._held.popitem(last=False)
+        self._weight += self._weigh(value)
+        while self._weight > self._size:
+            self._weight -= self._weigh(self._held.popitem(last=False)[1])
 
     def discard(self, key: K) -> None:
         """Forget a value, if it is held."""
-        self._held.pop(key, None)
+        if key in self._held:
+            self._weight -= self._weigh(self._held.pop(key))
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
         """Return a value, made where it is not held."""
-        if key not in self._held:
-            self[key] = make()
-        return self[key]
+        if key in self._held:
+            return self[key]
+        value = make()
+        self[key] = value
+        return value

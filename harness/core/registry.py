@@ -245,6 +245,11 @@ class Registry:
                 return name
         return None
 
+    @property
+    def has_foreign(self) -> bool:
+        """Whether a part is known that is not built in."""
+        return any(not entry.module for entry in self._entries.values())
+
     def is_of_session(self, name: object) -> bool:
         """Return whether a name is that of a part that this session registered."""
         entry = self._entries.get(name) if isinstance(name, str) else None

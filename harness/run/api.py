@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from ..core.content_keys import FileDigests
-from ..core.files import is_file
 from ..core.interrupts import contained, listening
+from ..suite.glance import glance
 from .options import EngineChoice, Options
 from .up_to_date import fingerprint, is_finished
 
@@ -155,7 +154,7 @@ def _run(
     files = tuple(Path(p).expanduser().absolute() for p in plugins)
     digests = FileDigests(store_cache / "digests.json")
     asked = {"device": options.device, "limit": options.limit, "only": options.only}
-    raw, folder, name = _glance(suite)
+    raw, folder, name = glance(suite)
     stamp = None
     if raw is not None and name and not options.fresh:
         stamp = fingerprint(raw, folder, files, asked, root, digests)
@@ -171,24 +170,6 @@ def _run(
         if stamp is None:
             stamp = fingerprint(loaded.raw, loaded.folder, files, asked, root, digests)
         return _compute(loaded, place, root, store_cache, digests, stamp, options)
-
-
-def _glance(suite: Any) -> tuple[Mapping[str, Any] | None, Path, str]:
-    """Return the suite as written, its folder and name, without checking anything."""
-    from ..suite import builtin as suites
-
-    if isinstance(suite, Mapping):
-        return suite, Path.cwd(), str(suite.get("name", ""))
-    if not isinstance(suite, str | Path):
-        return None, Path.cwd(), ""
-    path = Path(suite)
-    if not is_file(path):
-        path = Path(str(suites.__path__[0])) / f"{suite}.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return None, Path.cwd(), ""
-    return raw, path.resolve().parent, str(raw.get("name", ""))
 
 
 def _as_stored(place: Path, on_message: Callable[[str], None]) -> Run:

@@ -51,19 +51,25 @@ class TimeLeft:
     """
 
     def __init__(self) -> None:
-        self._like: dict[str, _Waiting] = {}
+        self._like: dict[tuple[str, str, str], _Waiting] = {}
         self._kinds: dict[str, _Waiting] = {}
         self._shared: dict[str, tuple[Cell, float]] = {}
         # Seconds of what waits where some of its like were measured, and how many of these sums are not 0.
         self._known, self._counted = 0.0, 0
+        # The same of what waits where none was.
+        self._guessed, self._unmeasured = 0.0, 0
 
     def expect(self, cell: Cell) -> None:
         """A cell that has to be computed."""
         self._change(cell, max(1, cell.images))
 
-    def settle(self, cell: Cell) -> None:
-        """A cell that is over, whatever became of it."""
-        self._change(cell, -max(1, cell.images))
+    def settle(self, cell: Cell, seconds: float | None = None) -> None:
+        """A cell that is over, whatever became of it, and what it took where it was computed."""
+        images = max(1, cell.images)
+        if seconds is None:
+            self._change(cell, -images)
+        else:
+            self._change(cell, -images, seconds, images)
         self._shared.pop(cell.key, None)
 
     def share(self, cell: Cell, share: float, spent: float) -> None:
@@ -77,9 +83,10 @@ class TimeLeft:
 
     def seconds(self) -> float:
         """Return the expected seconds of all that waits."""
-        shared = sum(left - self.expected(cell) for cell, left in self._shared.values())
-        guessed = sum(kind.waiting * self._of_kind(kind.kind) for kind in self._kinds.values() if kind.waiting)
-        return max(0.0, (self._known if self._counted else 0.0) + guessed + shared)
+        found = (self._known if self._counted else 0.0) + (self._guessed if self._unmeasured else 0.0)
+        if self._shared:
+            found += sum(left - self.expected(cell) for cell, left in self._shared.values())
+        return max(0.0, found)
 
     def expected(self, cell: Cell) -> float:
         """Return the expected seconds of one cell."""
@@ -99,13 +106,21 @@ class TimeLeft:
         kind = self._kinds.get(cell.kind)
         if kind is None:
             kind = self._kinds[cell.kind] = _Waiting(cell.kind)
+        self._guess(kind, -1)
         # Of a kind only those wait of whose like none was measured.
         self._count(like, kind, -1)
         like.waiting += waiting
-        for group in (like, kind):
-            group.spent += spent
-            group.images += images
+        if images:
+            for group in (like, kind):
+                group.spent += spent
+                group.images += images
         self._count(like, kind, 1)
+        self._guess(kind, 1)
+
+    def _guess(self, kind: _Waiting, sign: int) -> None:
+        if kind.waiting:
+            self._guessed += sign * kind.waiting * self._of_kind(kind.kind)
+            self._unmeasured += sign * kind.waiting
 
     def _count(self, like: _Waiting, kind: _Waiting, sign: int) -> None:
         if like.waiting <= 0:
@@ -117,9 +132,9 @@ class TimeLeft:
             kind.waiting += sign * like.waiting
 
 
-def _like(cell: Cell) -> str:
-    """Cells of one model, kind and part take about the same time: ``cnn/perturb/pgd``."""
-    return "/".join([cell.name.model, cell.kind, cell.name.part])
+def _like(cell: Cell) -> tuple[str, str, str]:
+    """Cells of one model, kind and part take about the same time."""
+    return cell.name.model, cell.name.kind, cell.name.part
 
 
 def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
@@ -297,9 +312,8 @@ class Runner:
                         # What a part gave has no form on disk: its own failure, not the run's.
                         self._note_failure([cell], error)
                         continue
-                self.time.settle(cell)
+                self.time.settle(cell, None if result is None else result.seconds)
                 if result is not None:
-                    self.time.learn(cell, result.seconds)
                     self.summary.computed.add(cell.key)
                 self.summary.done.add(cell.key)
                 self._say("done" if result is not None else "kept", cell)

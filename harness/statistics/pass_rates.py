@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import irfft, next_fast_len, rfft
 
 IntArray = NDArray[np.int64]
 
@@ -69,6 +68,7 @@ def _tails(
     statistic: Callable[[IntArray, IntArray], IntArray],
 ) -> tuple[float, float, float]:
     """Return the chance of a smaller total of a whole-number statistic, of the same one and of a larger one."""
+    from scipy.fft import irfft, next_fast_len, rfft
     from scipy.stats import hypergeom
 
     n, m = evaluations

@@ -54,7 +54,7 @@ class Artifact:
         import safetensors.torch
 
         try:
-            arrays = {n: t.detach().cpu().contiguous().numpy() for n, t in tensors.items()}
+            arrays = {n: t.contiguous().numpy(force=True) for n, t in tensors.items()}
         except TypeError:
             # Types that NumPy lacks. Copies: tensors that share memory are refused, as a detector's attributes may.
             data = safetensors.torch.save({n: t.contiguous().clone() for n, t in tensors.items()})

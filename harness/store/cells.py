@@ -14,6 +14,7 @@ whose artifact is, is not there; what stands before and behind it in the pack is
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
 import time
@@ -45,8 +46,8 @@ _MOST_LINES, _MOST_BYTES = 4000, 32 * MIB
 _LARGEST = _MOST_BYTES + RECORD_LIMIT + SMALL
 # Entries that are held in memory once they were asked for.
 _KEPT = 4096
-# Tensors that are held so, and the bytes of the largest one.
-_KEPT_TENSORS, _KEPT_BYTES = 64, 512 * KIB
+# Bytes of the tensors that are held so.
+_KEPT_BYTES = 32 * MIB
 # A pack that was begun earlier than that many seconds ago is left as it is: its cells grow old together, and the cache
 # goes by their age.
 YOUNG = 86400.0
@@ -92,13 +93,13 @@ class PackState:
         """Return whether it was begun earlier than that many seconds ago."""
         return self.begun > 0 and time.time() - self.begun / 1e9 > seconds
 
-    def add(self, head: Head, length: int) -> None:
-        """Take a line into account."""
-        self.begun = self.begun or head.written
+    def add(self, held: Held, length: int) -> None:
+        """Take the line of an entry into account."""
+        self.begun = self.begun or held.written
         self.end += length
         self.lines += 1
-        if head.pack:
-            self.bytes = max(self.bytes, head.offset + head.size)
+        if held.pack:
+            self.bytes = max(self.bytes, held.offset + held.size)
 
 
 class Cells:
@@ -119,9 +120,11 @@ class Cells:
         self.own: set[str] = set()
         self.packs: dict[str, PackState] = {}
         self.newer = 0
+        # Of these, the packs to which something may have been appended since.
+        self._growing: set[str] = set()
         self._places: dict[str, tuple[_Place, ...]] = {}
         self._records: Recent[str, Record] = Recent(_KEPT)
-        self._tensors: Recent[tuple[str, str], Tensor] = Recent(_KEPT_TENSORS)
+        self._tensors: Recent[tuple[str, str], Tensor] = Recent(_KEPT_BYTES, lambda held: held.nbytes + KIB)
         # The time of the folder of packs, since when it was seen to have it, whether it was listed long after.
         self._listed, self._since, self._settled = 0, 0.0, False
         # Folders of large artifacts that are no links.
@@ -136,9 +139,17 @@ class Cells:
                 file system of another machine.
         """
         self._list(again)
-        for name, state in self.packs.items():
-            if not state.full and not state.old and name not in self.own:
+        for name in sorted(self._growing - self.own):
+            state = self.packs.get(name)
+            if state is not None:
                 self._read_on(name, state, each)
+            if state is None or state.full or state.old:
+                self._growing.discard(name)
+
+    def begin(self, name: str) -> None:
+        """Take a pack into account of which nothing was read yet."""
+        self.packs[name] = PackState()
+        self._growing.add(name)
 
     def keys(self) -> Iterable[str]:
         """Return the keys of all cells that have an entry."""
@@ -157,7 +168,9 @@ class Cells:
         """
         if key in self._records:
             return self._records[key]
-        while places := self._places.get(checked_key(key)):
+        if key not in self._places:
+            checked_key(key)
+        while places := self._places.get(key):
             record = self._entry(places[-1])
             if record is not None and record.key == key:
                 self._records[key] = record
@@ -182,14 +195,10 @@ class Cells:
 
     def note(self, name: str, record: Record, start: int, length: int) -> None:
         """Take an entry into account that this process appended to a pack."""
-        head = Head(
-            record.key, record.written, record.status, record.digest, record.size, record.modified, record.pack,
-            record.offset,
-        )  # fmt: skip
         state = self.packs[name]
         state.end = start
-        state.add(head, length)
-        self._add(_Place(head.written, name, start, length, head.status == "done"), head.key)
+        state.add(record, length)
+        self._add(_Place(record.written, name, start, length, record.status == "done"), record.key)
         self._records[record.key] = record
 
     def pack_of(self, key: str) -> str:
@@ -259,8 +268,8 @@ class Cells:
             if name not in held.names:
                 raise KeyError(name)
             found = held[name]
-            if name in held.compressed and found.numel() * found.element_size() <= _KEPT_BYTES:
-                self._tensors[kept] = found.clone()
+            if name in held.compressed and 0 < found.nbytes <= _KEPT_BYTES:
+                self._tensors[kept] = _apart(found)
             return found
 
     @contextmanager
@@ -303,6 +312,15 @@ class Cells:
         """Return the file that holds an artifact, with others or alone."""
         return self.pack(held.pack) if held.pack else self.artifact(held.key)
 
+    def state(self, held: Held) -> os.stat_result:
+        """Return the state of that file.
+
+        Raises:
+            OSError: if it is not there.
+            UsageError: if a link is in the place of its folder.
+        """
+        return os.lstat(f"{self.root}/artifacts/{held.pack}{ARTIFACTS}" if held.pack else self._file(held.key))
+
     def lines(self, name: str) -> Path:
         """Return the file of a pack's entries."""
         return self.root / "cells" / f"{name}{LINES}"
@@ -340,7 +358,7 @@ class Cells:
             self.forget_pack(name)
         for name in sorted(names - self.packs.keys()):
             if PACK.fullmatch(name):
-                self.packs[name] = PackState()
+                self.begin(name)
 
     def _read_on(self, name: str, state: PackState, each: Callable[[Head, str, int], None] | None) -> None:
         with suppress(OSError, UsageError), open_file(self.lines(name), _LARGEST, follow=False) as stream:
@@ -392,3 +410,10 @@ class Cells:
     def _damaged(self, held: Held) -> RefusedFileError:
         where = f" at {held.offset}" if held.pack else ""
         return RefusedFileError(f"{self.place(held)} is damaged{where}: run the suite again.")
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Return a copy in memory of its own: what is held for long beside what is freed soon leaves holes in the heap."""
+    import torch
+
+    return torch.frombuffer(mmap.mmap(-1, tensor.nbytes), dtype=tensor.dtype).view(tensor.shape).copy_(tensor)

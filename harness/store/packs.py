@@ -10,12 +10,11 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from ..core.files import append, replacing, sync
 from .artifacts import Artifact
-from .cells import YOUNG, Cells, PackState
+from .cells import YOUNG, Cells
 from .ledger import RECORD_LIMIT, Record, dump_record
 
 DECIDES_NO_NUMBER = True
@@ -73,10 +72,9 @@ class CellWriter:
         # A clock that is set back must not make an older entry count.
         written = max(time.time_ns(), self._cells.newest(record.key) + 1)
         if data:
-            offset = append(self._artifacts, data).st_size
-            whole = replace(record, written=written, pack=pack, offset=offset)
+            whole = record.placed(written, pack, append(self._artifacts, data).st_size)
         else:
-            whole = replace(record, written=written)
+            whole = record.placed(written, record.pack, record.offset)
         line = dump_record(whole)
         facts = append(self._lines, line)
         self._cells.note(pack, whole, facts.st_size, len(line))
@@ -183,7 +181,7 @@ class CellWriter:
             self._unsynced.add(path.parent)
             if self._other is not None:
                 self._link(path, self._other)
-        self._cells.packs[name] = PackState()
+        self._cells.begin(name)
         return self._take(name, held)
 
     def _link(self, path: Path, other: Cells) -> None:

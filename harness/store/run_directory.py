@@ -188,8 +188,8 @@ class Store:
     def _stamp(self, record: Record) -> tuple[int, int, int]:
         """Return what tells whether an artifact is still the one that was hashed; small ones are hashed when read."""
         try:
-            state = self._cells.place(record).lstat()
-        except OSError:
+            state = self._cells.state(record)
+        except (OSError, UsageError):
             return (0, 0, 0)
         if record.pack:
             # What is appended to the pack later is no change.
@@ -297,8 +297,10 @@ class Store:
         return record
 
     def _known(self, key: str) -> Record | None:
-        with self._reading():
+        try:
             return self._cells.record(key)
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -306,9 +308,12 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise AftershockError(
-                f"{self.folder} could not be read ({why(error)}): run the suite again, or remove that file."
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> AftershockError:
+        return AftershockError(
+            f"{self.folder} could not be read ({why(error)}): run the suite again, or remove that file."
+        )
 
     def packs(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time, in ns, of every pack of small artifacts: what tells of changes later."""

@@ -14,7 +14,7 @@ from ..core.errors import UsageError, described
 from ..core.interrupts import PartEndedError, contained
 from ..core.parameters import bind
 from ..core.process_state import guarded
-from ..core.registry import Registry, did_you_mean
+from ..core.registry import REGISTRIES, Registry, did_you_mean
 from .resolved import Part
 from .toml_lines import locate
 
@@ -54,8 +54,16 @@ class Checker:
         self.doubtful: set[str | None] = set()
 
     @contextmanager
-    def noted(self, what: str) -> Iterator[None]:
-        """Undo and note what a block does to the process."""
+    def noted(self, what: str, of_others: bool = False) -> Iterator[None]:
+        """Undo and note what a block does to the process, where it may run code of others.
+
+        Args:
+            what: whose code it is, for a person.
+            of_others: it may, whatever is registered; by default it may where a part is that is not built in.
+        """
+        if not (of_others or any(registry.has_foreign for registry in REGISTRIES.values())):
+            yield
+            return
         with guarded() as changes:
             yield
         if changes.all:

@@ -218,7 +218,7 @@ def _model(entry: ModelEntry, index: int, checker: Checker, folder: Path) -> Mod
     # With both or neither there is nothing to look up, which was noted where the shape of the file was read.
     if (entry.name is None) != (entry.factory is None):
         try:
-            with checker.noted(f"model {label!r}"), contained():
+            with checker.noted(f"model {label!r}", entry.factory is not None), contained():
                 factory = model_factory(entry.name, entry.factory, folder)
                 signature = factory.signature
         except Exception as error:

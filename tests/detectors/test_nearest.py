@@ -212,5 +212,24 @@ def test_prepared_rows_give_the_same_neighbours_and_belong_to_their_tensor() -> 
             assert torch.equal(found, expected)
     # A copy has rows of its own under the keys of the original.
     again = copy.deepcopy(references)
-    assert torch.equal(again.of(rows, torch.device("cpu")).rows, rows.double())
-    assert torch.equal(References(unit_length).of(rows, torch.device("cpu")).rows, unit_length(rows))
+    every = torch.arange(20)
+    assert torch.equal(again.of(rows, torch.device("cpu")).rows(every), rows.double())
+
+
+def test_prepared_rows_of_length_one_are_those_of_every_question() -> None:
+    rows, queries = normal(40, 7, seed=3), normal(5, 7)
+    rows[4] = 0
+    prepared = References(normalised=True).of(rows, torch.device("cpu"))
+    some = torch.tensor([[3, 4], [39, 3]])
+    assert torch.equal(prepared.rows(some), unit_length(rows)[some])
+    for found, expected in zip(nearest(queries, prepared, 9), nearest(queries, unit_length(rows), 9), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_prepared_rows_are_held_once_in_float64() -> None:
+    rows = normal(50, 16)
+    for normalised in (False, True):
+        prepared = References(normalised).of(rows, torch.device("cpu"))
+        held = [value for value in vars(prepared).values() if isinstance(value, torch.Tensor)]
+        assert prepared.stored is rows
+        assert sum(value.nbytes for value in held if value is not rows) < 1.2 * rows.double().nbytes

@@ -57,6 +57,23 @@ TENSORS = {
 }
 
 
+def test_tensors_that_are_read_in_slices_are_decompressed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taps = {str(i): bits(2048, 1024) for i in range(4)}
+    times = []
+
+    def counted(data: bytes, about: Any) -> Any:
+        times.append(len(data))
+        return decompress(data, about)
+
+    monkeypatch.setattr("aftershock.harness.store.artifacts.decompress", counted)
+    with Store(tmp_path / "run") as store:
+        store.put(KEY, NAME, Artifact.of(taps), {}, 0.0)
+        for start in range(0, 2048, 256):
+            for name, tap in taps.items():
+                assert torch.equal(store.tensor(KEY, name)[start : start + 256], tap[start : start + 256])
+    assert len(times) == len(taps)
+
+
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     tensor = TENSORS[name]

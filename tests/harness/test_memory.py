@@ -1,5 +1,7 @@
 """The peak memory of a block against allocations of known size."""
 
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,3 +38,35 @@ def test_where_the_system_does_not_tell_there_is_no_number(monkeypatch: pytest.M
     with peak_memory() as peak:
         pass
     assert peak.rise is None
+
+
+HOLES = """
+from pathlib import Path
+from aftershock.harness.core.memory import return_large_blocks
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def size(mib):
+    return mib << 20
+
+
+return_large_blocks()
+# After one of this size, the allocator would keep such blocks by itself.
+large = b"x" * size(30)
+del large
+start = resident()
+large = b"x" * size(12)
+# It lies behind the block, whose place cannot be given back from the end of the heap then.
+kept = b"x" * (size(1) // 2)
+del large
+assert resident() - start < size(4), resident() - start
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to")
+def test_large_blocks_go_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -30,6 +30,20 @@ def test_what_was_not_used_longest_goes_first() -> None:
         recent["b"]
 
 
+def test_what_is_weighed_stays_within_its_weight() -> None:
+    recent: Recent[str, str] = Recent(5, len)
+    recent["a"], recent["b"] = "xx", "yy"
+    recent["a"] = "xxx"
+    assert "a" in recent and "b" in recent
+    recent["c"] = "z"
+    assert "b" not in recent and recent["a"] == "xxx" and recent["c"] == "z"
+    recent["much"] = "too much"
+    assert "much" not in recent
+    recent.discard("a")
+    recent["d"] = "12345"
+    assert recent["d"] == "12345"
+
+
 def test_a_file_is_replaced_when_its_block_ends_well(tmp_path: Path) -> None:
     path, elsewhere = tmp_path / "a.csv", tmp_path / "elsewhere"
     elsewhere.write_text("precious")

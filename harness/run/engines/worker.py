@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...core.memory import return_large_blocks
 from ..context import Context
 from ..work import Result
 from .elsewhere import Failure, Shares, opened, results_of
@@ -73,6 +74,7 @@ def receive(connection: Connection) -> Any:
 def main() -> None:
     """Serve the owner, to whom the descriptor is connected that the first argument names."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return_large_blocks()
     owner = Connection(int(sys.argv[1]))
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(owner, inbox), daemon=True).start()

@@ -76,6 +76,7 @@ def compute(context: TaskContext, task: Task, on_progress: Callable[[float], Non
             outputs = compute_traces(context, cells)
         else:
             outputs = [_COMPUTE[type(cell.job)](context, cell.key, cell.job) for cell in cells]
+    context.tidy()
     if left.numbers:
         raise AftershockError(
             f"the process's {', '.join(left.all)} changed while this was computed, so its numbers cannot be trusted: "

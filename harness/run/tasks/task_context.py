@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import UnavailableError
+from ...core.memory import trim_heap
 from ...core.recent import Recent
 from ...core.registry import DATASETS, DETECTORS
 from ...data.types import Dataset, ImageSplit
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 # Images on which a quick copy of a model is compared with it.
 COMPARED = 8
+# Seconds after which memory is given back, which takes some milliseconds.
+_TRIMMED = 2.0
 
 
 class TaskContext:
@@ -75,6 +79,7 @@ class TaskContext:
         self._detectors: Recent[str, Detector] = Recent(4)
         self._parts = parts
         self._message_once = once(on_message)
+        self._trimmed = time.monotonic()
         # Called with the share of the present cell that is done.
         self.on_progress: Callable[[float], None] = lambda share: None
         # Fits whose scores came in time.
@@ -82,6 +87,12 @@ class TaskContext:
         self.worker_context = worker_context
         # Fits whose detector ended the other process: every further question would cost another start.
         self._ended: dict[str, str] = {}
+
+    def tidy(self) -> None:
+        """Give memory back between two cells, now and then."""
+        if time.monotonic() - self._trimmed > _TRIMMED:
+            trim_heap()
+            self._trimmed = time.monotonic()
 
     def close(self) -> None:
         """End what was started."""
