@@ -45,6 +45,9 @@ class Block(nn.Module):
 class Robust(nn.Module):
     """The network of the checkpoint, adversarially trained at 2/255."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 2, 1)
