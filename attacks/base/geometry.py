@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...harness.core.batches import steps_between_looks
 from ...harness.core.seeds import Draws
 from .perturbation import Norm
 
@@ -85,6 +86,45 @@ def _threshold(sizes: Tensor, reach: Tensor, eps: float) -> Tensor:
     last = ((sums <= eps).sum(1, keepdim=True) - 1).clamp_max(knots.shape[1] - 2)
     rest = eps - sums.gather(1, last)
     return knots.gather(1, last) - rest / sloping.gather(1, last).clamp_min(1)
+
+
+def to_hyperplane(points: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+    """Return the shortest moves in ``norm`` (linf or l2) from points in [0, 1] onto hyperplanes, within [0, 1].
+
+    A point from which [0, 1] does not reach its hyperplane moves as far as it gets. Of all moves of a size, the one
+    that gets nearest moves every coordinate against its part of the gap, as far as its room allows. What it gains grows
+    with the size, piecewise linear and ever more slowly: Newton's steps from 0 end at the exact size, most after a
+    handful.
+
+    Args:
+        points: (k, n, d).
+        normal: of the n hyperplanes <normal, z> = offset, (n, d).
+        offset: (n,).
+        norm: ``linf`` or ``l2``.
+
+    Raises:
+        ValueError: for another norm.
+    """
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"there is no shortest move onto a hyperplane for the norm {norm!r}")
+    gap = (normal * points).sum(-1) - offset
+    direction = normal.sign() * -gap.sign()[..., None]
+    room = torch.where(direction > 0, 1 - points, points)
+    weight = normal.abs()
+    # A coordinate moves by ``pace`` for each unit of size, until ``full``.
+    pace = torch.ones_like(weight) if norm == "linf" else weight
+    full, gain, rise = room / pace, weight * room, weight * pace
+    size, slope = gap.new_zeros(gap.shape), gap.new_full(gap.shape, torch.inf)
+    every, step, going = steps_between_looks(points.device), 0, True
+    while going:
+        free = full > size[..., None]
+        before, slope = slope, torch.where(free, rise, 0).sum(-1)
+        left = gap.abs() - torch.where(free, 0, gain).sum(-1)
+        size = torch.where(slope > 0, left / slope, torch.inf)
+        step += 1
+        # Coordinates only ever use up their room: where none did, the size is exact.
+        going = step % every != 0 or bool((slope < before).any())
+    return torch.minimum(size[..., None] * pace, room).nan_to_num(nan=0.0) * direction
 
 
 def ascent(gradient: Tensor, norm: Norm, share: float | Tensor = 0.0) -> Tensor:

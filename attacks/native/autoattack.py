@@ -14,8 +14,8 @@ from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws
 from ..base import parameters as checks
 from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
-from ..libraries.declare import not_installed, quiet
 from .autopgd import AutoPGD
+from .fab import targeted_fab
 from .pgd import Ball, too_few_classes
 from .square import Square
 
@@ -29,8 +29,8 @@ class AutoAttack(Perturbation):
     for it; with two, for which no DLR loss is defined, that stage is left out. FAB then has one or two target classes.
 
     An image that a stage fools keeps that result and is not attacked again; one that nothing fools comes back as it
-    was. FAB is torchattacks' and draws nothing: it starts from the image itself. Cost per image that stands to the
-    end, with the defaults: about 100 + 900 + 1,800 + 5,000 forwards and 100 + 900 + 900 backwards.
+    was. FAB draws nothing: it starts from the image itself. Cost per image that stands to the end, with the defaults:
+    about 100 + 900 + 1,800 + 5,000 forwards and 100 + 900 + 900 backwards.
 
     Args:
         eps: the budget; 0 changes nothing.
@@ -49,7 +49,6 @@ class AutoAttack(Perturbation):
         kind="attack",
         family="autoattack",
         norm="linf",
-        library="torchattacks",
         paper="Croce & Hein 2020, arXiv:2003.01690",
         stochastic=True,
         cost="high",
@@ -90,10 +89,6 @@ class AutoAttack(Perturbation):
             return f"AutoPGD on the untargeted DLR loss replaces the targeted one, which needs 4 classes; {rest}"
         return f"AutoPGD on the DLR loss, which needs 3 classes, is left out; {rest}"
 
-    @classmethod
-    def missing(cls) -> str | None:
-        return not_installed("FAB, a part of AutoAttack,", "torchattacks")
-
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         result = images.clone()
         active = torch.arange(len(images), device=images.device)
@@ -119,31 +114,8 @@ class AutoAttack(Perturbation):
             yield auto(loss="dlr-targeted").perturb
         elif not too_few_classes("dlr", classes, targeted=False):
             yield auto(loss="dlr").perturb
-        yield partial(self._fab, classes)
+        yield self._fab
         yield Square(self.eps, self._norm, self.queries).perturb
 
-    def _fab(self, classes: int, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        """torchattacks' FAB towards one class after the other, in which images fooled within eps leave.
-
-        It seeds torch's global generator, from which its only run per target draws nothing.
-        """
-        import torchattacks
-
-        with quiet(), torch.enable_grad():
-            attack = torchattacks.FAB(
-                model,
-                norm={"linf": "Linf", "l2": "L2"}[self._norm],
-                eps=self.eps,
-                steps=self.steps,
-                n_restarts=1,
-                alpha_max=0.1,
-                eta=1.05,
-                beta=0.9,
-                seed=0,
-                multi_targeted=True,
-                n_classes=min(self.targets, classes - 1) + 1,
-            )
-            # The library looks for the device of a first parameter, which a model need not have.
-            attack.set_device(images.device)
-            made: Tensor = attack(images, labels)
-        return made.detach()
+    def _fab(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        return targeted_fab(model, images, labels, self.eps, self._norm, self.steps, self.targets)

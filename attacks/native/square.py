@@ -53,12 +53,14 @@ def propose_linf(current: Tensor, clean: Tensor, eps: float, share: float, draws
     n, channels, height, width = clean.shape
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     drawn = draws.uniform(clean.new_empty(n, 2 + channels))
-    inside = _window(drawn[:, 0], side, height)[:, None, :, None] & _window(drawn[:, 1], side, width)[:, None, None, :]
-    signs = torch.where(drawn[:, 2:] < 0.5, -eps, eps)[:, :, None, None]
-    square = (clean + signs).clamp_(0, 1)
-    idle = ((square == current) | ~inside).flatten(1).all(1)
-    square = torch.where(per_image(idle, clean), (clean - signs).clamp_(0, 1), square)
-    return torch.where(inside, square, current)
+    # Only the squares are looked at: all but the first are a small part of an image.
+    inside = _pixels(drawn[:, 0], drawn[:, 1], side, height, width)[:, None].expand(-1, channels, -1)
+    before, around = current.flatten(2).gather(2, inside), clean.flatten(2).gather(2, inside)
+    signs = torch.where(drawn[:, 2:] < 0.5, -eps, eps)[:, :, None]
+    square = (around + signs).clamp_(0, 1)
+    idle = (square == before).flatten(1).all(1)
+    square = torch.where(per_image(idle, square), (around - signs).clamp_(0, 1), square)
+    return current.flatten(2).scatter(2, inside, square).view_as(current)
 
 
 def start_l2(clean: Tensor, eps: float, draws: Draws) -> Tensor:
@@ -150,19 +152,21 @@ def search(
     with torch.no_grad():
         result = begin(clean, eps, draws) if start is None else start.clone()
         values = objective(result, rows).nan_to_num(nan=float("inf"), posinf=float("inf"))
-        standing, best, own = clean, result, DrawsAhead(draws)
+        standing, best, lowest, own = clean, result.clone(), values.clone(), DrawsAhead(draws)
         every = steps_between_looks(clean.device)
         for step in range(1, queries):
-            if step % every == 0 and not bool((going := values[rows] > 0).all()):
-                rows, standing, best = rows[going], standing[going], best[going]
+            if step % every == 0 and not bool((going := lowest > 0).all()):
+                result[rows], values[rows] = best, lowest
+                rows, standing, best, lowest = rows[going], standing[going], best[going], lowest[going]
                 own.keep(going.nonzero().flatten().tolist())
                 if not len(rows):
                     break
             proposal = propose(best, standing, eps, square_share(step, queries, p), own)
             value = objective(proposal, rows)
-            better = (value < values[rows]) & (values[rows] > 0)
+            better = (value < lowest) & (lowest > 0)
             best = torch.where(per_image(better, best), proposal, best)
-            result[rows], values[rows] = best, torch.where(better, value, values[rows])
+            lowest = torch.where(better, value, lowest)
+        result[rows], values[rows] = best, lowest
         own.settle()
     return result, values
 
@@ -221,12 +225,6 @@ class Square(Perturbation):
 def _starts(drawn: Tensor, side: int, size: int) -> Tensor:
     # float32 uniforms lie below 1, but their product with the number of places may round up to it.
     return (drawn * (size - side + 1)).long().clamp_max(size - side)
-
-
-def _window(drawn: Tensor, side: int, size: int) -> Tensor:
-    """Return which of ``size`` places lie in each image's window, bool (n, size)."""
-    first, place = _starts(drawn, side, size)[:, None], torch.arange(size, device=drawn.device)
-    return (place >= first) & (place < first + side)
 
 
 def _pixels(drawn_rows: Tensor, drawn_columns: Tensor, side: int, height: int, width: int) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -16,11 +18,28 @@ _MOST, _BYTES = 2048, 32 << 20
 OutOfMemoryError: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
+# How often batches are halved in the present block.
+_HALVINGS: ContextVar[int] = ContextVar("halvings", default=0)
+
+
 def batch_for(device: torch.device | str, shape: Sequence[int]) -> int:
     """Return how many images of a shape (channels, height, width) are computed at once on a device."""
-    if torch.device(device).type == "cpu":
-        return BATCH
-    return max(BATCH, min(_MOST, _BYTES // (4 * max(1, math.prod(shape)))))
+    usual = BATCH
+    if torch.device(device).type != "cpu":
+        usual = max(BATCH, min(_MOST, _BYTES // (4 * max(1, math.prod(shape)))))
+    return max(1, usual >> _HALVINGS.get())
+
+
+@contextmanager
+def smaller_batches(halvings: int) -> Iterator[None]:
+    """Halve the batches of :func:`batch_for` inside the block, so many times: a process that was ended for the memory
+    that it took could not do so itself.
+    """
+    before = _HALVINGS.set(halvings)
+    try:
+        yield
+    finally:
+        _HALVINGS.reset(before)
 
 
 def steps_between_looks(device: torch.device | str) -> int:

@@ -31,6 +31,15 @@ class Interrupt:
         if self.came:
             raise UserInterrupt
 
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Raise :class:`UserInterrupt` where a library (Ray) raises a ``KeyboardInterrupt`` of its own for a signal."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.check()
+            raise
+
 
 @contextmanager
 def listening() -> Iterator[Interrupt]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -155,6 +156,7 @@ def full_precision(wanted: bool = True) -> Iterator[None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return where the model's first parameter or buffer lies; the CPU for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    # One after the other, since it is asked at every pass: all would be looked up module by module.
+    for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -201,6 +201,8 @@ class ScoreJob:
 
     Attributes:
         recheck: which rows are scored again in other ways: none (nothing is ranked by them), a sample, or all.
+        shared: what all detectors together read that score the same rows again, so that these are recorded once; empty
+            where no other does.
     """
 
     model: str
@@ -208,6 +210,7 @@ class ScoreJob:
     fit: str
     traces: tuple[TraceKeys, ...]
     recheck: Literal["none", "sample", "all"] = "sample"
+    shared: tuple[Need, ...] = ()
 
 
 @dataclass(frozen=True)

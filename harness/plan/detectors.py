@@ -9,7 +9,7 @@ from ..core.code_digests import code_digest, part_digest
 from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import DETECTORS
 from ..core.seeds import derive_seed
-from ..suite.resolved import DetectorPart
+from ..suite.resolved import DetectorPart, PerturbationPart
 from ..tracing.traces import Need
 from .cells import ROUNDINGS, ExtraJob, FitJob, ScoreJob, TraceKeys, Which
 from .draft import TRACING, Draft, Made, all_keys, cut, image_count
@@ -61,30 +61,30 @@ class DetectorPlanner:
         sources = dict.fromkeys(t.images.source for group in groups for t in group if t.images.source)
         inputs = (model_plan.key, *all_keys(*groups), *sources)
         model_plan.fits[part.label] = self.draft.add(key, name, job, inputs, images)
-        self._score("calibrate", model_plan.clean["calibrate"])
-        self._score("clean", model_plan.clean["evaluate"])
+        self._score("calibrate", model_plan.clean["calibrate"], shared=True)
+        self._score("clean", model_plan.clean["evaluate"], shared=True)
 
     def score_guides(self) -> None:
         """Plan the scores of the first fit images, among which attacks on this detector find images that pass."""
         self._score("fit", self.model_plan.clean["fit"][:1], "none")
 
-    def score_perturbed(self) -> None:
-        """Plan the scores of what every perturbation made, attacks against other detectors included."""
+    def score_perturbed(self, p: PerturbationPart) -> None:
+        """Plan the scores of what a perturbation made, also of attacks against other detectors."""
         draft, model_plan = self.draft, self.model_plan
-        for p in draft.planned:
-            traces = draft.perturbed_traces(model_plan, p.label, "evaluate", self.needs)
-            if p.against not in ("", self.part.label):
-                # Nothing in this detector's row depends on it.
-                self._score(p.label, traces, "none")
-                continue
-            self._score(p.label, traces, "all" if p.against else "sample")
-            for how in ROUNDINGS:
-                if (p.label, how) in model_plan.rounded:
-                    source = f"{how}:{p.label}"
-                    keys = model_plan.rounded[p.label, how]
-                    rounded = draft.made_traces(model_plan, keys, p.label, self.needs, Made(source))
-                    self._score(source, rounded, "sample" if p.against else "none")
-            self._score(f"control:{p.label}", draft.control_traces(model_plan, p.label, self.needs))
+        traces = draft.perturbed_traces(model_plan, p.label, "evaluate", self.needs)
+        if p.against not in ("", self.part.label):
+            # Nothing in this detector's row depends on it.
+            self._score(p.label, traces, "none")
+            return
+        self._score(p.label, traces, "all" if p.against else "sample", shared=not p.against)
+        for how in ROUNDINGS:
+            if (p.label, how) in model_plan.rounded:
+                source = f"{how}:{p.label}"
+                keys = model_plan.rounded[p.label, how]
+                rounded = draft.made_traces(model_plan, keys, p.label, self.needs, Made(source))
+                self._score(source, rounded, "sample" if p.against else "none")
+        controls = draft.control_traces(model_plan, p.label, self.needs)
+        self._score(f"control:{p.label}", controls, shared=not p.against)
 
     def _fit_on(self, labels: Sequence[str], which: Which) -> tuple[TraceKeys, ...]:
         found: tuple[TraceKeys, ...] = ()
@@ -94,8 +94,9 @@ class DetectorPlanner:
         return found
 
     def _score(
-        self, source: str, plain: tuple[TraceKeys, ...], recheck: Literal["none", "sample", "all"] = "sample"
-    ) -> None:
+        self, source: str, plain: tuple[TraceKeys, ...], recheck: Literal["none", "sample", "all"] = "sample",
+        shared: bool = False,
+    ) -> None:  # fmt: skip
         fit, traces = self.model_plan.fits[self.part.label], self._with_extras(plain, Made(source))
         inputs = all_keys(traces)
         if source != "fit" and self.draft.detectors[self.part.label].randomised:
@@ -103,7 +104,7 @@ class DetectorPlanner:
             recheck = "all"
         key = content_key("score", fit=fit, traces=inputs, recheck=recheck, code=code_digest(_DETECTING, _RESCORING))
         name = self.draft.name(self.model_plan, "score", self.part.label, source=source)
-        job = ScoreJob(self.model_plan.key, self.part, fit, traces, recheck)
+        job = ScoreJob(self.model_plan.key, self.part, fit, traces, recheck, self.draft.read if shared else ())
         # Scored again from the images themselves, not only from their traces.
         images = dict.fromkeys(t.images.source for t in traces if t.images.source and recheck != "none")
         found = self.draft.add(key, name, job, (fit, *inputs, *images, self.model_plan.key), image_count(traces))

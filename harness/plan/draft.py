@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,11 @@ class Draft:
             {label: detector_facts(made) for label, made in self.detectors.items()},
             {label: analysis_facts(made) for label, made in self.analyses.items()},
         )
+
+    @cached_property
+    def read(self) -> tuple[Need, ...]:
+        """What the detectors of the suite read of a plain pass, all together."""
+        return tuple(dict.fromkeys(need for made in self.detectors.values() for need in made.needs))
 
     @property
     def applicable(self) -> tuple[PerturbationPart, ...]:

@@ -96,8 +96,10 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
     for perturbation in draft.planned:
         if draft.perturbations[perturbation.label].info.kind in HOSTILE:
             plan_rounding(draft, model_plan, perturbation)
-    for detector in detectors:
-        detector.score_perturbed()
+    # All detectors of one perturbation in a row: what is read of its images is read once.
+    for perturbation in draft.planned:
+        for detector in detectors:
+            detector.score_perturbed(perturbation)
     plan_standing(draft, model_plan)
     plan_analyses(draft, model_plan)
     return model_plan

@@ -137,7 +137,7 @@ def run(
         KeyboardInterrupt: for Ctrl-C.
     """
     choice = EngineChoice(engine, workers, ray_address)
-    with listening() as interrupt, contained():
+    with listening() as interrupt, contained(), interrupt.told():
         options = Options(device, limit, only, fresh, choice, on_progress, on_message, debug, interrupt)
         return _run(suite, out, data, plugins, cache, options)
 

@@ -23,7 +23,7 @@ from ..tracing.encoding import encode
 from ..tracing.taps import SIGN_FROM_INPUT
 from ..tracing.traced_model import TracedModel
 from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
-from .workers.standins.detectors import PluginDetector
+from .workers.standins.detectors import only_own_code
 
 Kept = Mapping[tuple[str, int | None], Tensor | None]
 
@@ -85,7 +85,7 @@ class FittedTarget:
         """What is asked at every step of an attack, where the model lies."""
         device = device_of(self.traced_model.model)
         kept = kept_units(self.traced_model.capped(self.detector.needs), self.traced_model.taps, device)
-        if device.type == "cpu" or not _works_anywhere(self.detector):
+        if device.type == "cpu" or not only_own_code(self.detector):
             return _Near(self.detector, kept, torch.device("cpu"))
         return _Near(detector_on(self.detector, device), kept, device)
 
@@ -152,11 +152,6 @@ def detector_on(detector: Detector, device: torch.device) -> Detector:
     there = copy.copy(detector)
     there.load_state(state_on(detector.state(), device))
     return there
-
-
-def _works_anywhere(detector: Detector) -> bool:
-    """Whether a detector scores traces where they lie: those of this package, if they do not ask others."""
-    return own_code(detector) and not isinstance(detector, PluginDetector) and not detector.made_of
 
 
 def kept_units(needs: Sequence[Need], taps: Sequence[TapInfo], device: torch.device) -> Kept:

@@ -84,7 +84,7 @@ def run_shard(
 
     part, root, shared = parse_shard(shard), data_root(data), cache_root(cache)
     files = tuple(Path(p).expanduser().absolute() for p in plugins)
-    with listening() as interrupt, contained(), _place(shared) as place:
+    with listening() as interrupt, contained(), interrupt.told(), _place(shared) as place:
         options = Options(
             device, limit, only, False, EngineChoice(workers=workers), on_progress, on_message, debug, interrupt, part
         )  # fmt: skip

@@ -25,10 +25,12 @@ class Task:
 
     Attributes:
         number: what its outcome is known by.
+        halvings: how often the usual batches of images are halved, as whoever computed it before ran out of memory.
     """
 
     number: int
     cells: tuple[Cell, ...]
+    halvings: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.seeds import derive_seed, generator
 from .extra_passes import InputGradient, View
 from .recorder import Overwritten, input_gradient, live_trace, record
+from .rows import Rows
 from .traces import LiveTrace, Need, TapInfo, Traces, capped
 
 
@@ -83,13 +84,14 @@ class TracedModel:
         seen = None if copies else self.overwritten
         return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root, also, seen)
 
-    def traces(self, detector: Scores, images: Tensor, seed: int = 0) -> Traces:
+    def traces(self, detector: Scores, images: Tensor, seed: int = 0, plain: Traces | None = None) -> Traces:
         """Return traces as a detector's ``score`` gets them: with the views and input gradients that it declares.
 
         Args:
             detector: whose codes, views and gradients are recorded.
             images: on any device.
             seed: what the transforms of views draw from.
+            plain: what :meth:`codes` gave of these images for needs that hold the detector's, if that is known.
         """
         needs = self.capped(detector.needs)
         views = {}
@@ -101,13 +103,25 @@ class TracedModel:
             )  # fmt: skip
             views[view.name] = Traces(seen.logits, self.taps, seen.codes, needs)
         gradients = {g.name: input_gradient(self.model, images, g.objective) for g in detector.gradients}
-        return replace(self.codes(detector.needs, images), view_traces=views, gradient_rows=gradients)
+        own = self.codes(needs, images) if plain is None else _part(plain, needs)
+        return replace(own, view_traces=views, gradient_rows=gradients)
 
-    def score(self, detector: Scores, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Return logits (n, classes) and scores (n,), float64, on the CPU."""
-        traces = self.traces(detector, images, seed)
+    def score(
+        self, detector: Scores, images: Tensor, seed: int = 0, plain: Traces | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (n, classes) and scores (n,), float64, on the CPU; arguments are those of :meth:`traces`."""
+        traces = self.traces(detector, images, seed, plain)
         with torch.no_grad():
             return traces.logits, detector.score(traces).detach().double().cpu()
+
+
+def _part(traces: Traces, needs: Sequence[Need]) -> Traces:
+    """Return copies of the codes that some needs name."""
+    codes: dict[str, dict[str, Rows]] = {}
+    for code in dict.fromkeys(need.code for need in needs):
+        wanted = {t.name for need in needs if need.code == code for t in need.select(traces.taps)}
+        codes[code] = {t: rows[:].clone() for t, rows in traces.codes[code].items() if t in wanted}
+    return Traces(traces.logits.clone(), traces.taps, codes, tuple(needs))
 
 
 def fit_traces(traces: Traces, labels: Tensor, draws: torch.Generator) -> Traces:

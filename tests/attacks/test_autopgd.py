@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import PackageNotFoundError
 from typing import Any, Literal
 
 import pytest
@@ -14,11 +12,10 @@ import torch
 from aftershock.attacks.base.geometry import project_l1_in_range
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.base.perturbation import CountingModel
-from aftershock.attacks.libraries import declare as library
 from aftershock.attacks.native import autoattack as ensemble
-from aftershock.attacks.native import autopgd
 from aftershock.attacks.native.autoattack import AutoAttack
 from aftershock.attacks.native.autopgd import AutoLoss, AutoPGD, checkpoints
+from aftershock.attacks.native.fab import targeted_fab
 from aftershock.attacks.native.pgd import PGD, climb
 from aftershock.attacks.native.square import Square
 from aftershock.harness.core.errors import UnavailableError, UsageError
@@ -216,7 +213,7 @@ def test_l1_ends_inside_its_budget_and_the_range(digits: DigitsCase, loss: AutoL
         AutoPGD(0.9, "l1", steps=12),
         AutoPGD(0.05, steps=12, restarts=2),
         AutoPGD(0.4, "l2", steps=6, loss="dlr-targeted"),
-        pytest.param(AutoAttack(0.05, **SMALL), marks=pytest.mark.torchattacks),
+        AutoAttack(0.05, **SMALL),
     ],
 )
 def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits: DigitsCase, attack: Any) -> None:
@@ -230,7 +227,6 @@ def test_the_batch_and_the_run_change_nothing_and_the_seed_does(digits: DigitsCa
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.torchattacks
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
 def test_the_ensemble_is_at_least_each_of_its_parts(
     digits: DigitsCase, norm: Literal["linf", "l2"], eps: float
@@ -246,7 +242,6 @@ def test_the_ensemble_is_at_least_each_of_its_parts(
     assert (made.norms[norm] <= eps + 1e-6).all()
 
 
-@pytest.mark.torchattacks
 def test_only_square_sees_through_gradients_that_are_nothing(digits: DigitsCase) -> None:
     model = Rounded(digits.model)
     with torch.no_grad():
@@ -257,11 +252,10 @@ def test_only_square_sees_through_gradients_that_are_nothing(digits: DigitsCase)
     assert blind.success.float().mean() < 0.1 and seeing.success.float().mean() > 0.4
 
 
-@pytest.mark.torchattacks
 def test_fab_alone_fools_what_lies_within_the_budget(digits: DigitsCase) -> None:
     class Fab(AutoAttack):
         def _stages(self, classes: int) -> Iterator[Any]:
-            yield partial(self._fab, classes)
+            yield self._fab
 
     pgd, fab = run(digits, PGD(0.06, steps=20)), run(digits, Fab(0.06, steps=20))
     assert fab.flags == () and fab.success.sum() > 0.9 * pgd.success.sum() > 20
@@ -270,6 +264,25 @@ def test_fab_alone_fools_what_lies_within_the_budget(digits: DigitsCase) -> None
 
 
 @pytest.mark.torchattacks
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.4)])
+def test_fab_finds_what_another_implementation_finds(
+    digits: DigitsCase, norm: Literal["linf", "l2"], eps: float
+) -> None:
+    import torchattacks
+
+    ours = targeted_fab(CountingModel(digits.model), digits.images, digits.labels, eps, norm, steps=10, targets=3)
+    with torch.random.fork_rng(devices=[]):
+        attack = torchattacks.FAB(
+            digits.model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, steps=10, multi_targeted=True, n_classes=4
+        )
+        theirs = attack(digits.images, digits.labels)
+    with torch.no_grad():
+        fooled, others = (digits.model(made).argmax(1) != digits.labels for made in (ours, theirs))
+    # Both draw nothing and take the same steps: only the last digits differ.
+    assert torch.equal(fooled, others) and 20 < fooled.sum() < 80
+    assert (ours - theirs).abs().max() < 1e-4
+
+
 def test_all_stages_are_paid_by_an_image_that_nothing_fools(digits: DigitsCase) -> None:
     made = run(digits, AutoAttack(0.0, steps=5, restarts=2, targets=3, queries=11))
     assert not made.success.any() and torch.equal(made.images, digits.images)
@@ -305,7 +318,6 @@ def few(digits: DigitsCase, request: pytest.FixtureRequest) -> FewCase:
     return FewCase(Few(digits.model, request.param), digits.images, digits.labels % request.param, digits.indices)
 
 
-@pytest.mark.torchattacks
 def test_few_classes_get_the_parts_that_are_defined_for_them(few: FewCase, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
 
@@ -320,9 +332,9 @@ def test_few_classes_get_the_parts_that_are_defined_for_them(few: FewCase, monke
             return super().perturb(model, images, labels, draws)
 
     class Recording(AutoAttack):
-        def _fab(self, classes: int, *given: Any) -> Tensor:
+        def _fab(self, *given: Any) -> Tensor:
             stages.append("fab")
-            return super()._fab(classes, *given)
+            return super()._fab(*given)
 
     monkeypatch.setattr(ensemble, "AutoPGD", Recorded)
     monkeypatch.setattr(ensemble, "Square", Squares)
@@ -338,11 +350,10 @@ def test_few_classes_get_the_parts_that_are_defined_for_them(few: FewCase, monke
     assert said in str(attack.reduced((1, 8, 8), classes))
 
 
-@pytest.mark.torchattacks
 def test_fab_has_the_targets_that_there_are(few: FewCase) -> None:
     class Fab(AutoAttack):
         def _stages(self, classes: int) -> Iterator[Any]:
-            yield partial(self._fab, classes)
+            yield self._fab
 
     pgd, fab = run(few, PGD(0.06, steps=20)), run(few, Fab(0.06, steps=20))
     assert fab.flags == () and fab.success.sum() > 0.9 * pgd.success.sum() > 20
@@ -351,20 +362,6 @@ def test_fab_has_the_targets_that_there_are(few: FewCase) -> None:
 def test_one_class_is_too_few_for_any_attack() -> None:
     assert "at least two classes" in str(AutoAttack(0.1).inapplicable((1, 8, 8), 1))
     assert "2 classes, not 1" in str(AutoPGD(0.1).inapplicable((1, 8, 8), 1))
-
-
-def test_without_torchattacks_the_ensemble_fails_before_any_work(
-    digits: DigitsCase, linear: LinearCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(library, "version", missing)
-    monkeypatch.setattr(autopgd, "climb", None)
-    assert AutoAttack(0.1).inapplicable((1, 8, 8), 10) is None
-    for case in (digits, linear):
-        with pytest.raises(UsageError, match="pip install torchattacks"):
-            run(case, AutoAttack(0.1))
 
 
 def test_a_loss_that_is_not_defined_for_the_classes_is_said_beforehand(linear: LinearCase) -> None:

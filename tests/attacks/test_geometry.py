@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from aftershock.attacks.base.geometry import ascent, project, project_l1_in_range, random_in_ball, step_within
+from aftershock.attacks.base.geometry import (
+    ascent,
+    project,
+    project_l1_in_range,
+    random_in_ball,
+    step_within,
+    to_hyperplane,
+)
 from aftershock.attacks.base.perturbation import Norm, norms
 from aftershock.harness.core.seeds import Draws
 from hypothesis import given, settings
@@ -214,3 +221,39 @@ def test_random_starts_are_uniform_in_the_ball() -> None:
     assert kstest((l2 / 0.5).pow(4).numpy(), "uniform").pvalue > 0.01
     linf = random_in_ball(clean, 0.5, "linf", Draws(0, range(800)))
     assert kstest(linf.flatten().numpy(), "uniform", args=(-0.5, 1.0)).pvalue > 0.01
+
+
+def onto_hyperplane(point: np.ndarray, normal: np.ndarray, offset: float, norm: Norm) -> np.ndarray:
+    """The same move from its dual: its size by root finding, each element in closed form."""
+    gap = offset - normal @ point
+    direction = np.sign(normal * gap)
+    room = np.where(direction > 0, 1 - point, point) * np.abs(direction)
+    pace = np.ones_like(normal) if norm == "linf" else np.abs(normal)
+
+    def missing(size: float) -> float:
+        return float(abs(gap) - np.abs(normal) @ np.minimum(size * pace, room))
+
+    far = float(np.abs(normal) @ room) <= abs(gap)
+    return direction * (room if far else np.minimum(brentq(missing, 0, 1e9, xtol=1e-12) * pace, room))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), far=st.sampled_from([0.01, 0.3, 1.0, 30.0]), norm=st.sampled_from(["linf", "l2"]))
+def test_a_move_onto_a_hyperplane_is_the_shortest_within_the_range(seed: int, far: float, norm: Norm) -> None:
+    random = torch.Generator().manual_seed(seed)
+    points = torch.rand(2, 4, 9, generator=random)
+    # Images have elements at the ends of the range, gradients have elements that are 0.
+    points[:, :, :2] = points[:, :, :2].round()
+    normal = torch.randn(4, 9, generator=random) * (torch.rand(4, 9, generator=random) < 0.8)
+    offset = (normal * points[0]).sum(1) + far * torch.randn(4, generator=random)
+    moves = to_hyperplane(points, normal, offset, norm)
+    assert (points + moves).min() >= -1e-6 and (points + moves).max() <= 1 + 1e-6
+    for k, row in np.ndindex(2, 4):
+        weight, target = normal[row].double().numpy(), float(offset[row])
+        expected = onto_hyperplane(points[k, row].double().numpy(), weight, target, norm)
+        assert np.allclose(moves[k, row], expected, atol=1e-4)
+
+
+def test_there_is_no_shortest_move_in_another_norm() -> None:
+    with pytest.raises(ValueError, match="'l1'"):
+        to_hyperplane(torch.rand(1, 2, 3), torch.rand(2, 3), torch.rand(2), "l1")

@@ -247,6 +247,5 @@ def test_the_registered_names_say_what_they_are() -> None:
         part = PERTURBATIONS.get(name)
         assert part.info.title and part.info.summary and part.info.family
         room = name.partition(".")[0]
-        # The ensemble is ours, but one of its four attacks, and so its result, is the library's.
-        borrowed = {"torchattacks": "torchattacks", "foolbox": "foolbox", "autoattack": "torchattacks"}
+        borrowed = {"torchattacks": "torchattacks", "foolbox": "foolbox"}
         assert part.info.library == borrowed.get(room, "")

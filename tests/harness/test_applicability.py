@@ -148,7 +148,6 @@ def test_a_file_that_cannot_be_read_has_no_known_task(content: bytes | None, tmp
     assert task_shape("of-a-plugin", {}) is None
 
 
-@pytest.mark.torchattacks
 def test_the_shape_decides_and_everything_is_said_once(tmp_path: Path, tiny: Tiny) -> None:
     detectors: list[dict[str, Any]] = [
         {"name": "msp"},
@@ -182,7 +181,7 @@ def test_a_part_that_cannot_decide_is_not_inapplicable(tmp_path: Path, tiny: Tin
 @pytest.mark.parametrize(
     ("entry", "package"),
     [
-        ({"name": "autoattack", "label": "it", "eps": [0.1, 0.2]}, "torchattacks"),
+        ({"name": "torchattacks.FGSM", "label": "it", "eps": [0.1, 0.2]}, "torchattacks"),
         ({"name": "torchattacks.CW", "label": "it"}, "torchattacks"),
         ({"name": "foolbox.DDNAttack", "label": "it"}, "foolbox"),
     ],
@@ -288,7 +287,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, plugin: str) -> 
     return folder
 
 
-@pytest.mark.torchattacks
 def test_validate_says_what_does_not_apply(place: Path, forks: Forks, tiny: Tiny) -> None:
     done = forks("validate", "whole.toml", cwd=place)
     text = " ".join(done.output.split())
@@ -303,7 +301,6 @@ def test_validate_says_what_does_not_apply(place: Path, forks: Forks, tiny: Tiny
     assert "appl" not in forks("validate", "ten.toml", cwd=place).output
 
 
-@pytest.mark.torchattacks
 def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, forks: Forks) -> None:
     cache: CacheVariable = {"AFTERSHOCK_CACHE": str(place / "cache")}
     done = forks("run", "whole.toml", "--out", "whole", cwd=place, **cache)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.native.pgd import PGD
-from aftershock.harness.core.batches import OutOfMemoryError, batch_for, in_batches
+from aftershock.harness.core.batches import OutOfMemoryError, batch_for, in_batches, smaller_batches
 from aftershock.harness.tracing.recorder import discover, record
 from aftershock.harness.tracing.traces import Need
 from torch import Tensor, nn
@@ -72,3 +72,13 @@ def test_other_devices_take_more_small_images_and_as_few_large_ones() -> None:
     assert batch_for("cpu", (3, 32, 32)) == batch_for("cpu", (3, 224, 224)) == 128
     assert batch_for("cuda", (1, 8, 8)) == batch_for("cuda", (3, 32, 32)) == 2048
     assert batch_for("cuda", (3, 224, 224)) == 128
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_are_halved_in_a_block_and_never_empty(device: str) -> None:
+    usual = batch_for(device, (3, 32, 32))
+    with smaller_batches(2):
+        assert batch_for(device, (3, 32, 32)) == usual // 4
+        with smaller_batches(40):
+            assert batch_for(device, (3, 32, 32)) == 1
+    assert batch_for(device, (3, 32, 32)) == usual

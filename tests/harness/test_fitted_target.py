@@ -45,6 +45,24 @@ def test_hard_traces_are_those_that_a_recording_holds_of_the_same_images(wanted:
         assert all(torch.equal(found.codes[code][tap][:], values[:][rows]) for tap, values in taps.items())
 
 
+def test_codes_recorded_for_several_detectors_are_those_of_each_alone_and_its_to_change() -> None:
+    torch.manual_seed(0)
+    model, images = cnn((1, 8, 8), 10).eval(), torch.rand(5, 1, 8, 8)
+    traced = TracedModel(model, discover(model, images))
+    one = SimpleNamespace(needs=(Need("bits", "last:1"), Need("pooled")), views=(), gradients=())
+    other = SimpleNamespace(needs=(Need("bits"), Need("pooled", statistic="max")), views=(), gradients=())
+    shared = traced.codes((*one.needs, *other.needs), images)
+    for detector in (one, other):
+        found, alone = traced.traces(detector, images, plain=shared), traced.traces(detector, images)
+        assert found.needs == alone.needs and torch.equal(found.logits, alone.logits)
+        assert found.codes.keys() == alone.codes.keys()
+        for code, taps in alone.codes.items():
+            assert list(found.codes[code]) == list(taps)
+            for tap, rows in taps.items():
+                assert torch.equal(found.codes[code][tap][:], rows[:])
+                found.codes[code][tap][:].zero_()
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 3, 6, 7)])
 def test_live_pooling_is_that_of_recordings_to_the_last_bit(shape: tuple[int, ...]) -> None:
     draw = torch.Generator().manual_seed(0)

@@ -56,6 +56,19 @@ def test_a_signal_is_told_from_a_raised_exception() -> None:
         interrupt.check()
 
 
+@pytest.mark.usefixtures("heard")
+def test_a_library_that_raises_its_own_interrupt_for_a_signal_ends_the_run_all_the_same() -> None:
+    with pytest.raises(UserInterrupt), listening() as interrupt, contained(), interrupt.told():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(5)
+        except UserInterrupt:
+            raise KeyboardInterrupt from None
+    # Without a signal it is what a part raised.
+    with pytest.raises(UsageError), listening() as interrupt, contained(), interrupt.told():
+        raise KeyboardInterrupt
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -36,6 +36,40 @@ HOLDING = """def before_pass():
         while (HERE / "hold").exists():
             time.sleep(0.05)
 """
+# A run in which the first report of a task is lost, as if its worker had been ended for the memory that it took.
+FULL = """
+import ray
+
+from aftershock.harness.run.engines import ray_worker
+
+get, lost = ray.get, []
+
+
+def get_after_one_is_lost(references, **more):
+    found = get(references, **more)
+    if isinstance(found, ray_worker.Report) and not lost:
+        lost.append(found)
+        raise ray.exceptions.OutOfMemoryError("full")
+    return found
+
+
+ray.get = get_after_one_is_lost
+from aftershock.harness.run.engines import ray as engine
+
+give = engine._Worker.give
+
+
+def give_and_tell(worker, task, sent):
+    if task.halvings:
+        print(f"halvings: {task.halvings}", flush=True)
+    return give(worker, task, sent)
+
+
+engine._Worker.give = give_and_tell
+from aftershock.harness.cli.main import main
+
+main()
+"""
 ATTACKS: list[dict[str, Any]] = [{"name": "fgsm", "eps": 0.3}, {"name": "gaussian", "std": 0.3}]
 DETECTORS: list[dict[str, Any]] = [{"name": "msp"}, {"name": "plugged"}]
 # A run in which no node is taken to see the run directory.
@@ -212,6 +246,37 @@ def test_a_cluster_of_this_machine_listens_to_it_alone_and_ends_with_a_killed_ow
         owner.kill()
         owner.communicate()
         (place / "hold").unlink()
+
+
+def test_a_worker_that_is_ended_for_its_memory_costs_half_the_batch(
+    place: Path, alone: dict[str, bytes], nodes: TwoNodes, token: dict[str, str]
+) -> None:
+    done = ended(start(place, "full", "--engine", "ray", "--ray-address", nodes.address, program=FULL, **token))
+    assert done.status == 0, done.output
+    assert "whose memory was full; it is computed again in half the batches" in " ".join(done.output.split())
+    assert "halvings: 1" in done.output
+    # No set of this suite fills half a batch.
+    assert whole_tables(place / "full") == alone
+
+
+def test_a_run_that_is_interrupted_goes_on_where_it_was(place: Path, alone: dict[str, bytes]) -> None:
+    (place / "holding").unlink(missing_ok=True)
+    (place / "hold").touch()
+    owner = start(place, "stopped", "--engine", "ray", "--workers", 1, RAY_ADDRESS="")
+    try:
+        wait_for((place / "holding").exists)
+        worker = int((place / "pid").read_text())
+        owner.send_signal(signal.SIGINT)
+        done = ended(owner)
+    finally:
+        owner.kill()
+        (place / "hold").unlink()
+    assert done.status == 130 and "The same command continues" in done.output, done.output
+    assert "Traceback" not in done.output
+    wait_for(lambda: gone(worker), 40)
+    again = ended(start(place, "stopped", "--workers", 1))
+    assert again.status == 0, again.output
+    assert whole_tables(place / "stopped") == alone
 
 
 # The last one: it leaves one node.

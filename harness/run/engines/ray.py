@@ -240,23 +240,23 @@ class RayEngine:
             ray.kill(worker.actor)
 
     def _out_of_memory(self, task: Task, worker: _Worker) -> Outcome | None:
-        """Compute a task again with one worker less; its failure where it was alone, or that was tried often enough.
+        """Compute a task again in half the batches, with one worker less; its failure where that was tried enough.
 
         Ray ends some of a node's workers, not only the one that took the memory.
         """
         self._tries[task.number] += 1
         what = f"Ray ended it on {worker.place}, whose memory was full"
-        if worker.alone or self._tries[task.number] >= _TRIES:
+        if self._tries[task.number] >= _TRIES:
             self._replace(worker)
             return Outcome(task.number, error=AftershockError(
-                f"{what}: use fewer workers (--workers), or nodes with more memory"
+                f"{what}, also with a quarter of the batch: use fewer workers (--workers), or nodes with more memory"
             ))  # fmt: skip
-        self._drop(worker)
-        if not self._workers:
-            # Ray may end all of them at once.
-            self._start()
-        self._on_message(f"{task.cells[0].name}: {what}; it is computed again, with one worker less.")
-        self._waiting.appendleft(task)
+        # Ray may end all of them at once.
+        alone = worker.alone or len(self._workers) == 1
+        (self._replace if alone else self._drop)(worker)
+        fewer = "" if alone else ", with one worker less"
+        self._on_message(f"{task.cells[0].name}: {what}; it is computed again in half the batches{fewer}.")
+        self._waiting.appendleft(replace(task, halvings=task.halvings + 1))
         return None
 
     def _again(self, task: Task, worker: _Worker) -> Outcome | None:

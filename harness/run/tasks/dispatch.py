@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ...core.batches import smaller_batches
 from ...core.errors import AftershockError
 from ...core.model_state import one_thread
 from ...core.process_state import guarded, noted
@@ -71,7 +72,8 @@ def compute(context: TaskContext, task: Task, on_progress: Callable[[float], Non
     start = time.perf_counter()
     together = isinstance(cells[0].job, TraceJob)
     small = math.prod(context.dataset.shape) < SMALL_IMAGE
-    with guarded() as left, forked_rng(derive_seed(0, "cell", cells[0].group)), one_thread(small):
+    seeded = forked_rng(derive_seed(0, "cell", cells[0].group))
+    with guarded() as left, seeded, one_thread(small), smaller_batches(task.halvings):
         if together:
             outputs = compute_traces(context, cells)
         else:

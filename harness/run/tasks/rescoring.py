@@ -21,6 +21,7 @@ from ...core.seeds import derive_seed, forked_rng, generator
 from ...evaluation.consistency import EVALUATIONS, SAMPLE, moved
 from ...plan.cells import ScoreJob
 from ...tracing.traces import Traces
+from ..workers.standins.detectors import only_own_code
 from .task_context import TaskContext
 
 # Other batches: more single rows than may differ by chance, then batches whose size divides none of ours.
@@ -83,7 +84,8 @@ def rescore(
         evaluate("batch", lambda number: in_batches(picked))
         evaluate("gradients", lambda number: detector.score(picked), gradients=True)
     images, model = _images(context, job, rows), context.open(job.model)
-    evaluate("attack", lambda number: model.score(detector, images.to(context.device), seed=number)[1])
+    plain = context.fresh_codes(job, rows, images) if only_own_code(detector) else None
+    evaluate("attack", lambda number: model.score(detector, images.to(context.device), number, plain)[1])
     try:
         found["recheck:process"] = context.fresh_scores(job.fit, job.part, picked, count)
     except UnavailableError:

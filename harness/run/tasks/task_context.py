@@ -18,7 +18,7 @@ from ...data.types import Dataset, ImageSplit
 from ...models.classifier import Classifier
 from ...models.folding import folded
 from ...plan import Sets, stored_need
-from ...plan.cells import Images, ModelJob, SetName, TraceKeys
+from ...plan.cells import Images, ModelJob, ScoreJob, SetName, TraceKeys
 from ...plan.models import load_classifier, make_classifier
 from ...store.stored_traces import Reader, StoredCells, open_traces, tap_infos
 from ...suite.instances import make_detector
@@ -77,6 +77,8 @@ class TaskContext:
         self._models: Recent[str, Classifier] = Recent(2)
         self._quick: Recent[str, nn.Module | None] = Recent(2)
         self._detectors: Recent[str, Detector] = Recent(4)
+        # Of the rows of a perturbation that are scored again, and of its control's.
+        self._fresh: Recent[tuple[str, tuple[Images, ...], bytes], Traces] = Recent(2)
         self._parts = parts
         self._message_once = once(on_message)
         self._trimmed = time.monotonic()
@@ -192,6 +194,21 @@ class TaskContext:
         """Stored traces of consecutive chunks."""
         part, taps = self._parts[model], tap_infos(self.reader.values(model))
         return open_traces(self.reader, chunks, taps, needs, lambda need: stored_need(need, part.bits_per_tap))
+
+    def fresh_codes(self, job: ScoreJob, rows: Tensor, images: Tensor) -> Traces | None:
+        """Return codes of images that are scored again, recorded once for all detectors, or ``None`` if one reads them.
+
+        Args:
+            job: of one of the detectors.
+            rows: of its set, int64 (r,).
+            images: of these rows.
+        """
+        if not job.shared:
+            return None
+        key = job.model, tuple(chunk.images for chunk in job.traces), rows.numpy().tobytes()
+        return self._fresh.get_or_make(
+            key, lambda: self.open(job.model).codes(job.shared, images.to(self.device))
+        )  # fmt: skip
 
     def detector(self, fit: str, part: DetectorPart) -> Detector:
         """Return a fitted detector, its state read from the run."""

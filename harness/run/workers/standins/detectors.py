@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .....detectors.base.detector import Detector, DetectorInfo, Surrogate
 from ....core.errors import AftershockError
+from ....core.process_state import own_code
 from ....core.state import join_state, split_state
 from ....tracing.extra_passes import InputGradient, View
 from ....tracing.rows import Rows
@@ -225,3 +226,8 @@ def _state_of(found: Message) -> dict[str, Any]:
 def _draw() -> int:
     """Return a seed for what the detector draws, from the generator that it would draw from in this process."""
     return int(torch.randint(2**62, ()))
+
+
+def only_own_code(detector: Detector) -> bool:
+    """Return whether a detector is of this package and asks no other: it works on traces where they lie, unchanged."""
+    return own_code(detector) and not isinstance(detector, PluginDetector) and not detector.made_of
