@@ -126,13 +126,11 @@ class SurrogateAttack(Iterative):
         fooled = per_image(lead.detach() > _SAFE, images)
         if self.method == "selective":
             loss = torch.where(fooled.flatten(), -suspicion / target.scale, lead)
-            (gradient,) = torch.autograd.grad(loss.sum(), images, retain_graph=True, materialize_grads=True)
-            lost = ~gradient.flatten(1).isfinite().all(1)
-            if not bool(lost.any()):
-                return gradient
-            # NaN times zero: a surrogate's would also kill the margin's gradient.
-            outward = gradient_of(lead, images)
-            return torch.where(per_image(lost, images), torch.where(fooled, 0.0, outward), gradient)
+            if not bool(suspicion.isfinite().all()):
+                # NaN times zero: a surrogate's would also kill the margin's gradient.
+                outward, quiet = gradient_of(lead, images, keep=True), gradient_of(-suspicion, images)
+                return torch.where(fooled, quiet, outward)
+            return gradient_of(loss, images)
         outward, quiet = gradient_of(lead, images, keep=True), gradient_of(-suspicion, images)
         chosen, other = torch.where(fooled, quiet, outward), torch.where(fooled, outward, quiet)
         return without(chosen, other)

@@ -90,9 +90,7 @@ def test_a_weak_detector_falls_with_or_without_a_useful_surrogate(run: Path, det
     assert undetected(run, f"adaptive[eps=0.3]@{detector}", detector) >= 0.9
     (row,) = [r for r in read_table(run, "leaderboard.csv") if r["detector"] == detector]
     # Its fall is proof enough, but the attack covers only 40 images, and with fewer steps than the protocol asks for.
-    # A surrogate that leads nowhere has no gradient either.
-    blind = ["zero-gradient"] * (detector == "useless-surrogate")
-    assert row["rank"] == "" and row["not_ranked_reason"].split("; ") == ["below-floor", *blind]
+    assert row["rank"] == "" and row["not_ranked_reason"] == "below-floor"
     assert row["n_images"] == "40"
     assert float(row["robust_accuracy_at_fpr_5"]) <= 0.15
     assert float(row["adaptive_undetected_at_fpr_5"]) >= 0.9
