@@ -106,6 +106,7 @@ class CountingModel(nn.Module):
         self.late = 0
         self._spent = Spent()
         self._rows: Tensor | None = None
+        self._aside = False
 
     @property
     def forwards(self) -> int:
@@ -127,6 +128,12 @@ class CountingModel(nn.Module):
         part._rows = rows if self._rows is None else self._rows[rows]
         return part
 
+    def aside(self) -> Self:
+        """Return the same model and counts for passes of other images than the attack's own (views of them)."""
+        part = copy.copy(self)
+        part._aside = True
+        return part
+
     def forward(self, images: Tensor) -> Tensor:
         self._spent.forwards += len(images)
         # Where the images' own gradient arrives, whatever the loss was computed from: logits or activations.
@@ -141,6 +148,11 @@ class CountingModel(nn.Module):
 
     def _count(self, gradient: Tensor) -> None:
         self._spent.backwards += len(gradient)
+
+
+def aside(model: nn.Module) -> nn.Module:
+    """Return a model for passes of views, which are counted but not put down to the attack's own images."""
+    return model.aside() if isinstance(model, CountingModel) else model
 
 
 def late_successes(first: Tensor, passes: Tensor) -> int:

@@ -81,7 +81,7 @@ class WatchedModel(CountingModel):
             forwards = self.forwards + len(images)
             self.limits.check(len(watch.labels), forwards, self.backwards, self._clock.seconds)
         known = len(images) == len(watch.labels if rows is None else rows)
-        if not (torch.is_grad_enabled() and images.requires_grad and known):
+        if self._aside or not (torch.is_grad_enabled() and images.requires_grad and known):
             return super().forward(images)
         # The alias gets this pass's gradient alone, without other terms of the loss or earlier passes.
         images = images.view_as(images)

@@ -14,8 +14,8 @@ from torch.nn import functional
 from ...harness.core.errors import UsageError
 from ...harness.core.ranges import Count, Positive
 from ...harness.tracing.extra_passes import View
-from ...harness.tracing.traces import Traces
-from ..base.detector import Detector, DetectorInfo
+from ...harness.tracing.traces import LiveTrace, Traces
+from ..base.detector import Detector, DetectorInfo, Surrogate
 
 Squeezer = Literal["bit-depth", "median", "non-local-means"]
 
@@ -27,8 +27,8 @@ class FeatureSqueezing(Detector):
     weighted by the likeness of the patches around; Buades et al. 2005). The paper's best joint choice for CIFAR-10 is
     5 bits, a 2 by 2 median and non-local means (13, 3, 2); for MNIST 1 bit and a 2 by 2 median. Nothing is fitted.
 
-    There is no surrogate: it needs the model's outputs for squeezed inputs, and a live trace holds one pass of the
-    image itself. The attacks that remain are weaker: read its robust accuracy as an upper bound.
+    The surrogate is the score itself, through the squeezed passes; gradients pass straight through the loss of bits and
+    through non-local means, whose own would take the memory of every patch, and through the median as it is.
 
     Cost: one forward per squeezer and image; non-local means O(search² * pixels) besides.
 
@@ -49,7 +49,7 @@ class FeatureSqueezing(Detector):
         paper="Xu, Evans and Qi 2018, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, "
         "arXiv 1704.01155",
         needs=(),
-        surrogate="none",
+        surrogate="straight-through",
         summary="How much the prediction changes when the image loses bits or is smoothed.",
     )
 
@@ -81,7 +81,14 @@ class FeatureSqueezing(Detector):
                 non_local_means, search=self.search, patch=self.patch, strength=self.strength / 255
             ),
         }
-        return tuple(View(name, partial(_transform, ready[name])) for name in self.squeezers)
+        return tuple(
+            View(name, partial(_transform, ready[name]), differentiable=name == "median") for name in self.squeezers
+        )
+
+    @property
+    def surrogate_kind(self) -> Surrogate:
+        """Exact where the median is the only squeezer."""
+        return "exact" if self.squeezers == ["median"] else "straight-through"
 
     def fit(self, clean: Traces, perturbed: Traces | None = None) -> Self:
         """Nothing to learn."""
@@ -89,9 +96,16 @@ class FeatureSqueezing(Detector):
 
     def score(self, traces: Traces) -> Tensor:
         """Return float64 (n,) in [0, 2]."""
-        own = traces.logits.double().softmax(1)
-        squeezed = [traces.view(name).logits.double().softmax(1) for name in self.squeezers]
-        return torch.stack([(own - other).abs().sum(1) for other in squeezed]).amax(0)
+        return self._distance(traces.logits, [traces.view(name).logits for name in self.squeezers])
+
+    def surrogate(self, live: LiveTrace) -> Tensor:
+        """Return the score, float64 (n,)."""
+        return self._distance(live.logits, [live.view(name).logits for name in self.squeezers])
+
+    @staticmethod
+    def _distance(logits: Tensor, squeezed: Sequence[Tensor]) -> Tensor:
+        own = logits.double().softmax(1)
+        return torch.stack([(own - other.double().softmax(1)).abs().sum(1) for other in squeezed]).amax(0)
 
 
 def reduce_bits(images: Tensor, bits: int) -> Tensor:

@@ -73,7 +73,7 @@ class Fixture:
     def live(self, detector: Detector, images: Tensor, device: str = "cpu") -> LiveTrace:
         """Return a live trace; its ``images`` is the leaf to differentiate with respect to."""
         self.traced_model.model.to(device)
-        return self.traced_model.live(detector.needs, images.to(device).clone().requires_grad_())
+        return self.traced_model.live_for(detector, images.to(device).clone().requires_grad_())
 
 
 @cache

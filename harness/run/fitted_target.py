@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ...attacks.base.perturbation import aside
 from ...attacks.base.target import Guides, Observation, StandIn
 from ...detectors.base.detector import Detector
 from ..core.model_state import device_of
@@ -96,14 +97,17 @@ class FittedTarget:
         """See the protocol; detectors with views or input gradients are scored by further passes."""
         i, needs = replace(self.traced_model, model=model), self.traced_model.capped(self.detector.needs)
         # Code of others may work in place.
-        live = i.live(self.detector.needs, images, copies=not own_code(self.detector))
+        live = i.live_for(self.detector, images, not own_code(self.detector), aside(model))
         live = replace(live, temperature=temperature, straight_through=straight_through)
         suspicion = None
         if self.has_surrogate and surrogate:
             with self._guarded():
                 suspicion = self._near.detector.surrogate(live)
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
-        features = {name: live.activations[name] for name in read} or {"logits": live.logits}
+        features: Mapping[str, Tensor] = {name: live.activations[name] for name in read} or {"logits": live.logits}
+        if self.detector.views and not self.has_surrogate:
+            # What such a detector reads is in its views: stand-ins learn from them, and guides are matched there.
+            features = Features(features, {f"view:{view.name}": view.name for view in self.detector.views}, live.view)
 
         def score(wanted: Tensor) -> Tensor:
             if self._plain:
@@ -145,6 +149,30 @@ class FittedTarget:
         with guarded_part(self.detector) as changes:
             yield
         self.changed += changes.all
+
+
+class Features(Mapping[str, Tensor]):
+    """Activations by tap, and the logits of views, whose passes are made when they are looked at.
+
+    Args:
+        taps: activations that are there.
+        views: names of views by the names of their features.
+        view_of: makes the pass of a view.
+    """
+
+    def __init__(
+        self, taps: Mapping[str, Tensor], views: Mapping[str, str], view_of: Callable[[str], LiveTrace]
+    ) -> None:
+        self._taps, self._views, self._view_of = taps, views, view_of
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._view_of(self._views[name]).logits if name in self._views else self._taps[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self._taps, *self._views)
+
+    def __len__(self) -> int:
+        return len(self._taps) + len(self._views)
 
 
 def detector_on(detector: Detector, device: torch.device) -> Detector:

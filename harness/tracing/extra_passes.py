@@ -17,11 +17,15 @@ class View:
         name: how ``traces.view(name)`` finds it.
         transform: (images in [0, 1], seeded generator) to images of the same shape.
         dropout: run the model's dropout layers in train mode for this forward.
+        differentiable: an attack that follows the detector's surrogate shall use the transform's own gradient; without
+            it the gradient passes straight through the transform (BPDA; Athalye, Carlini, Wagner 2018), as it has to
+            where the transform rounds.
     """
 
     name: str
     transform: Callable[[Tensor, torch.Generator], Tensor] = lambda images, generator: images
     dropout: bool = False
+    differentiable: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import UsageError
 from ..core.seeds import derive_seed, generator
+from .dropout import ImageDropout
 from .extra_passes import InputGradient, View
 from .recorder import Overwritten, input_gradient, live_trace, record
 from .rows import Rows
-from .traces import LiveTrace, Need, TapInfo, Traces, capped
+from .traces import LiveTrace, Need, TapInfo, Traces, capped, undeclared
 
 
 class NeedsCodes(Protocol):
@@ -84,6 +87,20 @@ class TracedModel:
         seen = None if copies else self.overwritten
         return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root, also, seen)
 
+    def live_for(
+        self, detector: Scores, images: Tensor, copies: bool = False, aside: nn.Module | None = None
+    ) -> LiveTrace:
+        """Return a live trace with the codes that a detector reads; the passes of its views are made when asked for.
+
+        Args:
+            detector: whose codes and views are meant.
+            images: as for :meth:`live`.
+            copies: as there.
+            aside: the model for the passes of views, by default the same.
+        """
+        views = LiveViews(self if aside is None else replace(self, model=aside), detector, images)
+        return replace(self.live(detector.needs, images, copies=copies), view_of=views)
+
     def traces(self, detector: Scores, images: Tensor, seed: int = 0, plain: Traces | None = None) -> Traces:
         """Return traces as a detector's ``score`` gets them: with the views and input gradients that it declares.
 
@@ -122,6 +139,43 @@ def _part(traces: Traces, needs: Sequence[Need]) -> Traces:
         wanted = {t.name for need in needs if need.code == code for t in need.select(traces.taps)}
         codes[code] = {t: rows[:].clone() for t, rows in traces.codes[code].items() if t in wanted}
     return Traces(traces.logits.clone(), traces.taps, codes, tuple(needs))
+
+
+class LiveViews:
+    """The passes of a detector's views of some images, differentiable with respect to these, each made once.
+
+    Args:
+        traced_model: what makes them.
+        detector: that declares the views.
+        images: of which they are views.
+    """
+
+    def __init__(self, traced_model: TracedModel, detector: Scores, images: Tensor) -> None:
+        self._traced_model, self._detector, self._images = traced_model, detector, images
+        self._made: dict[str, LiveTrace] = {}
+
+    def __call__(self, name: str) -> LiveTrace:
+        """Return the pass of a view; raises :class:`UsageError` for one that the detector does not declare."""
+        if name not in self._made:
+            view = next((v for v in self._detector.views if v.name == name), None)
+            if view is None:
+                raise UsageError(undeclared(name))
+            self._made[name] = self._pass(view)
+        return self._made[name]
+
+    def _pass(self, view: View) -> LiveTrace:
+        images, draws = self._images, generator(0, "view", view.name)
+        if view.differentiable:
+            changed = view.transform(images.clone(), draws)
+        else:
+            with torch.no_grad():
+                moved = view.transform(images.detach().cpu().clone(), draws).to(images) - images.detach()
+            changed = images + moved
+        model = self._traced_model
+        with ImageDropout(model.model, view_seed(view)) if view.dropout else nullcontext() as dropping:
+            if dropping is not None:
+                dropping.begin(changed)
+            return model.live(self._detector.needs, changed, copies=True)
 
 
 def fit_traces(traces: Traces, labels: Tensor, draws: torch.Generator) -> Traces:

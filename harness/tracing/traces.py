@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -139,6 +139,11 @@ def _drawn_units(name: str, count: int, units: int) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(f"{name}\x1f{count}".encode()).digest()[:8], "big") >> 1
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[:units].sort().values
+
+
+def undeclared(view: str) -> str:
+    """Return what is said to a detector that reads a view which it did not declare."""
+    return f"The detector reads the view {view!r} but did not declare it."
 
 
 def map_dims(activation: Tensor) -> tuple[int, ...]:
@@ -304,7 +309,7 @@ class Traces:
     def view(self, name: str) -> Traces:
         """Return the traces of an extra forward that the detector declared under ``views``."""
         if name not in self.view_traces:
-            raise UsageError(f"The detector reads the view {name!r} but did not declare it.")
+            raise UsageError(undeclared(name))
         return self.view_traces[name]
 
     def gradient(self, name: str) -> Tensor:
@@ -347,6 +352,7 @@ class LiveTrace:
         needs: as in :class:`Traces`; the accessors return the same units as there.
         temperature: by how much a surrogate shall soften its own relaxation (below 1: sharpen it).
         straight_through: a surrogate shall use hard codes forwards and relaxed ones backwards, where it can.
+        view_of: makes the pass of a view that the detector declared; only what a surrogate asks for is made.
     """
 
     images: Tensor
@@ -357,12 +363,19 @@ class LiveTrace:
     needs: tuple[Need, ...] = ()
     temperature: float = 1.0
     straight_through: bool = False
+    view_of: Callable[[str], LiveTrace] | None = None
 
     def tap_names(self, selection: str | Sequence[str] | None = None) -> tuple[str, ...]:
         """As :meth:`Traces.tap_names`."""
         if selection is None:
             selection = self.needs[0].taps if self.needs else "all"
         return tuple(t.name for t in select_taps(selection, self.taps))
+
+    def view(self, name: str) -> LiveTrace:
+        """Return the pass of a view that the detector declared, differentiable with respect to the same images."""
+        if self.view_of is None:
+            raise UsageError(undeclared(name))
+        return self.view_of(name)
 
     def preactivation(self, tap: str) -> Tensor:
         """(n, units): the numbers whose signs are the bits."""

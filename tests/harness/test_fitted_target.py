@@ -6,11 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from aftershock.attacks.base.watched_model import WatchedModel
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.models.architectures import cnn
 from aftershock.harness.run.fitted_target import FittedTarget, hard_traces, kept_units
+from aftershock.harness.run.workers.packing import pack_live, unpack_live
+from aftershock.harness.tracing.extra_passes import View
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import TracedModel
 from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, pool
+from torch import Tensor, nn
 
 
 @pytest.mark.parametrize(("images", "expected"), [(1000, 950.0), (19, 18.0), (10, 9.0)])
@@ -74,3 +79,60 @@ def test_live_pooling_is_that_of_recordings_to_the_last_bit(shape: tuple[int, ..
     weights = torch.rand(found.shape, generator=draw)
     gradients = [torch.autograd.grad((v * weights).sum(), x)[0] for v, x in ((found, one), (expected, other))]
     assert torch.equal(*gradients)
+
+
+class Squared:
+    """Reads one view: the squares of an image, with the transform's own gradient or without."""
+
+    needs = (Need("pooled", "last:1"),)
+    gradients = ()
+
+    def __init__(self, differentiable: bool, dropout: bool = False) -> None:
+        self.views = (View("squares", lambda images, draws: images**2, dropout, differentiable),)
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_gradients_go_through_a_view_or_straight_through_its_transform(differentiable: bool) -> None:
+    torch.manual_seed(0)
+    model, images = cnn((1, 8, 8), 10).eval(), torch.rand(5, 1, 8, 8)
+    traced, detector = TracedModel(model, discover(model, images)), Squared(differentiable)
+    given, squares = images.clone().requires_grad_(), (images**2).requires_grad_()
+    live = traced.live_for(detector, given)
+    view = live.view("squares")
+    assert view is live.view("squares")
+    assert torch.allclose(view.logits, model(squares)) and set(view.activations) == {traced.taps[-1].name}
+    (found,) = torch.autograd.grad(view.logits[:, 0].sum(), given)
+    (at_squares,) = torch.autograd.grad(model(squares)[:, 0].sum(), squares)
+    assert torch.allclose(found, at_squares * 2 * images if differentiable else at_squares, atol=1e-5)
+    with pytest.raises(UsageError, match="did not declare"):
+        live.view("cubes")
+    tensors, described = pack_live(live, ["squares"])
+    back = unpack_live(tensors, described)
+    assert torch.equal(back.view("squares").logits, view.logits)
+    with pytest.raises(UsageError, match="did not declare"):
+        back.view("cubes")
+
+
+def test_a_view_with_dropout_drops_in_a_live_pass_what_it_drops_in_a_recording() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10)).eval()
+    images = torch.rand(5, 1, 8, 8)
+    traced, detector = TracedModel(model, discover(model, images)), Squared(True, dropout=True)
+    live = traced.live_for(detector, images.clone().requires_grad_()).view("squares")
+    recorded = traced.traces(detector, images).view("squares")  # type: ignore[arg-type]
+    assert torch.allclose(live.logits.detach(), recorded.logits, atol=1e-6)
+    assert not torch.allclose(recorded.logits, model(images**2), atol=1e-3)
+
+
+def test_passes_of_views_are_counted_but_not_put_down_to_the_images_of_an_attack() -> None:
+    model, images = LinearInPixels(), torch.rand(5, 1, 2, 2)
+    watched = WatchedModel(model, torch.zeros(5, dtype=torch.int64))
+    watched.aside()(-images.requires_grad_()).sum().backward()
+    assert (watched.forwards, watched.backwards) == (5, 5) and int(watched._watch.passes.sum()) == 0
+    watched(images)
+    assert watched.forwards == 10 and watched._watch.passes.tolist() == [1] * 5
+
+
+class LinearInPixels(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2]

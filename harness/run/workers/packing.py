@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from ...core.errors import UsageError
 from ...tracing.rows import Rows
-from ...tracing.traces import LiveTrace, Need, TapInfo, Traces
+from ...tracing.traces import LiveTrace, Need, TapInfo, Traces, undeclared
 
 
 class CopiedRows:
@@ -97,18 +98,26 @@ def unpack_traces(tensors: Mapping[str, Any], described: Mapping[str, Any]) -> T
     )
 
 
-def pack_live(live: LiveTrace) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a live trace that its owner reads, by name, and what else it holds as JSON values."""
+def pack_live(live: LiveTrace, views: Sequence[str] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a live trace that its owner reads, by name, and what else it holds as JSON values.
+
+    Args:
+        live: the trace.
+        views: names of the views that its owner may read, too.
+    """
     read = list(dict.fromkeys(t.name for need in live.needs for t in need.select(live.taps)))
     found = {"images": live.images, "logits": live.logits}
     for number, name in enumerate(read):
         found[f"activation/{number}"] = live.activations[name]
         if name in live.preactivations:
             found[f"preactivation/{number}"] = live.preactivations[name]
-    described = {
+    described: dict[str, Any] = {
         "read": read, "taps": pack_taps(live.taps), "needs": pack_needs(live.needs), "temperature": live.temperature,
-        "straight_through": live.straight_through,
+        "straight_through": live.straight_through, "views": {},
     }  # fmt: skip
+    for number, name in enumerate(views):
+        tensors, described["views"][name] = pack_live(live.view(name))
+        found |= {f"view/{number}/{of_view}": tensor for of_view, tensor in tensors.items()}
     return found, described
 
 
@@ -121,7 +130,20 @@ def unpack_live(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> 
         {name: tensors[f"preactivation/{n}"] for n, name in enumerate(read) if f"preactivation/{n}" in tensors},
         unpack_needs(described["needs"]),
     )  # fmt: skip
-    return replace(live, temperature=described["temperature"], straight_through=described["straight_through"])
+    views = {}
+    for number, (name, of_view) in enumerate(described["views"].items()):
+        prefix = f"view/{number}/"
+        own = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
+        views[name] = unpack_live(own, of_view)
+
+    def view_of(name: str) -> LiveTrace:
+        if name not in views:
+            raise UsageError(undeclared(name))
+        return views[name]
+
+    return replace(
+        live, temperature=described["temperature"], straight_through=described["straight_through"], view_of=view_of
+    )
 
 
 def pack_taps(taps: tuple[TapInfo, ...]) -> list[dict[str, Any]]:

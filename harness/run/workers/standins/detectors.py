@@ -131,7 +131,7 @@ class PluginDetector(Detector):
         return {"cpu": SETTLING + self.score_seconds * images, "limit": limit}
 
     def surrogate(self, live: LiveTrace) -> Tensor:
-        tensors, described = pack_live(live)
+        tensors, described = pack_live(live, [view.name for view in self.views])
         ask = partial(self._asked, "surrogate", {"live": described, "seed": _draw()}, list(tensors))
         found: Tensor = _Remote.apply(self._instance, list(tensors), ask, *tensors.values())
         return found
