@@ -32,8 +32,8 @@ FOLLOWS = 0.8
 # Steps of the attacks that a student learns from, how often it learns from its own, and by how much of the budget.
 _LESSON_STEPS, _REFRESHES, _REACHES = 20, 2, (1.0, 3.0)
 _MIXED = (0.25, 0.5, 0.75)
-# The first round of the rehearsal: images, and the share of the parts and of the steps that are left by it.
-_FIRST_IMAGES, _LEFT, _SHORT = 12, 0.5, 0.5
+# The first round of the rehearsal: its images, the share of the steps that it takes, and how many parts it leaves.
+_FIRST_IMAGES, _SHORT, _LEFT = 12, 0.5, 4
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _mixtures(stage: Stage, eps: float, norm: Ball) -> _Noting:
 
 
 def _ordered(attack: WorstCase, stage: Stage, informed: Informed) -> tuple[Rehearsed, ...]:
-    """Successive halving over the parts: all of them briefly on a few images, the better ones longer on the others."""
+    """Successive halving over the parts: all of them briefly on a few images, the best longer on the others."""
     parts, second = attack.portfolio.parts(informed), slice(_FIRST_IMAGES, None)
     tried: list[Rehearsed] = []
     for name, make in parts.items():
@@ -260,7 +260,7 @@ def _ordered(attack: WorstCase, stage: Stage, informed: Informed) -> tuple[Rehea
     tried.sort(key=lambda one: (-one.passed, one.excess))
     if tried[0].passed == tried[0].images or len(stage.images) <= _FIRST_IMAGES:
         return tuple(tried)
-    better = tried[: max(round(len(tried) * _LEFT), 1)]
+    better = tried[:_LEFT]
     again = {
         one.part: _passed(stage.made(parts[one.part](attack.steps, 1, 0), informed, second), informed) for one in better
     }

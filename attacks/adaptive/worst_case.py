@@ -21,7 +21,8 @@ from .score_square import ScoreSquare
 from .surrogate import Relaxation
 
 # An attack that still brought images past the detector in its last quarter continues, at most this often, each time
-# with twice the steps; in its own batch fewer images tell than in the flag `unconverged`, which stands on all of them.
+# with twice the steps of its strongest parts; in its own batch fewer images tell than in the flag `unconverged`, which
+# stands on all of them.
 _FURTHER = 2
 _LATE_IMAGES, _LATE_SHARE = 2, 0.01
 # How many parts run again from random starts: those that run first, which a rehearsal found the strongest.
@@ -115,7 +116,10 @@ class WorstCase(Adaptive):
                 return
 
     def _attacks(self, model: CountingModel, further: int) -> list[Adaptive]:
-        """Return the attacks of one round: those that go on have twice the steps each time, and starts of their own."""
+        """Return the attacks of one round: those that go on have twice the steps each time, and starts of their own.
+
+        Every part runs once; the strongest are repeated, and only they go on.
+        """
         target = target_of(model)
         steps, queries, first = self.steps * 2**further, self.queries * 2**further, further * self.restarts
         parts = self.portfolio.parts(target)
@@ -124,9 +128,10 @@ class WorstCase(Adaptive):
             order = [name for name in order if name in self.only]
             if not order:
                 raise UsageError(f"only = {list(self.only)}: against this detector there are {', '.join(parts)}.")
-        made = [parts[name](steps, 1, first) for name in order]
+        strongest = order[:_REPEATED]
+        made = [parts[name](steps, 1, first) for name in (strongest if further else order)]
         if self.restarts > 1:
-            made += [parts[name](steps, self.restarts - 1, first + 1) for name in order[:_REPEATED]]
+            made += [parts[name](steps, self.restarts - 1, first + 1) for name in strongest]
         if self.only:
             return made
         eps, norm = self.eps, self.ball
