@@ -18,8 +18,10 @@ from ...suite.instances import make_perturbation
 from ...tracing.traced_model import TracedModel
 from ..fitted_target import FittedTarget
 from ..work import Output
+from .canary import canary_standing
 from .lent import lent, lent_model
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
+from .shadowed import shadow_images
 from .task_context import TaskContext
 
 if TYPE_CHECKING:
@@ -36,10 +38,13 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     model = context.open(job.model)
     attacked = lent_model(model, perturbation)
     target = _target(context, attacked, planned, perturbation)
-    made, rows = perturbed(context, job, perturbation, attacked, model, target)
+    chosen = shadow_images(context, job, job.shadow, target) if job.shadow is not None else None
+    made, rows = perturbed(context, job, perturbation, attacked, model, target, chosen)
     tensors, values = tensors_of(made, rows), values_of(made, perturbation)
+    if job.canary:
+        values["canary"] = canary_standing(perturbation, context.dataset, context.suite.limits, context.device)
     if not len(rows):
-        return Output(key, tensors, values)
+        return Output(key, tensors | {"passed": made.success}, values)
     told = target.changed
     target = replace(target, detector=context.detector(planned.fit, planned.part), traced_model=model)
     judged = torch.stack([_judged(target, model, made.images, job.seed, k) for k in range(target.evaluations)])
@@ -51,6 +56,7 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     tensors |= found
     # What passes while the attack runs has to pass where none does.
     passed &= elsewhere <= target.threshold
+    tensors["passed"] = passed
     changes = [f"{CHANGED_FLAG}:{name}" for name in (*told, *target.changed)]
     values["flags"] += dict.fromkeys([*changes, *changes_elsewhere(target.detector)])
     values["undetected"] = int((made.success & passed).sum())

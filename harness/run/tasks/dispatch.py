@@ -23,6 +23,7 @@ from ...plan.cells import (
     PreparationJob,
     ScoreJob,
     TraceJob,
+    VariantJob,
 )
 from ..work import Output, Task
 from .adaptive import compute_adaptive
@@ -31,6 +32,7 @@ from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
 from .task_context import TaskContext
 from .traces import compute_extra, compute_traces
+from .variants import compute_variant
 
 # Values of an image below which one thread is faster than several (the digits have 64, MNIST 784).
 SMALL_IMAGE = 512
@@ -38,6 +40,7 @@ SMALL_IMAGE = 512
 _COMPUTE: dict[type, Callable[[TaskContext, str, Any], Output]] = {
     ModelJob: lambda context, key, job: context.make_model(key, job),
     PerturbJob: lambda context, key, job: _perturb(context, key, job),
+    VariantJob: compute_variant,
     DerivedJob: compute_derived,
     ControlJob: compute_control,
     ExtraJob: compute_extra,
