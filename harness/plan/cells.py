@@ -20,7 +20,6 @@ Which = Literal["all", "success", "failed"]
 Rounding = Literal["8-bit", "levels"]
 ROUNDINGS: tuple[Rounding, ...] = ("8-bit", "levels")
 Variant = Literal["shadow", "re-encoded"]
-VARIANTS: tuple[Variant, ...] = ("shadow", "re-encoded")
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,19 @@ class VariantJob:
 
     Attributes:
         stop: of how many.
-        how: ``shadow``: a small change that is drawn, with ``seed``; or ``re-encoded``.
+        how: ``shadow``: a small change that is drawn, with ``seed``, and about which the model is as sure as about the
+            image; or ``re-encoded``.
         levels: how many levels shadows are rounded to.
+        model: the model that is asked, and
+        logits: the cell with its clean logits.
     """
 
     stop: int
     how: Variant
     seed: int = 0
     levels: int = 256
+    model: str = ""
+    logits: str = ""
 
 
 @dataclass(frozen=True)

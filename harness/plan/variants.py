@@ -10,43 +10,54 @@ from ..core.content_keys import content_key, versions
 from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
 from ..tracing.traces import Need
-from .cells import VARIANTS, Images, ShadowPlan, Variant, VariantJob
+from .cells import Images, ShadowPlan, Variant, VariantJob
 from .draft import CHUNK, Draft, Made
 from .perturbations import plan_chunk, target_plan
 from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
 
-# Of the first evaluate images that the model gets right, how many have shadow images that are attacked.
-SHADOW_IMAGES = 50
+# How many of the first evaluate images have shadow images, and of how many these are attacked where both are right.
+SHADOWS, SHADOW_IMAGES = 128, 50
 _MAKING = "harness.run.tasks.variants"
 # Budgets that differ by less are one.
 _SAME = 1e-6
 
 
 def plan_variants(draft: Draft, model_plan: ModelPlan, needs: Sequence[Need]) -> None:
-    """Plan the variants of the first evaluate images, the same for all models and seeds, and their traces."""
-    stop = min(CHUNK, len(draft.sets.evaluate))
-    for how in VARIANTS:
-        if how == "shadow" and not draft.secret:
-            continue
-        key = _variant(draft, model_plan, how, stop)
-        images = Images("evaluate", 0, stop, key)
+    """Plan the variants of the first evaluate images, and their traces."""
+    planned: dict[Variant, str] = {"re-encoded": _reencoded(draft, model_plan), **_shadows(draft, model_plan)}
+    for how, key in planned.items():
+        images = Images("evaluate", 0, draft.cells[key].images, key)
         model_plan.variants[how] = draft.traces(model_plan, images, tuple(needs), Made(how, "evaluate"))
 
 
-def _variant(draft: Draft, model_plan: ModelPlan, how: Variant, stop: int) -> str:
-    levels = min(count for _, count in draft.roundings)
-    job, drawn = VariantJob(stop, how), ""
-    if how == "shadow":
-        # Of the secret itself only what cannot be turned back leaves this function.
-        drawn = hashlib.sha256(f"shadow images {draft.secret}".encode()).hexdigest()
-        job = VariantJob(stop, how, derive_seed(0, "shadow", draft.secret), levels)
+def _reencoded(draft: Draft, model_plan: ModelPlan) -> str:
+    """Plan images that are the same in every run."""
+    return _variant(draft, model_plan, VariantJob(min(CHUNK, len(draft.sets.evaluate)), "re-encoded"), ())
+
+
+def _shadows(draft: Draft, model_plan: ModelPlan) -> dict[Variant, str]:
+    """Plan images that are others in every run, if there is a secret."""
+    if not draft.secret:
+        return {}
+    stop, logits = min(SHADOWS, len(draft.sets.evaluate)), model_plan.clean["evaluate"][0].logits
+    seed, levels = derive_seed(0, "shadow", draft.secret), min(count for _, count in draft.roundings)
+    job = VariantJob(stop, "shadow", seed, levels, model_plan.key, logits)
+    # Of the secret only what cannot be turned back leaves this function.
+    drawn = hashlib.sha256(f"shadow images {draft.secret}".encode()).hexdigest()
+    return {"shadow": _variant(draft, model_plan, job, (model_plan.key, logits), secret=drawn, levels=levels)}
+
+
+def _variant(
+    draft: Draft, model_plan: ModelPlan, job: VariantJob, inputs: tuple[str, ...], **more: str | int
+) -> str:
     key = content_key(
-        "variant", data=[draft.data_digest, draft.positions_digest("evaluate", 0, stop)], how=how, secret=drawn,
-        levels=job.levels, code=code_digest(_MAKING), versions=versions("torch", "pillow"),
+        "variant", data=[draft.data_digest, draft.positions_digest("evaluate", 0, job.stop)], how=job.how,
+        inputs=inputs, code=code_digest(_MAKING), versions=versions("torch", "pillow"), **more,
     )  # fmt: skip
-    return draft.add(key, draft.name(model_plan, "variant", how, source="evaluate", start=0), job, (), stop)
+    name = draft.name(model_plan, "variant", job.how, source="evaluate", start=0)
+    return draft.add(key, name, job, inputs, job.stop)
 
 
 def plan_shadowed(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> None:
