@@ -49,9 +49,7 @@ def _shadows(draft: Draft, model_plan: ModelPlan) -> dict[Variant, str]:
     return {"shadow": _variant(draft, model_plan, job, (model_plan.key, logits), secret=drawn, levels=levels)}
 
 
-def _variant(
-    draft: Draft, model_plan: ModelPlan, job: VariantJob, inputs: tuple[str, ...], **more: str | int
-) -> str:
+def _variant(draft: Draft, model_plan: ModelPlan, job: VariantJob, inputs: tuple[str, ...], **more: str | int) -> str:
     key = content_key(
         "variant", data=[draft.data_digest, draft.positions_digest("evaluate", 0, job.stop)], how=job.how,
         inputs=inputs, code=code_digest(_MAKING), versions=versions("torch", "pillow"), **more,

@@ -21,7 +21,9 @@ def shadow_images(
     stand for any outcome to tell something.
     """
     _, labels, positions = context.clean(job.set, job.start, job.stop)
-    right = [context.reader.tensor(key, "logits")[: job.stop].argmax(1) == labels for key in (shadow.logits, job.logits)]
+    right = [
+        context.reader.tensor(key, "logits")[: job.stop].argmax(1) == labels for key in (shadow.logits, job.logits)
+    ]
     scores = [context.reader.tensor(key, "score")[: job.stop].numpy() for key in (shadow.clean, shadow.shadow)]
     compared = pairs((right[0] & right[1]).numpy(), scores[0], scores[1], target.threshold)
     original = context.reader.load(shadow.original)
