@@ -85,9 +85,9 @@ def leaderboard_rows(
     - ``reencoded_flagged_at_fpr_5``: of the first 256 evaluate images that the model gets right, before and after they
       were moved by a pixel, saved as JPEG of quality 95 and brightened by 1/255, the share with a score > t.
     - ``shadow_flagged_at_fpr_5``: likewise, after the small change that the run's secret decides.
-    - ``shadow_robust``, ``shadow_source_robust``, ``n_shadow``: the share of shadow images that stand an adaptive attack,
-      the share of the images that they were made of, and how many pairs these are; empty where so few of the latter
-      stand that nothing could be told. Model and detector are right about both of a pair.
+    - ``shadow_robust``, ``shadow_source_robust``, ``n_shadow``: the share of shadow images that stand an adaptive
+      attack, the share of the images that they were made of, and how many pairs these are; empty where so few of the
+      latter stand that nothing could be told. Model and detector are right about both of a pair.
     - ``flags``: joined by ``; ``. ``seed_sd``: the standard deviation of robust accuracy over seeds.
 
     ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`).

@@ -9,12 +9,14 @@ from ..plan.cells import PerturbJob
 from ..statistics.detection import ALPHAS, threshold, threshold_reason
 from ..suite.resolved import DetectorPart
 from .finished import Finished
-from .shadows import BoolArray, ShadowAttack, Variants, pairs, stand
+from .shadows import BoolArray, FloatArray, ShadowAttack, Variants, pairs, stand
 
 
 def variants_of(found: Finished, model_plan: ModelPlan, part: DetectorPart) -> Variants:
     """Return what a detector, all of whose clean images are scored, says of variants, as far as there are cells."""
-    scores, right, reason = {}, {}, ""
+    scores: dict[str, FloatArray] = {}
+    right: dict[str, BoolArray] = {}
+    reason = ""
     for how, traces in model_plan.variants.items():
         key = model_plan.scores[part.label, how]
         missing = found.reason(traces.logits, key)

@@ -118,8 +118,8 @@ class ShadowPlan:
     Attributes:
         images: the cell with the shadow images.
         original: the cell with the same attack on the images that they were made of.
-        logits: the cell with the clean logits of these.
-        clean: the cell with the detector's scores of them, and
+        logits: the cell with the logits of the shadow images.
+        clean: the cell with the detector's scores of the originals, and
         shadow: of the shadow images.
     """
 

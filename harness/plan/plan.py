@@ -19,10 +19,10 @@ class ModelPlan:
     """Everything planned for one model and seed.
 
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
-    ``shadowed`` the one of the same attack on shadow images; ``variants``, by what was made of the first evaluate images,
-    their traces;
-    ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that; ``standing``,
-    by the name of an analysis that is part of every run and the label of a perturbation, what was measured of it.
+    ``shadowed`` the one of the same attack on shadow images; ``variants``, by what was made of the first evaluate
+    images, the traces of that; ``rounded``, by the label of an attack and the kind of rounding, the cells of its images
+    after that; ``standing``, by the name of an analysis that is part of every run and the label of a perturbation, what
+    was measured of it.
     """
 
     part: ModelPart

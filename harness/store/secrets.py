@@ -1,8 +1,8 @@
 """The secret of a run: what decides its shadow images, so that no part can have been made for them.
 
-It is drawn by the system once for each run directory and kept there, so that a run that goes on has the same; another run
-has another. Cells that depend on it have it in their keys. Shards, which work in a cache, have one in common, which the
-run takes over that collects their work.
+It is drawn by the system once for each run directory and kept there, so that a run that goes on has the same; another
+run has another. Cells that depend on it have a digest of it in their keys. Shards, which work in a cache, have one in
+common, which the run takes over that collects their work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .locks import Locks
 DECIDES_NO_NUMBER = True
 
 # In a run directory.
-SECRET = ".secret"
+KEPT_IN = ".secret"
 _FORM = re.compile(r"[0-9a-f]{64}")
 _LIMIT = 128
 _POLL = 0.05
@@ -59,7 +59,7 @@ class RunSecret:
     """
 
     def __init__(self, folder: Path, cache: Path, fresh: bool, shard: bool) -> None:
-        self._own, self._cache, self._folder = folder / SECRET, cache, cache / SECRETS
+        self._own, self._cache, self._folder = folder / KEPT_IN, cache, cache / SECRETS
         self._fresh, self._shard = fresh, shard
         self._taken: Path | None = None
 

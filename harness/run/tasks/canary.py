@@ -49,9 +49,10 @@ class _Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         upper, lower = _halves(images)
         lead = (upper.mean((1, 2)) - 0.5) * (2 / self.need)
-        offset = (self.relu(lower.mean((1, 2))) - 0.5) / self.need
+        offset: Tensor = (self.relu(lower.mean((1, 2))) - 0.5) / self.need
         logits = torch.full((len(images), self.classes), _FAR, device=images.device)
-        return torch.cat([torch.stack([lead, -lead], 1), logits[:, 2:]], 1) + offset[:, None]
+        near = torch.stack([lead, -lead], 1)
+        return torch.cat([near, logits[:, 2:]], 1) + offset[:, None]
 
 
 class Canary(Detector):
