@@ -19,7 +19,7 @@ DECIDES_NO_NUMBER = True
 
 # How many of the first evaluate images have shadow images, and of how many these are attacked where both are right.
 SHADOWS, SHADOW_IMAGES = 128, 50
-_MAKING = "harness.run.tasks.variants"
+_IMAGES, _ASKING = "attacks.benign.variants", "harness.run.tasks.variants"
 # Budgets that differ by less are one.
 _SAME = 1e-6
 
@@ -52,7 +52,7 @@ def _shadows(draft: Draft, model_plan: ModelPlan) -> dict[Variant, str]:
 def _variant(draft: Draft, model_plan: ModelPlan, job: VariantJob, inputs: tuple[str, ...], **more: str | int) -> str:
     key = content_key(
         "variant", data=[draft.data_digest, draft.positions_digest("evaluate", 0, job.stop)], how=job.how,
-        inputs=inputs, code=code_digest(_MAKING), versions=versions("torch", "pillow"), **more,
+        inputs=inputs, code=code_digest(_IMAGES, *([_ASKING] if job.model else [])), versions=versions("torch", "pillow"), **more,
     )  # fmt: skip
     name = draft.name(model_plan, "variant", job.how, source="evaluate", start=0)
     return draft.add(key, name, job, inputs, job.stop)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ....attacks.benign.variants import reencoded, shadows
-from ....attacks.native.pgd import margin
 from ...core.batches import batch_for, in_batches
 from ...core.model_state import untouched
 from ...core.seeds import Draws, derive_seed
@@ -30,15 +29,22 @@ def _shadows(context: TaskContext, job: VariantJob) -> Tensor:
     A change that lowers the model's margin makes an attack easier, whatever a detector knows.
     """
     images, labels, positions = context.clean("evaluate", 0, job.stop)
-    wanted = margin(context.reader.tensor(job.logits, "logits")[: job.stop], labels)
+    wanted = _margin(context.reader.tensor(job.logits, "logits")[: job.stop], labels)
     kept, nearest = images.clone(), torch.full((len(images),), torch.inf)
     for number in range(_DRAWS):
         drawn = shadows(images, Draws(derive_seed(job.seed, number), positions.tolist()), job.levels)
-        apart = (margin(_logits(context, job.model, drawn), labels) - wanted).abs()
+        apart = (_margin(_logits(context, job.model, drawn), labels) - wanted).abs()
         # Any change is better than none.
         better = (apart < nearest) | (nearest.isinf() & ~apart.isfinite())
         kept[better], nearest[better] = drawn[better], apart[better]
     return kept
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return by how much the logit of the true class leads all others."""
+    true = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return true.squeeze(1) - others.amax(1)
 
 
 def _logits(context: TaskContext, key: str, images: Tensor) -> Tensor:
