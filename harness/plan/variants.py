@@ -50,9 +50,10 @@ def _shadows(draft: Draft, model_plan: ModelPlan) -> dict[Variant, str]:
 
 
 def _variant(draft: Draft, model_plan: ModelPlan, job: VariantJob, inputs: tuple[str, ...], **more: str | int) -> str:
+    code = code_digest(_IMAGES, *([_ASKING] if job.model else []))
     key = content_key(
         "variant", data=[draft.data_digest, draft.positions_digest("evaluate", 0, job.stop)], how=job.how,
-        inputs=inputs, code=code_digest(_IMAGES, *([_ASKING] if job.model else [])), versions=versions("torch", "pillow"), **more,
+        inputs=inputs, code=code, versions=versions("torch", "pillow"), **more,
     )  # fmt: skip
     name = draft.name(model_plan, "variant", job.how, source="evaluate", start=0)
     return draft.add(key, name, job, inputs, job.stop)

@@ -8,7 +8,6 @@ import io
 import shutil
 from pathlib import Path
 
-
 # Columns of the leaderboard that are about the shadow images of one run.
 SECRET_COLUMNS = ("shadow_flagged_at_fpr_5", "shadow_robust", "shadow_source_robust", "n_shadow")
 
