@@ -90,8 +90,8 @@ BOARD = (
     Column("benign_flagged_at_fpr_5", "Benign", "The share of plain noise and corruptions that is flagged although "
            "the prediction is unchanged.", "flagged", first="asc"),
     Column("reencoded_flagged_at_fpr_5", "Re-encoded", "The share of right images that is flagged after they were "
-           "moved by a pixel, saved as JPEG of quality 95 and brightened by one level of 255, with the prediction unchanged.",
-           "flagged", first="asc"),
+           "moved by a pixel, saved as JPEG of quality 95 and brightened by one level of 255, with the prediction "
+           "unchanged.", "flagged", first="asc"),
     Column("fpr_realised_5", "Clean", "The share of clean evaluate images that is flagged: about 5 % if the "
            "threshold carries over (the realised FPR).", "flagged", first="asc"),
     Column("surrogate", "Surrogate", "How the adaptive attack differentiates the detector: exactly, relaxed, straight "
