@@ -76,9 +76,10 @@ def _elsewhere(
         infinite where there are none; and why there are none, where the detector is to blame.
     """
     detector, asked = context.detector(planned.fit, planned.part), made.images[:0] if made.asked is None else made.asked
-    traces = model.traces(detector, torch.cat([asked, made.images]).to(context.device))
+    images = torch.cat([asked, made.images])
+    traces = model.traces(detector, images.to(context.device))
     try:
-        scored = context.fresh_scores(planned.fit, planned.part, traces, 1)[0]
+        scored = context.fresh_scores(planned.fit, planned.part, traces, 1, images, model)[0]
     except UnavailableError:
         with torch.no_grad(), guarded_part(detector):
             answer = detector.score(traces)

@@ -85,7 +85,7 @@ def rescore(
     images, model = _images(context, job, rows), context.open(job.model)
     evaluate("attack", lambda number: model.score(detector, images.to(context.device), seed=number)[1])
     try:
-        found["recheck:process"] = context.fresh_scores(job.fit, job.part, picked, count)
+        found["recheck:process"] = context.fresh_scores(job.fit, job.part, picked, count, images, model)
     except UnavailableError:
         reasons["process"] = ""
     except AftershockError as error:
