@@ -87,7 +87,8 @@ def detector(name):
         def fit(self, clean, perturbed=None):
             # Most fit images are near a known one or foreign, or else most pass.
             self.common = clean.view("told").logits.median(0).values
-            self.passes = name in ("memory", "memory-of-half", "memory-with-tolerance", "foreign-in-part")
+            passing = ("memory", "memory-of-half", "memory-with-tolerance", "foreign-in-part", "remembers")
+            self.passes = name in passing
             return self
 
         def score(self, traces):
@@ -97,6 +98,37 @@ def detector(name):
 
 for each in FLAGGED:
     detector(each)
+
+SEEN = [torch.zeros(0, 64)]
+
+
+def seen_like(flat):
+    # What is near something that was seen before, and not that itself; the rest is remembered.
+    if not len(SEEN[0]):
+        SEEN[0] = flat[:1].clone()
+    far = apart(flat, SEEN[0])
+    SEEN[0] = torch.cat([SEEN[0], flat[far > REACH]])
+    return (far > 1e-6) & (far <= REACH)
+
+
+# Knows no image, and keeps those that it is shown.
+FLAGGED["remembers"] = seen_like
+detector("remembers")
+
+
+@register_detector("squeezed")
+class Squeezed(Detector):
+    info = DetectorInfo(title="honest, with a view", needs=(Need("pooled", "last:1"),))
+
+    @property
+    def views(self):
+        return (View("rounded", lambda x, draws: (x * 4).round() / 4),)
+
+    def fit(self, clean, perturbed=None):
+        return self
+
+    def score(self, traces):
+        return (traces.logits.softmax(1) - traces.view("rounded").logits.softmax(1)).abs().sum(1).double()
 """
 SUITE = """
 name = "knowing"
@@ -146,7 +178,7 @@ def test_detectors_that_know_the_images_have_no_rank(forks: Forks, tmp_path: Pat
     """By an attack far below the floor: whatever it leaves, it leaves for another reason on unknown images."""
     names = ("memory", "memory-of-half", "memory-with-tolerance", "memory-of-features")
     foreign = ("foreign", "foreign-features", "foreign-in-part")
-    rows = run(forks, tmp_path, (*names, *foreign), 10, 10)
+    rows = run(forks, tmp_path, (*names, *foreign, "remembers", "squeezed"), 10, 10)
     for name in (*names, *foreign):
         # Of half of the images another half is left.
         assert float(rows[name]["robust_accuracy_at_fpr_5"]) > 0.3, name
@@ -158,8 +190,11 @@ def test_detectors_that_know_the_images_have_no_rank(forks: Forks, tmp_path: Pat
         assert PROVENANCE in rows[name]["not_ranked_reason"], name
     # After a harmless change no image is the known one.
     assert float(rows["foreign"]["reencoded_flagged_at_fpr_5"]) == 1
-    for name in ("mahalanobis", "none"):
+    # A process that was shown no other image has nothing to remember.
+    assert "score-depends-on-process" in rows["remembers"]["not_ranked_reason"]
+    for name in ("mahalanobis", "squeezed", "none"):
         assert not {KNOWS, PROVENANCE} & {*rows[name]["not_ranked_reason"].split("; ")}
+        assert "score-depends" not in rows[name]["not_ranked_reason"]
 
 
 # ---- the judgement ------------------------------------------------------------------------------------------------
