@@ -42,7 +42,7 @@ def read_secret(path: Path) -> str:
 
 
 def write_secret(path: Path, secret: str) -> None:
-    """Write a secret, for the user's own eyes; raises :class:`OSError`."""
+    """Write a secret, for the user's own eyes; raises ``OSError``."""
     write_atomic(path, f"{secret}\n".encode())
     with suppress(OSError):
         path.chmod(0o600)

@@ -67,10 +67,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
 }
 # Columns that older runs do not have: all their cells are empty then. Counts are a JSON object of whole numbers.
 OPTIONAL: Mapping[str, Mapping[str, str]] = {
-    "leaderboard": _columns(
-        "not_ranked_reason series_digest",
-        "n_images robust_accuracy_is_upper_bound tpr_at_fpr_1 reencoded_flagged_at_fpr_5",
-    ),
+    "leaderboard": _columns("not_ranked_reason series_digest", "n_images robust_accuracy_is_upper_bound tpr_at_fpr_1"),
     "attacks": {
         **_columns("", "success_rate_8bit flagged_at_fpr_5_8bit undetected_success_at_fpr_5_8bit"),
         "parts": _COUNTS,
