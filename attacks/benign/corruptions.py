@@ -219,15 +219,22 @@ class JPEG(Corruption):
     info: ClassVar[PerturbationInfo] = describe("JPEG", "digital", "JPEG compression.", stochastic=False)
 
     def corrupt(self, images: Tensor, draws: Draws) -> Tensor:
-        quality = (80, 65, 58, 50, 40)[self.severity - 1]
-        bytes_ = (images.cpu() * 255).round_().to(torch.uint8)
-        if images.shape[1] == 3:
-            made = [_compressed(image, quality) for image in bytes_.movedim(1, -1)]
-            result = torch.stack(made).movedim(-1, 1) if made else bytes_
-        else:
-            made = [_compressed(plane, quality) for plane in bytes_.flatten(0, 1)]
-            result = torch.stack(made).view(images.shape) if made else bytes_
-        return (result.float() / 255).to(images.device)
+        return jpeg(images, (80, 65, 58, 50, 40)[self.severity - 1])
+
+
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Return images as they come back from JPEG files of a quality.
+
+    Channels are compressed together if there are three, else each for itself.
+    """
+    bytes_ = (images.cpu() * 255).round_().to(torch.uint8)
+    if images.shape[1] == 3:
+        made = [_compressed(image, quality) for image in bytes_.movedim(1, -1)]
+        result = torch.stack(made).movedim(-1, 1) if made else bytes_
+    else:
+        made = [_compressed(plane, quality) for plane in bytes_.flatten(0, 1)]
+        result = torch.stack(made).view(images.shape) if made else bytes_
+    return (result.float() / 255).to(images.device)
 
 
 def _compressed(pixels: Tensor, quality: int) -> Tensor:

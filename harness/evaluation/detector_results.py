@@ -16,6 +16,7 @@ from ..suite.resolved import DetectorPart
 from .finished import Finished
 from .rankability import INCOMPLETE, OPENED, READS_FILES, STARTED, STARTS_PROCESSES, UNCHECKED, reaches_threat
 from .results import DetectorResult, PerturbationResult, Rescored
+from .variant_results import variants_of
 
 
 def detector_result(
@@ -72,6 +73,7 @@ def detector_result(
         control=control,
         rounded=rounded,
         rescored=_rescored(found, model_plan, part),
+        variants=variants_of(found, model_plan, part),
         reasons=reasons,
     )
 

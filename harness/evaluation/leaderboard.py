@@ -82,6 +82,12 @@ def leaderboard_rows(
     - ``benign_flagged_at_fpr_5``: the share of the images under noise and corruptions that keep the prediction and
       have a score > t.
     - ``fpr_realised_5``: the share of all clean evaluate images with a score > t.
+    - ``reencoded_flagged_at_fpr_5``: of the first 256 evaluate images that the model gets right, before and after they
+      were moved by a pixel, saved as JPEG of quality 95 and brightened by 1/255, the share with a score > t.
+    - ``shadow_flagged_at_fpr_5``: likewise, after the small change that the run's secret decides.
+    - ``shadow_robust``, ``shadow_source_robust``, ``n_shadow``: the share of shadow images that stand an adaptive
+      attack, the share of the images that they were made of, and how many pairs these are; empty where so few of the
+      latter stand that nothing could be told. Model and detector are right about both of a pair.
     - ``flags``: joined by ``; ``. ``seed_sd``: the standard deviation of robust accuracy over seeds.
 
     ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`).
@@ -254,6 +260,7 @@ class _Row:
                 self.failures.append(failure)
                 continue
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
+            self.flags += found.variants.flags(t)
             self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
 
     def sample(self) -> RowSample | None:
@@ -294,6 +301,18 @@ class _Row:
             "not_ranked_reason": _joined(why) if why or robust else "no robust accuracy",
             "seeds": " ".join(str(s.sources.seed) for s in seeds),
             "seed_sd": float(np.std(robust, ddof=1)) if len(robust) > 1 else None,
+            "reencoded_flagged_at_fpr_5": _mean(s.detector.variants.flagged("re-encoded", s.threshold) for s in seeds),
+            **self._shadows(),
+        }
+
+    def _shadows(self) -> dict[str, Cell]:
+        """Return what is known of shadow images, the means over seeds of the attack with the largest lead."""
+        worst = [w for s in self.seeds if (w := s.detector.variants.worst()) is not None]
+        return {
+            "shadow_flagged_at_fpr_5": _mean(s.detector.variants.flagged("shadow", s.threshold) for s in self.seeds),
+            "shadow_robust": _mean(float(w.shadow.mean()) for w in worst),
+            "shadow_source_robust": _mean(float(w.original.mean()) for w in worst),
+            "n_shadow": int(np.mean([len(w.shadow) for w in worst])) if worst else None,
         }
 
     def _flagged(self, of: Callable[[_SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:

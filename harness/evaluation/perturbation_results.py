@@ -51,6 +51,7 @@ def perturbation_result(found: Finished, model_plan: ModelPlan, part: Perturbati
     def per_image(name: str) -> float | None:
         return sum(v[name] * v["rows"] for v in values) / images if images else None
 
+    stopped = dict.fromkeys(f"canary: {v['canary'][1]}" for v in values if (v.get("canary") or ("", ""))[1])
     unmeasured = bool(found.reason(*controls))
     reduced = ["reduced-ensemble"] * (part.label in found.plan.applicability.reduced)
     return PerturbationResult(
@@ -62,12 +63,13 @@ def perturbation_result(found: Finished, model_plan: ModelPlan, part: Perturbati
         control_index=_NONE if unmeasured else cat_column(found.store, controls, "row").long().numpy(),
         forwards=per_image("forwards"),
         backwards=per_image("backwards"),
-        flags=tuple(dict.fromkeys([*(flag for v in values for flag in v["flags"]), *reduced])),
+        flags=tuple(dict.fromkeys([*(flag for v in values for flag in v["flags"]), *reduced, *stopped])),
         late=sum(v.get("late", 0) for v in values),
         parts=sum((Counter(v.get("parts", {})) for v in values), Counter()),
         told=_told(found, keys, part) if part.against else np.zeros((0, 0)),
         questions=_questions(found, keys) if part.against else np.zeros((2, 0)),
         questions_reason=next((r for v in values if (r := v.get("questions", ""))), ""),
+        canary=max((v["canary"][0] for v in values if v.get("canary")), default=None),
         rounded=[
             _rounded(found, model_plan, part.label, how) for how in ROUNDINGS if (part.label, how) in model_plan.rounded
         ],

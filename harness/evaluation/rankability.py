@@ -17,6 +17,7 @@ from ..statistics.detection import ALPHAS, threshold_reason
 from .consistency import DEPENDS, RANDOMISED, UNCHECKED_PROCESS
 from .results import DetectorResult, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
+from .shadows import KNOWS, PROVENANCE, UNSEEN
 
 if TYPE_CHECKING:
     from ..plan.facts import PerturbationFacts
@@ -33,6 +34,7 @@ UNCHECKED = "adaptive-unchecked"
 BELOW_FLOOR = "below-floor"
 BLACK_BOX_ONLY = "black-box-only"
 WEAKER = "weaker-than-adaptive"
+CANARY = "canary-stands"
 CONTROL_FLAGGED = "control-flagged"
 BENIGN_FLAGGED = "benign-flagged"
 TIES = "ties-at-threshold"
@@ -48,18 +50,20 @@ _MISSING, _NOT_SCORED = "is missing:", "is not scored:"
 # Constants of the protocol's version: the least that an adaptive attack must invest, and in how many images.
 FLOOR = Effort(steps=50, restarts=2, queries=100)
 FLOOR_IMAGES = 50
+# The share of the canary's images that an attack may leave, by which the protocol knows that it works.
+_CANARY = 0.1
 # Budgets that differ by less are one (8/255 written in two ways).
 _SAME = 1e-6
 
 # A row that carries one of these, or one that says what a score depends on, is not ranked.
 _NOT_RANKED = (
-    NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, RANDOMISED,
-    UNCHECKED_PROCESS, NEAR_CHANCE, NO_WEIGHTS, *BLIND,
+    NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, CANARY,
+    RANDOMISED, UNCHECKED_PROCESS, NEAR_CHANCE, NO_WEIGHTS, KNOWS, PROVENANCE, UNSEEN, *BLIND,
 )  # fmt: skip
 # The number of a row that carries one of these can only be too high.
 _AT_MOST = (
-    NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, *BLIND,
-    *UNCONVERGED,
+    NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, CANARY, KNOWS,
+    PROVENANCE, *BLIND, *UNCONVERGED,
 )  # fmt: skip
 
 
@@ -166,8 +170,12 @@ def _adaptive_flags(adaptive: Sequence[PerturbationResult], ranked: int, right: 
     full = [p for p in adaptive if not p.reason and reaches_threat(p.norm, p.eps, threat)]
     if not full:
         return [BELOW_THREAT]
-    covered = max(int((p.index < ranked).sum()) for p in full) >= right
-    enough = reaches_floor([p.effort or Effort() for p in full])
+    # An attack that does not work where the answer is known invests nothing, whatever it says of itself.
+    working = [p for p in full if p.canary is None or p.canary <= _CANARY]
+    if not working:
+        return [CANARY, *dict.fromkeys(f for p in full for f in p.flags)]
+    covered = max(int((p.index < ranked).sum()) for p in working) >= right
+    enough = reaches_floor([p.effort or Effort() for p in working])
     flags = [] if enough and ranked >= FLOOR_IMAGES and covered else [BELOW_FLOOR]
     return flags + list(dict.fromkeys(f for p in full for f in p.flags))
 

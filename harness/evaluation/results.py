@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...attacks.base.kinds import Effort
 from ..statistics.detection import MIN_IMAGES
+from .shadows import Variants
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -130,6 +131,8 @@ class PerturbationResult:
         questions: of an adaptive attack, the true scores that it was told of fooling images on its way, and those that
             a process without an attack gives: float (2, k).
         questions_reason: why that process gave none, where the detector is to blame.
+        canary: of an adaptive attack, the share of the harness's own images that stand it, beside every detector; an
+            attack that works leaves none. ``None`` where it is not known.
         rounded: the same images rounded to the levels of image files.
         reason: why nothing was measured (inapplicable, skipped or failed); all arrays are empty then.
         inapplicable: it is not defined for the shape of the task (``reason`` says why): it counts for no detector.
@@ -161,6 +164,7 @@ class PerturbationResult:
     told: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     questions: FloatArray = field(default_factory=lambda: np.zeros((2, 0)))
     questions_reason: str = ""
+    canary: float | None = None
     rounded: Sequence[RoundedResult] = ()
 
     def __post_init__(self) -> None:
@@ -261,6 +265,7 @@ class DetectorResult:
         rescored: by ``calibrate``, ``clean``, a perturbation's label, ``control:<label>`` or ``<rounding>:<label>``:
             scores asked for again.
         randomised: whether it declares that its score is drawn.
+        variants: what it says of variants of the evaluate images.
         reasons: by a perturbation's label, why its scores are missing.
         reason: why the detector has no scores at all (the fit failed).
         flags: sanity flags; ``adaptive-incomplete`` puts the row below the ranked ones.
@@ -277,6 +282,7 @@ class DetectorResult:
     rounded: Mapping[tuple[str, str], FloatArray] = field(default_factory=dict)
     rescored: Mapping[str, Rescored] = field(default_factory=dict)
     randomised: bool = False
+    variants: Variants = field(default_factory=Variants)
     reasons: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
     flags: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ SetName = Literal["fit", "calibrate", "evaluate"]
 Which = Literal["all", "success", "failed"]
 Rounding = Literal["8-bit", "levels"]
 ROUNDINGS: tuple[Rounding, ...] = ("8-bit", "levels")
+Variant = Literal["shadow", "re-encoded"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Images:
     Attributes:
         set: the set of source images.
         start, stop: rows of the set.
-        source: the key of the ``perturb`` or ``control`` cell that holds them; empty for clean images.
+        source: the key of the cell that holds them (``perturb``, ``control``, ``rounded`` or ``variant``); empty for
+            clean images.
         which: all of them, those that fool the model (what supervised detectors learn from), or those that failed
             (noise that a detector may learn as harmless).
     """
@@ -113,12 +115,58 @@ class RehearsalJob:
 
 
 @dataclass(frozen=True)
+class VariantJob:
+    """Make variants of the first evaluate images.
+
+    Attributes:
+        stop: of how many.
+        how: ``shadow``: a small change that is drawn, with ``seed``, and about which the model is as sure as about the
+            image; or ``re-encoded``.
+        levels: how many levels shadows are rounded to.
+        model: the model that is asked, and
+        logits: the cell with its clean logits.
+    """
+
+    stop: int
+    how: Variant
+    seed: int = 0
+    levels: int = 256
+    model: str = ""
+    logits: str = ""
+
+
+@dataclass(frozen=True)
+class ShadowPlan:
+    """What an attack on shadow images is compared with.
+
+    Attributes:
+        images: the cell with the shadow images.
+        original: the cell with the same attack on the images that they were made of.
+        logits: the cell with the logits of the shadow images.
+        clean: the cell with the detector's scores of the originals, and
+        shadow: of the shadow images.
+    """
+
+    images: str
+    original: str
+    logits: str
+    clean: str
+    shadow: str
+
+    def keys(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.images, self.original, self.logits, self.clean, self.shadow)
+
+
+@dataclass(frozen=True)
 class PerturbJob:
     """Perturb those images of some rows that the model gets right.
 
     Attributes:
         logits: the cell with the clean logits, whose first row is ``start``.
         target: for an adaptive attack.
+        canary: whether the attack has to show, in the same process, that it works.
+        shadow: of an attack on shadow images.
     """
 
     model: str
@@ -129,6 +177,8 @@ class PerturbJob:
     logits: str
     seed: int
     target: TargetPlan | None = None
+    canary: bool = False
+    shadow: ShadowPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -254,6 +304,7 @@ Job = (
     | TraceJob
     | ExtraJob
     | RehearsalJob
+    | VariantJob
     | PerturbJob
     | DerivedJob
     | ControlJob

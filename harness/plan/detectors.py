@@ -63,6 +63,8 @@ class DetectorPlanner:
         model_plan.fits[part.label] = self.draft.add(key, name, job, inputs, images)
         self._score("calibrate", model_plan.clean["calibrate"], shared=True)
         self._score("clean", model_plan.clean["evaluate"], shared=True)
+        for how, traces in model_plan.variants.items():
+            self._score(how, (traces,), "none")
 
     def score_guides(self) -> None:
         """Plan the scores of the first fit images, among which attacks on this detector find images that pass."""

@@ -66,6 +66,7 @@ class Draft:
         levels: how many levels the data have, ``None`` where their values are continuous.
         states: digest of what a user's function gives as the network, by label and seed of the model.
         lost: labels of the perturbations that failed, by key of the model.
+        secret: of the run, which decides the shadow images; without one there are none.
 
     Attributes:
         chunk: images per cell.
@@ -75,10 +76,10 @@ class Draft:
     def __init__(
         self, suite: Suite, sets: Sets, data_digest: str, device: str, weights: Mapping[str, Path | None],
         task: TaskShape, levels: int | None = None, states: Mapping[tuple[str, int], str | None] | None = None,
-        lost: Mapping[str, Collection[str]] | None = None,
+        lost: Mapping[str, Collection[str]] | None = None, secret: str = "",
     ) -> None:  # fmt: skip
         self.suite, self.sets, self.data_digest, self.device, self.weights = suite, sets, data_digest, device, weights
-        self.states, self.lost = states or {}, lost or {}
+        self.states, self.lost, self.secret = states or {}, lost or {}, secret
         self.chunk = CHUNK if device == "cpu" else max(CHUNK, batch_for(device, task.image))
         self.cells: dict[str, Cell] = {}
         # Traces are asked for by every detector and analysis that reads them.

@@ -9,7 +9,7 @@ from ..core.content_keys import canonical, content_key, versions
 from ..core.registry import PERTURBATIONS
 from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
-from .cells import ControlJob, DerivedJob, PerturbJob, RehearsalJob, SetName, TargetPlan
+from .cells import ControlJob, DerivedJob, PerturbJob, RehearsalJob, SetName, ShadowPlan, TargetPlan
 from .draft import Draft
 from .plan import ModelPlan
 
@@ -34,7 +34,7 @@ def plan_perturbation(draft: Draft, model_plan: ModelPlan, part: PerturbationPar
         unlimited = replace(part, label=part.group, params=params)
     keys = []
     for start, stop in draft.chunks(name, part.label):
-        key = _chunk(draft, model_plan, unlimited, name, start, stop, None)
+        key = plan_chunk(draft, model_plan, unlimited, name, start, stop, None)
         if unlimited is not part:
             job = DerivedJob(model_plan.key, part, key, name, "budget")
             budget = [perturbation.eps, perturbation.norm]
@@ -47,14 +47,9 @@ def plan_perturbation(draft: Draft, model_plan: ModelPlan, part: PerturbationPar
 
 def plan_adaptive(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> None:
     """Plan an attack on a detector whose fit is planned, and the attack's check at a large budget."""
-    detector = next(d for d in draft.suite.detectors if d.label == part.against)
-    calibrate, guides = (model_plan.scores[detector.label, source] for source in ("calibrate", "fit"))
-    logits = model_plan.clean["fit"][0].logits
-    target = TargetPlan(detector, model_plan.fits[detector.label], calibrate, logits, guides)
-    if getattr(draft.perturbations[part.label], "rehearses", False):
-        target = replace(target, rehearsal=_rehearsal(draft, model_plan, part, target))
+    target = target_plan(draft, model_plan, part)
     model_plan.perturbs[part.label, "evaluate"] = tuple(
-        _chunk(draft, model_plan, part, "evaluate", start, stop, target)
+        plan_chunk(draft, model_plan, part, "evaluate", start, stop, target)
         for start, stop in draft.chunks("evaluate", part.label)
     )
     large = getattr(draft.perturbations[part.label], "large_eps", None)
@@ -62,7 +57,18 @@ def plan_adaptive(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -
         return
     check = replace(part, params={**part.params, "eps": large, "large_eps": large})
     stop = min(CHECK_IMAGES, len(draft.sets.evaluate))
-    model_plan.checks[part.label] = _chunk(draft, model_plan, check, "evaluate", 0, stop, target, "check")
+    model_plan.checks[part.label] = plan_chunk(draft, model_plan, check, "evaluate", 0, stop, target, "check")
+
+
+def target_plan(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> TargetPlan:
+    """Return the cells of the detector that an attack is made against, whose fit is planned."""
+    detector = next(d for d in draft.suite.detectors if d.label == part.against)
+    calibrate, guides = (model_plan.scores[detector.label, source] for source in ("calibrate", "fit"))
+    logits = model_plan.clean["fit"][0].logits
+    target = TargetPlan(detector, model_plan.fits[detector.label], calibrate, logits, guides)
+    if not getattr(draft.perturbations[part.label], "rehearses", False):
+        return target
+    return replace(target, rehearsal=_rehearsal(draft, model_plan, part, target))
 
 
 def plan_rounding(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -> None:
@@ -116,11 +122,11 @@ def _identity(draft: Draft, part: PerturbationPart) -> list[object]:
     return [part.name, draft.portable(part), part_digest(PERTURBATIONS.entry(part.name), "attacks.base.perturbation")]
 
 
-def _chunk(
+def plan_chunk(
     draft: Draft, model_plan: ModelPlan, part: PerturbationPart, name: SetName, start: int, stop: int,
-    target: TargetPlan | None, kind: str = "perturb",
+    target: TargetPlan | None, kind: str = "perturb", shadow: ShadowPlan | None = None,
 ) -> str:  # fmt: skip
-    """Plan a perturbation of some rows of a set."""
+    """Plan a perturbation of some rows of a set, or of shadow images of them."""
     info, portable = PERTURBATIONS.get(part.name).info, draft.portable(part)
     identity = _identity(draft, part)
     # A deterministic attack on fixed weights is the same for every seed of the run.
@@ -128,14 +134,17 @@ def _chunk(
         model_plan.seed if info.stochastic else 0, "perturbation", canonical([part.name, portable]), name
     )
     logits = model_plan.clean[name][start // draft.chunk].logits
+    canary = target is not None and kind == "perturb"
+    compared = shadow.keys() if shadow else ()
     against = target.keys() if target else ()
     key = content_key(
         "perturb", model=model_plan.key, logits=logits, rows=[start, stop], identity=identity, seed=seed,
-        against=[*against, code_digest(_ATTACKING)] if against else [], code=code_digest(_PERTURBING),
+        against=[*against, canary, compared, code_digest(_ATTACKING)] if against else [],
+        code=code_digest(_PERTURBING),
         # Time is not in it: what it ends is not kept.
         limits=[draft.suite.limits.forwards, draft.suite.limits.backwards],
         versions=versions("torch", *({info.library} - {""})),
     )  # fmt: skip
-    job = PerturbJob(model_plan.key, part, name, start, stop, logits, seed, target)
+    job = PerturbJob(model_plan.key, part, name, start, stop, logits, seed, target, canary, shadow)
     of_chunk = draft.name(model_plan, kind, part.label, source=name, start=start)
-    return draft.add(key, of_chunk, job, (model_plan.key, logits, *against), stop - start)
+    return draft.add(key, of_chunk, job, (model_plan.key, logits, *against, *compared), stop - start)

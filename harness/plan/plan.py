@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..suite.resolved import ModelPart, Suite
 from .applicability import Applicability
-from .cells import Cell, Rounding, SetName, TraceKeys
+from .cells import Cell, Rounding, SetName, TraceKeys, Variant
 from .facts import Facts
 from .sets import Sets
 
@@ -19,8 +19,10 @@ class ModelPlan:
     """Everything planned for one model and seed.
 
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
-    ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that; ``standing``,
-    by the name of an analysis that is part of every run and the label of a perturbation, what was measured of it.
+    ``shadowed`` the one of the same attack on shadow images; ``variants``, by what was made of the first evaluate
+    images, the traces of that; ``rounded``, by the label of an attack and the kind of rounding, the cells of its images
+    after that; ``standing``, by the name of an analysis that is part of every run and the label of a perturbation, what
+    was measured of it.
     """
 
     part: ModelPart
@@ -30,6 +32,8 @@ class ModelPlan:
     perturbs: dict[tuple[str, SetName], tuple[str, ...]] = field(default_factory=dict)
     controls: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)
+    shadowed: dict[str, str] = field(default_factory=dict)
+    variants: dict[Variant, TraceKeys] = field(default_factory=dict)
     rounded: dict[tuple[str, Rounding], tuple[str, ...]] = field(default_factory=dict)
     fits: dict[str, str] = field(default_factory=dict)
     scores: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -42,7 +46,7 @@ class Plan:
     """The cells of a run, in an order in which inputs come first, and where each result is found.
 
     ``ModelPlan.scores`` is keyed by detector label and source: ``calibrate``, ``clean``, ``fit`` (of a detector that is
-    attacked, the first fit images), a perturbation's label, or
+    attacked, the first fit images), ``shadow`` and ``re-encoded``, a perturbation's label, or
     ``control:<label>``, ``8-bit:<label>`` and ``levels:<label>`` (of an adaptive attack only for the detector that it
     was made against).
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.

@@ -20,6 +20,7 @@ from .models import model_identity, ready_state
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import ModelPlan, Plan
 from .sets import make_sets
+from .variants import plan_shadowed, plan_variants
 
 DECIDES_NO_NUMBER = True
 
@@ -32,6 +33,7 @@ def make_plan(
     weights: Mapping[str, Path | None],
     limit: int | None = None,
     lost: Mapping[str, Collection[str]] | None = None,
+    secret: str = "",
 ) -> Plan:
     """Lay out a suite.
 
@@ -43,6 +45,7 @@ def make_plan(
         weights: file of each model label, ``None`` where it is trained.
         limit: maximum number of images in each set.
         lost: labels of the perturbations that failed, by key of the model: analyses are made without them.
+        secret: of the run, which decides the shadow images; without one there are none.
 
     Raises:
         UsageError: if the sets do not fit the splits, or a perturbation cannot be planned.
@@ -54,7 +57,7 @@ def make_plan(
         for part in suite.models
         for seed in suite.seeds
     }
-    draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states, lost)
+    draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states, lost, secret)
     models = tuple(_plan_model(draft, part, seed) for part in suite.models for seed in suite.seeds)
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
@@ -75,6 +78,7 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
             draft.traces(model_plan, Images(name, start, stop), needs, Made("none", name))
             for start, stop in draft.chunks(name)
         )
+    plan_variants(draft, model_plan, needs)
     fitted = [d for d in draft.suite.detectors if d.label not in draft.applicability.unfitted]
     learned = {label for d in fitted for label in (*d.fit_on, *d.fit_negatives)}
     oblivious = [p for p in draft.planned if not p.against]
@@ -93,6 +97,7 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
     for perturbation in adaptive:
         plan_adaptive(draft, model_plan, perturbation)
         plan_control(draft, model_plan, perturbation)
+        plan_shadowed(draft, model_plan, perturbation)
     for perturbation in draft.planned:
         if draft.perturbations[perturbation.label].info.kind in HOSTILE:
             plan_rounding(draft, model_plan, perturbation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from ..core.content_keys import FileDigests
 from ..evaluation.finished import Finished
 from ..plan import Plan, lost_perturbations
 from ..store.cache import SHARDS
-from ..store.run_directory import Store
+from ..store.run_directory import Store, unwritable
+from ..store.secrets import RunSecret
 from ..suite.resolved import Suite
 from .context import Context
 from .engines.make import make_engine
@@ -80,9 +81,25 @@ def computed_run(
     POOL.allow(Allowance.of(suite.limits, output=options.debug))
     # Of shards that were killed.
     remove_abandoned(cache / SHARDS)
-    opened = open_run(suite, root, digests, options)
-    with Store(place, cache, options.fresh) as store, open_engine(opened, store, options) as engine:
-        yield opened, compute_cells(opened, store, engine, options)
+    secret = RunSecret(place, cache, options.fresh, options.shard is not None)
+    opened = open_run(suite, root, digests, options, secret.find)
+    with Store(place, cache, options.fresh) as store:
+        opened = _settled(opened, secret, place, options)
+        with open_engine(opened, store, options) as engine:
+            yield opened, compute_cells(opened, store, engine, options)
+
+
+def _settled(opened: Opened, secret: RunSecret, place: Path, options: Options) -> Opened:
+    """Keep the secret in the run directory, which is held; plan again where it has another one by now."""
+    try:
+        kept = secret.keep(opened.secret)
+    except OSError as error:
+        raise unwritable(place, error) from error
+    if kept == opened.secret:
+        return opened
+    planned = partial(opened.make_plan, secret=kept)
+    plan = planned()
+    return replace(opened, secret=kept, make_plan=planned, plan=plan, cells=choose(plan.cells, options.only))
 
 
 @contextmanager

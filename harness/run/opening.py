@@ -22,6 +22,7 @@ from ..evaluation.rankability import unranked_suite
 from ..plan import Plan, make_plan
 from ..plan.cells import Cell
 from ..plan.models import find_weights
+from ..store.secrets import new_secret
 from ..suite.resolved import Suite
 from .options import Options
 from .runner import choose
@@ -41,7 +42,8 @@ class Opened:
         weights: file of each model label, ``None`` where it is trained.
         data_digest: digest of the data's bytes and of the code that reads them.
         weights_digests: sha256 of the weights files, by model label.
-        make_plan: plans the suite; it may be told which perturbations were lost.
+        secret: what decides the shadow images of the run.
+        make_plan: plans the suite; it may be told which perturbations were lost, or another secret.
         plan: the suite's plan.
         cells: those that this call computes, with what they need.
         warnings: about the data.
@@ -55,6 +57,7 @@ class Opened:
     weights: Mapping[str, Path | None]
     data_digest: str
     weights_digests: Mapping[str, str]
+    secret: str
     make_plan: Callable[..., Plan]
     plan: Plan
     cells: Mapping[str, Cell]
@@ -62,7 +65,10 @@ class Opened:
     notes: tuple[str, ...]
 
 
-def open_run(suite: Suite, root: Path, digests: FileDigests, options: Options) -> Opened:
+def open_run(
+    suite: Suite, root: Path, digests: FileDigests, options: Options,
+    find_secret: Callable[[str], str] = lambda name: new_secret(),
+) -> Opened:  # fmt: skip
     """Load the data of a suite, find its weights and plan its cells; what a person should know is said.
 
     Args:
@@ -70,6 +76,7 @@ def open_run(suite: Suite, root: Path, digests: FileDigests, options: Options) -
         root: of the data sets.
         digests: remembers the digests of large files.
         options: of the run.
+        find_secret: gives the secret of the run, by a digest of what it computes.
 
     Raises:
         UsageError: if the data, the weights or the device cannot be had, the suite cannot be planned, or ``only``
@@ -89,14 +96,15 @@ def open_run(suite: Suite, root: Path, digests: FileDigests, options: Options) -
         code=code_digest(_DATA), part=part_digest(DATASETS.entry(suite.data.name), _DATA),
     )  # fmt: skip
     weights_digests = {label: file_digest(path) for label, path in weights.items() if path is not None}
-    planned = partial(make_plan, suite, dataset, data_digest, device.type, weights, options.limit)
+    secret = find_secret(content_key("secret", suite=suite.resolved(), data=data_digest, limit=options.limit))
+    planned = partial(make_plan, suite, dataset, data_digest, device.type, weights, options.limit, secret=secret)
     with _blamed("The suite could not be planned", options.debug):
         plan = planned()
     notes = tuple(_notes(suite, plan))
     for text in notes:
         options.on_message(text)
     return Opened(
-        suite, root, dataset, device, weights, data_digest, weights_digests, planned, plan,
+        suite, root, dataset, device, weights, data_digest, weights_digests, secret, planned, plan,
         choose(plan.cells, options.only), warnings, notes,
     )  # fmt: skip
 

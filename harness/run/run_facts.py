@@ -71,6 +71,8 @@ def run_facts(
         "protocol_digest": " ".join(dict.fromkeys(plan.protocol_digests.values())),
         "digests": {"data": opened.data_digest, "weights": opened.weights_digests},
         "seeds": list(opened.suite.seeds),
+        # Whoever has it can make the shadow images again; no part is told before.
+        "secret": opened.secret,
         "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "hardware": _hardware(opened.device),
         "started": started.isoformat(timespec="seconds"),

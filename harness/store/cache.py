@@ -32,7 +32,9 @@ _LEFT = re.compile(r"[0-9a-f]{64}\.safetensors\.[0-9]+\.tmp")
 LOCKS = "locks"
 # What shards work in.
 SHARDS = "shards"
-_OURS = {"cells", "artifacts", LOCKS, SHARDS, "digests.json", CACHE_TAG}
+# What decides the shadow images of shards, until a run collects their work.
+SECRETS = "secrets"
+_OURS = {"cells", "artifacts", LOCKS, SHARDS, SECRETS, "digests.json", CACHE_TAG}
 # Younger than that, a half-written file may still be written.
 _DAY = 86400.0
 _AGES = {"m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
@@ -219,7 +221,8 @@ def clear(root: Path) -> Removed:
     lines = _lines(cells)
     removed = _remove(cells, lines, _entries(cells, lines), set())
     packs = [path(name) for name in cells.packs for path in (cells.lines, cells.pack)]
-    for path in [*packs, *_left(cells), root / "digests.json"]:
+    secrets = [path for path in (root / SECRETS).glob("*") if KEY.fullmatch(path.name) and is_regular(path)]
+    for path in [*packs, *_left(cells), *secrets, root / "digests.json"]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
     _remove_emptied(root)

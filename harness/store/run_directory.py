@@ -28,12 +28,13 @@ from .artifacts import Artifact
 from .cells import Cells
 from .ledger import KEY, SCHEMA, Record, Status, checked_key
 from .packs import CellWriter
+from .secrets import KEPT_IN
 from .shared_cache import SharedCache
 
 DECIDES_NO_NUMBER = True
 
 # What a run directory holds that is ours to write and delete.
-PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock", ".incoming")
+PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock", ".incoming", KEPT_IN)
 # Seconds of work that a power cut may cost: what was written is brought to the disk as often.
 _SYNCED = 10.0
 

@@ -52,6 +52,14 @@ FLAGS = {
                        "the prediction is flagged."),
     "ties-at-threshold": ("ties at the threshold", "More than 1 % of the calibrate scores equal the threshold: the "
                           "score is coarse, and its false positive rate may be far below 5 %."),
+    "knows-the-images": ("knows the images", "The evaluate images stand an attack more often than the same images "
+                         "after a small secret change: the detector knows them, and is not ranked."),
+    "provenance": ("provenance", "More than half of the evaluate images are flagged after a small secret change: the "
+                   "detector flags what it does not know, and is not ranked."),
+    "shadow-unchecked": ("unchecked on shadow images", "The detector gave no scores of the evaluate images after a "
+                         "small secret change, or they were not attacked: it is not ranked."),
+    "canary-stands": ("canary stands", "The attack does not get past a detector whose robust accuracy is known to be "
+                      "0: it does nothing, or was disturbed. The row is not ranked."),
     "reads-files": ("reads files", "The code of this detector opened files, connections or system libraries that are "
                     "not its own while it was fitted or scored images, as a detector that knows the test images "
                     "would; what they hold is not known."),

@@ -17,6 +17,7 @@ from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite
 from support.cells import ledger
 from support.suites import Tiny
+from support.tables import share_secret
 
 KEY = "a" * 64
 ODD = CellName("my/data", "cnn/wide[a/b]", 3, "score", "d[x=1/2]", source="control:pgd[eps=8/255]@d/e")
@@ -105,7 +106,9 @@ def test_what_another_run_called_otherwise_is_found_by_own_labels(tmp_path: Path
     # Two rows of the same content are one cell, and so is a model whose seed decides nothing.
     twice = [{"name": "mahalanobis", "label": label} for label in ("second", "third")]
     tiny(tmp_path / "b.toml", [{**attacks[0], "label": "g"}], twice, model={"label": "other"})
-    made = [run(tmp_path / f"{n}.toml", tmp_path / n, cache=tmp_path / "cache", device="cpu") for n in "ab"]
+    made = [run(tmp_path / "a.toml", tmp_path / "a", cache=tmp_path / "cache", device="cpu")]
+    share_secret(tmp_path / "a", tmp_path / "b")
+    made.append(run(tmp_path / "b.toml", tmp_path / "b", cache=tmp_path / "cache", device="cpu"))
     assert made[0].computed and not made[1].computed and not made[1].failed
     for place, labels in (("a", ["first"]), ("b", ["second", "third"])):
         for label in labels:

@@ -40,7 +40,7 @@ from support.cells import ledger
 from support.commands import Forks, Result, quiet_environment
 from support.plugins import NETWORK, PLUGGED
 from support.suites import Tiny, table
-from support.tables import read_table, whole_tables
+from support.tables import read_table, share_secret, whole_tables
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
 
@@ -81,6 +81,7 @@ def alone(forks: Forks, place: Path) -> Path:
 
 
 def test_two_workers_make_the_tables_and_findings_of_one(forks: Forks, place: Path, alone: Path) -> None:
+    share_secret(alone, place / "two")
     done = run(forks, place, "two", "cache-two", "--workers", 2)
     assert done.status == 0, done.output
     assert whole_tables(place / "two") == whole_tables(alone)
@@ -130,6 +131,8 @@ def test_seeds_that_were_computed_apart_are_joined_by_their_caches(forks: Forks,
         if number == "all":
             for apart in ("0", "1"):
                 shutil.copytree(tmp_path / f"cache-{apart}", cache, dirs_exist_ok=True)
+        if number != "0":
+            share_secret(tmp_path / "run-0", tmp_path / f"run-{number}")
         done = forks("run", suite, "--out", f"run-{number}", cwd=tmp_path, AFTERSHOCK_CACHE=str(cache))
         assert done.status == 0, done.output
     assert "No cell was missing" in done.output
@@ -332,6 +335,10 @@ def test_what_killed_shards_leave_is_removed_by_the_next_call(forks: Forks, tmp_
     # That of a shard that works is left alone.
     assert list((cache / "shards").iterdir()) == [held.path]
     held.remove()
+    # The run took over the secret of the shards; others draw a new one, and have the rest in common with it.
+    again = run_shard(suite, "1/1", cache=cache)
+    shadows = [record for record in ledger(tmp_path / "run").values() if "shadow" in str(record.name)]
+    assert 0 < again.computed == len(shadows)
     assert run_shard(suite, "1/1", cache=cache).computed == 0
 
 

@@ -115,6 +115,19 @@ def test_a_row_is_ranked_by_an_adaptive_attack_that_meets_the_floor() -> None:
     assert row(parts)["rank"] == 1
 
 
+def test_an_attack_that_leaves_the_canary_invests_nothing() -> None:
+    idle, working = attack("a@d", canary=1.0), attack("b@d", effort=Effort(50, 2), canary=0.0)
+    alone = row([attack("pgd"), idle])
+    assert (alone["rank"], alone["not_ranked_reason"]) == (None, "canary-stands")
+    assert alone["robust_accuracy_is_upper_bound"] == 1
+    # What it says of its queries does not count beside one that works.
+    assert row([attack("pgd"), idle, working])["not_ranked_reason"] == "below-floor"
+    assert row([attack("pgd"), attack("a@d", canary=0.0), attack("b@d", effort=None, canary=1.0)])["rank"] == 1
+    # A search that misses an image of the canary works, and nothing is known where the canary has no answer.
+    assert row([attack("pgd"), attack("a@d", canary=0.0625)])["rank"] == 1
+    assert row([attack("pgd"), attack("a@d", canary=None)])["rank"] == 1
+
+
 @pytest.mark.parametrize(
     ("effort", "images"),
     [

@@ -94,7 +94,7 @@ def _rescore(answers: Answers, asked: Message) -> Message:
     found = []
     for number in range(about["repeats"]):
         # Drawn scores are the same in every run, whatever was asked before.
-        with torch.no_grad(), forked_rng(derive_seed(0, "recheck", "process", number)):
+        with torch.no_grad(), forked_rng(derive_seed(0, "recheck", "process", about["first"] + number)):
             scores = detector.score(traces)
             if not isinstance(scores, Tensor) or scores.shape != (len(traces),):
                 raise AftershockError(f"score() gave no tensor of shape ({len(traces)},)")

@@ -18,9 +18,11 @@ from ...suite.instances import make_perturbation
 from ...tracing.traced_model import TracedModel
 from ..fitted_target import FittedTarget
 from ..work import Output
+from .canary import canary_standing
 from .lent import lent_model
 from .perturbations import changes_elsewhere, perturbed, tensors_of, values_of
 from .rehearsal import informed
+from .shadowed import shadow_images
 from .target import target_of
 from .task_context import TaskContext
 
@@ -34,10 +36,13 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     model = context.open(job.model)
     attacked = lent_model(model, perturbation)
     target, learned = informed(context, target_of(context, attacked, planned, perturbation), planned)
-    made, rows = perturbed(context, job, perturbation, attacked, model, target)
+    chosen = shadow_images(context, job, job.shadow, target) if job.shadow is not None else None
+    made, rows = perturbed(context, job, perturbation, attacked, model, target, chosen)
     tensors, values = tensors_of(made, rows), values_of(made, perturbation) | learned
+    if job.canary:
+        values["canary"] = canary_standing(perturbation, context.dataset, context.suite.limits, context.device)
     if not len(rows):
-        return Output(key, tensors, values)
+        return Output(key, tensors | {"passed": made.success}, values)
     told = target.changed
     target = replace(target, detector=context.detector(planned.fit, planned.part), traced_model=model)
     judged = torch.stack([_judged(target, model, made.images, job.seed, k) for k in range(target.evaluations)])
@@ -49,6 +54,7 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     tensors |= found
     # What passes while the attack runs has to pass where none does.
     passed &= elsewhere <= target.threshold
+    tensors["passed"] = passed
     changes = [f"{CHANGED_FLAG}:{name}" for name in (*told, *target.changed)]
     values["flags"] += dict.fromkeys([*changes, *changes_elsewhere(target.detector)])
     values["undetected"] = int((made.success & passed).sum())
@@ -68,9 +74,10 @@ def _elsewhere(
         infinite where there are none; and why there are none, where the detector is to blame.
     """
     detector, asked = context.detector(planned.fit, planned.part), made.images[:0] if made.asked is None else made.asked
-    traces = model.traces(detector, torch.cat([asked, made.images]).to(context.device))
+    images = torch.cat([asked, made.images])
+    traces = model.traces(detector, images.to(context.device))
     try:
-        scored = context.fresh_scores(planned.fit, planned.part, traces, 1)[0]
+        scored = context.fresh_scores(planned.fit, planned.part, traces, 1, images, model)[0]
     except UnavailableError:
         with torch.no_grad(), guarded_part(detector):
             answer = detector.score(traces)

@@ -25,6 +25,7 @@ from ...plan.cells import (
     RehearsalJob,
     ScoreJob,
     TraceJob,
+    VariantJob,
 )
 from ..work import Output, Task
 from .adaptive import compute_adaptive
@@ -34,6 +35,7 @@ from .perturbations import compute_control, compute_derived, compute_perturbed
 from .rehearsal import compute_rehearsal
 from .task_context import TaskContext
 from .traces import compute_extra, compute_traces
+from .variants import compute_variant
 
 # Values of an image below which one thread is faster than several (the digits have 64, MNIST 784).
 SMALL_IMAGE = 512
@@ -42,6 +44,7 @@ _COMPUTE: dict[type, Callable[[TaskContext, str, Any], Output]] = {
     ModelJob: lambda context, key, job: context.make_model(key, job),
     RehearsalJob: compute_rehearsal,
     PerturbJob: lambda context, key, job: _perturb(context, key, job),
+    VariantJob: compute_variant,
     DerivedJob: compute_derived,
     ControlJob: compute_control,
     ExtraJob: compute_extra,

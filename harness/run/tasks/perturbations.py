@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
 
 
+# Images, their labels, their positions in the split, and their rows of the set.
+Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
 NO_GRADIENT = (
     "the model gives no gradient with respect to its input, so an attack that follows it cannot work: attacks that "
     "only ask for predictions, such as square, can"
@@ -61,7 +63,7 @@ def _attacked(context: TaskContext, job: PerturbJob, perturbation: Perturbation,
 
 def perturbed(
     context: TaskContext, job: PerturbJob, perturbation: Perturbation, attacked: TracedModel, model: TracedModel,
-    target: TargetDetector | None = None,
+    target: TargetDetector | None = None, chosen: Chosen | None = None,
 ) -> tuple[PerturbedBatch, Tensor]:  # fmt: skip
     """Return what a perturbation makes of a job's images, and their rows of the set.
 
@@ -72,26 +74,32 @@ def perturbed(
         attacked: the model as the perturbation may have it, and
         model: as it is judged by.
         target: what an adaptive attack knows of its detector.
+        chosen: the images, where they are not those of the job that the model gets right.
     """
     white = perturbation.info.kind == "attack" and perturbation.info.gradients
     if white and not context.reader.values(job.model)["gradient"]:
         raise UnavailableError(NO_GRADIENT)
-    images, labels, positions = context.clean(job.set, job.start, job.stop)
-    logits = context.reader.tensor(job.logits, "logits")[: len(labels)]
-    right = (logits.argmax(1) == labels).nonzero().squeeze(1)
-    covered = perturbation.covers(positions[right].tolist())
-    right = right[torch.tensor(covered, dtype=torch.bool)]
+    images, labels, positions, rows = chosen or _right(context, job)
+    covered = torch.tensor(perturbation.covers(positions.tolist()), dtype=torch.bool)
     limits = context.suite.limits
     try:
         made = perturb_batch(
-            perturbation, attacked.model, images[right], labels[right], positions[right].tolist(), seed=job.seed,
+            perturbation, attacked.model, images[covered], labels[covered], positions[covered].tolist(), seed=job.seed,
             target=target, limits=Limits(limits.forwards, limits.backwards, limits.seconds), measured_with=model.model,
         )  # fmt: skip
     except UnavailableError as error:
         # What is not defined for the task has no cell: whatever an attack raises is a failure, for which no number
         # stands.
         raise AftershockError(str(error)) from error
-    return made, right + job.start
+    return made, rows[covered]
+
+
+def _right(context: TaskContext, job: PerturbJob) -> Chosen:
+    """Return the images of a job that the model gets right."""
+    images, labels, positions = context.clean(job.set, job.start, job.stop)
+    logits = context.reader.tensor(job.logits, "logits")[: len(labels)]
+    right = (logits.argmax(1) == labels).nonzero().squeeze(1)
+    return images[right], labels[right], positions[right], right + job.start
 
 
 def values_of(made: PerturbedBatch, perturbation: Perturbation) -> dict[str, Any]:

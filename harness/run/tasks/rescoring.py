@@ -87,7 +87,7 @@ def rescore(
     plain = context.fresh_codes(job, rows, images) if only_own_code(detector) else None
     evaluate("attack", lambda number: model.score(detector, images.to(context.device), number, plain)[1])
     try:
-        found["recheck:process"] = context.fresh_scores(job.fit, job.part, picked, count)
+        found["recheck:process"] = context.fresh_scores(job.fit, job.part, picked, count, images, model)
     except UnavailableError:
         reasons["process"] = ""
     except AftershockError as error:

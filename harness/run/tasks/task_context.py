@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from ...plan.models import load_classifier, make_classifier
 from ...store.stored_traces import Reader, StoredCells, open_traces, tap_infos
 from ...suite.instances import make_detector
 from ...suite.resolved import DetectorPart, ModelPart, Suite
+from ...tracing.extra_passes import InputGradient, View
 from ...tracing.traced_model import TracedModel
 from ...tracing.traces import Need, Traces
 from ..context import Context
@@ -32,7 +35,7 @@ from ..workers.pool import POOL
 from ..workers.process import WorkerEndedError
 from ..workers.standins.detectors import PluginDetector
 from ..workers.standins.part import SETTLING
-from ..workers.witness import expect_questions, witness_scores
+from ..workers.witness import Transform, expect_questions, witness_scores
 
 if TYPE_CHECKING:
     from ....detectors.base.detector import Detector
@@ -42,6 +45,19 @@ if TYPE_CHECKING:
 COMPARED = 8
 # Seconds after which memory is given back, which takes some milliseconds.
 _TRIMMED = 2.0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is traced for a detector, by views that are made elsewhere."""
+
+    needs: tuple[Need, ...]
+    views: tuple[View, ...]
+    gradients: tuple[InputGradient, ...]
+
+    def score(self, traces: Traces) -> Tensor:
+        """Raise: nothing is asked for scores here."""
+        raise NotImplementedError
 
 
 class TaskContext:
@@ -105,8 +121,18 @@ class TaskContext:
         if DETECTORS.entry(part.name).origin.package != "session":
             expect_questions(part.name, detector.made_of)
 
-    def fresh_scores(self, fit: str, part: DetectorPart, traces: Traces, evaluations: int) -> Tensor:
+    def fresh_scores(
+        self, fit: str, part: DetectorPart, traces: Traces, evaluations: int, images: Tensor, model: TracedModel
+    ) -> Tensor:
         """Return the scores that a fitted detector gives in a process that has done nothing else, (evaluations, n).
+
+        Args:
+            fit: the cell with its state.
+            part: its entry in the suite.
+            traces: of n images.
+            evaluations: how often it is asked.
+            images: the same, of which a plugin's views are made there, too.
+            model: that traces them.
 
         Raises:
             UnavailableError: for a detector that was registered in this session: no other process has it.
@@ -120,10 +146,17 @@ class TaskContext:
         cpu = SETTLING + each * len(traces) * evaluations
         limit = f"score_seconds = {each:g} for each image, and {SETTLING:g} s for what is done once"
         tensors, state = self.reader.load(fit), self.reader.values(fit)["state"]
+        detector = self.detector(fit, part)
+
+        def viewed(transform: Transform, order: Tensor, number: int) -> Traces:
+            views = tuple(replace(v, transform=partial(transform, v.name)) for v in detector.views)
+            seen = _Seen(detector.needs, views, detector.gradients)
+            return model.traces(seen, images[order].to(self.device), number)
+
         try:
             return witness_scores(
                 part.name, part.params, tensors, state, traces, evaluations, cpu, self.suite.plugins,
-                self.detector(fit, part).made_of, limit,
+                detector.made_of, limit, viewed if detector.views else None,
             )  # fmt: skip
         except WorkerEndedError as error:
             self._ended[fit] = str(error)

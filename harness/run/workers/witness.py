@@ -8,8 +8,9 @@ of plugins stands still: what was scored elsewhere or before cannot tell it what
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,15 @@ from ...tracing.rows import Rows
 from ...tracing.traces import Traces
 from .packing import pack_traces
 from .pool import POOL
-from .process import Source
+from .process import Source, Worker
 from .standins.part import PluginPart
 
 DECIDES_NO_NUMBER = True
+
+# What the view of a name makes of images, with draws of its own.
+Transform = Callable[[str, Tensor, torch.Generator], Tensor]
+# Traces of images in an order, int64 (n,), by views that are made so, for one evaluation.
+Viewed = Callable[[Transform, Tensor, int], Traces]
 
 
 def expect_questions(name: str, made_of: Sequence[str] = ()) -> None:
@@ -45,6 +51,7 @@ def expect_questions(name: str, made_of: Sequence[str] = ()) -> None:
 def witness_scores(
     name: str, params: Mapping[str, Any], tensors: Mapping[str, Tensor], state: Any, traces: Traces, repeats: int = 1,
     cpu: float = 60.0, plugins: Sequence[Path] = (), made_of: Sequence[str] = (), limit: str = "",
+    viewed: Viewed | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the scores that a fitted detector gives there, float64 (repeats, n).
 
@@ -59,6 +66,8 @@ def witness_scores(
         plugins: files whose detectors a built-in one may be made of.
         made_of: names of other detectors that it asks.
         limit: what of a suite sets ``cpu``, for a person.
+        viewed: traces the same images by views that are made there, where the detector has views: a process that has
+            seen other images could have kept them.
 
     Raises:
         AftershockError: if it gives no scores there, with the reason.
@@ -69,15 +78,34 @@ def witness_scores(
     if foreign:
         order = torch.randperm(len(traces), generator=generator(0, "recheck", "process", "order"))
         traces = traces.pick(order).alone()
-    rows, described = pack_traces(traces)
-    question = {
-        "name": name, "params": json.loads(canonical(dict(params))), "state": state, "traces": described,
-        "repeats": repeats, "plugins": [str(path) for path in plugins],
-    }  # fmt: skip
-    sent: dict[str, Tensor | Rows] = {**rows, **{f"state/{n}": value for n, value in tensors.items()}}
+    given = json.loads(canonical(dict(params)))
+
+    def ask(worker: Worker, shown: Traces, first: int, count: int) -> Tensor:
+        rows, described = pack_traces(shown)
+        question = {
+            "name": name, "params": given, "state": state, "traces": described, "first": first, "repeats": count,
+            "plugins": [str(path) for path in plugins],
+        }  # fmt: skip
+        sent: dict[str, Tensor | Rows] = {**rows, **{f"state/{n}": value for n, value in tensors.items()}}
+        return worker.ask("rescore", question, sent, cpu=cpu, limit=limit).tensor("scores").double()
+
     with POOL.fresh(_source(name)) if foreign else nullcontext(POOL.worker(_source(name), "witness")) as worker:
-        found = worker.ask("rescore", question, sent, cpu=cpu, limit=limit)
-    return found.tensor("scores").double().reshape(repeats, len(traces))[:, order.argsort()]
+        if viewed is None or not isinstance(DETECTORS.get(name), PluginPart):
+            scores = ask(worker, traces, 0, repeats)
+        else:
+            number = worker.ask("make", {"kind": "detectors", "name": name, "params": given}).values["id"]
+            transform = partial(_transformed, worker, number, cpu, limit)
+            # A view that is drawn is drawn anew for each evaluation.
+            scores = torch.cat([ask(worker, viewed(transform, order, n).alone(), n, 1) for n in range(repeats)])
+    return scores.reshape(repeats, len(traces))[:, order.argsort()]
+
+
+def _transformed(
+    worker: Worker, number: int, cpu: float, limit: str, view: str, images: Tensor, draws: torch.Generator
+) -> Tensor:
+    """Return what a detector's view makes of images in one process."""
+    given: dict[str, Tensor | Rows] = {"images": images, "random": draws.get_state()}
+    return worker.ask("transform", {"view": view, "id": number}, given, cpu=cpu, limit=limit).tensor("images")
 
 
 def _source(name: str) -> Source:
