@@ -27,6 +27,8 @@ def attack_rows(
     - ``flagged_at_fpr_5``: of the successes, the share with a score above the calibrated threshold.
     - ``undetected_success_at_fpr_5``: the share of all attacked images that are misclassified and pass.
     - ``parts``: of an adaptive attack, how many successes each of its parts made, as JSON.
+    - ``surrogate_follows``: of an adaptive attack that had to look in its rehearsal, the rank correlation of suspicions
+      with true scores while it lowers the suspicion: the detector's ``own`` and the ``student``'s, as JSON.
     - the same three with ``_8bit``, after rounding; empty for attacks against other detectors.
 
     ``detector`` is ``none`` for the attack without any detector.
@@ -53,6 +55,7 @@ def attack_rows(
             "eps": p.eps,
             "n": len(p.index),
             "parts": json.dumps(p.parts, sort_keys=True) if p.parts else "",
+            "surrogate_follows": json.dumps(p.follows, sort_keys=True) if p.follows else "",
         }
         nothing = np.zeros(len(p.index))
         seen = after if p.against is None else None

@@ -48,7 +48,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "attacks": (
         "dataset", "model", "seed", "perturbation", "group", "kind", "against", "norm", "eps", "n", "parts",
         "detector", "success_rate", "flagged_at_fpr_5", "undetected_success_at_fpr_5", "success_rate_8bit",
-        "flagged_at_fpr_5_8bit", "undetected_success_at_fpr_5_8bit",
+        "flagged_at_fpr_5_8bit", "undetected_success_at_fpr_5_8bit", "surrogate_follows",
     ),
     "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),
 }  # fmt: skip

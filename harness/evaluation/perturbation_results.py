@@ -66,6 +66,7 @@ def perturbation_result(found: Finished, model_plan: ModelPlan, part: Perturbati
         flags=tuple(dict.fromkeys([*(flag for v in values for flag in v["flags"]), *reduced, *stopped])),
         late=sum(v.get("late", 0) for v in values),
         parts=sum((Counter(v.get("parts", {})) for v in values), Counter()),
+        follows={name: round(value, 3) for v in values for name, value in v.get("follows", {}).items()},
         told=_told(found, keys, part) if part.against else np.zeros((0, 0)),
         questions=_questions(found, keys) if part.against else np.zeros((2, 0)),
         questions_reason=next((r for v in values if (r := v.get("questions", ""))), ""),

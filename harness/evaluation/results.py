@@ -125,6 +125,7 @@ class PerturbationResult:
         one_step: it takes a single gradient step.
         late: successes found only in the last quarter of its passes.
         parts: of an adaptive attack, how many of the successes each of its parts made.
+        follows: of an adaptive attack, how well what it followed ranks like the true score, by name, three digits.
         effort: of an adaptive attack, what it invests per image; ``None`` where it does not say.
         told: of an adaptive attack, the true scores that it was told of its final images: float (k, n), one row for
             each time that it asked; NaN where it was told nothing.
@@ -160,6 +161,7 @@ class PerturbationResult:
     one_step: bool = False
     late: int = 0
     parts: Mapping[str, int] = field(default_factory=dict)
+    follows: Mapping[str, float] = field(default_factory=dict)
     effort: Effort | None = None
     told: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     questions: FloatArray = field(default_factory=lambda: np.zeros((2, 0)))

@@ -12,17 +12,24 @@ from .leaderboard import ABLATION, budget
 from .matrices_and_curves import grouped
 from .shares import Conditions, Share, group_of, share, written
 
-# The parts of a worst-case attack as attacks.csv calls them; unknown names stay as they are.
+# The kinds of parts of a worst-case attack, as their names in attacks.csv begin; unknown names stay as they are.
 PARTS = {
     "selective": "selective PGD",
     "orthogonal": "orthogonal PGD",
     "joint": "joint PGD",
+    "margin": "PGD on the classifier alone",
     "feature-matching": "feature matching",
     "search": "search on the true score",
+    "decision": "search on the alarm",
     "oblivious": "start: an attack that knows only the model",
     "start": "start: an attack that knows only the model",
     "none": "none",
 }
+
+
+def kind_of(part: str) -> str:
+    """Return the kind of a part, which its name begins with: ``joint`` of ``joint-student-halving``."""
+    return next((kind for kind in PARTS if part == kind or part.startswith(f"{kind}-")), part)
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ def winners(conditions: Conditions, threat: tuple[str, float | None]) -> list[Wi
     for row in conditions.rows:
         attacks.setdefault((row.text("norm"), group_of(row)), []).append(row)
     for (norm, attack), rows in attacks.items():
-        names = list(dict.fromkeys(part for r in rows for part in r.counts("parts")))
+        names = list(dict.fromkeys(kind_of(part) for r in rows for part in r.counts("parts")))
         if not names:
             continue
         names.sort(key=lambda part: list(PARTS).index(part) if part in PARTS else len(PARTS))
@@ -175,7 +182,7 @@ def _bars(conditions: Conditions, rows: Sequence[Row], names: Sequence[str]) -> 
             with_parts = sorted((r for r in same if r.counts("parts")), key=lambda r: r.text("detector") != against)
             if with_parts:
                 for part, count in with_parts[0].counts("parts").items():
-                    counts[part] = counts.get(part, 0) + count
+                    counts[kind_of(part)] = counts.get(kind_of(part), 0) + count
                 total += int(with_parts[0].number("n") or 0)
         total = max(total, sum(counts.values()))
         eps = own[0].number("eps")

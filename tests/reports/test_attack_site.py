@@ -208,7 +208,7 @@ def with_parts(cells: dict[str, str]) -> Rows:
 
 
 def test_parts_are_shares_of_the_attacked_images_counted_once_per_seed(tmp_path: Path) -> None:
-    cells = {"latent": '{"selective": 60, "search": 15}', "msp": '{"orthogonal": 100}'}
+    cells = {"latent": '{"selective": 40, "selective-8-bit": 20, "search": 15}', "msp": '{"orthogonal": 100}'}
     page = site(with_parts(cells), tmp_path, ())
     part = section(page, "Which part of adaptive won", "</table>")
     rows = {row[0]: row for row in texts(part)}

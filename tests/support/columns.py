@@ -22,7 +22,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "mean_linf,max_linf,forwards_per_image,backwards_per_image,flags,reason",
         "attacks": "dataset,model,seed,perturbation,group,kind,against,norm,eps,n,parts,detector,success_rate,"
         "flagged_at_fpr_5,undetected_success_at_fpr_5,success_rate_8bit,flagged_at_fpr_5_8bit,"
-        "undetected_success_at_fpr_5_8bit",
+        "undetected_success_at_fpr_5_8bit,surrogate_follows",
         "timings": "dataset,model,seed,what,name,seconds,ms_per_image",
     }.items()
 }
