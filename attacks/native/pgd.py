@@ -6,7 +6,7 @@ generator, and nothing depends on what else is in the batch.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationI
 
 Ball = Literal["linf", "l2", "l1"]
 Loss = Literal["ce", "margin", "dlr"]
+# Objectives on the predicted distribution, which ask for no class: Granese et al. 2022 (MEAD, arXiv:2206.15415) use
+# three of this kind beside cross-entropy, so that a detector that learned from one meets others.
+Shift = Literal["kl", "gini", "fisher-rao"]
+SHIFTS = get_args(Shift)
 Target = Literal["likeliest", "random"]
 
 
@@ -46,7 +50,7 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
     return gain / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def too_few_classes(loss: Loss, classes: int, targeted: bool) -> str | None:
+def too_few_classes(loss: str, classes: int, targeted: bool) -> str | None:
     """Return why ``loss`` is not defined for this number of classes, or ``None``."""
     needed = (4 if targeted else 3) if loss == "dlr" else 2
     if classes >= needed:
@@ -56,7 +60,7 @@ def too_few_classes(loss: Loss, classes: int, targeted: bool) -> str | None:
     )
 
 
-def objective(logits: Tensor, labels: Tensor, loss: Loss = "ce", targets: Tensor | None = None) -> Tensor:
+def objective(logits: Tensor, labels: Tensor, loss: Loss | Shift = "ce", targets: Tensor | None = None) -> Tensor:
     """What a gradient attack maximises, (n,); with ``targets`` (n,), how near each image is to its target class."""
     if loss == "dlr":
         return dlr(logits, labels, targets)
@@ -67,19 +71,42 @@ def objective(logits: Tensor, labels: Tensor, loss: Loss = "ce", targets: Tensor
     return -cross_entropy(logits, targets, reduction="none")
 
 
+def shift_of(logits: Tensor, clean: Tensor, loss: Loss | Shift) -> Tensor:
+    """Return how far predictions are from those of the clean images, float64 (n,).
+
+    Args:
+        logits: of the images, (n, classes).
+        clean: logits of the clean images, of the same shape.
+        loss: ``kl``: the divergence of the new distribution q from the clean one p, sum p log(p / q); ``fisher-rao``:
+            their geodesic distance 2 arccos(sum sqrt(p q)), in [0, pi]; ``gini``: the impurity of q alone, 1 - sum q^2.
+    """
+    new, old = logits.double().log_softmax(1), clean.double().log_softmax(1)
+    if loss == "kl":
+        return (old.exp() * (old - new)).sum(1)
+    if loss == "gini":
+        return 1 - (2 * new).exp().sum(1)
+    # The same arc by its chord: near 1 a cosine has no digits left.
+    chord = ((new / 2).exp() - (old / 2).exp()).square().sum(1)
+    return 4 * (chord + 1e-30).sqrt().div(2).clamp(max=1 - 1e-12).asin()
+
+
 def climb(
-    model: CountingModel, images: Tensor, labels: Tensor, loss: Loss = "ce", targets: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    model: CountingModel, images: Tensor, labels: Tensor, loss: Loss | Shift = "ce", targets: Tensor | None = None,
+    clean: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One forward and one backward each: the objective (n,), the logits, and the objective's gradient by the images.
 
     Float32 cross-entropy saturates: from a margin of about 17 on its derivative for the label's logit is exactly 0
     (only the other logits still pull), and from about 100 on it is 0 altogether. ``margin`` and ``dlr`` have no such
-    limit.
+    limit. Objectives on the distribution compare with ``clean``, logits of the clean images (n, classes).
     """
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         logits = model(images)
-        values = objective(logits, labels, loss, targets)
+        if clean is not None and loss in SHIFTS:
+            values = shift_of(logits, clean, loss)
+        else:
+            values = objective(logits, labels, loss, targets)
         (gradient,) = torch.autograd.grad(values.sum(), images)
     return values.detach(), logits.detach(), gradient
 
@@ -157,7 +184,9 @@ class PGD(Perturbation):
             leave [0, 1].
         random_start: start each run uniformly in the ball; without it, from the image itself.
         restarts: runs per image; more than one only with ``random_start``.
-        loss: ``ce`` (cross-entropy), ``margin`` or ``dlr`` (no saturation, see :func:`climb`).
+        loss: ``ce`` (cross-entropy), ``margin`` or ``dlr`` (no saturation, see :func:`climb`); or how far the predicted
+            distribution moves, whichever class it moves to: ``kl``, ``fisher-rao`` or ``gini`` (:func:`shift_of`; after
+            Granese et al. 2022, arXiv:2206.15415), from a random start, since it has no slope at the image itself.
         momentum: the share of the direction so far that each step keeps (Dong et al. 2018, arXiv:1710.06081,
             MI-FGSM, with 1.0); 0 for none.
         targeted: approach one other class instead of leaving the label's.
@@ -187,7 +216,7 @@ class PGD(Perturbation):
         norm: Ball = "linf",
         random_start: bool = True,
         restarts: Count = 1,
-        loss: Loss = "ce",
+        loss: Loss | Shift = "ce",
         momentum: NotNegative = 0.0,
         targeted: bool = False,
         target: Target = "likeliest",
@@ -202,10 +231,12 @@ class PGD(Perturbation):
         self.restarts = restarts
         if self.restarts > 1 and not random_start:
             raise UsageError("restarts > 1 needs random_start = true: without it every restart of PGD is the same run.")
-        self.loss: Loss = loss
+        self.loss: Loss | Shift = loss
         self.momentum = momentum
         self.targeted = targeted
         self.target: Target = target
+        if loss in SHIFTS and (targeted or not random_start):
+            raise UsageError(f"loss = {loss!r} goes to no class, from a random start: leave out targeted.")
         if self.target != "likeliest" and not targeted:
             raise UsageError(f"target = {target!r} needs targeted = true.")
         self.early_stop = early_stop
@@ -223,14 +254,15 @@ class PGD(Perturbation):
         result = images.clone()
         active = torch.arange(len(images), device=images.device)
         logits = None
-        if self.targeted:
+        if self.targeted or self.loss in SHIFTS:
             with torch.no_grad():
                 logits = model(images)
         for restart in range(self.restarts):
             last = restart + 1 == self.restarts
             clean, truth, own = images[active], labels[active], draws.take(active.tolist())
-            targets = None if logits is None else self._targets(logits[active], truth, own)
-            found, fooled = self._run(model.of(active), clean, truth, targets, own, check=not last)
+            before = None if logits is None else logits[active]
+            targets = self._targets(before, truth, own) if before is not None and self.targeted else None
+            found, fooled = self._run(model.of(active), clean, truth, targets, before, own, check=not last)
             result[active] = found
             active = active[~fooled]
             if last or not len(active):
@@ -245,8 +277,9 @@ class PGD(Perturbation):
         return drawn + (drawn >= labels)
 
     def _run(
-        self, model: CountingModel, clean: Tensor, labels: Tensor, targets: Tensor | None, draws: Draws, check: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, model: CountingModel, clean: Tensor, labels: Tensor, targets: Tensor | None, before: Tensor | None,
+        draws: Draws, check: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Return the result of one run, and which of its images are known to be fooled; ``check``: also at its end."""
         images = clean
         if self.random_start:
@@ -256,7 +289,7 @@ class PGD(Perturbation):
         velocity = torch.zeros_like(clean) if self.momentum else None
         every = steps_between_looks(clean.device)
         for step in range(self.steps):
-            _, logits, gradient = climb(model.of(rows), images, labels, self.loss, targets)
+            _, logits, gradient = climb(model.of(rows), images, labels, self.loss, targets, before)
             if self.early_stop:
                 first = (logits.argmax(1) != labels) & ~fooled[rows]
                 result[rows] = torch.where(per_image(first, images), images, result[rows])
@@ -264,6 +297,7 @@ class PGD(Perturbation):
                 if step % every == 0 and not bool((going := ~fooled[rows]).all()):
                     rows, images, clean, labels, gradient = (t[going] for t in (rows, images, clean, labels, gradient))
                     targets = None if targets is None else targets[going]
+                    before = None if before is None else before[going]
                     velocity = None if velocity is None else velocity[going]
                     if not len(rows):
                         return result, fooled

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from aftershock.attacks import CountingModel
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.base.perturbation import Perturbation
 from aftershock.attacks.benign.noise import Gaussian, Uniform
-from aftershock.attacks.native.pgd import FGSM, PGD, Loss, dlr, input_gradient, margin
+from aftershock.attacks.native.pgd import FGSM, PGD, Loss, dlr, input_gradient, margin, shift_of
 from aftershock.harness.core.errors import UnavailableError, UsageError
 from support.attack_cases import DigitsCase, LinearCase, run
 from torch import Tensor, nn
@@ -314,3 +314,30 @@ def test_uniform_noise_fills_its_budget(linear: LinearCase) -> None:
 def test_noise_stays_in_range(linear: LinearCase, perturbation: Perturbation) -> None:
     made = run(linear, perturbation)
     assert made.images.min() == 0 and made.images.max() == 1 and made.flags == ()
+
+
+def test_shifts_of_the_distribution_are_their_closed_forms_and_have_a_slope_next_to_the_image() -> None:
+    draw = torch.Generator().manual_seed(0)
+    clean, logits = 5 * torch.randn(2, 20, 6, generator=draw)
+    p, q = clean.double().softmax(1), logits.double().softmax(1)
+    assert torch.allclose(shift_of(logits, clean, "kl"), (p * (p / q).log()).sum(1))
+    assert torch.allclose(shift_of(logits, clean, "gini"), 1 - q.square().sum(1))
+    arc = 2 * (p * q).sqrt().sum(1).clamp(max=1).acos()
+    assert torch.allclose(shift_of(logits, clean, "fisher-rao"), arc, atol=1e-6)
+    # A model that is sure: the cosine of the arc is 1 in all digits.
+    sure = torch.tensor([[40.0, 0.0, 0.0]])
+    near = (sure - torch.tensor([[1e-3, 0.0, 0.0]])).requires_grad_()
+    (gradient,) = torch.autograd.grad(shift_of(near, sure, "fisher-rao").sum(), near)
+    assert bool(gradient.isfinite().all()) and bool((gradient != 0).any())
+
+
+@pytest.mark.parametrize("loss", ["kl", "gini", "fisher-rao"])
+def test_pgd_that_moves_the_distribution_fools_without_a_class_to_go_to(
+    digits: DigitsCase, loss: Literal["kl", "gini", "fisher-rao"]
+) -> None:
+    made = run(digits, PGD(0.3, steps=20, loss=loss))
+    assert float(made.success.double().mean()) > (0.3 if loss == "gini" else 0.5)
+    with pytest.raises(UsageError, match="random start"):
+        PGD(0.3, loss=loss, random_start=False)
+    with pytest.raises(UsageError, match="targeted"):
+        PGD(0.3, loss=loss, targeted=True)
