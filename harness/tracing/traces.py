@@ -128,6 +128,15 @@ def select_taps(selection: str | Sequence[str], taps: Sequence[TapInfo]) -> tupl
     return tuple(t for t in taps if t.name in wanted)
 
 
+def has_taps(need: Need, taps: Sequence[TapInfo]) -> bool:
+    """Return whether a model has the taps that a need names."""
+    try:
+        need.select(taps)
+    except UsageError:
+        return False
+    return True
+
+
 def sampled_units(tap: TapInfo, units: int | None) -> Tensor | None:
     """Which units of a tap are kept (sorted int64 indices), or ``None`` for all; the same for every seed and run."""
     return None if units is None or tap.units <= units else _drawn_units(tap.name, tap.units, units).clone()

@@ -154,7 +154,8 @@ def test_the_same_call_computes_nothing_again_and_another_model_everything(
         other, digits.images, digits.labels, fit=digits.fit, calibrate=digits.calibrate, eps=0.3, attacks=["fgsm"],
         detectors=["energy"], out=tmp_path / "run", cache=tmp_path / "cache", device="cpu",
     )  # fmt: skip
-    assert changed.computed >= again[0].computed
+    # The re-encoded images do not depend on the model.
+    assert changed.computed >= again[0].computed - 1
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
 
 

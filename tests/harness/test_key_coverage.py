@@ -15,6 +15,7 @@ from aftershock.harness.suite.resolve import load_suite
 from support.suites import Tiny
 
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}
+LEARNED = MADE | {"check", "score", "rehearsal"}
 ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}
 
 
@@ -44,12 +45,13 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Callable[[]
         ("analyses.rdm.graph", {"analysis"}, set()),
         ("analyses.rdm.report.text", set(), set()),
         ("analyses.findings", set(), set()),
-        ("detectors.activations.lid", {"fit", "score"}, MADE | {"check", "score"}),
-        ("harness.run.tasks.adaptive", set(), MADE | {"check", "score"}),
-        ("attacks.native.pgd", MADE | {"fit", "score", "analysis"}, MADE | {"check", "score"}),
-        ("harness.run.tasks.detectors", {"fit", "score"}, MADE | {"check", "score"}),
-        ("harness.models.training", ALL, MADE | {"check", "score"}),
-        ("harness.tracing.taps", ALL, MADE | {"check", "score"}),
+        ("detectors.activations.lid", {"fit", "score"}, LEARNED),
+        ("harness.run.tasks.adaptive", set(), LEARNED - {"rehearsal"}),
+        ("harness.run.tasks.rehearsal", set(), LEARNED),
+        ("attacks.native.pgd", MADE | {"fit", "score", "analysis"}, LEARNED),
+        ("harness.run.tasks.detectors", {"fit", "score"}, LEARNED),
+        ("harness.models.training", ALL, LEARNED),
+        ("harness.tracing.taps", ALL, LEARNED),
         ("harness.core.errors", set(), set()),
     ],
 )

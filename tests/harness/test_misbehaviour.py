@@ -25,7 +25,7 @@ from aftershock.detectors import Detector, DetectorInfo, register
 from aftershock.harness.evaluation.collect import Tables
 from aftershock.harness.tracing.traces import Traces
 from support.suites import Tiny
-from support.tables import whole_tables
+from support.tables import share_secret, whole_tables
 from torch import Tensor
 
 ENTERED: list[AbstractContextManager[object]] = []
@@ -225,6 +225,7 @@ def test_what_a_part_does_to_the_process_reaches_no_other_row_and_no_cache(
     assert ruins["success_rate"] == 0 and "changed-state:default dtype" in ruins["flags"]
     # Nothing of it went into the cache.
     tiny(tmp_path / "clean.toml", ATTACKS, HONEST)
+    share_secret(found.folder, Path("again"))
     again = aftershock.run("clean.toml", "again", cache="cache")
     assert again.computed == 0 and whole_tables(again.folder) == whole_tables(undisturbed.folder)
 

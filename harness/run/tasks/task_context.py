@@ -27,7 +27,7 @@ from ...suite.instances import make_detector
 from ...suite.resolved import DetectorPart, ModelPart, Suite
 from ...tracing.extra_passes import InputGradient, View
 from ...tracing.traced_model import TracedModel
-from ...tracing.traces import Need, Traces
+from ...tracing.traces import Need, Traces, has_taps
 from ..context import Context
 from ..events import once
 from ..work import Output
@@ -239,9 +239,10 @@ class TaskContext:
         if not job.shared:
             return None
         key = job.model, tuple(chunk.images for chunk in job.traces), rows.numpy().tobytes()
-        return self._fresh.get_or_make(
-            key, lambda: self.open(job.model).codes(job.shared, images.to(self.device))
-        )  # fmt: skip
+        model = self.open(job.model)
+        # A detector that asks for what this model does not have fails alone.
+        needs = [need for need in job.shared if has_taps(need, model.taps)]
+        return self._fresh.get_or_make(key, lambda: model.codes(needs, images.to(self.device)))
 
     def detector(self, fit: str, part: DetectorPart) -> Detector:
         """Return a fitted detector, its state read from the run."""
