@@ -146,8 +146,9 @@ class CountingModel(nn.Module):
             logits.register_hook(self._count)
         return logits
 
-    def _count(self, gradient: Tensor) -> None:
-        self._spent.backwards += len(gradient)
+    def _count(self, gradient: Tensor | None) -> None:
+        # None: a pass that nothing depended on, such as that of a view which a plugin's surrogate did not read.
+        self._spent.backwards += 0 if gradient is None else len(gradient)
 
 
 def aside(model: nn.Module) -> nn.Module:

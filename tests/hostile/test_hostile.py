@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from aftershock.harness.core.formats import is_sealed
-from support.tables import whole_tables
+from support.tables import share_secret, whole_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -59,6 +59,7 @@ def test_a_misbehaving_part_costs_itself_alone(
     # The cache has nothing of it: a run without it finds all that it needs there, and it is what it always was.
     if data == "digits":
         cached = ran.cached()
+        share_secret(ran.out, tmp_path / "again")
         again = arena(arena.suite(tmp_path, "clean.toml"), "again")
         assert again.status == 0 and rows(again.out, ()) == expected
         new = {kind for key, kind in again.cached().items() if key not in cached}
