@@ -184,7 +184,7 @@ def test_an_aim_is_a_class_of_its_own_in_each_run(digits: DigitsCase, aim: str) 
 def test_a_surrogate_of_nan_does_not_kill_the_margin(digits: DigitsCase) -> None:
     target = mid(digits, "nan")
     for method in ("selective", "orthogonal", "joint"):
-        made = made_by(digits, target, SurrogateAttack(0.3, method, steps=15))  # type: ignore[arg-type]
+        made = made_by(digits, target, SurrogateAttack(0.3, method, steps=15))
         assert float(made.success.double().mean()) > 0.8
 
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, cast
 import pytest
 import torch
 from aftershock.attacks.adaptive.feature_matching import FeatureMatching
+from aftershock.attacks.adaptive.score_square import ScoreSquare
 from aftershock.attacks.adaptive.surrogate import MarginAttack, SurrogateAttack
-from aftershock.attacks.adaptive.worst_case import ScoreSquare, WorstCase
+from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.attacks.base.perturbation import CountingModel, Perturbation, PerturbationInfo
 from aftershock.harness.core.seeds import Draws
 from aftershock.harness.data.types import Dataset

@@ -11,10 +11,10 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.models.architectures import cnn
 from aftershock.harness.run.fitted_target import FittedTarget, hard_traces, kept_units
 from aftershock.harness.run.workers.packing import pack_live, unpack_live
-from aftershock.harness.tracing.extra_passes import View
+from aftershock.harness.tracing.extra_passes import InputGradient, View
 from aftershock.harness.tracing.recorder import discover
 from aftershock.harness.tracing.traced_model import TracedModel
-from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, pool
+from aftershock.harness.tracing.traces import LiveTrace, Need, TapInfo, Traces, pool
 from torch import Tensor, nn
 
 
@@ -85,10 +85,13 @@ class Squared:
     """Reads one view: the squares of an image, with the transform's own gradient or without."""
 
     needs = (Need("pooled", "last:1"),)
-    gradients = ()
+    gradients: tuple[InputGradient, ...] = ()
 
     def __init__(self, differentiable: bool, dropout: bool = False) -> None:
         self.views = (View("squares", lambda images, draws: images**2, dropout, differentiable),)
+
+    def score(self, traces: Traces) -> Tensor:
+        return traces.view("squares").logits[:, 0]
 
 
 @pytest.mark.parametrize("differentiable", [True, False])
@@ -119,7 +122,7 @@ def test_a_view_with_dropout_drops_in_a_live_pass_what_it_drops_in_a_recording()
     images = torch.rand(5, 1, 8, 8)
     traced, detector = TracedModel(model, discover(model, images)), Squared(True, dropout=True)
     live = traced.live_for(detector, images.clone().requires_grad_()).view("squares")
-    recorded = traced.traces(detector, images).view("squares")  # type: ignore[arg-type]
+    recorded = traced.traces(detector, images).view("squares")
     assert torch.allclose(live.logits.detach(), recorded.logits, atol=1e-6)
     assert not torch.allclose(recorded.logits, model(images**2), atol=1e-3)
 
