@@ -30,7 +30,7 @@ from .worst_case import WorstCase
 # A surrogate whose suspicions rank an attack's iterates like the true scores do needs no student.
 FOLLOWS = 0.8
 # Steps of the attacks that a student learns from, how often it learns from its own, and by how much of the budget.
-_LESSON_STEPS, _REFRESHES, _REACHES = 20, 2, (1.0, 3.0)
+_LESSON_STEPS, _REFRESHES, _REACHES = 20, 1, (1.0, 3.0)
 _MIXED = (0.25, 0.5, 0.75)
 # The first round of the rehearsal: its images, the share of the steps that it takes, and how many parts it leaves.
 _FIRST_IMAGES, _SHORT, _LEFT = 12, 0.5, 4

@@ -28,7 +28,7 @@ from .features import described
 _SHRINKAGE = 0.05
 # Temperature of the soft minimum, in units of the squared distances' own median.
 _SOFT = 0.02
-_HIDDEN, _STEPS, _RATE, _BATCH = 64, 800, 3e-3, 256
+_HIDDEN, _STEPS, _RATE, _BATCH = 64, 600, 3e-3, 256
 
 
 @dataclass(frozen=True, eq=False)

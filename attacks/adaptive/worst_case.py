@@ -27,6 +27,8 @@ _FURTHER = 2
 _LATE_IMAGES, _LATE_SHARE = 2, 0.01
 # How many parts run again from random starts: those that run first, which a rehearsal found the strongest.
 _REPEATED = 3
+# How many parts run at all once a rehearsal has compared them, and those that do whatever it found.
+_RUN, _ALWAYS = 8, ("margin", "feature-matching")
 
 
 class WorstCase(Adaptive):
@@ -118,12 +120,14 @@ class WorstCase(Adaptive):
     def _attacks(self, model: CountingModel, further: int) -> list[Adaptive]:
         """Return the attacks of one round: those that go on have twice the steps each time, and starts of their own.
 
-        Every part runs once; the strongest are repeated, and only they go on.
+        Every part runs once, or the better ones where all were rehearsed; only the strongest are repeated and go on.
         """
         target = target_of(model)
         steps, queries, first = self.steps * 2**further, self.queries * 2**further, further * self.restarts
         parts = self.portfolio.parts(target)
         order = list(dict.fromkeys([*(name for name in target.rehearsed if name in parts), *parts]))
+        if len(target.rehearsed) >= len(parts):
+            order = [*order[:_RUN], *(name for name in order[_RUN:] if name in _ALWAYS)]
         if self.only:
             order = [name for name in order if name in self.only]
             if not order:
