@@ -128,8 +128,9 @@ def main(arguments: Sequence[str]) -> None:
         folder = Path(name)
         (folder / "quick").mkdir()
         record_quick(Path(arguments[0]) if arguments else _run("quick", folder / "quick"))
+        # Before the tutorial, whose detector has the name that a transcript gives its own.
+        transcripts.write()
         record_tutorial(folder)
-    transcripts.write()
     tables.main()
 
 
