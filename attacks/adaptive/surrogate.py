@@ -164,6 +164,11 @@ class SurrogateAttack(Iterative):
 
     def _suspicion(self, found: Observation, target: TargetDetector) -> Tensor:
         if self.surrogate != "own":
+            if self.surrogate not in target.stand_ins:
+                raise UsageError(
+                    f"There is no stand-in {self.surrogate!r} here: `adaptive` learns them in its rehearsal, "
+                    f'and only = ["{self.part}"] runs this part alone.'
+                )
             return target.stand_ins[self.surrogate](found)
         if found.suspicion is None:
             raise UsageError(

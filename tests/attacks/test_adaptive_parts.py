@@ -234,6 +234,12 @@ def test_what_no_file_can_hold_is_not_shown_to_a_detector_that_looks_for_it(digi
     assert share(made, target) > 0.5 and any(credit.endswith("8-bit") for credit in made.credits)
 
 
+def test_a_stand_in_that_was_not_learned_is_one_sentence(digits: DigitsCase) -> None:
+    attack = SurrogateAttack(0.2, "joint", pace="halving", surrogate="student")
+    with pytest.raises(UsageError, match=r'only = \["joint-student-halving"\]'):
+        made_by(digits, mid(digits), attack)
+
+
 def test_one_part_can_run_alone_by_its_name(digits: DigitsCase) -> None:
     target = mid(digits, "exact")
     made = made_by(digits, target, WorstCase(0.2, steps=10, only=["orthogonal"]))
