@@ -13,7 +13,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from ...harness.core.model_state import untouched
+from ...harness.core.model_state import device_of, untouched
 from ...harness.core.seeds import Draws, derive_seed, forked_rng
 from ..base.geometry import random_in_ball
 from ..base.perturb_batch import PerturbedBatch, perturb_batch
@@ -242,9 +242,10 @@ def _mixtures(stage: Stage, eps: float, norm: Ball) -> _Noting:
     if len(guides.images):
         others = guides.images.to(stage.images.device)[torch.arange(len(stage.images)) % len(guides.images)]
         looked += [others, *(stage.images + share * (others - stage.images) for share in _MIXED)]
+    device = device_of(stage.model)
     with torch.no_grad():
         for images in looked:
-            noting.observe(stage.model, images, surrogate=False)
+            noting.observe(stage.model, images.to(device), surrogate=False)
     return noting
 
 
