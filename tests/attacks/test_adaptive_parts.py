@@ -13,7 +13,7 @@ from aftershock.attacks.adaptive.pixels import EightBits, VaryingPixels
 from aftershock.attacks.adaptive.rehearsal import Informed, Stage, rehearse
 from aftershock.attacks.adaptive.score_square import ScoreSquare
 from aftershock.attacks.adaptive.stand_ins import Gaussian, Nearest, Student, from_states, states_of
-from aftershock.attacks.adaptive.surrogate import SurrogateAttack
+from aftershock.attacks.adaptive.surrogate import MarginAttack, SurrogateAttack
 from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.attacks.base.perturb_batch import PerturbedBatch, perturb_batch
 from aftershock.attacks.base.perturbation import Perturbation
@@ -207,7 +207,13 @@ def test_a_rehearsal_teaches_a_student_where_the_surrogate_is_missing_or_mislead
     attack = WorstCase(0.15, steps=15, queries=1)
     hidden = mid(digits)
     learned = rehearse(attack, stage(hidden))
-    assert learned.follows["student"] > 0.5 and "own" not in learned.follows
+    assert set(learned.follows) == {"student"}
+    # On images as an attack makes them; at the bottom, where its own path ends, all scores are nearly the same.
+    made = made_by(digits, hidden, MarginAttack(0.15, steps=5))
+    with torch.no_grad():
+        found = hidden.observe(digits.model, made.images, surrogate=False)
+    ranks = spearmanr(learned.stand_ins["student"](found).numpy(), hidden.told(made.images).numpy())
+    assert ranks.statistic > 0.8
     assert set(learned.stand_ins) == {"student", "gaussian", "nearest"}
     assert {p.part for p in learned.parts} <= set(attack.portfolio.parts(Informed(hidden, learned.stand_ins)))
     open_ = rehearse(attack, stage(mid(digits, "exact")))
