@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, forks: Forks, tiny: Tiny) -> P
     perturbations = [
         {"name": "pgd", "eps": 0.3},
         # A large budget off the grid: adding exactly 8/16 would stay on it.
-        {"name": "adaptive", "eps": [0.05, 0.3], "steps": 15, "queries": 60, "images": 40, "large_eps": 0.53},
+        {"name": "adaptive", "eps": [0.05, 0.3], "steps": 10, "queries": 30, "images": 40, "large_eps": 0.53},
     ]
     detectors = [{"name": n} for n in ("energy", "blind", "useless-surrogate", "grid")]
     tiny(folder / "a.toml", perturbations, detectors, plugins=["parts.py"])
