@@ -12,12 +12,11 @@ from ...harness.core.seeds import Draws, DrawsAhead
 from ..base.geometry import per_image, project
 from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, PerturbationInfo, norms
-from ..base.target import TargetDetector
 from ..native.pgd import margin
 from ..native.square import propose_l2, propose_linf, square_share
 from .base import Adaptive, target_of
 from .best_found import Best
-from .pixels import Ball, Pixels
+from .pixels import Ball, Grid, Pixels
 
 # The share of the distance that a proposal gives up: at first, at least, at most, and how it changes with each answer.
 _FIRST, _LEAST, _MOST, _FASTER, _SLOWER = 0.2, 0.005, 0.5, 1.5, 0.7
@@ -102,10 +101,11 @@ class DecisionAttack(Adaptive):
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
         images, own, queries = best.images[rows], DrawsAhead(draws), max(self.queries // 2, 1)
+        grid = self.grid(target_of(model))
         for step in range(queries):
             share = square_share(step, queries, _SHARE)
             proposal = self._changed(images, clean, self.eps, share, own)
-            fooled, passes = self._asked(best, rows, proposal, clean, labels, model)
+            fooled, passes = self._asked(best, rows, proposal, clean, labels, model, grid)
             images = torch.where(per_image(fooled, images), proposal, images)
             if bool(passes.any()):
                 images, rows, clean, labels = (t[~passes] for t in (images, rows, clean, labels))
@@ -119,6 +119,7 @@ class DecisionAttack(Adaptive):
         draws: Draws,
     ) -> None:  # fmt: skip
         images, own, queries = starts, DrawsAhead(draws), max(self.queries // 2, 1)
+        grid = self.grid(target_of(model))
         radius = norms(images - clean)[self.ball]
         inward = torch.full_like(radius, _FIRST)
         # A guide passes by itself, but not always with what the grid leaves of it.
@@ -130,7 +131,7 @@ class DecisionAttack(Adaptive):
                 # One square goes to the edge, another back to the image attacked.
                 moved = moved if step % 4 == 1 else torch.where(moved == proposal, proposal, clean)
                 proposal = self._drawn_in(moved, clean, reach)
-            _, passes = self._asked(best, rows, proposal, clean, labels, model)
+            _, passes = self._asked(best, rows, proposal, clean, labels, model, grid)
             images = torch.where(per_image(passes, images), proposal, images)
             radius = torch.where(passes, norms(images - clean)[self.ball], radius)
             inward = torch.where(passes, inward * _FASTER, inward * _SLOWER).clamp(_LEAST, _MOST)
@@ -171,11 +172,11 @@ class DecisionAttack(Adaptive):
         return (clean + project((images - clean) / unit, torch.zeros_like(clean), 1.0, self.ball) * unit).clamp(0, 1)
 
     def _asked(
-        self, best: Best, rows: Tensor, images: Tensor, clean: Tensor, labels: Tensor, model: CountingModel
+        self, best: Best, rows: Tensor, images: Tensor, clean: Tensor, labels: Tensor, model: CountingModel, grid: Grid
     ) -> tuple[Tensor, Tensor]:
         """Return which images fool, and which of them pass; those within the budget are offered."""
-        target: TargetDetector = target_of(model)
-        shown = self.grid(target).of(images, clean)
+        target = target_of(model)
+        shown = grid.of(images, clean)
         logits, score = target.query(model, shown)
         fooled = margin(logits, labels) > 0
         inside = norms(shown - clean)[self.ball] <= self.eps * (1 + 1e-5) + 1e-7

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..base.geometry import levels_within
 from ..base.target import Guides
 
 Pixels = Literal["any", "8-bit", "varying"]
@@ -49,16 +50,12 @@ class EightBits(Grid):
         self._eps, self._norm = eps, norm
 
     def of(self, images: Tensor, clean: Tensor) -> Tensor:
-        levels, around = images.double() * _LEVELS, clean.double() * _LEVELS
         if self._norm == "l2":
+            levels, around = images.double() * _LEVELS, clean.double() * _LEVELS
             # Clean values may themselves lie between levels; beyond their nearest one nothing is gained.
             toward = torch.where(levels > around, levels.floor(), levels.ceil())
             return (toward / _LEVELS).clamp(0, 1).float()
-        # float32 rounding of a clean value must not exclude a level on the edge of the budget.
-        reach = (self._eps + 5e-7) * _LEVELS
-        low, high = (around - reach).ceil(), (around + reach).floor()
-        inside = torch.minimum(torch.maximum(levels.round(), low), high)
-        return (torch.where(low <= high, inside, levels.round()) / _LEVELS).clamp(0, 1).float()
+        return (levels_within(images, clean, _LEVELS, self._eps) / _LEVELS).clamp(0, 1).float()
 
 
 class VaryingPixels(Grid):

@@ -42,6 +42,19 @@ def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
     return torch.where(per_image(length > eps, images), clean + shrunk.view_as(images), images)
 
 
+def levels_within(images: Tensor, clean: Tensor, steps: int, eps: float) -> Tensor:
+    """Return the nearest of ``steps`` + 1 levels within L-inf ``eps`` of ``clean``, as float64 numbers of steps.
+
+    Where none does it is the nearest of all.
+    """
+    levels = (images.double() * steps).round()
+    # float32 rounding of x must not exclude a level on the edge of the budget; as much as `within` allows for.
+    reach = eps + 5e-7
+    low, high = ((clean.double() - reach) * steps).ceil(), ((clean.double() + reach) * steps).floor()
+    inside = torch.minimum(torch.maximum(levels, low), high)
+    return torch.where(low <= high, inside, levels)
+
+
 def project_l1_in_range(images: Tensor, clean: Tensor, eps: float) -> Tensor:
     """Return the nearest images in [0, 1] within L1 distance ``eps`` of ``clean``, which lies in [0, 1] itself.
 

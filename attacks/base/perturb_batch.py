@@ -18,7 +18,7 @@ from ...harness.core.errors import UnavailableError, UsageError
 from ...harness.core.model_state import device_of, untouched
 from ...harness.core.process_state import CHANGED_FLAG, guarded_part
 from ...harness.core.seeds import Draws, derive_seed, forked_rng
-from .geometry import per_image, project
+from .geometry import levels_within, per_image, project
 from .perturbation import Norm, Perturbation, norms
 from .target import TargetDetector
 from .watched_model import LimitError, Limits, WatchedModel
@@ -267,13 +267,11 @@ def rounded(
         batch_size: images per forward pass; by default as many as suit the device.
     """
     steps, clean = levels - 1, clean.detach().cpu()
-    images = (perturbed.detach().cpu().double() * steps).round()
+    images = perturbed.detach().cpu()
     if eps is not None and norm == "linf":
-        # float32 rounding of x must not exclude a level on the edge of the budget; as much as `within` allows for.
-        reach = eps + 5e-7
-        low, high = ((clean.double() - reach) * steps).ceil(), ((clean.double() + reach) * steps).floor()
-        inside = torch.minimum(torch.maximum(images, low), high)
-        images = torch.where(low <= high, inside, images)
+        images = levels_within(images, clean, steps, eps)
+    else:
+        images = (images.double() * steps).round()
     return _derived(model, clean, (images / steps).clamp(0, 1).float(), labels, batch_size)
 
 

@@ -100,7 +100,7 @@ class _Bytes:
         return made
 
     def take(self, place: int) -> bool:
-        """Lock a byte; return whether nobody held it."""
+        """Lock a byte; return whether it was free."""
         if place in self._held:
             return False
         try:
