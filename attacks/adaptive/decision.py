@@ -7,16 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws, DrawsAhead
 from ..base.geometry import per_image, project
-from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, PerturbationInfo, norms
 from ..native.pgd import margin
 from ..native.square import propose_l2, propose_linf, square_share
-from .base import Adaptive, target_of
+from .base import target_of
 from .best_found import Best
-from .pixels import Ball, Grid, Pixels
+from .pixels import Grid
+from .query_search import QuerySearch
 
 # The share of the distance that a proposal gives up: at first, at least, at most, and how it changes with each answer.
 _FIRST, _LEAST, _MOST, _FASTER, _SLOWER = 0.2, 0.005, 0.5, 1.5, 0.7
@@ -24,7 +23,7 @@ _FIRST, _LEAST, _MOST, _FASTER, _SLOWER = 0.2, 0.005, 0.5, 1.5, 0.7
 _SHARE = 0.3
 
 
-class DecisionAttack(Adaptive):
+class DecisionAttack(QuerySearch):
     """Random search that asks only whether an image fools the model and is not flagged.
 
     A score that is 0 or 1, or the same for all that is flagged, shows a search on the score no way down. Two walks
@@ -60,27 +59,7 @@ class DecisionAttack(Adaptive):
         summary="Random search that asks only whether an image fools the model and is not flagged.",
     )
 
-    def __init__(
-        self,
-        eps: float,
-        queries: Count = 1000,
-        norm: Ball = "linf",
-        images: int | None = 200,
-        large_eps: float | None = None,
-        pixels: Pixels = "any",
-    ) -> None:
-        super().__init__(eps, norm, images, large_eps, pixels)
-        self.queries = queries
-
-    @property
-    def part(self) -> str:
-        """``decision``, and what is not as by default."""
-        return "decision" if self.pixels == "any" else f"decision-{self.pixels}"
-
-    @property
-    def effort(self) -> Effort:
-        """Queries."""
-        return Effort(queries=self.queries)
+    called: ClassVar[str] = "decision"
 
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws

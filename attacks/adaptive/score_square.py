@@ -7,18 +7,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws
-from ..base.kinds import Effort
 from ..base.perturbation import CountingModel, PerturbationInfo
 from ..native.pgd import margin
 from ..native.square import search
-from .base import Adaptive, target_of
+from .base import target_of
 from .best_found import Best
-from .pixels import Ball, Pixels
+from .query_search import QuerySearch
 
 
-class ScoreSquare(Adaptive):
+class ScoreSquare(QuerySearch):
     """Minimise logits and true score together by random search (Square), without gradient or surrogate.
 
     What is minimised is max(0, −margin) plus the true score above the threshold in units of the detector's spread; an
@@ -49,27 +47,7 @@ class ScoreSquare(Adaptive):
         summary="Random search that asks logits and the detector's true score; needs no surrogate.",
     )
 
-    def __init__(
-        self,
-        eps: float,
-        queries: Count = 1000,
-        norm: Ball = "linf",
-        images: int | None = 200,
-        large_eps: float | None = None,
-        pixels: Pixels = "any",
-    ) -> None:
-        super().__init__(eps, norm, images, large_eps, pixels)
-        self.queries = queries
-
-    @property
-    def part(self) -> str:
-        """``search``, and what is not as by default."""
-        return "search" if self.pixels == "any" else f"search-{self.pixels}"
-
-    @property
-    def effort(self) -> Effort:
-        """Queries."""
-        return Effort(queries=self.queries)
+    called: ClassVar[str] = "search"
 
     def improve(
         self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
