@@ -89,5 +89,5 @@ class Adaptive(Perturbation):
     def grid(self, target: TargetDetector) -> Grid:
         """Return what is shown of this attack's iterates."""
         if self.pixels == "8-bit":
-            return EightBits(self.eps, self.ball)
+            return EightBits(self.ball)
         return VaryingPixels(target.guides()) if self.pixels == "varying" else AnyPixels()

@@ -16,9 +16,10 @@ class Best:
     Args:
         clean: (n, channels, height, width); an image for which nothing fools stays what was offered last.
         target: the detector.
+        enough: the true score at which there is nothing more to gain; by default the clean median.
     """
 
-    def __init__(self, clean: Tensor, target: TargetDetector) -> None:
+    def __init__(self, clean: Tensor, target: TargetDetector, enough: float | None = None) -> None:
         self.images = clean.clone()
         self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
         self._found = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
@@ -28,7 +29,7 @@ class Best:
         self.asked_score = torch.full_like(self.score, torch.nan)
         self._fooling = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
         self._draws = torch.Generator().manual_seed(0)
-        self._target = target
+        self._target, self._enough = target, target.target_score if enough is None else enough
         self._parts: list[str] = []
         self._by = torch.full((len(clean),), -1, device=clean.device)
         # Iterates offered for each image, and the one that first got past the detector (0: none did).
@@ -91,8 +92,8 @@ class Best:
 
     @property
     def below_target(self) -> Tensor:
-        """(n,), fooled with a score below the clean median: nothing more to gain."""
-        return self.score <= self._target.target_score
+        """(n,), fooled with a score as low as is aimed at: nothing more to gain."""
+        return self.score <= self._enough
 
     @property
     def not_evaded(self) -> Tensor:

@@ -147,15 +147,14 @@ class DecisionAttack(QuerySearch):
 
     def _drawn_in(self, images: Tensor, clean: Tensor, reach: Tensor) -> Tensor:
         """Return images within ``reach`` (n,) of ``clean``."""
-        unit = per_image(reach, images)
-        return (clean + project((images - clean) / unit, torch.zeros_like(clean), 1.0, self.ball) * unit).clamp(0, 1)
+        return project(images, clean, reach, self.ball).clamp(0, 1)
 
     def _asked(
         self, best: Best, rows: Tensor, images: Tensor, clean: Tensor, labels: Tensor, model: CountingModel, grid: Grid
     ) -> tuple[Tensor, Tensor]:
         """Return which images fool, and which of them pass; those within the budget are offered."""
         target = target_of(model)
-        shown = grid.of(images, clean)
+        shown = grid.of(images, clean, self.eps)
         logits, score = target.query(model, shown)
         fooled = margin(logits, labels) > 0
         inside = norms(shown - clean)[self.ball] <= self.eps * (1 + 1e-5) + 1e-7

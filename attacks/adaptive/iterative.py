@@ -8,7 +8,8 @@ raised: the margin (positive once fooled), and minus the suspicion.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from ...harness.core.batches import steps_between_looks
 from ...harness.core.ranges import Count, Natural, Positive
 from ...harness.core.seeds import Draws
-from ..base.geometry import ascent, per_image, random_in_ball
+from ..base.geometry import Radius, ascent, per_image, random_in_ball
 from ..base.kinds import Effort
 from ..base.perturbation import CountingModel
 from ..base.target import Observation, TargetDetector
@@ -34,6 +35,19 @@ Carried = dict[str, Tensor]
 _FOOLED = 1e6
 # A detector may answer with infinity or NaN: such an iterate fools, and nothing that fools is worse.
 _WORST = 1e5
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """A budget of each image's own, and where its run 0 starts.
+
+    Attributes:
+        radii: in the attack's norm, above 0, of all n images of the batch, (n,).
+        starts: (n, channels, height, width), within the radii.
+    """
+
+    radii: Tensor
+    starts: Tensor
 
 
 class Iterative(Adaptive):
@@ -79,6 +93,12 @@ class Iterative(Adaptive):
         self.restarts = restarts
         self.first_run = first_run
         self.aim: Aim = aim
+        self._reach: Reach | None = None
+
+    def within(self, reach: Reach) -> Self:
+        """Let each image have its own budget and start; steps grow and shrink with it."""
+        self._reach = reach
+        return self
 
     @property
     def effort(self) -> Effort:
@@ -103,17 +123,19 @@ class Iterative(Adaptive):
     def _run(
         self, best: Best, rows: Tensor, run: int, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:
-        target = target_of(model)
-        images, clean, labels = clean[rows], clean[rows], labels[rows]
+        target, reach = target_of(model), self._reach
+        eps: Radius = self.eps if reach is None else reach.radii[rows]
+        clean, labels = clean[rows], labels[rows]
+        images = clean if reach is None or run else reach.starts[rows]
         if run:
-            images = (images + random_in_ball(images, self.eps, self.ball, draws.take(rows.tolist()))).clamp_(0, 1)
+            images = (images + random_in_ball(images, eps, self.ball, draws.take(rows.tolist()))).clamp_(0, 1)
         carried = self.carried(model, target, clean, labels, run)
-        walk = self._walk(images, clean)
+        walk = self._walk(images, clean, eps)
         grid = self.grid(target)
         every, going = steps_between_looks(clean.device), torch.ones_like(rows, dtype=torch.bool)
         for step in range(self.steps + 1):
             # What is judged is what the grid leaves of an iterate; steps are taken from the iterate itself.
-            shown = grid.of(walk.images, clean).detach().requires_grad_()
+            shown = grid.of(walk.images, clean, walk.eps).detach().requires_grad_()
             with torch.enable_grad():
                 found = self.observe(model.of(rows), target, shown, step)
                 lead = margin(found.logits, labels)
@@ -135,9 +157,9 @@ class Iterative(Adaptive):
                 if not len(rows):
                     return
 
-    def _walk(self, images: Tensor, clean: Tensor) -> Walk:
+    def _walk(self, images: Tensor, clean: Tensor, eps: Radius) -> Walk:
         walk = HalvingSteps if self.pace == "halving" else FallingSteps
-        return walk(images, clean, self.eps, self.ball, self.steps, self.step_size)
+        return walk(images, clean, eps, self.ball, self.steps, self.step_size * (eps / self.eps))
 
     def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
         """Return one differentiable pass at a step."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ..base.geometry import ascent, per_image, step_within
+from ..base.geometry import Radius, ascent, per_image, step_within
 from ..native.autopgd import NEW, RHO, checkpoints
 from .pixels import Ball
 
@@ -18,13 +18,13 @@ class Walk(ABC):
     Args:
         images: where the run starts, float32 in [0, 1], (n, channels, height, width).
         clean: the images attacked, of the same shape.
-        eps: the budget in ``norm``.
+        eps: the budget in ``norm``, of all images or of each (n,).
         norm: ``linf`` or ``l2``.
         steps: of the run.
-        size: the length of the first step.
+        size: the length of the first step, likewise.
     """
 
-    def __init__(self, images: Tensor, clean: Tensor, eps: float, norm: Ball, steps: int, size: float) -> None:
+    def __init__(self, images: Tensor, clean: Tensor, eps: Radius, norm: Ball, steps: int, size: Radius) -> None:
         self.images, self.clean, self.eps, self.norm, self.steps, self.size = images, clean, eps, norm, steps, size
 
     @abstractmethod
@@ -38,9 +38,10 @@ class Walk(ABC):
             going: which images still move, bool (n,); what is done stays where it is until it leaves.
         """
 
-    @abstractmethod
     def keep(self, going: Tensor) -> None:
         """Drop the other images."""
+        self.images, self.clean = self.images[going], self.clean[going]
+        self.eps, self.size = _of(self.eps, going), _of(self.size, going)
 
     def _within(self, images: Tensor, step: Tensor) -> Tensor:
         return step_within(images, step, self.clean, self.eps, self.norm)
@@ -51,11 +52,9 @@ class FallingSteps(Walk):
 
     def move(self, step: int, direction: Tensor, value: Tensor, going: Tensor) -> None:
         size = self.size * max(0.1, min(1.0, 2 * (self.steps - step) / self.steps))
-        moved = self._within(self.images, size * ascent(direction, self.norm))
+        length = per_image(size, direction) if isinstance(size, Tensor) else size
+        moved = self._within(self.images, length * ascent(direction, self.norm))
         self.images = torch.where(per_image(going, moved), moved, self.images)
-
-    def keep(self, going: Tensor) -> None:
-        self.images, self.clean = self.images[going], self.clean[going]
 
 
 class HalvingSteps(Walk):
@@ -63,11 +62,11 @@ class HalvingSteps(Walk):
     halves them and goes back to the best iterate of the run.
     """
 
-    def __init__(self, images: Tensor, clean: Tensor, eps: float, norm: Ball, steps: int, size: float) -> None:
+    def __init__(self, images: Tensor, clean: Tensor, eps: Radius, norm: Ball, steps: int, size: Radius) -> None:
         super().__init__(images, clean, eps, norm, steps, size)
         n, device = len(images), images.device
         self._previous, self._best, self._uphill = images, images, torch.zeros_like(images)
-        self._length = torch.full((n,), size, device=device)
+        self._length = size if isinstance(size, Tensor) else torch.full((n,), size, device=device)
         self._value = self._best_value = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
         self._at_checkpoint, self._rises = self._best_value, torch.zeros(n, device=device)
         self._halved = torch.ones(n, dtype=torch.bool, device=device)
@@ -92,9 +91,9 @@ class HalvingSteps(Walk):
         self._previous, self.images = self.images, torch.where(still, moved, self.images)
 
     def keep(self, going: Tensor) -> None:
+        super().keep(going)
         for name in (
-            "images", "clean", "_previous", "_best", "_uphill", "_length", "_value", "_best_value", "_at_checkpoint",
-            "_rises", "_halved",
+            "_previous", "_best", "_uphill", "_length", "_value", "_best_value", "_at_checkpoint", "_rises", "_halved",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name)[going])
 
@@ -108,3 +107,7 @@ class HalvingSteps(Walk):
         self._halved, self._at_checkpoint, self._looked = halve, self._best_value, step
         self._rises = torch.zeros_like(self._rises)
         return torch.where(back, self._uphill, direction)
+
+
+def _of(values: Radius, rows: Tensor) -> Radius:
+    return values[rows] if isinstance(values, Tensor) else values

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base.geometry import levels_within
+from ..base.geometry import Radius, levels_within
 from ..base.target import Guides
 
 Pixels = Literal["any", "8-bit", "varying"]
@@ -25,14 +25,14 @@ class Grid(ABC):
     """What is left of images within a budget."""
 
     @abstractmethod
-    def of(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return what is shown of images (n, channels, height, width) in [0, 1] around ``clean``, in the budget too."""
+    def of(self, images: Tensor, clean: Tensor, eps: Radius) -> Tensor:
+        """Return what is shown of images (n, channels, height, width) in [0, 1] within ``eps`` of ``clean``, too."""
 
 
 class AnyPixels(Grid):
     """Images as they are."""
 
-    def of(self, images: Tensor, clean: Tensor) -> Tensor:
+    def of(self, images: Tensor, clean: Tensor, eps: Radius) -> Tensor:
         return images
 
 
@@ -42,20 +42,19 @@ class EightBits(Grid):
     In L2 an image goes to the level on the clean image's side of its value, so that no pixel moves further away.
 
     Args:
-        eps: the budget in ``norm``.
         norm: ``linf`` or ``l2``.
     """
 
-    def __init__(self, eps: float, norm: Ball) -> None:
-        self._eps, self._norm = eps, norm
+    def __init__(self, norm: Ball) -> None:
+        self._norm = norm
 
-    def of(self, images: Tensor, clean: Tensor) -> Tensor:
+    def of(self, images: Tensor, clean: Tensor, eps: Radius) -> Tensor:
         if self._norm == "l2":
             levels, around = images.double() * _LEVELS, clean.double() * _LEVELS
             # Clean values may themselves lie between levels; beyond their nearest one nothing is gained.
             toward = torch.where(levels > around, levels.floor(), levels.ceil())
             return (toward / _LEVELS).clamp(0, 1).float()
-        return (levels_within(images, clean, _LEVELS, self._eps) / _LEVELS).clamp(0, 1).float()
+        return (levels_within(images, clean, _LEVELS, eps) / _LEVELS).clamp(0, 1).float()
 
 
 class VaryingPixels(Grid):
@@ -69,5 +68,5 @@ class VaryingPixels(Grid):
         images = guides.images
         self._vary = (images.amax(0) > images.amin(0)) if len(images) else torch.ones((), dtype=torch.bool)
 
-    def of(self, images: Tensor, clean: Tensor) -> Tensor:
+    def of(self, images: Tensor, clean: Tensor, eps: Radius) -> Tensor:
         return torch.where(self._vary.to(images.device), images, clean)

@@ -58,7 +58,7 @@ class ScoreSquare(QuerySearch):
 
         def objective(searched: Tensor, images: Tensor, part: Tensor) -> Tensor:
             asked = searched[part]
-            images = grid.of(images, clean[asked])
+            images = grid.of(images, clean[asked], self.eps)
             logits, score = target.query(model, images)
             lead = margin(logits, labels[asked])
             best.offer(asked, images, lead > 0, score, self.part)

@@ -16,13 +16,19 @@ from .perturbation import Norm
 _INSIDE = 1 - 1e-6
 
 
+# A budget: one for all images, or one for each (n,).
+Radius = float | Tensor
+
+
 def per_image(values: Tensor, like: Tensor) -> Tensor:
     """Return values (n,) shaped to broadcast over images (n, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
+def project(images: Tensor, clean: Tensor, eps: Radius, norm: Norm) -> Tensor:
     """Return the nearest images within ``eps`` of ``clean`` in ``norm`` (linf, l2 or l1).
+
+    In linf and l2 each image may have a budget of its own, (n,).
 
     Images that lie within their ball already come back bit for bit. Projected images lie between ``clean`` and
     ``images`` element by element, so a range that holds both holds them too. L-inf is exact up to one rounding.
@@ -31,9 +37,10 @@ def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
         ValueError: for l0, whose nearest point is not a projection onto a convex set.
     """
     if norm == "linf":
-        return torch.minimum(torch.maximum(images, clean - eps), clean + eps)
+        reach = per_image(eps, images) if isinstance(eps, Tensor) else eps
+        return torch.minimum(torch.maximum(images, clean - reach), clean + reach)
     if norm == "l1":
-        return _into_l1(images, clean, eps, None)
+        return _into_l1(images, clean, _same(eps), None)
     if norm != "l2":
         raise ValueError(f"there is no projection for the norm {norm!r}")
     delta = (images - clean).flatten(1)
@@ -42,14 +49,21 @@ def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
     return torch.where(per_image(length > eps, images), clean + shrunk.view_as(images), images)
 
 
-def levels_within(images: Tensor, clean: Tensor, steps: int, eps: float) -> Tensor:
+def _same(eps: Radius) -> float:
+    """A budget that all images share; raises :class:`ValueError` for one of each."""
+    if isinstance(eps, Tensor):
+        raise ValueError("in this norm all images have the same budget")
+    return eps
+
+
+def levels_within(images: Tensor, clean: Tensor, steps: int, eps: Radius) -> Tensor:
     """Return the nearest of ``steps`` + 1 levels within L-inf ``eps`` of ``clean``, as float64 numbers of steps.
 
     Where none does it is the nearest of all.
     """
     levels = (images.double() * steps).round()
     # float32 rounding of x must not exclude a level on the edge of the budget; as much as `within` allows for.
-    reach = eps + 5e-7
+    reach = (per_image(eps.double(), images) if isinstance(eps, Tensor) else eps) + 5e-7
     low, high = ((clean.double() - reach) * steps).ceil(), ((clean.double() + reach) * steps).floor()
     inside = torch.minimum(torch.maximum(levels, low), high)
     return torch.where(low <= high, inside, levels)
@@ -175,21 +189,24 @@ def ascent(gradient: Tensor, norm: Norm, share: float | Tensor = 0.0) -> Tensor:
     return torch.where(length > 0, scaled / length, scaled).view_as(gradient)
 
 
-def step_within(images: Tensor, step: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
-    """``images + step``, brought back into the ball around ``clean`` and into [0, 1]."""
+def step_within(images: Tensor, step: Tensor, clean: Tensor, eps: Radius, norm: Norm) -> Tensor:
+    """``images + step``, brought back into the ball around ``clean`` and into [0, 1]; ``eps`` as in :func:`project`."""
     moved = images + step
     if norm == "l1":
         # Onto both at once: an L1 step may leave the range by far, and what it gains there would use up the budget.
-        return project_l1_in_range(moved, clean, eps)
+        return project_l1_in_range(moved, clean, _same(eps))
     return project(moved, clean, eps, norm).clamp_(0, 1)
 
 
-def random_in_ball(clean: Tensor, eps: float, norm: Norm, draws: Draws) -> Tensor:
+def random_in_ball(clean: Tensor, eps: Radius, norm: Norm, draws: Draws) -> Tensor:
     """Perturbations drawn uniformly from the ball of radius ``eps`` (linf, l2 or l1), by each image's own generator.
+
+    Each image may have a radius of its own, (n,).
 
     Raises:
         ValueError: for l0, whose ball has no volume.
     """
+    eps = per_image(eps, clean) if isinstance(eps, Tensor) else eps
     if norm == "linf":
         return draws.uniform(clean).mul_(2).sub_(1).mul_(eps)
     if norm == "l2":

@@ -93,11 +93,11 @@ def test_what_is_shown_of_an_iterate_lies_on_the_levels_of_a_file_and_within_the
     draws = torch.Generator().manual_seed(seed)
     clean = (torch.rand(3, 1, 4, 4, generator=draws) * 255).round() / 255
     images = (clean + eps * (2 * torch.rand(clean.shape, generator=draws) - 1)).clamp(0, 1)
-    shown = EightBits(eps, "linf").of(images, clean)
+    shown = EightBits("linf").of(images, clean, eps)
     assert float((shown * 255 - (shown * 255).round()).abs().max()) < 1e-4
     assert float((shown - clean).abs().max()) <= eps + 1e-6
     assert float((shown - images).abs().max()) <= 1 / 255 + 1e-6
-    round_in_l2 = EightBits(eps, "l2").of(images, clean)
+    round_in_l2 = EightBits("l2").of(images, clean, eps)
     assert bool(((round_in_l2 - clean).abs() <= (images - clean).abs() + 1e-6).all())
 
 
@@ -105,7 +105,7 @@ def test_pixels_that_never_vary_are_left_alone() -> None:
     clean = torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     clean[:, :, 0] = 0.25
     grid = VaryingPixels(Guides(clean, torch.zeros(5, dtype=torch.int64), torch.zeros(5)))
-    shown = grid.of(clean + 0.1, clean)
+    shown = grid.of(clean + 0.1, clean, 0.1)
     assert torch.equal(shown[:, :, 0], clean[:, :, 0]) and torch.equal(shown[:, :, 1:], (clean + 0.1)[:, :, 1:])
 
 
