@@ -90,7 +90,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     folder, path = tmp_path_factory.mktemp("quick"), builtin_suites()["quick"]
     suite = tomllib.loads(path.read_text(encoding="utf-8"))
     model = suite["models"][0]
-    parts = [table("", {"name": suite["name"], "seeds": suite["seeds"]})]
+    parts = [table("", {key: suite[key] for key in ("name", "seeds", "price_images") if key in suite})]
     parts += [table(f"[{name}]", suite[name]) for name in ("data", "threat", "limits") if name in suite]
     parts.append(table("[[models]]", {**model, "weights": str(path.parent / model["weights"])}))
     parts += [table("[[perturbations]]", entry) for entry in suite["perturbations"]]
@@ -99,7 +99,10 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     (folder / "quick.toml").write_text("\n".join(parts), encoding="utf-8")
     # Fits, attacks and large-budget checks come with the scores and checks that need them.
     only = ("--only", "digits/cnn/0/[cs][hc]", "--device", "cpu", "--out", "run")
-    done = forks("run", "quick.toml", *only, cwd=folder, AFTERSHOCK_CACHE=str(folder / "cache"))
+    # Processes that share the tests share the cache: each cell is computed by one of them.
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quick-cache"
+    done = forks("run", "quick.toml", *only, cwd=folder, AFTERSHOCK_CACHE=str(cache))
     assert done.status == 0, done.output
     return folder / "run"
 
