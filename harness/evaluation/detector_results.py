@@ -14,6 +14,7 @@ from ..plan import ModelPlan
 from ..statistics.detection import MIN_IMAGES
 from ..suite.resolved import DetectorPart
 from .finished import Finished
+from .radius_results import radii_of
 from .rankability import INCOMPLETE, OPENED, READS_FILES, STARTED, STARTS_PROCESSES, UNCHECKED, reaches_threat
 from .results import DetectorResult, PerturbationResult, Rescored
 from .variant_results import variants_of
@@ -74,6 +75,7 @@ def detector_result(
         rounded=rounded,
         rescored=_rescored(found, model_plan, part),
         variants=variants_of(found, model_plan, part),
+        radii=radii_of(found, model_plan, part.label),
         reasons=reasons,
     )
 

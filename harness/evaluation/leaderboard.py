@@ -7,6 +7,7 @@ about the worst case follows from these two numbers per image, its resamples inc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,18 @@ from ..statistics.intervals import wilson
 from ..statistics.ranks import RowSample, ranks
 from ..statistics.samples import WorstCase, row_interval, row_sample
 from .consistency import consistency_flags, majority_scores
+from .radii import (
+    ACCURACY_LEVEL,
+    DISCONTINUOUS,
+    PRICES,
+    R0_SEARCH,
+    UNSEEN,
+    Distances,
+    Radii,
+    distances,
+    misses,
+    price_ranks,
+)
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
 from .results import (
     BoolArray,
@@ -112,33 +125,42 @@ def leaderboard_rows(
     }
     rows: list[dict[str, Cell]] = []
     samples: list[RowSample | None] = []
+    radii: list[Distances | None] = []
     for label in [*dict.fromkeys(d.label for s in per_seed for d in s.detectors), ABLATION]:
         row = _Row(label, per_seed, threat, images)
+        radii.append(row.distances)
         row.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
         sample = row.sample()
         rows.append({**head, "detector": label, **row.cells(sample), "n_images": images,
                      "protocol_digest": protocol.digest, "series_digest": protocol.series})  # fmt: skip
         samples.append(sample)
-    return _in_order(rows, samples)
+    return _in_order(rows, samples, radii)
 
 
-def _in_order(rows: list[dict[str, Cell]], samples: Sequence[RowSample | None]) -> list[dict[str, Cell]]:
+def _in_order(
+    rows: list[dict[str, Cell]], samples: Sequence[RowSample | None], radii: Sequence[Distances | None]
+) -> list[dict[str, Cell]]:
     """Return rows with their ranks, in the order of the table."""
     able = [i for i, row in enumerate(rows) if not row["not_ranked_reason"] and samples[i] is not None]
     found = [sample for i in able if (sample := samples[i]) is not None]
-    for i, rank in zip(able, ranks([sample.robust.mean() for sample in found], found) if found else (), strict=True):
-        rows[i] = {**rows[i], "rank": int(rank)}
+    first = ranks([sample.robust.mean() for sample in found], found, ACCURACY_LEVEL) if found else ()
+    further = price_ranks([int(rank) for rank in first], [radii[i] for i in able])
+    for i, rank in zip(able, further, strict=True):
+        rows[i] = {**rows[i], "rank": rank}
     return sorted(rows, key=place)
 
 
-def place(row: Mapping[str, Cell]) -> tuple[bool, bool, float, str]:
+def place(row: Mapping[str, Cell]) -> tuple[float, bool, float, float, str]:
     """Return what rows of a table are sorted by, on the console, in the files and on the page alike.
 
-    Ranked rows come first, then those with a number, then the others; each by descending robust accuracy (to six
-    digits) and then by name. Ranks never fall down this list.
+    Ranked rows come first, by rank, then those with a number, then the others; each by descending robust accuracy (to
+    six digits), then by descending price, then by name.
     """
-    robust = row["robust_accuracy_at_fpr_5"]
-    return row["rank"] is None, robust is None, -round(float(robust or 0.0), 6), str(row["detector"])
+    robust, rank, price = row["robust_accuracy_at_fpr_5"], row["rank"], row.get("price")
+    return (
+        math.inf if rank is None else float(rank), robust is None, -round(float(robust or 0.0), 6),
+        -round(float(price or 0.0), 6), str(row["detector"]),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +268,7 @@ class _Row:
         self.failures: list[str] = []
         self.surrogate = ABLATION
         self.seeds: list[_SeedScores] = []
+        self.alone: list[Radii] = []
         for one in per_seed:
             found = _ablation(one) if label == ABLATION else next((d for d in one.detectors if d.label == label), None)
             if found is None:
@@ -262,6 +285,13 @@ class _Row:
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
             self.flags += found.variants.flags(t)
             self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
+            self.alone.append(one.alone)
+        own = [s.detector.radii for s in self.seeds]
+        self.flags += [f"{UNSEEN}: {o.reason}" for o in own if o.reason]
+        self.flags += [R0_SEARCH] if any(misses(a, o) for a, o in zip(self.alone, own, strict=True)) else []
+        self.distances = distances(self.alone, own)
+        if self.distances is not None and self.distances.jumps(threat.eps):
+            self.flags.append(DISCONTINUOUS)
 
     def sample(self) -> RowSample | None:
         """Return what its robust accuracy, the interval and the comparison with other rows are made from."""
@@ -303,6 +333,7 @@ class _Row:
             "seed_sd": float(np.std(robust, ddof=1)) if len(robust) > 1 else None,
             "reencoded_flagged_at_fpr_5": _mean(s.detector.variants.flagged("re-encoded", s.threshold) for s in seeds),
             **self._shadows(),
+            **(self.distances.cells() if self.distances is not None else dict.fromkeys(PRICES)),
         }
 
     def _shadows(self) -> dict[str, Cell]:
@@ -371,6 +402,7 @@ def _joined(texts: Iterable[str]) -> str:
 def _ablation(seed: SeedResult) -> DetectorResult:
     return DetectorResult(
         ABLATION,
+        radii=seed.alone,
         calibrate=np.zeros(len(seed.sources.calibrate_index)),
         clean=np.zeros(len(seed.sources.evaluate_index)),
         perturbed={p.label: np.zeros(len(p.index)) for p in seed.perturbations},

@@ -15,6 +15,8 @@ from ...attacks.base.kinds import Effort
 from ..models.flags import NEAR_CHANCE, NO_WEIGHTS, RANDOMISED_MODEL
 from ..statistics.detection import ALPHAS, threshold_reason
 from .consistency import DEPENDS, RANDOMISED, UNCHECKED_PROCESS
+from .radii import DISCONTINUOUS
+from .radii import UNSEEN as LADDER_UNCHECKED
 from .results import DetectorResult, PerturbationResult, SeedResult, ThreatModel
 from .sanity import beats, fooled_within
 from .shadows import KNOWS, PROVENANCE, UNSEEN
@@ -58,12 +60,13 @@ _SAME = 1e-6
 # A row that carries one of these, or one that says what a score depends on, is not ranked.
 _NOT_RANKED = (
     NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, CANARY,
-    RANDOMISED, UNCHECKED_PROCESS, NEAR_CHANCE, NO_WEIGHTS, KNOWS, PROVENANCE, UNSEEN, *BLIND,
+    RANDOMISED, UNCHECKED_PROCESS, NEAR_CHANCE, NO_WEIGHTS, KNOWS, PROVENANCE, UNSEEN, DISCONTINUOUS,
+    LADDER_UNCHECKED, *BLIND,
 )  # fmt: skip
 # The number of a row that carries one of these can only be too high.
 _AT_MOST = (
     NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, CANARY, KNOWS,
-    PROVENANCE, *BLIND, *UNCONVERGED,
+    PROVENANCE, DISCONTINUOUS, *BLIND, *UNCONVERGED,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...attacks.base.kinds import Effort
 from ..statistics.detection import MIN_IMAGES
+from .radii import Radii
 from .shadows import Variants
 
 FloatArray = NDArray[np.float64]
@@ -268,6 +269,7 @@ class DetectorResult:
             scores asked for again.
         randomised: whether it declares that its score is drawn.
         variants: what it says of variants of the evaluate images.
+        radii: how far images have to be moved so that they fool the model and pass it.
         reasons: by a perturbation's label, why its scores are missing.
         reason: why the detector has no scores at all (the fit failed).
         flags: sanity flags; ``adaptive-incomplete`` puts the row below the ranked ones.
@@ -285,6 +287,7 @@ class DetectorResult:
     rescored: Mapping[str, Rescored] = field(default_factory=dict)
     randomised: bool = False
     variants: Variants = field(default_factory=Variants)
+    radii: Radii = field(default_factory=Radii)
     reasons: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
     flags: tuple[str, ...] = ()
@@ -344,6 +347,9 @@ class DetectorResult:
 class SeedResult:
     """Everything that one seed measured for one data set and model.
 
+    Attributes:
+        alone: how far images have to be moved so that they fool the model.
+
     Raises:
         ValueError: if the arrays do not fit each other.
     """
@@ -351,6 +357,7 @@ class SeedResult:
     sources: Sources
     perturbations: Sequence[PerturbationResult]
     detectors: Sequence[DetectorResult]
+    alone: Radii = field(default_factory=Radii)
 
     def __post_init__(self) -> None:
         check(self.sources, self.perturbations, self.detectors)

@@ -10,6 +10,7 @@ from .detector_results import detector_result
 from .finished import Finished
 from .perturbation_results import perturbation_result
 from .problems import Problems
+from .radius_results import radii_of
 from .results import DetectorResult, PerturbationResult, SeedResult, Sources
 from .sanity import adaptive_flags, perturbation_flags
 from .tables import perturbation_rows
@@ -32,7 +33,7 @@ def seed_result(found: Finished, problems: Problems, model_plan: ModelPlan) -> S
     perturbations = [replace(p, flags=(*p.flags, *doubts.get(p.label, ()))) for p in perturbations]
     detectors = [_detector(found, problems, sources, model_plan, d, perturbations) for d in found.plan.suite.detectors]
     detectors = [replace(d, flags=(*d.flags, *adaptive_flags(d, perturbations))) for d in detectors]
-    return SeedResult(sources, perturbations, detectors)
+    return SeedResult(sources, perturbations, detectors, radii_of(found, model_plan))
 
 
 def _perturbation(

@@ -182,6 +182,29 @@ class PerturbJob:
 
 
 @dataclass(frozen=True)
+class RadiusJob:
+    """Search for the smallest perturbations that fool the model and pass a detector.
+
+    Attributes:
+        part: the attack whose norm and large budget are meant.
+        logits: the cell with the logits of the first evaluate images.
+        images: of how many of them that the model gets right, at most, from the first on.
+        known: cells with perturbed images of the same rows, which are asked about.
+        alone: the cell of the search that knows no detector; empty for that one itself.
+        target: the detector; ``None`` for that search.
+    """
+
+    model: str
+    part: PerturbationPart
+    logits: str
+    images: int
+    seed: int
+    known: tuple[str, ...] = ()
+    alone: str = ""
+    target: TargetPlan | None = None
+
+
+@dataclass(frozen=True)
 class DerivedJob:
     """Perturbed images changed afterwards, and measured again.
 
@@ -306,6 +329,7 @@ Job = (
     | RehearsalJob
     | VariantJob
     | PerturbJob
+    | RadiusJob
     | DerivedJob
     | ControlJob
     | FitJob

@@ -19,7 +19,8 @@ class ModelPlan:
     """Everything planned for one model and seed.
 
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
-    ``shadowed`` the one of the same attack on shadow images; ``variants``, by what was made of the first evaluate
+    ``shadowed`` the one of the same attack on shadow images; ``radii``, by the label of a detector (empty for none at
+    all), the search for the smallest perturbations that pass it; ``variants``, by what was made of the first evaluate
     images, the traces of that; ``rounded``, by the label of an attack and the kind of rounding, the cells of its images
     after that; ``standing``, by the name of an analysis that is part of every run and the label of a perturbation, what
     was measured of it.
@@ -33,6 +34,7 @@ class ModelPlan:
     controls: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)
     shadowed: dict[str, str] = field(default_factory=dict)
+    radii: dict[str, str] = field(default_factory=dict)
     variants: dict[Variant, TraceKeys] = field(default_factory=dict)
     rounded: dict[tuple[str, Rounding], tuple[str, ...]] = field(default_factory=dict)
     fits: dict[str, str] = field(default_factory=dict)

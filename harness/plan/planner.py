@@ -19,6 +19,7 @@ from .draft import Draft, Made
 from .models import model_identity, ready_state
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import ModelPlan, Plan
+from .radii import plan_alone, plan_radius, radius_attacks
 from .sets import make_sets
 from .variants import plan_shadowed, plan_variants
 
@@ -98,6 +99,9 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
         plan_adaptive(draft, model_plan, perturbation)
         plan_control(draft, model_plan, perturbation)
         plan_shadowed(draft, model_plan, perturbation)
+    for perturbation in radius_attacks(draft, adaptive):
+        plan_alone(draft, model_plan, perturbation, oblivious)
+        plan_radius(draft, model_plan, perturbation)
     for perturbation in draft.planned:
         if draft.perturbations[perturbation.label].info.kind in HOSTILE:
             plan_rounding(draft, model_plan, perturbation)
@@ -144,4 +148,5 @@ def _protocol(draft: Draft, part: ModelPart) -> dict[str, object]:
         "splits": [draft.positions_digest(n, 0, len(draft.sets.of(n))) for n in ("fit", "calibrate", "evaluate")],
         "perturbations": perturbations,
         "threat": suite.threat,
+        "price_images": suite.price_images,
     }

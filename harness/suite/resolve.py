@@ -127,6 +127,7 @@ def _check(raw: dict[str, Any], text: str, source: Path | None, plugins: tuple[P
         data=data,
         threat=Threat(parsed.threat.norm, parsed.threat.eps),
         limits=LimitsPart(**parsed.limits.model_dump()),
+        price_images=parsed.price_images,
         models=tuple(models),
         perturbations=tuple(perturbations),
         detectors=tuple(detectors),

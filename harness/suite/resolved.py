@@ -120,6 +120,7 @@ class Suite:
         source: the file, or ``None`` for a suite made in Python.
         folder: where relative paths of the suite start, absolute: beside the file, or the working directory in which
             the suite was made.
+        price_images: evaluate images by which the price of detectors is measured; 0 for none.
         raw: the mapping as written, for the run's record.
         notes: what is odd in it, and what its parts did to the process when they were imported and made.
     """
@@ -130,6 +131,7 @@ class Suite:
     data: DataPart
     threat: Threat
     limits: LimitsPart
+    price_images: int
     models: tuple[ModelPart, ...]
     perturbations: tuple[PerturbationPart, ...]
     detectors: tuple[DetectorPart, ...]

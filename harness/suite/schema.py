@@ -158,6 +158,10 @@ class SuiteFile(BaseModel):
     name: Label
     seeds: list[Annotated[StrictInt, Field(ge=0)]] = Field(default=[0], min_length=1)
     plugins: list[str] = []
+    price_images: StrictInt = Field(
+        default=64, ge=0, le=200,
+        description="Evaluate images by which the price of detectors is measured; 0 leaves it out.",
+    )  # fmt: skip
     data: DataEntry
     threat: ThreatEntry
     limits: LimitsEntry = Field(default_factory=LimitsEntry)
@@ -180,6 +184,8 @@ def salvage(raw: Mapping[str, Any], wrong: Collection[tuple[str | int, ...]]) ->
             for number, item in enumerate(given if isinstance(given, list) else ())
         ]
     plugins = raw.get("plugins")
+    # A mistake here is told on its own.
+    whole["price_images"] = 0
     whole["plugins"] = [p if isinstance(p, str) else None for p in plugins] if isinstance(plugins, list) else []
     return SuiteFile.model_construct(**whole)
 

@@ -36,8 +36,8 @@ def write_suite(
     model: Mapping[str, Any] | None = None,
     **top: Any,
 ) -> Path:
-    """Write a suite of a second or two: a hardly trained MLP on scikit-learn's digits."""
-    top = {"name": "tiny", "seeds": [0], **top}
+    """Write a suite of a second or two: a hardly trained MLP on scikit-learn's digits, no price unless asked for."""
+    top = {"name": "tiny", "seeds": [0], "price_images": 0, **top}
     parts = [table("", top)]
     parts.append(table("[data]", {"name": "digits", "fit": 120, "calibrate": 200, "evaluate": 60, **(data or {})}))
     parts.append(table("[threat]", {"norm": "linf", "eps": 0.3}))

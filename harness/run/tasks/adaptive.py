@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,24 +45,49 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     if not len(rows):
         return Output(key, tensors | {"passed": made.success}, values)
     told = target.changed
-    target = replace(target, detector=context.detector(planned.fit, planned.part), traced_model=model)
-    judged = torch.stack([_judged(target, model, made.images, job.seed, k) for k in range(target.evaluations)])
-    # NaN says that a detector was not asked; one that answers so flags the image.
-    judged = torch.where(judged.isnan(), torch.inf, judged)
-    passed = (judged <= target.threshold).double().mean(0) > 0.5
-    tensors |= {"judged": judged, "told": made.told}
-    found, elsewhere, values["questions"] = _elsewhere(context, model, planned, made)
-    tensors |= found
-    # What passes while the attack runs has to pass where none does.
-    passed &= elsewhere <= target.threshold
-    tensors["passed"] = passed
-    changes = [f"{CHANGED_FLAG}:{name}" for name in (*told, *target.changed)]
-    values["flags"] += dict.fromkeys([*changes, *changes_elsewhere(target.detector)])
-    values["undetected"] = int((made.success & passed).sum())
+    verdict = judge(context, target, planned, model, made, job.seed)
+    tensors |= {"judged": verdict.scores, "told": made.told, "passed": verdict.passed, **verdict.asked}
+    values["questions"] = verdict.questions
+    changes = [f"{CHANGED_FLAG}:{name}" for name in (*told, *verdict.changed)]
+    values["flags"] += dict.fromkeys([*changes, *changes_elsewhere(context.detector(planned.fit, planned.part))])
+    values["undetected"] = int((made.success & verdict.passed).sum())
     # An attack of a plugin need not say which of its parts made what.
     credited = zip(made.credits, made.success.tolist(), strict=False)
     values["parts"] = dict(Counter(part for part, fooled in credited if fooled and part))
     return Output(key, tensors, values)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a detector says of an attack's final images where no attack runs.
+
+    Attributes:
+        scores: one row for each evaluation, float64 (k, n); infinite where it answered NaN.
+        passed: which images pass in most evaluations, and in a process in which no attack runs; bool (n,).
+        asked: what it told of images on the way, and what it says there, by name.
+        questions: why there is none of the latter, where the detector is to blame.
+        changed: state of the process that it left changed, by name.
+    """
+
+    scores: Tensor
+    passed: Tensor
+    asked: Mapping[str, Tensor]
+    questions: str
+    changed: Sequence[str]
+
+
+def judge(
+    context: TaskContext, target: FittedTarget, planned: TargetPlan, model: TracedModel, made: PerturbedBatch, seed: int
+) -> Verdict:  # fmt: skip
+    """Ask a detector about an attack's final images, with the model as it is judged by."""
+    target = replace(target, detector=context.detector(planned.fit, planned.part), traced_model=model)
+    scores = torch.stack([_judged(target, model, made.images, seed, k) for k in range(target.evaluations)])
+    # NaN says that a detector was not asked; one that answers so flags the image.
+    scores = torch.where(scores.isnan(), torch.inf, scores)
+    asked, there, questions = _elsewhere(context, model, planned, made)
+    # What passes while the attack runs has to pass where none does.
+    passed = ((scores <= target.threshold).double().mean(0) > 0.5) & (there <= target.threshold)
+    return Verdict(scores, passed, asked, questions, target.changed)
 
 
 def _elsewhere(

@@ -22,6 +22,7 @@ from ...plan.cells import (
     ModelJob,
     PerturbJob,
     PreparationJob,
+    RadiusJob,
     RehearsalJob,
     ScoreJob,
     TraceJob,
@@ -32,6 +33,7 @@ from .adaptive import compute_adaptive
 from .analyses import compute_analysis, compute_preparation
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
+from .radii import compute_radius
 from .rehearsal import compute_rehearsal
 from .task_context import TaskContext
 from .traces import compute_extra, compute_traces
@@ -44,6 +46,7 @@ _COMPUTE: dict[type, Callable[[TaskContext, str, Any], Output]] = {
     ModelJob: lambda context, key, job: context.make_model(key, job),
     RehearsalJob: compute_rehearsal,
     PerturbJob: lambda context, key, job: _perturb(context, key, job),
+    RadiusJob: compute_radius,
     VariantJob: compute_variant,
     DerivedJob: compute_derived,
     ControlJob: compute_control,
