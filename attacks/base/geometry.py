@@ -21,8 +21,10 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
+def project(images: Tensor, clean: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """Return the nearest images within ``eps`` of ``clean`` in ``norm`` (linf, l2 or l1).
+
+    ``eps`` is one budget, or for linf and l2 one for each image (n,).
 
     Images that lie within their ball already come back bit for bit. Projected images lie between ``clean`` and
     ``images`` element by element, so a range that holds both holds them too. L-inf is exact up to one rounding.
@@ -31,8 +33,9 @@ def project(images: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
         ValueError: for l0, whose nearest point is not a projection onto a convex set.
     """
     if norm == "linf":
-        return torch.minimum(torch.maximum(images, clean - eps), clean + eps)
-    if norm == "l1":
+        reach = per_image(eps, images) if isinstance(eps, Tensor) else eps
+        return torch.minimum(torch.maximum(images, clean - reach), clean + reach)
+    if norm == "l1" and not isinstance(eps, Tensor):
         return _into_l1(images, clean, eps, None)
     if norm != "l2":
         raise ValueError(f"there is no projection for the norm {norm!r}")
@@ -175,10 +178,10 @@ def ascent(gradient: Tensor, norm: Norm, share: float | Tensor = 0.0) -> Tensor:
     return torch.where(length > 0, scaled / length, scaled).view_as(gradient)
 
 
-def step_within(images: Tensor, step: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
-    """``images + step``, brought back into the ball around ``clean`` and into [0, 1]."""
+def step_within(images: Tensor, step: Tensor, clean: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
+    """``images + step``, brought back into the ball around ``clean`` and into [0, 1]; ``eps`` as for :func:`project`."""
     moved = images + step
-    if norm == "l1":
+    if norm == "l1" and not isinstance(eps, Tensor):
         # Onto both at once: an L1 step may leave the range by far, and what it gains there would use up the budget.
         return project_l1_in_range(moved, clean, eps)
     return project(moved, clean, eps, norm).clamp_(0, 1)
