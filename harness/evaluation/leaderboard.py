@@ -7,35 +7,23 @@ about the worst case follows from these two numbers per image, its resamples inc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics.detection import ALPHAS, MIN_IMAGES, auroc, threshold, threshold_reason
+from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reason
 from ..statistics.intervals import wilson
 from ..statistics.ranks import RowSample, ranks
-from ..statistics.samples import WorstCase, row_interval, row_sample
-from .consistency import consistency_flags, majority_scores
+from ..statistics.samples import row_interval, row_sample
+from .consistency import consistency_flags
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
-from .results import (
-    BoolArray,
-    Cell,
-    DetectorResult,
-    FloatArray,
-    IntArray,
-    PerturbationResult,
-    SeedResult,
-    Sources,
-    ThreatModel,
-    within,
-)
+from .results import Cell, FloatArray, SeedResult, ThreatModel
+from .seed_scores import SeedScores, ablation
 
 _ALPHA = ALPHAS["5"]
 # A share of the control, or of harmless images, whose lower bound lies above this is a flag.
 _FALSE_ALARMS = 0.5
-# Calibrate scores equal to the threshold: more than this share, and the threshold cannot hold its rate.
-_TIES = 0.01
 
 
 @dataclass(frozen=True)
@@ -141,102 +129,6 @@ def place(row: Mapping[str, Cell]) -> tuple[bool, bool, float, str]:
     return row["rank"] is None, robust is None, -round(float(robust or 0.0), 6), str(row["detector"])
 
 
-@dataclass(frozen=True, eq=False)
-class _SeedScores:
-    """One seed's usable scores of one detector: thresholds apart, all that its row is made from."""
-
-    sources: Sources
-    detector: DetectorResult
-    threshold: float
-    perturbations: Sequence[PerturbationResult]
-    lower: FloatArray
-    upper: FloatArray
-    complete: bool
-
-    @classmethod
-    def of(
-        cls, sources: Sources, d: DetectorResult, t: float, p: Sequence[PerturbationResult], threat: ThreatModel,
-        ranked: int,
-    ) -> _SeedScores:  # fmt: skip
-        lower = np.where(sources.evaluate_correct, d.clean, np.inf)
-        upper = np.full(len(lower), np.inf)
-        complete = True
-        for index, fooled, scores in _candidates(d, p, threat):
-            if scores is None:
-                complete = False
-                continue
-            # Within one perturbation an image stands once, so plain indexing keeps every minimum.
-            upper[index[fooled]] = np.minimum(upper[index[fooled]], scores[fooled])
-        return cls(sources, d, t, p, lower[:ranked], upper[:ranked], complete)
-
-    @property
-    def undetected(self) -> float | None:
-        right = self.sources.evaluate_correct[: len(self.upper)]
-        return float((self.upper[right] <= self.threshold).mean()) if right.any() else None
-
-    @property
-    def worst_case(self) -> WorstCase:
-        """What the ranking compares."""
-        none = self.detector.label == ABLATION
-        return WorstCase(np.zeros(0) if none else self.detector.calibrate, self.lower, self.upper)
-
-    def controls(self) -> Iterator[FloatArray]:
-        for p in self.perturbations:
-            if p.threatens(self.detector.label):
-                scores, _ = self.detector.control_scores(p)
-                if scores is not None:
-                    yield scores
-
-    def benign(self) -> Iterator[FloatArray]:
-        for p in self.perturbations:
-            if p.kind in ("noise", "corruption"):
-                scores, _ = self.detector.scores(p)
-                if scores is not None:
-                    yield scores[~p.success]
-
-    def auroc(self, p: PerturbationResult) -> float | None:
-        """Successes against clean images that the model gets right, ``None`` for too few of either."""
-        scores, _ = self.detector.scores(p)
-        negative = self.detector.clean[self.sources.evaluate_correct]
-        if scores is None or len(negative) < MIN_IMAGES or int(p.success.sum()) < MIN_IMAGES:
-            return None
-        return auroc(scores[p.success], negative)
-
-    def tpr(self, p: PerturbationResult, alpha: float) -> float | None:
-        """Return the share of the successes flagged at a false positive rate, ``None`` for too few images."""
-        scores, _ = self.detector.scores(p)
-        short = threshold_reason(len(self.detector.calibrate), alpha)
-        if scores is None or short or int(p.success.sum()) < MIN_IMAGES:
-            return None
-        return float((scores[p.success] > threshold(self.detector.calibrate, alpha)).mean())
-
-    @property
-    def ties(self) -> bool:
-        """Whether too many calibrate scores equal the threshold."""
-        return self.detector.label != ABLATION and float((self.detector.calibrate == self.threshold).mean()) > _TIES
-
-
-def _candidates(
-    detector: DetectorResult, perturbations: Sequence[PerturbationResult], threat: ThreatModel
-) -> Iterator[tuple[IntArray, BoolArray, FloatArray | None]]:
-    """Yield every set of images that counts: positions, whether they fool within the threat, and the scores.
-
-    Scores are ``None`` where an attack did not run or was not scored: without them there is no worst case.
-    """
-    for p in perturbations:
-        if not p.threatens(detector.label) or p.inapplicable:
-            continue
-        scores = None if p.reason else detector.scores(p)[0]
-        if scores is not None:
-            scores = majority_scores(detector, p.label, scores)
-        yield p.index, p.success & within(threat, p), scores
-        for r in () if p.reason else p.rounded:
-            found = None if r.reason else detector.rounded_scores(p, r.how)[0]
-            if found is not None:
-                found = majority_scores(detector, f"{r.how}:{p.label}", found)
-            yield p.index, r.success & within(threat, r) if not r.reason else np.zeros(0, np.bool_), found
-
-
 class _Row:
     """One detector over all seeds, or ``none``: a detector that gives every image the score 0 and the threshold 0."""
 
@@ -245,9 +137,9 @@ class _Row:
         self.flags: list[str] = []
         self.failures: list[str] = []
         self.surrogate = ABLATION
-        self.seeds: list[_SeedScores] = []
+        self.seeds: list[SeedScores] = []
         for one in per_seed:
-            found = _ablation(one) if label == ABLATION else next((d for d in one.detectors if d.label == label), None)
+            found = ablation(one) if label == ABLATION else next((d for d in one.detectors if d.label == label), None)
             if found is None:
                 self.failures.append(f"seed {one.sources.seed} is missing")
                 continue
@@ -261,7 +153,7 @@ class _Row:
                 continue
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
             self.flags += found.variants.flags(t)
-            self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
+            self.seeds.append(SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
 
     def sample(self) -> RowSample | None:
         """Return what its robust accuracy, the interval and the comparison with other rows are made from."""
@@ -279,7 +171,7 @@ class _Row:
         robust = [] if sample is None else [float(of) for of in sample.robust.mean(1)]
         adaptive = [p for s in seeds for p in s.perturbations if counts(p, self.label, self.threat)]
         attacked = bool(robust) and any(not p.reason for p in adaptive)
-        control, benign = self._flagged(_SeedScores.controls), self._flagged(_SeedScores.benign)
+        control, benign = self._flagged(SeedScores.controls), self._flagged(SeedScores.benign)
         doubts = [CONTROL_FLAGGED] if control.low > _FALSE_ALARMS else []
         doubts += [BENIGN_FLAGGED] if benign.low > _FALSE_ALARMS else []
         doubts += [TIES] if any(s.ties for s in seeds) else []
@@ -315,7 +207,7 @@ class _Row:
             "n_shadow": int(np.mean([len(w.shadow) for w in worst])) if worst else None,
         }
 
-    def _flagged(self, of: Callable[[_SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:
+    def _flagged(self, of: Callable[[SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:
         """Return the mean share over seeds of some images that are flagged, and its lower 95 % bound."""
         shares, images = [], []
         for seed in self.seeds:
@@ -366,17 +258,6 @@ class _FalseAlarms:
 
 def _joined(texts: Iterable[str]) -> str:
     return "; ".join(" ".join(text.replace(";", ",").split()) for text in dict.fromkeys(texts))
-
-
-def _ablation(seed: SeedResult) -> DetectorResult:
-    return DetectorResult(
-        ABLATION,
-        calibrate=np.zeros(len(seed.sources.calibrate_index)),
-        clean=np.zeros(len(seed.sources.evaluate_index)),
-        perturbed={p.label: np.zeros(len(p.index)) for p in seed.perturbations},
-        control={p.label: np.zeros(len(p.control_index)) for p in seed.perturbations},
-        rounded={(p.label, r.how): np.zeros(len(r.success)) for p in seed.perturbations for r in p.rounded},
-    )
 
 
 def _check_seeds(per_seed: Sequence[SeedResult]) -> None:
