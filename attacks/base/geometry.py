@@ -179,7 +179,7 @@ def ascent(gradient: Tensor, norm: Norm, share: float | Tensor = 0.0) -> Tensor:
 
 
 def step_within(images: Tensor, step: Tensor, clean: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
-    """``images + step``, brought back into the ball around ``clean`` and into [0, 1]; ``eps`` as for :func:`project`."""
+    """``images + step``, brought back into the ball (see :func:`project`) around ``clean`` and into [0, 1]."""
     moved = images + step
     if norm == "l1" and not isinstance(eps, Tensor):
         # Onto both at once: an L1 step may leave the range by far, and what it gains there would use up the budget.
