@@ -18,6 +18,7 @@ from .pixels import Ball, Pixels
 Relaxation = Literal["annealed", "straight-through"]
 Method = Literal["orthogonal", "selective", "joint"]
 Surrogate = Literal["own", "student", "gaussian", "nearest"]
+STAND_INS: tuple[Surrogate, ...] = ("student", "gaussian", "nearest")
 
 # Temperatures of the relaxation at the first and last step: wide gradients first, nearly the true codes at the end.
 _HOT, _COLD = 4.0, 0.5
@@ -30,7 +31,7 @@ _PULL = 1.0
 
 def temperature(share: float) -> float:
     """Return the relaxation's temperature when a share of the steps is done."""
-    return _HOT ** (1 - share) * _COLD**share
+    return float(_HOT ** (1 - share) * _COLD**share)
 
 
 def followed(found: Observation, target: TargetDetector, source: Surrogate, part: str) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...attacks.base.kinds import QUARTER
 from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reason
 from ..statistics.intervals import wilson
 from ..statistics.ranks import RowSample, ranks
@@ -45,6 +46,7 @@ def leaderboard_rows(
     protocol: Protocol,
     missing: Mapping[int, str] | None = None,
     ranked: int | None = None,
+    alarms: int = 0,
 ) -> list[dict[str, Cell]]:
     """Return the rows of ``leaderboard.csv`` for one data set and model: every detector and ``none``.
 
@@ -76,6 +78,9 @@ def leaderboard_rows(
     - ``shadow_robust``, ``shadow_source_robust``, ``n_shadow``: the share of shadow images that stand an adaptive
       attack, the share of the images that they were made of, and how many pairs these are; empty where so few of the
       latter stand that nothing could be told. Model and detector are right about both of a pair.
+    - ``false_alarm_at_quarter_eps``: of the first 64 evaluate images that the model gets right and the detector lets
+      pass, the share for which a search found a change of at most a quarter of the budget that is flagged although the
+      model is still right; empty where no worst case over all adaptive attacks was made at the budget of the threat.
     - ``flags``: joined by ``; ``. ``seed_sd``: the standard deviation of robust accuracy over seeds.
 
     ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`).
@@ -101,7 +106,7 @@ def leaderboard_rows(
     rows: list[dict[str, Cell]] = []
     samples: list[RowSample | None] = []
     for label in [*dict.fromkeys(d.label for s in per_seed for d in s.detectors), ABLATION]:
-        row = _Row(label, per_seed, threat, images)
+        row = _Row(label, per_seed, threat, images, alarms)
         row.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
         sample = row.sample()
         rows.append({**head, "detector": label, **row.cells(sample), "n_images": images,
@@ -132,14 +137,17 @@ def place(row: Mapping[str, Cell]) -> tuple[bool, bool, float, str]:
 class _Row:
     """One detector over all seeds, or ``none``: a detector that gives every image the score 0 and the threshold 0."""
 
-    def __init__(self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel, ranked: int) -> None:
+    def __init__(
+        self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel, ranked: int, alarms: int
+    ) -> None:
         self.label, self.threat = label, threat
         self.flags: list[str] = []
         self.failures: list[str] = []
         self.surrogate = ABLATION
         self.seeds: list[SeedScores] = []
         for one in per_seed:
-            found = ablation(one) if label == ABLATION else next((d for d in one.detectors if d.label == label), None)
+            own = (d for d in one.detectors if d.label == label)
+            found = ablation(one, alarms) if label == ABLATION else next(own, None)
             if found is None:
                 self.failures.append(f"seed {one.sources.seed} is missing")
                 continue
@@ -195,6 +203,7 @@ class _Row:
             "seed_sd": float(np.std(robust, ddof=1)) if len(robust) > 1 else None,
             "reencoded_flagged_at_fpr_5": _mean(s.detector.variants.flagged("re-encoded", s.threshold) for s in seeds),
             **self._shadows(),
+            "false_alarm_at_quarter_eps": _mean(s.detector.alarms.share(QUARTER * self.threat.eps) for s in seeds),
         }
 
     def _shadows(self) -> dict[str, Cell]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..statistics.detection import MIN_IMAGES, auroc, threshold, threshold_reason
 from ..statistics.samples import WorstCase
+from .alarms import Alarms
 from .consistency import majority_scores
 from .rankability import ABLATION
 from .results import (
@@ -123,10 +124,17 @@ def _candidates(
             yield p.index, r.success & within(threat, r) if not r.reason else np.zeros(0, np.bool_), found
 
 
-def ablation(seed: SeedResult) -> DetectorResult:
-    """Return the detector that gives every image the score 0."""
+def ablation(seed: SeedResult, alarms: int = 0) -> DetectorResult:
+    """Return the detector that gives every image the score 0.
+
+    Args:
+        seed: all results.
+        alarms: number of evaluate images, from the first on, on which false alarms were looked for.
+    """
+    right = np.flatnonzero(seed.sources.evaluate_correct[:alarms])
     return DetectorResult(
         ABLATION,
+        alarms=Alarms(right, np.full(len(right), np.inf)),
         calibrate=np.zeros(len(seed.sources.calibrate_index)),
         clean=np.zeros(len(seed.sources.evaluate_index)),
         perturbed={p.label: np.zeros(len(p.index)) for p in seed.perturbations},
