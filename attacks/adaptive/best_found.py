@@ -1,4 +1,4 @@
-"""What an adaptive attack has found so far, image by image, judged by the detector's true score."""
+"""What an attack that knows a detector has found so far, image by image, judged by the detector's true score."""
 
 from __future__ import annotations
 
@@ -10,8 +10,46 @@ from ..base.perturbation import late_successes
 from ..base.target import TargetDetector
 
 
-class Best:
-    """The best image found so far for each of n: fooling before not fooling, then the lowest true score.
+class Found:
+    """The best image found so far for each of n: what reaches the goal before what does not, then the lowest value.
+
+    Args:
+        clean: (n, channels, height, width); an image for which nothing reaches the goal stays what was offered last.
+
+    Attributes:
+        images: the best found, of the shape of ``clean``.
+        value: of what reaches the goal, float64 (n,); infinite where nothing does.
+        found: whether something reaches it, bool (n,).
+    """
+
+    def __init__(self, clean: Tensor) -> None:
+        self.images = clean.clone()
+        self.value = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
+        self.found = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+
+    def keep(self, rows: Tensor, images: Tensor, reached: Tensor, value: Tensor) -> Tensor:
+        """Take iterates of some rows into account: (k,) rows, images, whether they reach the goal, and values.
+
+        Values count only where the goal is reached.
+
+        Returns:
+            which of them are the best found so far, bool (k,).
+        """
+        known = self.found[rows]
+        first, better = reached & ~known, reached & (value < self.value[rows])
+        self._keep(self.images, rows, first | better | ~(reached | known), images)
+        self._keep(self.value, rows, better, value)
+        self.found[rows] |= reached
+        return first | better
+
+    @staticmethod
+    def _keep(held: Tensor, rows: Tensor, wanted: Tensor, values: Tensor) -> None:
+        """Put values (k, ...) into the rows (k,) of what is held, where they are wanted, without waiting for a GPU."""
+        held[rows] = torch.where(per_image(wanted, values), values, held[rows])
+
+
+class Best(Found):
+    """The goal is to fool the model; the value is the detector's true score.
 
     Args:
         clean: (n, channels, height, width); an image for which nothing fools stays what was offered last.
@@ -20,13 +58,11 @@ class Best:
     """
 
     def __init__(self, clean: Tensor, target: TargetDetector, enough: float | None = None) -> None:
-        self.images = clean.clone()
-        self.score = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
-        self._found = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+        super().__init__(clean)
         # One of the fooling iterates of each image, drawn evenly, and what was told of it: a detector that lies about
         # images that would pass lies about these, which are never kept.
         self.asked = clean.clone()
-        self.asked_score = torch.full_like(self.score, torch.nan)
+        self.asked_score = torch.full_like(self.value, torch.nan)
         self._fooling = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
         self._draws = torch.Generator().manual_seed(0)
         self._target, self._enough = target, target.target_score if enough is None else enough
@@ -48,12 +84,8 @@ class Best:
         # A detector may answer with infinity or NaN: such an image is found, and nothing is worse.
         score = torch.where(score.isnan(), torch.inf, score)
         self._sample(rows, images, fooled, score)
-        known = self._found[rows]
-        first, better = fooled & ~known, fooled & (score < self.score[rows])
-        self._keep(self.images, rows, first | better | ~(fooled | known), images)
-        self._keep(self.score, rows, better, score)
-        self._by[rows] = torch.where(first | better, self._parts.index(part), self._by[rows])
-        self._found[rows] |= fooled
+        kept = self.keep(rows, images, fooled, score)
+        self._by[rows] = torch.where(kept, self._parts.index(part), self._by[rows])
         self._offers[rows] += 1 if standing is None else standing.long()
         new = (self._passed[rows] == 0) & ~self.not_evaded[rows]
         self._keep(self._passed, rows, new, self._offers[rows])
@@ -64,11 +96,6 @@ class Best:
         taken = fooled & (drawn * self._fooling[rows] < 1)
         self._keep(self.asked, rows, taken, images)
         self._keep(self.asked_score, rows, taken, score)
-
-    @staticmethod
-    def _keep(held: Tensor, rows: Tensor, wanted: Tensor, values: Tensor) -> None:
-        """Put values (k, ...) into the rows (k,) of what is held, where they are wanted, without waiting for a GPU."""
-        held[rows] = torch.where(per_image(wanted, values), values, held[rows])
 
     @property
     def late(self) -> int:
@@ -83,19 +110,14 @@ class Best:
     @property
     def told(self) -> Tensor:
         """(n,), the true score that the detector told of each image, NaN where nothing fools; float64."""
-        return torch.where(self._found, self.score, torch.nan)
-
-    @property
-    def found(self) -> Tensor:
-        """(n,), something that fools was found."""
-        return self._found
+        return torch.where(self.found, self.value, torch.nan)
 
     @property
     def below_target(self) -> Tensor:
         """(n,), fooled with a score as low as is aimed at: nothing more to gain."""
-        return self.score <= self._enough
+        return self.value <= self._enough
 
     @property
     def not_evaded(self) -> Tensor:
         """(n,), not yet fooled, or flagged."""
-        return self.score > self._target.threshold
+        return self.value > self._target.threshold

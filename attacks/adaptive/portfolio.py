@@ -10,7 +10,7 @@ from ..base.target import TargetDetector
 from .base import Adaptive
 from .feature_matching import FeatureMatching
 from .pixels import Ball
-from .surrogate import MarginAttack, Relaxation, Surrogate, SurrogateAttack
+from .surrogate import STAND_INS, MarginAttack, Relaxation, Surrogate, SurrogateAttack
 
 # A part with this much effort: steps of a run, runs, and the number of the first.
 Part = Callable[[int, int, int], Adaptive]
@@ -36,9 +36,7 @@ class Portfolio:
 
     def _all(self, target: TargetDetector) -> Iterator[Part]:
         halving: dict[str, Any] = {"pace": "halving"}
-        sources: tuple[Surrogate, ...] = tuple(
-            name for name in ("student", "gaussian", "nearest") if name in target.stand_ins
-        )
+        sources = [name for name in STAND_INS if name in target.stand_ins]
         if target.has_surrogate:
             yield self._surrogate("selective", "own")
             yield self._surrogate("orthogonal", "own")
@@ -48,7 +46,7 @@ class Portfolio:
         for name in sources:
             yield self._surrogate("joint", name, **halving)
         yield self._matching("codes")
-        best: Surrogate = "own" if target.has_surrogate else (sources or ("own",))[0]
+        best: Surrogate = "own" if target.has_surrogate else [*sources, "own"][0]
         if target.has_surrogate or sources:
             yield self._surrogate("joint", best, **halving, aim="likeliest")
             yield self._surrogate("joint", best, **halving, aim="quietest")

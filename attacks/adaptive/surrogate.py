@@ -18,6 +18,7 @@ from .pixels import Ball, Pixels
 Relaxation = Literal["annealed", "straight-through"]
 Method = Literal["orthogonal", "selective", "joint"]
 Surrogate = Literal["own", "student", "gaussian", "nearest"]
+STAND_INS: tuple[Surrogate, ...] = ("student", "gaussian", "nearest")
 
 # Temperatures of the relaxation at the first and last step: wide gradients first, nearly the true codes at the end.
 _HOT, _COLD = 4.0, 0.5
@@ -26,6 +27,37 @@ _HOT, _COLD = 4.0, 0.5
 _SAFE = 0.1
 # By how much the balance of the two terms moves in a step in which one of them is still whole and the other gone.
 _PULL = 1.0
+
+
+def temperature(share: float) -> float:
+    """Return the relaxation's temperature when a share of the steps is done."""
+    return float(_HOT ** (1 - share) * _COLD**share)
+
+
+def followed(found: Observation, target: TargetDetector, source: Surrogate, part: str) -> Tensor:
+    """Return what an attack follows, (n,), with its graph, in the units of the detector's score.
+
+    Args:
+        found: a pass.
+        target: the detector.
+        source: its ``own`` surrogate, or the stand-in of this name.
+        part: who asks, as a part of the worst case.
+
+    Raises:
+        UsageError: where there is none.
+    """
+    if source != "own":
+        if source not in target.stand_ins:
+            raise UsageError(
+                f"There is no stand-in {source!r} here: `adaptive` learns them in its rehearsal, "
+                f'and only = ["{part}"] runs this part alone.'
+            )
+        return target.stand_ins[source](found)
+    if found.suspicion is None:
+        raise UsageError(
+            "The detector offers no surrogate for gradient attacks: use `adaptive`, which also asks its true score."
+        )
+    return found.suspicion
 
 
 class SurrogateAttack(Iterative):
@@ -103,9 +135,8 @@ class SurrogateAttack(Iterative):
         return self.method + "".join(f"-{value}" for value, default in chosen if value != default) + self.how
 
     def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
-        share = step / self.steps
-        temperature, own = _HOT ** (1 - share) * _COLD**share, self.surrogate == "own"
-        return target.observe(model, images, temperature, self.relaxation == "straight-through", surrogate=own)
+        straight, own = self.relaxation == "straight-through", self.surrogate == "own"
+        return target.observe(model, images, temperature(step / self.steps), straight, surrogate=own)
 
     def carried(
         self, model: CountingModel, target: TargetDetector, clean: Tensor, labels: Tensor, run: int
@@ -120,7 +151,7 @@ class SurrogateAttack(Iterative):
     def direction(
         self, found: Observation, images: Tensor, lead: Tensor, target: TargetDetector, carried: Carried
     ) -> Tensor:
-        suspicion = self._suspicion(found, target)
+        suspicion = followed(found, target, self.surrogate, self.part)
         if self.method == "joint":
             return self._balanced(suspicion, images, lead, target, carried)
         fooled = per_image(lead.detach() > _SAFE, images)
@@ -158,23 +189,9 @@ class SurrogateAttack(Iterative):
         if self.method != "joint":
             return super().progress(found, lead, scores, target, carried)
         with torch.no_grad():
-            excess = self._excess(self._suspicion(found, target), target)
+            excess = self._excess(followed(found, target, self.surrogate, self.part), target)
         missing = (_SAFE - lead).clamp_min(0)
         return -(missing / carried["most-lead"].clamp_min(1e-6) + excess / carried["most-excess"].clamp_min(1e-6))
-
-    def _suspicion(self, found: Observation, target: TargetDetector) -> Tensor:
-        if self.surrogate != "own":
-            if self.surrogate not in target.stand_ins:
-                raise UsageError(
-                    f"There is no stand-in {self.surrogate!r} here: `adaptive` learns them in its rehearsal, "
-                    f'and only = ["{self.part}"] runs this part alone.'
-                )
-            return target.stand_ins[self.surrogate](found)
-        if found.suspicion is None:
-            raise UsageError(
-                "The detector offers no surrogate for gradient attacks: use `adaptive`, which also asks its true score."
-            )
-        return found.suspicion
 
     @staticmethod
     def _excess(suspicion: Tensor, target: TargetDetector) -> Tensor:

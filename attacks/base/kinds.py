@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # Kinds whose success counts against a detector; noise and corruptions are benign.
 HOSTILE = ("attack", "adaptive")
+# The share of the budget at which false alarms are counted.
+QUARTER = 0.25
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from .csv_files import COLUMNS, table_file, write_csv, write_csv_gz
 from .finished import Finished
 from .leaderboard import Protocol, leaderboard_rows
 from .problems import Problems
+from .rejection_curve import rejection_rows
 from .results import DetectorResult, SeedResult
 from .seed_results import seed_result
 from .standing_tables import standing_rows
@@ -52,7 +53,9 @@ class Tables:
             if seeds:
                 protocol = Protocol(self.plan.protocol_digests[part.label], self.plan.series_digests[part.label])
                 with self.problems.of(f"leaderboard of {part.label}"):
-                    ranked = leaderboard_rows(seeds, self.suite.threat, protocol, missing, self.plan.ranked)
+                    ranked = leaderboard_rows(
+                        seeds, self.suite.threat, protocol, missing, self.plan.ranked, self.plan.alarms
+                    )
                     rows["leaderboard"] += ranked
             else:
                 rows["leaderboard"] += self._without_numbers(part.label, missing)
@@ -75,6 +78,7 @@ class Tables:
             "metrics": lambda: metrics_rows(sources, perturbations, detectors, self.suite.threat),
             "perturbations": lambda: perturbation_rows(sources, perturbations),
             "attacks": lambda: attack_rows(sources, perturbations, detectors),
+            "rejection_curve": lambda: rejection_rows(result, self.suite.threat, self.plan.alarms),
         }
         where = f"{sources.model}, seed {sources.seed}"
         none: list[Row] = []

@@ -25,8 +25,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "mean_auroc_unseen", "n_unseen", "control_flagged_at_fpr_5", "benign_flagged_at_fpr_5", "fpr_realised_5",
         "surrogate", "flags", "seeds", "seed_sd", "protocol_digest", "n_images", "not_ranked_reason",
         "robust_accuracy_is_upper_bound", "tpr_at_fpr_1", "series_digest", "reencoded_flagged_at_fpr_5",
-        "shadow_flagged_at_fpr_5", "shadow_robust", "shadow_source_robust", "n_shadow", "price", "price_low",
-        "price_high", "r0_median", "rd_median", "n_price", "n_rd_censored", "n_r0_censored",
+        "shadow_flagged_at_fpr_5", "shadow_robust", "shadow_source_robust", "n_shadow", "false_alarm_at_quarter_eps",
+        "price", "price_low", "price_high", "r0_median", "rd_median", "n_price", "n_rd_censored", "n_r0_censored",
     ),
     "metrics": (
         "dataset", "model", "seed", "perturbation", "kind", "family", "norm", "eps", "outcome", "detector", "fit_on",
@@ -50,6 +50,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "dataset", "model", "seed", "perturbation", "group", "kind", "against", "norm", "eps", "n", "parts",
         "detector", "success_rate", "flagged_at_fpr_5", "undetected_success_at_fpr_5", "success_rate_8bit",
         "flagged_at_fpr_5_8bit", "undetected_success_at_fpr_5_8bit", "surrogate_follows",
+    ),
+    "rejection_curve": (
+        "dataset", "model", "seed", "detector", "norm", "eps", "alpha", "share", "low", "high", "n", "reason",
     ),
     "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),
 }  # fmt: skip

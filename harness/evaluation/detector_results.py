@@ -13,6 +13,7 @@ from ..core.process_state import CHANGED, CHANGED_FLAG
 from ..plan import ModelPlan
 from ..statistics.detection import MIN_IMAGES
 from ..suite.resolved import DetectorPart
+from .alarm_results import alarms_of
 from .finished import Finished
 from .radius_results import radii_of
 from .rankability import INCOMPLETE, OPENED, READS_FILES, STARTED, STARTS_PROCESSES, UNCHECKED, reaches_threat
@@ -76,6 +77,7 @@ def detector_result(
         rescored=_rescored(found, model_plan, part),
         variants=variants_of(found, model_plan, part),
         radii=radii_of(found, model_plan, part.label),
+        alarms=alarms_of(found, model_plan, part),
         reasons=reasons,
     )
 

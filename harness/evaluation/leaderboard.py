@@ -8,16 +8,17 @@ about the worst case follows from these two numbers per image, its resamples inc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics.detection import ALPHAS, MIN_IMAGES, auroc, threshold, threshold_reason
+from ...attacks.base.kinds import QUARTER
+from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reason
 from ..statistics.intervals import wilson
 from ..statistics.ranks import RowSample, ranks
-from ..statistics.samples import WorstCase, row_interval, row_sample
-from .consistency import consistency_flags, majority_scores
+from ..statistics.samples import row_interval, row_sample
+from .consistency import consistency_flags
 from .radii import (
     ACCURACY_LEVEL,
     DISCONTINUOUS,
@@ -31,24 +32,12 @@ from .radii import (
     price_ranks,
 )
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
-from .results import (
-    BoolArray,
-    Cell,
-    DetectorResult,
-    FloatArray,
-    IntArray,
-    PerturbationResult,
-    SeedResult,
-    Sources,
-    ThreatModel,
-    within,
-)
+from .results import Cell, FloatArray, SeedResult, ThreatModel
+from .seed_scores import SeedScores, ablation
 
 _ALPHA = ALPHAS["5"]
 # A share of the control, or of harmless images, whose lower bound lies above this is a flag.
 _FALSE_ALARMS = 0.5
-# Calibrate scores equal to the threshold: more than this share, and the threshold cannot hold its rate.
-_TIES = 0.01
 
 
 @dataclass(frozen=True)
@@ -70,6 +59,7 @@ def leaderboard_rows(
     protocol: Protocol,
     missing: Mapping[int, str] | None = None,
     ranked: int | None = None,
+    alarms: int = 0,
 ) -> list[dict[str, Cell]]:
     """Return the rows of ``leaderboard.csv`` for one data set and model: every detector and ``none``.
 
@@ -101,6 +91,9 @@ def leaderboard_rows(
     - ``shadow_robust``, ``shadow_source_robust``, ``n_shadow``: the share of shadow images that stand an adaptive
       attack, the share of the images that they were made of, and how many pairs these are; empty where so few of the
       latter stand that nothing could be told. Model and detector are right about both of a pair.
+    - ``false_alarm_at_quarter_eps``: of the first 64 evaluate images that the model gets right and the detector lets
+      pass, the share for which a search found a change of at most a quarter of the budget that is flagged although the
+      model is still right; empty where no worst case over all adaptive attacks was made at the budget of the threat.
     - ``flags``: joined by ``; ``. ``seed_sd``: the standard deviation of robust accuracy over seeds.
 
     ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`).
@@ -127,7 +120,7 @@ def leaderboard_rows(
     samples: list[RowSample | None] = []
     radii: list[Distances | None] = []
     for label in [*dict.fromkeys(d.label for s in per_seed for d in s.detectors), ABLATION]:
-        row = _Row(label, per_seed, threat, images)
+        row = _Row(label, per_seed, threat, images, alarms)
         radii.append(row.distances)
         row.failures += [f"seed {seed} is missing: {reason}" for seed, reason in (missing or {}).items()]
         sample = row.sample()
@@ -163,114 +156,21 @@ def place(row: Mapping[str, Cell]) -> tuple[float, bool, float, float, str]:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class _SeedScores:
-    """One seed's usable scores of one detector: thresholds apart, all that its row is made from."""
-
-    sources: Sources
-    detector: DetectorResult
-    threshold: float
-    perturbations: Sequence[PerturbationResult]
-    lower: FloatArray
-    upper: FloatArray
-    complete: bool
-
-    @classmethod
-    def of(
-        cls, sources: Sources, d: DetectorResult, t: float, p: Sequence[PerturbationResult], threat: ThreatModel,
-        ranked: int,
-    ) -> _SeedScores:  # fmt: skip
-        lower = np.where(sources.evaluate_correct, d.clean, np.inf)
-        upper = np.full(len(lower), np.inf)
-        complete = True
-        for index, fooled, scores in _candidates(d, p, threat):
-            if scores is None:
-                complete = False
-                continue
-            # Within one perturbation an image stands once, so plain indexing keeps every minimum.
-            upper[index[fooled]] = np.minimum(upper[index[fooled]], scores[fooled])
-        return cls(sources, d, t, p, lower[:ranked], upper[:ranked], complete)
-
-    @property
-    def undetected(self) -> float | None:
-        right = self.sources.evaluate_correct[: len(self.upper)]
-        return float((self.upper[right] <= self.threshold).mean()) if right.any() else None
-
-    @property
-    def worst_case(self) -> WorstCase:
-        """What the ranking compares."""
-        none = self.detector.label == ABLATION
-        return WorstCase(np.zeros(0) if none else self.detector.calibrate, self.lower, self.upper)
-
-    def controls(self) -> Iterator[FloatArray]:
-        for p in self.perturbations:
-            if p.threatens(self.detector.label):
-                scores, _ = self.detector.control_scores(p)
-                if scores is not None:
-                    yield scores
-
-    def benign(self) -> Iterator[FloatArray]:
-        for p in self.perturbations:
-            if p.kind in ("noise", "corruption"):
-                scores, _ = self.detector.scores(p)
-                if scores is not None:
-                    yield scores[~p.success]
-
-    def auroc(self, p: PerturbationResult) -> float | None:
-        """Successes against clean images that the model gets right, ``None`` for too few of either."""
-        scores, _ = self.detector.scores(p)
-        negative = self.detector.clean[self.sources.evaluate_correct]
-        if scores is None or len(negative) < MIN_IMAGES or int(p.success.sum()) < MIN_IMAGES:
-            return None
-        return auroc(scores[p.success], negative)
-
-    def tpr(self, p: PerturbationResult, alpha: float) -> float | None:
-        """Return the share of the successes flagged at a false positive rate, ``None`` for too few images."""
-        scores, _ = self.detector.scores(p)
-        short = threshold_reason(len(self.detector.calibrate), alpha)
-        if scores is None or short or int(p.success.sum()) < MIN_IMAGES:
-            return None
-        return float((scores[p.success] > threshold(self.detector.calibrate, alpha)).mean())
-
-    @property
-    def ties(self) -> bool:
-        """Whether too many calibrate scores equal the threshold."""
-        return self.detector.label != ABLATION and float((self.detector.calibrate == self.threshold).mean()) > _TIES
-
-
-def _candidates(
-    detector: DetectorResult, perturbations: Sequence[PerturbationResult], threat: ThreatModel
-) -> Iterator[tuple[IntArray, BoolArray, FloatArray | None]]:
-    """Yield every set of images that counts: positions, whether they fool within the threat, and the scores.
-
-    Scores are ``None`` where an attack did not run or was not scored: without them there is no worst case.
-    """
-    for p in perturbations:
-        if not p.threatens(detector.label) or p.inapplicable:
-            continue
-        scores = None if p.reason else detector.scores(p)[0]
-        if scores is not None:
-            scores = majority_scores(detector, p.label, scores)
-        yield p.index, p.success & within(threat, p), scores
-        for r in () if p.reason else p.rounded:
-            found = None if r.reason else detector.rounded_scores(p, r.how)[0]
-            if found is not None:
-                found = majority_scores(detector, f"{r.how}:{p.label}", found)
-            yield p.index, r.success & within(threat, r) if not r.reason else np.zeros(0, np.bool_), found
-
-
 class _Row:
     """One detector over all seeds, or ``none``: a detector that gives every image the score 0 and the threshold 0."""
 
-    def __init__(self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel, ranked: int) -> None:
+    def __init__(
+        self, label: str, per_seed: Sequence[SeedResult], threat: ThreatModel, ranked: int, alarms: int
+    ) -> None:
         self.label, self.threat = label, threat
         self.flags: list[str] = []
         self.failures: list[str] = []
         self.surrogate = ABLATION
-        self.seeds: list[_SeedScores] = []
+        self.seeds: list[SeedScores] = []
         self.alone: list[Radii] = []
         for one in per_seed:
-            found = _ablation(one) if label == ABLATION else next((d for d in one.detectors if d.label == label), None)
+            own = (d for d in one.detectors if d.label == label)
+            found = ablation(one, alarms) if label == ABLATION else next(own, None)
             if found is None:
                 self.failures.append(f"seed {one.sources.seed} is missing")
                 continue
@@ -284,14 +184,18 @@ class _Row:
                 continue
             t = 0.0 if label == ABLATION else threshold(found.calibrate, _ALPHA)
             self.flags += found.variants.flags(t)
-            self.seeds.append(_SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
+            self.seeds.append(SeedScores.of(one.sources, found, t, one.perturbations, threat, ranked))
             self.alone.append(one.alone)
+        self.distances = self._distances()
+
+    def _distances(self) -> Distances | None:
+        """Return how far images have to be moved, after saying what is doubtful about that."""
         own = [s.detector.radii for s in self.seeds]
         self.flags += [f"{UNSEEN}: {o.reason}" for o in own if o.reason]
         self.flags += [R0_SEARCH] if any(misses(a, o) for a, o in zip(self.alone, own, strict=True)) else []
-        self.distances = distances(self.alone, own)
-        if self.distances is not None and self.distances.jumps(threat.eps):
-            self.flags.append(DISCONTINUOUS)
+        found = distances(self.alone, own)
+        self.flags += [DISCONTINUOUS] if found is not None and found.jumps(self.threat.eps) else []
+        return found
 
     def sample(self) -> RowSample | None:
         """Return what its robust accuracy, the interval and the comparison with other rows are made from."""
@@ -309,7 +213,7 @@ class _Row:
         robust = [] if sample is None else [float(of) for of in sample.robust.mean(1)]
         adaptive = [p for s in seeds for p in s.perturbations if counts(p, self.label, self.threat)]
         attacked = bool(robust) and any(not p.reason for p in adaptive)
-        control, benign = self._flagged(_SeedScores.controls), self._flagged(_SeedScores.benign)
+        control, benign = self._flagged(SeedScores.controls), self._flagged(SeedScores.benign)
         doubts = [CONTROL_FLAGGED] if control.low > _FALSE_ALARMS else []
         doubts += [BENIGN_FLAGGED] if benign.low > _FALSE_ALARMS else []
         doubts += [TIES] if any(s.ties for s in seeds) else []
@@ -334,6 +238,7 @@ class _Row:
             "reencoded_flagged_at_fpr_5": _mean(s.detector.variants.flagged("re-encoded", s.threshold) for s in seeds),
             **self._shadows(),
             **(self.distances.cells() if self.distances is not None else dict.fromkeys(PRICES)),
+            "false_alarm_at_quarter_eps": _mean(s.detector.alarms.share(QUARTER * self.threat.eps) for s in seeds),
         }
 
     def _shadows(self) -> dict[str, Cell]:
@@ -346,7 +251,7 @@ class _Row:
             "n_shadow": int(np.mean([len(w.shadow) for w in worst])) if worst else None,
         }
 
-    def _flagged(self, of: Callable[[_SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:
+    def _flagged(self, of: Callable[[SeedScores], Iterable[FloatArray]]) -> _FalseAlarms:
         """Return the mean share over seeds of some images that are flagged, and its lower 95 % bound."""
         shares, images = [], []
         for seed in self.seeds:
@@ -397,18 +302,6 @@ class _FalseAlarms:
 
 def _joined(texts: Iterable[str]) -> str:
     return "; ".join(" ".join(text.replace(";", ",").split()) for text in dict.fromkeys(texts))
-
-
-def _ablation(seed: SeedResult) -> DetectorResult:
-    return DetectorResult(
-        ABLATION,
-        radii=seed.alone,
-        calibrate=np.zeros(len(seed.sources.calibrate_index)),
-        clean=np.zeros(len(seed.sources.evaluate_index)),
-        perturbed={p.label: np.zeros(len(p.index)) for p in seed.perturbations},
-        control={p.label: np.zeros(len(p.control_index)) for p in seed.perturbations},
-        rounded={(p.label, r.how): np.zeros(len(r.success)) for p in seed.perturbations for r in p.rounded},
-    )
 
 
 def _check_seeds(per_seed: Sequence[SeedResult]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...attacks.base.kinds import Effort
 from ..statistics.detection import MIN_IMAGES
+from .alarms import Alarms, within_reach
 from .radii import Radii
 from .shadows import Variants
 
@@ -231,8 +232,7 @@ def within(threat: ThreatModel, perturbed: PerturbationResult | RoundedResult) -
         return np.zeros(0, np.bool_)
     if threat.norm not in perturbed.norms:
         raise ValueError(f"The images were not measured in the threat's norm {threat.norm}")
-    measured = np.asarray(perturbed.norms[threat.norm], dtype=np.float64)
-    return np.asarray(measured <= threat.eps * (1 + 1e-4) + 1e-6)
+    return within_reach(np.asarray(perturbed.norms[threat.norm], dtype=np.float64), threat.eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +270,7 @@ class DetectorResult:
         randomised: whether it declares that its score is drawn.
         variants: what it says of variants of the evaluate images.
         radii: how far images have to be moved so that they fool the model and pass it.
+        alarms: what small changes make it flag although the model is right.
         reasons: by a perturbation's label, why its scores are missing.
         reason: why the detector has no scores at all (the fit failed).
         flags: sanity flags; ``adaptive-incomplete`` puts the row below the ranked ones.
@@ -288,6 +289,7 @@ class DetectorResult:
     randomised: bool = False
     variants: Variants = field(default_factory=Variants)
     radii: Radii = field(default_factory=Radii)
+    alarms: Alarms = field(default_factory=Alarms)
     reasons: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
     flags: tuple[str, ...] = ()

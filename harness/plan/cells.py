@@ -115,6 +115,26 @@ class RehearsalJob:
 
 
 @dataclass(frozen=True)
+class AlarmJob:
+    """Look for the smallest changes of clean images that a fitted detector flags although the model is right.
+
+    Attributes:
+        part: the attack that knows the detector, whose budget, norm and effort are meant.
+        logits: the cell with the logits of the first evaluate images, and
+        clean: the one with the detector's scores of them.
+        stop: how many of these images are looked at.
+    """
+
+    model: str
+    part: PerturbationPart
+    target: TargetPlan
+    logits: str
+    clean: str
+    stop: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class VariantJob:
     """Make variants of the first evaluate images.
 
@@ -327,6 +347,7 @@ Job = (
     | TraceJob
     | ExtraJob
     | RehearsalJob
+    | AlarmJob
     | VariantJob
     | PerturbJob
     | RadiusJob

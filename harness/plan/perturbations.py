@@ -21,6 +21,8 @@ CHECK_IMAGES = 48
 _PERTURBING = "harness.run.tasks.perturbations"
 _ATTACKING = "harness.run.tasks.adaptive"
 _REHEARSING = "harness.run.tasks.rehearsal"
+# Budgets that differ by less are one.
+_SAME = 1e-6
 # Calibrate images, among the first, on which an attack learns of its detector.
 REHEARSAL_IMAGES = 36
 
@@ -115,6 +117,12 @@ def _rehearsal(draft: Draft, model_plan: ModelPlan, part: PerturbationPart, targ
     job = RehearsalJob(model_plan.key, part, target, logits, REHEARSAL_IMAGES, seed)
     name = draft.name(model_plan, "rehearsal", part.label)
     return draft.add(key, name, job, (model_plan.key, logits, *target.keys()), REHEARSAL_IMAGES)
+
+
+def at_threat(draft: Draft, part: PerturbationPart) -> bool:
+    """Return whether a perturbation is made at the whole budget of the suite's threat."""
+    made, threat = draft.perturbations[part.label], draft.suite.threat
+    return made.norm == threat.norm and abs((made.eps or 0.0) - threat.eps) <= _SAME * threat.eps
 
 
 def _identity(draft: Draft, part: PerturbationPart) -> list[object]:

@@ -20,7 +20,8 @@ class ModelPlan:
 
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
     ``shadowed`` the one of the same attack on shadow images; ``radii``, by the label of a detector (empty for none at
-    all), the search for the smallest perturbations that pass it; ``variants``, by what was made of the first evaluate
+    all), the search for the smallest perturbations that pass it; ``alarms``, likewise, the cell with the smallest
+    changes that it flags although the model is right; ``variants``, by what was made of the first evaluate
     images, the traces of that; ``rounded``, by the label of an attack and the kind of rounding, the cells of its images
     after that; ``standing``, by the name of an analysis that is part of every run and the label of a perturbation, what
     was measured of it.
@@ -35,6 +36,7 @@ class ModelPlan:
     checks: dict[str, str] = field(default_factory=dict)
     shadowed: dict[str, str] = field(default_factory=dict)
     radii: dict[str, str] = field(default_factory=dict)
+    alarms: dict[str, str] = field(default_factory=dict)
     variants: dict[Variant, TraceKeys] = field(default_factory=dict)
     rounded: dict[tuple[str, Rounding], tuple[str, ...]] = field(default_factory=dict)
     fits: dict[str, str] = field(default_factory=dict)
@@ -51,7 +53,8 @@ class Plan:
     attacked, the first fit images), ``shadow`` and ``re-encoded``, a perturbation's label, or
     ``control:<label>``, ``8-bit:<label>`` and ``levels:<label>`` (of an adaptive attack only for the detector that it
     was made against).
-    ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers.
+    ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers;
+    ``alarms`` that of those on which false alarms are looked for, 0 where they are not.
     ``protocol_digests`` is keyed by model label, and so is ``series_digests``: the same content without the seeds, so
     that runs of single seeds have it in common. What ``applicability`` leaves out (perturbations that are not defined
     for the task, detectors that learn from them) has no cells and is in no digest. ``facts`` is what tables say of the
@@ -66,4 +69,5 @@ class Plan:
     series_digests: Mapping[str, str]
     applicability: Applicability
     ranked: int
+    alarms: int
     facts: Facts

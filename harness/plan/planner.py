@@ -12,6 +12,7 @@ from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..suite.resolved import ModelPart, Suite
 from ..tracing.traced_model import NeedsCodes
+from .alarms import alarm_images, plan_alarms
 from .analyses import plan_analyses, plan_standing
 from .cells import Images
 from .detectors import DetectorPlanner
@@ -63,7 +64,8 @@ def make_plan(
     protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
     series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
     return Plan(
-        suite, draft.sets, draft.cells, models, protocols, series, draft.applicability, _ranked(draft), draft.facts
+        suite, draft.sets, draft.cells, models, protocols, series, draft.applicability, _ranked(draft),
+        alarm_images(draft, _ranked(draft)), draft.facts,
     )  # fmt: skip
 
 
@@ -99,6 +101,7 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
         plan_adaptive(draft, model_plan, perturbation)
         plan_control(draft, model_plan, perturbation)
         plan_shadowed(draft, model_plan, perturbation)
+        plan_alarms(draft, model_plan, perturbation, _ranked(draft))
     for perturbation in radius_attacks(draft, adaptive):
         plan_alone(draft, model_plan, perturbation, oblivious)
         plan_radius(draft, model_plan, perturbation)

@@ -10,15 +10,13 @@ from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
 from .cells import RadiusJob, TargetPlan
 from .draft import Draft
-from .perturbations import target_plan
+from .perturbations import at_threat, target_plan
 from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
 
 ALONE = ""
 _SEARCHING = "harness.run.tasks.radii"
-# Budgets that differ by less are one.
-_SAME = 1e-6
 
 
 def radius_attacks(draft: Draft, adaptive: Iterable[PerturbationPart]) -> list[PerturbationPart]:
@@ -26,11 +24,9 @@ def radius_attacks(draft: Draft, adaptive: Iterable[PerturbationPart]) -> list[P
 
     They are those at the whole budget of the threat. None where the suite wants no price.
     """
-    threat, found = draft.suite.threat, dict[str, PerturbationPart]()
+    found: dict[str, PerturbationPart] = {}
     for part in adaptive if draft.suite.price_images else ():
-        made = draft.perturbations[part.label]
-        whole = made.norm == threat.norm and abs((made.eps or 0.0) - threat.eps) <= _SAME * threat.eps
-        if whole and getattr(made, "rehearses", False):
+        if at_threat(draft, part) and getattr(draft.perturbations[part.label], "rehearses", False):
             found.setdefault(part.against, part)
     return list(found.values())
 

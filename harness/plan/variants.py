@@ -12,7 +12,7 @@ from ..suite.resolved import PerturbationPart
 from ..tracing.traces import Need
 from .cells import Images, ShadowPlan, Variant, VariantJob
 from .draft import CHUNK, Draft, Made
-from .perturbations import plan_chunk, target_plan
+from .perturbations import at_threat, plan_chunk, target_plan
 from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
@@ -20,8 +20,6 @@ DECIDES_NO_NUMBER = True
 # How many of the first evaluate images have shadow images, and of how many these are attacked where both are right.
 SHADOWS, SHADOW_IMAGES = 128, 50
 _IMAGES, _ASKING = "attacks.benign.variants", "harness.run.tasks.variants"
-# Budgets that differ by less are one.
-_SAME = 1e-6
 
 
 def plan_variants(draft: Draft, model_plan: ModelPlan, needs: Sequence[Need]) -> None:
@@ -64,8 +62,8 @@ def plan_shadowed(draft: Draft, model_plan: ModelPlan, part: PerturbationPart) -
 
     Only where it may decide a rank: at the whole budget of the threat.
     """
-    shadow, made, threat = model_plan.variants.get("shadow"), draft.perturbations[part.label], draft.suite.threat
-    if shadow is None or made.norm != threat.norm or abs((made.eps or 0.0) - threat.eps) > _SAME * threat.eps:
+    shadow = model_plan.variants.get("shadow")
+    if shadow is None or not at_threat(draft, part):
         return
     stop = min(SHADOW_IMAGES, shadow.images.stop, draft.chunks("evaluate", part.label)[0][1])
     clean, drawn = (model_plan.scores[part.against, source] for source in ("clean", "shadow"))

@@ -22,7 +22,15 @@ from .schedule import Schedule
 from .work import Engine, Outcome, Output, Result, Task
 
 # Seconds per image before anything was measured, by kind: only for the first guess of the time left.
-GUESS = {"model": 5.0, "trace": 0.001, "perturb": 0.02, "rehearsal": 0.1, "control": 0.002, "fit": 0.003}
+GUESS = {
+    "model": 5.0,
+    "trace": 0.001,
+    "perturb": 0.02,
+    "rehearsal": 0.1,
+    "false-alarm": 0.005,
+    "control": 0.002,
+    "fit": 0.003,
+}
 
 
 # Seconds after which cells that another run computes are looked for again.

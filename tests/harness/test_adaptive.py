@@ -283,3 +283,21 @@ def test_feature_matching_attacks_a_detector_whose_surrogate_takes_gradients(
         r for r in read_table(tmp_path / "run", "perturbations.csv") if r["perturbation"] == "feature-matching@odin"
     ]
     assert row["reason"] == "" and 0 < int(row["n"]) <= 20
+
+
+def test_false_alarms_are_searched_for_with_and_without_a_surrogate_and_in_the_processes_of_plugins(run: Path) -> None:
+    rows = {r["detector"]: r for r in read_table(run, "leaderboard.csv")}
+    found = {name: float(row["false_alarm_at_quarter_eps"]) for name, row in rows.items()}
+    assert found["none"] == 0.0
+    # One score in three forms: none hides that small changes are flagged.
+    assert found["energy"] > 0.1
+    assert min(found["blind"], found["useless-surrogate"]) > found["energy"] / 2
+    curves: dict[str, list[dict[str, str]]] = {}
+    for row in read_table(run, "rejection_curve.csv"):
+        curves.setdefault(row["detector"], []).append(row)
+    assert curves.keys() == rows.keys()
+    for name, curve in curves.items():
+        shares = [float(row["share"]) for row in curve]
+        assert shares[0] == pytest.approx(float(rows[name]["robust_accuracy_at_fpr_5"]), abs=1e-5)
+        assert shares == sorted(shares, reverse=True)
+        assert all(float(row["low"]) <= share <= float(row["high"]) for row, share in zip(curve, shares, strict=True))

@@ -15,7 +15,7 @@ from aftershock.harness.suite.resolve import load_suite
 from support.suites import Tiny
 
 MADE = {"perturb", "control", "trace", "propagation", "rounded"}
-LEARNED = MADE | {"check", "score", "rehearsal"}
+LEARNED = MADE | {"check", "score", "rehearsal", "false-alarm"}
 ALL = {"model", "encoders", "fit", "score", "analysis", *MADE}
 
 

@@ -11,7 +11,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "robust_accuracy_high,adaptive_undetected_at_fpr_5,worst_auroc,worst_perturbation,mean_auroc_seen,"
         "mean_auroc_unseen,n_unseen,control_flagged_at_fpr_5,benign_flagged_at_fpr_5,fpr_realised_5,surrogate,flags,"
         "seeds,seed_sd,protocol_digest,n_images,not_ranked_reason,robust_accuracy_is_upper_bound,tpr_at_fpr_1,"
-        "series_digest,reencoded_flagged_at_fpr_5,shadow_flagged_at_fpr_5,shadow_robust,shadow_source_robust,n_shadow",
+        "series_digest,reencoded_flagged_at_fpr_5,shadow_flagged_at_fpr_5,shadow_robust,shadow_source_robust,n_shadow,"
+        "false_alarm_at_quarter_eps",
         "metrics": "dataset,model,seed,perturbation,kind,family,norm,eps,outcome,detector,fit_on,seen,negatives,"
         "n_positive,n_negative,auroc,auroc_low,auroc_high,average_precision,tpr_at_fpr_1,tpr_at_fpr_5,tpr_at_fpr_10,"
         "undetected_success_at_fpr_5,control_flagged_at_fpr_5,reason",
@@ -23,6 +24,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "attacks": "dataset,model,seed,perturbation,group,kind,against,norm,eps,n,parts,detector,success_rate,"
         "flagged_at_fpr_5,undetected_success_at_fpr_5,success_rate_8bit,flagged_at_fpr_5_8bit,"
         "undetected_success_at_fpr_5_8bit,surrogate_follows",
+        "rejection_curve": "dataset,model,seed,detector,norm,eps,alpha,share,low,high,n,reason",
         "timings": "dataset,model,seed,what,name,seconds,ms_per_image",
     }.items()
 }

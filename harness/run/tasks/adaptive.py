@@ -81,12 +81,10 @@ def judge(
 ) -> Verdict:  # fmt: skip
     """Ask a detector about an attack's final images, with the model as it is judged by."""
     target = replace(target, detector=context.detector(planned.fit, planned.part), traced_model=model)
-    scores = torch.stack([_judged(target, model, made.images, seed, k) for k in range(target.evaluations)])
-    # NaN says that a detector was not asked; one that answers so flags the image.
-    scores = torch.where(scores.isnan(), torch.inf, scores)
+    scores = judged(target, made.images, seed)
     asked, there, questions = _elsewhere(context, model, planned, made)
     # What passes while the attack runs has to pass where none does.
-    passed = ((scores <= target.threshold).double().mean(0) > 0.5) & (there <= target.threshold)
+    passed = passes(target, scores) & (there <= target.threshold)
     return Verdict(scores, passed, asked, questions, target.changed)
 
 
@@ -114,7 +112,21 @@ def _elsewhere(
     return found, scored[len(asked) :], ""
 
 
-def _judged(target: FittedTarget, model: TracedModel, images: Tensor, seed: int, number: int) -> Tensor:
-    """Return one evaluation of final images, float64 (n,), the same in every run."""
-    with forked_rng(derive_seed(seed, "judged", number)):
-        return target.query(model.model, images.to(device_of(model.model)), number)[1].cpu()
+def judged(target: FittedTarget, images: Tensor, seed: int) -> Tensor:
+    """Return what a detector says of final images where no attack runs, the same in every run.
+
+    Returns:
+        scores, float64 (evaluations, n); NaN says that a detector was not asked, so one that answers so says infinity.
+    """
+    model = target.traced_model.model
+    images, given = images.to(device_of(model)), list[Tensor]()
+    for number in range(target.evaluations):
+        with forked_rng(derive_seed(seed, "judged", number)):
+            given.append(target.query(model, images, number)[1].cpu())
+    found = torch.stack(given)
+    return torch.where(found.isnan(), torch.inf, found)
+
+
+def passes(target: FittedTarget, given: Tensor) -> Tensor:
+    """Return which images pass in most of some evaluations (k, n), bool (n,)."""
+    return (given <= target.threshold).double().mean(0) > 0.5

@@ -14,6 +14,7 @@ from ...core.model_state import one_thread
 from ...core.process_state import guarded, noted
 from ...core.seeds import derive_seed, forked_rng
 from ...plan.cells import (
+    AlarmJob,
     AnalysisJob,
     ControlJob,
     DerivedJob,
@@ -30,6 +31,7 @@ from ...plan.cells import (
 )
 from ..work import Output, Task
 from .adaptive import compute_adaptive
+from .alarms import compute_alarms
 from .analyses import compute_analysis, compute_preparation
 from .detectors import compute_fit, compute_scores
 from .perturbations import compute_control, compute_derived, compute_perturbed
@@ -45,6 +47,7 @@ SMALL_IMAGE = 512
 _COMPUTE: dict[type, Callable[[TaskContext, str, Any], Output]] = {
     ModelJob: lambda context, key, job: context.make_model(key, job),
     RehearsalJob: compute_rehearsal,
+    AlarmJob: compute_alarms,
     PerturbJob: lambda context, key, job: _perturb(context, key, job),
     RadiusJob: compute_radius,
     VariantJob: compute_variant,
