@@ -12,6 +12,7 @@ from .csv_files import COLUMNS, table_file, write_csv, write_csv_gz
 from .finished import Finished
 from .leaderboard import Protocol, leaderboard_rows
 from .problems import Problems
+from .radius_results import radius_rows
 from .rejection_curve import rejection_rows
 from .results import DetectorResult, SeedResult
 from .seed_results import seed_result
@@ -78,6 +79,7 @@ class Tables:
             "metrics": lambda: metrics_rows(sources, perturbations, detectors, self.suite.threat),
             "perturbations": lambda: perturbation_rows(sources, perturbations),
             "attacks": lambda: attack_rows(sources, perturbations, detectors),
+            "radii": lambda: radius_rows(result),
             "rejection_curve": lambda: rejection_rows(result, self.suite.threat, self.plan.alarms),
         }
         where = f"{sources.model}, seed {sources.seed}"

@@ -54,6 +54,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "rejection_curve": (
         "dataset", "model", "seed", "detector", "norm", "eps", "alpha", "share", "low", "high", "n", "reason",
     ),
+    "radii": ("dataset", "model", "seed", "detector", "index", "r0", "rd", "reach"),
     "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),
 }  # fmt: skip
 

@@ -96,7 +96,14 @@ def leaderboard_rows(
       model is still right; empty where no worst case over all adaptive attacks was made at the budget of the threat.
     - ``flags``: joined by ``; ``. ``seed_sd``: the standard deviation of robust accuracy over seeds.
 
-    ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`).
+    - ``price``, ``price_low``, ``price_high``: the median over images of rd / r0, the smallest distance at which
+      something fools the model and passes the detector over the smallest at which something fools it, and its interval
+      for the given threshold; an empty upper end says that it costs at least that much. ``r0_median``, ``rd_median``
+      (empty where half of the images or more are censored). ``n_price``: images that something fools within the large
+      budget; of them ``n_rd_censored`` where nothing passes there; ``n_r0_censored``: images that nothing fools.
+
+    ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`); within rows of
+    one rank, the number of rows that are significantly dearer is added (:func:`.radii.price_ranks`).
     ``not_ranked_reason`` says why a row has none: the flags that take it away (:mod:`.rankability`), or what failed.
     Where scores of a counting attack are missing there is no robust accuracy, since what slipped past is not known.
 

@@ -58,6 +58,15 @@ FLAGS = {
                    "detector flags what it does not know, and is not ranked."),
     "shadow-unchecked": ("unchecked on shadow images", "The detector gave no scores of the evaluate images after a "
                          "small secret change, or they were not attacked: it is not ranked."),
+    "discontinuous": ("discontinuous", "Undetected success jumps from one budget to the next, by more than half of the "
+                      "images at a quarter more budget, where the model alone falls no faster: the detector may know "
+                      "the budgets that are tried, and is not ranked."),
+    "ladder-unchecked": ("unchecked between budgets", "The search for the smallest perturbations that pass this "
+                         "detector failed, so how undetected success grows with the budget is not known: the row is "
+                         "not ranked."),
+    "r0-not-smallest": ("not the smallest", "The search against this detector found clearly smaller perturbations that "
+                        "fool the model than the search that knows no detector: the smaller ones count, and prices "
+                        "of rows without this flag may be too low."),
     "canary-stands": ("canary stands", "The attack does not get past a detector whose robust accuracy is known to be "
                       "0: it does nothing, or was disturbed. The row is not ranked."),
     "reads-files": ("reads files", "The code of this detector opened files, connections or system libraries that are "
