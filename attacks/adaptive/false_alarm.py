@@ -102,9 +102,9 @@ class FalseAlarm(Perturbation):
             target: the detector.
             follows: how well what the attack follows ranks like the true score, where its rehearsal looked at that.
         """
-        learned: list[Source] = [name for name in STAND_INS if name in target.stand_ins][:1]
+        learned = [name for name in STAND_INS if name in target.stand_ins][:1]
         trusted = target.has_surrogate and follows.get("own", 1.0) >= FOLLOWS
-        sources: list[Source] = ["own", *learned] if trusted else [*learned, "boundary"]
+        sources: tuple[Source, ...] = ("own", *learned) if trusted else (*learned, "boundary")
         steps, queries = max(worst.steps * worst.restarts // _STEPS, 1), max(worst.queries // _QUERIES, 1)
         return cls(worst.eps, steps, queries, worst.ball, worst.relaxation, sources)
 

@@ -18,8 +18,9 @@ from ...harness.core.files import is_regular, refuse_links_on_the_way, write_ato
 from ...harness.evaluation.verdict import Standing, sentence, verdict
 from ..findings.files import FOLDER
 from ..findings.pages import Study, analysis_page, cards, made_pages, studies
-from ..read.run_directory import TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
+from ..read.run_directory import ADDED, TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
 from ..templates.rendering import asset, environment, json_block
+from .alarms import alarm_table
 from .attacks import ROUNDED, rounding, winners
 from .budgets import curve_data, ends, ends_table
 from .costs import COSTS, cost_tables
@@ -68,7 +69,7 @@ class Group:
                 renamed[name] = None
             elif name in present:
                 renamed[name] = f"{name} ({run.name}, run {len(self.runs) + 1})"
-        for table in ("leaderboard", "metrics"):
+        for table in ("leaderboard", "metrics", "rejection_curve"):
             for row in tables.get(table, ()):
                 label = renamed.get(row.text("detector"), row.text("detector"))
                 if label is not None:
@@ -208,7 +209,7 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
         skipped=[f[:3] for f in failures if f[3] == "skipped"],
         warnings=[(run.name, words(w)) for run in runs
                   for w in (*listed(run.facts.get("warnings")), *listed(run.facts.get("notes"))) if words(w)],
-        missing=[(run.name, t) for run in runs for t in TABLES if t not in run.tables],
+        missing=[(run.name, t) for run in runs for t in TABLES if t not in run.tables and t not in ADDED],
         version=version("aftershock"),
     )  # fmt: skip
 
@@ -267,6 +268,7 @@ def _group_page(group: Group) -> dict[str, object]:
         "doubts": {label: [f for f in found if f.key != BEYOND] for label, found in doubts.items()},
         "attacks": len(attacks.rows),
         "ends": ends_table(last),
+        "alarms": alarm_table(group.rows("rejection_curve"), sorted(board, key=place)),
         "rounding": rounding(attacks),
         "winners": winners(attacks, _threat(group)),
         "matrices": matrices(metrics, order, lambda kind: kind != "adaptive"),

@@ -126,7 +126,7 @@ def test_without_a_surrogate_the_student_leads_there(
 class Silent(LinearDetector):
     """Has a surrogate that does not rise."""
 
-    def observe(self, *given: object, **more: object):  # type: ignore[no-untyped-def, override]
+    def observe(self, *given: object, **more: object):  # type: ignore[no-untyped-def]
         found = super().observe(*given, **more)  # type: ignore[arg-type]
         return type(found)(found.logits, 0 * found.logits.sum(1), found.score, found.features)
 
