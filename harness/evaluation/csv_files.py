@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from ..core.files import replacing
-from .verdict import Standing, sentence, verdict
+from .verdict import Standing, cost, sentence, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -148,6 +148,9 @@ def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:
     for name in ("model", "detector"):
         table.add_column(name, overflow="fold")
     table.add_column("robust accuracy", justify="right", no_wrap=True)
+    priced = any(_float(row.get("price")) is not None for row in rows)
+    if priced:
+        table.add_column("price", justify="right", no_wrap=True)
     table.add_column("worst AUROC", justify="right", overflow="fold")
     for name in ("seen", "unseen", "control flagged"):
         table.add_column(name, justify="right")
@@ -158,6 +161,7 @@ def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:
             _words(row["model"]),
             _words(row["detector"]),
             _robust(row),
+            *([_price(row)] if priced else []),
             _number(row["worst_auroc"], "{:.3f}")
             + (f" ({worst})" if (worst := _words(row["worst_perturbation"])) else ""),
             _number(row["mean_auroc_seen"], "{:.3f}"),
@@ -168,6 +172,11 @@ def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:
         # Text, not str: a name is never read as markup.
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _float(value: object) -> float | None:
+    number = math.nan if value is None or value == "" else float(str(value))
+    return number if math.isfinite(number) else None
 
 
 def _number(value: object, pattern: str) -> str:
@@ -182,16 +191,22 @@ def _robust(row: Mapping[str, object]) -> str:
     return at_most + _number(row["robust_accuracy_at_fpr_5"], "{:.1%}") + _between(row)
 
 
+def _price(row: Mapping[str, object]) -> str:
+    least = "" if _float(row.get("price_high")) is not None or _float(row.get("price")) is None else "at least "
+    return least + _number(row.get("price"), "{:.2f}")
+
+
 def verdicts(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Return what the leaderboard says, a sentence for each data set and model, in the order of the rows."""
     tables: dict[str, list[Standing]] = {}
     for row in rows:
         rank = _number(row["rank"], "{:.0f}")
         standing = Standing(
-            _words(row["detector"]), None if rank == "–" else float(rank), _words(row["not_ranked_reason"])
-        )
+            _words(row["detector"]), None if rank == "–" else float(rank), _words(row["not_ranked_reason"]),
+            *(_float(row.get(name)) for name in ("price", "price_low", "price_high")),
+        )  # fmt: skip
         tables.setdefault(f"{_words(row['dataset'])} / {_words(row['model'])}", []).append(standing)
-    return [f"{title}: {sentence(verdict(standings))}" for title, standings in tables.items()]
+    return [f"{title}: {sentence(verdict(own))} {cost(own)}".rstrip() for title, own in tables.items()]
 
 
 def _between(row: Mapping[str, object]) -> str:

@@ -9,6 +9,8 @@ from typing import Literal
 from .rankability import BELOW_FLOOR, floor_text
 
 ABLATION = "none"
+# A price below is one of 1, as far as a search can tell.
+_WORTHLESS = 1.01
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,9 @@ class Standing:
     detector: str
     rank: float | None
     reason: str = ""
+    price: float | None = None
+    price_low: float | None = None
+    price_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,23 @@ def sentence(found: Verdict) -> str:
     if reason.startswith(BELOW_FLOOR):
         reason = f"the attack that knows it is weaker than the protocol requires for a rank ({floor_text()})"
     return "No detector is ranked" + (f": {reason}." if reason else ".")
+
+
+def cost(rows: Sequence[Standing]) -> str:
+    """Return what the dearest ranked detector costs an attacker, in words; empty where no price was measured."""
+    priced = [r for r in rows if r.detector != ABLATION and r.rank is not None and r.price is not None]
+    if not priced:
+        return ""
+    dearest = max(priced, key=lambda r: r.price or 0.0)
+    price, low = dearest.price or 1.0, dearest.price_low or 1.0
+    between = f" (95 % interval {low:.2f} to {dearest.price_high:.2f})" if dearest.price_high is not None else ""
+    least = "" if dearest.price_high is not None else "at least "
+    if price < _WORTHLESS:
+        return "Passing them costs an attacker nothing: what fools the model passes, at the median of the images."
+    return (
+        f"The dearest is {dearest.detector}: to pass it as well, a perturbation must be {least}{price:.2f} times as "
+        f"large as to fool the model alone{between}."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

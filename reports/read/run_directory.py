@@ -65,14 +65,16 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "eps n success_rate flagged_at_fpr_5 undetected_success_at_fpr_5",
     ),
     "rejection_curve": _columns("dataset model seed detector norm eps reason", "alpha share low high n"),
+    "radii": _columns("dataset model seed detector", "index r0 rd reach"),
 }
 # Tables that older runs do not have.
-ADDED = ("rejection_curve",)
+ADDED = ("rejection_curve", "radii")
 # Columns that older runs do not have: all their cells are empty then. Counts are a JSON object of whole numbers.
 OPTIONAL: Mapping[str, Mapping[str, str]] = {
     "leaderboard": _columns(
         "not_ranked_reason series_digest",
-        "n_images robust_accuracy_is_upper_bound tpr_at_fpr_1 false_alarm_at_quarter_eps",
+        "n_images robust_accuracy_is_upper_bound tpr_at_fpr_1 false_alarm_at_quarter_eps price price_low price_high "
+        "n_price n_rd_censored",
     ),
     "attacks": {
         **_columns("", "success_rate_8bit flagged_at_fpr_5_8bit undetected_success_at_fpr_5_8bit"),

@@ -8,14 +8,14 @@ forbids loading anything from elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 from ...harness.core.errors import AftershockError, UsageError, described
 from ...harness.core.files import is_regular, refuse_links_on_the_way, write_atomic, write_problem
-from ...harness.evaluation.verdict import Standing, sentence, verdict
+from ...harness.evaluation.verdict import Standing, cost, sentence, verdict
 from ..findings.files import FOLDER
 from ..findings.pages import Study, analysis_page, cards, made_pages, studies
 from ..read.run_directory import ADDED, TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
@@ -24,6 +24,7 @@ from .alarms import alarm_table
 from .attacks import ROUNDED, rounding, winners
 from .budgets import curve_data, ends, ends_table
 from .costs import COSTS, cost_tables
+from .distances import distance_rows
 from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
 from .joined_ranks import common_ranks
 from .leaderboard import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
@@ -69,7 +70,7 @@ class Group:
                 renamed[name] = None
             elif name in present:
                 renamed[name] = f"{name} ({run.name}, run {len(self.runs) + 1})"
-        for table in ("leaderboard", "metrics", "rejection_curve"):
+        for table in ("leaderboard", "metrics", "rejection_curve", "radii"):
             for row in tables.get(table, ()):
                 label = renamed.get(row.text("detector"), row.text("detector"))
                 if label is not None:
@@ -98,7 +99,9 @@ class Group:
     def ranked(self) -> list[Row]:
         """The leaderboard's rows; those of several runs are compared anew, image by image."""
         rows = self.rows("leaderboard")
-        return rows if len(self.runs) < 2 else common_ranks(rows, self.origins, self.rows("perturbations"))
+        if len(self.runs) < 2:
+            return rows
+        return common_ranks(rows, self.origins, self.rows("perturbations"), self.rows("radii"))
 
 
 def _result(row: Row) -> tuple[object, ...]:
@@ -181,7 +184,7 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
     """Return the front page as text."""
     groups = _groups(runs)
     pages = [_group_page(group) for group in groups]
-    budgets = [data for g in groups if (data := curve_data(_curve_title(g, groups), _conditions(g), _threat(g)))]
+    budgets = [data for g in groups if (data := curve_data(_curve_title(g, groups), _curves(g), _threat(g)))]
     curves = propagation([(_curve_title(g, groups), g.rows("propagation")) for g in groups])
     names = list(dict.fromkeys(run.name for run in runs))
     failures = [f for run in runs for f in _failures(run)]
@@ -292,6 +295,12 @@ def _conditions(group: Group) -> Conditions:
     )
 
 
+def _curves(group: Group) -> Conditions:
+    """The conditions of budget curves: every attack's, and what was found at each distance."""
+    found = _conditions(group)
+    return replace(found, rows=[*found.rows, *distance_rows(group.rows("radii"), _threat(group))])
+
+
 def _problems(groups: Sequence[Group]) -> list[Explained]:
     """Every flag on the page once, with what it means and the detectors and perturbations that carry it."""
     carried: list[tuple[str, str, Flag]] = []
@@ -303,15 +312,23 @@ def _problems(groups: Sequence[Group]) -> list[Explained]:
     return explained(carried)
 
 
+def _standing(row: Row) -> Standing:
+    prices = (row.number(name) for name in ("price", "price_low", "price_high"))
+    return Standing(row.text("detector"), row.number("rank"), row.text("not_ranked_reason"), *prices)
+
+
 def _headline(rows: Sequence[Row]) -> dict[str, str]:
     """Return the verdict on one table, and the best ranked detector against the ablation, in numbers."""
-    standings = [
-        Standing(r.text("detector"), r.number("rank"), r.text("not_ranked_reason")) for r in sorted(rows, key=place)
-    ]
+    standings = [_standing(r) for r in sorted(rows, key=place)]
     found = verdict(standings)
     ablation = next((r for r in rows if r.text("detector") == ABLATION), None)
     without = None if ablation is None else ablation.number("robust_accuracy_at_fpr_5")
-    about = {"kind": found.kind, "sentence": sentence(found), "ablation": "" if without is None else percent(without)}
+    about = {
+        "kind": found.kind,
+        "sentence": sentence(found),
+        "cost": cost(standings),
+        "ablation": "" if without is None else percent(without),
+    }
     able = [r for r in rows if r.number("rank") is not None and r.text("detector") != ABLATION]
     if not able:
         return about

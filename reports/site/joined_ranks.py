@@ -21,6 +21,7 @@ import numpy as np
 
 from ...harness.core.errors import UsageError
 from ...harness.core.files import open_file
+from ...harness.evaluation.radii import ACCURACY_LEVEL, Distances, price_ranks
 from ...harness.statistics.detection import ALPHAS, threshold_reason
 from ...harness.statistics.ranks import RowSample, ranks
 from ...harness.statistics.samples import WorstCase, row_sample
@@ -160,7 +161,10 @@ def sample_of(
 
 
 def common_ranks(
-    rows: Sequence[Row], origins: Mapping[str, tuple[Path, str]], perturbations: Sequence[Row]
+    rows: Sequence[Row],
+    origins: Mapping[str, tuple[Path, str]],
+    perturbations: Sequence[Row],
+    radii: Sequence[Row] = (),
 ) -> list[Row]:
     """Return the rows of one data set, model and digest from several runs, ranked by tests over all of them.
 
@@ -171,6 +175,7 @@ def common_ranks(
         rows: of ``leaderboard.csv``, of one or several threats.
         origins: by a row's label, the run's directory and the label there.
         perturbations: of ``perturbations.csv``.
+        radii: of ``radii.csv``, whose distances order rows that robust accuracy leaves together.
     """
     kinds = {p.text("perturbation"): p.text("kind") for p in perturbations}
     read: dict[tuple[Path, str], pandas.DataFrame | None] = {}
@@ -197,9 +202,28 @@ def common_ranks(
         kept = [(r, s) for r, s in zip(able, samples, strict=True) if s.robust.shape == usual]
         reasons |= {id(r): OTHER_IMAGES for r, s in zip(able, samples, strict=True) if s.robust.shape != usual}
         if kept:
-            places = ranks([float(s.robust.mean()) for _, s in kept], [s for _, s in kept])
+            first = ranks([float(s.robust.mean()) for _, s in kept], [s for _, s in kept], ACCURACY_LEVEL)
+            places = price_ranks([int(p) for p in first], _distances(radii, [r.text("detector") for r, _ in kept]))
             found |= {id(r): float(p) for (r, _), p in zip(kept, places, strict=True)}
     return [_ranked(row, found.get(id(row)), reasons.get(id(row), "")) for row in rows]
+
+
+def _distances(radii: Sequence[Row], detectors: Sequence[str]) -> list[Distances | None]:
+    """Return the published distances of each detector, of the same images and seeds in the same order."""
+    own = {label: rows for (label,), rows in grouped(radii, "detector").items()}
+    places = sorted({(r.number("index") or 0.0, r.text("seed")) for r in radii})
+    images, seeds = sorted({image for image, _ in places}), sorted({seed for _, seed in places})
+    found: list[Distances | None] = []
+    for detector in detectors:
+        r0, rd = (np.full((len(images), len(seeds)), np.nan) for _ in range(2))
+        for row in own.get(detector, ()):
+            at = images.index(row.number("index") or 0.0), seeds.index(row.text("seed"))
+            for values, name in ((r0, "r0"), (rd, "rd")):
+                distance = row.number(name)
+                values[at] = np.inf if distance is None else distance
+        reach = next((value for r in own.get(detector, ()) if (value := r.number("reach")) is not None), None)
+        found.append(None if reach is None else Distances(r0, rd, reach))
+    return found
 
 
 def _agrees(sample: RowSample, row: Row) -> bool:

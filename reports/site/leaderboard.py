@@ -5,6 +5,7 @@ A cell holds text, the number it is sorted by, and why there is none; the templa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -77,6 +78,10 @@ BOARD = (
            "at FPR 5 %"),
     Column("adaptive_undetected_at_fpr_5", "Adaptive", "How often an attack that knows the detector fools the "
            "model undetected at FPR 5 %: less is better.", "undetected", first="asc"),
+    Column("price", "Price", "How much larger a perturbation must be to fool the model and pass the detector than to "
+           "fool the model alone: the median over images of the ratio of the smallest distances that were found. 1: "
+           "the detector costs an attacker nothing. It orders rows that robust accuracy leaves on one rank.",
+           "of detection"),
     Column("worst_auroc", "Worst", "The lowest AUROC over the perturbations, and which one it was.", "AUROC"),
     Column("tpr_at_fpr_1", "TPR", "The smallest share of fooling images that is flagged at a false positive rate of "
            "1 %, over the perturbations (needs 1,000 calibrate images).", "at FPR 1 %"),
@@ -99,16 +104,19 @@ BOARD = (
 )  # fmt: skip
 BOARD_HEADS = (
     ("", 2),
-    ("Worst case", 2),
+    ("Worst case", 3),
     ("Attacks and clean images", 4),
     ("False alarms", 3),
     ("Trust", 3),
 )
+# Columns that are left out where no row has them.
+_MAY_LACK = ("price",)
 EMPTY = {
     "rank": "not ranked",
     "adaptive_undetected_at_fpr_5": "no adaptive attack was made against this detector",
     "mean_auroc_seen": "fitted on no perturbation of this suite",
     "mean_auroc_unseen": "no unseen perturbation with enough fooling images",
+    "price": "no distances were searched: price_images = 0 in the suite, or no attack that knows the detector",
     "worst_auroc": "no perturbation with enough fooling images",
     "tpr_at_fpr_1": "a threshold at FPR 1 % needs 1,000 calibrate images and 30 fooling ones",
     "control_flagged_at_fpr_5": "no control images were kept",
@@ -159,21 +167,25 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
         reasons: detector to why something of it is missing (a failure, too few positives).
     """
     reference = next((r.number("robust_accuracy_at_fpr_5") for r in rows if r.text("detector") == ABLATION), None)
+    columns = [c for c in BOARD if c.key not in _MAY_LACK or any(r.number(c.key) is not None for r in rows)]
+    spans = [span - (title == "Worst case" and len(columns) < len(BOARD)) for title, span in BOARD_HEADS]
+    heads = [(title, span) for (title, _), span in zip(BOARD_HEADS, spans, strict=True)]
     shown = []
     for row in sorted(rows, key=place):
         kind = "" if row.number("rank") is not None else "unranked"
-        shown.append(("ablation" if row.text("detector") == ABLATION else kind, _board_row(row, reasons)))
-    return Table(BOARD, shown, BOARD_HEADS, reference=_share(reference))
+        shown.append(("ablation" if row.text("detector") == ABLATION else kind, _board_row(row, columns, reasons)))
+    return Table(columns, shown, heads, reference=_share(reference))
 
 
-def place(row: Row) -> tuple[float, float, float, str]:
+def place(row: Row) -> tuple[float, float, float, float, str]:
     """Return what rows of the leaderboard are sorted by, as in the table of a run.
 
     The order is that of :func:`~...harness.evaluation.leaderboard.place`.
-    Ranked rows first, then those with a number; each by descending robust accuracy, then by name.
+    Ranked rows first, by rank, then those with a number; each by descending robust accuracy, price, then by name.
     """
-    robust, rank = row.number("robust_accuracy_at_fpr_5"), row.number("rank")
-    return float(rank is None), float(robust is None), -round(robust or 0.0, 6), row.text("detector")
+    robust, rank, price = (row.number(name) for name in ("robust_accuracy_at_fpr_5", "rank", "price"))
+    where = math.inf if rank is None else rank
+    return where, float(robust is None), -round(robust or 0.0, 6), -round(price or 0.0, 6), row.text("detector")
 
 
 def scope(row: Row) -> str:
@@ -183,10 +195,10 @@ def scope(row: Row) -> str:
     return ", ".join([*about, *(["for this seed"] if seeds == 1 else [f"over {seeds} seeds"] if seeds else [])])
 
 
-def _board_row(row: Row, reasons: Mapping[str, str]) -> list[Cell]:
+def _board_row(row: Row, columns: Sequence[Column], reasons: Mapping[str, str]) -> list[Cell]:
     detector = row.text("detector")
     cells = []
-    for column in BOARD:
+    for column in columns:
         cell = _board_cell(row, column)
         if cell.text == DASH and column.kind == "number":
             why = "flags nothing: it has no score" if detector == ABLATION else EMPTY.get(column.key, "not computed")
@@ -226,6 +238,11 @@ def _board_cell(row: Row, column: Column) -> Cell:
         title += f"{', ' if title else ''}{scope(row)}"
         mark = "at most" if row.number("robust_accuracy_is_upper_bound") else ""
         return Cell(percent(value), repr(value), mark, title, _share(value), _share(low), _share(high))
+    if key == "price":
+        low, high = row.number("price_low"), row.number("price_high")
+        interval = f"{low:.2f} to {'?' if high is None else f'{high:.2f}'}" if low is not None else ""
+        about = f"of {row.number('n_price') or 0:.0f} images; {row.number('n_rd_censored') or 0:.0f} never pass"
+        return Cell(f"{value:.2f}", repr(value), "" if high is not None else "at least", f"{interval}, {about}")
     if key in ("worst_auroc", "mean_auroc_seen", "mean_auroc_unseen"):
         unseen = row.number("n_unseen")
         note = row.text("worst_perturbation") if key == "worst_auroc" else ""

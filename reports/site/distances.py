@@ -1,0 +1,45 @@
+"""Undetected success by budget, from the smallest distances that were found of each image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..read.run_directory import Row
+from .matrices_and_curves import grouped
+
+SMALLEST = "smallest found"
+# From one budget to the next, and the smallest one as a share of the threat's.
+_RUNG, _LEAST = 1.25, 0.25
+_MOST_RUNGS = 64
+
+
+def distance_rows(radii: Sequence[Row], threat: tuple[str, float | None]) -> list[Row]:
+    """Return rows as ``attacks.csv`` has them of one more attack, which finds at each budget what was found within it.
+
+    Args:
+        radii: rows of ``radii.csv`` of one model.
+        threat: norm and budget that the ranking is about, in whose norm the distances are.
+    """
+    norm, eps = threat
+    rows: list[Row] = []
+    for (detector, seed), own in grouped(radii, "detector", "seed").items():
+        reach = next((value for r in own if (value := r.number("reach")) is not None), 0.0)
+        for budget in _budgets(eps or 0.0, reach):
+            fooled = [r for r in own if (r0 := r.number("r0")) is not None and r0 <= budget]
+            passed = sum((rd := r.number("rd")) is not None and rd <= budget for r in fooled)
+            texts = {"norm": norm, "group": SMALLEST, "perturbation": SMALLEST, "against": "", "detector": detector,
+                     "kind": "attack", "seed": seed}  # fmt: skip
+            numbers = {"eps": budget, "n": float(len(own)), "success_rate": len(fooled) / len(own),
+                       "flagged_at_fpr_5": 1 - passed / len(fooled) if fooled else None,
+                       "undetected_success_at_fpr_5": passed / len(own)}  # fmt: skip
+            rows.append(Row(texts, numbers))
+    return rows
+
+
+def _budgets(eps: float, reach: float) -> list[float]:
+    """Return budgets from the large one downwards, each the next smaller by a fifth, to a quarter of the threat's."""
+    if not (0 < eps <= reach and math.isfinite(reach)):
+        return []
+    rungs = min(int(math.log(reach / (_LEAST * eps)) / math.log(_RUNG)) + 1, _MOST_RUNGS)
+    return sorted(float(f"{reach / _RUNG**j:.3g}") for j in range(rungs))
