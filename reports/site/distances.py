@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..read.run_directory import Row
+from .leaderboard import ABLATION
 from .matrices_and_curves import grouped
 
 SMALLEST = "smallest found"
@@ -28,8 +29,10 @@ def distance_rows(radii: Sequence[Row], threat: tuple[str, float | None]) -> lis
         for budget in _budgets(eps or 0.0, reach):
             fooled = [r for r in own if (r0 := r.number("r0")) is not None and r0 <= budget]
             passed = sum((rd := r.number("rd")) is not None and rd <= budget for r in fooled)
-            texts = {"norm": norm, "group": SMALLEST, "perturbation": SMALLEST, "against": "", "detector": detector,
-                     "kind": "attack", "seed": seed}  # fmt: skip
+            # Each detector's distances were searched by one who knows it.
+            against = "" if detector == ABLATION else detector
+            texts = {"norm": norm, "group": SMALLEST, "perturbation": SMALLEST, "against": against,
+                     "detector": detector, "kind": "adaptive", "seed": seed}  # fmt: skip
             numbers = {"eps": budget, "n": float(len(own)), "success_rate": len(fooled) / len(own),
                        "flagged_at_fpr_5": 1 - passed / len(fooled) if fooled else None,
                        "undetected_success_at_fpr_5": passed / len(own)}  # fmt: skip
