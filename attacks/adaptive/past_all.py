@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,11 +22,14 @@ from .paces import FallingSteps
 from .pixels import Ball
 from .rehearsal import trusts
 from .surrogate import STAND_INS, Relaxation, Surrogate, followed, temperature
+from .worst_case import WorstCase
 
 # How far beyond a boundary an iterate shall get, in units of the detector's spread or of the clean margin.
 _SLACK = 0.02
 # The rate of the weights, what the last look counts besides, and the least weight's logit below the largest.
 _RATE, _LOOK, _LEAST = 0.5, 3.0, -8.0
+# What a search invests beside the worst case: its steps of all runs, divided by this, and this many runs.
+_STEPS, _RUNS = 6, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,18 @@ class PastAll(Perturbation):
         self.opponents, self.steps, self.restarts = tuple(opponents), steps, restarts
         self.relaxation: Relaxation = relaxation
         self.starts = starts or {}
+
+    @classmethod
+    def beside(cls, worst: WorstCase, opponents: Sequence[Opponent], starts: Mapping[int, Tensor]) -> Self:
+        """Return the search that suits an attack on one detector: its budget, norm, relaxation, and part of its steps.
+
+        Args:
+            worst: the attack.
+            opponents: the detectors.
+            starts: see the class.
+        """
+        steps = max(worst.steps * worst.restarts // _STEPS, 1)
+        return cls(opponents, worst.eps, steps, _RUNS, worst.ball, worst.relaxation, starts)
 
     @property
     def norm(self) -> Norm:

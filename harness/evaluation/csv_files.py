@@ -53,6 +53,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "rejection_curve": (
         "dataset", "model", "seed", "detector", "norm", "eps", "alpha", "share", "low", "high", "n", "reason",
     ),
+    "past_all": (
+        "dataset", "model", "seed", "norm", "eps", "detectors", "measure", "detector", "n", "share", "low", "high",
+        "reason",
+    ),
     "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),
 }  # fmt: skip
 

@@ -81,7 +81,7 @@ def test_what_gets_past_each_need_not_get_past_both(linear: LinearCase) -> None:
         made.threshold, made.target_score = float(scores.quantile(0.7)), float(scores.quantile(0.2))
         made.scale = made.threshold - made.target_score
     rows = passing(linear, [one, other])
-    eps = 5 * float((linear.margins[rows] / linear.model.weight.abs().sum()).median())
+    eps = 5 * float((linear.margins[rows] / linear.model.weight.abs().sum()).median().detach())
     alone = [past(linear, PastAll([Opponent.of(d, {})], eps), [d], rows) for d in (one, other)]
     both = past(linear, PastAll([Opponent.of(d, {}) for d in (one, other)], eps), [one, other], rows)
     assert all(room(linear, [one, other], int(row), eps) > 0 for row in rows)
