@@ -28,8 +28,9 @@ from .worst_case import WorstCase
 _SLACK = 0.02
 # The rate of the weights, what the last look counts besides, and the least weight's logit below the largest.
 _RATE, _LOOK, _LEAST = 0.5, 3.0, -8.0
-# What a search invests beside the worst case: its steps of all runs, divided by this, and this many runs.
-_STEPS, _RUNS = 6, 2
+# What a search invests: the worst case's steps of all runs, divided by this, and one run for so many of its queries, at
+# most as many.
+_STEPS, _QUERIES, _RUNS = 6, 50, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,8 @@ class PastAll(Perturbation):
     Each image has a weight for the model and for each detector, on the simplex. In a step a weight grows
     exponentially with what is missing there (multiplicative weights: Wang et al. 2021, arXiv:1906.03563), and the image
     goes along the sum of the unit gradients so weighted. The true scores of all detectors decide; an image that passes
-    all of them is done. The first run begins at the best of some starts, the second at the image itself, later ones at
-    random.
+    all of them is done. Runs begin at the best of some starts; without any, the first at the image itself, later ones
+    at random.
 
     Args:
         opponents: the detectors.
@@ -106,7 +107,7 @@ class PastAll(Perturbation):
 
     @classmethod
     def beside(cls, worst: WorstCase, opponents: Sequence[Opponent], starts: Mapping[int, Tensor]) -> Self:
-        """Return the search that suits an attack on one detector: its budget, norm, relaxation, and part of its steps.
+        """Return the search that suits an attack on one detector: its budget, norm, relaxation, and part of its effort.
 
         Args:
             worst: the attack.
@@ -114,7 +115,8 @@ class PastAll(Perturbation):
             starts: see the class.
         """
         steps = max(worst.steps * worst.restarts // _STEPS, 1)
-        return cls(opponents, worst.eps, steps, _RUNS, worst.ball, worst.relaxation, starts)
+        runs = min(max(worst.queries // _QUERIES, 1), _RUNS)
+        return cls(opponents, worst.eps, steps, runs, worst.ball, worst.relaxation, starts)
 
     @property
     def norm(self) -> Norm:
@@ -125,32 +127,43 @@ class PastAll(Perturbation):
         """See the base."""
         found = Found(images)
         try:
-            self._begin(found, model, images, labels, draws)
+            begun = self._begin(found, model, images, labels, draws)
             for run in range(self.restarts):
                 rows = (found.value > 0).nonzero().squeeze(1)
                 if len(rows):
-                    self._run(found, rows, run, model, images[rows], labels[rows], draws.take(rows.tolist()))
+                    self._run(found, rows, begun[run][rows], model, images[rows], labels[rows])
         finally:
             # Also where a limit ends it: what was found by then counts.
             model.partial = found.images
         return found.images
 
-    def _begin(self, found: Found, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> None:
-        """Ask all detectors about the starts."""
-        own = [self.starts.get(position) for position in draws.indices]
-        for number in range(max((len(of) for of in own if of is not None), default=0)):
-            rows = torch.tensor([i for i, of in enumerate(own) if of is not None and number < len(of)])
-            begun = torch.stack([of[number] for of in own if of is not None and number < len(of)]).to(images)
-            rows, asked = rows.to(images.device), [o.target.query(model, begun) for o in self.opponents]
+    def _begin(
+        self, found: Found, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws
+    ) -> list[Tensor]:  # fmt: skip
+        """Ask all detectors about the starts; return where each run begins, the best first, then images at random."""
+        own = [self.starts.get(position, images[:0].cpu()) for position in draws.indices]
+        most = max((len(of) for of in own), default=0)
+        # An image with fewer starts than others begins at itself where they begin at more.
+        begun = [torch.stack([of[k] if k < len(of) else c.cpu() for of, c in zip(own, images, strict=True)]).to(images)
+                 for k in range(most)]  # fmt: skip
+        ranked = torch.full((most, len(images)), torch.inf, dtype=torch.float64, device=images.device)
+        rows = torch.arange(len(images), device=images.device)
+        for k, start in enumerate(begun):
+            asked = [o.target.query(model, start) for o in self.opponents]
+            fooled = margin(asked[0][0], labels) > 0
             worst = torch.stack([o.excess(score) for o, (_, score) in zip(self.opponents, asked, strict=True)]).amax(0)
-            found.keep(rows, begun, margin(asked[0][0], labels[rows]) > 0, worst)
+            found.keep(rows, start, fooled, worst)
+            ranked[k] = torch.where(fooled, worst, torch.inf)
+        order = ranked.argsort(dim=0, stable=True)
+        chosen = [torch.stack(begun)[order[k], rows] for k in range(min(most, self.restarts))]
+        while len(chosen) < self.restarts:
+            moved = random_in_ball(images, self.eps, self.ball, draws) if chosen else torch.zeros_like(images)
+            chosen.append((images + moved).clamp_(0, 1))
+        return chosen
 
     def _run(
-        self, found: Found, rows: Tensor, run: int, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
-    ) -> None:
-        images = clean if run else found.images[rows]
-        if run > 1:
-            images = (clean + random_in_ball(clean, self.eps, self.ball, draws)).clamp_(0, 1)
+        self, found: Found, rows: Tensor, images: Tensor, model: CountingModel, clean: Tensor, labels: Tensor
+    ) -> None:  # fmt: skip
         with torch.no_grad():
             unit = (-margin(model(clean), labels)).clamp_min(1e-3)
         weights = torch.zeros(len(rows), len(self.opponents) + 1, device=clean.device)

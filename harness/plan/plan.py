@@ -21,8 +21,8 @@ class ModelPlan:
     ``checks`` holds, by the label of an adaptive perturbation, the cell of the same attack at its large budget;
     ``shadowed`` the one of the same attack on shadow images; ``alarms``, by the label of a detector, the cell with the
     smallest changes that it flags although the model is right; ``past_all`` the cell with images that pass all
-    detectors, empty where nobody looks for them; ``variants``, by what was made of the first evaluate images, the traces
-    of that; ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that;
+    detectors, empty where nobody looks for them; ``variants``, by what was made of the first evaluate images, the
+    traces of that; ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that;
     ``standing``, by the name of an analysis that is part of every run and the label of a perturbation, what
     was measured of it.
     """

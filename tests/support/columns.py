@@ -25,6 +25,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "flagged_at_fpr_5,undetected_success_at_fpr_5,success_rate_8bit,flagged_at_fpr_5_8bit,"
         "undetected_success_at_fpr_5_8bit,surrogate_follows",
         "rejection_curve": "dataset,model,seed,detector,norm,eps,alpha,share,low,high,n,reason",
+        "past_all": "dataset,model,seed,norm,eps,detectors,measure,detector,n,share,low,high,reason",
         "timings": "dataset,model,seed,what,name,seconds,ms_per_image",
     }.items()
 }
