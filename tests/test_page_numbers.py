@@ -19,6 +19,7 @@ from aftershock.harness.core import bounded, content_keys, files, formats
 from aftershock.harness.evaluation import consistency, rankability, sanity, seed_scores
 from aftershock.harness.models.classifier import is_near_chance
 from aftershock.harness.plan.alarms import ALARM_IMAGES
+from aftershock.harness.plan.past_all import PAST_IMAGES
 from aftershock.harness.plan.perturbations import CHECK_IMAGES
 from aftershock.harness.run import evaluate
 from aftershock.harness.statistics.detection import ALPHAS, MIN_IMAGES, threshold_reason
@@ -108,6 +109,7 @@ STATED: list[tuple[str, str, list[float]]] = [
     ("protocol.md", r"again up to (\w+) times until", [TRIES]),
     ("protocol.md", r"on the first (\d+) evaluate images that are right and pass", [ALARM_IMAGES]),
     ("leaderboard.md", r"share of the first (\d+) evaluate images \(fewer", [ALARM_IMAGES]),
+    ("protocol.md", r"looks on the first (\d+) evaluate images for one change", [PAST_IMAGES]),
     ("protocol.md", r"\((\w+) times eps; for L∞ at most ([\d.]+),", [large(0.01) / 0.01, large(0.3)]),
     ("protocol.md", r"on every one of the first (\d+) images", [CHECK_IMAGES]),
     ("protocol.md", r"Fewer than (\d+) such images", [MIN_IMAGES]),

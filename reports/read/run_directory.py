@@ -65,9 +65,10 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "eps n success_rate flagged_at_fpr_5 undetected_success_at_fpr_5",
     ),
     "rejection_curve": _columns("dataset model seed detector norm eps reason", "alpha share low high n"),
+    "past_all": _columns("dataset model seed measure detector reason", "eps detectors n share low high"),
 }
 # Tables that older runs do not have.
-ADDED = ("rejection_curve",)
+ADDED = ("rejection_curve", "past_all")
 # Columns that older runs do not have: all their cells are empty then. Counts are a JSON object of whole numbers.
 OPTIONAL: Mapping[str, Mapping[str, str]] = {
     "leaderboard": _columns(

@@ -38,8 +38,8 @@ def test_detectors_that_combine_others_judge_and_are_not_passed(tmp_path: Path, 
     assert [one.part.label for one in job.judges] == ["combination"]
     assert job.stop == 30
     # Everything that is read is waited for.
-    keys = {key for one in (*job.opponents, *job.judges) for key in one.keys()}  # noqa: SIM118 (not a mapping)
-    assert keys <= set(made.cells[made.models[0].past_all].inputs)
+    read = [*(one.keys() for one in job.opponents), *(one.keys() for one in job.judges)]
+    assert {key for keys in read for key in keys} <= set(made.cells[made.models[0].past_all].inputs)
 
 
 def test_there_is_no_search_past_one_detector_or_beside_another_attack(tmp_path: Path, tiny: Tiny) -> None:
