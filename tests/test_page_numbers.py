@@ -16,8 +16,10 @@ from aftershock.harness.cli.main import INTERRUPTED
 from aftershock.harness.conformance import models as model_checks
 from aftershock.harness.conformance.perturbations import COSTS
 from aftershock.harness.core import bounded, content_keys, files, formats
-from aftershock.harness.evaluation import consistency, leaderboard, rankability, sanity
+from aftershock.harness.evaluation import consistency, rankability, sanity, seed_scores
 from aftershock.harness.models.classifier import is_near_chance
+from aftershock.harness.plan.alarms import ALARM_IMAGES
+from aftershock.harness.plan.past_all import PAST_IMAGES
 from aftershock.harness.plan.perturbations import CHECK_IMAGES
 from aftershock.harness.run import evaluate
 from aftershock.harness.statistics.detection import ALPHAS, MIN_IMAGES, threshold_reason
@@ -103,8 +105,11 @@ STATED: list[tuple[str, str, list[float]]] = [
     ("leaderboard.md", r"one-sided sign test at (\d) %", [100 * sanity._LEVEL]),
     ("leaderboard.md", r"among (\w+) rows and 50 images a row must keep at least (\d+) images", [8, images_apart(8)]),
     ("protocol.md", r"k = floor\((0\.\d+) \(n \+ 1\)\)", [ALPHAS["5"]]),
-    ("protocol.md", r"If more than (\d) % of the calibrate scores equal", [100 * leaderboard._TIES]),
+    ("protocol.md", r"If more than (\d) % of the calibrate scores equal", [100 * seed_scores._TIES]),
     ("protocol.md", r"again up to (\w+) times until", [TRIES]),
+    ("protocol.md", r"on the first (\d+) evaluate images that are right and pass", [ALARM_IMAGES]),
+    ("leaderboard.md", r"share of the first (\d+) evaluate images \(fewer", [ALARM_IMAGES]),
+    ("protocol.md", r"looks on the first (\d+) evaluate images for one change", [PAST_IMAGES]),
     ("protocol.md", r"\((\w+) times eps; for L∞ at most ([\d.]+),", [large(0.01) / 0.01, large(0.3)]),
     ("protocol.md", r"on every one of the first (\d+) images", [CHECK_IMAGES]),
     ("protocol.md", r"Fewer than (\d+) such images", [MIN_IMAGES]),

@@ -22,7 +22,7 @@ from .base import target_of
 from .best_found import Found
 from .iterative import gradient_of
 from .pixels import Ball
-from .rehearsal import FOLLOWS
+from .rehearsal import trusts
 from .surrogate import STAND_INS, Relaxation, Surrogate, followed, temperature
 from .worst_case import WorstCase
 
@@ -103,8 +103,7 @@ class FalseAlarm(Perturbation):
             follows: how well what the attack follows ranks like the true score, where its rehearsal looked at that.
         """
         learned = [name for name in STAND_INS if name in target.stand_ins][:1]
-        trusted = target.has_surrogate and follows.get("own", 1.0) >= FOLLOWS
-        sources: tuple[Source, ...] = ("own", *learned) if trusted else (*learned, "boundary")
+        sources: tuple[Source, ...] = ("own", *learned) if trusts(target, follows) else (*learned, "boundary")
         steps, queries = max(worst.steps * worst.restarts // _STEPS, 1), max(worst.queries // _QUERIES, 1)
         return cls(worst.eps, steps, queries, worst.ball, worst.relaxation, sources)
 

@@ -36,6 +36,11 @@ _MIXED = (0.25, 0.5, 0.75)
 _FIRST_IMAGES, _SHORT, _LEFT = 12, 0.5, 4
 
 
+def trusts(target: TargetDetector, follows: Mapping[str, float]) -> bool:
+    """Return whether a detector has a surrogate of its own that ranks like its score, as far as a rehearsal looked."""
+    return target.has_surrogate and follows.get("own", 1.0) >= FOLLOWS
+
+
 @dataclass(frozen=True)
 class Rehearsed:
     """How one part did in the last round that it took part in.

@@ -18,8 +18,8 @@ class CellName:
         model: label of the model.
         seed: seed of the run.
         kind: what the cell does: model, trace, variant, rehearsal, perturb, check, shadowed, radius, false-alarm,
-            rounded, control, fit, score, analysis, view or gradient; of an analysis that is part of every run its name
-            (propagation), and what it learns (encoders).
+            past-all, rounded, control, fit, score, analysis, view or gradient; of an analysis that is part of every run
+            its name (propagation), and what it learns (encoders).
         part: label of the perturbation, detector or analysis that it is about; of a trace the perturbation whose images
             are traced (``none`` for clean ones); empty for a cell of the model itself.
         extra: name of the view or of the gradient.

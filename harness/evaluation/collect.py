@@ -11,6 +11,7 @@ from .costs import timing_rows
 from .csv_files import COLUMNS, table_file, write_csv, write_csv_gz
 from .finished import Finished
 from .leaderboard import Protocol, leaderboard_rows
+from .past_all import past_all_rows
 from .problems import Problems
 from .radius_results import radius_rows
 from .rejection_curve import rejection_rows
@@ -48,6 +49,8 @@ class Tables:
                     missing[model_plan.seed] = self.found.without_clean(model_plan)
                     continue
                 seeds.append(result)
+                with self.problems.of(f"past_all of {part.label}, seed {model_plan.seed}"):
+                    rows["past_all"] += past_all_rows(self.found, model_plan)
                 for name, found in (self._rows(result) | standing_rows(self.found, self.problems, model_plan)).items():
                     rows[name] += found
                 scored += [(result, detector) for detector in result.detectors]

@@ -55,6 +55,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "dataset", "model", "seed", "detector", "norm", "eps", "alpha", "share", "low", "high", "n", "reason",
     ),
     "radii": ("dataset", "model", "seed", "detector", "index", "r0", "rd", "reach"),
+    "past_all": (
+        "dataset", "model", "seed", "norm", "eps", "detectors", "measure", "detector", "n", "share", "low", "high",
+        "reason",
+    ),
     "timings": ("dataset", "model", "seed", "what", "name", "seconds", "ms_per_image"),
 }  # fmt: skip
 

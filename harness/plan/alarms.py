@@ -8,7 +8,7 @@ from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
 from .cells import AlarmJob
 from .draft import Draft
-from .perturbations import at_threat, target_plan
+from .perturbations import leads, target_plan
 from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
@@ -25,12 +25,12 @@ def alarm_images(draft: Draft, ranked: int) -> int:
         draft: the plan.
         ranked: number of images that every adaptive attack covers.
     """
-    return min(ALARM_IMAGES, ranked) if any(p.against and _leads(draft, p) for p in draft.applicable) else 0
+    return min(ALARM_IMAGES, ranked) if any(p.against and leads(draft, p) for p in draft.applicable) else 0
 
 
 def plan_alarms(draft: Draft, model_plan: ModelPlan, part: PerturbationPart, ranked: int) -> None:
     """Plan the search beside an attack on a detector, whose scores are planned: once for each detector."""
-    if not _leads(draft, part) or part.against in model_plan.alarms:
+    if not leads(draft, part) or part.against in model_plan.alarms:
         return
     target = target_plan(draft, model_plan, part)
     seed = derive_seed(model_plan.seed, "false-alarm", canonical([part.name, draft.portable(part)]))
@@ -44,8 +44,3 @@ def plan_alarms(draft: Draft, model_plan: ModelPlan, part: PerturbationPart, ran
     job = AlarmJob(model_plan.key, part, target, logits, clean, stop, seed)
     name = draft.name(model_plan, "false-alarm", part.label)
     model_plan.alarms[part.against] = draft.add(key, name, job, (model_plan.key, logits, clean, *target.keys()), stop)
-
-
-def _leads(draft: Draft, part: PerturbationPart) -> bool:
-    """Return whether an attack is the worst case over all ways past a detector, at the whole budget of the threat."""
-    return bool(getattr(draft.perturbations[part.label], "rehearses", False)) and at_threat(draft, part)

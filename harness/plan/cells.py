@@ -135,6 +135,46 @@ class AlarmJob:
 
 
 @dataclass(frozen=True)
+class Opponent:
+    """A detector that one image shall pass together with others.
+
+    Attributes:
+        target: its cells.
+        clean: the cell with its scores of the first evaluate images.
+        made: the cell with what the attack on it alone made of these.
+    """
+
+    target: TargetPlan
+    clean: str
+    made: str
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all its cells."""
+        return (*self.target.keys(), self.clean, self.made)
+
+
+@dataclass(frozen=True)
+class PastAllJob:
+    """Look for images that fool the model and pass several detectors at once.
+
+    Attributes:
+        part: the attack that knows one of them, whose budget, norm and effort are meant.
+        opponents: the detectors that an image shall pass.
+        judges: detectors that combine others, which say something of what was found.
+        logits: the cell with the logits of the first evaluate images.
+        stop: how many of these images are looked at.
+    """
+
+    model: str
+    part: PerturbationPart
+    opponents: tuple[Opponent, ...]
+    judges: tuple[TargetPlan, ...]
+    logits: str
+    stop: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class VariantJob:
     """Make variants of the first evaluate images.
 
@@ -348,6 +388,7 @@ Job = (
     | ExtraJob
     | RehearsalJob
     | AlarmJob
+    | PastAllJob
     | VariantJob
     | PerturbJob
     | RadiusJob

@@ -125,6 +125,11 @@ def at_threat(draft: Draft, part: PerturbationPart) -> bool:
     return made.norm == threat.norm and abs((made.eps or 0.0) - threat.eps) <= _SAME * threat.eps
 
 
+def leads(draft: Draft, part: PerturbationPart) -> bool:
+    """Return whether an attack is the worst case over all ways past a detector, at the whole budget of the threat."""
+    return bool(getattr(draft.perturbations[part.label], "rehearses", False)) and at_threat(draft, part)
+
+
 def _identity(draft: Draft, part: PerturbationPart) -> list[object]:
     """Return what a perturbation is: its name, parameters and code."""
     return [part.name, draft.portable(part), part_digest(PERTURBATIONS.entry(part.name), "attacks.base.perturbation")]

@@ -18,6 +18,7 @@ from .cells import Images
 from .detectors import DetectorPlanner
 from .draft import Draft, Made
 from .models import model_identity, ready_state
+from .past_all import plan_past_all
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import ModelPlan, Plan
 from .radii import plan_alone, plan_radius, radius_attacks
@@ -102,6 +103,7 @@ def _plan_model(draft: Draft, part: ModelPart, seed: int) -> ModelPlan:
         plan_control(draft, model_plan, perturbation)
         plan_shadowed(draft, model_plan, perturbation)
         plan_alarms(draft, model_plan, perturbation, _ranked(draft))
+    plan_past_all(draft, model_plan, adaptive, _ranked(draft))
     for perturbation in radius_attacks(draft, adaptive):
         plan_alone(draft, model_plan, perturbation, oblivious)
         plan_radius(draft, model_plan, perturbation)

@@ -28,6 +28,7 @@ GUESS = {
     "perturb": 0.02,
     "rehearsal": 0.1,
     "false-alarm": 0.005,
+    "past-all": 0.02,
     "control": 0.002,
     "fit": 0.003,
 }

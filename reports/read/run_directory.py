@@ -66,9 +66,10 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     ),
     "rejection_curve": _columns("dataset model seed detector norm eps reason", "alpha share low high n"),
     "radii": _columns("dataset model seed detector", "index r0 rd reach"),
+    "past_all": _columns("dataset model seed measure detector reason", "eps detectors n share low high"),
 }
 # Tables that older runs do not have.
-ADDED = ("rejection_curve", "radii")
+ADDED = ("rejection_curve", "radii", "past_all")
 # Columns that older runs do not have: all their cells are empty then. Counts are a JSON object of whole numbers.
 OPTIONAL: Mapping[str, Mapping[str, str]] = {
     "leaderboard": _columns(

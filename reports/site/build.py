@@ -29,6 +29,7 @@ from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
 from .joined_ranks import common_ranks
 from .leaderboard import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
 from .matrices_and_curves import MEASURES, grouped, matrices, propagation
+from .past_all import past_all_sentences
 from .reasons import missing_reasons
 from .run_facts import labels, run_page
 from .shares import Conditions
@@ -79,6 +80,8 @@ class Group:
         for table in ("perturbations", "propagation"):
             held = {r.text("perturbation") for r in self.rows(table)}
             self.rows(table).extend(r for r in tables.get(table, ()) if r.text("perturbation") not in held)
+        if not self.rows("past_all"):
+            self.rows("past_all").extend(tables.get("past_all", ()))
         self._add_attacks(tables.get("attacks", ()), renamed)
         self.runs.append(run)
 
@@ -271,6 +274,7 @@ def _group_page(group: Group) -> dict[str, object]:
         "doubts": {label: [f for f in found if f.key != BEYOND] for label, found in doubts.items()},
         "attacks": len(attacks.rows),
         "ends": ends_table(last),
+        "past_all": past_all_sentences(group.rows("past_all"), board) if len(group.runs) == 1 else [],
         "alarms": alarm_table(group.rows("rejection_curve"), sorted(board, key=place)),
         "rounding": rounding(attacks),
         "winners": winners(attacks, _threat(group)),

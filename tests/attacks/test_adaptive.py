@@ -260,7 +260,7 @@ def test_what_is_kept_is_the_fooling_iterate_with_the_lowest_score(planted: Plan
     offer(0.2, [True, True, False], [9.0, 6.0, 0.0])
     offer(0.3, [False, True, False], [0.0, 4.0, 0.0])
     assert best.images.flatten(1)[:, 0].tolist() == pytest.approx([0.2, 0.3, 0.3])
-    assert best.score.tolist() == [9.0, 4.0, torch.inf]
+    assert best.value.tolist() == [9.0, 4.0, torch.inf]
     assert best.credits == ["part 0.2", "part 0.3", ""]
 
 

@@ -301,3 +301,10 @@ def test_false_alarms_are_searched_for_with_and_without_a_surrogate_and_in_the_p
         assert shares[0] == pytest.approx(float(rows[name]["robust_accuracy_at_fpr_5"]), abs=1e-5)
         assert shares == sorted(shares, reverse=True)
         assert all(float(row["low"]) <= share <= float(row["high"]) for row, share in zip(curve, shares, strict=True))
+
+
+def test_one_image_is_looked_for_that_passes_all_detectors_those_of_plugins_too(run: Path) -> None:
+    (row,) = read_table(run, "past_all.csv")
+    assert (row["measure"], row["detectors"], row["reason"]) == ("passes-all", "4", "")
+    # What gets past all of them gets past the one that hardly anything gets past.
+    assert float(row["share"]) <= 0.5 and 0 < int(row["n"]) <= 40

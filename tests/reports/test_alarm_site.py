@@ -1,9 +1,10 @@
-"""False alarms under attack on the page."""
+"""False alarms under attack, and one image past all detectors, on the page."""
 
 from __future__ import annotations
 
 from aftershock.reports.read.run_directory import Row
 from aftershock.reports.site.alarms import alarm_table
+from aftershock.reports.site.past_all import past_all_sentences
 
 
 def curve(detector: str, shares: dict[float, float | None], seed: str = "0", reason: str = "") -> list[Row]:
@@ -37,3 +38,27 @@ def test_what_is_missing_has_its_reason_and_without_a_search_there_is_no_table()
     assert [cell.text for cell in cells[1:]] == ["–"] * 3
     assert {cell.title for cell in cells[1:]} == {"the search failed"}
     assert alarm_table([], board("msp")).rows == []
+
+
+def past(measure: str, detector: str, share: float | None, n: float | None, reason: str = "") -> Row:
+    ends = (None, None) if share is None else (share / 2, 1.0)
+    numbers = {"detectors": 7.0, "share": share, "low": ends[0], "high": ends[1], "n": n}
+    return Row({"measure": measure, "detector": detector, "reason": reason}, numbers)
+
+
+def test_one_image_past_all_is_said_in_words() -> None:
+    rows = [
+        past("passes-all", "", 0.4, 30.0),
+        past("passes-all", "", 0.6, 32.0),
+        past("flagged", "combined", 0.25, 16.0),
+    ]
+    board = [Row({"detector": "combined"}, {"adaptive_undetected_at_fpr_5": 0.9})]
+    first, second = (text.replace("\u202f", " ") for text in past_all_sentences(rows, board))
+    assert first == "One image past all 7 detectors: 50.0 % of 31 images [25.0 %, 100.0 %]."
+    assert (
+        second.startswith("combined, which combines others, flags 25.0 % of these")
+        and "90.0 % of images get past it" in second
+    )
+    (missing,) = past_all_sentences([past("passes-all", "", None, None, "it failed")], [])
+    assert missing == "One image past all 7 detectors: not known (it failed)."
+    assert past_all_sentences([], []) == []

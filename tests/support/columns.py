@@ -26,6 +26,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "undetected_success_at_fpr_5_8bit,surrogate_follows",
         "rejection_curve": "dataset,model,seed,detector,norm,eps,alpha,share,low,high,n,reason",
         "radii": "dataset,model,seed,detector,index,r0,rd,reach",
+        "past_all": "dataset,model,seed,norm,eps,detectors,measure,detector,n,share,low,high,reason",
         "timings": "dataset,model,seed,what,name,seconds,ms_per_image",
     }.items()
 }

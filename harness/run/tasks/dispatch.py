@@ -21,6 +21,7 @@ from ...plan.cells import (
     ExtraJob,
     FitJob,
     ModelJob,
+    PastAllJob,
     PerturbJob,
     PreparationJob,
     RadiusJob,
@@ -34,6 +35,7 @@ from .adaptive import compute_adaptive
 from .alarms import compute_alarms
 from .analyses import compute_analysis, compute_preparation
 from .detectors import compute_fit, compute_scores
+from .past_all import compute_past_all
 from .perturbations import compute_control, compute_derived, compute_perturbed
 from .radii import compute_radius
 from .rehearsal import compute_rehearsal
@@ -48,6 +50,7 @@ _COMPUTE: dict[type, Callable[[TaskContext, str, Any], Output]] = {
     ModelJob: lambda context, key, job: context.make_model(key, job),
     RehearsalJob: compute_rehearsal,
     AlarmJob: compute_alarms,
+    PastAllJob: compute_past_all,
     PerturbJob: lambda context, key, job: _perturb(context, key, job),
     RadiusJob: compute_radius,
     VariantJob: compute_variant,
