@@ -196,7 +196,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainResNet(nn.Module):
-    """A convolution, two stages of :class:`PlainBlock`, one hidden layer; each stage halves the sides, as does the first.
+    """A convolution and two stages of :class:`PlainBlock`, which halve the sides each, and one hidden layer.
 
     Its names are those of the checkpoints that were published with alpha-beta-CROWN.
     """
