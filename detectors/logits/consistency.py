@@ -23,7 +23,7 @@ class ConsistentPrediction(Detector):
     and keeps the iterate with the largest loss; nothing is drawn. The paper rejects an image where the prediction
     changes, which is where this score is above 0; here the threshold is the protocol's, as for every detector, so that
     its rate of false alarms is that of the others. Nothing is fitted. The paper uses it with adversarially trained
-    models; others change their prediction within any such budget.
+    models; most predictions of others change within such a radius.
 
     The defaults are the authors' for CIFAR-10, SVHN and GTSRB; for MNIST they take eps = 0.1, steps = 20 and
     step_size = 0.01. The radius is meant to be smaller than the threat's.
