@@ -190,7 +190,9 @@ def test_an_attack_follows_members_through_their_views() -> None:
     torch.manual_seed(0)
     model, images = cnn((1, 8, 8), 4, width=4, hidden=16).eval(), torch.rand(40, 1, 8, 8)
     traced = TracedModel(model, discover(model, images))
-    members = [{"name": "feature-squeezing", "squeezers": ["median"]}, {"name": "cpr", "eps": 0.02}]
+    members: list[str | dict[str, Any]] = [
+        {"name": "feature-squeezing", "squeezers": ["median"]}, {"name": "cpr", "eps": 0.02},
+    ]  # fmt: skip
     for detector in (CombinedScore(members, "mean"), CombinedScore([*members, "mahalanobis"], "mean")):
         labels = torch.arange(40) % 4
         detector.fit(fit_traces(traced.traces(detector, images), labels, torch.Generator().manual_seed(0)))

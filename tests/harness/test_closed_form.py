@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from support.commands import Forks
+from support.commands import CacheVariable, Forks
 from support.linear_truth import most_gain
 from support.suites import table
 from support.tables import read_table
@@ -108,7 +108,7 @@ def test_a_board_has_the_robust_accuracy_that_arithmetic_gives(
     tmp_path: Path, forks: Forks, norm: Norm, eps: float
 ) -> None:
     write_suite(tmp_path, norm, eps)
-    cache = {"AFTERSHOCK_CACHE": str(tmp_path / "cache")}
+    cache: CacheVariable = {"AFTERSHOCK_CACHE": str(tmp_path / "cache")}
     done = forks("run", "suite.toml", "--out", "run", "--data", ".", cwd=tmp_path, **cache)
     assert done.status == 0, done.output
     board = {row["detector"]: row for row in read_table(tmp_path / "run", "leaderboard.csv")}
