@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .harness.run.load import load_detector, load_model
     from .harness.suite.resolve import load_suite
     from .harness.suite.resolved import Suite
-    from .harness.tracing.extra_passes import InputGradient, View
+    from .harness.tracing.extra_passes import Ascent, InputGradient, View
     from .harness.tracing.traces import LiveTrace, Need, Traces
 
 __version__ = "0.1.0"
@@ -105,6 +105,7 @@ _HOMES = {
     "harness.suite.resolve": ("load_suite",),
     "harness.suite.resolved": ("Suite",),
     "harness.tracing.extra_passes": (
+        "Ascent",
         "InputGradient",
         "View",
     ),
@@ -121,6 +122,7 @@ __all__ = [
     "Analysis",
     "AnalysisInfo",
     "AnalysisInput",
+    "Ascent",
     "Claim",
     "CountingModel",
     "DataSource",

@@ -4,15 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..harness.tracing.extra_passes import InputGradient, View
+    from ..harness.tracing.extra_passes import Ascent, InputGradient, View
     from ..harness.tracing.traces import LiveTrace, Need, Traces
     from .base.detector import Detector, DetectorInfo, register
 
-__all__ = ["Detector", "DetectorInfo", "InputGradient", "LiveTrace", "Need", "Traces", "View", "register"]
+__all__ = ["Ascent", "Detector", "DetectorInfo", "InputGradient", "LiveTrace", "Need", "Traces", "View", "register"]
 
 _HOMES = {
     **dict.fromkeys(("LiveTrace", "Need", "Traces"), "..harness.tracing.traces"),
-    **dict.fromkeys(("InputGradient", "View"), "..harness.tracing.extra_passes"),
+    **dict.fromkeys(("Ascent", "InputGradient", "View"), "..harness.tracing.extra_passes"),
 }
 
 

@@ -21,6 +21,7 @@ BUILTIN: Mapping[str, str] = {
     "vim": "aftershock.detectors.logits.vim_gradnorm:Vim",
     "gradnorm": "aftershock.detectors.logits.vim_gradnorm:GradNorm",
     "odin": "aftershock.detectors.logits.odin:Odin",
+    "cpr": "aftershock.detectors.logits.consistency:ConsistentPrediction",
     "feature-squeezing": "aftershock.detectors.logits.feature_squeezing:FeatureSqueezing",
     "msp": "aftershock.detectors.logits.baselines:MaxSoftmax",
     "energy": "aftershock.detectors.logits.baselines:Energy",

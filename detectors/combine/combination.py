@@ -207,7 +207,7 @@ class CombinedScore(Detector):
         held = dict(zip(self.needs, seen.needs, strict=True))
         own = tuple(held[need] for need in member.needs)
         if isinstance(seen, LiveTrace):
-            return replace(seen, needs=own)
+            return replace(seen, needs=own, view_of=lambda name: replace(seen.view(_own(index, name)), needs=own))
         views = {v.name: replace(seen.view_traces[_own(index, v.name)], needs=own) for v in member.views}
         gradients = {g.name: seen.gradient_rows[_own(index, g.name)] for g in member.gradients}
         return replace(seen, needs=own, view_traces=views, gradient_rows=gradients)

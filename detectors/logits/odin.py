@@ -22,9 +22,8 @@ class Odin(Detector):
     """Minus the log softmax of the prediction at a temperature, after a step of ``eps`` towards the prediction.
 
     ODIN moves the image by eps times the sign of the gradient of log S(x; T) and reads S there, in a second forward
-    pass of an image that depends on the model, which stored traces do not hold. To first order, which is how the paper
-    explains the method (its section 5.1), the step adds eps times the L1 norm of that gradient to log S; so that sum
-    is the score here. Nothing is fitted.
+    pass. To first order, which is how the paper explains the method (its section 5.1), the step adds eps times the L1
+    norm of that gradient to log S; that sum is the score here. Nothing is fitted.
 
     Cost: one backward pass per image for the gradient, then O(pixels).
 

@@ -142,7 +142,7 @@ def reads(detector: Any) -> str:
         taps = need.taps if isinstance(need.taps, str) else ", ".join(need.taps)
         parts.append(f"{what[need.representation]}, `{taps}`{units}")
     if detector.views:
-        parts.append(f"{len(detector.views)} views")
+        parts.append("a view" if len(detector.views) == 1 else f"{len(detector.views)} views")
     if detector.gradients:
         parts.append("an input gradient")
     return "; ".join(parts) or "logits"

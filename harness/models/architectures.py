@@ -1,4 +1,4 @@
-"""The built-in networks: an MLP, a small CNN, the CIFAR-style ResNets, and torchvision's classifiers by name.
+"""The built-in networks: an MLP, small CNNs and ResNets with and without batch norm, torchvision's classifiers by name.
 
 Every function is ``f(shape, classes, **params) -> nn.Module`` and gives a network on normalised input, randomly
 initialised from the global generator (:mod:`.classifier` seeds it).
@@ -135,6 +135,96 @@ def resnet56(shape: Shape, classes: int, width: int = 16) -> nn.Module:
 def _resnet(shape: Shape, classes: int, blocks: int, width: int) -> nn.Module:
     _at_least_one(width=width)
     return _initialised(CifarResNet(shape[0], classes, blocks, width))
+
+
+class SmallCNN(nn.Module):
+    """The CNN for MNIST of Carlini and Wagner (2017): two stages of convolutions without padding, two hidden layers.
+
+    Its names are those of the checkpoints that were published with TRADES.
+    """
+
+    def __init__(self, channels: int, classes: int, features: int, dropout: float) -> None:
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for stage, maps in ((1, 32), (2, 64)):
+            for number in (2 * stage - 1, 2 * stage):
+                layers[f"conv{number}"] = nn.Conv2d(channels, maps, 3)
+                layers[f"relu{number}"] = nn.ReLU()
+                channels = maps
+            layers[f"maxpool{stage}"] = nn.MaxPool2d(2)
+        self.feature_extractor = nn.Sequential(layers)
+        self.classifier = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(features, 200), relu1=nn.ReLU(), drop=_dropout(dropout),
+                fc2=nn.Linear(200, 200), relu2=nn.ReLU(), fc3=nn.Linear(200, classes),
+            )
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.feature_extractor(x).flatten(1))
+        return logits
+
+
+def smallcnn(shape: Shape, classes: int, dropout: float = 0.5) -> nn.Module:
+    """The CNN for MNIST of Carlini and Wagner (2017, arXiv 1608.04644), as TRADES trains it (Zhang et al. 2019).
+
+    Args:
+        dropout: rate after the first hidden layer.
+
+    Raises:
+        UsageError: for images smaller than 16 x 16.
+    """
+    channels, height, width = shape
+    if min(height, width) < 16:
+        raise UsageError(f"The model smallcnn needs images of at least 16 x 16 pixels, not {height} x {width}.")
+    features = 64 * math.prod(((side - 4) // 2 - 4) // 2 for side in (height, width))
+    return _initialised(SmallCNN(channels, classes, features, dropout))
+
+
+class PlainBlock(nn.Module):
+    """Two 3 x 3 convolutions with biases and without batch norm, and a shortcut that is 1 x 1 where shapes differ."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Sequential() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class PlainResNet(nn.Module):
+    """A convolution and two stages of :class:`PlainBlock`, which halve the sides each, and one hidden layer.
+
+    Its names are those of the checkpoints that were published with alpha-beta-CROWN.
+    """
+
+    def __init__(self, shape: Shape, classes: int, blocks: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.conv1 = nn.Conv2d(channels, 16, 3, 2, padding=1)
+        self.layer1 = self._stage(16, 32, blocks)
+        self.layer2 = self._stage(32, 32, blocks)
+        self.linear1 = nn.Linear(32 * math.ceil(height / 8) * math.ceil(width / 8), 100)
+        self.linear2 = nn.Linear(100, classes)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+        return nn.Sequential(
+            PlainBlock(inputs, outputs, 2), *(PlainBlock(outputs, outputs, 1) for _ in range(blocks - 1))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer2(self.layer1(F.relu(self.conv1(x))))
+        logits: Tensor = self.linear2(F.relu(self.linear1(out.flatten(1))))
+        return logits
+
+
+def resnet4b(shape: Shape, classes: int) -> nn.Module:
+    """The ResNet of four blocks without batch norm that verifiers of networks are compared on (VNN-COMP 2021)."""
+    return _initialised(PlainResNet(shape, classes, 2))
 
 
 def torchvision_names() -> list[str]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class FittedTarget:
         self, model: nn.Module, images: Tensor, temperature: float = 1.0, straight_through: bool = False,
         surrogate: bool = True,
     ) -> Observation:  # fmt: skip
-        """See the protocol; detectors with views or input gradients are scored by further passes."""
+        """See the protocol; detectors with input gradients, or views that no surrogate reads, take further passes."""
         i, needs = replace(self.traced_model, model=model), self.traced_model.capped(self.detector.needs)
         # Code of others may work in place.
         live = i.live_for(self.detector, images, not own_code(self.detector), aside(model))
@@ -109,11 +109,15 @@ class FittedTarget:
             # What such a detector reads is in its views: stand-ins learn from them, and guides are matched there.
             features = Features(features, {f"view:{view.name}": view.name for view in self.detector.views}, live.view)
 
+        # Where the surrogate has read the views, their passes are there as well.
+        traced = not self.detector.gradients and (suspicion is not None or not self.detector.views)
+
         def score(wanted: Tensor) -> Tensor:
-            if self._plain:
-                traces = hard_traces(live, needs, wanted, self._near.kept, self._near.device)
-                return self._score(traces).to(images.device)
-            return self.query(model, images.detach()[wanted])[1]
+            if not traced:
+                return self.query(model, images.detach()[wanted])[1]
+            hard = partial(hard_traces, needs=needs, wanted=wanted, kept=self._near.kept, device=self._near.device)
+            views = {view.name: hard(live.view(view.name)) for view in self.detector.views}
+            return self._score(replace(hard(live), view_traces=views)).to(images.device)
 
         return Observation(live.logits, suspicion, score, features)
 
@@ -133,10 +137,6 @@ class FittedTarget:
     def evaluations(self) -> int:
         """How often a final image is scored: several times where the detector declares that its score is drawn."""
         return EVALUATIONS if self.detector.randomised else 1
-
-    @property
-    def _plain(self) -> bool:
-        return not self.detector.views and not self.detector.gradients
 
     def _score(self, traces: Traces) -> Tensor:
         with torch.no_grad(), self._guarded():

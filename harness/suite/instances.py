@@ -94,7 +94,7 @@ def checked_detector(made: object) -> Detector:
         Exception: whatever its properties raise.
     """
     from ...detectors.base.detector import Detector, DetectorInfo
-    from ..tracing.extra_passes import InputGradient, View
+    from ..tracing.extra_passes import Ascent, InputGradient, View
 
     if not isinstance(made, Detector):
         raise UsageError(f"{made!r:.60} is not a detector: derive its class from aftershock.detectors.Detector")
@@ -110,6 +110,11 @@ def checked_detector(made: object) -> Detector:
     views = _all("views", made.views, View, "View")
     gradients = _all("gradients", made.gradients, InputGradient, "InputGradient")
     names: list[str] = []
+    for view in views:
+        if view.ascent is None:
+            continue
+        if not isinstance(view.ascent, Ascent) or not callable(view.ascent.objective):
+            raise UsageError(f"the view {view.name!r} has ascent = {view.ascent!r:.60}: give None or an Ascent")
     for extra, call in (*((v, v.transform) for v in views), *((g, g.objective) for g in gradients)):
         _text("the name of a view or gradient", extra.name, False)
         if not callable(call):

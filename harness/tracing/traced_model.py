@@ -17,6 +17,7 @@ from .extra_passes import InputGradient, View
 from .recorder import Overwritten, input_gradient, live_trace, record
 from .rows import Rows
 from .traces import LiveTrace, Need, TapInfo, Traces, capped, undeclared
+from .view_images import climb, view_images
 
 
 class NeedsCodes(Protocol):
@@ -113,7 +114,7 @@ class TracedModel:
         needs = self.capped(detector.needs)
         views = {}
         for view in detector.views:
-            changed = view.transform(images.cpu().clone(), generator(seed, "view", view.name))
+            changed = view_images(self.model, view, images, generator(seed, "view", view.name))
             seen = record(
                 self.model, changed, self.taps, needs, self.modules, self.root, dropout=view.dropout,
                 seed=view_seed(view),
@@ -164,14 +165,16 @@ class LiveViews:
         return self._made[name]
 
     def _pass(self, view: View) -> LiveTrace:
-        images, draws = self._images, generator(0, "view", view.name)
+        images, draws, model = self._images, generator(0, "view", view.name), self._traced_model
         if view.differentiable:
             changed = view.transform(images.clone(), draws)
+            if view.ascent is not None:
+                start = changed.detach()
+                changed = changed + (climb(model.model, start, view.ascent).to(start) - start)
         else:
             with torch.no_grad():
-                moved = view.transform(images.detach().cpu().clone(), draws).to(images) - images.detach()
+                moved = view_images(model.model, view, images, draws).to(images) - images.detach()
             changed = images + moved
-        model = self._traced_model
         with ImageDropout(model.model, view_seed(view)) if view.dropout else nullcontext() as dropping:
             if dropping is not None:
                 dropping.begin(changed)

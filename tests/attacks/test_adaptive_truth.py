@@ -1,7 +1,6 @@
 """A linear model with a linear detector: which images can be brought past both is known by duality.
 
-The most that w·d can gain for |d| <= eps (L-inf) while v·d <= c is min over l >= 0 of eps |w - l v|_1 + l c, a linear
-programme with one constraint. An attack may get no image past that stands, and a good one gets all others past.
+An attack may get no image past that stands (:mod:`support.linear_truth`), and a good one gets all others past.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import torch
 from aftershock.attacks.adaptive.rehearsal import Informed, Stage, rehearse
 from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.attacks.base.perturb_batch import perturb_batch
-from scipy.optimize import minimize_scalar
 from support.attack_cases import LinearCase
 from support.linear_detector import LinearDetector
+from support.linear_truth import most_gain
 
 
 def room(linear: LinearCase, detector: LinearDetector, eps: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -26,14 +25,8 @@ def room(linear: LinearCase, detector: LinearDetector, eps: float) -> np.ndarray
     # The direction in which each image's margin grows.
     signs = torch.where(linear.labels == 1, -1.0, 1.0).numpy()
     leads = (logits[:, 1] - logits[:, 0]).abs().numpy()
-    found = []
-    for sign, lead, c in zip(signs, leads, left, strict=True):
-        most = minimize_scalar(
-            lambda multiplier, sign=sign, c=c: eps * np.abs(sign * w - multiplier * v).sum() + multiplier * c,
-            bounds=(0, 50), method="bounded", options={"xatol": 1e-9},
-        )  # fmt: skip
-        found.append(most.fun - lead)
-    return np.array(found)
+    rows = zip(signs, leads, left, strict=True)
+    return np.array([most_gain(sign * w, v, c, eps, "linf") - lead for sign, lead, c in rows])
 
 
 @pytest.mark.parametrize("surrogate", [True, False])

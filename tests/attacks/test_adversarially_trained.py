@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,34 +12,13 @@ from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.base.perturbation import Perturbation
 from aftershock.attacks.native.autopgd import AutoPGD
 from aftershock.attacks.native.pgd import PGD
+from aftershock.harness.models.architectures import smallcnn
+from aftershock.harness.models.weights import load_weights
 from scipy.stats import binom
 from torch import Tensor, nn
 
 WEIGHTS = "weights/mnist-trades-smallcnn.pt"
 EPS, IMAGES = 0.3, 500
-
-
-class SmallCNN(nn.Module):
-    """The network of TRADES on MNIST; its state dict's names are those of the published weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.feature_extractor = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(1, 32, 3), relu1=nn.ReLU(), conv2=nn.Conv2d(32, 32, 3), relu2=nn.ReLU(),
-                maxpool1=nn.MaxPool2d(2), conv3=nn.Conv2d(32, 64, 3), relu3=nn.ReLU(),
-                conv4=nn.Conv2d(64, 64, 3), relu4=nn.ReLU(), maxpool2=nn.MaxPool2d(2),
-            )
-        )  # fmt: skip
-        self.classifier = nn.Sequential(
-            OrderedDict(
-                fc1=nn.Linear(1024, 200), relu1=nn.ReLU(), drop=nn.Dropout(0.5),
-                fc2=nn.Linear(200, 200), relu2=nn.ReLU(), fc3=nn.Linear(200, 10),
-            )
-        )  # fmt: skip
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.feature_extractor(images).flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +43,8 @@ def trained(real_data: Path) -> Trained:
     raw = real_data / "MNIST" / "raw"
     if not (real_data / WEIGHTS).is_file() or not (raw / "t10k-images-idx3-ubyte").is_file():
         pytest.skip(f"needs MNIST and {WEIGHTS} under AFTERSHOCK_DATA")
-    model = SmallCNN()
-    model.load_state_dict(torch.load(real_data / WEIGHTS, map_location="cpu", weights_only=True))
+    model = smallcnn((1, 28, 28), 10)
+    load_weights(model, real_data / WEIGHTS)
     # The IDX format: a header of 16 bytes before the pixels, of 8 before the labels.
     pixels = np.fromfile(raw / "t10k-images-idx3-ubyte", np.uint8, count=IMAGES * 784, offset=16)
     labels = torch.from_numpy(np.fromfile(raw / "t10k-labels-idx1-ubyte", np.uint8, count=IMAGES, offset=8)).long()

@@ -10,10 +10,10 @@ import torch
 from aftershock.attacks.adaptive.pixels import Ball
 from aftershock.attacks.adaptive.smallest_radius import Known, NoDetector, SmallestRadius
 from aftershock.attacks.base.perturb_batch import perturb_batch
-from attacks.test_adaptive_truth import LinearDetector
 from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize
 from support.attack_cases import LinearCase
+from support.linear_detector import LinearDetector
 from torch import Tensor
 
 FloatArray = NDArray[np.float64]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.native.pgd import PGD
 from aftershock.harness.core.errors import AftershockError
 from aftershock.harness.core.registry import DATASETS
-from aftershock.harness.models.architectures import cnn
+from aftershock.harness.models.architectures import cnn, smallcnn
 from aftershock.harness.models.classifier import ModelSpec, obtain
 from aftershock.harness.models.folding import folded
+from aftershock.harness.models.weights import load_weights
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -82,21 +82,8 @@ def _resnet(root: Path) -> tuple[str, nn.Module, Tensor, Tensor, float]:
 
 
 def _trades(root: Path) -> tuple[str, nn.Module, Tensor, Tensor, float]:
-    features = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 32, 3), relu1=nn.ReLU(), conv2=nn.Conv2d(32, 32, 3), relu2=nn.ReLU(),
-            maxpool1=nn.MaxPool2d(2), conv3=nn.Conv2d(32, 64, 3), relu3=nn.ReLU(),
-            conv4=nn.Conv2d(64, 64, 3), relu4=nn.ReLU(), maxpool2=nn.MaxPool2d(2),
-        )
-    )  # fmt: skip
-    classifier = nn.Sequential(
-        OrderedDict(
-            fc1=nn.Linear(1024, 200), relu1=nn.ReLU(), drop=nn.Dropout(0.5),
-            fc2=nn.Linear(200, 200), relu2=nn.ReLU(), fc3=nn.Linear(200, 10),
-        )
-    )  # fmt: skip
-    model = nn.Sequential(OrderedDict(feature_extractor=features, flatten=nn.Flatten(), classifier=classifier))
-    model.load_state_dict(torch.load(root / TRADES, map_location="cpu", weights_only=True))
+    model = smallcnn((1, 28, 28), 10)
+    load_weights(model, root / TRADES)
     raw = root / "MNIST" / "raw"
     # The IDX format: a header of 16 bytes before the pixels, of 8 before the labels.
     pixels = np.fromfile(raw / "t10k-images-idx3-ubyte", np.uint8, count=2 * IMAGES * 784, offset=16)

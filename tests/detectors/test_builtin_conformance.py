@@ -13,6 +13,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "codeshift": {"rows": 4, "columns": 4, "epochs": 5},
     "latent": {"latent": 8, "units": 64, "hidden": [32], "epochs": 5},
     "layerwise": {"latent": 8, "hidden": 32, "epochs": 5},
+    "cpr": {"steps": 2, "step_size": 0.005},
     # A median filter leaves little of any image of 8 x 8 pixels.
     "feature-squeezing": {"squeezers": ["bit-depth"], "bits": 3},
 }

@@ -18,7 +18,10 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.core.registry import DETECTORS, Entry, Origin
 from aftershock.harness.core.state import join_state, split_state
+from aftershock.harness.models.architectures import cnn
 from aftershock.harness.tracing.extra_passes import InputGradient, View
+from aftershock.harness.tracing.recorder import discover
+from aftershock.harness.tracing.traced_model import TracedModel, fit_traces
 from aftershock.harness.tracing.traces import LiveTrace, Need, Traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,6 +184,23 @@ def test_views_and_gradients_of_members_are_kept_apart() -> None:
     own = detector._columns(traced(test, False))
     expected = torch.stack([2 * test[:, 0] + 1, 2 * test[:, 1] + 10 + 100, test[:, 2]], 1).double()
     torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_an_attack_follows_members_through_their_views() -> None:
+    torch.manual_seed(0)
+    model, images = cnn((1, 8, 8), 4, width=4, hidden=16).eval(), torch.rand(40, 1, 8, 8)
+    traced = TracedModel(model, discover(model, images))
+    members: list[str | dict[str, Any]] = [
+        {"name": "feature-squeezing", "squeezers": ["median"]}, {"name": "cpr", "eps": 0.02},
+    ]  # fmt: skip
+    for detector in (CombinedScore(members, "mean"), CombinedScore([*members, "mahalanobis"], "mean")):
+        labels = torch.arange(40) % 4
+        detector.fit(fit_traces(traced.traces(detector, images), labels, torch.Generator().manual_seed(0)))
+        x = images[:7].clone().requires_grad_()
+        found = detector.surrogate(traced.live_for(detector, x))
+        torch.testing.assert_close(found.detach(), traced.score(detector, images[:7])[1], atol=1e-4, rtol=1e-4)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert bool((gradient.flatten(1).norm(dim=1) > 0).all())
 
 
 def test_members_see_what_they_asked_for_where_needs_are_capped(world: World) -> None:

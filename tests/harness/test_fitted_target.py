@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from aftershock.attacks.base.watched_model import WatchedModel
+from aftershock.detectors.base.detector import Detector
+from aftershock.detectors.logits.baselines import MaxSoftmax
+from aftershock.detectors.logits.consistency import ConsistentPrediction
+from aftershock.detectors.logits.feature_squeezing import FeatureSqueezing
+from aftershock.detectors.logits.odin import Odin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.models.architectures import cnn
 from aftershock.harness.run.fitted_target import FittedTarget, hard_traces, kept_units
@@ -66,6 +72,28 @@ def test_codes_recorded_for_several_detectors_are_those_of_each_alone_and_its_to
             for tap, rows in taps.items():
                 assert torch.equal(found.codes[code][tap][:], rows[:])
                 found.codes[code][tap][:].zero_()
+
+
+@pytest.mark.parametrize(
+    "make", [ConsistentPrediction, lambda: FeatureSqueezing(("bit-depth", "median"), bits=2), MaxSoftmax, Odin]
+)
+@pytest.mark.parametrize("surrogate", [True, False])
+def test_the_true_score_beside_a_surrogate_is_that_of_a_query(make: Callable[[], Detector], surrogate: bool) -> None:
+    torch.manual_seed(0)
+    model, images = cnn((1, 8, 8), 4, width=4, hidden=16).eval(), torch.rand(6, 1, 8, 8)
+    traced, nothing = TracedModel(model, discover(model, images)), torch.zeros(0)
+    target = FittedTarget(make(), traced, torch.arange(100.0), nothing, nothing, nothing)
+    watched, wanted = (
+        WatchedModel(model, torch.zeros(6, dtype=torch.int64)),
+        torch.tensor([True, False, True, True, False, True]),
+    )
+    found = target.observe(watched, images.clone().requires_grad_(), surrogate=surrogate)
+    before = watched.forwards
+    score = found.score(wanted)
+    torch.testing.assert_close(score, target.query(model, images[wanted])[1], atol=1e-6, rtol=1e-5)
+    # Views that the surrogate has read are not made again.
+    again = make().gradients or (make().views and not surrogate)
+    assert (watched.forwards > before) == bool(again)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 3, 6, 7)])

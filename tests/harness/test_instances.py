@@ -21,7 +21,7 @@ from aftershock.harness.suite.instances import make_analysis, make_detector, mak
 from aftershock.harness.suite.problems import SuiteError
 from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.resolved import Part
-from aftershock.harness.tracing.extra_passes import InputGradient, View
+from aftershock.harness.tracing.extra_passes import Ascent, InputGradient, View
 from aftershock.harness.tracing.traces import Need
 
 MAKE: dict[str, tuple[Registry, Callable[[Part], Any], ABCMeta, object]] = {
@@ -133,6 +133,8 @@ WRONG: list[tuple[str, Any]] = [
             ("views", (View("a"), View("a"))),
             ("views", (View(""),)),
             ("views", (View("a", transform=3),)),  # type: ignore[arg-type]
+            ("views", (View("a", ascent=3),)),  # type: ignore[arg-type]
+            ("views", (View("a", ascent=Ascent(3, 0.1, 0.1, 1)),)),  # type: ignore[arg-type]
             ("gradients", (View("a"),)),
             ("gradients", (InputGradient("a", 3),)),  # type: ignore[arg-type]
         )

@@ -18,7 +18,7 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.parameters import bind
 from aftershock.harness.data import sets as datasets
 from aftershock.harness.data.types import ImageSplit
-from aftershock.harness.models.architectures import BasicBlock, resnet20, torchvision_names
+from aftershock.harness.models.architectures import BasicBlock, resnet4b, resnet20, smallcnn, torchvision_names
 from aftershock.harness.models.classifier import (
     Classifier,
     ModelSpec,
@@ -35,6 +35,7 @@ from aftershock.harness.models.factories import model_factory
 from aftershock.harness.models.weights import save_weights
 from aftershock.harness.plan.models import find_weights, model_spec
 from aftershock.harness.suite.resolve import load_suite
+from aftershock.harness.tracing.recorder import discover
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ def sentence(error: pytest.ExceptionInfo[UsageError]) -> str:
 # --- architectures ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet20"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet20", "resnet4b"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 40, 64), (1, 4, 5)])
 def test_built_in_models_take_images_of_any_usual_shape(name: str, shape: tuple[int, int, int]) -> None:
     channels = shape[0]
@@ -70,6 +71,32 @@ def test_resnets_have_the_depth_and_size_of_the_paper(name: str, millions: float
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == int(name.removeprefix("resnet"))
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == pytest.approx(millions, abs=0.011)
+
+
+def test_smallcnn_takes_images_of_sixteen_pixels_and_more() -> None:
+    for shape in ((1, 16, 16), (1, 17, 30), (3, 32, 32)):
+        model = build(ModelSpec("smallcnn"), shape, 7, (0.5,) * shape[0], (0.3,) * shape[0])
+        assert model(torch.rand(3, *shape)).shape == (3, 7)
+    with pytest.raises(UsageError, match="at least 16 x 16"):
+        build(ModelSpec("smallcnn"), (1, 15, 28), 7, (0.5,), (0.3,))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "taps", "units", "parameters"),
+    [
+        # Convolutions of 26, 24, 10 and 8 pixels, and two hidden layers.
+        (smallcnn, (1, 28, 28), 6, 32 * (26**2 + 24**2) + 64 * (10**2 + 8**2) + 400, 312_202),
+        # The 14,436 ReLUs that the authors count.
+        (resnet4b, (3, 32, 32), 10, 14_436, 123_734),
+    ],
+)
+def test_the_networks_of_the_robust_suites_have_the_sizes_that_were_published(
+    make: Callable[..., nn.Module], shape: tuple[int, int, int], taps: int, units: int, parameters: int
+) -> None:
+    network = make(shape, 10).eval()
+    seen = discover(network, torch.rand(1, *shape))
+    assert (len(seen), sum(tap.units for tap in seen)) == (taps, units)
+    assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 def test_the_shortcut_subsamples_and_pads_with_zero_maps() -> None:
@@ -632,6 +659,28 @@ def test_the_published_resnet20_reaches_its_published_accuracy() -> None:
     scaled: dict[str, Any] = {k: tuple(255 * v for v in values) for k, values in IMAGENET.items()}
     wrong = obtain(ModelSpec("resnet20", weights=weights, **scaled), data, seed=0)
     assert is_near_chance(accuracy(wrong, data.test, limit=500), 10)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("model", "data", "file", "published"),
+    [
+        ("smallcnn", "mnist", "mnist-trades-smallcnn.pt", 0.9948),
+        ("resnet4b", "cifar10", "cifar10-resnet4b-adv.pth", 0.7720),
+    ],
+)
+def test_published_adversarially_trained_weights_reach_their_published_accuracy(
+    real_data: Path, model: str, data: str, file: str, published: float
+) -> None:
+    weights = real_data / "weights" / file
+    if not weights.is_file():
+        pytest.skip(f"needs weights/{file} under AFTERSHOCK_DATA")
+    loaded = getattr(datasets, data)(real_data, download=False).load()
+    # As the built-in suite has it, from its own file.
+    (entry,) = load_suite(f"{data}-robust").models
+    made = obtain(model_spec(entry, Path(), weights), loaded, seed=0)
+    assert entry.name == model
+    assert accuracy(made, loaded.test) == pytest.approx(published, abs=0.0005)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.99])

@@ -52,7 +52,7 @@ import numpy as np
 import torch
 from aftershock.attacks import Perturbation, PerturbationInfo
 from aftershock.attacks import register as perturbation
-from aftershock.detectors import Detector, DetectorInfo, InputGradient, Need, View, register
+from aftershock.detectors import Ascent, Detector, DetectorInfo, InputGradient, Need, View, register
 from aftershock.harness.data.types import Dataset, DataSource, ImageSplit
 from aftershock.harness.core.registry import DATASETS, MODELS
 
@@ -196,14 +196,16 @@ class WithExtras(Detector):
 
     @property
     def views(self):
-        return (View("noisy", lambda images, draws: (images + torch.rand(images.shape, generator=draws)) / 2),)
+        noisy = View("noisy", lambda images, draws: (images + torch.rand(images.shape, generator=draws)) / 2)
+        return noisy, View("pushed", ascent=Ascent(lambda z, start: (z - start)[:, 0] - z.logsumexp(1), 0.2, 0.1, 3))
 
     @property
     def gradients(self):
         return (InputGradient("norm", lambda logits: logits.square().sum(1)),)
 
     def score(self, traces):
-        return traces.gradient("norm").flatten(1).norm(dim=1) + traces.view("noisy").logits.amax(1)
+        views = traces.view("noisy").logits.amax(1) + traces.view("pushed").logits[:, 0]
+        return traces.gradient("norm").flatten(1).norm(dim=1) + views
 
 
 @perturbation("steps")

@@ -18,6 +18,7 @@ from ...core.registry import DETECTORS
 from ...core.seeds import derive_seed, forked_rng
 from ...core.state import join_state, split_state
 from ...suite.instances import make_detector
+from ...tracing.extra_passes import View
 from ...tracing.traces import LiveTrace
 from ..workers.channel import Message
 from ..workers.packing import unpack_live, unpack_traces
@@ -33,9 +34,15 @@ def facts(detector: Detector) -> dict[str, Any]:
         "surrogate_kind": detector.surrogate_kind,
         "randomised": detector.randomised,
         "made_of": list(detector.made_of),
-        "views": [[view.name, view.dropout] for view in detector.views],
+        "views": [[view.name, view.dropout, _ascent_facts(view)] for view in detector.views],
         "gradients": [gradient.name for gradient in detector.gradients],
     }
+
+
+def _ascent_facts(view: View) -> dict[str, Any] | None:
+    if view.ascent is None:
+        return None
+    return {"eps": view.ascent.eps, "step_size": view.ascent.step_size, "steps": view.ascent.steps}
 
 
 def _fit(answers: Answers, asked: Message) -> Message:
@@ -150,6 +157,18 @@ def _objective(answers: Answers, asked: Message) -> Message:
     return _differentiable(answers, asked, lambda inputs: wanted.objective(inputs["logits"]), "the objective")
 
 
+def _ascent(answers: Answers, asked: Message) -> Message:
+    detector: Detector = answers.part(asked)
+    view = next(v for v in detector.views if v.name == asked.values["values"]["view"])
+
+    def compute(inputs: Mapping[str, Tensor]) -> Any:
+        if view.ascent is None:
+            raise AftershockError(f"the view {view.name!r} has no ascent")
+        return view.ascent.objective(inputs["logits"], inputs["reference"])
+
+    return _differentiable(answers, asked, compute, "the objective")
+
+
 KIND = Kind(
     lambda part, about: make_detector(part),
     facts,
@@ -162,5 +181,6 @@ KIND = Kind(
         "transform": _transform,
         "surrogate": _surrogate,
         "objective": _objective,
+        "ascent": _ascent,
     },
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...core.errors import AftershockError
 from ...core.process_state import guarded_part, noted
 from ...core.seeds import generator
 from ...plan.cells import Cell, ExtraJob, TraceJob
 from ...tracing.recorder import input_gradient, record
 from ...tracing.traced_model import view_seed
+from ...tracing.view_images import view_images
 from ..work import Output
 from .task_context import TaskContext
 
@@ -48,9 +48,7 @@ def compute_extra(context: TaskContext, key: str, job: ExtraJob) -> Output:
     # Of the chunk's start, so that the transform's draws do not depend on what else was computed.
     draws = generator(job.seed, "view", view.name, job.images.source, job.images.start)
     with guarded_part(detector) as changes:
-        changed = view.transform(images.clone(), draws)
-    if changed.shape != images.shape:
-        raise AftershockError(f"the view {view.name!r} changes the images' shape to {tuple(changed.shape)}")
+        changed = view_images(model.model, view, images, draws)
     recording = record(
         model.model, changed, model.taps, model.capped(detector.needs), model.modules, model.root, dropout=view.dropout,
         seed=view_seed(view),

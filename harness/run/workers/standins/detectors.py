@@ -15,7 +15,7 @@ from .....detectors.base.detector import Detector, DetectorInfo, Surrogate
 from ....core.errors import AftershockError
 from ....core.process_state import own_code
 from ....core.state import join_state, split_state
-from ....tracing.extra_passes import InputGradient, View
+from ....tracing.extra_passes import Ascent, InputGradient, View
 from ....tracing.rows import Rows
 from ....tracing.traces import LiveTrace, Need, Traces
 from ..channel import Message
@@ -100,7 +100,10 @@ class PluginDetector(Detector):
 
     @property
     def views(self) -> tuple[View, ...]:
-        return tuple(View(n, partial(self._transform, n), bool(d)) for n, d in self._instance.facts["views"])
+        return tuple(
+            View(n, partial(self._transform, n), bool(d), ascent=a and Ascent(partial(self._ascent, n), **a))
+            for n, d, a in self._instance.facts["views"]
+        )
 
     @property
     def gradients(self) -> tuple[InputGradient, ...]:
@@ -160,6 +163,13 @@ class PluginDetector(Detector):
     def _objective(self, name: str, logits: Tensor) -> Tensor:
         ask = partial(self._asked, "objective", {"gradient": name}, ["logits"])
         found: Tensor = _Remote.apply(self._instance, ["logits"], ask, logits)
+        return found
+
+    def _ascent(self, name: str, logits: Tensor, reference: Tensor) -> Tensor:
+        names = ["logits", "reference"]
+        found: Tensor = _Remote.apply(
+            self._instance, names, partial(self._asked, "ascent", {"view": name}, names), logits, reference
+        )
         return found
 
     def _asked(
