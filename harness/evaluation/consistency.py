@@ -106,6 +106,16 @@ def majority_scores(detector: DetectorResult, source: str, scores: FloatArray) -
     return decided
 
 
+def luckiest_scores(detector: DetectorResult, source: str, scores: FloatArray) -> FloatArray:
+    """Return the smallest score of each image in any evaluation: what an attacker has who may ask again."""
+    again = detector.rescored.get(source)
+    if not detector.randomised or again is None or "same" not in again.scores:
+        return scores
+    lowest = scores.copy()
+    lowest[again.rows] = np.minimum(lowest[again.rows], again.scores["same"].min(0))
+    return lowest
+
+
 def _comparisons(
     detector: DetectorResult, perturbations: Sequence[PerturbationResult]
 ) -> Iterator[tuple[str, FloatArray, FloatArray]]:

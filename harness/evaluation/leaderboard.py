@@ -74,6 +74,8 @@ def leaderboard_rows(
     - ``robust_accuracy_is_upper_bound``: 1 where an attack of the row was not at its best and some image stands.
     - ``adaptive_undetected_at_fpr_5``: of the evaluate images that the model gets right, the share that some counting
       attack fools unseen within the threat; empty where no adaptive attack against the detector has finished.
+    - ``passes_once``, ``passes_majority``: the same, in any of the evaluations of a score that is drawn, as for an
+      attacker who submits an image again and again, and in most of them; equal for a score that is not drawn.
     - ``n_images``: how many evaluate images these figures are about. Adaptive attacks are dear, so they may cover only
       the first ``ranked`` of them (a random draw, the same for every row).
 
@@ -245,6 +247,8 @@ class _Row:
             "reencoded_flagged_at_fpr_5": _mean(s.detector.variants.flagged("re-encoded", s.threshold) for s in seeds),
             **self._shadows(),
             **(self.distances.cells() if self.distances is not None else dict.fromkeys(PRICES)),
+            "passes_once": _mean(s.undetected_once for s in seeds) if attacked else None,
+            "passes_majority": _mean(s.undetected for s in seeds) if attacked else None,
             "false_alarm_at_quarter_eps": _mean(s.detector.alarms.share(QUARTER * self.threat.eps) for s in seeds),
         }
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..statistics.detection import MIN_IMAGES, auroc, threshold, threshold_reason
 from ..statistics.samples import WorstCase
 from .alarms import Alarms
-from .consistency import majority_scores
+from .consistency import luckiest_scores, majority_scores
 from .rankability import ABLATION
 from .results import (
     BoolArray,
@@ -38,6 +38,7 @@ class SeedScores:
     perturbations: Sequence[PerturbationResult]
     lower: FloatArray
     upper: FloatArray
+    luckiest: FloatArray
     complete: bool
 
     @classmethod
@@ -46,20 +47,30 @@ class SeedScores:
         ranked: int,
     ) -> SeedScores:  # fmt: skip
         lower = np.where(sources.evaluate_correct, d.clean, np.inf)
-        upper = np.full(len(lower), np.inf)
+        upper, luckiest = np.full(len(lower), np.inf), np.full(len(lower), np.inf)
         complete = True
-        for index, fooled, scores in _candidates(d, p, threat):
-            if scores is None:
+        for index, fooled, scores, luck in _candidates(d, p, threat):
+            if scores is None or luck is None:
                 complete = False
                 continue
             # Within one perturbation an image stands once, so plain indexing keeps every minimum.
-            upper[index[fooled]] = np.minimum(upper[index[fooled]], scores[fooled])
-        return cls(sources, d, t, p, lower[:ranked], upper[:ranked], complete)
+            for worst, found in ((upper, scores), (luckiest, luck)):
+                worst[index[fooled]] = np.minimum(worst[index[fooled]], found[fooled])
+        return cls(sources, d, t, p, lower[:ranked], upper[:ranked], luckiest[:ranked], complete)
 
     @property
     def undetected(self) -> float | None:
-        right = self.sources.evaluate_correct[: len(self.upper)]
-        return float((self.upper[right] <= self.threshold).mean()) if right.any() else None
+        """The share of right images that something fools and gets past; in most evaluations of a drawn score."""
+        return self._passed(self.upper)
+
+    @property
+    def undetected_once(self) -> float | None:
+        """The same, in any evaluation."""
+        return self._passed(self.luckiest)
+
+    def _passed(self, worst: FloatArray) -> float | None:
+        right = self.sources.evaluate_correct[: len(worst)]
+        return float((worst[right] <= self.threshold).mean()) if right.any() else None
 
     @property
     def worst_case(self) -> WorstCase:
@@ -105,23 +116,29 @@ class SeedScores:
 
 def _candidates(
     detector: DetectorResult, perturbations: Sequence[PerturbationResult], threat: ThreatModel
-) -> Iterator[tuple[IntArray, BoolArray, FloatArray | None]]:
+) -> Iterator[tuple[IntArray, BoolArray, FloatArray | None, FloatArray | None]]:
     """Yield every set of images that counts: positions, whether they fool within the threat, and the scores.
 
-    Scores are ``None`` where an attack did not run or was not scored: without them there is no worst case.
+    Scores are those that decide and the smallest of any evaluation; ``None`` where an attack did not run or was not
+    scored: without them there is no worst case.
     """
     for p in perturbations:
         if not p.threatens(detector.label) or p.inapplicable:
             continue
         scores = None if p.reason else detector.scores(p)[0]
-        if scores is not None:
-            scores = majority_scores(detector, p.label, scores)
-        yield p.index, p.success & within(threat, p), scores
+        yield p.index, p.success & within(threat, p), *_decided(detector, p.label, scores)
         for r in () if p.reason else p.rounded:
             found = None if r.reason else detector.rounded_scores(p, r.how)[0]
-            if found is not None:
-                found = majority_scores(detector, f"{r.how}:{p.label}", found)
-            yield p.index, r.success & within(threat, r) if not r.reason else np.zeros(0, np.bool_), found
+            fools = r.success & within(threat, r) if not r.reason else np.zeros(0, np.bool_)
+            yield p.index, fools, *_decided(detector, f"{r.how}:{p.label}", found)
+
+
+def _decided(
+    detector: DetectorResult, source: str, scores: FloatArray | None
+) -> tuple[FloatArray | None, FloatArray | None]:
+    if scores is None:
+        return None, None
+    return majority_scores(detector, source, scores), luckiest_scores(detector, source, scores)
 
 
 def ablation(seed: SeedResult, alarms: int = 0) -> DetectorResult:

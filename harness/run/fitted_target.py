@@ -22,9 +22,16 @@ from ..evaluation.consistency import EVALUATIONS
 from ..statistics.detection import ALPHAS, threshold, threshold_rank
 from ..tracing.encoding import encode
 from ..tracing.taps import SIGN_FROM_INPUT
-from ..tracing.traced_model import TracedModel
+from ..tracing.traced_model import LiveViews, TracedModel
 from ..tracing.traces import LiveTrace, Need, TapInfo, Traces, sampled_units
 from .workers.standins.detectors import only_own_code
+
+# What an attacker draws of a score that is drawn anew for each question, the same at every step (expectation over
+# transformations with common random numbers; Athalye, Engstrom, Ilyas, Kwok 2018, arXiv:1707.07397), and the share of
+# these draws in which an image has to pass, so that it passes in most of others.
+DRAWS, _SURE = 8, 0.75
+# The defender's draws are others.
+_ATTACKERS = 1_000_000
 
 Kept = Mapping[tuple[str, int | None], Tensor | None]
 
@@ -102,7 +109,8 @@ class FittedTarget:
         suspicion = None
         if self.has_surrogate and surrogate:
             with self._guarded():
-                suspicion = self._near.detector.surrogate(live)
+                drawn = [self._near.detector.surrogate(one) for one in self._drawn(live, i, images, model)]
+            suspicion = drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
         read = dict.fromkeys(t.name for need in needs for t in need.select(i.taps))
         features: Mapping[str, Tensor] = {name: live.activations[name] for name in read} or {"logits": live.logits}
         if self.detector.views and not self.has_surrogate:
@@ -111,6 +119,7 @@ class FittedTarget:
 
         # Where the surrogate has read the views, their passes are there as well.
         traced = not self.detector.gradients and (suspicion is not None or not self.detector.views)
+        traced &= not self.detector.randomised
 
         def score(wanted: Tensor) -> Tensor:
             if not traced:
@@ -121,12 +130,31 @@ class FittedTarget:
 
         return Observation(live.logits, suspicion, score, features)
 
-    def query(self, model: nn.Module, images: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
-        """See the protocol; the defender's own draws are not known to an attacker, who has some of its own."""
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the protocol; of a score that is drawn, what three quarters of the attacker's draws do not exceed."""
+        if not self.detector.randomised:
+            return self.evaluate(model, images, 0)
+        found = [self.evaluate(model, images, _ATTACKERS + draw) for draw in range(DRAWS)]
+        scores = torch.stack([score for _, score in found]).sort(dim=0).values
+        return found[0][0], scores[int(_SURE * DRAWS) - 1]
+
+    def evaluate(self, model: nn.Module, images: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """Return logits (n, classes) and one evaluation of the true scores (n,), whose views draw from ``draw``."""
         # ``model`` counts the passes of the one that the detector was fitted for.
         with self._guarded():
             logits, score = replace(self.traced_model, model=model).score(self.detector, images, draw)
         return logits.to(images.device), score.to(images.device)
+
+    def _drawn(
+        self, live: LiveTrace, traced_model: TracedModel, images: Tensor, model: nn.Module
+    ) -> Iterator[LiveTrace]:  # fmt: skip
+        """Yield a trace with each of the attacker's draws of the views; the trace itself where nothing is drawn."""
+        if not (self.detector.randomised and self.detector.views):
+            yield live
+            return
+        for draw in range(DRAWS):
+            views = LiveViews(replace(traced_model, model=aside(model)), self.detector, images, _ATTACKERS + draw)
+            yield replace(live, view_of=views)
 
     def guides(self) -> Guides:
         """See the protocol."""

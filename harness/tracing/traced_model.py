@@ -89,7 +89,7 @@ class TracedModel:
         return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root, also, seen)
 
     def live_for(
-        self, detector: Scores, images: Tensor, copies: bool = False, aside: nn.Module | None = None
+        self, detector: Scores, images: Tensor, copies: bool = False, aside: nn.Module | None = None, seed: int = 0
     ) -> LiveTrace:
         """Return a live trace with the codes that a detector reads; the passes of its views are made when asked for.
 
@@ -98,8 +98,9 @@ class TracedModel:
             images: as for :meth:`live`.
             copies: as there.
             aside: the model for the passes of views, by default the same.
+            seed: what the transforms of views draw from.
         """
-        views = LiveViews(self if aside is None else replace(self, model=aside), detector, images)
+        views = LiveViews(self if aside is None else replace(self, model=aside), detector, images, seed)
         return replace(self.live(detector.needs, images, copies=copies), view_of=views)
 
     def traces(self, detector: Scores, images: Tensor, seed: int = 0, plain: Traces | None = None) -> Traces:
@@ -149,10 +150,11 @@ class LiveViews:
         traced_model: what makes them.
         detector: that declares the views.
         images: of which they are views.
+        seed: what transforms draw from.
     """
 
-    def __init__(self, traced_model: TracedModel, detector: Scores, images: Tensor) -> None:
-        self._traced_model, self._detector, self._images = traced_model, detector, images
+    def __init__(self, traced_model: TracedModel, detector: Scores, images: Tensor, seed: int = 0) -> None:
+        self._traced_model, self._detector, self._images, self._seed = traced_model, detector, images, seed
         self._made: dict[str, LiveTrace] = {}
 
     def __call__(self, name: str) -> LiveTrace:
@@ -165,7 +167,7 @@ class LiveViews:
         return self._made[name]
 
     def _pass(self, view: View) -> LiveTrace:
-        images, draws, model = self._images, generator(0, "view", view.name), self._traced_model
+        images, draws, model = self._images, generator(self._seed, "view", view.name), self._traced_model
         if view.differentiable:
             changed = view.transform(images.clone(), draws)
             if view.ascent is not None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from aftershock.attacks.base.watched_model import WatchedModel
-from aftershock.detectors.base.detector import Detector
+from aftershock.detectors.base.detector import Detector, DetectorInfo
 from aftershock.detectors.logits.baselines import MaxSoftmax
 from aftershock.detectors.logits.consistency import ConsistentPrediction
 from aftershock.detectors.logits.feature_squeezing import FeatureSqueezing
@@ -167,3 +167,48 @@ def test_passes_of_views_are_counted_but_not_put_down_to_the_images_of_an_attack
 class LinearInPixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)[:, :2]
+
+
+class NoisySum(Detector):
+    """The sum of an image's logits after noise that is drawn anew for every evaluation."""
+
+    info = DetectorInfo(title="Noisy sum", randomised=True)
+    needs = (Need("pooled", "last:1"),)
+    views = (View("noisy", lambda images, draws: images + 0.3 * torch.randn(images.shape, generator=draws)),)
+    surrogate_kind = "exact"
+
+    def fit(self, clean: Traces, perturbed: Traces | None = None) -> NoisySum:
+        return self
+
+    def score(self, traces: Traces) -> Tensor:
+        return traces.view("noisy").logits.sum(1)
+
+    def surrogate(self, live: LiveTrace) -> Tensor:
+        return live.view("noisy").logits.sum(1)
+
+
+def test_of_a_drawn_score_an_attacker_has_the_mean_gradient_and_a_score_that_most_draws_do_not_exceed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    images = torch.rand(40, 1, 8, 8)
+    traced, detector = TracedModel(model, discover(model, images)), NoisySum()
+    calibrate = traced.score(detector, images)[1]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    target = FittedTarget(detector, traced, calibrate, images[:0], nothing, nothing)
+    single = torch.stack([target.evaluate(model, images, draw)[1] for draw in range(200)])
+    asked = target.query(model, images)[1]
+    # The same question has the same answer, with the attacker's own draws, above the score of half of all draws.
+    assert torch.equal(asked, target.query(model, images)[1])
+    below = (single <= asked).double().mean(0)
+    assert 0.6 < float(below.mean()) < 0.85
+    given = images.clone().requires_grad_()
+    seen = target.observe(model, given)
+    assert seen.suspicion is not None
+    (found,) = torch.autograd.grad(seen.suspicion.sum(), given)
+    noisy = (images + 0.3 * torch.randn((4000, *images.shape[1:]))[:, None]).flatten(0, 1).requires_grad_()
+    (each,) = torch.autograd.grad(model(noisy).sum(), noisy)
+    mean = each.view(4000, *images.shape).mean(0)
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(1), mean.flatten(1))
+    # Of one draw it would be the gradient of another linear piece.
+    assert float(cosine.mean()) > 0.97
+    assert torch.equal(seen.score(torch.ones(40, dtype=torch.bool)), asked)

@@ -122,7 +122,7 @@ def judged(target: FittedTarget, images: Tensor, seed: int) -> Tensor:
     images, given = images.to(device_of(model)), list[Tensor]()
     for number in range(target.evaluations):
         with forked_rng(derive_seed(seed, "judged", number)):
-            given.append(target.query(model, images, number)[1].cpu())
+            given.append(target.evaluate(model, images, number)[1].cpu())
     found = torch.stack(given)
     return torch.where(found.isnan(), torch.inf, found)
 
