@@ -37,9 +37,9 @@ _LONG, _SHORT = 1.0, 0.4
 # find how to keep it.
 _SAFE, _SAFEST, _HALVINGS = 0.03, 0.001, 8
 # Halvings of the way from the clean image to what was found.
-_BISECTIONS = 7
+_BISECTIONS = 6
 # What the search invests: the worst case's steps of all runs and its queries, divided by these.
-_STEPS, _QUERIES = 6, 10
+_STEPS, _QUERIES = 6, 12
 # What a random search asks for beyond both boundaries: other batches round differently.
 _SLACK = 1e-3
 

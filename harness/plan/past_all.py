@@ -16,7 +16,7 @@ from .plan import ModelPlan
 DECIDES_NO_NUMBER = True
 
 # How many of the first evaluate images are looked at, of those that every adaptive attack covers.
-PAST_IMAGES = 40
+PAST_IMAGES = 32
 _SEARCHING = "harness.run.tasks.past_all"
 
 
