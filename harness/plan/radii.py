@@ -10,7 +10,7 @@ from ..core.seeds import derive_seed
 from ..suite.resolved import PerturbationPart
 from .cells import RadiusJob, TargetPlan
 from .draft import Draft
-from .perturbations import at_threat, target_plan
+from .perturbations import leads, target_plan
 from .plan import ModelPlan
 
 DECIDES_NO_NUMBER = True
@@ -26,7 +26,7 @@ def radius_attacks(draft: Draft, adaptive: Iterable[PerturbationPart]) -> list[P
     """
     found: dict[str, PerturbationPart] = {}
     for part in adaptive if draft.suite.price_images else ():
-        if at_threat(draft, part) and getattr(draft.perturbations[part.label], "rehearses", False):
+        if leads(draft, part):
             found.setdefault(part.against, part)
     return list(found.values())
 
