@@ -98,20 +98,29 @@ class Distances:
     def jumps(self, eps: float) -> bool:
         """Whether undetected success rises between two budgets in a way that the model alone does not explain.
 
-        The budgets are eps, 1.25 eps and so on. Images that the next budget is the first to fool at all do not count.
+        The budgets are eps, 1.25 eps and so on. Images that the next budget is the first to fool at all do not count,
+        and a rise is none that is not surely steeper than the model's own, anywhere.
         """
         for seed in range(self.r0.shape[1]):
             r0, rd = self.r0[:, seed], self.rd[:, seed]
             if len(r0) < _IMAGES:
                 return False
-            low = eps
+            low, surely = eps, max(_SURELY, _steepest(r0))
             while low < self.reach * (1 - 1e-6):
                 high = low * _RUNG
                 rise = float(((rd > low) & (rd <= high) & (r0 <= low)).mean())
-                if rise > _RISE and wilson(rise, len(r0))[0] > _SURELY:
+                if rise > _RISE and wilson(rise, len(r0))[0] > surely:
                     return True
                 low = high
         return False
+
+
+def _steepest(radii: FloatArray) -> float:
+    """Return the largest share of distances (n,) that lie between a budget and a quarter more."""
+    known = radii[np.isfinite(radii)]
+    if not len(known):
+        return 0.0
+    return float(max(((known <= end) & (known > end / _RUNG)).sum() for end in known) / len(radii))
 
 
 def distances(alone: Sequence[Radii], own: Sequence[Radii]) -> Distances | None:

@@ -68,6 +68,10 @@ def test_a_jump_is_undetected_success_that_comes_all_at_once(r0: FloatArray) -> 
     # Images that the model alone keeps until then are no jump of the detector.
     (late,) = rows(np.full(IMAGES, 0.29), wall)
     assert not late.jumps(eps)
+    # A model that falls nearly at once itself explains a detector that does.
+    steep = np.linspace(0.3, 0.34, IMAGES)
+    (explained,) = rows(steep / 4, steep)
+    assert not explained.jumps(eps) and jump.jumps(eps)
     # Fewer than 50 images tell nothing.
     (few,) = rows(r0[:49], wall[:49])
     assert not few.jumps(eps)
