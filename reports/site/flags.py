@@ -59,8 +59,8 @@ FLAGS = {
     "shadow-unchecked": ("unchecked on shadow images", "The detector gave no scores of the evaluate images after a "
                          "small secret change, or they were not attacked: it is not ranked."),
     "discontinuous": ("discontinuous", "Undetected success jumps from one budget to the next, by more than half of the "
-                      "images at a quarter more budget, where the model alone never falls as fast: the detector may know "
-                      "the budgets that are tried, and is not ranked."),
+                      "images at a quarter more budget, where the model alone never falls as fast: the detector may "
+                      "know the budgets that are tried, and is not ranked."),
     "ladder-unchecked": ("unchecked between budgets", "The search for the smallest perturbations that pass this "
                          "detector failed, so how undetected success grows with the budget is not known: the row is "
                          "not ranked."),
