@@ -151,7 +151,7 @@ def test_columns_are_only_added_at_the_end() -> None:
     assert leaderboard[22:] == (
         "protocol_digest", "n_images", "not_ranked_reason", "robust_accuracy_is_upper_bound", "tpr_at_fpr_1",
         "series_digest", "reencoded_flagged_at_fpr_5", "shadow_flagged_at_fpr_5", "shadow_robust",
-        "shadow_source_robust", "n_shadow",
+        "shadow_source_robust", "n_shadow", "false_alarm_at_quarter_eps",
     )  # fmt: skip
     assert scores[9:] == ("set", "score", "flagged_at_fpr_5", "success", "l0", "l1", "l2", "linf")
 
