@@ -62,7 +62,7 @@ def past(
 def test_an_image_gets_past_all_where_the_linear_programme_does(linear: LinearCase, count: int) -> None:
     against = detectors(linear, count, 1.0)
     rows = passing(linear, against)
-    eps = float((linear.margins[rows] / linear.model.weight.abs().sum()).quantile(0.5).detach()) * 1.8
+    eps = float((linear.margins[rows] / linear.model.weight.detach().abs().sum()).quantile(0.5)) * 1.8
     known = np.array([room(linear, against, int(row), eps) for row in rows])
     attack = PastAll([Opponent.of(d, {}) for d in against], eps)
     found = past(linear, attack, against, rows).numpy()
@@ -81,7 +81,7 @@ def test_what_gets_past_each_need_not_get_past_both(linear: LinearCase) -> None:
         made.threshold, made.target_score = float(scores.quantile(0.7)), float(scores.quantile(0.2))
         made.scale = made.threshold - made.target_score
     rows = passing(linear, [one, other])
-    eps = 5 * float((linear.margins[rows] / linear.model.weight.abs().sum()).median().detach())
+    eps = 5 * float((linear.margins[rows] / linear.model.weight.detach().abs().sum()).median())
     alone = [past(linear, PastAll([Opponent.of(d, {})], eps), [d], rows) for d in (one, other)]
     both = past(linear, PastAll([Opponent.of(d, {}) for d in (one, other)], eps), [one, other], rows)
     assert all(room(linear, [one, other], int(row), eps) > 0 for row in rows)
@@ -91,7 +91,7 @@ def test_what_gets_past_each_need_not_get_past_both(linear: LinearCase) -> None:
 def test_a_start_that_passes_is_kept(linear: LinearCase) -> None:
     against = detectors(linear, 2, 1.0)
     rows = passing(linear, against)[:6]
-    eps = 2 * float((linear.margins[rows] / linear.model.weight.abs().sum()).max())
+    eps = 2 * float((linear.margins[rows] / linear.model.weight.detach().abs().sum()).max())
     opponents = [Opponent.of(d, {}) for d in against]
     strong = perturb_batch(
         PastAll(opponents, eps), linear.model, linear.images[rows], linear.labels[rows], rows.tolist(), 0
