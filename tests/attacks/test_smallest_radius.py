@@ -90,3 +90,20 @@ def test_both_radii_are_those_of_a_linear_model_with_a_linear_detector(linear: L
     assert (both > 1.2 * nothing).mean() > 0.25
     np.testing.assert_allclose(rd, both, rtol=0.03)
     assert (rd <= 1.02 * both).mean() > 0.95
+
+
+class Steps(LinearDetector):
+    """Its score is 0 or 1, and so is its threshold 0."""
+
+    def score(self, images: Tensor) -> Tensor:
+        return (super().score(images) > 0.5).float()
+
+
+def test_a_score_of_few_values_passes_at_its_threshold(linear: LinearCase) -> None:
+    images, labels = linear.images[:8], linear.labels[:8]
+    # Nothing is flagged.
+    detector = Steps(torch.zeros(48), 0.0, linear.images, linear.labels, has_surrogate=False)
+    made = perturb_batch(SmallestRadius(1.0), linear.model, images, labels, range(8), 0, target=detector)
+    alone = perturb_batch(SmallestRadius(1.0), linear.model, images, labels, range(8), 0, target=NoDetector())
+    assert made.success.all()
+    np.testing.assert_allclose(made.norms["linf"].numpy(), alone.norms["linf"].numpy(), rtol=0.02)

@@ -12,6 +12,7 @@ import torch
 from aftershock.attacks.benign.variants import reencoded, shadows
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.core.seeds import Draws
+from aftershock.harness.evaluation.radii import DISCONTINUOUS
 from aftershock.harness.evaluation.rankability import is_upper_bound, reasons
 from aftershock.harness.evaluation.shadows import KNOWS, PROVENANCE, UNSEEN, ShadowAttack, Variants, can_tell, pairs
 from aftershock.harness.plan import Plan, make_plan
@@ -135,11 +136,12 @@ SUITE = """
 name = "knowing"
 seeds = [0]
 plugins = ["knowing.py"]
+price_images = {price}
 [data]
 name = "digits"
 fit = 60
 calibrate = 200
-evaluate = 60
+evaluate = {evaluate}
 [threat]
 norm = "linf"
 eps = 0.2
@@ -159,17 +161,20 @@ restarts = 2
 """
 
 
-def run(forks: Forks, place: Path, names: tuple[str, ...], steps: int, queries: int) -> dict[str, dict[str, str]]:
+def run(
+    forks: Forks, place: Path, names: tuple[str, ...], steps: int, queries: int, price: int = 0
+) -> dict[str, dict[str, str]]:
     """Run planted detectors and an honest one; returns rows by detector."""
     weights = str(builtin_suites()["quick"].parent / "weights" / "digits-cnn.safetensors")
     parts = [f'\n[[detectors]]\nname = "{name}"\n' for name in (*names, "mahalanobis")]
-    suite = SUITE.format(weights=weights, steps=steps, queries=queries) + "".join(parts)
+    suite = SUITE.format(weights=weights, steps=steps, queries=queries, price=price, evaluate=price or 60) + "".join(
+        parts
+    )
     (place / "knowing.py").write_text(KNOWING, encoding="utf-8")
     (place / "suite.toml").write_text(suite, encoding="utf-8")
     # Not propagation and controls.
-    done = forks(
-        "run", "suite.toml", "--out", "run", "--only", "/0/s", cwd=place, AFTERSHOCK_CACHE=str(place / "cache")
-    )
+    only = "/0/[sr]" if price else "/0/s"
+    done = forks("run", "suite.toml", "--out", "run", "--only", only, cwd=place, AFTERSHOCK_CACHE=str(place / "cache"))
     assert done.status == 0, done.output
     return {row["detector"]: row for row in read_table(place / "run", "leaderboard.csv")}
 
@@ -198,6 +203,18 @@ def test_detectors_that_know_the_images_have_no_rank(forks: Forks, tmp_path: Pat
     for name in ("mahalanobis", "squeezed", "none"):
         assert not {KNOWS, PROVENANCE} & {*rows[name]["not_ranked_reason"].split("; ")}
         assert "score-depends" not in rows[name]["not_ranked_reason"]
+
+
+@pytest.mark.slow
+def test_a_detector_that_is_silent_beyond_the_threat_has_no_rank(forks: Forks, tmp_path: Path) -> None:
+    if not os.environ.get("AFTERSHOCK_HOSTILE"):
+        pytest.skip("set AFTERSHOCK_HOSTILE to run planted detectors that know the images (minutes)")
+    rows = run(forks, tmp_path, ("memory",), 20, 20, price=64)
+    # It lets everything pass that is further away than a budget between the threat's and the large one.
+    assert DISCONTINUOUS in rows["memory"]["not_ranked_reason"]
+    assert float(rows["memory"]["rd_median"]) == pytest.approx(0.21, rel=0.05) and rows["memory"]["rank"] == ""
+    for name in ("mahalanobis", "none"):
+        assert DISCONTINUOUS not in rows[name]["flags"] and float(rows[name]["price"]) < 1.1
 
 
 # ---- the judgement ------------------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ class Shortest:
 
     def passes(self, scores: Tensor) -> Tensor:
         """Return which of these true scores pass; what is not finite does not."""
-        return scores <= self._target.threshold - SLACK * self._target.scale
+        threshold = self._target.threshold
+        # A score that takes few values may be the threshold itself, whatever the batch.
+        return (scores <= threshold - SLACK * self._target.scale) | (scores == threshold)
 
     def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, scores: Tensor, part: str) -> Tensor:
         """Take images of some rows into account, (k,) each; returns which of them fool and pass, bool (k,)."""
