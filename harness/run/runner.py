@@ -27,6 +27,7 @@ GUESS = {
     "trace": 0.001,
     "perturb": 0.02,
     "rehearsal": 0.1,
+    "radius": 0.1,
     "false-alarm": 0.005,
     "past-all": 0.02,
     "control": 0.002,
