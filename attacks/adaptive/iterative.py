@@ -159,7 +159,8 @@ class Iterative(Adaptive):
 
     def _walk(self, images: Tensor, clean: Tensor, eps: Radius) -> Walk:
         walk = HalvingSteps if self.pace == "halving" else FallingSteps
-        return walk(images, clean, eps, self.ball, self.steps, self.step_size * (eps / self.eps))
+        size = self.step_size * eps / self.eps if isinstance(eps, Tensor) else self.step_size
+        return walk(images, clean, eps, self.ball, self.steps, size)
 
     def observe(self, model: CountingModel, target: TargetDetector, images: Tensor, step: int) -> Observation:
         """Return one differentiable pass at a step."""

@@ -50,7 +50,7 @@ def project(images: Tensor, clean: Tensor, eps: Radius, norm: Norm) -> Tensor:
 
 
 def _same(eps: Radius) -> float:
-    """A budget that all images share; raises :class:`ValueError` for one of each."""
+    """A budget that all images share; raises ValueError for one of each."""
     if isinstance(eps, Tensor):
         raise ValueError("in this norm all images have the same budget")
     return eps
