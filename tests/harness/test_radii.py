@@ -58,6 +58,8 @@ def test_no_image_passes_nearer_than_it_fools(r0: FloatArray) -> None:
     (left,) = rows(np.where(np.arange(IMAGES) < 4, np.inf, r0), np.where(np.arange(IMAGES) < 4, np.inf, r0))
     assert left.cells()["n_price"] == IMAGES - 4 and left.cells()["n_r0_censored"] == 4
     assert not misses(radii(r0), radii(r0, r0 * 0.99)) and misses(radii(r0), radii(r0, r0 * 0.95))
+    # What the search alone did not find at all it missed as well.
+    assert misses(radii(np.full(IMAGES, np.inf)), radii(r0)) and not misses(radii(r0), radii(np.full(IMAGES, np.inf)))
 
 
 def test_a_jump_is_undetected_success_that_comes_all_at_once(r0: FloatArray) -> None:
@@ -83,6 +85,8 @@ def test_price_orders_rows_of_one_rank_and_no_others(r0: FloatArray) -> None:
     assert price_ranks([1, 1, 1, 1], [cheap, same, dear, never]) == [3, 3, 2, 1]
     assert price_ranks([1, 2, 2, 2], [cheap, same, dear, None]) == [1, 3, 2, 2]
     assert price_ranks([], []) == []
+    # A rank counts significantly better rows, which may be fewer than stand above: no row leaves its group.
+    assert price_ranks([1, 1, 1, 2, 3], [cheap, dear, never, never, never]) == [3, 2, 1, 4, 5]
     # Half of the images dearer and half cheaper: nothing is told apart.
     mixed = rows(r0, np.where(np.arange(IMAGES) % 2, 1.2, 1.4) * r0, 1.3 * r0)
     assert price_ranks([5, 5], mixed) == [5, 5]
@@ -92,7 +96,10 @@ def test_seeds_are_of_the_same_images(r0: FloatArray) -> None:
     second = Radii(np.arange(4, IMAGES), r0[4:], r0[4:], 0.5)
     found = distances([radii(r0), second], [radii(r0 * 2), Radii(np.arange(4, IMAGES), r0[4:] * 2, r0[4:], 0.5)])
     assert found is not None and found.r0.shape == (IMAGES, 2) and math.isnan(found.r0[0, 1])
-    assert found.cells()["price"] == pytest.approx(2.0)
+    cells = found.cells()
+    assert cells["price"] == pytest.approx(2.0)
+    # An image that the model of one seed gets wrong is none that nothing fools.
+    assert (cells["n_price"], cells["n_r0_censored"]) == (IMAGES, 0)
     assert distances([radii(r0), Radii()], [radii(r0), radii(r0)]) is None
 
 
