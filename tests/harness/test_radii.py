@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from aftershock.attacks.base.perturb_batch import PerturbedBatch
 from aftershock.harness.evaluation.radii import Distances, Radii, distances, misses, price_ranks
+from aftershock.harness.evaluation.radius_results import radii_of
+from aftershock.harness.run.tasks.radii import nearest_passing
 from numpy.typing import NDArray
 from support.commands import Forks
 from support.suites import Tiny
-from support.tables import read_csv
+from support.tables import read_csv, read_table
+from torch import Tensor, nn
 
 FloatArray = NDArray[np.float64]
 IMAGES = 64
@@ -103,6 +110,44 @@ def test_seeds_are_of_the_same_images(r0: FloatArray) -> None:
     assert distances([radii(r0), Radii()], [radii(r0), radii(r0)]) is None
 
 
+@pytest.mark.parametrize(("detector", "reason"), [("", ""), ("msp", "a limit under [limits] ended it")])
+def test_a_search_that_a_limit_ended_is_a_check_that_is_missing(detector: str, reason: str) -> None:
+    tensors = {name: torch.tensor([0.1, torch.inf]) for name in ("radius", "alone")} | {"row": torch.tensor([0, 2])}
+    store = SimpleNamespace(load=lambda _: tensors, values=lambda _: {"flags": ["limit"], "reach": 0.5})
+    found: Any = SimpleNamespace(store=store, reason=lambda _: "")
+    plan: Any = SimpleNamespace(radii={detector: "key"})
+    # The search that knows no detector has the help of all others.
+    assert radii_of(found, plan, detector).reason == reason
+    assert radii_of(found, plan, "another").reason == ""
+
+
+class Brightness(nn.Module):
+    """Two classes, by whether the mean exceeds a half."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.flatten(1).mean(1) - 0.5
+        return torch.stack([-bright, bright], 1)
+
+
+def test_what_does_not_pass_where_no_attack_runs_is_moved_outwards_before_it_counts_as_never() -> None:
+    clean, labels, reach = torch.full((5, 1, 2, 2), 0.4), torch.zeros(5, dtype=torch.int64), 0.2
+    moves = torch.tensor([0.11, 0.12, 0.13, 0.0, 0.19])
+    images = clean + moves[:, None, None, None]
+    made = PerturbedBatch(
+        images, labels, labels > 0, {}, 0.0, 0.0, 0.0, (), credits=("lagrangian", "known", "known", "", "known")
+    )
+    # Beyond how much each image passes; the last one only beyond what counts.
+    passing, asked = torch.tensor([0.11, 0.13, 9.0, 0.0, 0.201]), list[int]()
+
+    def passes(rows: Tensor, shown: Tensor) -> Tensor:
+        asked.extend(rows.tolist())
+        return (shown - clean[rows]).flatten(1).amax(1) >= passing[rows] - 1e-6
+
+    found = nearest_passing(Brightness(), made, clean, labels, "linf", reach, passes)
+    torch.testing.assert_close(found, torch.tensor([0.11, 0.12 * 1.1, torch.inf, torch.inf, torch.inf]))
+    assert asked.count(0) == 1 and asked.count(1) == 3 and 3 not in asked
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, forks: Forks) -> Path:
     folder = tmp_path_factory.mktemp("price")
@@ -125,4 +170,19 @@ def test_a_run_states_the_price(run: Path) -> None:
         assert int(row["n_price"]) == 8 and float(row["price"]) >= 1.0
         # The smallest distance that passes is at least the smallest that fools.
         assert float(row["rd_median"]) >= float(row["r0_median"])
+    # Nothing that an attack got past the detector lies nearer than the smallest distance.
+    radii = {
+        r["index"]: float(r["rd"] or math.inf) for r in read_csv(run / "tables" / "radii.csv") if r["detector"] == "msp"
+    }
+    past = [
+        r
+        for r in read_table(run, "scores.csv.gz")
+        if r["set"] == "perturbed"
+        and r["perturbation"] == "adaptive@msp"
+        and r["detector"] == "msp"
+        and r["success"] == "1"
+        and r["flagged_at_fpr_5"] == "0"
+        and r["index"] in radii
+    ]
+    assert past and all(radii[r["index"]] <= float(r["linf"]) * (1 + 1e-6) for r in past)
     assert {row["detector"] for row in board.values()} == {"msp", "none"}
