@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +13,12 @@ import torch
 from aftershock.attacks.adaptive.pixels import Ball
 from aftershock.attacks.adaptive.smallest_radius import Known, NoDetector, SmallestRadius
 from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.target import Observation
 from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize
 from support.attack_cases import LinearCase
 from support.linear_detector import LinearDetector
-from torch import Tensor
+from torch import Tensor, nn
 
 FloatArray = NDArray[np.float64]
 
@@ -90,3 +94,32 @@ def test_both_radii_are_those_of_a_linear_model_with_a_linear_detector(linear: L
     assert (both > 1.2 * nothing).mean() > 0.25
     np.testing.assert_allclose(rd, both, rtol=0.03)
     assert (rd <= 1.02 * both).mean() > 0.95
+
+
+@dataclass(eq=False)
+class Transformed(LinearDetector):
+    """The same decisions by another score: what passes has 0, which is the threshold; what does not has 1."""
+
+    limit: float = 0.0
+
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, score = super().query(model, images)
+        return logits, (score > self.limit).double()
+
+    def observe(self, *args: Any, **kwargs: Any) -> Observation:
+        found = super().observe(*args, **kwargs)
+        return replace(found, score=lambda wanted: (found.score(wanted) > self.limit).double())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30, math.inf])
+def test_the_same_decisions_by_scores_on_the_threshold_cost_the_same(linear: LinearCase, scale: float) -> None:
+    detector, count = planted(linear), 8
+    images, labels = linear.images[:count], linear.labels[:count]
+    attack = partial(SmallestRadius, 1.0, "linf", 10)
+    exact = perturb_batch(attack(), linear.model, images, labels, range(count), 0, target=detector)
+    assert any(exact.credits)
+    steps = Transformed(detector.weight, 0.0, images, labels, limit=detector.threshold, target_score=0.0, scale=scale)
+    known = {i: Known(exact.images[i][None]) for i in range(count)}
+    made = perturb_batch(attack(known=known), linear.model, images, labels, range(count), 0, target=steps)
+    assert [bool(part) for part in made.credits] == [bool(part) for part in exact.credits]
+    assert (made.norms["linf"] <= exact.norms["linf"] * (1 + 1e-6)).all()

@@ -20,7 +20,7 @@ from ..iterative import Iterative, Reach
 from ..pixels import Ball
 from ..portfolio import Portfolio
 from .lagrangian import AugmentedLagrangian
-from .shortest import SLACK, Shortest
+from .shortest import Shortest
 
 # A bracket is narrow enough at this ratio of its ends; a minimum-norm attack has nothing left to gain at this one.
 _WIDTH, _FINE = 1.03, 1.005
@@ -174,7 +174,7 @@ class SmallestRadius(Adaptive):
         """Attack some rows within a radius each; returns which of all images were got past, bool (n,)."""
         target = target_of(model)
         starts = project(shortest.images, clean, radii, self.ball)
-        best = Best(clean, target, enough=target.threshold - 2 * SLACK * target.scale)
+        best = Best(clean, target, enough=target.threshold)
         for attack in self._parts(target):
             standing = rows[best.not_evaded[rows]]
             if not len(standing):

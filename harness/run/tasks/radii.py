@@ -65,7 +65,11 @@ def compute_radius(context: TaskContext, key: str, job: RadiusJob) -> Output:
         if target is None or job.target is None:
             return torch.ones(len(rows), dtype=torch.bool)
         last = replace(made, images=shown, asked=None, asked_score=made.asked_score[:0])
-        return judge(context, target, job.target, model, last, job.seed).passed
+        verdict = judge(context, target, job.target, model, last, job.seed)
+        if verdict.questions:
+            # Who does not answer there would never pass.
+            raise AftershockError(verdict.questions)
+        return verdict.passed
 
     if len(right):
         radius = nearest_passing(model.model, made, images[right], labels[right], attack.ball, attack.large_eps, passes)
