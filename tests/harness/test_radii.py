@@ -13,7 +13,7 @@ import torch
 from aftershock.attacks.base.perturb_batch import PerturbedBatch
 from aftershock.harness.evaluation.radii import Distances, Radii, distances, misses, price_ranks
 from aftershock.harness.evaluation.radius_results import radii_of
-from aftershock.harness.run.tasks.radii import nearest_passing
+from aftershock.harness.run.tasks.radii import hides, nearest_passing
 from numpy.typing import NDArray
 from support.commands import Forks
 from support.suites import Tiny
@@ -146,6 +146,15 @@ def test_what_does_not_pass_where_no_attack_runs_is_moved_outwards_before_it_cou
     found = nearest_passing(Brightness(), made, clean, labels, "linf", reach, passes)
     torch.testing.assert_close(found, torch.tensor([0.11, 0.12 * 1.1, torch.inf, torch.inf, torch.inf]))
     assert asked.count(0) == 1 and asked.count(1) == 3 and 3 not in asked
+
+
+def test_a_detector_that_flags_for_the_search_what_passes_elsewhere_is_noticed() -> None:
+    elsewhere, never = torch.full((64,), 0.1), torch.tensor(torch.inf)
+    assert not hides(elsewhere, elsewhere * 0.9) and not hides(elsewhere, elsewhere)
+    assert hides(elsewhere, never.expand(64)) and hides(elsewhere, elsewhere * 1.3)
+    # Last digits may move a few over the boundary, and of images that pass nowhere nothing is known.
+    few = torch.where(torch.arange(64) < 6, torch.inf, elsewhere)
+    assert not hides(elsewhere, few) and not hides(never.expand(64), never.expand(64))
 
 
 @pytest.fixture(scope="module")

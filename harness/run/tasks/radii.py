@@ -28,6 +28,9 @@ from .task_context import TaskContext
 
 # What passed in the search may not where no attack runs (drawn scores, last digits): then these multiples are tried.
 _OUTWARD = (1.0, 1.03, 1.1, 1.25, 1.5)
+# Images that pass where no attack runs and that a search, which asks about them, may take for flagged: so many, or this
+# share; and by how much it may lie beyond them for the last digits.
+_ROWS, _SHARE, _BEYOND = 2, 0.1, 1.001
 
 
 def compute_radius(context: TaskContext, key: str, job: RadiusJob) -> Output:
@@ -73,12 +76,33 @@ def compute_radius(context: TaskContext, key: str, job: RadiusJob) -> Output:
 
     if len(right):
         radius = nearest_passing(model.model, made, images[right], labels[right], attack.ball, attack.large_eps, passes)
-        radius = torch.minimum(radius, _passed_elsewhere(context, job, right, attack.ball))
+        elsewhere = _passed_elsewhere(context, job, right, attack.ball)
+        drawn = target is not None and target.detector.randomised
+        if not drawn and "limit" not in made.flags and hides(elsewhere, credited_distances(made, attack.ball)):
+            raise AftershockError("the detector flagged images for this search that it lets pass where no attack runs")
+        radius = torch.minimum(radius, elsewhere)
     alone = torch.tensor([search.alone.get(i, torch.inf) for i in positions[right].tolist()])
     tensors = tensors_of(made, right)
     tensors |= {"radius": radius, "alone": alone}
     values = values_of(made, search) | {"reach": attack.large_eps, "parts": dict(Counter(filter(None, made.credits)))}
     return Output(key, tensors, values)
+
+
+def hides(elsewhere: Tensor, found: Tensor) -> bool:
+    """Return whether a search was told of too many images that they are flagged, which pass where no attack runs.
+
+    Args:
+        elsewhere: distances (n,) of images that pass there and that the search asked about; infinite where none does.
+        found: the smallest distances (n,) that it found.
+    """
+    known = elsewhere.isfinite()
+    return int((known & (found > elsewhere * _BEYOND)).sum()) > max(_ROWS, _SHARE * int(known.sum()))
+
+
+def credited_distances(made: PerturbedBatch, norm: Ball) -> Tensor:
+    """Return the distances (n,) of what a search found, infinite where it found nothing."""
+    credited = torch.tensor([bool(part) for part in made.credits], dtype=torch.bool)
+    return torch.where(credited, made.norms[norm], torch.inf)
 
 
 def nearest_passing(
