@@ -15,10 +15,14 @@ SMALLEST = "smallest found"
 # From one budget to the next, and the smallest one as a share of the threat's.
 _RUNG, _LEAST = 1.25, 0.25
 _MOST_RUNGS = 64
+# Curves, more than any run has: detectors times seeds.
+_MOST_CURVES = 10_000
 
 
 def distance_rows(radii: Sequence[Row], threat: tuple[str, float | None]) -> list[Row]:
     """Return rows as ``attacks.csv`` has them of one more attack, which finds at each budget what was found within it.
+
+    None where a file holds more curves than a run can have.
 
     Args:
         radii: rows of ``radii.csv`` of one model.
@@ -26,7 +30,8 @@ def distance_rows(radii: Sequence[Row], threat: tuple[str, float | None]) -> lis
     """
     norm, eps = threat
     rows: list[Row] = []
-    for (detector, seed), own in grouped(radii, "detector", "seed").items():
+    curves = grouped(radii, "detector", "seed")
+    for (detector, seed), own in curves.items() if len(curves) <= _MOST_CURVES else ():
         reach = next((value for r in own if (value := r.number("reach")) is not None), 0.0)
         r0, rd = (np.array([_beyond(r.number(name)) for r in own]) for name in ("r0", "rd"))
         for budget in _budgets(eps or 0.0, reach):

@@ -34,6 +34,10 @@ def test_no_budget_of_a_file_is_too_odd_for_a_curve(eps: float | None) -> None:
     assert len(distance_rows([distance("msp", 0.0, 0.1)], ("linf", eps))) <= 64
 
 
+def test_a_file_with_a_seed_in_every_row_has_no_curves() -> None:
+    assert distance_rows([distance("msp", 0.0, 0.1, str(i)) for i in range(10_001)], ("linf", 0.2)) == []
+
+
 def test_distances_of_several_runs_are_of_the_same_images_in_the_same_order() -> None:
     rows = [distance("one", 4.0, 0.2), distance("one", 2.0, None, "1"), distance("two", 2.0, 0.3, "1"),
             distance("two", None, 0.3)]  # fmt: skip
