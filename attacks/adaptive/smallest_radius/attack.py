@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ....harness.core.ranges import Count
 from ....harness.core.seeds import Draws
+from ...base import parameters as checks
 from ...base.geometry import project
-from ...base.perturbation import CountingModel, PerturbationInfo
+from ...base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
 from ...base.target import StandIn, TargetDetector
-from ..base import Adaptive, target_of
+from ..base import target_of
 from ..best_found import Best
 from ..iterative import Iterative, Reach
 from ..pixels import Ball
@@ -47,7 +48,7 @@ class Known:
     floor: float = 0.0
 
 
-class SmallestRadius(Adaptive):
+class SmallestRadius(Perturbation):
     """Searches for the smallest perturbation of each image that fools the model and passes the detector.
 
     First what is known is asked about: images of other attacks, and multiples of them. Then a minimum-norm attack with
@@ -83,10 +84,16 @@ class SmallestRadius(Adaptive):
     def __init__(
         self, eps: float, norm: Ball = "linf", steps: Count = 60, known: Mapping[int, Known] | None = None
     ) -> None:
-        super().__init__(eps, norm, None, eps)
+        self.ball: Ball = norm
+        self.eps: float = checks.budget(eps, norm)
         self.steps = steps
         self._known = known or {}
         self.alone: dict[int, float] = {}
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of the distance."""
+        return self.ball
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base; the result is the nearest image found, the clean one where there is none."""
@@ -99,12 +106,6 @@ class SmallestRadius(Adaptive):
             model.told, model.partial = shortest.score, shortest.images
             self.alone |= zip(draws.indices, shortest.alone.tolist(), strict=True)
         return shortest.images
-
-    def improve(
-        self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
-    ) -> None:
-        """Not a part of another attack: what it looks for is not the lowest score."""
-        raise NotImplementedError
 
     def _search(
         self, shortest: Shortest, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
