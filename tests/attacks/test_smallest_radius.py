@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from aftershock.attacks.adaptive.pixels import Ball
+from aftershock.attacks.adaptive.rehearsal import Informed
 from aftershock.attacks.adaptive.smallest_radius import Known, NoDetector, SmallestRadius
 from aftershock.attacks.base.perturb_batch import perturb_batch
 from aftershock.attacks.base.target import Observation
@@ -123,3 +124,28 @@ def test_the_same_decisions_by_scores_on_the_threshold_cost_the_same(linear: Lin
     made = perturb_batch(attack(known=known), linear.model, images, labels, range(count), 0, target=steps)
     assert [bool(part) for part in made.credits] == [bool(part) for part in exact.credits]
     assert (made.norms["linf"] <= exact.norms["linf"] * (1 + 1e-6)).all()
+
+
+@dataclass(eq=False)
+class Misleading(LinearDetector):
+    """Its surrogate has the wrong sign."""
+
+    def observe(self, *args: Any, **kwargs: Any) -> Observation:
+        found = super().observe(*args, **kwargs)
+        return found if found.suspicion is None else replace(found, suspicion=-found.suspicion)
+
+
+def test_a_surrogate_that_misleads_is_not_followed_where_a_rehearsal_knows_better(linear: LinearCase) -> None:
+    detector, count = planted(linear), 16
+    images, labels, radii = linear.images[:count], linear.labels[:count], []
+    misleading = Misleading(**vars(detector))
+    learned = Informed(misleading, {"nearest": lambda found: found.features["pixels"] @ detector.weight})
+    for target, follows in ((detector, {}), (learned, {"own": -1.0}), (misleading, {"own": -1.0})):
+        search = SmallestRadius(1.0, "linf", 30, follows=follows)
+        made = perturb_batch(search, linear.model, images, labels, range(count), 0, target=target)
+        credited = torch.tensor([bool(part) for part in made.credits])
+        radii.append(torch.where(credited, made.norms["linf"], torch.inf))
+    exact, known, misled = radii
+    assert (known <= 1.05 * exact).float().mean() > 0.9
+    # Without anything better there is only what misleads.
+    assert (misled > 1.1 * exact).float().mean() > 0.2

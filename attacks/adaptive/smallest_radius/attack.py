@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,12 +14,14 @@ from ....harness.core.seeds import Draws
 from ...base import parameters as checks
 from ...base.geometry import project
 from ...base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
-from ...base.target import StandIn, TargetDetector
+from ...base.target import TargetDetector
 from ..base import target_of
 from ..best_found import Best
 from ..iterative import Iterative, Reach
 from ..pixels import Ball
 from ..portfolio import Portfolio
+from ..rehearsal import leading
+from ..surrogate import Surrogate
 from .lagrangian import AugmentedLagrangian
 from .shortest import Shortest
 
@@ -62,6 +64,7 @@ class SmallestRadius(Perturbation):
         norm: ``linf`` or ``l2``.
         steps: of each gradient attack.
         known: what is known of images beforehand, by their positions in their split.
+        follows: how well what an attack follows ranks like the true score, where a rehearsal looked at that.
 
     Attributes:
         alone: by the same positions, the distance of the nearest image found that fools, whether it passes or not.
@@ -82,12 +85,13 @@ class SmallestRadius(Perturbation):
     )
 
     def __init__(
-        self, eps: float, norm: Ball = "linf", steps: Count = 60, known: Mapping[int, Known] | None = None
-    ) -> None:
+        self, eps: float, norm: Ball = "linf", steps: Count = 60, known: Mapping[int, Known] | None = None,
+        follows: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
         self.ball: Ball = norm
         self.eps: float = checks.budget(eps, norm)
         self.steps = steps
-        self._known = known or {}
+        self._known, self._follows = known or {}, follows or {}
         self.alone: dict[int, float] = {}
 
     @property
@@ -115,14 +119,15 @@ class SmallestRadius(Perturbation):
         floor = torch.tensor([one.floor for one in known], device=clean.device)
         self._ask_known(shortest, model, clean, known)
         shortest.draw_in(model, every, floor)
-        for search in self._lagrangians(target):
-            for number in range(_RUNS):
-                rows = every[self._open(shortest, floor)]
-                if not len(rows):
-                    return
-                starts, radius = shortest.images[rows] if number else clean[rows], shortest.radius[rows]
-                search.run(shortest, rows, model, clean[rows], labels[rows], starts, radius, target)
-                shortest.draw_in(model, rows, floor)
+        searches = self._lagrangians(target)
+        for number in range(_RUNS):
+            search = searches[number % len(searches)]
+            rows = every[self._open(shortest, floor)]
+            if not len(rows):
+                return
+            starts, radius = shortest.images[rows] if number else clean[rows], shortest.radius[rows]
+            search.run(shortest, rows, model, clean[rows], labels[rows], starts, radius, target)
+            shortest.draw_in(model, rows, floor)
         self._bracket(shortest, floor, model, clean, labels, draws)
 
     @staticmethod
@@ -140,13 +145,16 @@ class SmallestRadius(Perturbation):
             for multiple in _MULTIPLES if number == 0 else (1.0,):
                 shortest.ask(model, rows, (clean[rows] + multiple * delta).clamp(0, 1), "known")
 
-    def _lagrangians(self, target: TargetDetector) -> Iterator[AugmentedLagrangian]:
-        if target.has_surrogate or not target.stand_ins:
-            yield AugmentedLagrangian(self.ball, self.steps)
-            return
-        name = next(name for name in ("student", "gaussian", "nearest") if name in target.stand_ins)
-        stand_in: StandIn = target.stand_ins[name]
-        yield AugmentedLagrangian(self.ball, self.steps, stand_in, f"lagrangian-{name}")
+    def _lagrangians(self, target: TargetDetector) -> list[AugmentedLagrangian]:
+        """Return what leads past the detector, and after it a surrogate that may mislead."""
+        own: list[Surrogate] = ["own"] if target.has_surrogate else []
+        sources = dict.fromkeys([leading(target, self._follows) or "own", *own])
+        return [
+            AugmentedLagrangian(self.ball, self.steps)
+            if source == "own"
+            else AugmentedLagrangian(self.ball, self.steps, target.stand_ins[source], f"lagrangian-{source}")
+            for source in sources
+        ]
 
     def _bracket(
         self, shortest: Shortest, floor: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws

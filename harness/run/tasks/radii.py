@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +53,12 @@ def compute_radius(context: TaskContext, key: str, job: RadiusJob) -> Output:
     model = context.open(job.model)
     attacked, target = lent_model(model, attack), None
     known = _known(context, job, right, positions)
-    search = SmallestRadius(attack.large_eps, attack.ball, known=known)
     asked: TargetDetector = NoDetector()
+    learned: dict[str, Any] = {}
     if job.target is not None:
-        target, _ = informed(context, target_of(context, attacked, job.target, attack), job.target)
+        target, learned = informed(context, target_of(context, attacked, job.target, attack), job.target)
         asked = target
+    search = SmallestRadius(attack.large_eps, attack.ball, known=known, follows=learned.get("follows"))
     limits = context.suite.limits
     made = perturb_batch(
         search, attacked.model, images[right], labels[right], positions[right].tolist(), job.seed, target=asked,
