@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -204,6 +205,9 @@ def test_of_a_drawn_score_an_attacker_has_the_mean_gradient_and_a_score_that_mos
     assert torch.equal(asked, target.query(model, images)[1])
     below = (single <= asked).double().mean(0)
     assert 0.6 < float(below.mean()) < 0.85
+    # Who looks for images that are flagged asks for what most draws reach.
+    reached = (single >= replace(target, flagging=True).query(model, images)[1]).double().mean(0)
+    assert 0.6 < float(reached.mean()) < 0.85
     given = images.clone().requires_grad_()
     seen = target.observe(model, given)
     assert seen.suspicion is not None
