@@ -20,8 +20,8 @@ from .best_found import Found
 from .iterative import gradient_of
 from .paces import FallingSteps
 from .pixels import Ball
-from .rehearsal import trusts
-from .surrogate import STAND_INS, Relaxation, Surrogate, followed, temperature
+from .rehearsal import leading
+from .surrogate import Relaxation, Surrogate, followed, temperature
 from .worst_case import WorstCase
 
 # How far beyond a boundary an iterate shall get, in units of the detector's spread or of the clean margin.
@@ -53,10 +53,7 @@ class Opponent:
             target: the detector.
             follows: how well what an attack follows ranks like the true score, where a rehearsal looked at that.
         """
-        learned: list[Surrogate] = [name for name in STAND_INS if name in target.stand_ins]
-        own: list[Surrogate] = ["own"] if target.has_surrogate else []
-        sources = [*own, *learned] if trusts(target, follows) else [*learned, *own]
-        return cls(target, sources[0] if sources else None)
+        return cls(target, leading(target, follows))
 
     def excess(self, score: Tensor) -> Tensor:
         """Return how far scores (n,) lie above the threshold, in units of the clean spread; NaN counts as far above."""

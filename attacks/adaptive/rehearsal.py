@@ -24,7 +24,7 @@ from .features import described
 from .pixels import Ball
 from .portfolio import Part
 from .stand_ins import Gaussian, Nearest, Student
-from .surrogate import MarginAttack, SurrogateAttack
+from .surrogate import STAND_INS, MarginAttack, Surrogate, SurrogateAttack
 from .worst_case import WorstCase
 
 # A surrogate whose suspicions rank an attack's iterates like the true scores do needs no student.
@@ -39,6 +39,18 @@ _FIRST_IMAGES, _SHORT, _LEFT = 12, 0.5, 4
 def trusts(target: TargetDetector, follows: Mapping[str, float]) -> bool:
     """Return whether a detector has a surrogate of its own that ranks like its score, as far as a rehearsal looked."""
     return target.has_surrogate and follows.get("own", 1.0) >= FOLLOWS
+
+
+def leading(target: TargetDetector, follows: Mapping[str, float]) -> Surrogate | None:
+    """Return what gives an attack its gradients: a surrogate that can be trusted, else what was learned, if anything.
+
+    Args:
+        target: the detector.
+        follows: how well what an attack follows ranks like the true score, where a rehearsal looked at that.
+    """
+    learned = [name for name in STAND_INS if name in target.stand_ins]
+    own: list[Surrogate] = ["own"] if target.has_surrogate else []
+    return next(iter([*own, *learned] if trusts(target, follows) else [*learned, *own]), None)
 
 
 @dataclass(frozen=True)

@@ -42,5 +42,6 @@ for detector in board.index:
     )
 
 able = [d for d in board.index if pd.isna(board["not_ranked_reason"][d])]
-places = dict(zip(able, ranks([robust[d] for d in able], [rows[d] for d in able]), strict=True))
+# Before price orders rows of one rank.
+places = dict(zip(able, ranks([robust[d] for d in able], [rows[d] for d in able], level=0.04), strict=True))
 print(pd.DataFrame({"rank": places, "robust accuracy": robust, "adaptive undetected": undetected}).reindex(board.index))

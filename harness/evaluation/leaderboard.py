@@ -200,7 +200,8 @@ class _Row:
     def _distances(self) -> Distances | None:
         """Return how far images have to be moved, after saying what is doubtful about that."""
         own = [s.detector.radii for s in self.seeds]
-        self.flags += [f"{UNSEEN}: {o.reason}" for o in own if o.reason]
+        # A model without gradients is flagged as such, and has no search.
+        self.flags += [f"{UNSEEN}: {r}" for s in self.seeds if (r := s.detector.radii.reason) and s.sources.gradient]
         self.flags += [R0_SEARCH] if any(misses(a, o) for a, o in zip(self.alone, own, strict=True)) else []
         found = distances(self.alone, own)
         self.flags += [DISCONTINUOUS] if found is not None and found.jumps(self.threat.eps) else []

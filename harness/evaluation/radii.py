@@ -63,7 +63,10 @@ class Radii:
 
 @dataclass(frozen=True, eq=False)
 class Distances:
-    """r0 and rd of the same images, over all seeds, float64 (images, seeds) each; infinite beyond ``reach``."""
+    """r0 and rd of the same images, over all seeds, float64 (images, seeds) each; infinite beyond ``reach``.
+
+    NaN where an image is not among those of a seed, whose model gets it wrong.
+    """
 
     r0: FloatArray
     rd: FloatArray
@@ -92,7 +95,7 @@ class Distances:
             "rd_median": middle.value if known and np.isfinite(middle.high) else None,
             "n_price": int(counted.any(1).sum()),
             "n_rd_censored": int(censored.any(1).sum()),
-            "n_r0_censored": int((~counted).any(1).sum()),
+            "n_r0_censored": int(np.isinf(self.r0).any(1).sum()),
         }
 
     def jumps(self, eps: float) -> bool:
@@ -150,29 +153,34 @@ def misses(alone: Radii, own: Radii) -> bool:
     """Whether a row's own search found clearly smaller distances that fool than the one for that alone."""
     if not len(own.index) or not np.array_equal(alone.index, own.index):
         return False
-    both = np.isfinite(alone.radius) & np.isfinite(own.alone)
-    smaller = np.minimum(alone.radius[both], own.alone[both])
-    return bool(both.any()) and float(np.median(alone.radius[both] / np.maximum(smaller, 1e-12))) > _BELOW
+    smaller = np.minimum(alone.radius, own.alone)
+    known = np.isfinite(smaller)
+    # Infinitely smaller is what the search alone did not find at all.
+    return bool(known.any()) and float(np.median(alone.radius[known] / np.maximum(smaller[known], 1e-12))) > _BELOW
 
 
 def price_ranks(ranks: Sequence[int], rows: Sequence[Distances | None]) -> list[int]:
     """Return ranks with what price adds: within rows of one rank, the number of rows that are significantly dearer.
 
-    Two rows are compared by the sign test of :func:`dearer`, with Holm's correction for all pairs of their group.
+    Two rows are compared by the sign test of :func:`dearer`, with Holm's correction for all pairs of their group. Where
+    price spreads a group up to the rank of the next one or beyond, the next one is moved down: no row changes sides.
 
     Args:
         ranks: by robust accuracy.
         rows: the distances of each; a row without any is dearer than none and cheaper than none.
     """
-    found = list(ranks)
+    found, last = list(ranks), 0
     for rank in sorted(set(ranks)):
-        group = [i for i, own in enumerate(ranks) if own == rank and rows[i] is not None]
-        pairs = list(itertools.combinations(group, 2))
+        group = [i for i, own in enumerate(ranks) if own == rank]
+        for i in group:
+            found[i] = max(rank, last + 1)
+        pairs = list(itertools.combinations((i for i in group if rows[i] is not None), 2))
         tested = [dearer(a, b) for i, j in pairs if (a := rows[i]) is not None and (b := rows[j]) is not None]
         corrected = holm([p for p, _ in tested])
         for (i, j), p, (_, more) in zip(pairs, corrected, tested, strict=True):
             if p is not None and p <= PRICE_LEVEL:
                 found[j if more > 0 else i] += 1
+        last = max(found[i] for i in group)
     return found
 
 

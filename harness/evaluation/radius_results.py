@@ -19,9 +19,12 @@ def radii_of(found: Finished, model_plan: ModelPlan, detector: str = "") -> Radi
     reason = found.reason(key)
     if reason:
         return Radii(reason=reason)
-    tensors = found.store.load(key)
+    tensors, values = found.store.load(key), found.store.values(key)
+    # What a limit ended may have been found nearer. The search that knows no detector has the help of all others.
+    if detector and "limit" in values["flags"]:
+        return Radii(reason="a limit under [limits] ended it")
     radius, alone = (tensors[name].double().numpy() for name in ("radius", "alone"))
-    return Radii(tensors["row"].long().numpy(), radius, alone, float(found.store.values(key)["reach"]))
+    return Radii(tensors["row"].long().numpy(), radius, alone, float(values["reach"]))
 
 
 def radius_rows(result: SeedResult) -> list[dict[str, Cell]]:

@@ -93,7 +93,8 @@ def cost(rows: Sequence[Standing]) -> str:
     price, low = dearest.price or 1.0, dearest.price_low or 1.0
     between = f" (95 % interval {low:.2f} to {dearest.price_high:.2f})" if dearest.price_high is not None else ""
     least = "" if dearest.price_high is not None else "at least "
-    if price < _WORTHLESS:
+    # Of a lower bound of 1 nothing is known: what fools only at the large budget leaves no room to tell.
+    if price < _WORTHLESS and not least:
         return "Passing them costs an attacker nothing: what fools the model passes, at the median of the images."
     return (
         f"The dearest is {dearest.detector}: to pass it as well, a perturbation must be {least}{price:.2f} times as "

@@ -64,6 +64,7 @@ class FittedTarget:
         scores: the detector's scores of them; those that it flags are left out.
         stand_ins: what was learned of it in a rehearsal, and
         rehearsed: the parts of an attack in the order that was found there.
+        flagging: whether the attack looks for images that are flagged, not for images that pass.
     """
 
     detector: Detector
@@ -74,6 +75,7 @@ class FittedTarget:
     scores: Tensor
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
     rehearsed: Sequence[str] = ()
+    flagging: bool = False
 
     def __post_init__(self) -> None:
         scores = self.calibrate.double()
@@ -131,12 +133,16 @@ class FittedTarget:
         return Observation(live.logits, suspicion, score, features)
 
     def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See the protocol; of a score that is drawn, what three quarters of the attacker's draws do not exceed."""
+        """See the protocol; of a score that is drawn, what three quarters of the attacker's draws do not exceed.
+
+        For an attack that looks for flagged images it is what three quarters do not fall below.
+        """
         if not self.detector.randomised:
             return self.evaluate(model, images, 0)
         found = [self.evaluate(model, images, _ATTACKERS + draw) for draw in range(DRAWS)]
         scores = torch.stack([score for _, score in found]).sort(dim=0).values
-        return found[0][0], scores[int(_SURE * DRAWS) - 1]
+        sure = int(_SURE * DRAWS)
+        return found[0][0], scores[DRAWS - sure if self.flagging else sure - 1]
 
     def evaluate(self, model: nn.Module, images: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Return logits (n, classes) and one evaluation of the true scores (n,), whose views draw from ``draw``."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ...harness.evaluation.rejection_curve import SHARES
 from ..read.run_directory import Row
 from .leaderboard import ABLATION, Cell, Column, Table, percent
-from .matrices_and_curves import mean
+from .matrices_and_curves import grouped, mean
 
 
 def alarm_table(curve: Sequence[Row], board: Sequence[Row]) -> Table:
@@ -17,7 +18,9 @@ def alarm_table(curve: Sequence[Row], board: Sequence[Row]) -> Table:
         curve: rows of ``rejection_curve.csv``.
         board: rows of ``leaderboard.csv``, in the order of the page.
     """
-    shares = sorted({alpha for row in curve if (alpha := row.number("alpha")) is not None})
+    known = {row.number("alpha") for row in curve}
+    shares = [alpha for alpha in SHARES if alpha in known]
+    of = {label: own for (label,), own in grouped(curve, "detector").items()}
     columns = [
         Column("detector", "Detector", "The detector's label; none flags nothing.", kind="text", first="asc"),
         Column("false_alarm", "False alarms", "Of the images that the model gets right and the detector lets pass, the "
@@ -30,7 +33,7 @@ def alarm_table(curve: Sequence[Row], board: Sequence[Row]) -> Table:
     rows = []
     for row in board if curve else ():
         label = row.text("detector")
-        own = [r for r in curve if r.text("detector") == label]
+        own = of.get(label, [])
         why = next((r.text("reason") for r in own if r.text("reason")), "") or "too few images, or not measured"
         cells = [Cell(label, label, "flags nothing" if label == ABLATION else "")]
         cells.append(_cell(row.number("false_alarm_at_quarter_eps"), "", why))

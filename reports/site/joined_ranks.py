@@ -41,6 +41,8 @@ _MOST_BYTES = 4 * 2**30
 _MOST_PACKED = 2**30
 _LONGEST_LINE = 2**20
 _ROWS = 500_000
+# Distances of all rows that are compared: images, times seeds, times detectors.
+_MOST_DISTANCES = 10**7
 _CANDIDATES = ("perturbed", "rounded-8-bit", "rounded-levels")
 # Robust accuracy from published scores may differ by one image: these are rounded to nine digits, and may tie.
 _IMAGES_APART = 1.5
@@ -209,15 +211,23 @@ def common_ranks(
 
 
 def _distances(radii: Sequence[Row], detectors: Sequence[str]) -> list[Distances | None]:
-    """Return the published distances of each detector, of the same images and seeds in the same order."""
+    """Return the published distances of each detector, of the same images and seeds in the same order.
+
+    None where a file holds more than a run can have measured.
+    """
     own = {label: rows for (label,), rows in grouped(radii, "detector").items()}
-    places = sorted({(r.number("index") or 0.0, r.text("seed")) for r in radii})
-    images, seeds = sorted({image for image, _ in places}), sorted({seed for _, seed in places})
+    wanted = [r for label in dict.fromkeys(detectors) for r in own.get(label, ()) if r.number("index") is not None]
+    images = {image: i for i, image in enumerate(dict.fromkeys(r.number("index") for r in wanted))}
+    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(r.text("seed") for r in wanted))}
+    if len(detectors) * len(images) * len(seeds) > _MOST_DISTANCES:
+        return [None] * len(detectors)
     found: list[Distances | None] = []
     for detector in detectors:
         r0, rd = (np.full((len(images), len(seeds)), np.nan) for _ in range(2))
         for row in own.get(detector, ()):
-            at = images.index(row.number("index") or 0.0), seeds.index(row.text("seed"))
+            if row.number("index") is None:
+                continue
+            at = images[row.number("index")], seeds[row.text("seed")]
             for values, name in ((r0, "r0"), (rd, "rd")):
                 distance = row.number(name)
                 values[at] = np.inf if distance is None else distance

@@ -16,7 +16,7 @@ def past_all_sentences(rows: Sequence[Row], board: Sequence[Row]) -> list[str]:
         rows: of ``past_all.csv``.
         board: of ``leaderboard.csv``.
     """
-    found = []
+    found, alone_of = [], {r.text("detector"): r.number("adaptive_undetected_at_fpr_5") for r in board}
     for (measure, detector), own in grouped(rows, "measure", "detector").items():
         share, low, high, n = (mean(r.number(name) for r in own) for name in ("share", "low", "high", "n"))
         counted = mean(r.number("detectors") for r in own)
@@ -28,8 +28,7 @@ def past_all_sentences(rows: Sequence[Row], board: Sequence[Row]) -> list[str]:
                 continue
             found.append(f"{about}{percent(share)} of {n:.0f} images{_interval(low, high)}.")
         elif measure == "flagged" and share is not None:
-            of_row = (r.number("adaptive_undetected_at_fpr_5") for r in board if r.text("detector") == detector)
-            alone = next(of_row, None)
+            alone = alone_of.get(detector)
             about = "" if alone is None else f"; in its own row {percent(alone)} of images get past it"
             found.append(
                 f"{detector}, which combines others, flags {percent(share)} of these{_interval(low, high)}{about}."

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from aftershock.attacks.adaptive.pixels import Ball
+from aftershock.attacks.adaptive.rehearsal import Informed
 from aftershock.attacks.adaptive.smallest_radius import Known, NoDetector, SmallestRadius
 from aftershock.attacks.base.perturb_batch import perturb_batch
+from aftershock.attacks.base.target import Observation
 from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize
 from support.attack_cases import LinearCase
 from support.linear_detector import LinearDetector
-from torch import Tensor
+from torch import Tensor, nn
 
 FloatArray = NDArray[np.float64]
 
@@ -92,18 +97,55 @@ def test_both_radii_are_those_of_a_linear_model_with_a_linear_detector(linear: L
     assert (rd <= 1.02 * both).mean() > 0.95
 
 
-class Steps(LinearDetector):
-    """Its score is 0 or 1, and so is its threshold 0."""
+@dataclass(eq=False)
+class Transformed(LinearDetector):
+    """The same decisions by another score: what passes has 0, which is the threshold; what does not has 1."""
 
-    def score(self, images: Tensor) -> Tensor:
-        return (super().score(images) > 0.5).float()
+    limit: float = 0.0
+
+    def query(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, score = super().query(model, images)
+        return logits, (score > self.limit).double()
+
+    def observe(self, *args: Any, **kwargs: Any) -> Observation:
+        found = super().observe(*args, **kwargs)
+        return replace(found, score=lambda wanted: (found.score(wanted) > self.limit).double())
 
 
-def test_a_score_of_few_values_passes_at_its_threshold(linear: LinearCase) -> None:
-    images, labels = linear.images[:8], linear.labels[:8]
-    # Nothing is flagged.
-    detector = Steps(torch.zeros(48), 0.0, linear.images, linear.labels, has_surrogate=False)
-    made = perturb_batch(SmallestRadius(1.0), linear.model, images, labels, range(8), 0, target=detector)
-    alone = perturb_batch(SmallestRadius(1.0), linear.model, images, labels, range(8), 0, target=NoDetector())
-    assert made.success.all()
-    np.testing.assert_allclose(made.norms["linf"].numpy(), alone.norms["linf"].numpy(), rtol=0.02)
+@pytest.mark.parametrize("scale", [1.0, 1e30, math.inf])
+def test_the_same_decisions_by_scores_on_the_threshold_cost_the_same(linear: LinearCase, scale: float) -> None:
+    detector, count = planted(linear), 8
+    images, labels = linear.images[:count], linear.labels[:count]
+    attack = partial(SmallestRadius, 1.0, "linf", 10)
+    exact = perturb_batch(attack(), linear.model, images, labels, range(count), 0, target=detector)
+    assert any(exact.credits)
+    steps = Transformed(detector.weight, 0.0, images, labels, limit=detector.threshold, target_score=0.0, scale=scale)
+    known = {i: Known(exact.images[i][None]) for i in range(count)}
+    made = perturb_batch(attack(known=known), linear.model, images, labels, range(count), 0, target=steps)
+    assert [bool(part) for part in made.credits] == [bool(part) for part in exact.credits]
+    assert (made.norms["linf"] <= exact.norms["linf"] * (1 + 1e-6)).all()
+
+
+@dataclass(eq=False)
+class Misleading(LinearDetector):
+    """Its surrogate has the wrong sign."""
+
+    def observe(self, *args: Any, **kwargs: Any) -> Observation:
+        found = super().observe(*args, **kwargs)
+        return found if found.suspicion is None else replace(found, suspicion=-found.suspicion)
+
+
+def test_a_surrogate_that_misleads_is_not_followed_where_a_rehearsal_knows_better(linear: LinearCase) -> None:
+    detector, count = planted(linear), 16
+    images, labels, radii = linear.images[:count], linear.labels[:count], []
+    misleading = Misleading(**vars(detector))
+    learned = Informed(misleading, {"nearest": lambda found: found.features["pixels"] @ detector.weight})
+    for target, follows in ((detector, {}), (learned, {"own": -1.0}), (misleading, {"own": -1.0})):
+        search = SmallestRadius(1.0, "linf", 30, follows=follows)
+        made = perturb_batch(search, linear.model, images, labels, range(count), 0, target=target)
+        credited = torch.tensor([bool(part) for part in made.credits])
+        radii.append(torch.where(credited, made.norms["linf"], torch.inf))
+    exact, known, misled = radii
+    assert (known <= 1.05 * exact).float().mean() > 0.9
+    # Without anything better there is only what misleads.
+    assert (misled > 1.1 * exact).float().mean() > 0.2

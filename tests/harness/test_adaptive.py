@@ -188,7 +188,7 @@ def test_a_model_without_a_gradient_is_attacked_by_asking_it(tmp_path: Path, for
         {"name": "pgd", "eps": 0.3}, {"name": "square", "eps": 0.3, "queries": 60},
         {"name": "adaptive", "eps": 0.3, "steps": 2, "restarts": 1, "queries": 60, "images": 60},
     ]  # fmt: skip
-    suite = tiny(tmp_path / "n.toml", perturbations, [{"name": "energy"}])
+    suite = tiny(tmp_path / "n.toml", perturbations, [{"name": "energy"}], price_images=4)
     model = '[[models]]\nname = "mlp"\nepochs = 3\nwidth = 32'
     assert model in suite.read_text()
     given = '[[models]]\nfactory = "parts.py:nearest"\nlabel = "nearest"\nnormalise = false'
@@ -207,6 +207,8 @@ def test_a_model_without_a_gradient_is_attacked_by_asking_it(tmp_path: Path, for
         assert row["rank"] == "" and "black-box-only" in row["not_ranked_reason"].split("; ")
         # What the others found counts, and can only be too little.
         assert row["robust_accuracy_at_fpr_5"] != "" and "pgd" not in row["flags"]
+        # Without a gradient there is no search for the smallest perturbation, which needs no further flag.
+        assert row["price"] == "" and "ladder-unchecked" not in row["flags"]
 
 
 PLUGINS = """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from aftershock.attacks.base.perturb_batch import PerturbedBatch
 from aftershock.attacks.base.watched_model import WatchedModel
 from aftershock.detectors.base.detector import Detector, DetectorInfo
 from aftershock.detectors.logits.baselines import MaxSoftmax
@@ -16,6 +19,7 @@ from aftershock.detectors.logits.odin import Odin
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.models.architectures import cnn
 from aftershock.harness.run.fitted_target import FittedTarget, hard_traces, kept_units
+from aftershock.harness.run.tasks.adaptive import judge
 from aftershock.harness.run.workers.packing import pack_live, unpack_live
 from aftershock.harness.tracing.extra_passes import InputGradient, View
 from aftershock.harness.tracing.recorder import discover
@@ -201,6 +205,9 @@ def test_of_a_drawn_score_an_attacker_has_the_mean_gradient_and_a_score_that_mos
     assert torch.equal(asked, target.query(model, images)[1])
     below = (single <= asked).double().mean(0)
     assert 0.6 < float(below.mean()) < 0.85
+    # Who looks for images that are flagged asks for what most draws reach.
+    reached = (single >= replace(target, flagging=True).query(model, images)[1]).double().mean(0)
+    assert 0.6 < float(reached.mean()) < 0.85
     given = images.clone().requires_grad_()
     seen = target.observe(model, given)
     assert seen.suspicion is not None
@@ -212,3 +219,23 @@ def test_of_a_drawn_score_an_attacker_has_the_mean_gradient_and_a_score_that_mos
     # Of one draw it would be the gradient of another linear piece.
     assert float(cosine.mean()) > 0.97
     assert torch.equal(seen.score(torch.ones(40, dtype=torch.bool)), asked)
+
+
+class UndeclaredSum(NoisySum):
+    info = DetectorInfo(title="Noisy sum that does not say so")
+
+
+@pytest.mark.parametrize(("detector", "passing"), [(NoisySum(), 40), (UndeclaredSum(), 0)])
+def test_one_draw_elsewhere_is_not_held_against_an_image_that_passes_in_most(detector: Detector, passing: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    images, nothing = torch.rand(40, 1, 8, 8), torch.zeros(0, dtype=torch.int64)
+    traced = TracedModel(model, discover(model, images))
+    target = FittedTarget(detector, traced, torch.full((100,), 1e6), images[:0], nothing, nothing)
+    made = PerturbedBatch(images, nothing, nothing.bool(), {}, 0.0, 0.0, 0.0, ())
+    flagging: Any = SimpleNamespace(
+        detector=lambda fit, part: detector, device=torch.device("cpu"),
+        fresh_scores=lambda *asked: torch.full((1, 40), torch.inf, dtype=torch.float64),
+    )  # fmt: skip
+    planned: Any = SimpleNamespace(fit="", part="")
+    assert int(judge(flagging, target, planned, traced, made, 0).passed.sum()) == passing

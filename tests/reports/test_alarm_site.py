@@ -40,6 +40,11 @@ def test_what_is_missing_has_its_reason_and_without_a_search_there_is_no_table()
     assert alarm_table([], board("msp")).rows == []
 
 
+def test_a_file_decides_no_columns() -> None:
+    rows = curve("msp", {0.0: 0.5, 0.125: 0.25, 0.3: 0.2, -1.0: 0.1, 1e300: 0.0})
+    assert [column.note for column in alarm_table(rows, board("msp")).columns] == ["", "within ε/4", "0", "ε/8"]
+
+
 def past(measure: str, detector: str, share: float | None, n: float | None, reason: str = "") -> Row:
     ends = (None, None) if share is None else (share / 2, 1.0)
     numbers = {"detectors": 7.0, "share": share, "low": ends[0], "high": ends[1], "n": n}

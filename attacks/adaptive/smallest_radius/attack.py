@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,16 +11,19 @@ from torch import Tensor
 
 from ....harness.core.ranges import Count
 from ....harness.core.seeds import Draws
+from ...base import parameters as checks
 from ...base.geometry import project
-from ...base.perturbation import CountingModel, PerturbationInfo
-from ...base.target import StandIn, TargetDetector
-from ..base import Adaptive, target_of
+from ...base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
+from ...base.target import TargetDetector
+from ..base import target_of
 from ..best_found import Best
 from ..iterative import Iterative, Reach
 from ..pixels import Ball
 from ..portfolio import Portfolio
+from ..rehearsal import leading
+from ..surrogate import Surrogate
 from .lagrangian import AugmentedLagrangian
-from .shortest import SLACK, Shortest
+from .shortest import Shortest
 
 # A bracket is narrow enough at this ratio of its ends; a minimum-norm attack has nothing left to gain at this one.
 _WIDTH, _FINE = 1.03, 1.005
@@ -47,7 +50,7 @@ class Known:
     floor: float = 0.0
 
 
-class SmallestRadius(Adaptive):
+class SmallestRadius(Perturbation):
     """Searches for the smallest perturbation of each image that fools the model and passes the detector.
 
     First what is known is asked about: images of other attacks, and multiples of them. Then a minimum-norm attack with
@@ -61,6 +64,7 @@ class SmallestRadius(Adaptive):
         norm: ``linf`` or ``l2``.
         steps: of each gradient attack.
         known: what is known of images beforehand, by their positions in their split.
+        follows: how well what an attack follows ranks like the true score, where a rehearsal looked at that.
 
     Attributes:
         alone: by the same positions, the distance of the nearest image found that fools, whether it passes or not.
@@ -81,12 +85,19 @@ class SmallestRadius(Adaptive):
     )
 
     def __init__(
-        self, eps: float, norm: Ball = "linf", steps: Count = 60, known: Mapping[int, Known] | None = None
-    ) -> None:
-        super().__init__(eps, norm, None, eps)
+        self, eps: float, norm: Ball = "linf", steps: Count = 60, known: Mapping[int, Known] | None = None,
+        follows: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        self.ball: Ball = norm
+        self.eps: float = checks.budget(eps, norm)
         self.steps = steps
-        self._known = known or {}
+        self._known, self._follows = known or {}, follows or {}
         self.alone: dict[int, float] = {}
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of the distance."""
+        return self.ball
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base; the result is the nearest image found, the clean one where there is none."""
@@ -100,12 +111,6 @@ class SmallestRadius(Adaptive):
             self.alone |= zip(draws.indices, shortest.alone.tolist(), strict=True)
         return shortest.images
 
-    def improve(
-        self, best: Best, rows: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
-    ) -> None:
-        """Not a part of another attack: what it looks for is not the lowest score."""
-        raise NotImplementedError
-
     def _search(
         self, shortest: Shortest, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
     ) -> None:  # fmt: skip
@@ -114,14 +119,15 @@ class SmallestRadius(Adaptive):
         floor = torch.tensor([one.floor for one in known], device=clean.device)
         self._ask_known(shortest, model, clean, known)
         shortest.draw_in(model, every, floor)
-        for search in self._lagrangians(target):
-            for number in range(_RUNS):
-                rows = every[self._open(shortest, floor)]
-                if not len(rows):
-                    return
-                starts, radius = shortest.images[rows] if number else clean[rows], shortest.radius[rows]
-                search.run(shortest, rows, model, clean[rows], labels[rows], starts, radius, target)
-                shortest.draw_in(model, rows, floor)
+        searches = self._lagrangians(target)
+        for number in range(_RUNS):
+            search = searches[number % len(searches)]
+            rows = every[self._open(shortest, floor)]
+            if not len(rows):
+                return
+            starts, radius = shortest.images[rows] if number else clean[rows], shortest.radius[rows]
+            search.run(shortest, rows, model, clean[rows], labels[rows], starts, radius, target)
+            shortest.draw_in(model, rows, floor)
         self._bracket(shortest, floor, model, clean, labels, draws)
 
     @staticmethod
@@ -139,13 +145,16 @@ class SmallestRadius(Adaptive):
             for multiple in _MULTIPLES if number == 0 else (1.0,):
                 shortest.ask(model, rows, (clean[rows] + multiple * delta).clamp(0, 1), "known")
 
-    def _lagrangians(self, target: TargetDetector) -> Iterator[AugmentedLagrangian]:
-        if target.has_surrogate or not target.stand_ins:
-            yield AugmentedLagrangian(self.ball, self.steps)
-            return
-        name = next(name for name in ("student", "gaussian", "nearest") if name in target.stand_ins)
-        stand_in: StandIn = target.stand_ins[name]
-        yield AugmentedLagrangian(self.ball, self.steps, stand_in, f"lagrangian-{name}")
+    def _lagrangians(self, target: TargetDetector) -> list[AugmentedLagrangian]:
+        """Return what leads past the detector, and after it a surrogate that may mislead."""
+        own: list[Surrogate] = ["own"] if target.has_surrogate else []
+        sources = dict.fromkeys([leading(target, self._follows) or "own", *own])
+        return [
+            AugmentedLagrangian(self.ball, self.steps)
+            if source == "own"
+            else AugmentedLagrangian(self.ball, self.steps, target.stand_ins[source], f"lagrangian-{source}")
+            for source in sources
+        ]
 
     def _bracket(
         self, shortest: Shortest, floor: Tensor, model: CountingModel, clean: Tensor, labels: Tensor, draws: Draws
@@ -174,7 +183,7 @@ class SmallestRadius(Adaptive):
         """Attack some rows within a radius each; returns which of all images were got past, bool (n,)."""
         target = target_of(model)
         starts = project(shortest.images, clean, radii, self.ball)
-        best = Best(clean, target, enough=target.threshold - 2 * SLACK * target.scale)
+        best = Best(clean, target, enough=target.threshold)
         for attack in self._parts(target):
             standing = rows[best.not_evaded[rows]]
             if not len(standing):

@@ -11,9 +11,10 @@ from ...base.target import TargetDetector
 from ...native.pgd import margin
 from ..pixels import Ball
 
-# Beyond both boundaries by a hair, in units of the logits' range and of the clean scores' spread: what is found is
-# judged again in other batches, which round differently.
-SLACK = 1e-4
+# Beyond the model's boundary by a hair, in units of the logits' range: what is found is judged again in other batches,
+# which round differently. A score has no such unit: those of a lattice lie on the threshold, and any increasing
+# transform of scores is the same detector.
+_SLACK = 1e-4
 # Halvings of a perturbation that is drawn in, at most, and the ratio at which there is no more to gain.
 _HALVINGS, _FINE = 10, 1.005
 
@@ -48,13 +49,11 @@ class Shortest:
     def fools(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Return which images of some rows (k,) fool by these logits (k, classes), bool (k,)."""
         spread = (logits.amax(1) - logits.amin(1)).nan_to_num(nan=0.0, posinf=0.0)
-        return margin(logits, self._labels[rows]) > SLACK * spread
+        return margin(logits, self._labels[rows]) > _SLACK * spread
 
     def passes(self, scores: Tensor) -> Tensor:
-        """Return which of these true scores pass; what is not finite does not."""
-        threshold = self._target.threshold
-        # A score that takes few values may be the threshold itself, whatever the batch.
-        return (scores <= threshold - SLACK * self._target.scale) | (scores == threshold)
+        """Return which of these true scores pass; NaN does not."""
+        return scores <= self._target.threshold
 
     def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, scores: Tensor, part: str) -> Tensor:
         """Take images of some rows into account, (k,) each; returns which of them fool and pass, bool (k,)."""

@@ -63,7 +63,8 @@ class Verdict:
 
     Attributes:
         scores: one row for each evaluation, float64 (k, n); infinite where it answered NaN.
-        passed: which images pass in most evaluations, and in a process in which no attack runs; bool (n,).
+        passed: which images pass in most evaluations, and in a process in which no attack runs (where it gives no
+            answer, none passes; of a drawn score it gives one evaluation, which is not held against it); bool (n,).
         asked: what it told of images on the way, and what it says there, by name.
         questions: why there is none of the latter, where the detector is to blame.
         changed: state of the process that it left changed, by name.
@@ -83,8 +84,10 @@ def judge(
     target = replace(target, detector=context.detector(planned.fit, planned.part), traced_model=model)
     scores = judged(target, made.images, seed)
     asked, there, questions = _elsewhere(context, model, planned, made)
-    # What passes while the attack runs has to pass where none does.
-    passed = passes(target, scores) & (there <= target.threshold)
+    passed = passes(target, scores)
+    if questions or target.evaluations == 1:
+        # What passes while the attack runs has to pass where none does; of a drawn score, one draw there says nothing.
+        passed &= there <= target.threshold
     return Verdict(scores, passed, asked, questions, target.changed)
 
 

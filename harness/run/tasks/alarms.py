@@ -26,6 +26,7 @@ def compute_alarms(context: TaskContext, key: str, job: AlarmJob) -> Output:
         raise AftershockError(f"{job.part.name} says nothing of what a search for false alarms may cost")
     model = context.open(job.model)
     target, learned = informed(context, target_of(context, model, job.target, worst), job.target)
+    target = replace(target, flagging=True)
     images, labels, positions = context.clean("evaluate", 0, job.stop)
     right = context.reader.tensor(job.logits, "logits")[: job.stop].argmax(1) == labels
     unflagged = context.reader.tensor(job.clean, "score")[: job.stop] <= target.threshold

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ....attacks.adaptive.pixels import Ball
 from ....attacks.adaptive.smallest_radius import Known, NoDetector, SmallestRadius
 from ....attacks.adaptive.worst_case import WorstCase
-from ....attacks.base.perturb_batch import perturb_batch
+from ....attacks.base.perturb_batch import PerturbedBatch, limited, perturb_batch
 from ....attacks.base.target import TargetDetector
 from ....attacks.base.watched_model import Limits
-from ...core.errors import AftershockError
+from ...core.errors import AftershockError, UnavailableError
 from ...plan.cells import RadiusJob
 from ...suite.instances import make_perturbation
 from ..work import Output
@@ -23,42 +27,127 @@ from .rehearsal import informed
 from .target import target_of
 from .task_context import TaskContext
 
+# What passed in the search may not where no attack runs (drawn scores, last digits): then these multiples are tried.
+_OUTWARD = (1.0, 1.03, 1.1, 1.25, 1.5)
+# Images that pass where no attack runs and that a search, which asks about them, may take for flagged: so many, or this
+# share; and by how much it may lie beyond them for the last digits.
+_ROWS, _SHARE, _BEYOND = 2, 0.1, 1.001
+
 
 def compute_radius(context: TaskContext, key: str, job: RadiusJob) -> Output:
     """Search for the smallest perturbation of each of the first images that the model gets right.
 
-    The cell holds the nearest images found and, by row, their measured distance (``radius``) and that of the nearest
-    image that fools, whether it passes or not (``alone``); infinite where nothing was found.
+    The cell holds the nearest images that the search found and, by row, the measured distance of the nearest that
+    passes where no attack runs (``radius``: these, what lies a little beyond them, or what other attacks on the
+    detector found) and of the nearest image that fools, whether it passes or not (``alone``); infinite where there is
+    none.
     """
     attack = make_perturbation(job.part)
     if not isinstance(attack, WorstCase):
         raise AftershockError(f"{job.part.name} has no budget from which a radius could be searched")
     if not context.reader.values(job.model)["gradient"]:
-        raise AftershockError(NO_GRADIENT)
+        raise UnavailableError(NO_GRADIENT)
     logits = context.reader.tensor(job.logits, "logits")
     images, labels, positions = context.clean("evaluate", 0, len(logits))
     right = (logits.argmax(1) == labels).nonzero().squeeze(1)[: job.images]
     model = context.open(job.model)
     attacked, target = lent_model(model, attack), None
     known = _known(context, job, right, positions)
-    search = SmallestRadius(attack.large_eps, attack.ball, known=known)
     asked: TargetDetector = NoDetector()
+    learned: dict[str, Any] = {}
     if job.target is not None:
-        target, _ = informed(context, target_of(context, attacked, job.target, attack), job.target)
+        target, learned = informed(context, target_of(context, attacked, job.target, attack), job.target)
         asked = target
+    search = SmallestRadius(attack.large_eps, attack.ball, known=known, follows=learned.get("follows"))
     limits = context.suite.limits
     made = perturb_batch(
         search, attacked.model, images[right], labels[right], positions[right].tolist(), job.seed, target=asked,
         limits=Limits(limits.forwards, limits.backwards, limits.seconds), measured_with=model.model,
     )  # fmt: skip
-    passed = made.success & torch.tensor([bool(part) for part in made.credits], dtype=torch.bool)
-    if target is not None and job.target is not None and len(right):
-        passed &= judge(context, target, job.target, model, made, job.seed).passed
+    radius = torch.full((len(right),), torch.inf)
+
+    def passes(rows: Tensor, shown: Tensor) -> Tensor:
+        if target is None or job.target is None:
+            return torch.ones(len(rows), dtype=torch.bool)
+        last = replace(made, images=shown, asked=None, asked_score=made.asked_score[:0])
+        verdict = judge(context, target, job.target, model, last, job.seed)
+        if verdict.questions:
+            # Who does not answer there would never pass.
+            raise AftershockError(verdict.questions)
+        return verdict.passed
+
+    if len(right):
+        radius = nearest_passing(model.model, made, images[right], labels[right], attack.ball, attack.large_eps, passes)
+        elsewhere = _passed_elsewhere(context, job, right, attack.ball)
+        drawn = target is not None and target.detector.randomised
+        if not drawn and "limit" not in made.flags and hides(elsewhere, credited_distances(made, attack.ball)):
+            raise AftershockError("the detector flagged images for this search that it lets pass where no attack runs")
+        radius = torch.minimum(radius, elsewhere)
     alone = torch.tensor([search.alone.get(i, torch.inf) for i in positions[right].tolist()])
     tensors = tensors_of(made, right)
-    tensors |= {"radius": torch.where(passed, made.norms[attack.ball], torch.inf), "alone": alone}
+    tensors |= {"radius": radius, "alone": alone}
     values = values_of(made, search) | {"reach": attack.large_eps, "parts": dict(Counter(filter(None, made.credits)))}
     return Output(key, tensors, values)
+
+
+def hides(elsewhere: Tensor, found: Tensor) -> bool:
+    """Return whether a search was told of too many images that they are flagged, which pass where no attack runs.
+
+    Args:
+        elsewhere: distances (n,) of images that pass there and that the search asked about; infinite where none does.
+        found: the smallest distances (n,) that it found.
+    """
+    known = elsewhere.isfinite()
+    return int((known & (found > elsewhere * _BEYOND)).sum()) > max(_ROWS, _SHARE * int(known.sum()))
+
+
+def credited_distances(made: PerturbedBatch, norm: Ball) -> Tensor:
+    """Return the distances (n,) of what a search found, infinite where it found nothing."""
+    credited = torch.tensor([bool(part) for part in made.credits], dtype=torch.bool)
+    return torch.where(credited, made.norms[norm], torch.inf)
+
+
+def nearest_passing(
+    model: nn.Module, made: PerturbedBatch, clean: Tensor, labels: Tensor, norm: Ball, reach: float,
+    passes: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """Return the distance of the nearest image, at or a little beyond each one found, that fools and passes, (n,).
+
+    Args:
+        model: that images are measured with.
+        made: what was found; images without a credit are none.
+        clean: (n, channels, height, width).
+        labels: their classes.
+        norm: of the distance.
+        reach: the largest that counts.
+        passes: which images (k, channels, height, width) of some rows (k,) pass, bool (k,).
+    """
+    found = torch.full((len(clean),), torch.inf)
+    credited = torch.tensor([bool(part) for part in made.credits], dtype=torch.bool)
+    for multiple in _OUTWARD:
+        rows = (credited & found.isinf()).nonzero().flatten()
+        if not len(rows):
+            break
+        # Bit for bit what was found, for the multiple 1.
+        moved = made.images[rows] + (multiple - 1) * (made.images[rows] - clean[rows])
+        tried = limited(model, clean[rows], moved.clamp(0, 1), labels[rows], None, None)
+        within = tried.norms[norm] <= reach * (1 + 1e-5) + 1e-7
+        passed = tried.success & within & passes(rows, tried.images)
+        found[rows] = torch.where(passed, tried.norms[norm], torch.inf)
+    return found
+
+
+def _passed_elsewhere(context: TaskContext, job: RadiusJob, rows: Tensor, norm: Ball) -> Tensor:
+    """Return the distances (n,) of the nearest images that other attacks on the same detector got past it."""
+    least = dict.fromkeys(rows.tolist(), torch.inf)
+    for cell in job.known if job.target is not None else ():
+        found = context.reader.load(cell)
+        if "passed" in found:
+            got = found["success"] & found["passed"]
+            for row, distance in zip(found["row"][got].tolist(), found[f"norm:{norm}"][got].tolist(), strict=True):
+                if row in least:
+                    least[row] = min(least[row], distance)
+    return torch.tensor(list(least.values()))
 
 
 def _known(context: TaskContext, job: RadiusJob, rows: Tensor, positions: Tensor) -> dict[int, Known]:
