@@ -13,16 +13,16 @@ from aftershock.attacks.adaptive.score_square import ScoreSquare
 from aftershock.attacks.adaptive.surrogate import MarginAttack, SurrogateAttack
 from aftershock.attacks.adaptive.worst_case import WorstCase
 from aftershock.attacks.base.perturbation import CountingModel, Perturbation, PerturbationInfo
+from aftershock.attacks.base.watched_model import Limits
 from aftershock.harness.core.seeds import Draws
 from aftershock.harness.data.types import Dataset
 from aftershock.harness.run.tasks.canary import KNOWN_VALUE, canary_standing, reach
-from aftershock.harness.suite.resolved import LimitsPart
 from support.cells import ledger
 from support.commands import Forks
 from support.suites import Tiny
 from torch import Tensor
 
-LIMITS = cast(LimitsPart, SimpleNamespace(forwards=1e5, backwards=5e4, seconds=120))
+LIMITS = Limits(1e5, 5e4, 120)
 
 
 def standing(attack: Perturbation, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10) -> Any:

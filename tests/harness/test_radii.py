@@ -174,9 +174,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, forks: Forks) -> P
 
 def test_a_run_states_the_price(run: Path) -> None:
     board = {row["detector"]: row for row in read_csv(run / "tables" / "leaderboard.csv")}
-    assert float(board["none"]["price"]) == 1.0
+    # Near the boundary the model is not confident.
+    assert float(board["none"]["price"]) == 1.0 and float(board["msp"]["price"]) > 1.05
     for row in board.values():
-        assert int(row["n_price"]) == 8 and float(row["price"]) >= 1.0
+        assert int(row["n_price"]) == 8
         # The smallest distance that passes is at least the smallest that fools.
         assert float(row["rd_median"]) >= float(row["r0_median"])
     # Nothing that an attack got past the detector lies nearer than the smallest distance.

@@ -41,7 +41,7 @@ def compute_adaptive(context: TaskContext, key: str, job: PerturbJob, planned: T
     made, rows = perturbed(context, job, perturbation, attacked, model, target, chosen)
     tensors, values = tensors_of(made, rows), values_of(made, perturbation) | learned
     if job.canary:
-        values["canary"] = canary_standing(perturbation, context.dataset, context.suite.limits, context.device)
+        values["canary"] = canary_standing(perturbation, context.dataset, context.limits, context.device)
     if not len(rows):
         return Output(key, tensors | {"passed": made.success}, values)
     told = target.changed

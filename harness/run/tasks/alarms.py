@@ -7,7 +7,6 @@ from dataclasses import replace
 from ....attacks.adaptive.false_alarm import FalseAlarm
 from ....attacks.adaptive.worst_case import WorstCase
 from ....attacks.base.perturb_batch import perturb_batch
-from ....attacks.base.watched_model import Limits
 from ...core.errors import AftershockError
 from ...plan.cells import AlarmJob
 from ...suite.instances import make_perturbation
@@ -31,10 +30,10 @@ def compute_alarms(context: TaskContext, key: str, job: AlarmJob) -> Output:
     right = context.reader.tensor(job.logits, "logits")[: job.stop].argmax(1) == labels
     unflagged = context.reader.tensor(job.clean, "score")[: job.stop] <= target.threshold
     rows = (right & unflagged).nonzero().squeeze(1)
-    attack, limits = FalseAlarm.beside(worst, target, learned.get("follows", {})), context.suite.limits
+    attack = FalseAlarm.beside(worst, target, learned.get("follows", {}))
     made = perturb_batch(
         attack, model.model, images[rows], labels[rows], positions[rows].tolist(), seed=job.seed, target=target,
-        limits=Limits(limits.forwards, limits.backwards, limits.seconds),
+        limits=context.limits,
     )  # fmt: skip
     tensors, values = tensors_of(made, rows), values_of(made, attack)
     if not len(rows):

@@ -27,7 +27,6 @@ from ..fitted_target import FittedTarget
 if TYPE_CHECKING:
     from ....attacks.base.perturbation import Perturbation
     from ...data.types import Dataset
-    from ...suite.resolved import LimitsPart
 
 # The share of the canary's images that stand: an attack that works leaves none.
 KNOWN_VALUE = 0.0
@@ -104,7 +103,7 @@ def reach(norm: str | None, eps: float | None, values: int) -> float | None:
 
 
 def canary_standing(
-    perturbation: Perturbation, dataset: Dataset, limits: LimitsPart, device: torch.device
+    perturbation: Perturbation, dataset: Dataset, limits: Limits, device: torch.device
 ) -> tuple[float, str] | None:
     """Return the share of the canary's images that stand an attack, and what stopped the attack, if anything did.
 
@@ -125,10 +124,9 @@ def canary_standing(
         detector, model, calibrate, passing.images.to(device), passing.labels,
         model.score(detector, passing.images.to(device))[1],
     )  # fmt: skip
-    bounds = Limits(limits.forwards, limits.backwards, limits.seconds)
     try:
         made = perturb_batch(
-            perturbation, network, case.images, case.labels, range(_IMAGES), seed=0, target=target, limits=bounds
+            perturbation, network, case.images, case.labels, range(_IMAGES), seed=0, target=target, limits=limits
         )  # fmt: skip
     except Exception as error:
         return 1.0, " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -10,7 +10,6 @@ from torch import Tensor
 from ....attacks.adaptive.past_all import Opponent, PastAll
 from ....attacks.adaptive.worst_case import WorstCase
 from ....attacks.base.perturb_batch import perturb_batch
-from ....attacks.base.watched_model import Limits
 from ...core.errors import AftershockError
 from ...plan.cells import PastAllJob, TargetPlan
 from ...suite.instances import make_perturbation
@@ -39,10 +38,9 @@ def compute_past_all(context: TaskContext, key: str, job: PastAllJob) -> Output:
         wanted &= context.reader.tensor(one.clean, "score")[: job.stop] <= target.threshold
     rows = wanted.nonzero().squeeze(1)
     attack = PastAll.beside(worst, opponents, _starts(context, job, rows, positions))
-    limits = context.suite.limits
     made = perturb_batch(
         attack, model.model, images[rows], labels[rows], positions[rows].tolist(), seed=job.seed,
-        limits=Limits(limits.forwards, limits.backwards, limits.seconds),
+        limits=context.limits,
     )  # fmt: skip
     judges = [target_of(context, model, planned, worst) for planned in job.judges]
     plans = [*(one.target for one in job.opponents), *job.judges]

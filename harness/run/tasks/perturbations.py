@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ....attacks.base.perturb_batch import DerivedBatch, PerturbedBatch, limited, perturb_batch, rounded
-from ....attacks.base.watched_model import Limits
 from ....attacks.benign.equal_norm_control import equal_norm_control
 from ...core.errors import AftershockError, UnavailableError
 from ...core.process_state import CHANGED_FLAG, own_code
@@ -81,11 +80,10 @@ def perturbed(
         raise UnavailableError(NO_GRADIENT)
     images, labels, positions, rows = chosen or _right(context, job)
     covered = torch.tensor(perturbation.covers(positions.tolist()), dtype=torch.bool)
-    limits = context.suite.limits
     try:
         made = perturb_batch(
             perturbation, attacked.model, images[covered], labels[covered], positions[covered].tolist(), seed=job.seed,
-            target=target, limits=Limits(limits.forwards, limits.backwards, limits.seconds), measured_with=model.model,
+            target=target, limits=context.limits, measured_with=model.model,
         )  # fmt: skip
     except UnavailableError as error:
         # What is not defined for the task has no cell: whatever an attack raises is a failure, for which no number

@@ -15,7 +15,6 @@ from ....attacks.adaptive.smallest_radius import Known, NoDetector, SmallestRadi
 from ....attacks.adaptive.worst_case import WorstCase
 from ....attacks.base.perturb_batch import PerturbedBatch, limited, perturb_batch
 from ....attacks.base.target import TargetDetector
-from ....attacks.base.watched_model import Limits
 from ...core.errors import AftershockError, UnavailableError
 from ...plan.cells import RadiusJob
 from ...suite.instances import make_perturbation
@@ -59,10 +58,9 @@ def compute_radius(context: TaskContext, key: str, job: RadiusJob) -> Output:
         target, learned = informed(context, target_of(context, attacked, job.target, attack), job.target)
         asked = target
     search = SmallestRadius(attack.large_eps, attack.ball, known=known, follows=learned.get("follows"))
-    limits = context.suite.limits
     made = perturb_batch(
         search, attacked.model, images[right], labels[right], positions[right].tolist(), job.seed, target=asked,
-        limits=Limits(limits.forwards, limits.backwards, limits.seconds), measured_with=model.model,
+        limits=context.limits, measured_with=model.model,
     )  # fmt: skip
     radius = torch.full((len(right),), torch.inf)
 

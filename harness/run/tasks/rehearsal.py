@@ -8,7 +8,6 @@ from typing import Any
 from ....attacks.adaptive.rehearsal import Stage, rehearse
 from ....attacks.adaptive.stand_ins import from_states, states_of
 from ....attacks.adaptive.worst_case import WorstCase
-from ....attacks.base.watched_model import Limits
 from ...core.errors import AftershockError
 from ...core.state import join_state, split_state
 from ...plan.cells import RehearsalJob, TargetPlan
@@ -30,10 +29,9 @@ def compute_rehearsal(context: TaskContext, key: str, job: RehearsalJob) -> Outp
     logits = context.reader.tensor(job.logits, "logits")
     images, labels, _ = context.clean("calibrate", 0, len(logits))
     right = (logits.argmax(1) == labels).nonzero().squeeze(1)[: job.images]
-    limits = context.suite.limits
     stage = Stage(
         model.model, target, images[right], labels[right], job.seed,
-        Limits(limits.forwards, limits.backwards, limits.seconds),
+        context.limits,
     )  # fmt: skip
     if not len(right):
         return Output(key, {}, {"state": {}, "parts": [], "follows": {}})

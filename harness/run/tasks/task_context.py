@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ....attacks.base.watched_model import Limits
 from ...core.errors import UnavailableError
 from ...core.memory import trim_heap
 from ...core.recent import Recent
@@ -100,6 +101,9 @@ class TaskContext:
         self._trimmed = time.monotonic()
         # Called with the share of the present cell that is done.
         self.on_progress: Callable[[float], None] = lambda share: None
+        limits = suite.limits
+        # What an attack may spend per image.
+        self.limits = Limits(limits.forwards, limits.backwards, limits.seconds)
         # Fits whose scores came in time.
         self.timely: set[str] = set()
         self.worker_context = worker_context
