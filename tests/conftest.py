@@ -97,8 +97,8 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     detectors = [entry for entry in suite["detectors"] if entry.get("label", entry["name"]) in QUICK_ROWS]
     parts += [table("[[detectors]]", entry) for entry in detectors]
     (folder / "quick.toml").write_text("\n".join(parts), encoding="utf-8")
-    # Fits, attacks and large-budget checks come with the scores and checks that need them.
-    only = ("--only", "digits/cnn/0/[cs][hc]", "--device", "cpu", "--out", "run")
+    # Scores, checks and false alarms; fits and attacks come with what needs them.
+    only = ("--only", "digits/cnn/0/[csf][hca]", "--device", "cpu", "--out", "run")
     # Processes that share the tests share the cache: each cell is computed by one of them.
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quick-cache"
