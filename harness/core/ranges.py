@@ -175,27 +175,28 @@ def _words(annotation: Any) -> str:
         )
     kind, *limits = typing.get_args(annotation)
     base = {int: "a whole number", float: "a finite number"}.get(kind, _words(kind))
-    known = [limit for limit in limits if isinstance(limit, BaseMetadata)]
+    known: list[Any] = [limit for limit in limits if isinstance(limit, BaseMetadata)]
+    # A limit of 0 and one of 0.0 are equal, and `Annotated` keeps the one that it met first.
     match known:
         case [Gt(low), Lt(high)]:
-            return f"a number between {low} and {high}, both excluded"
+            return f"a number between {low:g} and {high:g}, both excluded"
         case [Ge(low), Le(high)]:
-            return f"{base} from {low} to {high}"
+            return f"{base} from {low:g} to {high:g}"
         case [Gt(low), Le(high)]:
-            return f"{base} above {low}, at most {high}"
+            return f"{base} above {low:g}, at most {high:g}"
     return " ".join([base, *(_limit(limit) for limit in known)])
 
 
-def _limit(limit: BaseMetadata) -> str:
+def _limit(limit: Any) -> str:
     match limit:
         case Ge(least):
-            return f"of at least {least}"
+            return f"of at least {least:g}"
         case Gt(below):
-            return f"above {below}"
+            return f"above {below:g}"
         case Le(most):
-            return f"of at most {most}"
+            return f"of at most {most:g}"
         case Lt(above):
-            return f"below {above}"
+            return f"below {above:g}"
     return ""
 
 
