@@ -89,7 +89,7 @@ class TracedModel:
         return live_trace(self.model, images, self.taps, self.capped(needs), self.modules, self.root, also, seen)
 
     def live_for(
-        self, detector: Scores, images: Tensor, copies: bool = False, aside: nn.Module | None = None, seed: int = 0
+        self, detector: Scores, images: Tensor, copies: bool = False, aside: nn.Module | None = None
     ) -> LiveTrace:
         """Return a live trace with the codes that a detector reads; the passes of its views are made when asked for.
 
@@ -98,9 +98,8 @@ class TracedModel:
             images: as for :meth:`live`.
             copies: as there.
             aside: the model for the passes of views, by default the same.
-            seed: what the transforms of views draw from.
         """
-        views = LiveViews(self if aside is None else replace(self, model=aside), detector, images, seed)
+        views = LiveViews(self if aside is None else replace(self, model=aside), detector, images)
         return replace(self.live(detector.needs, images, copies=copies), view_of=views)
 
     def traces(self, detector: Scores, images: Tensor, seed: int = 0, plain: Traces | None = None) -> Traces:
