@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from ...harness.evaluation.rankability import floor_text
 from ..read.run_directory import Row
@@ -168,8 +169,8 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
     """
     reference = next((r.number("robust_accuracy_at_fpr_5") for r in rows if r.text("detector") == ABLATION), None)
     columns = [c for c in BOARD if c.key not in _MAY_LACK or any(r.number(c.key) is not None for r in rows)]
-    spans = [span - (title == "Worst case" and len(columns) < len(BOARD)) for title, span in BOARD_HEADS]
-    heads = [(title, span) for (title, _), span in zip(BOARD_HEADS, spans, strict=True)]
+    each = iter(BOARD)
+    heads = [(title, sum(c in columns for c in islice(each, span))) for title, span in BOARD_HEADS]
     shown = []
     for row in sorted(rows, key=place):
         kind = "" if row.number("rank") is not None else "unranked"
