@@ -23,7 +23,7 @@ class Alarms:
             detector lets them pass.
         radius: float (n,), the measured size of the smallest change that was found after which the model is still right
             and the image is flagged, in the threat's norm; infinite where none was found.
-        reason: why there are none; empty where there are, or where nobody looked.
+        reason: why there are none; empty where there are, or where no search was planned.
     """
 
     rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))

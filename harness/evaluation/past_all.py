@@ -14,7 +14,7 @@ PASSES, FLAGS = "passes-all", "flagged"
 
 
 def past_all_rows(found: Finished, model_plan: ModelPlan) -> list[Row]:
-    """Return the rows of ``past_all.csv`` for one model and seed; none where nobody looked.
+    """Return the rows of ``past_all.csv`` for one model and seed; none where no search was planned.
 
     - ``measure`` ``passes-all``: of the images that the model gets right and each of ``detectors`` detectors lets pass,
       the share for which one image within the budget was found that fools the model and passes all of them.

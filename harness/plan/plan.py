@@ -22,7 +22,7 @@ class ModelPlan:
     ``shadowed`` the one of the same attack on shadow images; ``radii``, by the label of a detector (empty for none at
     all), the search for the smallest perturbations that pass it; ``alarms``, likewise, the cell with the smallest
     changes that it flags although the model is right; ``past_all`` the cell with images that pass all detectors, empty
-    where nobody looks for them; ``variants``, by what was made of the first evaluate images, the traces of that;
+    where none is planned; ``variants``, by what was made of the first evaluate images, the traces of that;
     ``rounded``, by the label of an attack and the kind of rounding, the cells of its images after that;
     ``standing``, by the name of an analysis that is part of every run and the label of a perturbation, what
     was measured of it.

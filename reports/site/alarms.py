@@ -12,7 +12,7 @@ from .matrices_and_curves import grouped, mean
 
 
 def alarm_table(curve: Sequence[Row], board: Sequence[Row]) -> Table:
-    """Return a row for each detector; none where nobody looked for false alarms.
+    """Return a row for each detector; none where no search for false alarms was planned.
 
     Args:
         curve: rows of ``rejection_curve.csv``.

@@ -10,7 +10,7 @@ from .matrices_and_curves import grouped, mean
 
 
 def past_all_sentences(rows: Sequence[Row], board: Sequence[Row]) -> list[str]:
-    """Return what was found for one model, the mean over seeds: none where nobody looked.
+    """Return what was found for one model, the mean over seeds: none where no search was planned.
 
     Args:
         rows: of ``past_all.csv``.
