@@ -25,7 +25,28 @@ def target_of(model: CountingModel) -> TargetDetector:
     return model.target
 
 
-class Adaptive(Perturbation):
+class InBall(Perturbation):
+    """Base of what stays within a ball around each image.
+
+    Args:
+        eps: its radius.
+        norm: ``linf`` or ``l2``.
+
+    Raises:
+        UsageError: for a parameter out of range.
+    """
+
+    def __init__(self, eps: float, norm: Ball) -> None:
+        self.ball: Ball = norm
+        self.eps: float = checks.budget(eps, norm)
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of the ball."""
+        return self.ball
+
+
+class Adaptive(InBall):
     """Base of the attacks that are made against one detector.
 
     Args:
@@ -48,8 +69,7 @@ class Adaptive(Perturbation):
         self, eps: float, norm: Ball = "linf", images: Count | None = 200, large_eps: float | None = None,
         pixels: Pixels = "any",
     ) -> None:  # fmt: skip
-        self.ball: Ball = norm
-        self.eps: float = checks.budget(eps, norm)
+        super().__init__(eps, norm)
         self.images = None if images is None else images
         self.pixels: Pixels = pixels
         default = max(min(8 * self.eps, 0.5), self.eps) if norm == "linf" else 8 * self.eps
@@ -58,11 +78,6 @@ class Adaptive(Perturbation):
         self.is_checked = self.large_eps >= default
         if self.large_eps < self.eps:
             raise UsageError(f"large_eps = {large_eps!r} is below eps = {eps!r}: the check needs a larger budget.")
-
-    @property
-    def norm(self) -> Norm:
-        """The norm of the budget."""
-        return self.ball
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base; the result is the best found by the true score."""

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws
-from ..base import parameters as checks
-from ..base.geometry import ascent, per_image, project, step_within
+from ..base.geometry import ascent, per_image, project, steepness, step_within
 from ..base.kinds import QUARTER
-from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo, norms
-from ..base.target import Observation, TargetDetector
+from ..base.perturbation import CountingModel, PerturbationInfo, norms
+from ..base.target import TargetDetector
 from ..native.pgd import margin
 from ..native.square import search
-from .base import target_of
+from .base import InBall, target_of
 from .best_found import Found
-from .iterative import gradient_of
+from .iterative import gradient_of, scores_of
 from .pixels import Ball
 from .rehearsal import trusts
 from .surrogate import STAND_INS, Relaxation, Surrogate, followed, temperature
@@ -47,7 +46,7 @@ _SLACK = 1e-3
 Source = Literal[Surrogate, "boundary"]
 
 
-class FalseAlarm(Perturbation):
+class FalseAlarm(InBall):
     """Raise a detector's score until the image is flagged, keep the prediction, and shrink what was found.
 
     A walk goes to where the suspicion is highest and the prediction kept, by the gradients of suspicion and margin (for
@@ -87,8 +86,7 @@ class FalseAlarm(Perturbation):
         self, eps: float, steps: Count = 50, queries: Count = 100, norm: Ball = "linf",
         relaxation: Relaxation = "annealed", sources: Sequence[Source] = ("own",),
     ) -> None:  # fmt: skip
-        self.ball: Ball = norm
-        self.eps: float = checks.budget(eps, norm)
+        super().__init__(eps, norm)
         self.steps, self.queries = steps, queries
         self.relaxation: Relaxation = relaxation
         self.sources = tuple(sources)
@@ -106,11 +104,6 @@ class FalseAlarm(Perturbation):
         sources: tuple[Source, ...] = ("own", *learned) if trusts(target, follows) else (*learned, "boundary")
         steps, queries = max(worst.steps * worst.restarts // _STEPS, 1), max(worst.queries // _QUERIES, 1)
         return cls(worst.eps, steps, queries, worst.ball, worst.relaxation, sources)
-
-    @property
-    def norm(self) -> Norm:
-        """The norm of the budget."""
-        return self.ball
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base."""
@@ -146,14 +139,16 @@ class FalseAlarm(Perturbation):
             with torch.enable_grad():
                 seen = target.observe(model.of(rows), shown, temperature(share), straight, surrogate=source == "own")
                 lead = -margin(seen.logits, labels)
-                score = _scores(seen, lead, target)
-                self._offer(found, rows, shown.detach(), clean, lead.detach() > 0, score, target)
+                kept = lead.detach() > 0
+                # They pass, and are not asked for, where the prediction is another.
+                score = scores_of(seen, kept, -torch.inf)
+                self._offer(found, rows, shown.detach(), clean, kept, score, target)
                 if step == self.steps:
                     return
                 inward = gradient_of(lead, shown, keep=True)
                 suspicion = -lead if source == "boundary" else followed(seen, target, source, self.info.family)
                 louder = gradient_of(suspicion, shown)
-            told = torch.where(lead > 0, score, suspicion.detach().double())
+            told = torch.where(kept, score, suspicion.detach().double())
             gap = (target.threshold - told).float()
             here = _Linear(louder, inward, lead.detach(), shown.detach() - clean, self.ball)
             safe = _SAFE * (1 - share) + _SAFEST * share
@@ -245,7 +240,7 @@ class _Linear:
             safe: what shall be left of the margin, as a share of what the ball can take away.
         """
         louder, unit = ascent(self.louder, "l2"), ascent(self.inward, "l2")
-        most: Tensor = ball * torch.linalg.vector_norm(self.inward.flatten(1), 1 if self.norm == "linf" else 2, dim=1)
+        most = ball * steepness(self.inward, self.norm)
         start = self.lead - _inner(self.inward, self.moved) - safe * most
 
         def change(weight: Tensor) -> Tensor:
@@ -277,12 +272,3 @@ def _inner(one: Tensor, other: Tensor) -> Tensor:
 def _flagged(score: Tensor, target: TargetDetector) -> Tensor:
     """Return which images are flagged, bool (n,): NaN flags, too."""
     return ~(score <= target.threshold)
-
-
-def _scores(seen: Observation, lead: Tensor, target: TargetDetector) -> Tensor:
-    """Return true scores, float64 (n,); they pass, and are not asked for, where the prediction is another."""
-    kept = lead.detach() > 0
-    scores = torch.full(kept.shape, -torch.inf, dtype=torch.float64, device=kept.device)
-    if bool(kept.any()):
-        scores[kept] = seen.score(kept)
-    return scores

@@ -140,7 +140,7 @@ class Iterative(Adaptive):
                 found = self.observe(model.of(rows), target, shown, step)
                 lead = margin(found.logits, labels)
                 fooled = (lead.detach() > 0) & going
-                scores = _scores(found, fooled)
+                scores = scores_of(found, fooled, torch.inf)
                 best.offer(rows, shown.detach(), fooled, scores, self.part, going)
                 if step == self.steps:
                     return
@@ -201,11 +201,11 @@ def _suspicion_by_class(target: TargetDetector, logits: Tensor) -> Tensor:
     return found.expand_as(logits)
 
 
-def _scores(found: Observation, fooled: Tensor) -> Tensor:
-    """Return true scores, float64 (n,); infinite, and not asked for, where nothing is fooled."""
-    scores = torch.full(fooled.shape, torch.inf, dtype=torch.float64, device=fooled.device)
-    if bool(fooled.any()):
-        scores[fooled] = found.score(fooled)
+def scores_of(found: Observation, wanted: Tensor, otherwise: float) -> Tensor:
+    """Return the true scores of wanted images, bool (n,), float64 (n,); ``otherwise``, and not asked for, elsewhere."""
+    scores = torch.full(wanted.shape, otherwise, dtype=torch.float64, device=wanted.device)
+    if bool(wanted.any()):
+        scores[wanted] = found.score(wanted)
     return scores
 
 

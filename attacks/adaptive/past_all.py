@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...harness.core.ranges import Count
 from ...harness.core.seeds import Draws
-from ..base import parameters as checks
 from ..base.geometry import ascent, per_image, random_in_ball
-from ..base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
+from ..base.perturbation import CountingModel, PerturbationInfo
 from ..base.target import TargetDetector
 from ..native.pgd import margin
+from .base import InBall
 from .best_found import Found
-from .iterative import gradient_of
+from .iterative import gradient_of, scores_of
 from .paces import FallingSteps
 from .pixels import Ball
 from .rehearsal import leading
@@ -60,7 +60,7 @@ class Opponent:
         return ((score.double() - self.target.threshold) / self.target.scale).nan_to_num(nan=torch.inf)
 
 
-class PastAll(Perturbation):
+class PastAll(InBall):
     """Min-max over detectors: the image whose worst detector is least suspicious, among those that fool the model.
 
     Each image has a weight for the model and for each detector, on the simplex. In a step a weight grows
@@ -96,8 +96,7 @@ class PastAll(Perturbation):
         self, opponents: Sequence[Opponent], eps: float, steps: Count = 50, restarts: Count = 2, norm: Ball = "linf",
         relaxation: Relaxation = "annealed", starts: Mapping[int, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        self.ball: Ball = norm
-        self.eps: float = checks.budget(eps, norm)
+        super().__init__(eps, norm)
         self.opponents, self.steps, self.restarts = tuple(opponents), steps, restarts
         self.relaxation: Relaxation = relaxation
         self.starts = starts or {}
@@ -114,11 +113,6 @@ class PastAll(Perturbation):
         steps = max(worst.steps * worst.restarts // _STEPS, 1)
         runs = min(max(worst.queries // _QUERIES, 1), _RUNS)
         return cls(opponents, worst.eps, steps, runs, worst.ball, worst.relaxation, starts)
-
-    @property
-    def norm(self) -> Norm:
-        """The norm of the budget."""
-        return self.ball
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base."""
@@ -207,10 +201,7 @@ class PastAll(Perturbation):
                 followed_by = None if source is None else followed(seen, target, source, self.info.family)
                 silent = torch.zeros_like(images)
                 gradients.append(silent if followed_by is None else gradient_of(-followed_by, images, keep=False))
-            score = torch.full(fooled.shape, torch.inf, dtype=torch.float64, device=images.device)
-            if bool(fooled.any()):
-                score[fooled] = seen.score(fooled)
-            excesses.append(opponent.excess(score))
+            excesses.append(opponent.excess(scores_of(seen, fooled, torch.inf)))
             guess = excesses[-1] if followed_by is None else opponent.excess(followed_by.detach())
             missing.append(torch.where(fooled, excesses[-1], guess).float() + _SLACK)
         found = torch.stack(missing, 1).clamp(-1, 1)

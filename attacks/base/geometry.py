@@ -189,6 +189,12 @@ def ascent(gradient: Tensor, norm: Norm, share: float | Tensor = 0.0) -> Tensor:
     return torch.where(length > 0, scaled / length, scaled).view_as(gradient)
 
 
+def steepness(gradient: Tensor, norm: Norm) -> Tensor:
+    """Return by how much linear functions rise at most for each unit of distance in linf or l2, (n,): the dual norm."""
+    rise: Tensor = torch.linalg.vector_norm(gradient.flatten(1), 1 if norm == "linf" else 2, dim=1)
+    return rise
+
+
 def step_within(images: Tensor, step: Tensor, clean: Tensor, eps: Radius, norm: Norm) -> Tensor:
     """``images + step``, brought back into the ball around ``clean`` and into [0, 1]; ``eps`` as in :func:`project`."""
     moved = images + step

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ....harness.core.ranges import Count
 from ....harness.core.seeds import Draws
-from ...base import parameters as checks
 from ...base.geometry import project
-from ...base.perturbation import CountingModel, Norm, Perturbation, PerturbationInfo
+from ...base.perturbation import CountingModel, PerturbationInfo
 from ...base.target import TargetDetector
-from ..base import target_of
+from ..base import InBall, target_of
 from ..best_found import Best
 from ..iterative import Iterative, Reach
 from ..pixels import Ball
@@ -50,7 +49,7 @@ class Known:
     floor: float = 0.0
 
 
-class SmallestRadius(Perturbation):
+class SmallestRadius(InBall):
     """Searches for the smallest perturbation of each image that fools the model and passes the detector.
 
     First what is known is asked about: images of other attacks, and multiples of them. Then a minimum-norm attack with
@@ -88,16 +87,10 @@ class SmallestRadius(Perturbation):
         self, eps: float, norm: Ball = "linf", steps: Count = 60, known: Mapping[int, Known] | None = None,
         follows: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        self.ball: Ball = norm
-        self.eps: float = checks.budget(eps, norm)
+        super().__init__(eps, norm)
         self.steps = steps
         self._known, self._follows = known or {}, follows or {}
         self.alone: dict[int, float] = {}
-
-    @property
-    def norm(self) -> Norm:
-        """The norm of the distance."""
-        return self.ball
 
     def perturb(self, model: CountingModel, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """See the base; the result is the nearest image found, the clean one where there is none."""

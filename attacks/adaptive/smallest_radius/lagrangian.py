@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...base.geometry import ascent, per_image, step_within
+from ...base.geometry import ascent, per_image, steepness, step_within
 from ...base.perturbation import CountingModel
-from ...base.target import Observation, StandIn, TargetDetector
+from ...base.target import StandIn, TargetDetector
 from ...native.pgd import margin
-from ..iterative import gradient_of
+from ..iterative import gradient_of, scores_of
 from ..pixels import Ball
 from .shortest import Shortest
 
@@ -72,13 +72,11 @@ class AugmentedLagrangian:
         for step in range(self.steps + 1):
             shown = images.detach().requires_grad_()
             with torch.enable_grad():
-                found = self._observe(target, model.of(rows), shown, step)
+                found = target.observe(model.of(rows), shown, surrogate=self.stand_in is None)
                 lead = margin(found.logits, labels)
-                suspicion = self._suspicion(found)
+                suspicion = found.suspicion if self.stand_in is None else self.stand_in(found)
                 fooled = shortest.fools(rows, found.logits.detach())
-                scores = torch.full(fooled.shape, torch.inf, dtype=torch.float64, device=fooled.device)
-                if bool(fooled.any()):
-                    scores[fooled] = found.score(fooled)
+                scores = scores_of(found, fooled, torch.inf)
                 holds = shortest.offer(rows, shown.detach(), fooled, scores, self.part)
                 if step == self.steps:
                     return
@@ -98,12 +96,6 @@ class AugmentedLagrangian:
             mixed = _NEW * move + (1 - _NEW) * (here - before)
             before, images = here, step_within(here, mixed, clean, radius, self.norm)
 
-    def _observe(self, target: TargetDetector, model: CountingModel, images: Tensor, step: int) -> Observation:
-        return target.observe(model, images, surrogate=self.stand_in is None)
-
-    def _suspicion(self, found: Observation) -> Tensor | None:
-        return found.suspicion if self.stand_in is None else self.stand_in(found)
-
 
 def _linear(lead: Tensor, gradient: Tensor, norm: Ball) -> Tensor:
     """Return the distance at which margins (n,) would be 0 if the model were linear, at most half the range."""
@@ -112,9 +104,8 @@ def _linear(lead: Tensor, gradient: Tensor, norm: Ball) -> Tensor:
 
 
 def _dual(gradient: Tensor, norm: Ball) -> Tensor:
-    """Return by how much linear functions rise at most for each unit of distance, (n,)."""
-    rise: Tensor = torch.linalg.vector_norm(gradient.flatten(1), 1 if norm == "linf" else 2, dim=1)
-    return rise.clamp_min(1e-12)
+    """Return :func:`~...base.geometry.steepness`, above 0."""
+    return steepness(gradient, norm).clamp_min(1e-12)
 
 
 @dataclass(eq=False)
