@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from .cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, Tra
 from .facts import Facts, analysis_facts, detector_facts, perturbation_facts
 from .models import model_identity
 from .plan import ModelPlan
+from .protocols import positions_digest
 from .sets import Sets
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Draft:
         if rows not in self._positions:
             positions = self.sets.of(name)[start:stop]
             split = "train" if name == "fit" else "test"
-            self._positions[rows] = hashlib.sha256(split.encode() + positions.numpy().tobytes()).hexdigest()
+            self._positions[rows] = positions_digest(split, positions.numpy())
         return self._positions[rows]
 
     def portable(self, part: PerturbationPart) -> object:
