@@ -17,6 +17,7 @@ from ..core.interrupts import contained, listening
 from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
 from .cache_commands import app as cache_app
+from .entries import entry, submit, verify
 from .streams import checked_output, lenient_errors
 
 
@@ -259,6 +260,10 @@ def new(
         f"  pip install -e '{folder}[test]'\n  aftershock check {which}{name}\n  python -m pytest {folder}\n"
         f"In a suite: {entry}."
     )
+
+
+for _command in (entry, submit, verify):
+    app.command()(_command)
 
 
 @guard_app.command("export")

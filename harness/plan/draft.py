@@ -13,6 +13,7 @@ from ..core.cell_names import CellName
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
 from ..core.files import file_digest
+from ..core.protocol_content import positions_digest
 from ..core.registry import PERTURBATIONS
 from ..data.types import TaskShape
 from ..suite.instances import make_analysis, make_detector, standing_analyses
@@ -23,7 +24,6 @@ from .cells import Cell, Images, Job, ModelJob, Rounding, SetName, TraceJob, Tra
 from .facts import Facts, analysis_facts, detector_facts, perturbation_facts
 from .models import model_identity
 from .plan import ModelPlan
-from .protocols import positions_digest
 from .sets import Sets
 
 if TYPE_CHECKING:

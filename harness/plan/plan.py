@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..core.protocol_content import ProtocolContent
 from ..suite.resolved import ModelPart, Suite
 from .applicability import Applicability
 from .cells import Cell, Rounding, SetName, TraceKeys, Variant
 from .facts import Facts
-from .protocols import ProtocolContent
 from .sets import Sets
 
 DECIDES_NO_NUMBER = True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...attacks.base.kinds import HOSTILE
 from ..core.code_digests import part_digest
+from ..core.protocol_content import ProtocolContent
 from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..suite.resolved import ModelPart, Suite
@@ -20,7 +21,6 @@ from .models import model_identity, ready_state
 from .past_all import plan_past_all
 from .perturbations import plan_adaptive, plan_control, plan_perturbation, plan_rounding
 from .plan import ModelPlan, Plan
-from .protocols import ProtocolContent
 from .radii import plan_alone, plan_radius, radius_attacks
 from .sets import make_sets
 from .variants import plan_shadowed, plan_variants

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...harness.core.errors import UsageError
-from ...harness.core.files import open_file
 from ...harness.evaluation.rankability import ABLATION
 from ...harness.evaluation.tables import NORMS
 from ...harness.statistics.detection import ALPHAS, threshold_reason
 from ...harness.statistics.ranks import RowSample
 from ...harness.statistics.samples import WorstCase, row_sample
+from .bounded_gzip import open_gzip
 
 if TYPE_CHECKING:
     import pandas
@@ -60,11 +57,11 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
         return None
     kinds = {**_COLUMNS, norm: "float64"}
     try:
-        with _bounded(file, run) as stream:
+        with open_gzip(file, run, _MOST_PACKED, _MOST_BYTES, _LONGEST_LINE) as (stream, _):
             header = pd.read_csv(stream, nrows=0)
             if not set(kinds) <= set(header.columns):
                 return None
-        with _bounded(file, run) as stream:
+        with open_gzip(file, run, _MOST_PACKED, _MOST_BYTES, _LONGEST_LINE) as (stream, _):
             # Without index_col, rows that are longer than the header would move every column.
             parts = pd.read_csv(stream, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=[""],
                                 index_col=False, chunksize=_ROWS)  # fmt: skip
@@ -74,34 +71,6 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
         why = " ".join(str(error).split())[:200]
         raise UsageError(f"{file} is not a table that can be read ({why}): run the suite again.") from error
     return pd.concat(kept) if kept else None
-
-
-@contextmanager
-def _bounded(file: Path, run: Path) -> Iterator[IO[bytes]]:
-    with open_file(file, _MOST_PACKED, within=run) as raw, gzip.GzipFile(fileobj=raw) as packed:
-        yield io.BufferedReader(_Bounded(packed))
-
-
-class _Bounded(io.RawIOBase):
-    """A stream that ends with an error where it holds more than is sensible."""
-
-    def __init__(self, stream: gzip.GzipFile) -> None:
-        self._stream, self._left, self._line = stream, _MOST_BYTES, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._stream.read(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError("it unpacks to more than a report reads")
-        end = data.rfind(b"\n")
-        self._line = self._line + len(data) if end < 0 else len(data) - end - 1
-        if self._line > _LONGEST_LINE:
-            raise ValueError("it holds a line that is longer than a report reads")
-        buffer[: len(data)] = data
-        return len(data)
 
 
 @dataclass(frozen=True, eq=False)

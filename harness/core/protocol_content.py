@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.content_keys import PROTOCOL_VERSION, canonical
+from .content_keys import PROTOCOL_VERSION, canonical
 
 DECIDES_NO_NUMBER = True
 
