@@ -16,8 +16,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..conformance import Finding
-    from ..run.api import Run
     from ..run.events import Event
+    from ..run.result import Run
     from ..run.sharding import ShardRun
 
 
