@@ -15,7 +15,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..conformance import Finding
     from ..run.events import Event
-    from ..run.result import Run
     from ..run.sharding import ShardRun
 
 

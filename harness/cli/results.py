@@ -20,7 +20,7 @@ from .board import piped_board, terminal_board
 from .console import show_reasons
 
 if TYPE_CHECKING:
-    from ..run.api import Run
+    from ..run.result import Run
 
 Format = Literal["table", "json", "csv", "markdown", "latex"]
 Rows = Sequence[Mapping[str, str]]
