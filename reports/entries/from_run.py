@@ -48,7 +48,7 @@ def entries_of(run: Run, contributor: str = "", detector: str = "") -> Iterator[
     """
     if run.facts.get("status") != "done" or not mapping(run.facts.get("protocols")):
         raise UsageError(f"{run.path} is not a finished run of this version: run its suite again.")
-    check_scores(run)
+    check_scores(run.path, run.facts)
     rows = [r for r in run.rows("leaderboard") if not detector or r.text("detector") in (detector, "none")]
     if detector and not any(r.text("detector") == detector for r in rows):
         known = ", ".join(dict.fromkeys(r.text("detector") for r in run.rows("leaderboard")))

@@ -1,11 +1,14 @@
-"""What the ranking needs of a run's ``scores.csv.gz``: of every image its clean score, and the lowest that fools."""
+"""Published scores: ``scores.csv.gz`` of a run, read with care, and what comparisons of rows need of it.
+
+The file may come from an untrusted source: it is read in slices, and no further than a table can reach.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +33,8 @@ _COLUMNS = {
     "dataset": "str", "model": "str", "seed": "str", "perturbation": "str", "detector": "str", "index": "int64",
     "label": "str", "prediction": "str", "set": "str", "score": "float64", "success": "float64",
 }  # fmt: skip
+_WHOLE = ("seed", "label", "clean_prediction", "prediction")
+_MORE = {**dict.fromkeys(_WHOLE, "int64"), "flagged_at_fpr_5": "float64", **dict.fromkeys(NORMS, "float64")}
 # More than any table that a report can show was made from; an untrusted file may unpack to anything.
 _MOST_BYTES = 4 * 2**30
 _MOST_PACKED = 2**30
@@ -48,14 +53,24 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
     Raises:
         UsageError: if the file leads out of the run, is not a regular file, is too large or malformed.
     """
+    kinds = {**_COLUMNS, norm: "float64"}
+    # Controls are not used for the ranking.
+    return _read(run, kinds, lambda part: part[part["set"] != "control"]) if norm in NORMS else None
+
+
+def read_all_scores(run: Path) -> pandas.DataFrame | None:
+    """Return all rows and columns of a run's ``scores.csv.gz``; ``None`` where it lacks one. Errors as above."""
+    return _read(run, {**_COLUMNS, **_MORE}, lambda part: part)
+
+
+def _read(
+    run: Path, kinds: Mapping[str, str], keep: Callable[[pandas.DataFrame], pandas.DataFrame]
+) -> pandas.DataFrame | None:
     import pandas as pd
 
-    if norm not in NORMS:
-        return None
     file = run / "tables" / "scores.csv.gz"
     if not os.path.lexists(file):
         return None
-    kinds = {**_COLUMNS, norm: "float64"}
     try:
         with open_gzip(file, run, _MOST_PACKED, _MOST_BYTES, _LONGEST_LINE) as (stream, _):
             header = pd.read_csv(stream, nrows=0)
@@ -63,14 +78,13 @@ def read_scores(run: Path, norm: str) -> pandas.DataFrame | None:
                 return None
         with open_gzip(file, run, _MOST_PACKED, _MOST_BYTES, _LONGEST_LINE) as (stream, _):
             # Without index_col, rows that are longer than the header would move every column.
-            parts = pd.read_csv(stream, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=[""],
+            parts = pd.read_csv(stream, usecols=list(kinds), dtype=dict(kinds), keep_default_na=False, na_values=[""],
                                 index_col=False, chunksize=_ROWS)  # fmt: skip
-            # Controls are not used for the ranking.
-            kept = [part[part["set"] != "control"] for part in parts]
+            kept = [keep(part) for part in parts]
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         why = " ".join(str(error).split())[:200]
         raise UsageError(f"{file} is not a table that can be read ({why}): run the suite again.") from error
-    return pd.concat(kept) if kept else None
+    return pd.concat(kept, ignore_index=True) if kept else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,3 +167,20 @@ def worst_case(seed: PublishedSeed, images: int, ablation: bool = False) -> Wors
     """Return for which thresholds each of the first images is robust."""
     lower = np.where(seed.right, seed.clean, math.inf)
     return WorstCase(np.zeros(0) if ablation else seed.calibrate, lower[:images], seed.lowest[:images])
+
+
+def sample_of(
+    scores: pandas.DataFrame, detector: str, kinds: Mapping[str, str], norm: str, eps: float, images: int
+) -> RowSample | None:
+    """Return what the ranking compares of one row, from the scores of its data set and model.
+
+    Args:
+        scores: as :func:`read_scores` gives them, of one data set and model.
+        detector: the row's label; ``none`` for the row without a detector.
+        kinds: the kind of every perturbation, by label.
+        norm: the threat's.
+        eps: its largest measured norm.
+        images: how many evaluate images, from the first on, the row's figures are about.
+    """
+    seeds = published_seeds(scores, detector, kinds, norm, eps) if math.isfinite(eps) and images > 0 else None
+    return sample_of_seeds(seeds, images, detector == ABLATION) if seeds else None
