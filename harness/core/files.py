@@ -74,8 +74,11 @@ def open_file(path: Path, limit: int, within: Path | None = None, follow: bool =
         # os.path.realpath, unlike Path.resolve, does not raise where links form a loop.
         target = Path(os.path.realpath(path))
         if not target.is_relative_to(os.path.realpath(within)):
-            raise RefusedFileError(f"{path} leads out of its run directory: replace the link by the file itself.")
+            raise RefusedFileError(f"{path} leads out of its folder: replace the link by the file itself.")
     try:
+        if not follow:
+            # The place itself: ``target`` is what a link there leads to.
+            _check(path, path.lstat(), limit)
         _check(path, target.stat(follow_symlinks=follow), limit)
         opened = os.open(target, _FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
     except FileNotFoundError:
