@@ -1,0 +1,88 @@
+"""What cells took on this machine: remembered in the cache, so that the next run says at once how long it takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from ..core.files import MIB, parse_json, read_if_there, write_atomic
+
+DECIDES_NO_NUMBER = True
+
+FILE = "rates.json"
+_SCHEMA = 1
+# Groups of cells that are remembered, the newest ones: a suite has some hundreds.
+_MOST = 5000
+_LIMIT = 4 * MIB
+# What was measured before counts half as much with every run: machines and versions change.
+_FADING = 0.5
+
+
+class Rates:
+    """Seconds per image by group of cells (:meth:`.expected.Expectation.like`); how each kind compares with typical.
+
+    All of it is best effort: a file that cannot be read or written costs an estimate.
+    """
+
+    def __init__(self) -> None:
+        # By digest: images and seconds; by kind: typical seconds and those measured.
+        self._likes: dict[str, tuple[float, float]] = {}
+        self._kinds: dict[str, tuple[float, float]] = {}
+
+    @classmethod
+    def read(cls, cache: Path) -> Self:
+        """Return what a cache remembers; nothing where it has no such file, or one that is damaged."""
+        made = cls()
+        with suppress(Exception):
+            content = read_if_there(cache / FILE, _LIMIT, within=cache)
+            value: Any = parse_json(content, cache / FILE) if content is not None else {}
+            if value.get("schema") == _SCHEMA:
+                made._likes, made._kinds = _pairs(value["likes"]), _pairs(value["kinds"])
+        return made
+
+    def measured(self, like: str) -> float | None:
+        """Return seconds per image of a group, ``None`` where none was measured."""
+        found = self._likes.get(like)
+        return None if found is None else found[1] / found[0]
+
+    def factor(self, kind: str) -> float | None:
+        """Return how many times longer than typical cells of a kind took; ``None`` where none was measured."""
+        found = self._kinds.get(kind)
+        return None if found is None else found[1] / found[0]
+
+    def add(self, like: str, kind: str, images: int, seconds: float, typical: float) -> None:
+        """Note what a cell took."""
+        for known, name, of, spent in (
+            (self._likes, like, max(1, images), seconds),
+            (self._kinds, kind, typical, seconds),
+        ):
+            before = known.pop(name, (0.0, 0.0))
+            # Taken out and put in again: the newest ones stand last.
+            known[name] = (before[0] + of, before[1] + spent)
+
+    def faded(self) -> Self:
+        """Return the same rates with less weight beside what is measured from now on."""
+        made = type(self)()
+        made._likes = {k: (a * _FADING, b * _FADING) for k, (a, b) in self._likes.items()}
+        made._kinds = {k: (a * _FADING, b * _FADING) for k, (a, b) in self._kinds.items()}
+        return made
+
+    def write(self, cache: Path) -> None:
+        """Keep the rates in a cache that exists."""
+        likes = dict(list(self._likes.items())[-_MOST:])
+        value = {"schema": _SCHEMA, "likes": likes, "kinds": self._kinds}
+        with suppress(OSError):
+            write_atomic(cache / FILE, json.dumps(value, separators=(",", ":")).encode())
+
+
+def _pairs(value: Any) -> dict[str, tuple[float, float]]:
+    """Return pairs of positive numbers by name; anything else is left out."""
+    found = {}
+    for name, pair in value.items():
+        of, seconds = map(float, pair)
+        if of > 0 and seconds >= 0 and math.isfinite(of) and math.isfinite(seconds):
+            found[str(name)] = (of, seconds)
+    return found
