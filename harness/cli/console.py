@@ -138,6 +138,8 @@ class Console:
 def _what(event: Event) -> str:
     """``cnn: perturb pgd``; of a long cell the share that is done."""
     name = event.cell.name
+    if event.finished == event.total:
+        return "writing tables and pages"
     if event.kind == "waiting":
         return f"waiting for another run, which computes {name}"
     done = f" {event.share:.0%}" if event.kind == "share" else ""

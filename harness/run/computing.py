@@ -149,7 +149,9 @@ def _remember(computed: Computed, store: Store, expectation: Expectation, rates:
     keys = computed.finished.summary.computed
     for key in keys:
         cell = computed.plan.cells[key]
-        rates.add(expectation.like(cell), cell.kind, cell.images, store.record(key).seconds, expectation.typical(cell))
+        record = store.record(key)
+        like, typical = expectation.like(cell), expectation.typical(cell)
+        rates.add(like, cell.kind, cell.images, record.seconds, typical, record.size)
     if keys:
         rates.write(cache)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.content_keys import content_key
-from ..plan.cells import Cell, PastAllJob, PerturbJob
+from ..plan.cells import Cell, PastAllJob
 from ..plan.plan import Plan
 from .rates import Rates
 
@@ -57,13 +57,17 @@ TYPICAL = {
     "propagation": Cost(2.0, 3e-4),
     "analysis": Cost(5.0, 1e-3),
 }
+# Bytes that are stored of an image, for each of its numbers, and besides.
+_STORED = {
+    "perturb": (3.5, 0), "check": (3.5, 0), "shadowed": (3.5, 0), "false-alarm": (3.5, 0), "control": (2.5, 0),
+    "rounded": (3.0, 0), "variant": (3.0, 0), "trace": (2.0, 500), "view": (2.0, 500), "gradient": (4.0, 0),
+    "fit": (1.0, 400), "score": (0.0, 20), "propagation": (0.0, 250),
+}  # fmt: skip
 # Shares of what an adaptive attack takes for an image.
 _ADAPTIVE = {
-    "perturb": 1.0, "rehearsal": 0.35, "check": 0.1, "false-alarm": 0.1, "shadowed": 0.2, "past-all": 0.5,
+    "perturb": 1.0, "rehearsal": 0.35, "check": 0.1, "false-alarm": 0.1, "shadowed": 0.02, "past-all": 0.5,
     "radius": 1.0,
 }  # fmt: skip
-# Passes of an attack that does not say how many steps it takes, by its class of cost.
-_CLASS = {"low": 10.0, "medium": 100.0, "high": 1000.0}
 # Loading a model, and going through the test split once.
 _LOADING = 1.0
 
@@ -96,7 +100,8 @@ class Expectation:
         self._facts = plan.facts.perturbations
         self._rates = rates
         self._test_images = len(dataset.test)
-        self._pass = _PASS.get(device, _PASS["cuda"]) * math.prod(dataset.shape)
+        self._values = math.prod(dataset.shape)
+        self._pass = _PASS.get(device, _PASS["cuda"]) * self._values
         self._device, self._data = device, plan.suite.data.name
         self._models = {m.key: _content(m.part) for m in plan.models}
         self._trained = {
@@ -120,11 +125,24 @@ class Expectation:
 
     def typical(self, cell: Cell) -> float:
         """Return the seconds that are typical of a cell."""
-        images = max(1, cell.images)
         if cell.kind == "model":
             return _LOADING + self._pass * self._test_images
-        cost = self._adaptive(cell) or self._oblivious(cell) or TYPICAL.get(cell.kind, TYPICAL["propagation"])
-        return _EMPTY + images * (cost.passes * self._pass + cost.seconds)
+        cost = self._cost(cell)
+        return _EMPTY + max(1, cell.images) * (cost.passes * self._pass + cost.seconds)
+
+    def passes(self, cell: Cell) -> float:
+        """Return how many forward passes of single images a cell takes, typically; a backward one counts two."""
+        return self._test_images if cell.kind == "model" else max(1, cell.images) * self._cost(cell).passes
+
+    def stored(self, cell: Cell) -> float:
+        """Return how many bytes a cell is expected to store."""
+        images = max(1, cell.images)
+        known = self._rates.bytes_per_image(self.like(cell))
+        each, more = _STORED.get(cell.kind, (0.0, 0))
+        return images * (each * self._values + more if known is None else known)
+
+    def _cost(self, cell: Cell) -> Cost:
+        return self._adaptive(cell) or self._oblivious(cell) or TYPICAL.get(cell.kind, TYPICAL["propagation"])
 
     def like(self, cell: Cell) -> str:
         """Return a digest that cells have in common that take about the same time for an image."""
@@ -151,11 +169,11 @@ class Expectation:
     def _adaptive(self, cell: Cell) -> Cost | None:
         """Return what an adaptive attack takes for an image, by what it invests."""
         target = getattr(cell.job, "target", None)
-        if cell.kind not in _ADAPTIVE or (target is None and not isinstance(cell.job, PastAllJob | PerturbJob)):
+        if cell.kind not in _ADAPTIVE:
             return None
-        facts = self._of(cell)
         if target is None and not isinstance(cell.job, PastAllJob):
             return None
+        facts = self._of(cell)
         effort = facts.effort if facts is not None else None
         steps, queries = (300.0, 100.0) if effort is None else (3.0 * effort.steps * effort.restarts, effort.queries)
         passes = (steps + queries) * _ADAPTIVE[cell.kind]

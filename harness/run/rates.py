@@ -28,9 +28,9 @@ class Rates:
     """
 
     def __init__(self) -> None:
-        # By digest: images and seconds; by kind: typical seconds and those measured.
-        self._likes: dict[str, tuple[float, float]] = {}
-        self._kinds: dict[str, tuple[float, float]] = {}
+        # By digest: images, seconds and bytes; by kind: typical seconds, those measured, and bytes.
+        self._likes: dict[str, tuple[float, float, float]] = {}
+        self._kinds: dict[str, tuple[float, float, float]] = {}
 
     @classmethod
     def read(cls, cache: Path) -> Self:
@@ -40,7 +40,7 @@ class Rates:
             content = read_if_there(cache / FILE, _LIMIT, within=cache)
             value: Any = parse_json(content, cache / FILE) if content is not None else {}
             if value.get("schema") == _SCHEMA:
-                made._likes, made._kinds = _pairs(value["likes"]), _pairs(value["kinds"])
+                made._likes, made._kinds = _triples(value["likes"]), _triples(value["kinds"])
         return made
 
     def measured(self, like: str) -> float | None:
@@ -48,26 +48,28 @@ class Rates:
         found = self._likes.get(like)
         return None if found is None else found[1] / found[0]
 
+    def bytes_per_image(self, like: str) -> float | None:
+        """Return what is stored for each image of a group, ``None`` where none was measured."""
+        found = self._likes.get(like)
+        return None if found is None else found[2] / found[0]
+
     def factor(self, kind: str) -> float | None:
         """Return how many times longer than typical cells of a kind took; ``None`` where none was measured."""
         found = self._kinds.get(kind)
         return None if found is None else found[1] / found[0]
 
-    def add(self, like: str, kind: str, images: int, seconds: float, typical: float) -> None:
-        """Note what a cell took."""
-        for known, name, of, spent in (
-            (self._likes, like, max(1, images), seconds),
-            (self._kinds, kind, typical, seconds),
-        ):
-            before = known.pop(name, (0.0, 0.0))
+    def add(self, like: str, kind: str, images: int, seconds: float, typical: float, size: int = 0) -> None:
+        """Note what a cell took, and how many bytes it left."""
+        for known, name, of in ((self._likes, like, max(1, images)), (self._kinds, kind, typical)):
+            before = known.pop(name, (0.0, 0.0, 0.0))
             # Taken out and put in again: the newest ones stand last.
-            known[name] = (before[0] + of, before[1] + spent)
+            known[name] = (before[0] + of, before[1] + seconds, before[2] + size)
 
     def faded(self) -> Self:
         """Return the same rates with less weight beside what is measured from now on."""
         made = type(self)()
-        made._likes = {k: (a * _FADING, b * _FADING) for k, (a, b) in self._likes.items()}
-        made._kinds = {k: (a * _FADING, b * _FADING) for k, (a, b) in self._kinds.items()}
+        for old, new in ((self._likes, made._likes), (self._kinds, made._kinds)):
+            new.update({k: (a * _FADING, b * _FADING, c * _FADING) for k, (a, b, c) in old.items()})
         return made
 
     def write(self, cache: Path) -> None:
@@ -78,11 +80,11 @@ class Rates:
             write_atomic(cache / FILE, json.dumps(value, separators=(",", ":")).encode())
 
 
-def _pairs(value: Any) -> dict[str, tuple[float, float]]:
-    """Return pairs of positive numbers by name; anything else is left out."""
+def _triples(value: Any) -> dict[str, tuple[float, float, float]]:
+    """Return triples of finite numbers by name, the first of them positive; anything else is left out."""
     found = {}
-    for name, pair in value.items():
-        of, seconds = map(float, pair)
-        if of > 0 and seconds >= 0 and math.isfinite(of) and math.isfinite(seconds):
-            found[str(name)] = (of, seconds)
+    for name, (of, seconds, size) in value.items():
+        triple = (float(of), float(seconds), float(size))
+        if triple[0] > 0 and min(triple) >= 0 and math.isfinite(sum(triple)):
+            found[str(name)] = triple
     return found
