@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -81,13 +81,17 @@ class Side:
             return None
         return sample_of(self.scores, self.detector, self.kinds, norm, self.number("eps"), int(images))
 
-    def scored(self, perturbation: str) -> list[Scored] | None:
+    def scored(self, perturbation: str, seeds: Sequence[int] | None = None) -> list[Scored] | None:
         """Return the successes of a perturbation against the clean images that the model gets right, by seed.
 
         ``None`` where there are too few of either, or a score is missing.
+
+        Args:
+            perturbation: its label.
+            seeds: which; by default all.
         """
         found = []
-        for seed in self.seeds:
+        for seed in self.seeds if seeds is None else seeds:
             of_seed = only(self.own, seed=seed)
             clean = of_seed[of_seed["set"] == "clean"]
             clean = clean[clean["label"] == clean["prediction"]]

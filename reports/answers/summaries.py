@@ -9,6 +9,7 @@ import numpy as np
 
 from ...harness.core.errors import UsageError
 from ...harness.evaluation.verdict import verdicts
+from ...harness.statistics.detection import MIN_IMAGES
 from ...reports.published import about, rows_of
 from ..read.frames import RunTables, only
 from .names import class_name, model_of
@@ -148,9 +149,11 @@ def overview(tables: RunTables, model: str | None = None) -> Answer:
     model = None if model is None else model_of(tables, model)
     board = rows_of(only(tables.leaderboard, model=model))
     numbers = attack_numbers(tables, model=model)
-    rows = [_extremes(*names, of) for names, of in numbers.groupby(["model", "perturbation"], sort=False)]
+    rows = [_extremes(names, of) for names, of in numbers.groupby(["model", "perturbation"], sort=False)]
     frame = pd.DataFrame(rows, columns=["model", "perturbation", "n", "fooled", "most", "most_by", "least", "least_by"])
-    heading = "Fooled: share of images. Most and least: share of those that a detector flags."
+    heading = (
+        f"Fooled: share of n images. Most and least: share of those that a detector flags, of {MIN_IMAGES} or more."
+    )
     title = f"{tables.name}: {about(board)}" if board else tables.name
     kept = frame if frame["model"].nunique() > 1 else frame.drop(columns="model")
     return Answer(title, (Section("attacks", heading, kept),), tuple(verdicts(board)))
@@ -160,7 +163,7 @@ def _extremes(names: tuple[str, str], of: pandas.DataFrame) -> dict[str, Any]:
     """Return who flags most and least of the images of one perturbation."""
     found: dict[str, Any] = dict(zip(("model", "perturbation"), names, strict=True))
     found |= {"n": int(of["n"].iloc[0]), "fooled": float(of["fooled"].iloc[0])}
-    known = of[of["flagged"].notna()]
+    known = of[of["flagged"].notna() & (of["fooled"] * of["n"] >= MIN_IMAGES)]
     if len(known):
         most, least = known.loc[known["flagged"].idxmax()], known.loc[known["flagged"].idxmin()]
         found |= {"most": most["flagged"], "most_by": most["detector"]}
@@ -190,16 +193,20 @@ def about_parts(tables: RunTables, detector: str | None, perturbation: str | Non
     return Answer(f"{tables.name}: {', '.join(s for s in (detector, perturbation) if s)}", tuple(sections))
 
 
-def about_images(tables: RunTables, chosen: Selection, detector: str | None) -> Answer:
+def about_images(tables: RunTables, chosen: Selection, detector: str | None, limit: int | None = None) -> Answer:
     """Return a list of images, and the shares of their classes.
 
     Args:
         tables: of the run.
         chosen: the images.
         detector: whose scores are shown; ``None`` for who flags them.
+        limit: maximum number of images that are listed; ``None`` for all.
     """
     known = [detector] if detector in chosen.scores else list(chosen.scores)
     title = f"{tables.name}: {chosen.perturbation} on {chosen.model}, seed {chosen.seed}"
+    rows = image_rows(tables, chosen, [str(d) for d in known])
+    shown = rows if limit is None else rows.head(limit)
+    heading = f"{len(rows)} images" if len(shown) == len(rows) else f"The first {len(shown)} of {len(rows)} images"
     numbers = class_numbers(tables, chosen.perturbation, detector, chosen.model)
-    images = Section("images", f"{len(chosen)} images", image_rows(tables, chosen, [str(d) for d in known]))
-    return Answer(title, (images, Section("classes", "All images by true class", numbers)))
+    classes = Section("classes", "All images of this perturbation by true class, all seeds", numbers)
+    return Answer(title, (Section("images", heading, shown), classes))
