@@ -140,9 +140,9 @@ def _index(images: PerturbedImages, names: Sequence[str]) -> tuple[list[str], It
 
 def _page(images: PerturbedImages, names: Sequence[str]) -> str:
     where = escape(f"{images.perturbation} on {images.dataset} / {images.model}, seed {images.seed}")
-    panels = ["perturbed", "control of equal norm, where there is one"]
+    panels = ["perturbed", "control of equal norm (where there is one)"]
     if images.clean is not None:
-        panels = ["clean", panels[0], "difference, magnified", panels[1]]
+        panels = ["clean", panels[0], "the difference (magnified)", panels[1]]
     said = escape(f"From left to right: {', '.join(panels)}. {images.note}".strip())
     shown = "".join(f"<figure>{_figure(images, i, name)}</figure>" for i, name in enumerate(names))
     return (
