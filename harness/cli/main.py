@@ -16,6 +16,7 @@ from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
 from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
+from .answers import compare, export, show
 from .cache_commands import app as cache_app
 from .entries import entry, submit, verify
 from .streams import checked_output, lenient_errors
@@ -179,6 +180,10 @@ def report(
     from ...reports.site.build import build_site
 
     typer.echo(f"Report: {build_site(runs, out)}")
+
+
+for _command in (show, compare, export):
+    app.command()(_command)
 
 
 @app.command(name="list")

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 from ...reports.read.frames import RunTables
 from ...reports.read.run_directory import objects, words
+from ..core.errors import UsageError
 from .roots import data_root
 
 if TYPE_CHECKING:
     import pandas
 
+    from ...reports.answers.comparison import Comparison
+    from ...reports.answers.figures import Figures
+    from ...reports.answers.roc import Roc
     from ...reports.answers.selection import Outcome
     from .images import PerturbedImages
 
@@ -138,6 +142,90 @@ class Run:
             limit=limit,
         )  # fmt: skip
         return perturbed_images(self.folder, found, self.tables.classes, data_root(self.data))
+
+    def roc(self, detector: str, perturbation: str, *, model: str | None = None, seed: int | None = None) -> Roc:
+        """Return the ROC curve of a detector on a perturbation, and the point of its calibrated threshold.
+
+        Args:
+            detector: its label.
+            perturbation: its label.
+            model: its label; may be left out where there is one.
+            seed: by default the first one.
+
+        Raises:
+            UsageError: for a name that the run does not have, or fewer than 30 images on either side.
+        """
+        from ...reports.answers.roc import roc
+
+        return roc(self.tables, detector, perturbation, model, seed)
+
+    def compare(self, first: str | Run | Path, second: str | None = None, *, model: str | None = None) -> Comparison:
+        """Compare two detectors of this run, or this run with another one, image by image.
+
+        ::
+
+            run.compare("mahalanobis", "lid").frame
+            run.compare(aftershock.load("runs/other")).sentences
+
+        Args:
+            first: a detector's label and, without ``second``, another run or its directory.
+            second: the other detector's label.
+            model: the model that detectors are compared on; by default all.
+
+        Raises:
+            UsageError: for a name that the run does not have, or a directory that is no run.
+        """
+        from ...reports.answers.detectors import compare_detectors
+        from ...reports.answers.runs import compare_runs
+
+        if second is not None:
+            return compare_detectors(self.tables, str(first), second, model)
+        return compare_runs(self.tables, first.tables if isinstance(first, Run) else RunTables.read(first))
+
+    @property
+    def figures(self) -> Figures:
+        """Figures as plotly objects: ``propagation()``, ``roc()``, ``scores()``, ``budget()``."""
+        from ...reports.answers.figures import Figures
+
+        return Figures(self.tables)
+
+    def to_latex(self) -> str:
+        """Return the leaderboard as a LaTeX table (booktabs), with the columns that papers print."""
+        from ...reports.published import published
+        from ...reports.text_tables import latex
+
+        return latex(published(self.leaderboard), f"tab:{self.tables.name}")
+
+    def to_markdown(self) -> str:
+        """Return the leaderboard as a Markdown table, with the columns that papers print."""
+        from ...reports.published import published
+        from ...reports.text_tables import markdown
+
+        return markdown(published(self.leaderboard))
+
+    def to_bibtex(self) -> str:
+        """Return the references of the run as BibTeX: the tool, and every attack, detector and analysis used."""
+        from ...reports.answers.bibliography import bibtex
+
+        return bibtex(self.tables)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from ...reports.published import published
+
+        try:
+            found = published(self.leaderboard)
+        except UsageError as error:
+            return f"<p>{escape(str(self.folder))}: {escape(str(error))}</p>"
+        head = "".join(f"<th>{escape(name)}</th>" for name in found.columns)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in found.rows
+        )  # fmt: skip
+        notes = "".join(f"<p>{escape(note)}</p>" for note in found.notes)
+        failed = f"<p>{len(self.failed)} cells or tables failed: see <code>failed</code>.</p>" if self.failed else ""
+        about = f"<p><b>{escape(self.tables.name)}</b>: {escape(found.caption)}</p>"
+        return f"{about}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}{failed}"
 
 
 def load(folder: Path | str, *, data: Path | str | None = None) -> Run:

@@ -61,7 +61,7 @@ class Difference:
 
 
 def delong(first: Sequence[Scored], second: Sequence[Scored], level: float = 0.95) -> Difference:
-    """Return the difference of two AUROCs on the same source images, tested by DeLong, DeLong and Clarke-Pearson 1988.
+    """Return the difference of two AUROCs on the same source images, by DeLong, DeLong and Clarke-Pearson (1988).
 
     The placements of each score are centred and summed per source image, over both sets and all seeds, before the
     first's are subtracted from the second's and squared (Obuchowski 1997): what the two have in common cancels, whether
@@ -87,10 +87,8 @@ def delong(first: Sequence[Scored], second: Sequence[Scored], level: float = 0.9
     # Two scores that order all images alike differ by rounding alone.
     if spread < 1e-12:
         return Difference(difference, difference, difference, 1.0 if abs(difference) < 1e-12 else 0.0)
-    normal = NormalDist()
-    reach = normal.inv_cdf((1 + level) / 2) * spread
-    p = 2 * (1 - normal.cdf(abs(difference) / spread))
-    return Difference(difference, difference - reach, difference + reach, p)
+    reach = NormalDist().inv_cdf((1 + level) / 2) * spread
+    return Difference(difference, difference - reach, difference + reach, _two_sided(abs(difference) / spread))
 
 
 def _mean_area(seeds: Sequence[Scored]) -> tuple[float, IntArray, FloatArray]:
@@ -121,8 +119,13 @@ def normal_difference(first: tuple[float, float, float], second: tuple[float, fl
     high = a - b + math.hypot(a_high - a, b - b_low)
     reach = (a - b - low) if a > b else (high - (a - b))
     spread = reach / z
-    p = 1.0 if a == b else 0.0 if spread == 0 else 2 * (1 - NormalDist().cdf(abs(a - b) / spread))
+    p = 1.0 if a == b else 0.0 if spread == 0 else _two_sided(abs(a - b) / spread)
     return Difference(a - b, low, high, p)
+
+
+def _two_sided(z: float) -> float:
+    """Return the two-sided p-value of a normal deviate, exact far out too."""
+    return math.erfc(z / math.sqrt(2))
 
 
 def roc_points(positive: ArrayLike, negative: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
