@@ -65,6 +65,38 @@ def submit(
     typer.echo("Commit these files and the tables beside them, and propose the change to the keeper of the board.")
 
 
+def challenge(
+    run: RunFolder,
+    images: Annotated[
+        Path, typer.Option("--images", help="An .npz: index (positions in the test split) and images in [0, 1].")
+    ],
+    detector: Annotated[str, typer.Option("--detector", help="The detector's label in the run.")],
+    by: Annotated[str, typer.Option("--by", help="Who found them, as a board shows it.")],
+    model: Annotated[str | None, typer.Option(help="The model's label, where the run has several.")] = None,
+    entry: Annotated[Path | None, typer.Option(help="An entry that earlier challenges lowered.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the new entry.")] = Path("entries"),
+    data: Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The model's weights, where the run does not hold them.")] = None,
+) -> None:
+    """Check images that somebody found against a detector; those that count lower its entry, with the credit."""
+    from ...reports.entries.folder import write_entry
+    from ..run.challenge import challenge as check
+
+    if not by.strip():
+        raise UsageError("Say who found the images: --by NAME.")
+    found = check(run, detector, images, by, model, data, weights, entry)
+    for reason, count in sorted(found.refused.items()):
+        typer.echo(f"{count} image{'s' if count != 1 else ''} {reason}")
+    if found.written is None:
+        typer.echo(f"Nothing is lower: {detector} keeps {found.before:.1%}.")
+        raise typer.Exit(1)
+    typer.echo(
+        f"{found.lowered} with a lower score than the run found: robust accuracy of {detector} was {found.before:.1%}, "
+        f"is {found.after:.1%}."
+    )
+    typer.echo(str(write_entry(found.written, out, replace=True)))
+
+
 def verify(
     entry: Annotated[list[Path], typer.Argument(help="Entries, or folders of them.")],
     rerun: Annotated[bool, typer.Option("--rerun", help="Compute again, with the parts of --suite.")] = False,

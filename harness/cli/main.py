@@ -18,7 +18,7 @@ from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
 from .answers import compare, export, show
 from .cache_commands import app as cache_app
-from .entries import entry, submit, verify
+from .entries import challenge, entry, submit, verify
 from .streams import checked_output, lenient_errors
 
 
@@ -302,8 +302,8 @@ def new(
     )
 
 
-for _command in (entry, submit, verify):
-    app.command()(_command)
+for _publishing in (entry, submit, verify, challenge):
+    app.command()(_publishing)
 
 
 @guard_app.command("export")

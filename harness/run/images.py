@@ -179,10 +179,12 @@ class _Held:
         return whole
 
 
-def _clean(
-    run: RunFolder, root: Path, index: Integers, label: Integers, perturbed: Images, linf: NDArray[np.float64]
-) -> tuple[Images | None, str]:
-    """Return the clean images, or ``None`` and why they are not at hand."""
+def clean_images(run: RunFolder, root: Path, index: Integers) -> tuple[Images, Integers]:
+    """Return images (n, channels, height, width) and labels (n,) at positions in the test split of a run's data set.
+
+    Raises:
+        UsageError: if they are not at hand, in a sentence.
+    """
     params: dict[str, Any] = dict(run.data.params)
     try:
         with contained():
@@ -193,19 +195,26 @@ def _clean(
             test = factory(root, **params).load().test
             if len(index) and index.max() >= len(test):
                 raise UsageError(f"it has {len(test)} test images")
-            clean = test.images(index.tolist()).numpy()
-            labels = test.labels(index.tolist()).numpy()
+            clean = test.images(index.tolist()).numpy().astype(np.float32, copy=False)
+            return clean, np.asarray(test.labels(index.tolist()).numpy(), np.int64)
     except AftershockError as error:
-        return None, f"The clean images are not at hand: {described(error).rstrip('.')}."
+        raise UsageError(f"{_ABSENT}: {described(error).rstrip('.')}.") from error
     except Exception as error:
-        return (
-            None,
-            f"The clean images are not at hand: the data set {run.data.name!r} cannot be read ({described(error)}).",
-        )
+        raise UsageError(f"{_ABSENT}: the data set {run.data.name!r} cannot be read ({described(error)}).") from error
+
+
+def _clean(
+    run: RunFolder, root: Path, index: Integers, label: Integers, perturbed: Images, linf: NDArray[np.float64]
+) -> tuple[Images | None, str]:
+    """Return the clean images, or ``None`` and why they are not at hand."""
+    try:
+        clean, labels = clean_images(run, root, index)
+    except UsageError as error:
+        return None, str(error)
     same = clean.shape == perturbed.shape and bool((labels == label).all())
     if same and len(index):
         measured = np.abs(perturbed - clean).reshape(len(index), -1).max(1)
         same = bool(np.allclose(measured, linf, atol=_CLOSE))
     if not same:
         return None, f"{_ABSENT}: the images of {run.data.name} under {root} are not the run's."
-    return clean.astype(np.float32, copy=False), ""
+    return clean, ""
