@@ -143,6 +143,34 @@ def run(
 
 
 @app.command()
+def plan(
+    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a built-in one.")] = "quick",
+    out: Annotated[Path | None, typer.Option(help="The run directory [default: runs/<suite name>].")] = None,
+    data: Data = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+    limit: Annotated[int | None, typer.Option(help="Maximum number of images in each set.")] = None,
+    only: Annotated[str | None, typer.Option(help="Matching cells and what they need alone.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="The shared cache [env: AFTERSHOCK_CACHE].")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that compute.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, with each cell by name.")] = False,
+) -> None:
+    """Say what a run would take: cells, time, memory, disk."""
+    from ..run.preview import preview
+    from .plan_command import as_json as plan_json
+    from .plan_command import as_text
+
+    found = preview(
+        suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, cache=cache, workers=workers
+    )  # fmt: skip
+    if as_json:
+        typer.echo(plan_json(found))
+        return
+    for line in as_text(found):
+        typer.echo(line)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     out: Annotated[Path, typer.Option(help="The folder of the report.")],

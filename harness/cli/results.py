@@ -100,10 +100,14 @@ def _as_data(run: Run, rows: Rows, how: Format) -> str:
         "skipped": dict(run.skipped),
         "verdicts": verdicts(rows),
         "leaderboard": [
-            {name: text_of(cell) if name in _TEXTS else number_of(cell) for name, cell in row.items()} for row in rows
+            {name: text_of(cell) if name in _TEXTS else _number(cell) for name, cell in row.items()} for row in rows
         ],
     }
     return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _number(cell: str) -> int | float | None:
+    return int(cell) if cell.isdecimal() else number_of(cell)
 
 
 def _from_here(path: Path) -> str:
