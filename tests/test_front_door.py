@@ -34,7 +34,7 @@ finally:
 """
 
 
-COMMANDS = ("run", "report", "list", "validate", "check", "new", "guard", "cache")
+COMMANDS = ("run", "report", "show", "compare", "export", "list", "validate", "check", "new", "guard", "cache")
 
 
 @pytest.mark.parametrize(
