@@ -174,7 +174,7 @@ def export(
     from ..run.result import load
 
     found = load(run, data=data)
-    if to in ("npz", "png"):
+    if to == "npz" or to == "png":
         if out is None:
             raise UsageError(f"{to} is written to a folder: --out FOLDER.")
         asked = {"missed_by": missed_by, "cls": cls, "model": model, "seed": seed, "outcome": outcome, "limit": limit}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...harness.core.errors import UsageError
 from ...harness.core.registry import did_you_mean
-from ...harness.evaluation.verdict import ABLATION
+from ...harness.evaluation.rankability import ABLATION
 from ..read.frames import RunTables, only
 
 if TYPE_CHECKING:
