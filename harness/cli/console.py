@@ -146,12 +146,19 @@ def _what(event: Event) -> str:
     return f"{name.model}: {name.kind} {name.part}".rstrip() + done
 
 
-def rounded(seconds: float) -> str:
-    """``45 s``, ``12 min`` or ``3.5 h``, no finer than an estimate can be."""
+def rounded(seconds: float, halves: bool = False) -> str:
+    """``45 s``, ``12 min`` or ``3.5 h``, no finer than an estimate can be.
+
+    Args:
+        seconds: how many.
+        halves: show half minutes below ten.
+    """
     if seconds < 20:
         return f"{max(1.0, seconds):.0f} s"
     if seconds < 90:
         return f"{5 * round(seconds / 5)} s"
+    if halves and seconds < 600:
+        return f"{round(seconds / 30) / 2:g} min"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

@@ -39,11 +39,12 @@ def as_text(found: Preview) -> Iterator[str]:
     there = {state: sum(cell.state == state for cell in found.cells) for state in ("in the run", "in the cache")}
     already = "".join(f", {count:,} {state}" for state, count in there.items() if count)
     yield f"Cells:  {len(found.cells):,}: {len(missing):,} to compute{already}"
-    spread = f", most likely {rounded(found.low)} to {rounded(found.high)}" if missing else ""
+    spread = f", most likely {rounded(found.low, True)} to {rounded(found.high, True)}" if missing else ""
     workers = f"{found.workers} worker{'s' if found.workers > 1 else ''}"
-    yield f"Time:   about {rounded(found.seconds)} with {workers}{spread}"
+    yield f"Time:   about {rounded(found.seconds, True)} with {workers}{spread}"
     if missing:
-        yield f"Passes: about {_short(sum(cell.passes for cell in missing))} of single images, a backward one counted twice"
+        passes = _short(sum(cell.passes for cell in missing))
+        yield f"Passes: about {passes} of single images, a backward one counted twice"
     yield f"Memory: about {found.memory / 2**30:.1f} GiB;  disk: about {_bytes(found.disk)}"
     bases = {basis: sum(c.seconds for c in missing if c.basis == basis) for basis in _BASES}
     total = sum(bases.values())

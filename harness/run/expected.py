@@ -156,14 +156,15 @@ class Expectation:
 
     def _digest(self, cell: Cell, recheck: str | None, how: str | None) -> str:
         job = cell.job
-        parts = [_content(getattr(job, name)) for name in ("part",) if hasattr(job, name)]
+        part = _part(cell)
         target = getattr(job, "target", None)
         against = _content(target.part) if target is not None else None
         opponents = [_content(o.target.part) for o in job.opponents] if isinstance(job, PastAllJob) else None
         model = self._models.get(getattr(job, "model", cell.key), None)
         return content_key(
-            "like", what=cell.kind, parts=parts, against=against, opponents=opponents, recheck=recheck, model=model,
-            data=self._data, device=self._device, code=cell.name.code, how=how,
+            "like", what=cell.kind, part=None if part is None else _content(part), against=against,
+            opponents=opponents, recheck=recheck, model=model, data=self._data, device=self._device,
+            code=cell.name.code, how=how,
         )[:20]  # fmt: skip
 
     def _adaptive(self, cell: Cell) -> Cost | None:
@@ -182,7 +183,7 @@ class Expectation:
     def _oblivious(self, cell: Cell) -> Cost | None:
         if cell.kind not in ("perturb", "radius"):
             return None
-        params: Mapping[str, Any] = getattr(cell.job.part, "params", {})
+        params: Mapping[str, Any] = getattr(_part(cell), "params", {})
         facts, steps = self._of(cell), params.get("steps")
         if facts is not None and facts.kind in ("noise", "corruption"):
             return Cost(1.0, 1e-4)
@@ -194,7 +195,12 @@ class Expectation:
         return Cost(passes, passes * 1e-5 + 5e-5)
 
     def _of(self, cell: Cell) -> PerturbationFacts | None:
-        return self._facts.get(getattr(cell.job.part, "label", cell.name.part))
+        return self._facts.get(getattr(_part(cell), "label", cell.name.part))
+
+
+def _part(cell: Cell) -> Any:
+    """Return the part that a cell is about, ``None`` where it is about none."""
+    return getattr(cell.job, "part", None)
 
 
 def _content(part: Any) -> list[Any]:
