@@ -10,6 +10,7 @@ import typer
 
 from ..core.errors import UsageError
 from ..core.registry import plugin_host
+from .arguments import whole
 
 if TYPE_CHECKING:
     from ...reports.answers.comparison import Comparison
@@ -23,7 +24,10 @@ Plugins = Annotated[list[Path], typer.Option("--plugin", help="A local file with
 Data = Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")]
 How = Annotated[AnswerFormat, typer.Option("--format", help="A table for people, or data.")]
 Model = Annotated[str | None, typer.Option(help="A model's label.")]
-Seed = Annotated[int | None, typer.Option(help="A seed [default: the first].")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", parser=whole("--seed"), metavar="N", help="A seed [default: the first]."),
+]
 Perturbation = Annotated[str | None, typer.Option(help="Its label; pgd is the one at the budget of the threat model.")]
 Class = Annotated[str | None, typer.Option("--class", help="A true class, by name or number.")]
 MissedBy = Annotated[str | None, typer.Option("--missed-by", help="Images that this detector does not flag.")]
@@ -46,7 +50,13 @@ def show(
     seed: Seed = None,
     outcome: OutcomeOption = "success",
     limit: Annotated[
-        int | None, typer.Option(help=f"Maximum number of images [default: {_LISTED} listed, {_PICTURES} written].")
+        int | None,
+        typer.Option(
+            "--limit",
+            parser=whole("--limit"),
+            metavar="N",
+            help=f"Maximum number of images [default: {_LISTED} listed, {_PICTURES} written].",
+        ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="A new folder for the images: PNGs, an index and arrays.")] = None,
     how: How = "table",
@@ -164,7 +174,12 @@ def export(
     outcome: Annotated[
         Outcome, typer.Option(help="Of npz and png: images that fool the model, do not, or all.")
     ] = "success",
-    limit: Annotated[int | None, typer.Option(help="Maximum number of images of each perturbation.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", parser=whole("--limit"), metavar="N", help="Maximum number of images of each perturbation."
+        ),
+    ] = None,
     data: Data = None,
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
@@ -174,7 +189,7 @@ def export(
     from ..run.result import load
 
     found = load(run, data=data)
-    if to in ("npz", "png"):
+    if to == "npz" or to == "png":
         if out is None:
             raise UsageError(f"{to} is written to a folder: --out FOLDER.")
         asked = {"missed_by": missed_by, "cls": cls, "model": model, "seed": seed, "outcome": outcome, "limit": limit}
@@ -198,3 +213,11 @@ def export(
     except OSError as error:
         raise write_problem(out, error, "choose another place, --out") from error
     typer.echo(f"{to}: {out}")
+
+
+# The commands of this module, and what a list of commands says of each.
+COMMANDS = (
+    (show, "Show what a run found, or what a part takes."),
+    (compare, "Compare two runs, or two detectors of one."),
+    (export, "Write a run's tables, references or images."),
+)

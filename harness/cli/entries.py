@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -164,3 +165,11 @@ def _mark(path: Path, by: str, again: list[Entry], entry: Entry, marks: Path) ->
     date = datetime.now(UTC).date().isoformat()
     mark = Recomputed(by=by, date=date, robust_accuracy_at_fpr_5=own.metrics.robust_accuracy_at_fpr_5)
     read_marks(marks).with_mark(path.read_bytes(), mark).write(marks)
+
+
+COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
+    (entry, "Write results as small files that others can check."),
+    (submit, "Write entries where a board keeps them."),
+    (verify, "Compute the metrics of entries again."),
+    (challenge, "Check images of outsiders against a detector."),
+)

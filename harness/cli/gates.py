@@ -19,7 +19,7 @@ from ..evaluation.rankability import ABLATION
 from .results import TEXT_COLUMNS, leaderboard_of
 
 if TYPE_CHECKING:
-    from ..run.api import Run
+    from ..run.result import Run
 
 # What people write for a column whose name says more.
 _SHORT = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -17,10 +16,10 @@ from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
 from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
-from .answers import compare, export, show
+from .answers import COMMANDS as ANSWERS
 from .arguments import KindName, Limit, Seed, SuiteName, Workers, kind_of
 from .cache_commands import app as cache_app
-from .entries import challenge, entry, submit, verify
+from .entries import COMMANDS as ENTRIES
 from .streams import checked_output, lenient_errors
 
 
@@ -184,9 +183,8 @@ def report(
     typer.echo(f"Report: {build_site(runs, out)}")
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (show, compare, export, entry, submit, verify, challenge)
-for _command in _COMMANDS:
-    app.command()(_command)
+for _command, _help in (*ANSWERS, *ENTRIES):
+    app.command(short_help=_help)(_command)
 
 
 @app.command(name="list", short_help="List what can be named in a suite.")

@@ -122,4 +122,4 @@ def surrogates(part: type) -> str:
     for how, one in others:
         if one.surrogate_kind != first.surrogate_kind:
             kinds.setdefault(one.surrogate_kind, []).append(f"`{how}`")
-    return first.surrogate_kind + "".join(f"; {k} with {', '.join(hows)}" for k, hows in kinds.items())
+    return str(first.surrogate_kind) + "".join(f"; {k} with {', '.join(hows)}" for k, hows in kinds.items())

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import tomllib
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import typer
 
 from ..core.errors import UsageError
-from ..core.registry import REGISTRIES, PartKind, did_you_mean, load_plugins_here
+from ..core.registry import REGISTRIES, did_you_mean, load_plugins_here
 from ..suite.builtin import builtin_suites
+from .arguments import kind_of
 from .catalogue import describe
-
-KINDS = (*get_args(PartKind), "suite")
 
 
 def show_part(what: list[str], how: Literal["table", "json", "csv"]) -> None:
@@ -27,13 +26,10 @@ def show_part(what: list[str], how: Literal["table", "json", "csv"]) -> None:
         UsageError: for another kind, or a name that no part has.
     """
     kind, *names = what
-    if kind not in KINDS or len(names) != 1:
-        hint = did_you_mean(kind, KINDS)
-        raise UsageError(
-            f"Name one run directory, or a kind and a part, not {' '.join(what)!r}{hint}: the kinds are "
-            f"{', '.join(KINDS)}."
-        )
-    facts = suite_facts(names[0]) if kind == "suite" else part_facts(kind, names[0])
+    if len(names) != 1:
+        raise UsageError(f"Name one run directory, or a kind and a part, not {' '.join(what)!r}.")
+    kind = kind_of(kind)
+    facts = suite_facts(names[0]) if kind == "suites" else part_facts(kind, names[0])
     if how == "json":
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
         return
@@ -70,7 +66,7 @@ def part_facts(kind: str, name: str) -> dict[str, Any]:
     """Return what a part says of itself: that of ``aftershock list``, ``paper``, what it reads, and its parameters.
 
     Args:
-        kind: detector, perturbation, analysis, model or dataset.
+        kind: detectors, perturbations, analyses, models or datasets.
         name: as in a suite.
 
     Raises:
@@ -79,18 +75,18 @@ def part_facts(kind: str, name: str) -> dict[str, Any]:
     from ..models.factories import GIVEN
     from .part_facts import learns, parameter_rows, reads, surrogates
 
-    registry = next(r for r in REGISTRIES.values() if r.word == kind)
+    registry = REGISTRIES[kind]
     registry.entry(name)
     # Its own code says what it takes: not a stand-in in another process.
     load_plugins_here()
     part = registry.get(name)
-    facts = next(item for item in describe(registry.kind) if item["name"] == name)
+    facts = next(item for item in describe(kind) if item["name"] == name)
     info = getattr(part, "info", None)
     facts["paper"] = getattr(info, "paper", "")
-    if kind == "detector":
+    if kind == "detectors":
         facts |= {"reads": _plain(reads(part())), "learns_from": _plain(learns(part)),
                   "surrogate": _plain(surrogates(part))}  # fmt: skip
-    skip = {"root"} if kind == "dataset" else set(GIVEN) if kind == "model" else set()
+    skip = {"root"} if kind == "datasets" else set(GIVEN) if kind == "models" else set()
     columns = ("parameter", "type", "default", "meaning")
     rows = [dict(zip(columns, map(_plain, row), strict=True)) for row in parameter_rows(_factory(part))]
     return {**facts, "parameters": [row for row in rows if row["parameter"] not in skip]}

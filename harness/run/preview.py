@@ -118,11 +118,11 @@ def preview(
     from ..core.process_state import guarded
     from ..suite.resolve import load_suite
     from ..suite.resolved import Suite
-    from .api import cache_root, data_root
     from .expected import Expectation
     from .opening import open_run
     from .options import EngineChoice, Options
     from .rates import Rates
+    from .roots import cache_root, data_root
 
     root, shared = data_root(data), cache_root(cache)
     notes: list[str] = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...harness.core.errors import UsageError
 from ...harness.evaluation.radii import dearer
-from ...harness.evaluation.verdict import ABLATION
+from ...harness.evaluation.rankability import ABLATION
 from ...harness.statistics.detection import auroc
 from ...harness.statistics.paired import Difference, delong
 from ...harness.statistics.ranks import RowSample, pair_p
@@ -70,10 +70,9 @@ def _robust(a: Side, b: Side) -> Figure | None:
     if a.sample is None or b.sample is None or a.sample.robust.shape != b.sample.robust.shape:
         return None
     found = robust_difference(a.sample, b.sample)
-    shares = (float(side.robust.mean()) for side in (a.sample, b.sample))
-    return Figure(
-        a.model, "robust_accuracy_at_fpr_5", "", *shares, found, ROBUST_TEST, a.sample.robust.shape[1]
-    )  # fmt: skip
+    first, second = float(a.sample.robust.mean()), float(b.sample.robust.mean())
+    images = a.sample.robust.shape[1]
+    return Figure(a.model, "robust_accuracy_at_fpr_5", "", first, second, found, ROBUST_TEST, images)
 
 
 def _price(a: Side, b: Side) -> Figure | None:

@@ -184,7 +184,7 @@ class Figures:
 
 def _finite(rows: pandas.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
     values = rows["score"].to_numpy(np.float64)
-    return values[np.isfinite(values)]
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _figure(title: str, x: str, y: str) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,7 @@ def class_of(tables: RunTables, cls: str | int) -> int:
     names = tables.classes
     if str(cls) in names:
         return names.index(str(cls))
-    if str(cls).isascii() and str(cls).isdigit() and int(cls) < max(len(names), 1):
+    if re.fullmatch(r"[0-9]{1,9}", str(cls)) and (not names or int(cls) < len(names)):
         return int(cls)
     raise UsageError(
         f"{tables.folder} has no class {str(cls)!r}{did_you_mean(str(cls), names)}; it has {listed(names)}."

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...harness.evaluation.verdict import ABLATION
+from ...harness.evaluation.rankability import ABLATION
 from ...harness.statistics.detection import auroc
 from ...harness.statistics.paired import delong, normal_difference
 from ..read.frames import RunTables, facts_of, only
@@ -95,13 +95,13 @@ def _aurocs(a: Side, b: Side, paired: bool) -> Iterator[Figure]:
         first, second = a.scored(label), b.scored(label)
         if first is None or second is None:
             continue
-        areas = [float(np.mean([auroc(s.positive, s.negative) for s in side])) for side in (first, second)]
+        one, other = (float(np.mean([auroc(s.positive, s.negative) for s in side])) for side in (first, second))
         n = sum(len(s.positive) for s in first) // len(first)
         if paired:
-            yield Figure(a.model, "auroc", about, *areas, delong(first, second), DELONG, n)
+            yield Figure(a.model, "auroc", about, one, other, delong(first, second), DELONG, n)
             continue
-        ends = [_interval(side, label, area) for side, area in zip((a, b), areas, strict=True)]
-        yield Figure(a.model, "auroc", about, *areas, normal_difference(*ends), _UNPAIRED, n)
+        ends = [_interval(side, label, area) for side, area in ((a, one), (b, other))]
+        yield Figure(a.model, "auroc", about, one, other, normal_difference(*ends), _UNPAIRED, n)
 
 
 def _interval(side: Side, perturbation: str, area: float) -> tuple[float, float, float]:
@@ -128,12 +128,12 @@ def _changes(first: RunTables, second: RunTables) -> Iterator[tuple[str, str, st
     flat = [_flat({name: tables.facts.get(name) for name in _FACTS}) for tables in (first, second)]
     found = 0
     for name in dict.fromkeys([*flat[0], *flat[1]]):
-        values = tuple(side.get(name, "–") for side in flat)
-        if values[0] != values[1]:
+        before, after = (side.get(name, "–") for side in flat)
+        if before != after:
             found += 1
             if found > _MOST_CHANGES:
                 return
-            yield name, *values
+            yield name, before, after
 
 
 def _flat(value: Any, name: str = "", depth: int = 0) -> dict[str, str]:
