@@ -7,27 +7,26 @@ forbids loading anything from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from ...harness.core.errors import AftershockError, UsageError, described
 from ...harness.core.files import is_regular, refuse_links_on_the_way, write_atomic, write_problem
-from ...harness.evaluation.verdict import Standing, cost, sentence, verdict
 from ..findings.files import FOLDER
 from ..findings.pages import Study, analysis_page, cards, made_pages, studies
-from ..read.run_directory import ADDED, TABLES, Row, Run, check_scores, listed, objects, quantity, read_run, words
+from ..read.run_directory import ADDED, TABLES, Run, check_scores, listed, objects, quantity, read_run, words
 from ..templates.rendering import asset, environment, json_block
 from .alarms import alarm_table
 from .attacks import ROUNDED, rounding, winners
 from .budgets import curve_data, ends, ends_table
 from .costs import COSTS, cost_tables
 from .distances import distance_rows
-from .flags import BEYOND, Explained, Flag, condition_flags, explained, flags
-from .joined_ranks import common_ranks
-from .leaderboard import ABLATION, BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place, scope
+from .flags import BEYOND, Explained, Flag, explained, flags
+from .groups import Group, apart, groups_of, title_among
+from .headlines import headline
+from .leaderboard import BOARD, PERTURBED, budget, leaderboard, percent, perturbed, place
 from .matrices_and_curves import MEASURES, grouped, matrices, propagation
 from .past_all import past_all_sentences
 from .reasons import missing_reasons
@@ -36,79 +35,6 @@ from .shares import Conditions
 
 INDEX, PLOTLY = "index.html", "plotly.min.js"
 ASSETS = ("style.css", "site.js", "budgets.js", "analyses.js")
-
-
-@dataclass
-class Group:
-    """The rows that may be compared: one data set, model and protocol digest, from one run or several.
-
-    ``origins``: by the label of a row on the page, the run that it comes from and its label there.
-    """
-
-    dataset: str
-    model: str
-    digest: str
-    runs: list[Run] = field(default_factory=list)
-    tables: dict[str, list[Row]] = field(default_factory=dict)
-    origins: dict[str, tuple[Path, str]] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """``digits / cnn``, as far as it is known."""
-        return " / ".join(t for t in (self.dataset, self.model) if t) or "unnamed"
-
-    def rows(self, table: str) -> list[Row]:
-        """Return the rows of a table."""
-        return self.tables.setdefault(table, [])
-
-    def add(self, run: Run, tables: Mapping[str, Sequence[Row]]) -> None:
-        """Take a run's rows in: what is there already is not taken twice, another detector of one name is renamed."""
-        renamed: dict[str, str | None] = {}
-        present = {r.text("detector"): _result(r) for r in self.rows("leaderboard")}
-        for row in tables.get("leaderboard", ()):
-            name = row.text("detector")
-            if present.get(name) == _result(row):
-                renamed[name] = None
-            elif name in present:
-                renamed[name] = f"{name} ({run.name}, run {len(self.runs) + 1})"
-        for table in ("leaderboard", "metrics", "rejection_curve", "radii"):
-            for row in tables.get(table, ()):
-                label = renamed.get(row.text("detector"), row.text("detector"))
-                if label is not None:
-                    self.rows(table).append(row.relabelled("detector", label))
-                    self.origins.setdefault(label, (run.path, row.text("detector")))
-        for table in ("perturbations", "propagation"):
-            held = {r.text("perturbation") for r in self.rows(table)}
-            self.rows(table).extend(r for r in tables.get(table, ()) if r.text("perturbation") not in held)
-        if not self.rows("past_all"):
-            self.rows("past_all").extend(tables.get("past_all", ()))
-        self._add_attacks(tables.get("attacks", ()), renamed)
-        self.runs.append(run)
-
-    def _add_attacks(self, rows: Sequence[Row], renamed: Mapping[str, str | None]) -> None:
-        held = {(r.text("perturbation"), r.text("detector")) for r in self.rows("attacks")}
-        for row in rows:
-            against = row.text("against")
-            for column in ("detector", "against"):
-                if row.text(column) != ABLATION:
-                    row = row.relabelled(column, renamed.get(row.text(column)) or row.text(column))
-            if row.text("against") != against:
-                # Another detector of the same name: the attack against it is another attack, too.
-                row = row.relabelled("perturbation", f"{row.text('perturbation')}, {row.text('against')}")
-            if (row.text("perturbation"), row.text("detector")) not in held:
-                self.rows("attacks").append(row)
-
-    @cached_property
-    def ranked(self) -> list[Row]:
-        """The leaderboard's rows; those of several runs are compared anew, image by image."""
-        rows = self.rows("leaderboard")
-        if len(self.runs) < 2:
-            return rows
-        return common_ranks(rows, self.origins, self.rows("perturbations"), self.rows("radii"))
-
-
-def _result(row: Row) -> tuple[object, ...]:
-    return (*row.texts.items(), *((k, v) for k, v in row.numbers.items() if k != "rank"))
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
@@ -185,10 +111,10 @@ def _analysis_pages(found: Sequence[Study], out: Path) -> tuple[dict[str, str], 
 
 def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problems: Sequence[str] = ()) -> str:
     """Return the front page as text."""
-    groups = _groups(runs)
+    groups = groups_of(runs)
     pages = [_group_page(group) for group in groups]
-    budgets = [data for g in groups if (data := curve_data(_curve_title(g, groups), _curves(g), _threat(g)))]
-    curves = propagation([(_curve_title(g, groups), g.rows("propagation")) for g in groups])
+    budgets = [data for g in groups if (data := curve_data(title_among(g, groups), _curves(g), g.threat))]
+    curves = propagation([(title_among(g, groups), g.rows("propagation")) for g in groups])
     names = list(dict.fromkeys(run.name for run in runs))
     failures = [f for run in runs for f in _failures(run)]
     return environment().get_template("index.html").render(
@@ -197,7 +123,7 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
         runs=[run_page(run) for run in runs],
         groups=pages,
         models=list(dict.fromkeys((page["model"] or "unnamed", page["accuracy"]) for page in pages)),
-        apart=_apart(groups),
+        apart=apart(groups),
         costs=cost_tables(runs),
         cost_columns=COSTS,
         measures=MEASURES,
@@ -220,39 +146,12 @@ def render(runs: Sequence[Run], analyses: Sequence[Study] = (), analysis_problem
     )  # fmt: skip
 
 
-def _groups(runs: Sequence[Run]) -> list[Group]:
-    groups: dict[tuple[str, str, str], Group] = {}
-    for number, run in enumerate(runs):
-        keys: dict[tuple[str, ...], None] = {}
-        split = {table: grouped(rows, "dataset", "model") for table, rows in run.tables.items()}
-        for table in split.values():
-            keys.update(dict.fromkeys(table))
-        for dataset, model in keys:
-            own = {table: rows.get((dataset, model), []) for table, rows in split.items()}
-            digest = next((r.text("protocol_digest") for r in own.get("leaderboard", ())), "") or run.digest
-            # Without a digest it is unknown what was compared: such a run stands alone.
-            key = (dataset, model, digest or f"\0{number}")
-            groups.setdefault(key, Group(dataset, model, digest)).add(run, own)
-    return list(groups.values())
-
-
-def _apart(groups: Sequence[Group]) -> list[str]:
-    """Return the data set and model pairs that stand in several leaderboards because their protocols differ."""
-    titles = [g.title for g in groups]
-    return sorted({t for t in titles if titles.count(t) > 1})
-
-
-def _curve_title(group: Group, groups: Sequence[Group]) -> str:
-    alone = sum(g.title == group.title for g in groups) == 1
-    return group.title if alone else f"{group.title} ({group.runs[0].name}, {group.digest[:8] or 'no digest'})"
-
-
 def _group_page(group: Group) -> dict[str, object]:
     board, metrics = group.ranked, group.rows("metrics")
-    reasons, doubts = missing_reasons(group.runs, group.model, group.rows("metrics")), _doubts(group)
-    attacks = _conditions(group)
+    reasons, doubts = missing_reasons(group.runs, group.model, group.rows("metrics")), group.doubts
+    attacks = group.conditions
     last = ends(attacks)
-    order = [r.text("detector") for r in sorted(board, key=place)]
+    order = group.order
     threats = grouped(board, "norm", "eps")
     facts = [m for run in group.runs for m in objects(run.facts.get("models"))
              if words(m.get("dataset")) == group.dataset and words(m.get("model")) == group.model]  # fmt: skip
@@ -267,7 +166,7 @@ def _group_page(group: Group) -> dict[str, object]:
         "runs": [run.name for run in group.runs],
         "accuracy": percent(sum(accuracies) / len(accuracies)) if accuracies else "",
         "boards": shown,
-        "headlines": [_headline(rows) for rows in threats.values()],
+        "headlines": [headline(rows) for rows in threats.values()],
         "rowless": [(d, reasons.get(d, "")) for d in rowless] if board else [],
         "perturbations": perturbed([r for r in group.rows("perturbations") if r.text("kind") != "adaptive"], doubts),
         "adaptive": perturbed([r for r in group.rows("perturbations") if r.text("kind") == "adaptive"], doubts),
@@ -277,32 +176,16 @@ def _group_page(group: Group) -> dict[str, object]:
         "past_all": past_all_sentences(group.rows("past_all"), board) if len(group.runs) == 1 else [],
         "alarms": alarm_table(group.rows("rejection_curve"), sorted(board, key=place)),
         "rounding": rounding(attacks),
-        "winners": winners(attacks, _threat(group)),
+        "winners": winners(attacks, group.threat),
         "matrices": matrices(metrics, order, lambda kind: kind != "adaptive"),
         "transfer": matrices(metrics, order, lambda kind: kind == "adaptive")[:1],
     }
 
 
-def _threat(group: Group) -> tuple[str, float | None]:
-    """Norm and budget that the first of a group's rankings is about."""
-    norm, eps = next(iter(grouped(group.rows("leaderboard"), "norm", "eps")), ("", ""))
-    return norm, _fraction(eps)
-
-
-def _doubts(group: Group) -> dict[str, list[Flag]]:
-    return condition_flags(group.rows("perturbations"), _threat(group))
-
-
-def _conditions(group: Group) -> Conditions:
-    return Conditions(
-        group.rows("attacks"), [r.text("detector") for r in sorted(group.ranked, key=place)], _doubts(group)
-    )
-
-
 def _curves(group: Group) -> Conditions:
     """The conditions of budget curves: every attack's, and what was found at each distance."""
-    found = _conditions(group)
-    return replace(found, rows=[*found.rows, *distance_rows(group.rows("radii"), _threat(group))])
+    found = group.conditions
+    return replace(found, rows=[*found.rows, *distance_rows(group.rows("radii"), group.threat)])
 
 
 def _problems(groups: Sequence[Group]) -> list[Explained]:
@@ -311,48 +194,9 @@ def _problems(groups: Sequence[Group]) -> list[Explained]:
     for group in groups:
         for row in group.rows("leaderboard"):
             carried += [(group.title, row.text("detector"), flag) for flag in flags(row.text("flags"))]
-        for label, doubts in _doubts(group).items():
+        for label, doubts in group.doubts.items():
             carried += [(group.title, label, flag) for flag in doubts]
     return explained(carried)
-
-
-def _standing(row: Row) -> Standing:
-    prices = (row.number(name) for name in ("price", "price_low", "price_high"))
-    return Standing(row.text("detector"), row.number("rank"), row.text("not_ranked_reason"), *prices)
-
-
-def _headline(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the verdict on one table, and the best ranked detector against the ablation, in numbers."""
-    standings = [_standing(r) for r in sorted(rows, key=place)]
-    found = verdict(standings)
-    ablation = next((r for r in rows if r.text("detector") == ABLATION), None)
-    without = None if ablation is None else ablation.number("robust_accuracy_at_fpr_5")
-    about = {
-        "kind": found.kind,
-        "sentence": sentence(found),
-        "cost": cost(standings),
-        "ablation": "" if without is None else percent(without),
-    }
-    able = [r for r in rows if r.number("rank") is not None and r.text("detector") != ABLATION]
-    if not able:
-        return about
-    best = min(able, key=place)
-    low, high = best.number("robust_accuracy_low"), best.number("robust_accuracy_high")
-    adaptive, worst = best.number("adaptive_undetected_at_fpr_5"), best.number("worst_auroc")
-    unseen = [r for r in able if r.number("mean_auroc_unseen") is not None]
-    leader = max(unseen, key=lambda r: r.number("mean_auroc_unseen") or 0.0, default=None)
-    at_most = "at most " if best.number("robust_accuracy_is_upper_bound") else ""
-    return about | {
-        "detector": best.text("detector"),
-        "robust": at_most + percent(best.number("robust_accuracy_at_fpr_5")),
-        "interval": f"{percent(low)} to {percent(high)}" if low is not None and high is not None else "",
-        "scope": scope(best),
-        "adaptive": "" if adaptive is None else percent(adaptive),
-        "worst": "" if worst is None else f"{worst:.2f}",
-        "worst_perturbation": best.text("worst_perturbation"),
-        "leader": leader.text("detector") if leader is not None else "",
-        "leader_auroc": f"{leader.number('mean_auroc_unseen'):.2f}" if leader is not None else "",
-    }
 
 
 def _failures(run: Run) -> list[tuple[str, str, str, str]]:
@@ -360,14 +204,6 @@ def _failures(run: Run) -> list[tuple[str, str, str, str]]:
     return [(run.name, words(f.get("cell")) or "a cell", words(f.get("reason")) or "no reason was recorded",
              words(f.get("status")))
             for f in objects(run.facts.get("failures"))]  # fmt: skip
-
-
-def _fraction(text: str) -> float | None:
-    try:
-        above, _, below = text.partition("/")
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
 
 
 def _plotly() -> str:
