@@ -29,8 +29,7 @@ from aftershock.harness.suite.instances import make_detector
 from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.schema import LimitsEntry
 from aftershock.reports.findings import files as findings
-from aftershock.reports.read import run_directory
-from aftershock.reports.site import joined_ranks
+from aftershock.reports.read import run_directory, scores
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -145,7 +144,7 @@ STATED: list[tuple[str, str, list[float]]] = [
         r"of an analysis' `findings\.json`, (\d+) MiB of its arrays, (\d+) MiB of a ledger entry, (\d+) MiB of a "
         r"pack, (\d) GiB of an artifact",
         [
-            formats.RUN_JSON_LIMIT / MIB, run_directory.TABLE_LIMIT / MIB, joined_ranks._MOST_PACKED / GIB,
+            formats.RUN_JSON_LIMIT / MIB, run_directory.TABLE_LIMIT / MIB, scores._MOST_PACKED / GIB,
             findings.JSON_LIMIT / MIB, findings.ARRAYS_LIMIT / MIB, ledger.RECORD_LIMIT / MIB,
             (cells._MOST_BYTES + ledger.RECORD_LIMIT) / MIB, files.TENSORS_LIMIT / GIB,
         ],

@@ -71,6 +71,7 @@ def run_facts(
         "protocol_digest": " ".join(dict.fromkeys(plan.protocol_digests.values())),
         "digests": {"data": opened.data_digest, "weights": opened.weights_digests},
         "seeds": list(opened.suite.seeds),
+        "sets": {"evaluate": plan.sets.evaluate.tolist()},
         # Whoever has it can make the shadow images again; no part is told before.
         "secret": opened.secret,
         "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
@@ -95,7 +96,10 @@ def run_facts(
 
 
 def _result(model_plan: ModelPlan) -> dict[str, Any]:
-    """Which cells hold a model and its detectors: cells with one content are one cell, with the name of the first."""
+    """Which cells hold a model, its detectors and the perturbed images.
+
+    Cells with one content are one cell, with the name of the first: so a name does not find it.
+    """
     return {
         "model": model_plan.part.label,
         "seed": model_plan.seed,
@@ -103,6 +107,11 @@ def _result(model_plan: ModelPlan) -> dict[str, Any]:
         "detectors": {
             label: {"fit": key, "calibrate": model_plan.scores[label, "calibrate"]}
             for label, key in model_plan.fits.items()
+        },
+        "perturbations": {
+            label: {"images": list(keys), "controls": list(model_plan.controls.get(label, ()))}
+            for (label, chosen), keys in model_plan.perturbs.items()
+            if chosen == "evaluate"
         },
     }
 

@@ -29,10 +29,11 @@ from aftershock.harness.evaluation.tables import (
     perturbation_rows,
     score_rows,
 )
+from aftershock.reports.read import scores as published
 from aftershock.reports.read.run_directory import Row, read_run
-from aftershock.reports.site import joined_ranks
+from aftershock.reports.read.scores import sample_of
 from aftershock.reports.site.build import build_site
-from aftershock.reports.site.joined_ranks import NO_SCORES, OTHER_ACCURACY, OTHER_IMAGES, common_ranks, sample_of
+from aftershock.reports.site.joined_ranks import NO_SCORES, OTHER_ACCURACY, OTHER_IMAGES, common_ranks
 from support.tables import read_csv
 
 EPS = 8 / 255
@@ -219,7 +220,7 @@ def test_rows_of_one_run_get_the_ranks_of_the_ranking_itself(tmp_path: Path, see
     halves = [write_run(tmp_path / name, world.results(*labels))
               for name, labels in (("a", ("strong", "same")), ("b", ("middle", "weak")))]  # fmt: skip
     assert ranks_of(joined(*halves)) == {d: r["rank"] for d, r in expected.items()}
-    scores = joined_ranks.read_scores(run, "linf")
+    scores = published.read_scores(run, "linf")
     assert scores is not None
     kinds = {p.text("perturbation"): p.text("kind") for p in read_run(run).rows("perturbations")}
     for row in read_run(run).rows("leaderboard"):
@@ -233,7 +234,7 @@ def robust(world: World, d: str, tmp_path: Path) -> float:
     """A detector's robust accuracy from published scores; checked against that of its table."""
     run = write_run(tmp_path / f"run of {d}", world.results(*world.detectors))
     row = next(r for r in read_run(run).rows("leaderboard") if r.text("detector") == d)
-    scores = joined_ranks.read_scores(run, "linf")
+    scores = published.read_scores(run, "linf")
     assert scores is not None
     kinds = {p.text("perturbation"): p.text("kind") for p in read_run(run).rows("perturbations")}
     sample = sample_of(scores, d, kinds, "linf", EPS, RANKED)
@@ -447,14 +448,14 @@ def test_a_malformed_file_is_one_sentence_that_names_it(tmp_path: Path, content:
 
 def test_files_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = gzip.compress(f"{HEADER}\n".encode() + (LINE.format(index=1, score=1) + "\n").encode() * 100_000)
-    monkeypatch.setattr(joined_ranks, "_MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(published, "_MOST_BYTES", 1_000_000)
     assert len(bomb) < 50_000
     refused_as = refused(tmp_path / "1", lambda file: file.write_bytes(bomb))
     assert "more than a report reads" in refused_as
-    monkeypatch.setattr(joined_ranks, "_LONGEST_LINE", 10_000)
+    monkeypatch.setattr(published, "_LONGEST_LINE", 10_000)
     line = gzip.compress(f"{HEADER}\n".encode() + b"x" * 100_000)
     assert "a line that is longer" in refused(tmp_path / "2", lambda file: file.write_bytes(line))
-    monkeypatch.setattr(joined_ranks, "_MOST_PACKED", 200_000)
+    monkeypatch.setattr(published, "_MOST_PACKED", 200_000)
     assert "is larger than" in refused(tmp_path / "3", lambda file: file.write_bytes(bytes(200_001)))
 
 
