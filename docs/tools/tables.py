@@ -299,20 +299,11 @@ def _recorded(name: str) -> list[dict[str, str]]:
 
 
 def leaderboard(run: str) -> str:
-    """The leaderboard of a recorded run as the console shows it, without the model and without empty columns."""
-    from aftershock.harness.evaluation.csv_files import leaderboard_text, verdicts
+    """The leaderboard of a recorded run as a terminal of 80 columns shows it."""
+    from aftershock.harness.cli.board import terminal_board
 
-    rows = _recorded(f"{run}-leaderboard")
-    lines: list[str] = []
-    for column in leaderboard_text(rows).columns:
-        cells = [str(column.header), *(str(cell) for cell in column.cells)]
-        if column.header == "model" or not any(cells[1:]):
-            continue
-        width = max(map(len, cells))
-        cells = [cell.rjust(width) if column.justify == "right" else cell.ljust(width) for cell in cells]
-        lines = [f"{line}  {cell}" for line, cell in zip(lines or [""] * len(cells), cells, strict=True)]
-    text = "\n".join([*(line.removeprefix("  ").rstrip() for line in lines), *verdicts(rows)])
-    return f"```text\n{text}\nReport: runs/{run}/site/index.html\n```\n"
+    lines = [line.text for line in terminal_board(_recorded(f"{run}-leaderboard"), 80)]
+    return "```text\n" + "\n".join([*lines, "", f"Report: runs/{run}/site/index.html"]) + "\n```\n"
 
 
 def notebook() -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -16,22 +14,27 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..conformance import Finding
-    from ..run.api import Run
     from ..run.events import Event
     from ..run.sharding import ShardRun
 
 
 class Console:
-    """A progress bar on a terminal; plain lines, a few seconds apart, where there is none."""
+    """A progress bar on a terminal; plain lines, a few seconds apart, where there is none.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: where it is shown.
+        quiet: show nothing.
+    """
+
+    def __init__(self, stream: TextIO, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._console = RichConsole(file=stream)
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=self._console, transient=True,
         )  # fmt: skip
         self._bar = self._progress.add_task("Reading", total=None, left="")
-        self._live = self._console.is_terminal
+        self._live = self._console.is_terminal and not quiet
         self._last_line = 0.0
         self._failures: set[str] = set()
 
@@ -48,6 +51,8 @@ class Console:
 
     def on_message(self, text: str) -> None:
         """A sentence that stays on the screen."""
+        if self._quiet:
+            return
         # A file is searched for sentences: only a terminal breaks them into lines.
         self._console.print(escape(text), highlight=False, soft_wrap=not self._live)
 
@@ -87,33 +92,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def show_leaderboard(run: Run) -> None:
-    """The end of a run: the leaderboard, what failed, and where the report is."""
-    from ..evaluation.csv_files import leaderboard_text, verdicts
-
-    console = _console()
-    try:
-        with (run.folder / "tables" / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except FileNotFoundError:
-        # It is among what failed.
-        rows = []
-    console.print(leaderboard_text(rows))
-    for text in verdicts(rows):
-        console.print(escape(text), highlight=False)
-    _show_reasons(console, run.failed, run.skipped)
-    if not run.computed and not run.failed:
-        text = "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
-        console.print(text, highlight=False)
-    here = Path.cwd()
-    report = run.report.relative_to(here) if run.report.is_relative_to(here) else run.report
-    console.print(f"Report: {escape(str(report))}", highlight=False, soft_wrap=True)
-
-
 def show_shard(shard: str, run: ShardRun) -> None:
     """The end of a shard: what it computed, what failed, and how to go on."""
     console = _console()
-    _show_reasons(console, run.failed, run.skipped)
+    show_reasons(lambda text: console.print(escape(text), highlight=False), run.failed, run.skipped)
     cells = f"{run.computed} cell{'s' if run.computed != 1 else ''}"
     console.print(
         f"Shard {shard} computed {cells}; nothing is left to compute. The same command without --shard makes the "
@@ -121,20 +103,30 @@ def show_shard(shard: str, run: ShardRun) -> None:
     )  # fmt: skip
 
 
-def _show_reasons(console: RichConsole, failed: Mapping[str, str], skipped: Mapping[str, str]) -> None:
+def show_reasons(
+    print_line: Callable[[str], None], failed: Mapping[str, str], skipped: Mapping[str, str], debug: bool = True
+) -> None:
+    """Show why cells failed or were skipped, each reason once.
+
+    Args:
+        print_line: takes a line of text.
+        failed: reasons by cell.
+        skipped: reasons by cell.
+        debug: whether to point at ``--debug``.
+    """
     for what, found in (("failed", failed), ("skipped", skipped)):
         same: dict[str, list[str]] = {}
         for name, reason in found.items():
             same.setdefault(reason, []).append(name)
         if found:
-            console.print(f"{len(found)} cell{'s' if len(found) > 1 else ''} {what}:", highlight=False)
+            print_line(f"{len(found)} cell{'s' if len(found) > 1 else ''} {what}:")
         for reason, names in list(same.items())[:10]:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            console.print(f"  {escape(names[0])}{more}: {escape(reason)}", highlight=False)
+            print_line(f"  {names[0]}{more}: {reason}")
         if len(same) > 10:
-            console.print(f"  and {len(same) - 10} more reasons: see the report", highlight=False)
-        if what == "failed" and found:
-            console.print("  --debug stops at the first error and shows where it was raised.", highlight=False)
+            print_line(f"  and {len(same) - 10} more reasons: see the report")
+        if what == "failed" and found and debug:
+            print_line("  --debug stops at the first error and shows where it was raised.")
 
 
 def _console() -> RichConsole:

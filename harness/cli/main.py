@@ -48,6 +48,7 @@ app.add_typer(cache_app, name="cache")
 Plugins = Annotated[list[Path], typer.Option("--plugin", help="A local file with registered parts; may be repeated.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")]
 NewKind = Literal["detector", "perturbation", "analysis", "model", "dataset", "suite"]
+Format = Literal["table", "json", "csv", "markdown", "latex"]
 Kind = Literal["perturbations", "detectors", "models", "datasets", "analyses", "suites"]
 
 
@@ -99,6 +100,10 @@ def run(
         str | None,
         typer.Option(help="i/n: compute beside n - 1 others that share the cache; run without it at the end."),
     ] = None,
+    how: Annotated[
+        Format, typer.Option("--format", help="What is printed at the end: a table for people, or data.")
+    ] = "table",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes: the table alone.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Stop at the first error and show its traceback.")] = False,
 ) -> None:
     """Run a suite. The same command again continues where it stopped."""
@@ -111,7 +116,7 @@ def run(
         from ..run.sharding import run_shard
         from .console import Console, show_shard
 
-        with Console(sys.stderr) as console:
+        with Console(sys.stderr, quiet) as console:
             filled = run_shard(
                 suite, shard, data=data, device=device, plugins=plugin, limit=limit, only=only, cache=cache,
                 workers=workers, on_progress=console.on_progress, on_message=console.on_message, debug=debug,
@@ -121,15 +126,17 @@ def run(
             raise typer.Exit(1)
         return
     from ..run.api import run as run_suite
-    from .console import Console, show_leaderboard
+    from .console import Console
 
-    with Console(sys.stderr) as console:
+    with Console(sys.stderr, quiet) as console:
         found = run_suite(
             suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, fresh=fresh, cache=cache,
             engine=engine, workers=workers, ray_address=ray_address, on_progress=console.on_progress,
             on_message=console.on_message, debug=debug,
         )  # fmt: skip
-    show_leaderboard(found)
+    from .results import show_run
+
+    show_run(found, how, quiet)
     if found.failed:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""Tables to files and to the console: the columns that others rely on, and writers that always write the same bytes."""
+"""Tables to files: the columns that others rely on, writers that always write the same bytes, and cells read back."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 
 from ..core.files import replacing
-from .verdict import Standing, cost, sentence, verdict
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "leaderboard": (
@@ -139,87 +135,22 @@ def _cell(value: object, digits: int) -> str:
     raise ValueError(f"a cell holds a {type(value).__name__}, not text or a number")
 
 
-def leaderboard_text(rows: Sequence[Mapping[str, object]]) -> Table:
-    """Return the leaderboard for the console, in the order of the rows.
+def number_of(cell: object) -> float | None:
+    """Return a number as a row holds it or as it is read back; ``None`` for an empty cell and what is not finite.
 
-    Args:
-        rows: of ``leaderboard.csv``, as made or as read back (``None``, NaN and ``""`` are empty).
+    Raises:
+        ValueError: if the cell holds other text.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column("rank", justify="right", no_wrap=True)
-    for name in ("model", "detector"):
-        table.add_column(name, overflow="fold")
-    table.add_column("robust accuracy", justify="right", no_wrap=True)
-    priced = any(_float(row.get("price")) is not None for row in rows)
-    if priced:
-        table.add_column("price", justify="right", no_wrap=True)
-    table.add_column("worst AUROC", justify="right", overflow="fold")
-    for name in ("seen", "unseen", "control flagged"):
-        table.add_column(name, justify="right")
-    table.add_column("flags", overflow="fold")
-    for row in rows:
-        cells = [
-            _number(row["rank"], "{:.0f}"),
-            _words(row["model"]),
-            _words(row["detector"]),
-            _robust(row),
-            *([_price(row)] if priced else []),
-            _number(row["worst_auroc"], "{:.3f}")
-            + (f" ({worst})" if (worst := _words(row["worst_perturbation"])) else ""),
-            _number(row["mean_auroc_seen"], "{:.3f}"),
-            _number(row["mean_auroc_unseen"], "{:.3f}"),
-            _number(row["control_flagged_at_fpr_5"], "{:.1%}"),
-            _words(row["flags"]),
-        ]
-        # Text, not str: a name is never read as markup.
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
-
-
-def _float(value: object) -> float | None:
-    number = math.nan if value is None or value == "" else float(str(value))
+    number = math.nan if cell is None or cell == "" else float(str(cell))
     return number if math.isfinite(number) else None
 
 
-def _number(value: object, pattern: str) -> str:
-    if value is None or value == "":
-        return "–"
-    number = float(str(value))
-    return pattern.format(number) if math.isfinite(number) else "–"
+def text_of(cell: object) -> str:
+    """Return a cell's text as one printable line, without the apostrophe that keeps spreadsheets from running it.
 
-
-def _robust(row: Mapping[str, object]) -> str:
-    at_most = "at most " if _number(row["robust_accuracy_is_upper_bound"], "{:.0f}") == "1" else ""
-    return at_most + _number(row["robust_accuracy_at_fpr_5"], "{:.1%}") + _between(row)
-
-
-def _price(row: Mapping[str, object]) -> str:
-    least = "" if _float(row.get("price_high")) is not None or _float(row.get("price")) is None else "at least "
-    return least + _number(row.get("price"), "{:.2f}")
-
-
-def verdicts(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """Return what the leaderboard says, a sentence for each data set and model, in the order of the rows."""
-    tables: dict[str, list[Standing]] = {}
-    for row in rows:
-        rank = _number(row["rank"], "{:.0f}")
-        standing = Standing(
-            _words(row["detector"]), None if rank == "–" else float(rank), _words(row["not_ranked_reason"]),
-            *(_float(row.get(name)) for name in ("price", "price_low", "price_high")),
-        )  # fmt: skip
-        tables.setdefault(f"{_words(row['dataset'])} / {_words(row['model'])}", []).append(standing)
-    return [f"{title}: {sentence(verdict(own))} {cost(own)}".rstrip() for title, own in tables.items()]
-
-
-def _between(row: Mapping[str, object]) -> str:
-    low, high = (_number(row[f"robust_accuracy_{end}"], "{:.1%}") for end in ("low", "high"))
-    return "" if "–" in (low, high) else f" [{low}, {high}]"
-
-
-def _words(value: object) -> str:
-    """Return one printable line; an empty cell that pandas read back is NaN."""
-    text = "" if value is None or value != value else str(value)
+    An empty cell that pandas read back is NaN.
+    """
+    text = "" if cell is None or cell != cell else str(cell)
+    if text.startswith("'") and text[1:].startswith(_FORMULA):
+        text = text[1:]
     return "".join(c for c in " ".join(text.split()) if c.isprintable())

@@ -7,7 +7,6 @@ about the worst case follows from these two numbers per image, its resamples inc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from ..statistics.intervals import wilson
 from ..statistics.ranks import RowSample, ranks
 from ..statistics.samples import row_interval, row_sample
 from .consistency import consistency_flags
+from .csv_files import number_of
 from .radii import (
     ACCURACY_LEVEL,
     DISCONTINUOUS,
@@ -34,6 +34,7 @@ from .radii import (
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
 from .results import Cell, FloatArray, SeedResult, ThreatModel
 from .seed_scores import SeedScores, ablation
+from .verdict import order
 
 _ALPHA = ALPHAS["5"]
 # A share of the control, or of harmless images, whose lower bound lies above this is a flag.
@@ -152,17 +153,10 @@ def _in_order(
     return sorted(rows, key=place)
 
 
-def place(row: Mapping[str, Cell]) -> tuple[float, bool, float, float, str]:
-    """Return what rows of a table are sorted by, on the console, in the files and on the page alike.
-
-    Ranked rows come first, by rank, then those with a number, then the others; each by descending robust accuracy (to
-    six digits), then by descending price, then by name.
-    """
-    robust, rank, price = row["robust_accuracy_at_fpr_5"], row["rank"], row.get("price")
-    return (
-        math.inf if rank is None else float(rank), robust is None, -round(float(robust or 0.0), 6),
-        -round(float(price or 0.0), 6), str(row["detector"]),
-    )  # fmt: skip
+def place(row: Mapping[str, Cell]) -> tuple[object, ...]:
+    """Return what rows of a table are sorted by (:func:`.verdict.order`)."""
+    robust, rank, price = (row.get(name) for name in ("robust_accuracy_at_fpr_5", "rank", "price"))
+    return order(str(row["detector"]), number_of(rank), number_of(robust), number_of(price))
 
 
 class _Row:

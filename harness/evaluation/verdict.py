@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .rankability import BELOW_FLOOR, floor_text
+from .csv_files import number_of, text_of
+from .rankability import ABLATION, BELOW_FLOOR, floor_text
 
-ABLATION = "none"
 # A price below is one of 1, as far as a search can tell.
 _WORTHLESS = 1.01
 
@@ -42,6 +43,46 @@ class Verdict:
     best: tuple[str, ...] = ()
     ranked: int = 0
     reason: str = ""
+
+
+def standing_of(row: Mapping[str, object]) -> Standing:
+    """Return what the verdict needs of a row of ``leaderboard.csv``, as made or as read back."""
+    return Standing(
+        text_of(row["detector"]), number_of(row["rank"]), text_of(row["not_ranked_reason"]),
+        *(number_of(row.get(name)) for name in ("price", "price_low", "price_high")),
+    )  # fmt: skip
+
+
+def standings(rows: Sequence[Mapping[str, object]]) -> dict[str, list[tuple[int, Standing]]]:
+    """Return the rows of each data set and model (``digits / cnn``) with their places, in the order of the rows."""
+    tables: dict[str, list[tuple[int, Standing]]] = {}
+    for place, row in enumerate(rows):
+        title = f"{text_of(row['dataset'])} / {text_of(row['model'])}"
+        tables.setdefault(title, []).append((place, standing_of(row)))
+    return tables
+
+
+def verdicts(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return what the leaderboard says, a few sentences for each data set and model, in the order of the rows."""
+    return [
+        f"{title}: {verdict_text([standing for _, standing in own])}" for title, own in standings(rows).items()
+    ]  # fmt: skip
+
+
+def verdict_text(rows: Sequence[Standing]) -> str:
+    """Return the verdict on one table in words, with what the dearest detector costs an attacker."""
+    return f"{sentence(verdict(rows))} {cost(rows)}".rstrip()
+
+
+def order(detector: str, rank: float | None, robust: float | None, price: float | None) -> tuple[object, ...]:
+    """Return what rows of one table are sorted by: in the files, on the console, on the page and in exports alike.
+
+    Ranked rows come first, by rank, then those with a number, then the others; each by descending robust accuracy (to
+    six digits), then by descending price, then by name.
+    """
+    return (
+        math.inf if rank is None else rank, robust is None, -round(robust or 0.0, 6), -round(price or 0.0, 6), detector,
+    )  # fmt: skip
 
 
 def verdict(rows: Sequence[Standing]) -> Verdict:

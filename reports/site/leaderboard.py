@@ -5,12 +5,12 @@ A cell holds text, the number it is sorted by, and why there is none; the templa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from ...harness.evaluation.rankability import floor_text
+from ...harness.evaluation.verdict import order
 from ..read.run_directory import Row
 from .flags import Flag, flags
 from .matrices_and_curves import DASH, grouped, mean
@@ -178,15 +178,10 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
     return Table(columns, shown, heads, reference=_share(reference))
 
 
-def place(row: Row) -> tuple[float, float, float, float, str]:
-    """Return what rows of the leaderboard are sorted by, as in the table of a run.
-
-    The order is that of :func:`~...harness.evaluation.leaderboard.place`.
-    Ranked rows first, by rank, then those with a number; each by descending robust accuracy, price, then by name.
-    """
+def place(row: Row) -> tuple[object, ...]:
+    """Return what rows of the leaderboard are sorted by, as in the table of a run."""
     robust, rank, price = (row.number(name) for name in ("robust_accuracy_at_fpr_5", "rank", "price"))
-    where = math.inf if rank is None else rank
-    return where, float(robust is None), -round(robust or 0.0, 6), -round(price or 0.0, 6), row.text("detector")
+    return order(row.text("detector"), rank, robust, price)
 
 
 def scope(row: Row) -> str:

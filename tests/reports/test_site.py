@@ -6,7 +6,6 @@ import csv
 import errno
 import hashlib
 import html
-import io
 import json
 import math
 import os
@@ -18,18 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aftershock.harness.cli.board import piped_board, terminal_board
 from aftershock.harness.core.errors import AftershockError, UsageError
 from aftershock.harness.core.formats import RUN_SCHEMA
-from aftershock.harness.evaluation.csv_files import leaderboard_text, write_csv
+from aftershock.harness.evaluation.csv_files import write_csv
 from aftershock.harness.evaluation.leaderboard import place
 from aftershock.harness.evaluation.results import Cell
 from aftershock.harness.evaluation.verdict import Standing, sentence, verdict
+from aftershock.reports.published import published
 from aftershock.reports.site.build import build_site
 from aftershock.reports.site.flags import FLAGS, flags
 from aftershock.reports.site.joined_ranks import NO_SCORES
 from aftershock.reports.site.leaderboard import BOARD, budget
 from aftershock.reports.templates.rendering import json_block
-from rich.console import Console
 from support.browser import Visit
 from support.columns import COLUMNS
 from support.tables import read_table
@@ -398,10 +398,9 @@ def test_rows_stand_in_one_order_in_the_table_on_the_console_and_on_the_page(tmp
     random.Random(3).shuffle(rows)
     ordered = sorted(rows, key=place)
     assert [row["detector"] for row in ordered] == expected
-    out = io.StringIO()
-    Console(file=out, width=220, color_system=None).print(leaderboard_text(ordered))
-    shown = [line.split("│")[3].strip() for line in out.getvalue().splitlines() if line.startswith("│")]
-    assert shown == expected
+    for lines in (piped_board(ordered), [line.text for line in terminal_board(ordered, 80)][1:]):
+        assert [line.split()[1] for line in lines[1 : 1 + len(expected)]] == expected
+    assert [row[1] for row in published(ordered).rows] == expected
     # On the page, whatever the order in the file.
     for name, written in (("sorted", ordered), ("shuffled", rows)):
         run = made.write(tmp_path / name)
