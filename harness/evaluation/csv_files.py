@@ -94,6 +94,13 @@ def write_csv_gz(path: Path, columns: Sequence[str], rows: Iterable[Row], digits
         _write(packed, columns, rows, digits)
 
 
+def csv_bytes(columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> bytes:
+    """Return a table as :func:`write_csv` writes it."""
+    stream = io.BytesIO()
+    _write(stream, columns, rows, digits)
+    return stream.getvalue()
+
+
 def _write(raw: IO[bytes] | gzip.GzipFile, columns: Sequence[str], rows: Iterable[Row], digits: int) -> None:
     text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=False)
     try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...harness.core.errors import UsageError
 from ...harness.core.files import open_file
-from ...harness.evaluation.verdict import ABLATION
+from ...harness.evaluation.rankability import ABLATION
 from ...harness.statistics.detection import ALPHAS, threshold_reason
 from ...harness.statistics.ranks import RowSample
 from ...harness.statistics.samples import WorstCase, row_sample

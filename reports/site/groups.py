@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..read.run_directory import Row, Run
+from ..read.run_directory import Row, Run, objects, quantity, words
 from .flags import Flag, condition_flags
 from .joined_ranks import common_ranks
-from .leaderboard import ABLATION, place
+from .leaderboard import ABLATION, percent, place
 from .matrices_and_curves import grouped
+from .run_facts import run_title
 from .shares import Conditions
 
 
@@ -47,7 +48,7 @@ class Group:
             if present.get(name) == _result(row):
                 renamed[name] = None
             elif name in present:
-                renamed[name] = f"{name} ({run.name}, run {len(self.runs) + 1})"
+                renamed[name] = self._another(name, run, present)
         for table in ("leaderboard", "metrics", "rejection_curve", "radii"):
             for row in tables.get(table, ()):
                 label = renamed.get(row.text("detector"), row.text("detector"))
@@ -61,6 +62,11 @@ class Group:
             self.rows("past_all").extend(tables.get("past_all", ()))
         self._add_attacks(tables.get("attacks", ()), renamed)
         self.runs.append(run)
+
+    def _another(self, name: str, run: Run, present: Container[str]) -> str:
+        """Return a label for another detector of a name that is taken: with its run's name and date."""
+        label = f"{name} ({run_title(run)})"
+        return label if label not in present else f"{name} ({run_title(run)}, run {len(self.runs) + 1})"
 
     def _add_attacks(self, rows: Sequence[Row], renamed: Mapping[str, str | None]) -> None:
         held = {(r.text("perturbation"), r.text("detector")) for r in self.rows("attacks")}
@@ -93,6 +99,20 @@ class Group:
     def order(self) -> list[str]:
         """The detectors with a row, as the leaderboard has them."""
         return [r.text("detector") for r in sorted(self.ranked, key=place)]
+
+    @cached_property
+    def accuracy(self) -> str:
+        """The model's clean accuracy, the mean over seeds; empty where no run tells it."""
+        facts = [m for run in self.runs for m in objects(run.facts.get("models"))
+                 if words(m.get("dataset")) == self.dataset and words(m.get("model")) == self.model]  # fmt: skip
+        known = [a for m in facts if (a := quantity(m.get("clean_accuracy"))) is not None]
+        return percent(sum(known) / len(known)) if known else ""
+
+    @property
+    def origin(self) -> str:
+        """The runs that the rows come from, in words."""
+        names = [run_title(run) for run in self.runs]
+        return names[0] if len(names) == 1 else f"joined from {len(names)} runs: {'; '.join(names)}"
 
     @cached_property
     def doubts(self) -> dict[str, list[Flag]]:
@@ -135,7 +155,7 @@ def apart(groups: Sequence[Group]) -> list[str]:
 def title_among(group: Group, groups: Sequence[Group]) -> str:
     """Return a title that no other group has."""
     alone = sum(g.title == group.title for g in groups) == 1
-    return group.title if alone else f"{group.title} ({group.runs[0].name}, {group.digest[:8] or 'no digest'})"
+    return group.title if alone else f"{group.title} ({run_title(group.runs[0])}, {group.digest[:8] or 'no digest'})"
 
 
 def _fraction(text: str) -> float | None:
