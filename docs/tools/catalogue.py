@@ -1,4 +1,4 @@
-"""What ``aftershock list`` says of built-in parts without importing them: ``harness/cli/builtin_parts.json``.
+"""What ``aftershock list`` says of built-in parts without importing them: ``harness/core/builtin_parts.json``.
 
 ``python docs/tools/catalogue.py`` writes it anew, from the parts; a test fails where the file says something else.
 """
@@ -15,7 +15,7 @@ from unittest import mock
 from aftershock.harness.cli.catalogue import describe
 from aftershock.harness.core.registry import PACKAGE, REGISTRIES, Entry
 
-FILE = Path(__file__).parents[2] / "harness" / "cli" / "builtin_parts.json"
+FILE = Path(__file__).parents[2] / "harness" / "core" / "builtin_parts.json"
 # Known of every built-in part, or depends on what is installed.
 _ELSEWHERE = ("name", "kind", "origin", "available", "reason")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -216,7 +217,7 @@ def export(
 
 
 # The commands of this module, and what a list of commands says of each.
-COMMANDS = (
+COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
     (show, "Show what a run found, or what a part takes."),
     (compare, "Compare two runs, or two detectors of one."),
     (export, "Write a run's tables, references or images."),

@@ -1,24 +1,19 @@
 """What can be named in a suite, described for people and programs.
 
-What built-in parts say of themselves stands in ``builtin_parts.json``, so that a list does not import them:
-``python docs/tools/catalogue.py`` writes it, and a test compares it with the parts.
+What built-in parts say of themselves is written (:mod:`..core.part_descriptions`), so that a list does not import them.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 import warnings
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from typing import Any
 
+from ..core.part_descriptions import Described, builtin_parts
 from ..core.registry import REGISTRIES, Entry
 from ..suite.builtin import builtin_suites
-
-Described = dict[str, Any]
 
 
 def describe(kind: str) -> list[Described]:
@@ -38,18 +33,6 @@ def describe(kind: str) -> list[Described]:
         except Exception as error:
             # A plugin's info may be anything; the other parts are listed all the same.
             warnings.warn(f"{entry.name!r} of {entry.origin} does not describe itself: {error}", stacklevel=2)
-    return found
-
-
-def builtin_parts() -> Mapping[str, Mapping[str, Described]]:
-    """Return what is written of built-in parts, by kind and name.
-
-    Each value is what :func:`describe` says beside name, kind, origin and availability; ``missing`` holds, by the
-    package that a part needs, the sentence where that is not installed.
-    """
-    found: Mapping[str, Mapping[str, Described]] = json.loads(
-        (files(__package__) / "builtin_parts.json").read_text(encoding="utf-8")
-    )
     return found
 
 

@@ -94,6 +94,13 @@ def write_csv_gz(path: Path, columns: Sequence[str], rows: Iterable[Row], digits
         write_rows(packed, columns, rows, digits)
 
 
+def csv_bytes(columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> bytes:
+    """Return a table as :func:`write_csv` writes it."""
+    stream = io.BytesIO()
+    write_rows(stream, columns, rows, digits)
+    return stream.getvalue()
+
+
 def write_rows(raw: IO[bytes] | gzip.GzipFile, columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> None:
     """Write a table to a stream, as :func:`write_csv` does to a file."""
     text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=False)

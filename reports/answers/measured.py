@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...harness.evaluation.radii import Distances
+from ...harness.evaluation.tables import NORMS
 from ...harness.statistics.detection import MIN_IMAGES
 from ...harness.statistics.paired import Scored
 from ...harness.statistics.ranks import RowSample
 from ..read.distances import published_distances
 from ..read.frames import RunTables, only
 from ..read.run_directory import read_run
-from ..read.scores import NORMS, sample_of
+from ..read.scores import sample_of
 from .selection import FLAGGED
 
 if TYPE_CHECKING:

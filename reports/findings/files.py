@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ JSON_LIMIT = 16 * MIB
 ARRAYS_LIMIT = 512 * MIB
 FILE_LIMIT = 512 * MIB
 RESULTS_LIMIT = 500
+OWN = ("findings.json", "arrays.safetensors")
 WHO = ("dataset", "model", "seed", "label")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LONGEST = 200  # file systems end at 255 bytes, and a name gets a prefix while it is written
@@ -88,9 +89,12 @@ def _folder_name(head: Mapping[str, object]) -> str:
     return name
 
 
-def file_names(names: Sequence[str], suffix: str) -> list[str]:
-    """Return one file name for each title or table name: lower case where nothing else is safe, and no two alike."""
-    taken = {"findings.json", "arrays.safetensors"}
+def file_names(names: Sequence[str], suffix: str, taken: Iterable[str] = OWN) -> list[str]:
+    """Return one file name for each title, label or table name, made of letters, digits, hyphens and underscores.
+
+    No two are alike on a file system that does not tell capitals from small letters, and none is ``taken``.
+    """
+    taken = {name.casefold() for name in taken}
     made = []
     for number, name in enumerate(names, 1):
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:80] or f"unnamed-{number}"

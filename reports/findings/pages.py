@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...harness.core.files import MIB, is_regular, open_file
+from ...harness.core.files import MIB, read_file
+from ...harness.evaluation.csv_files import csv_bytes
 from ..read.run_directory import Run, mapping, words
 from ..templates.rendering import json_block
+from ..text_tables import TextTable, latex, markdown
 from .figures import Drawn, drawn
-from .files import FILE_LIMIT, FOLDER, Result, picture_files, read_findings, table_files
+from .files import FILE_LIMIT, FOLDER, Result, file_names, picture_files, read_findings, table_files
 from .thumbnails import thumbnail
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
-
     from ...analyses.findings import Findings, Table
 
-# Every page carries this, and by it a later report recognises the page of an analysis that no longer exists.
-GENERATOR = '<meta name="generator" content="Aftershock analysis page">'
+ARRAYS, FINDINGS = "arrays.safetensors", "findings.json"
+# Arrays of more bytes stay in the run directory: a site is for people.
+_LARGEST = 8 * MIB
+Keep = Callable[[str, str, bytes], str]
 ROWS = 2000
 COLUMNS = 200
 TABLES = 100
@@ -108,65 +109,92 @@ def cards(found: Sequence[Study]) -> list[dict[str, object]]:
     return made
 
 
-def analysis_page(study: Study, environment: Environment, out: Path, version: str) -> str:
-    """Return a page as text.
+def analysis_page(study: Study, keep: Keep) -> dict[str, Any]:
+    """Return what the template ``analysis.html`` shows of a study.
 
     Args:
         study: what it is about.
-        environment: with the templates, escaping.
-        out: the site's folder: where it lies in the run directory, the page links the files beside it.
-        version: of the package.
+        keep: takes a file that the page offers: its folder among the downloads, its name and its content; returns its
+            path from the site's folder.
+
+    Raises:
+        UsageError: if a file that the page offers cannot be read.
     """
     data: dict[str, dict[str, Any]] = {}
-    sections = [_section(number, run, result, out, data) for number, (run, result) in enumerate(study.members)]
+    sections = [
+        _section(f"{file_names([study.slug], '')[0]}-{number}", number, run, result, data, keep)
+        for number, (run, result) in enumerate(study.members)
+    ]
     several = len({run.path.resolve() for run, _ in study.members}) > 1
-    return environment.get_template("analysis.html").render(
-        generator=_markup(GENERATOR),
-        title=study.title,
-        label=study.first.text("label"),
-        name=study.first.text("name"),
-        model=study.model,
-        paper=study.first.text("paper"),
-        parameters=[(words(k), _listed(v)) for k, v in mapping(study.first.head.get("parameters")).items()],
-        sections=sections,
-        several_runs=several,
-        figures=json_block(data),
-        plotted=bool(data),
-        version=version,
-    )
+    return {
+        "title": study.title,
+        "label": study.first.text("label"),
+        "name": study.first.text("name"),
+        "model": study.model,
+        "paper": study.first.text("paper"),
+        "parameters": [(words(k), _listed(v)) for k, v in mapping(study.first.head.get("parameters")).items()],
+        "sections": sections,
+        "several_runs": several,
+        "figures": json_block(data),
+        "has_figures": bool(data),
+        "solid": any(figure.get("dimensions") == 3 for figure in data.values()),
+    }
 
 
-def _section(number: int, run: Run, result: Result, out: Path, data: dict[str, dict[str, Any]]) -> dict[str, object]:
+def _section(
+    place: str, number: int, run: Run, result: Result, data: dict[str, dict[str, Any]], keep: Keep
+) -> dict[str, object]:
     findings = result.findings
     assert findings is not None  # noqa: S101 - studies() keeps no other
-    beside = run.path.resolve() == out.resolve().parent
-    there = dict(result.files)
-    base = f"../../{FOLDER}/{result.folder}/" if beside else ""
+    folder, there = run.path / FOLDER / result.folder, dict(result.files)
 
-    def link(name: str) -> dict[str, str] | None:
-        return {"name": name, "href": base + name, "size": _size(there[name])} if name in there and base else None
+    def copied(name: str, limit: int = FILE_LIMIT) -> list[dict[str, str]]:
+        # The size of what is read in any case is not listed.
+        if there.get(name, 0 if name == FINDINGS else limit + 1) > limit:
+            return []
+        content = read_file(folder / name, limit, within=run.path)
+        return [{"text": f"{name} ({_size(len(content))})", "path": keep(place, name, content)}]
 
     pictures = picture_files(findings.figures)
-    figures: list[tuple[Drawn, str, dict[str, str] | None]] = []
+    figures: list[tuple[Drawn, str, list[dict[str, str]]]] = []
     for position, figure in enumerate(findings.figures[:FIGURES]):
         made, key = drawn(figure), f"figure-{number}-{position}"
         if made.data:
             data[key] = made.data
-        figures.append((made, key, link(pictures.get(position, ""))))
+        figures.append((made, key, copied(pictures.get(position, ""))))
     names = table_files(findings.tables)
+    arrays = copied(ARRAYS, _LARGEST)
     return {
         "id": f"result-{number}",
         "seed": result.text("seed"),
         "run": run.name,
         "sentences": [t for t in map(words, findings.sentences[:SENTENCES]) if t],
         "figures": figures,
-        "tables": [_table(t, link(n)) for t, n in zip(findings.tables[:TABLES], names[:TABLES], strict=True)],
-        "arrays": link("arrays.safetensors"),
-        "findings": {"name": "findings.json", "href": f"{base}findings.json"} if base else None,
-        "folder": f"{FOLDER}/{result.folder}",
+        "tables": [
+            _table(t, _table_files(t, place, n, keep))
+            for t, n in zip(findings.tables[:TABLES], names[:TABLES], strict=True)
+        ],
+        "files": [*arrays, *copied(FINDINGS)],
+        "elsewhere": f"{FOLDER}/{result.folder}/{ARRAYS}" if ARRAYS in there and not arrays else "",
         "without": _without(result.head.get("without")),
         "left_out": _left_out(findings),
     }
+
+
+def _table_files(table: Table, place: str, name: str, keep: Keep) -> list[dict[str, str]]:
+    """Add a table as CSV, Markdown and LaTeX."""
+    stem = name.removesuffix(".csv")
+    columns = [words(c) for c in table.columns]
+    made = [("CSV", name, csv_bytes(columns, [[_finite(v) for v in row] for row in table.rows], digits=9))]
+    if len(table.rows) <= ROWS:
+        text = TextTable(tuple(columns), tuple(tuple(words(v) for v in row) for row in table.rows),
+                         caption=words(table.caption))  # fmt: skip
+        made += [("Markdown", f"{stem}.md", markdown(text).encode()), ("LaTeX", f"{stem}.tex", latex(text).encode())]
+    return [{"text": text, "path": keep(place, file, content)} for text, file, content in made]
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _without(labels: object) -> str:
@@ -181,7 +209,7 @@ def _left_out(findings: Findings) -> list[str]:
     return [f"The first {most} of {len(part)} {what} are shown." for part, most, what in counts if len(part) > most]
 
 
-def _table(table: Table, link: Mapping[str, str] | None) -> dict[str, object]:
+def _table(table: Table, links: Sequence[Mapping[str, str]]) -> dict[str, object]:
     columns = [words(c) for c in table.columns[:COLUMNS]]
     rows = [row[:COLUMNS] for row in table.rows[:ROWS]]
     numeric = [any(v is not None for v in column) and not any(isinstance(v, str) for v in column)
@@ -195,7 +223,7 @@ def _table(table: Table, link: Mapping[str, str] | None) -> dict[str, object]:
         "rows": [[(words(v), _sorted_by(v)) for v in row] for row in rows],
         "count": len(table.rows),
         "kept": f"The first {' and '.join(kept)} are shown." if kept else "",
-        "link": link,
+        "files": links,
     }
 
 
@@ -209,22 +237,3 @@ def _listed(value: object) -> str:
 
 def _size(count: int) -> str:
     return f"{count / MIB:.1f} MiB" if count >= MIB / 2 else f"{max(1, round(count / 1024))} KiB"
-
-
-def _markup(text: str) -> Markup:
-    from markupsafe import Markup
-
-    return Markup(text)  # noqa: S704 - a constant
-
-
-def made_pages(folder: Path) -> list[Path]:
-    """Return the pages of analyses in a site's folder, by this report or an earlier one; no other files."""
-    if not folder.is_dir():
-        return []
-    found = []
-    for page in sorted(folder.glob("*.html")):
-        if is_regular(page):
-            with open_file(page, FILE_LIMIT, follow=False) as stream:
-                if GENERATOR.encode() in stream.read(2048):
-                    found.append(page)
-    return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..read.run_directory import Run, objects, quantity, words
 from .leaderboard import SPACE, Cell, Column, Table
 from .matrices_and_curves import mean
+from .run_facts import run_title
 
 COSTS = (
     Column("detector", "Detector", "The detector's label in the suite.", kind="text", first="asc"),
@@ -22,21 +23,21 @@ COSTS = (
 _DIGITS = 3
 
 
-def cost_tables(runs: Sequence[Run]) -> list[tuple[str, Table]]:
-    """Return the title (data set, model, and the run where there are several) and table of every model of every run.
+def cost_tables(runs: Sequence[Run], dataset: str, model: str) -> list[tuple[str, Table]]:
+    """Return the costs of a model's detectors: a title and a table for each run that tells them.
 
     Runs are not joined: their parameters and machines may differ.
     """
-    found: dict[tuple[str, ...], dict[str, list[Mapping[str, object]]]] = {}
+    found = []
     for number, run in enumerate(runs):
-        several = (f"{run.name} ({number + 1})",) if len(runs) > 1 else ()
+        detectors: dict[str, list[Mapping[str, object]]] = {}
         for row in objects(run.facts.get("costs")):
-            models = found.setdefault((words(row.get("dataset")), words(row.get("model")), *several), {})
-            models.setdefault(words(row.get("detector")), []).append(row)
-    return [
-        (" / ".join(t for t in title if t), Table(COSTS, [("", _cells(name, rows)) for name, rows in models.items()]))
-        for title, models in found.items()
-    ]
+            if (words(row.get("dataset")), words(row.get("model"))) == (dataset, model):
+                detectors.setdefault(words(row.get("detector")), []).append(row)
+        if detectors:
+            title = run_title(run) if len(runs) == 1 else f"{run_title(run)} ({number + 1})"
+            found.append((title, Table(COSTS, [("", _cells(name, rows)) for name, rows in detectors.items()])))
+    return found
 
 
 def _cells(detector: str, rows: Sequence[Mapping[str, object]]) -> list[Cell]:

@@ -120,6 +120,18 @@ FLAGS = {
     BEYOND: ("beyond the threat model", "Some images moved further than the threat model allows: they are "
              "shown here and do not enter the ranking."),
 }  # fmt: skip
+# The column of the leaderboard whose number a flag doubts; the others doubt robust accuracy.
+DOUBTED = {
+    "control-flagged": "control_flagged_at_fpr_5",
+    "benign-flagged": "benign_flagged_at_fpr_5",
+    "ties-at-threshold": "fpr_realised_5",
+    "r0-not-smallest": "price",
+    "no-adaptive-attack": "adaptive_undetected_at_fpr_5",
+    "adaptive-incomplete": "adaptive_undetected_at_fpr_5",
+    "adaptive-weaker-than": "adaptive_undetected_at_fpr_5",
+    "adaptive-below-threat": "adaptive_undetected_at_fpr_5",
+    "adaptive-unchecked": "adaptive_undetected_at_fpr_5",
+}
 _HELP = (
     (r"^at the large budget", FLAGS["adaptive-incomplete"][1]),
     (

@@ -5,14 +5,14 @@ A cell holds text, the number it is sorted by, and why there is none; the templa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from ...harness.evaluation.rankability import floor_text
 from ...harness.evaluation.verdict import order
 from ..read.run_directory import Row
-from .flags import Flag, flags
+from .flags import DOUBTED, Flag, flags
 from .matrices_and_curves import DASH, grouped, mean
 
 SPACE = "\u202f"  # a narrow space that does not break: 61.2 %
@@ -40,8 +40,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: text or a dash with its reason, the value it sorts by, a small second line (of a bar: a mark
-    that is read before the text), a bar with a whisker.
+    """A cell: text or a dash with its reason, the value it sorts by, a small second line (of a bar: a mark that is read
+    before the text), a bar with a whisker, flags that doubt the value, and the page that its text leads to.
     """
 
     text: str = DASH
@@ -52,6 +52,7 @@ class Cell:
     low: float | None = None
     high: float | None = None
     flags: Sequence[Flag] = ()
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,13 @@ BOARD = (
            "through, or not at all.", kind="text", first="asc"),
     Column("seeds", "Seeds", "Number of seeds that a cell is the mean of (the table names them), and the standard "
            "deviation of robust accuracy between them.", "SD", "text", "asc"),
-    Column("flags", "Flags", "Sanity flags: reasons to doubt this row's numbers.", kind="flags", first="asc"),
 )  # fmt: skip
 BOARD_HEADS = (
     ("", 2),
     ("Worst case", 3),
     ("Attacks and clean images", 4),
     ("False alarms", 3),
-    ("Trust", 3),
+    ("Trust", 2),
 )
 # Columns that are left out where no row has them.
 _MAY_LACK = ("price",)
@@ -160,12 +160,13 @@ def budget(norm: str, eps: str) -> str:
     return f"{name} ≤ {shown}" if shown and name else name or shown or DASH
 
 
-def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
+def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str], pages: Mapping[str, str] | None = None) -> Table:
     """Return the leaderboard of one data set, model and threat.
 
     Args:
         rows: of ``leaderboard.csv``.
         reasons: detector to why something of it is missing (a failure, too few positives).
+        pages: detector to its page.
     """
     reference = next((r.number("robust_accuracy_at_fpr_5") for r in rows if r.text("detector") == ABLATION), None)
     columns = [c for c in BOARD if c.key not in _MAY_LACK or any(r.number(c.key) is not None for r in rows)]
@@ -174,7 +175,9 @@ def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str]) -> Table:
     shown = []
     for row in sorted(rows, key=place):
         kind = "" if row.number("rank") is not None else "unranked"
-        shown.append(("ablation" if row.text("detector") == ABLATION else kind, _board_row(row, columns, reasons)))
+        shown.append(
+            ("ablation" if row.text("detector") == ABLATION else kind, _board_row(row, columns, reasons, pages or {}))
+        )
     return Table(columns, shown, heads, reference=_share(reference))
 
 
@@ -191,8 +194,9 @@ def scope(row: Row) -> str:
     return ", ".join([*about, *(["for this seed"] if seeds == 1 else [f"over {seeds} seeds"] if seeds else [])])
 
 
-def _board_row(row: Row, columns: Sequence[Column], reasons: Mapping[str, str]) -> list[Cell]:
+def _board_row(row: Row, columns: Sequence[Column], reasons: Mapping[str, str], pages: Mapping[str, str]) -> list[Cell]:
     detector = row.text("detector")
+    doubts = _doubted(row, {c.key for c in columns})
     cells = []
     for column in columns:
         cell = _board_cell(row, column)
@@ -204,15 +208,23 @@ def _board_row(row: Row, columns: Sequence[Column], reasons: Mapping[str, str]) 
             specific = reasons.get(detector, "")
             general = column.key in ("rank", "mean_auroc_seen", "benign_flagged_at_fpr_5")
             cell = replace(cell, title=why if general or not specific else specific)
-        cells.append(cell)
+        if column.key == "detector":
+            cell = replace(cell, href=pages.get(detector, ""))
+        cells.append(replace(cell, flags=doubts[column.key]) if column.key in doubts else cell)
     return cells
+
+
+def _doubted(row: Row, columns: Container[str]) -> dict[str, list[Flag]]:
+    """Return a row's flags by the column whose number they doubt."""
+    found: dict[str, list[Flag]] = {}
+    for flag in flags(row.text("flags")):
+        column = DOUBTED.get(flag.key, "")
+        found.setdefault(column if column in columns else "robust_accuracy_at_fpr_5", []).append(flag)
+    return found
 
 
 def _board_cell(row: Row, column: Column) -> Cell:
     key = column.key
-    if key == "flags":
-        found = flags(row.text("flags"))
-        return Cell("", str(len(found)) if found else "", flags=found)
     if key == "seeds":
         sd = row.number("seed_sd")
         seeds = row.text("seeds").split()

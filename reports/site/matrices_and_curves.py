@@ -103,10 +103,20 @@ def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Ro
     return groups
 
 
-def matrices(metrics: Sequence[Row], detectors: Sequence[str], wanted: Callable[[str], bool]) -> list[Matrix]:
-    """Return the matrices of all measures over the perturbations whose kind is ``wanted``; none without such a row."""
+def matrices(
+    metrics: Sequence[Row], detectors: Sequence[str], wanted: Callable[[str], bool], against: Sequence[str] = ()
+) -> list[Matrix]:
+    """Return the matrices of all measures over the perturbations whose kind is ``wanted``; none without such a row.
+
+    Args:
+        metrics: rows of ``metrics.csv``.
+        detectors: their order.
+        wanted: whether a kind of perturbation is a column.
+        against: detectors; an attack that knows another one is no column. Empty: all are.
+    """
     columns = list(dict.fromkeys((r.text("perturbation"), r.text("kind")) for r in metrics if wanted(r.text("kind"))))
-    columns = [c for c in columns if c[0]]
+    known_to = set(against)
+    columns = [c for c in columns if c[0] and (not known_to or c[0].partition("@")[2] in known_to)]
     cells = grouped(metrics, "detector", "perturbation", "negatives", "outcome")
     known = {r.text("detector") for r in metrics}
     names = [d for d in detectors if d in known] + sorted(known - set(detectors) - {""})
@@ -165,16 +175,12 @@ POPULATIONS: Mapping[str, str] = {
 }
 
 
-def propagation(groups: Sequence[tuple[str, Sequence[Row]]]) -> list[dict[str, object]]:
-    """Return the curves of every (title, rows of ``propagation.csv``), as plain JSON data, the mean over seeds.
+def propagation(title: str, rows: Sequence[Row]) -> dict[str, object]:
+    """Return the curves of the rows of ``propagation.csv`` of a model, as plain JSON data, the mean over seeds.
 
     Series are lists ``[metric, population, perturbation, mean, q05, q95]``: three indices and three lists with one
     number (or ``None``) per tap. Names stay as they are; they are escaped when drawn.
     """
-    return [_curves(title, rows) for title, rows in groups if rows]
-
-
-def _curves(title: str, rows: Sequence[Row]) -> dict[str, object]:
     depths: dict[str, float] = {}
     for row in rows:
         depths.setdefault(row.text("tap"), row.number("depth") or 0.0)

@@ -51,6 +51,7 @@ def run_page(run: Run) -> dict[str, object]:
               for m in objects(facts.get("models"))]  # fmt: skip
     return {
         "name": run.name,
+        "title": run_title(run),
         "data": words(data.get("name")) or ", ".join(dict.fromkeys(r.text("dataset") for r in run.rows("leaderboard"))),
         "threat": budget(words(threat.get("norm")), words(threat.get("eps"))) if threat else "",
         "date": _date(words(facts.get("finished")) or words(facts.get("started"))),
@@ -66,6 +67,16 @@ def run_page(run: Run) -> dict[str, object]:
         "command": f"aftershock run {shlex.quote(run.name)}",
         "again": "aftershock report RUN --out DIR",
     }
+
+
+def run_title(run: Run) -> str:
+    """Return a run's name and when it ended, which tell it from others: ``quick, 27 Nov 2026 20:31``."""
+    text = words(run.facts.get("finished")) or words(run.facts.get("started"))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return run.name
+    return f"{run.name}, {moment.day} {moment:%b %Y %H:%M}"
 
 
 def _size(size: object, facts: Mapping[str, object]) -> str:

@@ -337,20 +337,26 @@ def test_pages_hold_every_number_of_every_seed(run: Path) -> None:
         assert keys == [repr(0.1 + seed), "0", "", "1", "", "2", "0.123456789012345", "3"]
         for name in ("correlations.csv", "decoded-digits.png", "arrays.safetensors", "findings.json"):
             (href,) = set(re.findall(rf'href="([^"]+{name})"', section[1]))
-            assert (run / "site/analyses" / href).resolve() == run / f"analyses/digits-cnn-{seed}-rdm/{name}"
+            copied = (run / "site/analyses" / href).resolve()
+            assert copied.is_relative_to(run / "site/data")
+            assert copied.read_bytes() == (run / f"analyses/digits-cnn-{seed}-rdm" / name).read_bytes()
     assert "Kriegeskorte et al. (2008)" in page and "<dt>images</dt><dd>100</dd>" in page and "<dd>a, b</dd>" in page
 
 
-def test_a_site_elsewhere_names_the_folder_and_links_nothing_outside(run: Path, tmp_path: Path) -> None:
-    build_site([run], tmp_path / "elsewhere/site")
-    page = (tmp_path / "elsewhere/site/analyses/digits-cnn-rdm.html").read_text("utf-8")
-    assert "<code>analyses/digits-cnn-1-rdm</code> of the run directory" in page
+def test_a_published_site_holds_all_that_it_offers_and_says_where_large_arrays_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aftershock.reports.findings.pages._LARGEST", 100)
+    build_site([run], tmp_path / "made/site")
+    (tmp_path / "made/site").rename(tmp_path / "published")
+    page = (tmp_path / "published/analyses/digits-cnn-rdm.html").read_text("utf-8")
+    assert "<code>analyses/digits-cnn-1-rdm/arrays.safetensors</code> of the run directory" in page
     targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page)
-    assert [t for t in targets if not t.startswith(("#", "../assets/", "../index.html", "data:"))] == []
-    assert "default-src 'none'" in page
-    for target in targets:
-        if target.startswith("../assets/"):
-            assert (tmp_path / "elsewhere/site/analyses" / target).is_file()
+    files = {t.partition("#")[0] for t in targets if not t.startswith(("#", "data:"))}
+    assert {"../data/digits-cnn-rdm-0/correlations.tex", "../data/digits-cnn-rdm-0/correlations.md"} <= files
+    for target in files:
+        file = (tmp_path / "published/analyses" / target).resolve()
+        assert file.is_relative_to(tmp_path / "published") and file.is_file(), target
 
 
 def test_hostile_words_appear_only_escaped(tmp_path: Path) -> None:
@@ -362,8 +368,8 @@ def test_hostile_words_appear_only_escaped(tmp_path: Path) -> None:
     for text in (index, page):
         assert "<script>alert" not in text and "onerror=alert(2)>" not in text and html.escape(HOSTILE[0]) in text
     assert re.findall(r"<script[^>]*>", page) == [
-        '<script type="application/json" id="figure-data">', '<script src="../assets/plotly.min.js">',
-        '<script src="../assets/site.js">', '<script src="../assets/analyses.js">']  # fmt: skip
+        '<script src="../assets/plotly.min.js">', '<script src="../assets/site.js">',
+        '<script type="application/json" id="figure-data">', '<script src="../assets/analyses.js">']  # fmt: skip
     assert all(src.startswith("data:image/png;base64,") for src in re.findall(r'<img src="([^"]*)"', page))
     assert HOSTILE[0] in json.dumps(data_of(page))
 
@@ -538,7 +544,7 @@ def test_in_a_browser_every_kind_of_figure_appears(browser: Browser, run: Path) 
     shown = tab.locator("#result-1 .pictures img")
     assert shown.count() == 5 and all(i.evaluate("e => e.naturalWidth") == 8 for i in shown.all())
     assert shown.first.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
-    tab.locator("#result-1 summary").first.click()
+    tab.locator("#result-1 .table summary").first.click()
     tab.locator("#result-1 table.sortable").get_by_role("button", name="value").click()
     cells = tab.locator("#result-1 table.sortable tbody tr td:first-child").all_inner_texts()
     assert cells[:2] == ["stem.relu", "head.relu"]  # 1.1, 0.12, and those without a value

@@ -18,6 +18,7 @@ from aftershock.reports.site.build import build_site
 from aftershock.reports.site.flags import FLAGS, flags
 from support.browser import Visit
 from support.columns import COLUMNS
+from support.sites import models_of, pages_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -85,7 +86,14 @@ def write(made: Rows, path: Path, leave_out: Sequence[str] = ("parts",)) -> Path
 
 
 def site(made: Rows, tmp_path: Path, leave_out: Sequence[str] = ("parts",)) -> str:
-    return build_site([write(made, tmp_path / "run", leave_out)], tmp_path / "site").read_text("utf-8")
+    """The page of the model."""
+    return model_of(build_site([write(made, tmp_path / "run", leave_out)], tmp_path / "site"))
+
+
+def model_of(index: Path) -> str:
+    """The page of the only model of a site."""
+    (page,) = models_of(index.parent)
+    return page
 
 
 def budgets_of(page: str) -> list[dict[str, Any]]:
@@ -176,7 +184,7 @@ def test_curves_that_all_get_there_say_so_and_single_budgets_are_no_curve(tmp_pa
 
 def test_rounding_shows_the_table_before_and_after(tmp_path: Path) -> None:
     page = site(fabricate([0]), tmp_path)
-    part = section(page, "<h4>8-bit rounding</h4>", '<p class="key">')
+    part = section(page, "<h3>8-bit rounding</h3>", '<p class="key">')
     first = texts(part[: part.index("</table>")])
     pgd = next(row for row in first if row[0] == "pgd[eps=8/255]")
     assert pgd[1].startswith("90.0 % → 67.5 % −22.5")
@@ -191,12 +199,13 @@ def test_rounding_shows_the_table_before_and_after(tmp_path: Path) -> None:
 def test_older_tables_without_rounding_or_without_attacks(tmp_path: Path) -> None:
     later = ("success_rate_8bit", "flagged_at_fpr_5_8bit", "undetected_success_at_fpr_5_8bit", "parts")
     page = site(fabricate([0]), tmp_path / "a", later)
-    assert "No image was measured again" in page and "<h4>8-bit rounding</h4>" not in page
+    assert "No image was measured again" in page and "<h3>8-bit rounding</h3>" not in page
     assert budgets_of(page) and "Which part of" not in page
     run = write(fabricate([0]), tmp_path / "b")
     (run / "tables/attacks.csv").unlink()
-    page = build_site([run], tmp_path / "c").read_text("utf-8")
-    assert "tables/attacks.csv</code>" in page and "so there is no curve" in page
+    index = build_site([run], tmp_path / "c")
+    assert "tables/attacks.csv</code>" in (index.parent / "runs.html").read_text("utf-8")
+    assert "so there is no curve" in model_of(index)
 
 
 def with_parts(cells: dict[str, str]) -> Rows:
@@ -216,7 +225,7 @@ def test_parts_are_shares_of_the_attacked_images_counted_once_per_seed(tmp_path:
     assert "selective PGD: 120;" in rows["latent"][2] and "search on the true score: 30;" in rows["latent"][2]
     assert rows["latent"][3] == "200 50 not fooled"
     assert rows["msp"][3] == "200"
-    widths = [float(w) for w in re.findall(r'style="width:([\d.]+)%"', part)]
+    widths = [float(w) for w in re.findall(r'<svg x="[\d.]+%" width="([\d.]+)%"', part)]
     assert widths == [60.0, 15.0, 100.0]
 
 
@@ -229,8 +238,8 @@ def test_runs_that_share_a_protocol_share_their_attacks(tmp_path: Path) -> None:
             row["flagged_at_fpr_5"] = 0.25
     second["leaderboard"][0].update(detector="msp", robust_accuracy_at_fpr_5=0.45)
     runs = [write(first, tmp_path / "a"), write(first, tmp_path / "same"), write(second, tmp_path / "b")]
-    (data,) = budgets_of(build_site(runs, tmp_path / "site").read_text("utf-8"))
-    assert data["detectors"] == ["msp (curves, run 3)", "latent", "msp", "none"]  # by robust accuracy
+    (data,) = budgets_of(model_of(build_site(runs, tmp_path / "site")))
+    assert data["detectors"] == ["msp (curves)", "latent", "msp", "none"]  # by robust accuracy
     for detector, flagged in ((0, 0.25), (2, 0.5)):
         (points,) = [s[3] for s in data["series"] if s[1:3] == [detector, 0]]
         assert len(points) == 4 and points[3][4][0] == flagged
@@ -252,17 +261,18 @@ def test_every_flag_is_explained_once_and_every_link_has_a_target(tmp_path: Path
     made = fabricate([0])
     made["leaderboard"][0]["flags"] = "adaptive-weaker-than:fgsm[eps=2/255]; something <b>new</b>"
     page = site(made, tmp_path)
-    ids = re.findall(r'\sid="([^"]+)"', page)
+    reading = (tmp_path / "site/reading.html").read_text("utf-8")
+    ids = re.findall(r'\sid="([^"]+)"', reading)
     assert len(ids) == len(set(ids))
-    links = re.findall(r'href="#([^"]+)"', page)
+    links = re.findall(r'href="(?:\.\./)?reading\.html#([^"]+)"', "".join(pages_of(tmp_path / "site").values()))
     assert set(links) <= set(ids)
     assert {"flag-unconverged", "flag-weaker-than-one-step", "flag-adaptive-weaker-than"} <= set(links)
-    glossary = texts(section(page, "<h4>Flags</h4>", "</table>"))
+    glossary = texts(section(reading, "<h2>Flags</h2>", "</table>"))
     meaning = {row[0]: row[1:] for row in glossary}
     assert meaning["not converged"] == [FLAGS["unconverged"][1], "pgd[eps=4/255]"]
     assert meaning["weaker than one step"][1] == "pgd[eps=4/255] (fgsm)"
     assert "something <b>new</b>" in meaning
-    rounding = texts(section(page, "<h4>8-bit rounding</h4>", "</table>"))
+    rounding = texts(section(page, "<h3>8-bit rounding</h3>", "</table>"))
     assert next(r for r in rounding if r[0] == "pgd[eps=4/255]")[-1] == "not converged weaker than one step: fgsm"
 
 
@@ -292,7 +302,7 @@ def hostile(tmp_path: Path) -> Path:
 
 
 def test_hostile_names_appear_only_escaped(tmp_path: Path) -> None:
-    page = hostile(tmp_path).read_text("utf-8")
+    page = model_of(hostile(tmp_path))
     assert "<script>alert" not in page and "<img" not in page and "<b>x" not in page
     assert HOSTILE[0] in str(budgets_of(page)[0]["detectors"])
     assert f"{html.escape(HOSTILE[0])}: 50 of" in page or f"{html.escape(HOSTILE[0])}: 100 of" in page
@@ -307,12 +317,12 @@ def test_absurd_numbers_do_not_break_the_page(tmp_path: Path, number: str) -> No
         if row["group"] == "fgsm":
             row.update(flagged_at_fpr_5=number, success_rate_8bit=number, n=number)
     page = site(made, tmp_path)
-    assert budgets_of(page) and "nan" not in section(page, 'id="budgets"', 'id="propagation"').lower()
+    assert budgets_of(page) and "nan" not in section(page, 'id="budgets"', "</main>").lower()
 
 
 def test_in_a_browser_the_figure_follows_its_choices(browser: Browser, tmp_path: Path) -> None:
-    page = build_site([write(fabricate(), tmp_path / "run")], tmp_path / "site")
-    visit = Visit(browser, page, wait_for=DRAWN)
+    build_site([write(fabricate(), tmp_path / "run")], tmp_path / "site")
+    visit = Visit(browser, tmp_path / "site/models/cifar10-resnet.html", wait_for=DRAWN)
     tab = visit.tab
     plot = tab.locator("#budget-plot")
     assert plot.locator(".scatterlayer .trace").count() == 3 + 3 + 2  # two detectors with the adaptive attack, and none
@@ -334,7 +344,8 @@ def test_in_a_browser_the_figure_follows_its_choices(browser: Browser, tmp_path:
 def test_in_a_browser_a_narrow_hostile_page_stays_in_its_width_and_its_names_stay_names(
     browser: Browser, tmp_path: Path
 ) -> None:
-    visit = Visit(browser, hostile(tmp_path), 400, wait_for=DRAWN)
+    (model,) = (hostile(tmp_path).parent / "models").glob("*.html")
+    visit = Visit(browser, model, 400, wait_for=DRAWN)
     tab = visit.tab
     assert tab.evaluate("document.documentElement.scrollWidth") <= 400
     assert HOSTILE[0] in str(tab.locator("#budget-plot").text_content())

@@ -42,7 +42,12 @@ def test_the_pages_of_a_run_are_those_of_a_report(tmp_path: Path, tiny: Tiny) ->
     assert any("/fit/same-site-bad" in name for name in made.failed)
     site = tmp_path / "run" / "site"
     own = pages(site)
-    assert {"index.html", "analyses/digits-mlp-rdm.html", "assets/plotly.min.js"} <= own.keys()
+    assert {
+        "index.html",
+        "analyses/digits-mlp-rdm.html",
+        "assets/plotly-cartesian.min.js",
+        "models/digits-mlp.html",
+    } <= own.keys()
     # What lies there and is nobody's page is left alone, and is not the run's.
     (site / "mine.txt").write_text("kept")
     (site / "analyses" / "mine.html").write_text("<p>kept</p>")

@@ -32,6 +32,7 @@ from aftershock.reports.site.leaderboard import BOARD, budget
 from aftershock.reports.templates.rendering import json_block
 from support.browser import Visit
 from support.columns import COLUMNS
+from support.sites import models_of, pages_of
 from support.tables import read_table
 
 if TYPE_CHECKING:
@@ -216,22 +217,43 @@ def tables_of(page: str, css_class: str) -> list[list[list[str]]]:
     return found
 
 
-def curves_of(page: str) -> list[dict[str, object]]:
-    block = re.search(r'<script type="application/json" id="curve-data">(.*?)</script>', page, re.S)
-    assert block
-    made: list[dict[str, object]] = json.loads(block[1])
+def curves_of(site: Path) -> list[dict[str, object]]:
+    """The curves on the pages of all models."""
+    made: list[dict[str, object]] = []
+    for page in models_of(site):
+        block = re.search(r'<script type="application/json" id="curve-data">(.*?)</script>', page, re.S)
+        assert block
+        made += json.loads(block[1])
     return made
 
 
-def test_nothing_is_loaded_from_elsewhere(page: str, tmp_path: Path) -> None:
-    targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page)
-    assert {"assets/style.css", "assets/plotly.min.js", "assets/site.js"} <= set(targets)
-    assert [t for t in targets if not t.startswith(("#", "assets/", "data:,"))] == []
-    assert "default-src 'none'" in page
-    for target in targets:
-        assert not target.startswith("assets/") or (tmp_path / "site" / target).is_file()
-    assert "url(" not in (tmp_path / "site/assets/style.css").read_text("utf-8")
-    assert "@import" not in (tmp_path / "site/assets/style.css").read_text("utf-8")
+@pytest.fixture
+def site(page: str, tmp_path: Path) -> Path:
+    """The site whose front page is ``page``."""
+    return tmp_path / "site"
+
+
+def test_every_link_leads_into_the_site_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    pages = pages_of(site)
+    for path, page in pages.items():
+        ids = re.findall(r'\sid="([^"]+)"', page)
+        assert len(ids) == len(set(ids)), path
+        for target in re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page):
+            if target == "data:,":
+                continue
+            file, _, anchor = html.unescape(target).partition("#")
+            goal = (site / path).parent / file if file else site / path
+            assert goal.resolve().is_relative_to(site.resolve()) and goal.is_file(), f"{path}: {target}"
+            if anchor and "=" not in anchor:
+                assert f'id="{anchor}"' in goal.read_text("utf-8"), f"{path}: {target}"
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+        assert policy and policy[1].startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        # plotly sets styles of its own; no other page needs more than its style sheet.
+        assert ("unsafe-inline" in policy[1]) == ("plotly" in page), path
+        assert "style=" not in page and "<style" not in page, path
+    assert "plotly" not in pages["index.html"]
+    style = (site / "assets/style.css").read_text("utf-8")
+    assert "url(" not in style and "@import" not in style
 
 
 def board_of(page: str) -> list[list[str]]:
@@ -241,7 +263,7 @@ def board_of(page: str) -> list[list[str]]:
 
 def boards_of(page: str) -> list[list[list[str]]]:
     """The texts of every leaderboard."""
-    section = page[page.index('<section id="leaderboard">') : page.index('<section id="perturbations">')]
+    section = page[page.index('<section id="leaderboard">') : page.index('<section id="about">')]
     return tables_of(section, "sortable")
 
 
@@ -255,7 +277,7 @@ def test_the_leaderboard_is_ordered_by_rank_and_none_has_its_place_in_it(page: s
     boards = boards_of(page)
     assert len(boards) == 2
     for board in boards:
-        assert {len(row) for row in board} == {len(BOARD) - 1} == {14}
+        assert {len(row) for row in board} == {len(BOARD) - 1} == {13}
         names = [row[1].split()[0] for row in board]
         # kde, which is not ranked, has a higher number than the rows above it.
         assert names == ["latent", "codeshift", "mahalanobis", "bits-on-pgd", "energy", "msp", "none", "kde"]
@@ -374,8 +396,12 @@ def test_a_row_without_an_adaptive_attack_says_so(tmp_path: Path) -> None:
         row.update(rank="", not_ranked_reason="no-adaptive-attack", adaptive_undetected_at_fpr_5="")
         row.update(flags="no-adaptive-attack", robust_accuracy_is_upper_bound=1)
     page = page_of(made, tmp_path)
-    assert f'<a class="badge" href="#flag-no-adaptive-attack" title="{FLAGS["no-adaptive-attack"][1]}"' in page
-    assert all("at most" in row[2] and row[3] == "–" for row in board_of(page))
+    badge = f'<a class="badge" href="reading.html#flag-no-adaptive-attack" title="{FLAGS["no-adaptive-attack"][1]}"'
+    assert page.count(badge) == 8
+    # The flag stands beside the number that it doubts.
+    assert all(
+        "at most" in row[2] and row[3].split("  ")[0] == "–" and "no adaptive" in row[3] for row in board_of(page)
+    )
 
 
 def test_rows_stand_in_one_order_in_the_table_on_the_console_and_on_the_page(tmp_path: Path) -> None:
@@ -411,8 +437,8 @@ def test_rows_stand_in_one_order_in_the_table_on_the_console_and_on_the_page(tmp
         assert [row["detector"] for row in csv.DictReader(stream)] == expected
 
 
-def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_number(run: Path, page: str) -> None:
-    heat = tables_of(page, "heat")
+def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_number(run: Path, site: Path) -> None:
+    heat = [table for page in models_of(site) for table in tables_of(page, "heat")]
     assert len(heat) == 8  # four measures for each of two models
     latent = next(row for row in heat[0] if row[0] == "latent")
     wanted = {"detector": "latent", "model": "cnn", "negatives": "clean"}.items()
@@ -425,8 +451,8 @@ def test_matrices_show_the_mean_over_seeds_and_the_reason_where_there_is_no_numb
     assert bits[3].startswith("seen") and bits[2].startswith("family seen") and not bits[4].startswith("seen")
 
 
-def test_curves_are_the_mean_over_seeds_in_order_of_depth(run: Path, page: str) -> None:
-    curves = curves_of(page)
+def test_curves_are_the_mean_over_seeds_in_order_of_depth(run: Path, site: Path) -> None:
+    curves = curves_of(site)
     assert [c["title"] for c in curves] == ["digits / cnn", "digits / mlp"]
     cnn = curves[0]
     assert cnn["taps"] == TAPS["cnn"]
@@ -443,13 +469,14 @@ def test_curves_are_the_mean_over_seeds_in_order_of_depth(run: Path, page: str) 
     assert set(cka[4]) == {None}
 
 
-def test_a_failed_detector_is_named_with_its_reason(page: str) -> None:
+def test_a_failed_detector_is_named_with_its_reason(page: str, site: Path) -> None:
     assert "Incomplete" in page
+    runs = (site / "runs.html").read_text("utf-8")
     notes = re.findall(r'<p class="note"><b>autoencoder</b> has no row(.*?)</p>', page)
     assert notes == [".", ": failed: The loss became NaN after 3 epochs."]  # it failed with mlp only
-    assert "<code>digits/mlp/1/fit/autoencoder</code></td>" in page
-    assert "1 skipped cell" in page and "1 failed</a>" in page
-    assert "aftershock run quick" in page and DIGEST in page
+    assert "<code>digits/mlp/1/fit/autoencoder</code></td>" in runs
+    assert "1 skipped cell" in runs and '<a href="runs.html#failures">1 failed</a>' in page
+    assert "aftershock run quick" in runs and DIGEST in runs and DIGEST in page
 
 
 HOSTILE = [
@@ -487,15 +514,21 @@ def hostile(tmp_path: Path) -> Path:
 
 
 def test_hostile_names_appear_only_escaped(tmp_path: Path) -> None:
-    page = build_site([hostile(tmp_path)], tmp_path / "site").read_text("utf-8")
-    assert "<script>alert" not in page and "<img" not in page
-    assert re.findall(r"<script[^>]*>", page) == ['<script type="application/json" id="curve-data">',
-        '<script src="assets/plotly.min.js">', '<script src="assets/site.js">']  # fmt: skip
-    assert html.escape(HOSTILE[0]) in page
-    board = board_of(page)
-    assert board[1][1] == HOSTILE[2]  # the formula guard's apostrophe is gone
-    assert curves_of(page)[0]["perturbations"][2] == HOSTILE[0]  # type: ignore[index]
-    assert "aftershock run &#39;&lt;script&gt;alert(1)&lt;/script&gt;&#39;" in page
+    site = build_site([hostile(tmp_path)], tmp_path / "site").parent
+    for path, page in pages_of(site).items():
+        assert "<script>alert" not in page and "<img" not in page and "<b>x" not in page, path
+        scripts = re.findall(r"<script[^>]*>", page)
+        assert all(re.fullmatch(r'<script( type="application/json" id="[a-z-]+"| src="(\.\./)?assets/[a-z.-]+")>', s)
+                   for s in scripts), path  # fmt: skip
+        assert html.escape(HOSTILE[0]) in page, path
+    page = (site / "index.html").read_text("utf-8")
+    assert board_of(page)[1][1] == HOSTILE[2]  # the formula guard's apostrophe is gone
+    (curves,) = curves_of(site)
+    assert curves["perturbations"][2] == HOSTILE[0]  # type: ignore[index]
+    assert "aftershock run &#39;&lt;script&gt;alert(1)&lt;/script&gt;&#39;" in (site / "runs.html").read_text("utf-8")
+    for file in (site / "data").rglob("*.csv"):
+        with file.open(encoding="utf-8", newline="") as stream:
+            assert not any(cell.startswith(("=", "+", "@")) for row in csv.reader(stream) for cell in row), file
 
 
 def test_a_json_block_can_neither_end_nor_open_a_tag() -> None:
@@ -525,7 +558,7 @@ def test_runs_of_one_protocol_share_a_leaderboard_without_ranks_where_they_have_
     # The ranks of either run are about its own rows alone: tests/reports/test_joined_ranks.py has runs with scores.
     assert [row[0] for row in board] == ["–"] * 10
     assert [row[1].split("  ")[0] for row in board] == ["latent", "codeshift", "newcomer", "mahalanobis", "kde",
-        "bits-on-pgd", "energy", "msp", "msp (second, run 2)", "none"]  # fmt: skip
+        "bits-on-pgd", "energy", "msp", "msp (second, 20 Nov 2026 09:44)", "none"]  # fmt: skip
     assert "joined from 2 runs" in page and "cannot be compared" not in page
     assert page.count(f'title="not ranked: {NO_SCORES}"') == 9
     assert page.count(f'title="not ranked: {NOT_RANKED}"') == 1
@@ -543,17 +576,22 @@ def test_runs_of_different_protocols_stand_apart(tmp_path: Path) -> None:
     assert len(boards) == 2
     assert [row[0] for row in boards[0]] == [row[0] for row in boards[1]] == ["1", "2", "3", "4", "5", "6", "7", "–"]
     assert "cannot be compared" in page
-    assert [c["title"] for c in curves_of(page)] == ["digits / cnn (quick, 5f0c2d9e)", "digits / cnn (other, 00000000)"]
+    when = "20 Nov 2026 09:44"
+    assert [c["title"] for c in curves_of(tmp_path / "site")] == [
+        f"digits / cnn (quick, {when}, 5f0c2d9e)", f"digits / cnn (other, {when}, 00000000)"]  # fmt: skip
 
 
 def test_a_run_with_empty_tables_and_one_with_none(tmp_path: Path) -> None:
     empty = Tables().write(tmp_path / "empty")
     page = build_site([empty], tmp_path / "one").read_text("utf-8")
-    assert "nothing to rank yet" in page and "there are no curves" in page and "plotly.min.js" not in page
+    assert "nothing to rank yet" in page
+    assert not any("plotly" in text for text in pages_of(tmp_path / "one").values())
+    assert not list((tmp_path / "one").rglob("*plotly*"))
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/run.json").write_text("{}")
     page = build_site([tmp_path / "bare"], tmp_path / "two").read_text("utf-8")
-    assert "tables/leaderboard.csv" in page and "<h1>bare</h1>" in page
+    assert "<h1>bare</h1>" in page
+    assert "tables/leaderboard.csv" in (tmp_path / "two/runs.html").read_text("utf-8")
 
 
 def test_metrics_without_a_row_and_a_detector_without_numbers(tmp_path: Path) -> None:
@@ -572,7 +610,7 @@ def test_metrics_without_a_row_and_a_detector_without_numbers(tmp_path: Path) ->
     assert board[7][1] == "msp" and board[7][2] == "–"
     assert 'title="not ranked: pgd is not scored: scores are not finite"' in page
     assert 'title="failed: scores are not finite"' in page
-    assert "No detector has been measured" in page
+    assert "No detector has been measured" in models_of(tmp_path / "site")[0]
 
 
 @pytest.mark.parametrize(
@@ -640,7 +678,9 @@ def test_the_report_is_not_written_through_a_link(run: Path, tmp_path: Path) -> 
     assert not (run / "site/index.html").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["index.html", "plotly.min.js", "style.css"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "plotly-cartesian.min.js", "style.css", "leaderboard.tex", "files.json"]
+)
 def test_a_full_disk_leaves_the_old_page_and_no_part(
     name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -719,24 +759,29 @@ def test_budgets_and_flags_are_read_as_people_write_them() -> None:
 
 # The figure of curves is there.
 DRAWN = "#curve-plot .scatterlayer .trace"
+BOARD_READY = "#board-tools:visible"
 
 
-def detectors(visit: Visit) -> list[str]:
-    """The detectors of the first leaderboard, in the order that is seen."""
-    return visit.tab.locator("#leaderboard table").first.locator("tbody td.detector .value").all_inner_texts()
+def detectors(visit: Visit, board: int = 0) -> list[str]:
+    """The detectors of a leaderboard, in the order that is seen."""
+    table = visit.tab.locator("#leaderboard table").nth(board)
+    return table.locator("tbody td.detector .value").all_inner_texts()
 
 
-def test_in_a_browser_tables_sort_and_switches_switch(browser: Browser, tmp_path: Path) -> None:
+def test_in_a_browser_leaderboards_sort_together_and_their_ties_keep_the_order(
+    browser: Browser, tmp_path: Path
+) -> None:
     made = fabricate()
     for detector in ("codeshift", "mahalanobis"):
         first_row(made, detector)["rank"] = 1
-    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"), 1400, DRAWN)
+    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"), 1400, BOARD_READY)
     tab = visit.tab
     before = detectors(visit)
     heading = tab.locator("#leaderboard table").first.locator("th.worst_auroc")
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
-    assert detectors(visit) == ["latent", "mahalanobis", "codeshift", "kde", "bits-on-pgd", "energy", "msp", "none"]
+    expected = ["latent", "mahalanobis", "codeshift", "kde", "bits-on-pgd", "energy", "msp", "none"]
+    assert detectors(visit) == detectors(visit, 1) == expected
     heading.locator("button").press("Enter")
     assert heading.get_attribute("aria-sort") == "ascending"
     assert detectors(visit)[:3] == ["msp", "energy", "bits-on-pgd"] and detectors(visit)[-1] == "none"
@@ -744,24 +789,115 @@ def test_in_a_browser_tables_sort_and_switches_switch(browser: Browser, tmp_path
     assert rank.get_attribute("aria-sort") is None
     rank.locator("button").click()
     assert detectors(visit) == before  # rows that share a rank in their old order; the row without a rank stays last
+    assert visit.wrong == []
+    assert visit.requests and visit.elsewhere == []
 
+
+def test_in_a_browser_a_view_of_the_board_has_an_address(browser: Browser, run: Path, tmp_path: Path) -> None:
+    index = build_site([run], tmp_path / "site")
+    visit = Visit(browser, index, 1400, BOARD_READY)
+    tab = visit.tab
+    tab.get_by_role("button", name="digits / mlp").click()
+    tab.locator("#board-search").fill("s")
+    tab.locator("#board-rows").select_option("ranked")
+    tab.locator(".columns-menu summary").click()
+    tab.locator("#board-columns").get_by_label("Surrogate").uncheck()
+    tab.locator("#board-columns input").first.press("Escape")
+    tab.locator(".board:visible th.worst_auroc button").click()
+
+    def state(visit: Visit) -> tuple[object, ...]:
+        shown = visit.tab.locator(".board:visible")
+        return (
+            shown.count(), shown.locator("tbody td.detector .value").all_inner_texts(),
+            shown.locator("th.surrogate").is_visible(), shown.locator("th.price").count(),
+            shown.locator("th.worst_auroc").get_attribute("aria-sort"),
+            visit.tab.locator("#board-search").input_value(), visit.tab.locator("#board-count").inner_text(),
+        )  # fmt: skip
+
+    first = state(visit)
+    # kde has no rank, energy and none hold no s.
+    assert first[:3] == (1, ["mahalanobis", "codeshift", "bits-on-pgd", "msp"], False)
+    link = tab.locator("#board-link").get_attribute("href")
+    assert link and tab.url.endswith(link)
+    again = Visit(browser, index, 1400, BOARD_READY)
+    again.tab.goto(index.as_uri() + link)
+    again.tab.reload()
+    again.tab.wait_for_selector(BOARD_READY)
+    assert state(again) == first
+    tab.locator("#board-reset").click()
+    assert tab.locator(".board:visible").count() == 2 and tab.locator("th.surrogate:visible").count() == 2
+    assert "16 rows" in tab.locator("#board-count").inner_text()
+    # What an address says may be anything.
+    again.tab.goto(index.as_uri() + "#board=<b>&sort=__proto__&hide=detector.x&rows=1&q=%3Cscript%3E&dir=%00")
+    again.tab.reload()
+    assert again.tab.locator(".board:visible").count() == 2 and detectors(again) == []
+    assert visit.wrong == [] and again.wrong == []
+
+
+def test_in_a_browser_later_rows_are_loaded_when_they_are_asked_for(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aftershock.reports.site.boards.ROWS", 10)
+    made = fabricate()
+    hostile = "<img src=x onerror=alert(1)>"
+    for row in made.rows["leaderboard"]:
+        if row["detector"] == "msp":
+            row.update(detector=hostile, flags="<b>new</b>")
+    index = build_site([made.write(tmp_path / "run")], tmp_path / "site")
+    page = index.read_text("utf-8")
+    assert [len(board) for board in boards_of(page)] == [5, 5]
+    visit = Visit(browser, index, 1400, BOARD_READY)
+    tab = visit.tab
+    assert not any("data/board.js" in url for url in visit.requests)
+    assert "10 of 16 rows" in tab.locator("#board-count").inner_text()
+    tab.locator(".board .more").first.click()
+    tab.wait_for_function("document.querySelectorAll('.board tbody')[0].rows.length == 8")
+    assert detectors(visit)[5:] == [hostile, "none", "kde"]
+    tab.locator("#board-search").fill("new")
+    tab.wait_for_function("document.querySelectorAll('.board:not([hidden]) tbody tr').length == 2")
+    assert detectors(visit) == detectors(visit, 1) == [hostile]
+    assert tab.locator("img").count() == 0
+    assert visit.wrong == [] and visit.elsewhere == []
+
+
+def test_in_a_browser_files_of_a_leaderboard_are_downloaded(browser: Browser, run: Path, tmp_path: Path) -> None:
+    index = build_site([run], tmp_path / "site")
+    visit = Visit(browser, index, 1400, BOARD_READY)
+    for kind, ending in (("CSV", "csv"), ("Markdown", "md"), ("LaTeX", "tex")):
+        link = visit.tab.locator(".board").first.get_by_role("link", name=kind)
+        path = link.get_attribute("href")
+        assert path and path.startswith("data/") and path.endswith(f".{ending}")
+        text = (index.parent / path).read_text("utf-8")
+        places = [text.index(name) for name in ("codeshift", "mahalanobis", "energy", "kde")]
+        assert places == sorted(places)
+    with (index.parent / "data/digits-cnn/leaderboard.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["detector"] for row in rows] == detectors(visit)
+    assert float(rows[0]["robust_accuracy_at_fpr_5"]) == 0.447
+
+
+def test_in_a_browser_a_models_page_switches_its_measures_and_curves(
+    browser: Browser, run: Path, tmp_path: Path
+) -> None:
+    site = build_site([run], tmp_path / "site").parent
+    visit = Visit(browser, site / "models/digits-mlp.html", 1400, DRAWN)
+    tab = visit.tab
     matrix = tab.locator(".switched").first
     matrix.get_by_role("button", name="TPR at FPR 5 %").click()
     assert matrix.locator(".matrix:visible").get_attribute("data-measure") == "tpr"
-
     drawn = tab.locator("#curve-plot .scatterlayer path.js-line")
     first = [path.get_attribute("d") for path in drawn.all()]
     tab.select_option("#curve-metric", label="ReLU bits flipped")
     assert tab.locator("#curve-plot").get_attribute("data-metric") == "bit_flip_rate"
     assert [path.get_attribute("d") for path in drawn.all()] != first
-    tab.select_option("#curve-model", label="digits / mlp")
-    assert tab.locator("#curve-plot").get_attribute("data-metric") == "bit_flip_rate"
     assert "fc8.relu" in tab.locator("#curve-plot").inner_text()
     tab.get_by_role("button", name="Together").click()
     panels = tab.locator("#curve-plot .xaxislayer-above").count()
     tab.locator("#curve-chips").get_by_role("button", name="pgd").click()
     assert panels == 1 and "pgd" not in tab.locator("#curve-plot").inner_text()
-
+    heading = tab.locator("#perturbations table").first.locator("th.success_rate button")
+    heading.click()
+    assert tab.locator("#perturbations table").first.locator("td.perturbation .value").first.inner_text() == "deepfool"
     assert visit.wrong == []
     assert visit.requests and visit.elsewhere == []
 
@@ -775,8 +911,8 @@ def test_in_a_browser_a_wide_page_shows_every_column_of_the_leaderboard(browser:
             worst_perturbation=f"adaptive@{row['detector']}",
             tpr_at_fpr_1=0.31,
         )
-        row.update(flags="control-flagged; benign-flagged")
-    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"), 1400, DRAWN)
+        row.update(flags="control-flagged; benign-flagged; below-floor; adaptive-weaker-than:pgd")
+    visit = Visit(browser, build_site([made.write(tmp_path / "run")], tmp_path / "site"), 1400, BOARD_READY)
     boards = visit.tab.locator("#leaderboard .scroll")
     assert boards.count() == 2
     for board in boards.all():
@@ -784,18 +920,34 @@ def test_in_a_browser_a_wide_page_shows_every_column_of_the_leaderboard(browser:
     assert visit.wrong == []
 
 
-def test_in_a_browser_a_narrow_page_does_not_scroll_sideways(browser: Browser, run: Path, tmp_path: Path) -> None:
-    visit = Visit(browser, build_site([run], tmp_path / "site"), 400, DRAWN)
-    assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 400
+def test_in_a_browser_narrow_pages_do_not_scroll_sideways_and_show_the_flags(
+    browser: Browser, run: Path, tmp_path: Path
+) -> None:
+    site = build_site([run], tmp_path / "site").parent
+    visit = Visit(browser, site / "index.html", 390, BOARD_READY)
+    for path in pages_of(site):
+        visit.tab.goto((site / path).as_uri())
+        assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 390, path
+    visit.tab.goto((site / "index.html").as_uri())
+    badge = visit.tab.locator("tr.unranked .badge").first
+    box = badge.bounding_box()
+    assert box is not None and box["x"] + box["width"] <= 390
     assert visit.wrong == []
 
 
 def test_in_a_browser_hostile_names_stay_names(browser: Browser, tmp_path: Path) -> None:
-    visit = Visit(browser, build_site([hostile(tmp_path)], tmp_path / "site"), 1400, DRAWN)
+    site = build_site([hostile(tmp_path)], tmp_path / "site").parent
+    visit = Visit(browser, site / "index.html", 1400, BOARD_READY)
     tab = visit.tab
+    for path in pages_of(site):
+        tab.goto((site / path).as_uri())
+        assert tab.locator("img").count() == 0, path
+    (model,) = (path for path in pages_of(site) if path.startswith("models/") and "index" not in path)
+    tab.goto((site / model).as_uri())
+    tab.wait_for_selector(DRAWN)
     shown = str(tab.locator("#curve-plot").text_content())
     assert HOSTILE[0] in shown and HOSTILE[1] in shown and "<b>x</b>" in shown
-    assert tab.locator("img").count() == 0 and tab.locator("#curve-plot a").count() == 0
+    assert tab.locator("#curve-plot a").count() == 0
     assert tab.locator("#curve-metric option", has_text="<script>alert(1)</script>").count() == 1
     tab.mouse.move(*centre_of_first_marker(tab))
     tab.wait_for_selector("#curve-plot .hoverlayer text")
