@@ -189,7 +189,7 @@ def _against(
     """Return one seed's table with the images that lower it, how many these are, and why the others are not."""
     scores, threat = seed.scores, stated.entry.threat
     place = {int(i): row for row, i in enumerate(scores.index[: stated.entry.metrics.n_images].tolist())}
-    rows = np.array([place.get(i, -1) for i in index.tolist()])
+    rows = np.array([place.get(i, -1) for i in index.tolist()], np.int64)
     inside = np.isfinite(images).all((1, 2, 3)) & (images >= 0).all((1, 2, 3)) & (images <= 1).all((1, 2, 3))
     norms = _norms(images, clean, threat.norm)
     reason = np.full(len(index), "", dtype=object)
