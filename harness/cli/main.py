@@ -16,7 +16,7 @@ from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
 from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
-from .arguments import KindName, Limit, Seed, SuiteName, Workers, kind_of
+from .arguments import KindName, Limit, Seed, SuiteName, Workers
 from .cache_commands import app as cache_app
 from .streams import checked_output, lenient_errors
 
@@ -192,7 +192,6 @@ def list_parts(
 
     for path in plugin:
         plugin_host().open_file(path)
-    kind = kind_of(kind)
     found = describe(kind)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
