@@ -198,7 +198,6 @@ def list_parts(
 
     for path in plugin:
         plugin_host().open_file(path)
-    kind = kind_of(kind)
     found = describe(kind)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
