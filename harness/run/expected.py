@@ -32,7 +32,7 @@ _PASS = {"cpu": 5e-7, "cuda": 2e-8}
 # Seconds of a cell of no images.
 _EMPTY = 0.003
 # A score whose surrogate is differentiated takes that much longer than the model's own pass, in seconds.
-_SURROGATE = 2e-4
+_SURROGATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ TYPICAL = {
     "variant": Cost(4.0, 3e-4),
     "rounded": Cost(1.7, 8e-5),
     "control": Cost(2.0, 2e-4),
-    "fit": Cost(1.0, 2e-4),
-    "score": Cost(0.5, 1.3e-4),
+    "fit": Cost(1.0, 1.5e-4),
+    "score": Cost(0.5, 8e-5),
     "view": Cost(1.5, 5e-4),
     "gradient": Cost(6.0, 5e-4),
     "encoders": Cost(1.0, 2e-4),
-    "propagation": Cost(2.0, 3e-4),
-    "analysis": Cost(5.0, 1e-3),
+    "propagation": Cost(2.0, 2e-4),
+    "analysis": Cost(5.0, 7e-4),
 }
 # Bytes that are stored of an image, for each of its numbers, and besides.
 _STORED = {
@@ -65,7 +65,7 @@ _STORED = {
 }  # fmt: skip
 # Shares of what an adaptive attack takes for an image.
 _ADAPTIVE = {
-    "perturb": 1.0, "rehearsal": 0.35, "check": 0.1, "false-alarm": 0.1, "shadowed": 0.02, "past-all": 0.5,
+    "perturb": 1.0, "rehearsal": 0.3, "check": 0.1, "false-alarm": 0.1, "shadowed": 0.02, "past-all": 0.5,
     "radius": 1.0,
 }  # fmt: skip
 # Loading a model, and going through the test split once.
