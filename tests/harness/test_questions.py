@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -325,30 +323,3 @@ def test_nothing_is_written_through_a_link_of_a_run(forks: Forks, quick_run: Pat
         said = forks(*arguments, cwd=tmp_path)
         assert said.status == 2 and "is a link" in said.output
     assert not list(outside.iterdir())
-
-
-PAGE = Path(__file__).parents[2] / "docs" / "answers.md"
-BLOCKS = re.findall(r"<!-- runs -->\n\n```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
-def test_the_page_of_answers_has_what_it_should() -> None:
-    commands = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-    assert len(commands) >= 14 and all(line.startswith("aftershock ") for line in commands)
-    assert {line.split()[1] for line in commands} == {"show", "compare", "export"}
-    assert sum(kind == "python" for kind, _ in BLOCKS) == 1
-
-
-def test_every_command_of_the_page_works(
-    forks: Forks, quick_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "runs").mkdir()
-    for name in ("quick", "other"):
-        (tmp_path / "runs" / name).symlink_to(quick_run)
-    monkeypatch.chdir(tmp_path)
-    for kind, text in BLOCKS:
-        if kind == "python":
-            exec(compile(text, str(PAGE), "exec"), {})
-            continue
-        for line in text.splitlines():
-            said = forks(*shlex.split(line)[1:], cwd=tmp_path)
-            assert said.status == 0, f"{line}\n{said.output}"
