@@ -102,6 +102,9 @@ def test_the_pages_have_commands() -> None:
         "run",
         "plan",
         "report",
+        "show",
+        "compare",
+        "export",
         "list",
         "validate",
         "check",
@@ -137,7 +140,9 @@ def test_options_are_known(line: str) -> None:
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("line", ["aftershock run --no-such", "aftershock list cats", "aftershock guard export"])
+@pytest.mark.parametrize(
+    "line", ["aftershock run --no-such", "aftershock export RUN --to cats", "aftershock guard export"]
+)
 def test_a_wrong_command_would_be_noticed(line: str) -> None:
     command, words = command_of(line)
     with pytest.raises(Exception, match=r"(?i)no such|cats|missing"):

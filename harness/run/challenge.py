@@ -29,7 +29,7 @@ from ..core.errors import UsageError
 from ..core.files import GIB, read_file, write_atomic
 from ..evaluation.alarms import within_reach
 from .guard import Guard, export_guard
-from .images import clean_images
+from .images import test_images
 from .load import RunFolder
 from .roots import data_root
 
@@ -93,7 +93,7 @@ def challenge(
     known = np.isin(index, np.asarray(folder.evaluate, np.int64))
     strangers = int((~known).sum())
     index, found = index[known], found[known]
-    clean, _ = clean_images(folder, data_root(data), index)
+    clean = test_images(folder, data_root(data)).images(index.tolist()).numpy().astype(np.float32, copy=False)
     if found.shape[1:] != clean.shape[1:]:
         size = " x ".join(map(str, clean.shape[1:]))
         raise UsageError(f"{images} holds images of {' x '.join(map(str, found.shape[1:]))}: the data's are {size}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..core.registry import DATASETS
 from .load import RunFolder
 
 if TYPE_CHECKING:
+    from ..data.types import ImageSplit
     from ..store.ledger import Record
 
 Images = NDArray[np.float32]
@@ -87,47 +89,103 @@ class PerturbedImages:
         return self.classes[label] if 0 <= label < len(self.classes) else str(label)
 
 
-def perturbed_images(folder: Path, selection: Selection, classes: tuple[str, ...], root: Path) -> PerturbedImages:
-    """Return the images of a selection.
-
-    Args:
-        folder: the run directory; nothing in it is executed.
-        selection: which images.
-        classes: names of the classes.
-        root: of the data sets, where the clean images are.
+def test_images(run: RunFolder, root: Path) -> ImageSplit:
+    """Return the test images of a run's data set; nothing is fetched for it.
 
     Raises:
-        UsageError: if the run does not hold the images, or what holds them is damaged or contradicts its tables.
+        UsageError: if they are not at hand, in a sentence.
     """
-    run = RunFolder(folder)
-    cells = run.perturbed(selection.perturbation, selection.model, selection.seed)
-    index = selection.images["index"].to_numpy(np.int64)
-    held = _Held(run, cells.images)
-    places = held.places(index)
-    prediction = selection.images["prediction"].to_numpy(np.int64)
-    if (places < 0).any() or (held.column("prediction")[places] != prediction).any():
-        raise UsageError(
-            f"The images of {selection.perturbation} in {folder} are not those of its tables: run its suite again."
-        )
-    perturbed = held.images(places)
-    controls = _Held(run, cells.controls)
-    at = controls.places(index)
-    control = np.full(perturbed.shape, np.nan, np.float32)
-    if (at >= 0).any():
-        found = controls.images(at[at >= 0])
-        if found.shape[1:] != perturbed.shape[1:]:
-            raise UsageError(
-                f"The controls of {selection.perturbation} in {folder} have another shape than its images."
-            )
-        control[at >= 0] = found
-    norms = {name: selection.images[name].to_numpy(np.float64) for name in ("l0", "l1", "l2", "linf")}
-    clean, note = _clean(run, root, index, selection.images["label"].to_numpy(np.int64), perturbed, norms["linf"])
-    return PerturbedImages(
-        selection.dataset, selection.model, selection.seed, selection.perturbation, classes, index,
-        selection.images["label"].to_numpy(np.int64), selection.images["clean_prediction"].to_numpy(np.int64),
-        prediction, selection.images["success"].to_numpy(np.float64) == 1, norms, perturbed, control, at >= 0, clean,
-        note, selection.scores, selection.flagged, selection.thresholds,
-    )  # fmt: skip
+    params: dict[str, Any] = dict(run.data.params)
+    try:
+        with contained():
+            factory = DATASETS.get(run.data.name)
+            if "download" in parameters(factory):
+                params["download"] = False
+            split: ImageSplit = factory(root, **params).load().test
+            return split
+    except AftershockError as error:
+        raise UsageError(f"{_ABSENT}: {described(error).rstrip('.')}.") from error
+    except Exception as error:
+        raise UsageError(f"{_ABSENT}: the data set {run.data.name!r} cannot be read ({described(error)}).") from error
+
+
+class ImageReader:
+    """Reads perturbed images of a run directory; nothing in it is executed.
+
+    Args:
+        folder: the run directory.
+        root: of the data sets, where the clean images are.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._folder, self._root = folder, root
+
+    @cached_property
+    def _run(self) -> RunFolder:
+        return RunFolder(self._folder)
+
+    def read(self, selection: Selection, classes: tuple[str, ...]) -> PerturbedImages:
+        """Return the images of a selection.
+
+        Args:
+            selection: which images.
+            classes: names of the classes.
+
+        Raises:
+            UsageError: if the run does not hold the images, or what holds them is damaged or contradicts its tables.
+        """
+        folder, label = self._folder, selection.perturbation
+        cells = self._run.perturbed(label, selection.model, selection.seed)
+        columns = ("index", "label", "clean_prediction", "prediction")
+        index, true, before, after = (selection.images[name].to_numpy(np.int64) for name in columns)
+        held = _Held(self._run, cells.images)
+        places = held.places(index)
+        if (places < 0).any() or (held.column("prediction")[places] != after).any():
+            raise UsageError(f"The images of {label} in {folder} are not those of its tables: run its suite again.")
+        perturbed = held.images(places)
+        controls = _Held(self._run, cells.controls)
+        at = controls.places(index)
+        control = np.full(perturbed.shape, np.nan, np.float32)
+        if (at >= 0).any():
+            found = controls.images(at[at >= 0])
+            if found.shape[1:] != perturbed.shape[1:]:
+                raise UsageError(f"In {folder}, images and controls of {label} differ in shape: run it again.")
+            control[at >= 0] = found
+        norms = {name: selection.images[name].to_numpy(np.float64) for name in ("l0", "l1", "l2", "linf")}
+        clean, note = self._clean(index, true, perturbed, norms["linf"])
+        return PerturbedImages(
+            selection.dataset, selection.model, selection.seed, label, classes, index, true, before, after,
+            selection.images["success"].to_numpy(np.float64) == 1, norms, perturbed, control, at >= 0, clean, note,
+            selection.scores, selection.flagged, selection.thresholds,
+        )  # fmt: skip
+
+    @cached_property
+    def _source(self) -> ImageSplit | str:
+        """The test images of the run's data set, or why they are not at hand."""
+        try:
+            return test_images(self._run, self._root)
+        except UsageError as error:
+            return str(error)
+
+    def _clean(
+        self, index: Integers, label: Integers, perturbed: Images, linf: NDArray[np.float64]
+    ) -> tuple[Images | None, str]:
+        """Return the clean images, or ``None`` and why they are not at hand."""
+        test = self._source
+        if isinstance(test, str):
+            return None, test
+        others = f"{_ABSENT}: the images of {self._run.data.name} under {self._root} are not the run's."
+        if len(index) and index.max() >= len(test):
+            return None, others
+        try:
+            clean = test.images(index.tolist()).numpy()
+        except Exception as error:
+            return None, f"{_ABSENT}: {described(error).rstrip('.')}."
+        same = clean.shape == perturbed.shape and bool((test.labels(index.tolist()).numpy() == label).all())
+        if same and len(index):
+            measured = np.abs(perturbed - clean).reshape(len(index), -1).max(1)
+            same = bool(np.allclose(measured, linf, atol=_CLOSE))
+        return (clean.astype(np.float32, copy=False), "") if same else (None, others)
 
 
 class _Held:
@@ -177,44 +235,3 @@ class _Held:
         for mine, images in found:
             whole[mine] = images
         return whole
-
-
-def clean_images(run: RunFolder, root: Path, index: Integers) -> tuple[Images, Integers]:
-    """Return images (n, channels, height, width) and labels (n,) at positions in the test split of a run's data set.
-
-    Raises:
-        UsageError: if they are not at hand, in a sentence.
-    """
-    params: dict[str, Any] = dict(run.data.params)
-    try:
-        with contained():
-            factory = DATASETS.get(run.data.name)
-            if "download" in parameters(factory):
-                # Looking at a run fetches nothing.
-                params["download"] = False
-            test = factory(root, **params).load().test
-            if len(index) and index.max() >= len(test):
-                raise UsageError(f"it has {len(test)} test images")
-            clean = test.images(index.tolist()).numpy().astype(np.float32, copy=False)
-            return clean, np.asarray(test.labels(index.tolist()).numpy(), np.int64)
-    except AftershockError as error:
-        raise UsageError(f"{_ABSENT}: {described(error).rstrip('.')}.") from error
-    except Exception as error:
-        raise UsageError(f"{_ABSENT}: the data set {run.data.name!r} cannot be read ({described(error)}).") from error
-
-
-def _clean(
-    run: RunFolder, root: Path, index: Integers, label: Integers, perturbed: Images, linf: NDArray[np.float64]
-) -> tuple[Images | None, str]:
-    """Return the clean images, or ``None`` and why they are not at hand."""
-    try:
-        clean, labels = clean_images(run, root, index)
-    except UsageError as error:
-        return None, str(error)
-    same = clean.shape == perturbed.shape and bool((labels == label).all())
-    if same and len(index):
-        measured = np.abs(perturbed - clean).reshape(len(index), -1).max(1)
-        same = bool(np.allclose(measured, linf, atol=_CLOSE))
-    if not same:
-        return None, f"{_ABSENT}: the images of {run.data.name} under {root} are not the run's."
-    return clean, ""

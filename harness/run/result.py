@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...reports.answers.figures import Figures
     from ...reports.answers.roc import Roc
     from ...reports.answers.selection import Outcome
-    from .images import PerturbedImages
+    from .images import ImageReader, PerturbedImages
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,12 @@ class Run:
         """One row per part that was timed: seconds, and milliseconds per image."""
         return self.tables.timings
 
+    @cached_property
+    def _reader(self) -> ImageReader:
+        from .images import ImageReader
+
+        return ImageReader(self.folder, data_root(self.data))
+
     def images(
         self,
         perturbation: str,
@@ -135,13 +141,12 @@ class Run:
                 clean images are not at hand, ``clean`` is ``None`` and ``note`` says why.
         """
         from ...reports.answers.selection import select
-        from .images import perturbed_images
 
         found = select(
             self.tables, perturbation, missed_by=missed_by, cls=cls, model=model, seed=seed, outcome=outcome,
             limit=limit,
         )  # fmt: skip
-        return perturbed_images(self.folder, found, self.tables.classes, data_root(self.data))
+        return self._reader.read(found, self.tables.classes)
 
     def roc(self, detector: str, perturbation: str, *, model: str | None = None, seed: int | None = None) -> Roc:
         """Return the ROC curve of a detector on a perturbation, and the point of its calibrated threshold.

@@ -17,7 +17,17 @@ from ...harness.core.errors import UsageError
 from ...harness.core.files import read_if_there
 from ...harness.core.registry import did_you_mean
 from ...harness.evaluation.csv_files import COLUMNS
-from .run_directory import TABLE_LIMIT, check_published, check_scores, listed, mapping, read_facts, unguarded, words
+from .run_directory import (
+    TABLE_LIMIT,
+    check_published,
+    check_run_directory,
+    check_scores,
+    listed,
+    mapping,
+    read_facts,
+    unguarded,
+    words,
+)
 from .scores import read_all_scores
 
 if TYPE_CHECKING:
@@ -58,10 +68,7 @@ class RunTables:
             UsageError: if it is none, or its ``run.json`` cannot be read.
         """
         path = Path(folder)
-        if not path.is_dir():
-            raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
-        if not (path / "run.json").exists() and not (path / "tables").exists():
-            raise UsageError(f"{path} is not a run directory: it has neither run.json nor tables/.")
+        check_run_directory(path)
         return cls(path, read_facts(path))
 
     @property

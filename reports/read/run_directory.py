@@ -150,10 +150,7 @@ def read_run(path: Path) -> Run:
         UsageError: if it is not a run directory, or a file in it is malformed, too large, leads out of it, was written
             by a newer version, or is not the one that the run wrote.
     """
-    if not path.is_dir():
-        raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
-    if not (path / "run.json").exists() and not (path / "tables").exists():
-        raise UsageError(f"{path} is not a run directory: it has neither run.json nor tables/.")
+    check_run_directory(path)
     tables = {}
     facts = read_facts(path)
     for name, columns in TABLES.items():
@@ -163,6 +160,17 @@ def read_run(path: Path) -> Run:
         if content is not None:
             tables[name] = _read_table(path / "tables" / f"{name}.csv", content, columns, OPTIONAL.get(name, {}))
     return Run(path, facts, tables)
+
+
+def check_run_directory(path: Path) -> None:
+    """Refuse a path that is no run directory, or one of a run that has not ended."""
+    if not path.is_dir():
+        raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
+    if (path / "run.json").exists() or (path / "tables").exists():
+        return
+    if (path / "cells").is_dir():
+        raise UsageError(f"The run in {path} has not ended: wait for it, or run its suite again to finish it.")
+    raise UsageError(f"{path} is not a run directory: it has neither run.json nor tables/.")
 
 
 def read_facts(path: Path) -> Mapping[str, object]:

@@ -54,7 +54,7 @@ def test_delong_is_the_textbooks(seed: int) -> None:
     assert (found.high - found.low) / 2 / norm.ppf(0.975) == pytest.approx(error, rel=0.01)
     assert found.p == pytest.approx(2 * norm.sf(abs(difference) / error), rel=0.1)
     back = delong([second], [first])
-    assert (back.value, back.p) == (pytest.approx(-found.value), pytest.approx(found.p))
+    assert (back.value, back.p) == pytest.approx((-found.value, found.p))
 
 
 def test_what_two_scores_have_in_common_cancels() -> None:
@@ -90,9 +90,9 @@ def test_seeds_of_the_same_images_are_not_more_images() -> None:
 
 
 def test_a_planted_gain_is_found_and_a_far_one_has_a_p_value() -> None:
-    assert delong(*[[s] for s in pair(2, gain=0.8)]).p < 0.001
-    far = delong(*[[s] for s in pair(2, gain=4.0)]).p
-    assert 0 < far < 1e-15
+    (first, second), (other, far) = pair(2, gain=0.8), pair(2, gain=4.0)
+    assert delong([first], [second]).p < 0.001
+    assert 0 < delong([other], [far]).p < 1e-15
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -113,10 +113,7 @@ def test_independent_figures_are_compared_by_their_intervals() -> None:
     found = normal_difference((0.6, 0.5, 0.7), (0.4, 0.3, 0.5))
     error = 0.1 / norm.ppf(0.975)
     assert found.p == pytest.approx(2 * norm.sf(0.2 / (error * math.sqrt(2))))
-    assert (found.low, found.high) == (
-        pytest.approx(0.2 - 0.1 * math.sqrt(2)),
-        pytest.approx(0.2 + 0.1 * math.sqrt(2)),
-    )
+    assert (found.low, found.high) == pytest.approx((0.2 - 0.1 * math.sqrt(2), 0.2 + 0.1 * math.sqrt(2)))
     assert normal_difference((0.5, 0.4, 0.6), (0.5, 0.1, 0.9)).p == 1
     # The end that faces the other figure decides.
     assert normal_difference((0.6, 0.55, 0.9), (0.4, 0.1, 0.45)).p < 0.01
