@@ -269,7 +269,9 @@ def boards_of(page: str) -> list[list[list[str]]]:
 
 def classes_of(page: str) -> dict[str, str]:
     """The class of every row of the leaderboards, by detector."""
-    rows = re.findall(r'<tr(?: class="([^"]*)")?>\s*<td class="number rank".*?class="value">([^<]*)</span>', page, re.S)
+    rows = re.findall(
+        r'<tr(?: class="([^"]*)")?>\s*<td class="number rank".*?class="value">(?:<a[^>]*>)?([^<]*)</span>', page, re.S
+    )
     return {detector: css for css, detector in rows}
 
 
