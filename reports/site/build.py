@@ -34,7 +34,7 @@ from .writing import site_files, write_site
 
 __all__ = ["build_site", "site_files", "site_of"]
 
-ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js")
+ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js")
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:

@@ -18,7 +18,7 @@ from .drawing import drawn
 from .flags import Flag
 from .groups import Group
 from .leaderboard import ABLATION, Cell, Column, Table, percent
-from .matrices_and_curves import MEASURES, Matrix, grouped, matrices, mean
+from .matrices_and_curves import Matrix, grouped, matrices, mean
 from .model_pages import grid_files, with_distances
 from .pages import Pages
 from .parts import Part
@@ -125,7 +125,7 @@ def add_detector_page(
         for number, standing in enumerate(standings)
         if label in standing.cells or standing.rows.of("metrics", label)
     ]
-    pages.add(path, "detector.html", title=label, part=part, sections=sections, pages=detectors, measures=MEASURES[:1])
+    pages.add(path, "detector.html", title=label, part=part, sections=sections, has_charts=True)
 
 
 def _section(

@@ -63,7 +63,7 @@ def add_perturbation_page(
         for number, standing in enumerate(standings)
         if (section := _section(f"perturbation-{stem}", number, name, wanted, standing, detectors, downloads))
     ]
-    pages.add(path, "perturbation.html", title=name, part=part, sections=sections)
+    pages.add(path, "perturbation.html", title=name, part=part, sections=sections, has_charts=True)
 
 
 def _section(
