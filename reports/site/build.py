@@ -7,7 +7,7 @@ forbids loading anything from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,19 +17,24 @@ from ..read.run_directory import Run, check_scores, read_run
 from ..templates.rendering import asset, json_text
 from .boards import ROWS_FILE, Board, boards_of, later_rows, room_for
 from .cite import bibtex
+from .detector_pages import Standing, add_detector_page, detectors_with_pages, standing_of
 from .downloads import Downloads
 from .groups import Group, apart, groups_of, title_among
 from .leaderboard import BOARD
+from .lists import LISTS, add_lists
 from .matrices_and_curves import grouped
 from .model_pages import add_model_page
-from .pages import INDEX, PLOTLY, PLOTLY_3D, READING, RUNS, MenuItem, Pages, page_paths
+from .pages import INDEX, PLOTLY, PLOTLY_3D, READING, RUNS, MenuItem, Pages, page_names, page_paths
+from .parts import Part, parts_of
+from .perturbation_pages import add_perturbation_page, perturbation_groups
 from .run_facts import run_page
 from .run_pages import add_reading_page, add_runs_page, failures_of
+from .scores_drawn import ScoreTables
 from .writing import site_files, write_site
 
 __all__ = ["build_site", "site_files", "site_of"]
 
-ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js")
+ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js")
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
@@ -81,11 +86,15 @@ def site_of(
     names = list(dict.fromkeys(run.name for run in runs))
     pages = Pages(names[0] if len(names) == 1 else f"{len(names)} suites", _menu(bool(found or problems)))
     downloads = Downloads()
-    detectors: Mapping[str, str] = {}
-    perturbations: Mapping[str, str] = {}
+    named, without = detectors_with_pages(groups)
+    detectors = page_names("detectors", named)
+    kinds = perturbation_groups(groups)
+    attacks = page_names("perturbations", kinds.values())
+    perturbations = {label: attacks[name] for label, name in kinds.items()}
     failed = _add_analyses(pages, found, downloads)
     tables = sum(len(grouped(g.rows("leaderboard"), "norm", "eps")) for g in groups)
     boards: list[Board] = []
+    standings: list[Standing] = []
     bare = []
     for group, page in zip(groups, models, strict=True):
         title = titles[id(group)]
@@ -93,6 +102,16 @@ def site_of(
         boards += own
         bare += [] if own else [(title, page)]
         add_model_page(pages, page, group, title, own, detectors, perturbations, downloads)
+        standings.append(standing_of(group, title, own, page))
+    parts, scores = parts_of(runs, "detectors"), ScoreTables()
+    for label, path in detectors.items():
+        add_detector_page(pages, path, label, standings, parts, perturbations, detectors, scores, downloads)
+    made = parts_of(runs, "perturbations")
+    for name, path in attacks.items():
+        labels = [label for label, own in kinds.items() if own == name]
+        part = made.get(name) or Part(name)
+        add_perturbation_page(pages, path, name, labels, standings, part, detectors, downloads)
+    add_lists(pages, standings, (detectors, parts), (attacks, made), without)
     add_runs_page(pages, runs)
     add_reading_page(pages, groups)
     _add_front_page(pages, runs, groups, boards, bare, found, [*problems, *failed])
@@ -143,8 +162,15 @@ def _add_analyses(pages: Pages, found: Sequence[Study], downloads: Downloads) ->
 
 
 def _menu(analyses: bool) -> list[MenuItem]:
+    lists = [MenuItem(text, f"{folder}/{INDEX}") for text, folder in LISTS]
     shown = [MenuItem("Analyses", f"{INDEX}#analyses")] if analyses else []
-    return [MenuItem("Leaderboard", INDEX), *shown, MenuItem("How to read this", READING), MenuItem("Runs", RUNS)]
+    return [
+        MenuItem("Leaderboard", INDEX),
+        *lists,
+        *shown,
+        MenuItem("How to read this", READING),
+        MenuItem("Runs", RUNS),
+    ]
 
 
 def _assets(pages: Pages) -> dict[str, bytes]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...harness.evaluation.csv_files import COLUMNS, csv_bytes
-from ..findings.files import file_names
 from ..published import published
 from ..read.run_directory import Row
 from ..text_tables import TextTable, latex, markdown
@@ -15,7 +14,7 @@ from .matrices_and_curves import DASH
 
 FOLDER = "data"
 # A table of more rows is for programs: no paper prints it.
-PRINTED = 1000
+PRINTED = 200
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,23 @@ class Downloads:
         if not table.rows:
             return []
         columns = [c for c in table.columns if c.kind != "flags"]
-        heads = [f"{c.title} ({c.note})" if c.note else c.title for c in columns]
         values = [_values(table.columns, cells) for _, cells in table.rows]
-        texts = [tuple(_text(cell) for column, cell in zip(table.columns, cells, strict=True) if column.kind != "flags")
-                 for _, cells in table.rows]  # fmt: skip
         names = [c.key for c in columns]
         if any(row[-1] for row in values):
             names.append("flags")
         else:
             values = [row[:-1] for row in values]
-        return self._add(place, name, names, values, TextTable(tuple(heads), tuple(texts), caption=caption))
+        return self._add(place, name, names, values, lambda: _printed(table, caption))
 
     def leaderboard(self, place: str, rows: Sequence[Row]) -> list[Link]:
         """Add the rows of a leaderboard, in their order: all columns as CSV, and what papers print."""
         known = [c for c in COLUMNS["leaderboard"] if any(c in r.texts or c in r.numbers for r in rows[:1])]
         mappings = [{c: r.texts[c] if c in r.texts else r.numbers[c] for c in known} for r in rows]
-        return self._add(place, "leaderboard", known, mappings, published(mappings)) if rows else []
+        return self._add(place, "leaderboard", known, mappings, lambda: published(mappings)) if rows else []
 
     def grid(self, place: str, name: str, table: TextTable) -> list[Link]:
         """Add a table of text."""
-        return self._add(place, name, table.columns, table.rows, table)
+        return self._add(place, name, table.columns, table.rows, lambda: table)
 
     def file(self, place: str, name: str, text: str, content: bytes) -> Link:
         """Add any other file, under the next free name."""
@@ -73,12 +69,13 @@ class Downloads:
 
     def _add(
         self, place: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[object] | Mapping[str, object]],
-        printed: TextTable,
+        printed: Callable[[], TextTable],
     ) -> list[Link]:  # fmt: skip
         made = [self.file(place, f"{name}.csv", "CSV", csv_bytes(tuple(columns), rows))]
-        if len(printed.rows) <= PRINTED:
-            made.append(self.file(place, f"{name}.md", "Markdown", markdown(printed).encode()))
-            made.append(self.file(place, f"{name}.tex", "LaTeX", latex(printed).encode()))
+        if len(rows) <= PRINTED:
+            table = printed()
+            made.append(self.file(place, f"{name}.md", "Markdown", markdown(table).encode()))
+            made.append(self.file(place, f"{name}.tex", "LaTeX", latex(table).encode()))
         return made
 
     def _free(self, place: str, stem: str, ending: str) -> str:
@@ -88,9 +85,12 @@ class Downloads:
         return path
 
 
-def stem(text: str) -> str:
-    """Return a name that any file system takes, whatever the text."""
-    return file_names([text], "")[0]
+def _printed(table: Table, caption: str) -> TextTable:
+    columns = [c for c in table.columns if c.kind != "flags"]
+    heads = [f"{c.title} ({c.note})" if c.note else c.title for c in columns]
+    texts = [tuple(_text(cell) for column, cell in zip(table.columns, cells, strict=True) if column.kind != "flags")
+             for _, cells in table.rows]  # fmt: skip
+    return TextTable(tuple(heads), tuple(texts), caption=caption)
 
 
 def _values(columns: Sequence[Column], cells: Sequence[Cell]) -> list[object]:

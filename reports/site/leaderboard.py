@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 
 from ...harness.evaluation.rankability import floor_text
@@ -36,6 +37,11 @@ class Column:
     note: str = ""
     kind: str = "number"
     first: str = "desc"
+
+    @cached_property
+    def heading(self) -> str:
+        """Heading and note in one line."""
+        return f"{self.title} {self.note}".rstrip()
 
 
 @dataclass(frozen=True)

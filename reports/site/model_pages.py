@@ -28,6 +28,8 @@ from .shares import Conditions
 
 # Detectors that the figures and matrices of one page show; the others are in the files and have pages of their own.
 DETECTORS = 40
+# Rows of a table of runs that the site holds a copy of.
+_RAW = 20_000
 
 
 def add_model_page(
@@ -83,6 +85,7 @@ def add_model_page(
             for m in matrices(among, shown, lambda kind: kind == "adaptive", shown)[:1]
         ],
         measures=MEASURES,
+        metric_files=raw(downloads, stem, "metrics", group),
         doubts={label: [f for f in found if f.key != BEYOND] for label, found in group.doubts.items()},
         pages=detectors,
         left_out=left_out,
@@ -137,9 +140,9 @@ def linked(table: Table, pages: Mapping[str, str]) -> Table:
 
 
 def raw(downloads: Downloads, stem: str, name: str, group: Group) -> list[Link]:
-    """Add the rows of a run's table as they are, all seeds and conditions."""
+    """Add the rows of a table of runs as they are, all seeds and conditions; one of too many rows stays there."""
     rows = group.rows(name)
-    if not rows:
+    if not rows or len(rows) > _RAW:
         return []
     columns = [c for c in TABLE_COLUMNS[name] if c in rows[0].texts or c in rows[0].numbers]
     cells = ([r.texts[c] if c in r.texts else r.numbers[c] for c in columns] for r in rows)

@@ -33,7 +33,7 @@
       sized.observe(plot);
     }
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawnAt.forEach((width, plot) => draw(plot)));
-    addEventListener("beforeprint", () => plots.forEach((p) => { if (!p.closest("[hidden]")) draw(p); }));
+    for (const plot of plots) onPaper(plot, () => { if (!plot.closest("[hidden]")) draw(plot); });
   }
 
   function show(id) {

@@ -30,6 +30,7 @@ function drawBudgets(models) {
     if (Math.abs(plot.clientWidth - width) > 4) draw();
   }).observe(plot);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  onPaper(plot, draw);
 
   function choose(index) {
     const model = models[index];

@@ -24,6 +24,7 @@ function drawCurves(models) {
     if (Math.abs(plot.clientWidth - width) > 4) draw();
   }).observe(plot);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  onPaper(plot, draw);
 
   function fill(select, names) {
     select.replaceChildren(...names.map((name, i) => new Option(name, String(i))));

@@ -65,3 +65,11 @@ function fade(hex, alpha) {
   const n = parseInt(hex.slice(1), 16);
   return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
 }
+
+// On paper a plot is drawn again at the width of the page, and afterwards as before. Browsers lay a page out for the
+// printer only after they have asked its scripts.
+function onPaper(plot, draw) {
+  const PAPER = 700;
+  addEventListener("beforeprint", () => { plot.style.width = `${PAPER}px`; draw(); });
+  addEventListener("afterprint", () => { plot.style.width = ""; draw(); });
+}

@@ -326,7 +326,7 @@ def board_of(page: str) -> list[tuple[str, str]]:
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table.split("</thead>")[1], re.S)
     return [
         (re.sub(r"<[^>]+>", "", re.search(r'<td class="number rank".*?</td>', row, re.S)[0]).strip(),  # type: ignore[index]
-         re.search(r'<td class="text detector".*?class="value">(.*?)<', row, re.S)[1])  # type: ignore[index]
+         re.search(r'<td class="text detector".*?class="value">(?:<a[^>]*>)?(.*?)<', row, re.S)[1])  # type: ignore[index]
         for row in rows
     ]  # fmt: skip
 
@@ -346,7 +346,7 @@ def test_two_detectors_of_one_name_are_two_rows(tmp_path: Path) -> None:
     other = replace(THREE, detectors={"weak": Planted(0.05)})
     b = write_run(tmp_path / "b", other.results("weak"))
     page = build_site([a, b], tmp_path / "site").read_text("utf-8")
-    assert board_of(page) == [("1", "weak (b, run 2)"), ("2", "weak"), ("3", "none")]
+    assert board_of(page) == [("1", "weak (b)"), ("2", "weak"), ("3", "none")]
 
 
 def test_a_row_without_scores_says_so_where_its_rank_would_be(tmp_path: Path) -> None:
