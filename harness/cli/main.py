@@ -17,7 +17,7 @@ from ..core.interrupts import contained, listening
 from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
 from .answers import COMMANDS as ANSWERS
-from .arguments import KindName, Limit, Seed, SuiteName, Workers, kind_of
+from .arguments import KindName, Limit, Seed, SuiteName, Workers
 from .cache_commands import app as cache_app
 from .entries import COMMANDS as ENTRIES
 from .streams import checked_output, lenient_errors

@@ -93,7 +93,11 @@ def challenge(
     known = np.isin(index, np.asarray(folder.evaluate, np.int64))
     strangers = int((~known).sum())
     index, found = index[known], found[known]
-    clean = test_images(folder, data_root(data)).images(index.tolist()).numpy().astype(np.float32, copy=False)
+    test = test_images(folder, data_root(data))
+    if len(index) and index.max() >= len(test):
+        raise UsageError(f"The data set {folder.data.name!r} under {data_root(data)} is not the run's.")
+    clean = test.images(index.tolist()).numpy().astype(np.float32, copy=False)
+    labels = np.asarray(test.labels(index.tolist()).numpy(), np.int64)
     if found.shape[1:] != clean.shape[1:]:
         size = " x ".join(map(str, clean.shape[1:]))
         raise UsageError(f"{images} holds images of {' x '.join(map(str, found.shape[1:]))}: the data's are {size}.")
@@ -102,7 +106,7 @@ def challenge(
     lowered = 0
     for seed in stated.table.seeds:
         guard = _guard(folder, run, detector, stated.entry.model, int(seed.scores.seed), weights)
-        changed, count, reasons = _against(guard, seed, stated, index, found, clean)
+        changed, count, reasons = _against(guard, seed, stated, index, found, clean, labels)
         seeds.append(changed)
         lowered += count
         refused += reasons
@@ -184,7 +188,7 @@ def _guard(
 
 def _against(
     guard: Guard, seed: SeedImages, stated: _Stated, index: NDArray[np.int64], images: NDArray[np.float32],
-    clean: NDArray[np.float32],
+    clean: NDArray[np.float32], labels: NDArray[np.int64],
 ) -> tuple[SeedImages, int, Counter[str]]:  # fmt: skip
     """Return one seed's table with the images that lower it, how many these are, and why the others are not."""
     scores, threat = seed.scores, stated.entry.threat
@@ -200,11 +204,12 @@ def _against(
     lowest, r0, rd = scores.lowest.copy(), seed.r0.copy(), seed.rd.copy()
     lowered = 0
     asked = np.flatnonzero(reason == "")
-    labels = _labels(guard, clean, asked)
+    if (_predictions(guard, clean[asked]) != labels[asked]).any():
+        raise UsageError("The model gets clean images wrong that it got right in the run: the data are not the run's.")
     for start in range(0, len(asked), _BATCH):
         part = asked[start : start + _BATCH]
         verdict = guard(torch.from_numpy(images[part]))
-        fooled = verdict.logits.argmax(1).numpy() != labels[start : start + _BATCH]
+        fooled = verdict.logits.argmax(1).numpy() != labels[part]
         for at, fools, score in zip(part.tolist(), fooled.tolist(), verdict.score.tolist(), strict=True):
             row = int(rows[at])
             if not fools or not np.isfinite(score):
@@ -227,13 +232,11 @@ def _clearly_below(score: float) -> float:
     return score - _DIGITS * max(1.0, abs(score)) if np.isfinite(score) else score
 
 
-def _labels(guard: Guard, clean: NDArray[np.float32], asked: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Return the model's classes of clean images, which it gets right: their true classes."""
-    found = [
-        guard(torch.from_numpy(clean[asked[start : start + _BATCH]])).logits.argmax(1).numpy()
-        for start in range(0, len(asked), _BATCH)
-    ]
-    return np.concatenate([np.zeros(0, np.int64), *found])
+def _predictions(guard: Guard, images: NDArray[np.float32]) -> NDArray[np.int64]:
+    parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    return np.concatenate(
+        [np.zeros(0, np.int64), *(guard(torch.from_numpy(p)).logits.argmax(1).numpy() for p in parts)]
+    )
 
 
 def _norms(images: NDArray[np.float32], clean: NDArray[np.float32], norm: str) -> NDArray[np.float64]:

@@ -81,7 +81,7 @@ def test_an_image_that_the_model_gets_wrong_anyway_does_not_count(
     def unasked(images: object) -> Any:
         raise AssertionError("nothing is left to ask")
 
-    _, lowered, refused = module._against(cast("Any", unasked), wrong, own, index[:1], images[:1], clean[:1])
+    _, lowered, refused = module._against(cast("Any", unasked), wrong, own, index[:1], images[:1], clean[:1], index[:1])
     assert (lowered, refused) == (0, {WRONG: 1})
 
 
