@@ -75,7 +75,7 @@ OPTIONAL: Mapping[str, Mapping[str, str]] = {
     "leaderboard": _columns(
         "not_ranked_reason series_digest",
         "n_images robust_accuracy_is_upper_bound tpr_at_fpr_1 false_alarm_at_quarter_eps price price_low price_high "
-        "n_price n_rd_censored",
+        "n_price n_rd_censored accuracy_rank",
     ),
     "attacks": {
         **_columns("", "success_rate_8bit flagged_at_fpr_5_8bit undetected_success_at_fpr_5_8bit"),
