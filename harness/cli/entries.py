@@ -178,6 +178,10 @@ def board(
         Path | None, typer.Option(help="Who computed which entry again [default: recomputed.json beside the entries].")
     ] = None,
     name: Annotated[str, typer.Option(help="The board's name.")] = "Leaderboard",
+    hub: Annotated[
+        str | None, typer.Option(help="OWNER/NAME on the Hugging Face Hub: write .eval_results files for it as well.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="Where the board stands, https://..., for these files.")] = "",
 ) -> None:
     """Build the site of a board from entries; those that do not agree with themselves are refused by name.
 
@@ -196,7 +200,18 @@ def board(
 
     found = read_folders(entries)
     beside = entries[0].parent / "recomputed.json" if entries[0].is_dir() else Path("recomputed.json")
-    page = build_board(found, out or Path("site"), read_marks(marks or beside), name, entries)
+    out, listed = out or Path("site"), read_marks(marks or beside)
+    page = build_board(found, out, listed, name, entries)
+    if hub is not None:
+        from ...reports.entries.board import place_entries
+        from ...reports.entries.hub import hub_files
+        from ..core.files import write_atomic
+
+        folder = out / "eval_results"
+        folder.mkdir(exist_ok=True)
+        for file, content in hub_files(place_entries(found, listed), hub, source).items():
+            write_atomic(folder / file, content)
+        typer.echo(f"For the .eval_results folder of model repositories: {folder}")
     for refused in found.refused:
         typer.echo(f"Refused: {refused.path}: {refused.reason}")
     count = len(found.entries)

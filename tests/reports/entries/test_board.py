@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +121,23 @@ def test_init_writes_what_a_repository_needs_once(tmp_path: Path, monkeypatch: p
     for arguments in (["verify", "entries"], ["board", "entries", "--out", "site"]):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
+
+
+def test_rows_are_written_in_the_form_of_the_hub(tmp_path: Path) -> None:
+    evil = 'a" \\u0022: - {x'
+    put(tmp_path / "in", written("msp", evil, seeds=SEEDS), written("none", "Jane", seeds=SEEDS))
+    call = ["board", str(tmp_path / "in"), "--out", str(tmp_path / "site"), "--hub", "owner/board", "--source",
+            "https://example.org/board"]  # fmt: skip
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    files = sorted((tmp_path / "site" / "eval_results").glob("*.yaml"))
+    assert len(files) == 2
+    yaml: Any = pytest.importorskip("yaml")
+    for file, entry in zip(files, sorted(v.entry.stem for v in read_folders([tmp_path / "in"]).entries), strict=True):
+        assert file.stem == entry
+        [row] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert row["dataset"] == {"id": "owner/board", "task_id": "digits-mlp-linf-0.1"}
+        assert 0 <= row["value"] <= 1 and row["source"] == {"url": "https://example.org/board"}
+        assert "protocol" in row["notes"]
+    for wrong in (["--hub", "board"], ["--hub", "a/../b"], ["--hub", "owner/board", "--source", "javascript:1"]):
+        assert CliRunner().invoke(app, [*call[:4], *wrong]).exit_code != 0

@@ -140,7 +140,7 @@ def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch
     assert "longer than" in str(verify(path).disagreements[0])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage_is_a_refusal_or_a_disagreement(tmp_path: Path, data: st.DataObject) -> None:
     path = write_entry(written(seeds=(0,)), tmp_path, replace=True)
