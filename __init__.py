@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from .harness.core.registry import register_analysis, register_dataset, register_detector, register_model
     from .harness.core.seeds import Draws
     from .harness.data.types import Dataset, DataSource, ImageSplit, channel_statistics
-    from .harness.run.api import Run, run
+    from .harness.run.api import run
     from .harness.run.evaluate import evaluate
     from .harness.run.guard import Guard
+    from .harness.run.images import PerturbedImages
     from .harness.run.load import load_detector, load_model
+    from .harness.run.result import Run, load
     from .harness.suite.resolve import load_suite
     from .harness.suite.resolved import Suite
     from .harness.tracing.extra_passes import Ascent, InputGradient, View
@@ -92,15 +94,17 @@ _HOMES = {
         "ImageSplit",
         "channel_statistics",
     ),
-    "harness.run.api": (
-        "Run",
-        "run",
-    ),
+    "harness.run.api": ("run",),
     "harness.run.evaluate": ("evaluate",),
     "harness.run.guard": ("Guard",),
     "harness.run.load": (
         "load_detector",
         "load_model",
+    ),
+    "harness.run.images": ("PerturbedImages",),
+    "harness.run.result": (
+        "Run",
+        "load",
     ),
     "harness.suite.resolve": ("load_suite",),
     "harness.suite.resolved": ("Suite",),
@@ -142,6 +146,7 @@ __all__ = [
     "Panel",
     "Perturbation",
     "PerturbationInfo",
+    "PerturbedImages",
     "PerturbedSet",
     "Pictures",
     "Points",
@@ -157,6 +162,7 @@ __all__ = [
     "check_detector",
     "check_part",
     "evaluate",
+    "load",
     "load_detector",
     "load_model",
     "load_suite",

@@ -39,12 +39,18 @@ class PublishedColumn:
         short: the heading in a terminal.
         text: gives a row's cell.
         order: columns with smaller numbers appear first where there is little room.
+        brief: gives the cell in a terminal, where that is shorter.
     """
 
     title: str
     short: str
     text: Callable[[LeaderboardRow], str]
     order: int
+    brief: Callable[[LeaderboardRow], str] | None = None
+
+    def cell(self, row: LeaderboardRow) -> str:
+        """Return a row's cell in a terminal."""
+        return (self.brief or self.text)(row)
 
 
 def percent(row: LeaderboardRow, name: str) -> str:
@@ -89,7 +95,7 @@ COLUMNS = {
     "model": PublishedColumn("Model", "model", _named("model"), 0),
     "detector": PublishedColumn("Detector", "detector", _named("detector"), 0),
     "robust": PublishedColumn("Robust accuracy (%)", "robust acc. %", robust, 0),
-    "price": PublishedColumn("Price", "price", lambda row: _price(row, True), 1),
+    "price": PublishedColumn("Price", "price", lambda row: _price(row, True), 1, lambda row: _price(row, False)),
     "adaptive": PublishedColumn(
         "Undetected (%)", "undetected %", lambda row: percent(row, "adaptive_undetected_at_fpr_5"), 8
     ),

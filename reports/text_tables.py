@@ -1,6 +1,6 @@
 """Tables as text that others use: Markdown, LaTeX (booktabs), and plain columns aligned by spaces.
 
-:func:`..published.published` gives the leaderboard's columns as papers print them; any other pandas frame is written
+:func:`.published.published` gives the leaderboard's columns as papers print them; any other pandas frame is written
 as it is.
 """
 

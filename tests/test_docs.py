@@ -100,7 +100,11 @@ def test_the_pages_have_commands() -> None:
     # What is looked for below must be found at all.
     assert {line.split()[1] for line in TYPED} == {
         "run",
+        "plan",
         "report",
+        "show",
+        "compare",
+        "export",
         "list",
         "validate",
         "check",
@@ -136,7 +140,9 @@ def test_options_are_known(line: str) -> None:
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("line", ["aftershock run --no-such", "aftershock list cats", "aftershock guard export"])
+@pytest.mark.parametrize(
+    "line", ["aftershock run --no-such", "aftershock export RUN --to cats", "aftershock guard export"]
+)
 def test_a_wrong_command_would_be_noticed(line: str) -> None:
     command, words = command_of(line)
     with pytest.raises(Exception, match=r"(?i)no such|cats|missing"):

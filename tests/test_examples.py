@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -171,3 +172,20 @@ def test_commands_print_what_the_pages_show(tool: ModuleType, tmp_path: Path, fo
     figures = {name: re.sub(r"\d+\.\d+", "#", text) for name, text in made.items()}
     expected = {name: re.sub(r"\d+\.\d+", "#", text) for name, text in recorded.items()}
     assert figures == expected, "run: python docs/tools/transcripts.py, then docs/tools/tables.py"
+
+
+def test_every_command_of_the_page_of_answers_works(
+    tmp_path: Path, quick_run: Path, forks: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in ("quick", "other"):
+        (tmp_path / "runs" / name).symlink_to(quick_run)
+    lines = [line for text in re.findall(r"^```sh\n(.*?)^```", page("answers.md"), re.DOTALL | re.MULTILINE)
+             for line in text.splitlines()]  # fmt: skip
+    assert len(lines) >= 14 and {line.split()[1] for line in lines} == {"show", "compare", "export"}
+    for line in lines:
+        said = forks(*shlex.split(line)[1:], cwd=tmp_path)
+        assert said.status == 0, f"{line}\n{said.output}"
+    found = executed("answers")
+    assert len(found["found"]) == 16 and found["curve"].auroc > 0.5
+    assert "madry2018" in capsys.readouterr().out

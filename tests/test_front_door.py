@@ -34,7 +34,9 @@ finally:
 """
 
 
-COMMANDS = ("run", "report", "list", "validate", "check", "new", "guard", "cache")
+COMMANDS = (
+    "run", "plan", "report", "show", "compare", "export", "list", "validate", "check", "new", "guard", "cache"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

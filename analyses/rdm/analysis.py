@@ -77,8 +77,8 @@ class Rdm(Analysis[Separation]):
 
     info = AnalysisInfo(
         title="Hamming similarity and Fiedler partition",
-        paper="Jamil, Liu, Cole, Blanchard, King, Kirby, Peterson (2023), Hamming Similarity and Graph Laplacians for "
-        "Class Partitioning and Adversarial Image Detection, CVPR Workshops, arXiv:2305.01808",
+        paper="Jamil, Liu, Caglar, Cole, Blanchard, Peterson, Kirby (2023), Hamming Similarity and Graph Laplacians "
+        "for Class Partitioning and Adversarial Image Detection, CVPR Workshops, arXiv:2305.01808",
         summary="Dissimilarity matrices of ReLU bits, and how well their graph's Fiedler vector separates classes, "
         "by depth.",
     )

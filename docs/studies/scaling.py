@@ -19,9 +19,9 @@ from pathlib import Path
 from aftershock.harness.core.content_keys import FileDigests
 from aftershock.harness.core.interrupts import Interrupt
 from aftershock.harness.plan.cells import Cell
-from aftershock.harness.run.api import cache_root, data_root
 from aftershock.harness.run.opening import open_run
 from aftershock.harness.run.options import EngineChoice, Options
+from aftershock.harness.run.roots import cache_root, data_root
 from aftershock.harness.run.schedule import Schedule
 from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite

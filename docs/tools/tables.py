@@ -11,17 +11,14 @@ the same marks, single figures between ``<!-- figure: RECORD/ROW/COLUMN -->`` an
 from __future__ import annotations
 
 import csv
-import inspect
 import json
 import re
 import sys
 import tempfile
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aftershock.harness.core.registry import PartKind
@@ -50,132 +47,23 @@ def _cell(text: str) -> str:
     return "`".join(part.replace("|", "\\|") if place % 2 == 0 else part for place, part in enumerate(parts))
 
 
-def markdown(text: str) -> str:
-    """A docstring's text: roles and doubled backticks become code."""
-    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text).replace("``", "`")
-
-
 def linked(paper: str) -> str:
     """A source whose arXiv or doi identifiers are links."""
     paper = re.sub(r"arXiv[ :](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
     return re.sub(r"doi (10\.\S+?/[\w./()-]*[\w)])", r"[doi \1](https://doi.org/\1)", paper)
 
 
-def arguments(part: type) -> dict[str, str]:
-    """What a class's docstring says of each parameter."""
-    text = inspect.getdoc(part) or ""
-    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)*)", text, re.MULTILINE)
-    found: dict[str, str] = {}
-    for name, said in re.findall(r"^    (\w+): ((?:.*)(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE):
-        found[name] = markdown(" ".join(said.split()))
-    return found
-
-
-def choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a ``Literal``, otherwise none."""
-    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
-
-
-def kind(annotation: Any) -> str:
-    """A type in words."""
-    if choices(annotation):
-        return ", ".join(f"`{c}`" for c in choices(annotation))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " or ".join(kind(a) for a in typing.get_args(annotation) if a is not type(None))
-    from aftershock.harness.core.ranges import says_more, wanted
-
-    if says_more(annotation):
-        return wanted(annotation).removeprefix("a ")
-    name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
-    return re.sub(r"[\w.]+\.(\w+)", r"\1", name).replace(" | ", " or ")
-
-
-def value(default: Any) -> str:
-    """A default as a suite writes it."""
-    if isinstance(default, str):
-        return f'`"{default}"`'
-    if isinstance(default, list | tuple):
-        return "`[" + ", ".join(f'"{d}"' if isinstance(d, str) else str(d) for d in default) + "]`"
-    if isinstance(default, bool) or default is None:
-        return {True: "`true`", False: "`false`", None: "not set"}[default]
-    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
-
-
 def parameters(part: type) -> str:
     """The parameters that a suite may set on a part, from its signature and docstring."""
-    rows = _parameters(part, "")
+    from aftershock.harness.cli.part_facts import parameter_rows
+
+    rows = parameter_rows(part)
     return table(("parameter", "type or choices", "default", "meaning"), rows) if rows else "It has no parameters.\n"
-
-
-def _parameters(part: type, table: str) -> list[tuple[str, ...]]:
-    """A row for each parameter; those of a named part stand as ``sampler.steps``."""
-    from aftershock.harness.core.parameters import group_of
-    from aftershock.harness.core.parameters import parameters as known
-
-    said, rows = arguments(part), []
-    for name, p in known(part).items():
-        group = group_of(p.annotation)
-        if group is not None:
-            rows += _parameters(group, f"{name}.")
-            continue
-        default = "required" if p.default is p.empty else value(p.default)
-        rows.append((f"`{table}{name}`", kind(p.annotation), default, said.get(name, "")))
-    return rows
-
-
-def variants(part: type) -> list[tuple[str, Any]]:
-    """Instances of a detector: as it is by default, then one for every choice of every parameter that has choices."""
-    from aftershock.harness.core.parameters import parameters as known
-
-    found: list[tuple[str, Any]] = [("", part())]
-    for name, p in known(part).items():
-        found += [(f'{name} = "{c}"', part(**{name: c})) for c in choices(p.annotation) if c != p.default]
-    return found
-
-
-def reads(detector: Any) -> str:
-    """What an instance reads beside the logits."""
-    parts = []
-    for need in detector.needs:
-        what = {"bits": "ReLU bits", "pooled": f"pooled maps ({need.statistic})", "full": "activations"}
-        units = f", at most {need.units} units a layer" if need.units else ""
-        taps = need.taps if isinstance(need.taps, str) else ", ".join(need.taps)
-        parts.append(f"{what[need.representation]}, `{taps}`{units}")
-    if detector.views:
-        parts.append("a view" if len(detector.views) == 1 else f"{len(detector.views)} views")
-    if detector.gradients:
-        parts.append("an input gradient")
-    return "; ".join(parts) or "logits"
-
-
-def learns(part: type) -> str:
-    """From which images it learns, by default and with which choice otherwise."""
-    if _fits_nothing(part):
-        return "nothing"
-    (_, first), *others = variants(part)
-    words = {True: "perturbed and clean images", False: "clean images"}
-    other = [how for how, one in others if one.supervised != first.supervised]
-    with_ = f"; {words[not first.supervised]} with " + ", ".join(f"`{how}`" for how in other) if other else ""
-    return words[first.supervised] + with_
-
-
-def _fits_nothing(part: type) -> bool:
-    # Said in the docstring; the score is then a formula in what one image shows.
-    return "nothing is fitted" in (inspect.getdoc(part) or "").lower()
-
-
-def surrogates(part: type) -> str:
-    """The kind of surrogate by default, and where a choice changes it."""
-    (_, first), *others = variants(part)
-    kinds: dict[str, list[str]] = {}
-    for how, one in others:
-        if one.surrogate_kind != first.surrogate_kind:
-            kinds.setdefault(one.surrogate_kind, []).append(f"`{how}`")
-    return first.surrogate_kind + "".join(f"; {k} with {', '.join(hows)}" for k, hows in kinds.items())
 
 
 def all_detectors() -> str:
     """One line for each registered detector."""
+    from aftershock.harness.cli.part_facts import fits_nothing, reads, variants
     from aftershock.harness.core.registry import DETECTORS
 
     rows = []
@@ -183,7 +71,7 @@ def all_detectors() -> str:
         part = DETECTORS.get(name)
         supervised = {one.supervised for _, one in variants(part)}
         from_ = {(False,): "clean", (True,): "perturbed too"}.get(tuple(supervised), "clean, or perturbed too")
-        if _fits_nothing(part):
+        if fits_nothing(part):
             from_ = "nothing"
         rows.append((f"[`{name}`](#{name})", part.info.summary, reads(part()), from_, part.info.surrogate))
     return table(("name", "what it scores", "reads, by default", "learns from", "surrogate"), rows)
@@ -191,6 +79,7 @@ def all_detectors() -> str:
 
 def detector(name: str) -> str:
     """Source, inputs, surrogate and parameters of a detector."""
+    from aftershock.harness.cli.part_facts import learns, reads, surrogates
     from aftershock.harness.core.registry import DETECTORS
 
     part = DETECTORS.get(name)
@@ -256,6 +145,7 @@ def kinds() -> str:
 
 def checks(kind: str) -> str:
     """The rules and recommendations of a conformance kit."""
+    from aftershock.harness.cli.part_facts import markdown
     from aftershock.harness.conformance import KITS
 
     rows = [

@@ -93,7 +93,7 @@ def _table(
 ) -> TextTable:
     """Return the table of some columns; flags stand beside the number that they doubt."""
     titles = [COLUMNS[name].short for name in names]
-    by_column = [_aligned([COLUMNS[name].text(rows[i]) for i in places]) for name in names]
+    by_column = [_aligned([COLUMNS[name].cell(rows[i]) for i in places]) for name in names]
     cells = [list(row) for row in zip(*by_column, strict=True)]
     if doubtful.marked:
         at = names.index("robust") + 1

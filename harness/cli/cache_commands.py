@@ -21,7 +21,7 @@ Cache = Annotated[Path | None, typer.Option("--cache", help="The shared cache [e
 @app.command()
 def size(cache: Cache = None) -> None:
     """Show how many cells the cache holds, and how large it is."""
-    from ..run.api import cache_root
+    from ..run.roots import cache_root
     from ..store.cache import entries, size_text
 
     root = cache_root(cache)
@@ -41,7 +41,7 @@ def prune(
     cache: Cache = None,
 ) -> None:
     """Remove cells that were not used for some time, or until the cache is small enough."""
-    from ..run.api import cache_root
+    from ..run.roots import cache_root
     from ..store.cache import parse_age, parse_size
     from ..store.cache import prune as remove
 
@@ -58,7 +58,7 @@ def clear(
     cache: Cache = None, yes: Annotated[bool, typer.Option("--yes", help="Remove them without asking.")] = False
 ) -> None:
     """Remove all cells of the cache; run directories stay whole."""
-    from ..run.api import cache_root
+    from ..run.roots import cache_root
     from ..store.cache import clear as remove
     from ..store.cache import entries, size_text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -9,8 +11,18 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ..conformance import Finding
@@ -18,8 +30,42 @@ if TYPE_CHECKING:
     from ..run.sharding import ShardRun
 
 
+class Countdown:
+    """Seconds left as a person is told them: they pass between two events, and a new estimate comes in gradually.
+
+    Args:
+        clock: seconds of a steady clock.
+    """
+
+    # Seconds in which two thirds of a new estimate are taken over.
+    _PACE = 4.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # When all is expected to be done, and when that was last estimated.
+        self._end: float | None = None
+        self._told = 0.0
+
+    def tell(self, seconds: float) -> None:
+        """Take a new estimate of the seconds left."""
+        now = self._clock()
+        if self._end is None or seconds <= 0:
+            self._end = now + seconds
+        else:
+            share = 1 - math.exp(-(now - self._told) / self._PACE)
+            self._end += share * (now + seconds - self._end)
+        self._told = now
+
+    def text(self) -> str:
+        """``about 2 min left``; empty where nothing is known, or hardly anything left."""
+        left = 0.0 if self._end is None else self._end - self._clock()
+        return f"about {rounded(left)} left" if left > 1 else ""
+
+
 class Console:
     """A progress bar on a terminal; plain lines, a few seconds apart, where there is none.
+
+    The bar shows the share of the expected work, for cells differ: a few of a thousand take most of the time.
 
     Args:
         stream: where it is shown.
@@ -29,13 +75,24 @@ class Console:
     def __init__(self, stream: TextIO, quiet: bool = False) -> None:
         self._quiet = quiet
         self._console = RichConsole(file=stream)
+        self._left = Countdown()
+        left = self._left
+
+        class TimeLeftColumn(ProgressColumn):
+            max_refresh = 0.5
+
+            def render(self, task: Task) -> Text:
+                return Text(left.text())
+
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), console=self._console, transient=True,
+            SpinnerColumn(), TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+            BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TimeLeftColumn(),
+            console=self._console, transient=True, expand=True,
         )  # fmt: skip
-        self._bar = self._progress.add_task("Reading", total=None, left="")
+        self._bar = self._progress.add_task("Reading", total=None)
         self._live = self._console.is_terminal and not quiet
         self._last_line = 0.0
+        self._over = 0.0
         self._failures: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -62,33 +119,46 @@ class Console:
             # One detector that cannot be fitted fails with every set that it was to score.
             self._failures.add(event.reason)
             self.on_message(f"Failed: {event.cell.name}: {event.reason}")
-        left = f"about {duration(event.seconds_left)} left" if event.seconds_left > 1 else ""
+        if event.kind == "kept":
+            return
+        self._left.tell(event.seconds_left)
+        # A bar that goes back says nothing.
+        self._over = max(self._over, event.over)
         if self._live:
-            self._progress.update(
-                self._bar, total=event.total, completed=event.finished, description=escape(_what(event)), left=left
-            )
+            what = f"{_what(event)} ({event.finished:,} of {event.total:,} cells)"
+            self._progress.update(self._bar, total=1.0, completed=self._over, description=escape(what))
         elif event.kind in ("start", "share", "waiting", "done"):
-            import time
-
             now = time.monotonic()
             if now - self._last_line > (60 if event.kind == "waiting" else 5) or event.finished == event.total:
                 self._last_line = now
-                self.on_message(f"{event.finished}/{event.total} {_what(event)} {left}".rstrip())
+                done = f"{event.finished}/{event.total} cells"
+                self.on_message(f"{self._over:4.0%}  {done}  {_what(event)}  {self._left.text()}".rstrip())
 
 
 def _what(event: Event) -> str:
     """``cnn: perturb pgd``; of a long cell the share that is done."""
     name = event.cell.name
+    if event.finished == event.total:
+        return "writing tables and pages"
     if event.kind == "waiting":
         return f"waiting for another run, which computes {name}"
     done = f" {event.share:.0%}" if event.kind == "share" else ""
     return f"{name.model}: {name.kind} {name.part}".rstrip() + done
 
 
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min`` or ``3.5 h``."""
+def rounded(seconds: float, halves: bool = False) -> str:
+    """``45 s``, ``12 min`` or ``3.5 h``, no finer than an estimate can be.
+
+    Args:
+        seconds: how many.
+        halves: show half minutes below ten.
+    """
+    if seconds < 20:
+        return f"{max(1.0, seconds):.0f} s"
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{5 * round(seconds / 5)} s"
+    if halves and seconds < 600:
+        return f"{round(seconds / 30) / 2:g} min"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

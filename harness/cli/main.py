@@ -16,7 +16,10 @@ from ..core.errors import AftershockError, UsageError
 from ..core.interrupts import contained, listening
 from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
+from .answers import COMMANDS as ANSWERS
+from .arguments import KindName, Limit, Seed, SuiteName, Workers
 from .cache_commands import app as cache_app
+from .entries import COMMANDS as ENTRIES
 from .streams import checked_output, lenient_errors
 
 
@@ -33,7 +36,6 @@ app = typer.Typer(
     cls=_Commands,
     help="What happens inside a network when its input is perturbed, layer by layer, and which detector notices?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -49,7 +51,6 @@ Plugins = Annotated[list[Path], typer.Option("--plugin", help="A local file with
 Data = Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")]
 NewKind = Literal["detector", "perturbation", "analysis", "model", "dataset", "suite"]
 Format = Literal["table", "json", "csv", "markdown", "latex"]
-Kind = Literal["perturbations", "detectors", "models", "datasets", "analyses", "suites"]
 
 
 def _version(wanted: bool) -> None:
@@ -74,24 +75,17 @@ def _options(
 @app.command()
 def run(
     context: typer.Context,
-    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a built-in one.")] = "quick",
+    suite: Annotated[str, SuiteName] = "quick",
     out: Annotated[Path | None, typer.Option(help="The run directory [default: runs/<suite name>].")] = None,
     data: Data = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
-    limit: Annotated[
-        int | None, typer.Option(help="Maximum number of images in each set; a ranking needs 200 to calibrate.")
-    ] = None,
+    limit: Annotated[int | None, Limit] = None,
     only: Annotated[str | None, typer.Option(help="Compute only matching cells and what they need.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     cache: Annotated[Path | None, typer.Option(help="The shared cache [env: AFTERSHOCK_CACHE].")] = None,
     engine: Annotated[str, typer.Option(help="Where cells are computed: local or ray.")] = "local",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes that compute [default: one for each GPU, else one; with Ray, what it has room for]."
-        ),
-    ] = None,
+    workers: Annotated[int | None, Workers] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(help="HOST:PORT of a Ray cluster, or auto [default: RAY_ADDRESS, else a new one here]."),
@@ -104,6 +98,11 @@ def run(
         Format, typer.Option("--format", help="What is printed at the end: a table for people, or data.")
     ] = "table",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes: the table alone.")] = False,
+    fail_under: Annotated[
+        list[str],
+        typer.Option("--fail-under", metavar="COLUMN=NUMBER", help="Exit with 1 where a row has less; repeatable."),
+    ] = [],  # noqa: B006 (typer reads the default)
+    junit: Annotated[Path | None, typer.Option(help="Write what --fail-under checked as a JUnit report.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Stop at the first error and show its traceback.")] = False,
 ) -> None:
     """Run a suite. The same command again continues where it stopped."""
@@ -111,8 +110,10 @@ def run(
     context.obj = debug
     return_large_blocks()
     if shard is not None:
-        if out is not None or fresh or engine != "local" or ray_address is not None:
-            raise UsageError("--shard goes without --out, --fresh and --engine: shards only fill the cache.")
+        if out is not None or fresh or engine != "local" or ray_address is not None or fail_under:
+            raise UsageError(
+                "--shard goes without --out, --fresh, --engine and --fail-under: shards only fill the cache."
+            )
         from ..run.sharding import run_shard
         from .console import Console, show_shard
 
@@ -127,7 +128,9 @@ def run(
         return
     from ..run.api import run as run_suite
     from .console import Console
+    from .gates import has_failed, parse_gates
 
+    gates = parse_gates(fail_under, junit)
     with Console(sys.stderr, quiet) as console:
         found = run_suite(
             suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, fresh=fresh, cache=cache,
@@ -137,8 +140,36 @@ def run(
     from .results import show_run
 
     show_run(found, how, quiet)
-    if found.failed:
+    if has_failed(found, gates, junit) or found.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    suite: Annotated[str, SuiteName] = "quick",
+    out: Annotated[Path | None, typer.Option(help="The run directory [default: runs/<suite name>].")] = None,
+    data: Data = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    plugin: Plugins = [],  # noqa: B006 (typer reads the default)
+    limit: Annotated[int | None, Limit] = None,
+    only: Annotated[str | None, typer.Option(help="Matching cells and what they need alone.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="The shared cache [env: AFTERSHOCK_CACHE].")] = None,
+    workers: Annotated[int | None, Workers] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, with each cell by name.")] = False,
+) -> None:
+    """Say what a run would take: cells, time, memory, disk."""
+    from ..run.preview import preview
+    from .plan_command import as_json as plan_json
+    from .plan_command import as_text
+
+    found = preview(
+        suite, out, data=data, device=device, plugins=plugin, limit=limit, only=only, cache=cache, workers=workers
+    )  # fmt: skip
+    if as_json:
+        typer.echo(plan_json(found))
+        return
+    for line in as_text(found):
+        typer.echo(line)
 
 
 @app.command()
@@ -152,9 +183,13 @@ def report(
     typer.echo(f"Report: {build_site(runs, out)}")
 
 
-@app.command(name="list")
+for _command, _help in (*ANSWERS, *ENTRIES):
+    app.command(short_help=_help)(_command)
+
+
+@app.command(name="list", short_help="List what can be named in a suite.")
 def list_parts(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[str, KindName],
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:
@@ -172,9 +207,9 @@ def list_parts(
     show_catalogue(kind, found)
 
 
-@app.command()
+@app.command(short_help="Report every mistake of a suite, with file and line.")
 def validate(
-    suite: Annotated[str | None, typer.Argument(help="A suite file, or the name of a built-in one.")] = None,
+    suite: Annotated[str | None, SuiteName] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of suite files.")] = False,
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
     data: Data = None,
@@ -196,7 +231,7 @@ def validate(
         typer.echo(text)
 
 
-@app.command()
+@app.command(short_help="Check a part against the contract of its kind.")
 def check(
     context: typer.Context,
     part: Annotated[
@@ -237,7 +272,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Write a package with a part that works, or a suite.")
 def new(
     kind: Annotated[NewKind, typer.Argument(help="What to make.")],
     name: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits, hyphens.")],
@@ -273,7 +308,7 @@ def guard_export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     detector: Annotated[str, typer.Option(help="The detector's label in the run.")],
     model: Annotated[str | None, typer.Option(help="The model's label, where the run has several.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed, where the run has several.")] = None,
+    seed: Annotated[int | None, Seed] = None,
     out: Annotated[Path | None, typer.Option(help="The file [default: DETECTOR.safetensors].")] = None,
     plugin: Plugins = [],  # noqa: B006 (typer reads the default)
 ) -> None:

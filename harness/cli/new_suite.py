@@ -13,8 +13,8 @@ from ..core.errors import UsageError
 from ..core.registry import DATASETS
 from ..data.types import Dataset
 from ..models.factories import model_factory
-from ..run.api import data_root
 from ..run.model_check import check_models
+from ..run.roots import data_root
 from ..suite.problems import SuiteError
 from ..suite.resolve import load_suite
 from ..suite.schema import LABEL

@@ -20,13 +20,13 @@ from .board import piped_board, terminal_board
 from .console import show_reasons
 
 if TYPE_CHECKING:
-    from ..run.api import Run
+    from ..run.result import Run
 
 Format = Literal["table", "json", "csv", "markdown", "latex"]
 Rows = Sequence[Mapping[str, str]]
 
 # Columns of text; all others hold numbers.
-_TEXTS = {name for name, kind in TABLES["leaderboard"].items() if kind == "text" and name != "eps"} | {
+TEXT_COLUMNS = {name for name, kind in TABLES["leaderboard"].items() if kind == "text" and name != "eps"} | {
     "not_ranked_reason",
     "series_digest",
 }
@@ -99,11 +99,15 @@ def _as_data(run: Run, rows: Rows, how: Format) -> str:
         "failed": dict(run.failed),
         "skipped": dict(run.skipped),
         "verdicts": verdicts(rows),
-        "leaderboard": [
-            {name: text_of(cell) if name in _TEXTS else number_of(cell) for name, cell in row.items()} for row in rows
-        ],
+        "leaderboard": [{name: _value(name, cell) for name, cell in row.items()} for row in rows],
     }
     return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _value(column: str, cell: str) -> str | int | float | None:
+    if column in TEXT_COLUMNS:
+        return text_of(cell)
+    return int(cell) if cell.isdecimal() else number_of(cell)
 
 
 def _from_here(path: Path) -> str:

@@ -114,8 +114,8 @@ def _checked(suite: str, plugins: Sequence[Path], data: Path | None, no_models: 
     found = load_suite(suite, tuple(plugins))
     sentences: tuple[str, ...] = ()
     if not no_models:
-        from ..run.api import data_root
         from ..run.model_check import check_models
+        from ..run.roots import data_root
 
         checked = check_models(found, data_root(data))
         if checked.problems:

@@ -16,7 +16,8 @@ from ..core.errors import UsageError
 from ..core.parameters import bind
 from ..core.registry import ANALYSES
 from ..evaluation.csv_files import table_file
-from ..run.api import Run, run
+from ..run.api import run
+from ..run.result import Run
 from ..suite import builtin as suites
 from ..suite.instances import checked_analysis, is_standing
 from .kit import Broken, Check, Kit, by_name, name_of, say_what_is_missing

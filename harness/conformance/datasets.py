@@ -17,7 +17,7 @@ from ..core.parameters import bind
 from ..core.registry import DATASETS
 from ..data.duplicates import duplicate_notes
 from ..data.types import Dataset, DataSource, ImageSplit, channel_statistics
-from ..run.api import data_root
+from ..run.roots import data_root
 from .kit import Broken, Check, Kit, by_name, name_of, unchanged_process
 
 # Images of each split that are read.

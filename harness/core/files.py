@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -73,8 +74,11 @@ def open_file(path: Path, limit: int, within: Path | None = None, follow: bool =
         # os.path.realpath, unlike Path.resolve, does not raise where links form a loop.
         target = Path(os.path.realpath(path))
         if not target.is_relative_to(os.path.realpath(within)):
-            raise RefusedFileError(f"{path} leads out of its run directory: replace the link by the file itself.")
+            raise RefusedFileError(f"{path} leads out of its folder: replace the link by the file itself.")
     try:
+        if not follow:
+            # The place itself: ``target`` is what a link there leads to.
+            _check(path, path.lstat(), limit)
         _check(path, target.stat(follow_symlinks=follow), limit)
         opened = os.open(target, _FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
     except FileNotFoundError:
@@ -144,6 +148,50 @@ def parse_json(content: bytes, path: Path) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise RefusedFileError(f"{path} is not valid JSON ({str(error)[:200]}).") from error
+
+
+def parse_strict_json(content: bytes, path: Path, depth: int = 32) -> Any:
+    """Return the JSON value of a file from anybody: as the standard has it, with each name of an object once.
+
+    Args:
+        content: UTF-8.
+        path: for the message.
+        depth: how deep lists and objects may be nested.
+
+    Raises:
+        RefusedFileError: like :func:`parse_json`, for ``NaN`` and infinite numbers, for a name that an object has
+            twice, and for more nesting.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+            raise ValueError(f"an object has the name {twice[:40]!r} twice")
+        return found
+
+    def none(constant: str) -> Any:
+        raise ValueError(f"it holds {constant}, which is no number of JSON")
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"it holds {text[:40]}, more than a number can be")
+        return value
+
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=once, parse_constant=none, parse_float=number)
+        _check_depth(value, depth)
+    except (ValueError, RecursionError) as error:
+        raise RefusedFileError(f"{path} is not valid JSON ({str(error)[:200]}).") from error
+    return value
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if left < 0:
+        raise ValueError("it is nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, left - 1)
 
 
 def file_digest(path: Path, limit: int = 64 * GIB, within: Path | None = None) -> str:

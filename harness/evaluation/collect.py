@@ -55,7 +55,8 @@ class Tables:
                     rows[name] += found
                 scored += [(result, detector) for detector in result.detectors]
             if seeds:
-                protocol = Protocol(self.plan.protocol_digests[part.label], self.plan.series_digests[part.label])
+                shared = self.plan.protocols[part.label]
+                protocol = Protocol(shared.digest, shared.series)
                 with self.problems.of(f"leaderboard of {part.label}"):
                     ranked = leaderboard_rows(
                         seeds, self.suite.threat, protocol, missing, self.plan.ranked, self.plan.alarms
@@ -102,8 +103,8 @@ class Tables:
             "eps": self.suite.threat.eps,
             "flags": flags,
             "not_ranked_reason": flags,
-            "protocol_digest": self.plan.protocol_digests[model],
-            "series_digest": self.plan.series_digests[model],
+            "protocol_digest": self.plan.protocols[model].digest,
+            "series_digest": self.plan.protocols[model].series,
         }
         return [{**base, "detector": label} for label in (*(d.label for d in self.suite.detectors), "none")]
 

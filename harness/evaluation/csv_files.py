@@ -85,23 +85,24 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: i
         ValueError: if a row does not fit the columns; what stood at ``path`` stays.
     """
     with replacing(path) as part, part.open("wb") as raw:
-        _write(raw, columns, rows, digits)
+        write_rows(raw, columns, rows, digits)
 
 
 def write_csv_gz(path: Path, columns: Sequence[str], rows: Iterable[Row], digits: int = 9) -> None:
     """Like :func:`write_csv`, compressed, row by row in constant memory; nine digits hold every float32 exactly."""
     with replacing(path) as part, part.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-        _write(packed, columns, rows, digits)
+        write_rows(packed, columns, rows, digits)
 
 
 def csv_bytes(columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> bytes:
     """Return a table as :func:`write_csv` writes it."""
     stream = io.BytesIO()
-    _write(stream, columns, rows, digits)
+    write_rows(stream, columns, rows, digits)
     return stream.getvalue()
 
 
-def _write(raw: IO[bytes] | gzip.GzipFile, columns: Sequence[str], rows: Iterable[Row], digits: int) -> None:
+def write_rows(raw: IO[bytes] | gzip.GzipFile, columns: Sequence[str], rows: Iterable[Row], digits: int = 6) -> None:
+    """Write a table to a stream, as :func:`write_csv` does to a file."""
     text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=False)
     try:
         writer = csv.writer(text, lineterminator="\n")

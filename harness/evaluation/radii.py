@@ -105,9 +105,11 @@ class Distances:
         and a rise is none that is not surely steeper than the model's own, anywhere.
         """
         for seed in range(self.r0.shape[1]):
-            r0, rd = self.r0[:, seed], self.rd[:, seed]
+            # Those of this seed: another seed's model may get other images right.
+            own = ~np.isnan(self.r0[:, seed])
+            r0, rd = self.r0[own, seed], self.rd[own, seed]
             if len(r0) < _IMAGES:
-                return False
+                continue
             low, surely = eps, max(_SURELY, _steepest(r0))
             while low < self.reach * (1 - 1e-6):
                 high = low * _RUNG

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ from ..core.cell_names import CellName
 from ..core.code_digests import code_digest
 from ..core.content_keys import content_key, versions
 from ..core.files import file_digest
+from ..core.protocol_content import positions_digest
 from ..core.registry import PERTURBATIONS
 from ..data.types import TaskShape
 from ..suite.instances import make_analysis, make_detector, standing_analyses
@@ -139,7 +139,7 @@ class Draft:
         if rows not in self._positions:
             positions = self.sets.of(name)[start:stop]
             split = "train" if name == "fit" else "test"
-            self._positions[rows] = hashlib.sha256(split.encode() + positions.numpy().tobytes()).hexdigest()
+            self._positions[rows] = positions_digest(split, positions.numpy())
         return self._positions[rows]
 
     def portable(self, part: PerturbationPart) -> object:

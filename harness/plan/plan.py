@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..core.protocol_content import ProtocolContent
 from ..suite.resolved import ModelPart, Suite
 from .applicability import Applicability
 from .cells import Cell, Rounding, SetName, TraceKeys, Variant
@@ -57,18 +58,16 @@ class Plan:
     was made against).
     ``ranked`` is the number of evaluate images, from the first on, that every adaptive attack of the suite covers;
     ``alarms`` that of those on which false alarms are looked for, 0 where they are not.
-    ``protocol_digests`` is keyed by model label, and so is ``series_digests``: the same content without the seeds, so
-    that runs of single seeds have it in common. What ``applicability`` leaves out (perturbations that are not defined
-    for the task, detectors that learn from them) has no cells and is in no digest. ``facts`` is what tables say of the
-    suite's parts, those without cells too.
+    ``protocols``, what rows must share to be compared, is keyed by model label. What ``applicability`` leaves out
+    (perturbations that are not defined for the task, detectors that learn from them) has no cells and is in no digest.
+    ``facts`` is what tables say of the suite's parts, those without cells too.
     """
 
     suite: Suite
     sets: Sets
     cells: Mapping[str, Cell]
     models: tuple[ModelPlan, ...]
-    protocol_digests: Mapping[str, str]
-    series_digests: Mapping[str, str]
+    protocols: Mapping[str, ProtocolContent]
     applicability: Applicability
     ranked: int
     alarms: int

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...attacks.base.kinds import HOSTILE
 from ..core.code_digests import part_digest
-from ..core.content_keys import content_key
+from ..core.protocol_content import ProtocolContent
 from ..core.registry import PACKAGE, PERTURBATIONS
 from ..data.types import LEVEL_IMAGES, Dataset, data_levels
 from ..suite.resolved import ModelPart, Suite
@@ -62,10 +62,9 @@ def make_plan(
     }
     draft = Draft(suite, sets, data_digest, device, weights, dataset.task, levels, states, lost, secret)
     models = tuple(_plan_model(draft, part, seed) for part in suite.models for seed in suite.seeds)
-    protocols = {part.label: _digest("protocol", _protocol(draft, part), seeds=suite.seeds) for part in suite.models}
-    series = {part.label: _digest("series", _protocol(draft, part)) for part in suite.models}
+    protocols = {p.label: ProtocolContent.of(_protocol(draft, p), tuple(suite.seeds)) for p in suite.models}
     return Plan(
-        suite, draft.sets, draft.cells, models, protocols, series, draft.applicability, _ranked(draft),
+        suite, draft.sets, draft.cells, models, protocols, draft.applicability, _ranked(draft),
         alarm_images(draft, _ranked(draft)), draft.facts,
     )  # fmt: skip
 
@@ -123,10 +122,6 @@ def _ranked(draft: Draft) -> int:
     """Return how many evaluate images, from the first on, every adaptive attack covers."""
     limits = [draft.perturbations[p.label].images for p in draft.applicable if p.against]
     return min([len(draft.sets.evaluate), *(n for n in limits if n is not None)])
-
-
-def _digest(kind: str, protocol: Mapping[str, object], **more: object) -> str:
-    return content_key(kind, **protocol, **more)[:16]
 
 
 def _protocol(draft: Draft, part: ModelPart) -> dict[str, object]:

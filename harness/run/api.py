@@ -3,94 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import platformdirs
 
 from ..core.content_keys import FileDigests
 from ..core.interrupts import contained, listening
 from ..suite.glance import glance
 from .options import EngineChoice, Options
+from .result import Run
+from .roots import cache_root, data_root
 from .up_to_date import fingerprint, is_finished
 
 if TYPE_CHECKING:
-    import pandas
-
     from ..suite.resolved import Suite
     from .events import Event
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: the run directory.
-        failed: reasons of cells, tables and pages that failed, by name.
-        skipped: reasons of cells that cannot work here, by name.
-        computed: how many cells this call computed; 0 where no cell was missing.
-        renewed: whether this call wrote tables and pages; ``False`` where nothing at all was missing.
-    """
-
-    folder: Path
-    failed: Mapping[str, str]
-    skipped: Mapping[str, str]
-    computed: int
-    renewed: bool = False
-
-    @property
-    def report(self) -> Path:
-        """The page to open."""
-        return self.folder / "site" / "index.html"
-
-    def _table(self, name: str) -> pandas.DataFrame:
-        import pandas
-
-        return pandas.read_csv(self.folder / "tables" / name)
-
-    @cached_property
-    def leaderboard(self) -> pandas.DataFrame:
-        """One row per data set, model and detector, best first."""
-        return self._table("leaderboard.csv")
-
-    @cached_property
-    def metrics(self) -> pandas.DataFrame:
-        """One row per detector, perturbation and outcome."""
-        return self._table("metrics.csv")
-
-    @cached_property
-    def scores(self) -> pandas.DataFrame:
-        """One row per detector and image."""
-        return self._table("scores.csv.gz")
-
-    @cached_property
-    def propagation(self) -> pandas.DataFrame:
-        """One row per perturbation, population, tap and measure."""
-        return self._table("propagation.csv")
-
-    @cached_property
-    def perturbations(self) -> pandas.DataFrame:
-        """One row per perturbation."""
-        return self._table("perturbations.csv")
-
-
-def data_root(data: Path | str | None = None) -> Path:
-    """Return where data sets lie: given, else ``AFTERSHOCK_DATA``, else the user's data directory."""
-    place = data or os.environ.get("AFTERSHOCK_DATA") or platformdirs.user_data_dir("aftershock")
-    return Path(place).expanduser().absolute()
-
-
-def cache_root(cache: Path | str | None = None) -> Path:
-    """Return where finished cells are shared: given, else ``AFTERSHOCK_CACHE``, else the user's cache directory."""
-    place = cache or os.environ.get("AFTERSHOCK_CACHE") or platformdirs.user_cache_dir("aftershock")
-    return Path(place).expanduser().absolute()
 
 
 def run(
@@ -160,7 +89,7 @@ def _run(
         stamp = fingerprint(raw, folder, files, asked, root, digests)
         place = start / (out or Path("runs") / name)
         if stamp is not None and is_finished(place, stamp):
-            return _as_stored(place, options.on_message)
+            return _as_stored(place, root, options.on_message)
     from ..core.process_state import guarded
     from ..suite.resolve import load_suite
 
@@ -172,12 +101,12 @@ def _run(
         return _compute(loaded, place, root, store_cache, digests, stamp, options)
 
 
-def _as_stored(place: Path, on_message: Callable[[str], None]) -> Run:
+def _as_stored(place: Path, root: Path, on_message: Callable[[str], None]) -> Run:
     facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
     for text in facts.get("notes", ()):
         on_message(text)
     failures = {f["cell"]: f["reason"] for f in facts["failures"]}
-    return Run(place, {}, failures, 0)
+    return Run(place, {}, failures, 0, data=root)
 
 
 def _compute(
@@ -205,4 +134,5 @@ def _compute(
         computed.skipped,
         len(computed.finished.summary.computed),
         renewed=True,
+        data=root,
     )

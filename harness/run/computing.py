@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,14 +11,17 @@ from pathlib import Path
 from ..core.content_keys import FileDigests
 from ..evaluation.finished import Finished
 from ..plan import Plan, lost_perturbations
+from ..plan.cells import Cell
 from ..store.cache import SHARDS
 from ..store.run_directory import Store, unwritable
 from ..store.secrets import RunSecret
 from ..suite.resolved import Suite
 from .context import Context
 from .engines.make import make_engine
+from .expected import Expectation
 from .opening import Opened, open_run
 from .options import Options
+from .rates import Rates
 from .runner import Runner, choose
 from .tasks import TaskContext, compute
 from .work import Engine
@@ -86,7 +89,11 @@ def computed_run(
     with Store(place, cache, options.fresh) as store:
         opened = _settled(opened, secret, place, options)
         with open_engine(opened, store, options) as engine:
-            yield opened, compute_cells(opened, store, engine, options)
+            rates = Rates.read(cache)
+            expectation = Expectation(opened.plan, opened.dataset, opened.device.type, rates)
+            computed = compute_cells(opened, store, engine, options, expectation)
+            _remember(computed, store, expectation, rates.faded(), cache)
+            yield opened, computed
 
 
 def _settled(opened: Opened, secret: RunSecret, place: Path, options: Options) -> Opened:
@@ -137,23 +144,45 @@ def open_engine(opened: Opened, store: Store, options: Options) -> Iterator[Engi
         context.close()
 
 
-def compute_cells(opened: Opened, store: Store, engine: Engine, options: Options) -> Computed:
+def _remember(computed: Computed, store: Store, expectation: Expectation, rates: Rates, cache: Path) -> None:
+    """Keep what cells took, for the next run's estimates; a run in which nothing was computed says nothing."""
+    keys = computed.finished.summary.computed
+    for key in keys:
+        cell = computed.plan.cells[key]
+        record = store.record(key)
+        like, typical = expectation.like(cell), expectation.typical(cell)
+        rates.add(like, cell.kind, cell.images, record.seconds, typical, record.size)
+    if keys:
+        rates.write(cache)
+
+
+def compute_cells(
+    opened: Opened, store: Store, engine: Engine, options: Options, expected: Callable[[Cell], float]
+) -> Computed:
     """Work through the plan; where perturbations failed, plan the analyses that read them again, without those.
 
     Raises:
         AftershockError: if the run directory cannot be written.
     """
     plan, cells = opened.plan, opened.cells
-    summary = Runner(cells, store, engine, options.on_progress, options.debug, options.interrupt, options.shard).run()
+    summary = _runner(cells, store, engine, options, expected).run()
     lost = lost_perturbations(plan, summary.done, summary.ended)
     if lost:
         plan = opened.make_plan(lost=lost)
         cells, first = choose(plan.cells, options.only), cells
         left = {key: cell for key, cell in cells.items() if key not in first}
-        later = Runner(left, store, engine, options.on_progress, options.debug, options.interrupt, options.shard).run()
+        later = _runner(left, store, engine, options, expected).run()
         summary = summary.then(later, plan.cells)
     # What --only left out but an earlier call in this directory finished belongs to the tables.
     held = store.done()
     left_out = (cell for cell in plan.cells.values() if cell.key not in cells and cell.key in held)
     summary.done.update(cell.key for cell in left_out if store.find(cell.key, cell.name) is not None)
     return Computed(Finished(plan, store, summary, opened.dataset), list(cells), lost)
+
+
+def _runner(
+    cells: Mapping[str, Cell], store: Store, engine: Engine, options: Options, expected: Callable[[Cell], float]
+) -> Runner:
+    return Runner(
+        cells, store, engine, expected, options.on_progress, options.debug, options.interrupt, options.shard
+    )  # fmt: skip

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import UsageError
 from ..core.parameters import bind, parameters
 from ..core.registry import DATASETS, DETECTORS, MODELS, PERTURBATIONS, Registry, StandIn
-from .api import Run, run
+from .api import run
+from .result import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,18 @@ Kind = Literal["start", "share", "waiting", "done", "kept", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: a cell starts, a share of it is done (long ones tell), or it is over."""
+    """Progress: a cell starts, a share of it is done (long ones tell), or it is over.
+
+    Attributes:
+        kind: what happens.
+        cell: the cell that it happens to.
+        finished: number of cells that are over, and
+        total: of how many.
+        seconds_left: how long the rest is expected to take.
+        reason: why the cell failed or was skipped.
+        share: which share of the cell is done.
+        over: which share of the expected work of this call is over.
+    """
 
     kind: Kind
     cell: Cell
@@ -26,6 +37,7 @@ class Event:
     seconds_left: float
     reason: str = ""
     share: float = 0.0
+    over: float = 0.0
 
 
 def once(on_message: Callable[[str], None]) -> Callable[[str], None]:

@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, Field, StringConstraints
 from torch import Tensor
 
 from ..core.bounded import (
-    BitsPerTap,
     KnownModel,
-    Modules,
     TooLargeError,
     bounded_parameters,
     bytes_of,
@@ -33,72 +30,17 @@ from ..core.formats import RUN_JSON_LIMIT, RUN_SCHEMA, check_schema, is_sealed
 from ..core.parameters import bind
 from ..core.registry import DETECTORS, did_you_mean
 from ..store.cells import Cells
-from ..store.ledger import KEY, Record
+from ..store.ledger import Record
 from ..store.stored_traces import tap_infos
 from ..tracing.traces import TapInfo
+from .stored_facts import DetectorEntry, Facts, ModelEntry, Result
 
 if TYPE_CHECKING:
     from ...detectors.base.detector import Detector
     from ..models.classifier import Classifier, ModelSpec
 
 
-_Key = Annotated[str, StringConstraints(pattern=KEY.pattern)]
-
-
-class _Named(BaseModel):
-    name: str
-
-
-class _Detector(_Named):
-    label: str
-    params: dict[str, Any]
-
-
-class _Model(_Detector):
-    factory: str | None = None
-    weights: str | None = None
-    tap_modules: Modules = []
-    bits_per_tap: BitsPerTap = None
-
-
-_Part = TypeVar("_Part", bound=_Detector)
-
-
-class _Resolved(BaseModel):
-    data: _Named
-    seeds: list[int] = Field(min_length=1)
-    models: list[_Model] = Field(min_length=1)
-    detectors: list[_Detector]
-
-
-class _Digests(BaseModel):
-    """Sha256 of the weights files, by model label."""
-
-    weights: dict[str, str] = {}
-
-
-class _FittedKeys(BaseModel):
-    """The cells of one detector."""
-
-    fit: _Key
-    calibrate: _Key
-
-
-class _Result(BaseModel):
-    """The cells of one model and seed."""
-
-    model: str
-    seed: int
-    key: _Key
-    detectors: dict[str, _FittedKeys]
-
-
-class _Facts(BaseModel):
-    """What ``run.json`` must say."""
-
-    resolved: _Resolved
-    results: list[_Result]
-    digests: _Digests = Field(default_factory=_Digests)
+_Part = TypeVar("_Part", bound=DetectorEntry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +76,25 @@ class Fitted:
     about: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Perturbed:
+    """The cells with the images of one perturbation of one model and seed, and of their controls, in order."""
+
+    images: Sequence[Record]
+    controls: Sequence[Record]
+
+
 class RunFolder:
     """A run directory, read only.
 
     Args:
         folder: as given to ``aftershock run --out``.
+
+    Attributes:
+        dataset: the data set's label.
+        seeds: of the run.
+        data: the data set's name in the registry (``name``) and its parameters (``params``).
+        evaluate: positions of the evaluate images in the test split; empty where an earlier version wrote the run.
 
     Raises:
         UsageError: if it holds no run.
@@ -153,6 +109,7 @@ class RunFolder:
         self._models, self._detectors = facts.resolved.models, facts.resolved.detectors
         self._weights = facts.digests.weights
         self.dataset, self.seeds = facts.resolved.data.name, facts.resolved.seeds
+        self.data, self.evaluate = facts.resolved.data, facts.sets.evaluate
         self._results = {(r.model, r.seed): r for r in facts.results}
         for part in (self.folder / "cells", self.folder / "artifacts"):
             # Asked once: entries and artifacts themselves are never read through a link.
@@ -161,7 +118,7 @@ class RunFolder:
         self._cells = Cells(self.folder)
         self._cells.refresh()
 
-    def _facts(self, path: Path) -> _Facts:
+    def _facts(self, path: Path) -> Facts:
         try:
             content = read_file(path, RUN_JSON_LIMIT, within=self.folder)
             value = parse_json(content, path)
@@ -174,7 +131,7 @@ class RunFolder:
             )  # fmt: skip
             if not is_sealed(content):
                 raise ValueError("it was changed after the run wrote it")
-            return _Facts.model_validate(value)
+            return Facts.model_validate(value)
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path} is damaged or of another version: {reason_of(error)}") from error
 
@@ -268,7 +225,36 @@ class RunFolder:
             raise UsageError(f"The weights of {entry.label!r} are not those that {self.folder} was made with.")
         return classifier.eval()
 
-    def _model_entry(self, label: str | None) -> _Model:
+    def perturbed(self, label: str, model: str | None = None, seed: int | None = None) -> Perturbed:
+        """Return where the images of a perturbation are; arguments and errors are those of :meth:`detector`."""
+        entry, seed = self._model_entry(model), self._seed(seed)
+        keys = self._result(entry, seed).perturbations.get(label)
+        if keys is None:
+            raise UsageError(
+                f"{self.folder} does not say where its images of {label!r} are: run its suite again with this version, "
+                "which computes nothing that is there."
+            )
+        what = f"the perturbation {label!r} of {entry.label!r}, seed {seed}"
+        images = [self._done(key, what) for key in keys.images]
+        # Controls may be missing where images are not: they are made later.
+        held = [self._cells.record(key) for key in keys.controls]
+        return Perturbed(images, [r for r in held if r is not None and r.status == "done"])
+
+    def tensor(self, record: Record, name: str) -> Tensor:
+        """Return one tensor of a cell, checked against its digest; large ones are memory-mapped.
+
+        Raises:
+            UsageError: if it is missing or was changed.
+        """
+        self._check(record)
+        try:
+            return self._cells.tensor(record, name)
+        except KeyError as error:
+            raise UsageError(f"{self._cells.place(record)} holds no {name!r}: run the suite again.") from error
+        except OSError as error:
+            raise UsageError(f"{self._cells.place(record)} cannot be read ({error}).") from error
+
+    def _model_entry(self, label: str | None) -> ModelEntry:
         if label is None and len(self._models) != 1:
             names = ", ".join(m.label for m in self._models)
             raise UsageError(f"{self.folder} has several models, {names}: say which one (model, or --model).")
@@ -282,7 +268,7 @@ class RunFolder:
             raise UsageError(f"{self.folder} has no seed {wanted}; it has {self.seeds}.")
         return int(wanted)
 
-    def _result(self, entry: _Model, seed: int) -> _Result:
+    def _result(self, entry: ModelEntry, seed: int) -> Result:
         found = self._results.get((entry.label, seed))
         if found is None:
             raise UsageError(f"{self.folder / 'run.json'} does not say where the results of {entry.label!r} are.")
@@ -303,11 +289,18 @@ class RunFolder:
     def _tensors(self, record: Record) -> dict[str, Tensor]:
         if not record.digest:
             return {}
+        self._check(record)
+        try:
+            return self._cells.load(record)
+        except OSError as error:
+            raise UsageError(f"{self._cells.place(record)} cannot be read ({error}).") from error
+
+    def _check(self, record: Record) -> None:
+        """Refuse an artifact that is not the one that was written."""
         path = self._cells.place(record)
         try:
             if not self._cells.is_whole(record):
                 raise UsageError(f"{path} is missing or was changed after it was written: run the suite again.")
-            return self._cells.load(record)
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error}).") from error
 

@@ -68,7 +68,9 @@ def run_facts(
         "only": options.only,
         "protocol": PROTOCOL_VERSION,
         "floor": {**asdict(FLOOR), "images": FLOOR_IMAGES},
-        "protocol_digest": " ".join(dict.fromkeys(plan.protocol_digests.values())),
+        "protocol_digest": " ".join(dict.fromkeys(p.digest for p in plan.protocols.values())),
+        # In full: whoever has it can make the digests again.
+        "protocols": {label: p.as_json() for label, p in plan.protocols.items()},
         "digests": {"data": opened.data_digest, "weights": opened.weights_digests},
         "seeds": list(opened.suite.seeds),
         "sets": {"evaluate": plan.sets.evaluate.tolist()},

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
 
@@ -19,132 +18,11 @@ from ..store.run_directory import Store
 from .events import Event, Kind
 from .options import Shard
 from .schedule import Schedule
+from .time_left import TimeLeft
 from .work import Engine, Outcome, Output, Result, Task
-
-# Seconds per image before anything was measured, by kind: only for the first guess of the time left.
-GUESS = {
-    "model": 5.0,
-    "trace": 0.001,
-    "perturb": 0.02,
-    "rehearsal": 0.1,
-    "radius": 0.1,
-    "false-alarm": 0.005,
-    "past-all": 0.02,
-    "control": 0.002,
-    "fit": 0.003,
-}
-
 
 # Seconds after which cells that another run computes are looked for again.
 POLL = 0.2
-
-
-@dataclass
-class _Waiting:
-    """Cells of one model, kind and part: images that wait, seconds and images of those that are over."""
-
-    kind: str
-    waiting: int = 0
-    spent: float = 0.0
-    images: int = 0
-
-    @property
-    def rate(self) -> float:
-        """Seconds per image; 0 where nothing was measured."""
-        return self.spent / self.images if self.images else 0.0
-
-
-class TimeLeft:
-    """How long the rest takes: seconds per image measured on finished cells of the same kind and part.
-
-    It is asked for with every event, so that sums are kept, not made.
-    """
-
-    def __init__(self) -> None:
-        self._like: dict[tuple[str, str, str], _Waiting] = {}
-        self._kinds: dict[str, _Waiting] = {}
-        self._shared: dict[str, tuple[Cell, float]] = {}
-        # Seconds of what waits where some of its like were measured, and how many of these sums are not 0.
-        self._known, self._counted = 0.0, 0
-        # The same of what waits where none was.
-        self._guessed, self._unmeasured = 0.0, 0
-
-    def expect(self, cell: Cell) -> None:
-        """A cell that has to be computed."""
-        self._change(cell, max(1, cell.images))
-
-    def settle(self, cell: Cell, seconds: float | None = None) -> None:
-        """A cell that is over, whatever became of it, and what it took where it was computed."""
-        images = max(1, cell.images)
-        if seconds is None:
-            self._change(cell, -images)
-        else:
-            self._change(cell, -images, seconds, images)
-        self._shared.pop(cell.key, None)
-
-    def share(self, cell: Cell, share: float, spent: float) -> None:
-        """A cell that took ``spent`` seconds for a share of its work; it stays counted until it is settled."""
-        if share > 0:
-            self._shared[cell.key] = (cell, spent * (1 - share) / share)
-
-    def learn(self, cell: Cell, seconds: float) -> None:
-        """Take what a cell took into account."""
-        self._change(cell, 0, seconds, max(1, cell.images))
-
-    def seconds(self) -> float:
-        """Return the expected seconds of all that waits."""
-        found = (self._known if self._counted else 0.0) + (self._guessed if self._unmeasured else 0.0)
-        if self._shared:
-            found += sum(left - self.expected(cell) for cell, left in self._shared.values())
-        return max(0.0, found)
-
-    def expected(self, cell: Cell) -> float:
-        """Return the expected seconds of one cell."""
-        like = self._like.get(_like(cell))
-        rate = like.rate if like is not None and like.images else self._of_kind(cell.kind)
-        return rate * max(1, cell.images)
-
-    def _of_kind(self, kind: str) -> float:
-        known = self._kinds.get(kind)
-        return known.rate if known is not None and known.images else GUESS.get(kind, 0.0005)
-
-    def _change(self, cell: Cell, waiting: int, spent: float = 0.0, images: int = 0) -> None:
-        name = _like(cell)
-        like = self._like.get(name)
-        if like is None:
-            like = self._like[name] = _Waiting(cell.kind)
-        kind = self._kinds.get(cell.kind)
-        if kind is None:
-            kind = self._kinds[cell.kind] = _Waiting(cell.kind)
-        self._guess(kind, -1)
-        # Of a kind only those wait of whose like none was measured.
-        self._count(like, kind, -1)
-        like.waiting += waiting
-        if images:
-            for group in (like, kind):
-                group.spent += spent
-                group.images += images
-        self._count(like, kind, 1)
-        self._guess(kind, 1)
-
-    def _guess(self, kind: _Waiting, sign: int) -> None:
-        if kind.waiting:
-            self._guessed += sign * kind.waiting * self._of_kind(kind.kind)
-            self._unmeasured += sign * kind.waiting
-
-    def _count(self, like: _Waiting, kind: _Waiting, sign: int) -> None:
-        if like.waiting <= 0:
-            return
-        if like.images:
-            self._known += sign * like.waiting * like.rate
-            self._counted += sign
-        else:
-            kind.waiting += sign * like.waiting
-
-
-def _like(cell: Cell) -> tuple[str, str, str]:
-    """Cells of one model, kind and part take about the same time."""
-    return cell.name.model, cell.name.kind, cell.name.part
 
 
 def choose(cells: Mapping[str, Cell], pattern: str | None) -> dict[str, Cell]:
@@ -176,6 +54,7 @@ class Runner:
         cells: in an order in which inputs come first.
         store: the run directory.
         engine: where they are computed.
+        expected: seconds that a cell is expected to take.
         on_progress: called with every event.
         debug: let the first error of a cell through instead of noting it.
         interrupt: knows of a Ctrl-C, which a part may have caught.
@@ -187,6 +66,7 @@ class Runner:
         cells: Mapping[str, Cell],
         store: Store,
         engine: Engine,
+        expected: Callable[[Cell], float],
         on_progress: Callable[[Event], None],
         debug: bool = False,
         interrupt: Interrupt | None = None,
@@ -196,12 +76,12 @@ class Runner:
         self.on_progress, self.debug, self.interrupt = on_progress, debug, interrupt or Interrupt()
         self.first = (lambda group: True) if shard is None else shard.owns
         self.summary = Summary()
-        self.time = TimeLeft()
+        self.time = TimeLeft(expected)
         self._running: dict[int, tuple[list[Cell], ExitStack]] = {}
         # Outcomes for which nothing has to be computed: inputs that failed, cells that another process computed.
         self._known: deque[Outcome] = deque()
-        # By number of a task: the cell that is shown for it, and when it was submitted.
-        self._begun: dict[int, tuple[Cell, float]] = {}
+        # By number of a task: the cell that is shown for it.
+        self._begun: dict[int, Cell] = {}
         # Groups that another run computes at the moment.
         self._elsewhere: deque[list[Cell]] = deque()
         self._numbers = count()
@@ -247,7 +127,6 @@ class Runner:
                 pending[key] = cell
                 continue
             self.summary.done.add(key)
-            self.time.learn(cell, record.seconds)
             self._say("kept", cell)
         return pending
 
@@ -281,13 +160,14 @@ class Runner:
         if blocked or not missing:
             self._known.append(Outcome(number, error=UnavailableError(blocked) if blocked else None))
             return
+        self.time.begin(missing[0])
         self._say("start", missing[0])
-        self._begun[number] = (missing[0], time.monotonic())
+        self._begun[number] = missing[0]
         self.engine.submit(Task(number, missing))
 
     def _share(self, number: int, share: float) -> None:
-        cell, began = self._begun[number]
-        self.time.share(cell, share, time.monotonic() - began)
+        cell = self._begun[number]
+        self.time.share(cell, share)
         self._say("share", cell, share=share)
 
     def _blocked(self, cell: Cell) -> str:
@@ -354,6 +234,7 @@ class Runner:
         share: float = 0.0,
     ) -> None:  # fmt: skip
         finished = len(self.summary.done) + len(self.summary.failed) + len(self.summary.skipped)
-        self.on_progress(
-            Event(kind, cell, finished, len(self.cells), self.time.seconds() / self.engine.slots, reason, share)
-        )
+        left, slots = self.time.seconds(self.engine.slots), self.engine.slots
+        spent = self.time.spent()
+        over = spent / (spent + left * slots) if spent + left > 0 else 1.0
+        self.on_progress(Event(kind, cell, finished, len(self.cells), left, reason, share, over))

@@ -79,8 +79,8 @@ def run_shard(
     from ..core.process_state import guarded
     from ..suite.resolve import load_suite
     from ..suite.resolved import Suite
-    from .api import cache_root, data_root
     from .computing import computed_run
+    from .roots import cache_root, data_root
 
     part, root, shared = parse_shard(shard), data_root(data), cache_root(cache)
     files = tuple(Path(p).expanduser().absolute() for p in plugins)

@@ -43,7 +43,7 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
     Raises:
         ValueError: if a set is empty or holds NaN.
     """
-    above, _ = _placements(_scores(positive, "positive"), _scores(negative, "negative"))
+    above, _ = placements(_scores(positive, "positive"), _scores(negative, "negative"))
     return float(above.mean())
 
 
@@ -90,7 +90,7 @@ def auroc_interval(
         ValueError: as :func:`auroc`, and if only one source is given or a length does not fit.
     """
     pos, neg = _scores(positive, "positive"), _scores(negative, "negative")
-    above, below = _placements(pos, neg)
+    above, below = placements(pos, neg)
     area = float(above.mean())
     pull_positive, pull_negative = (above - area) / len(pos), (below - area) / len(neg)
     if positive_source is None and negative_source is None:
@@ -293,8 +293,8 @@ def _scores(values: ArrayLike, name: str) -> FloatArray:
     return array
 
 
-def _placements(positive: FloatArray, negative: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """For each positive the share of negatives below it, for each negative the share of positives above it."""
+def placements(positive: FloatArray, negative: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return for each positive the share of negatives below it, for each negative the share of positives above it."""
     pos, neg = np.sort(positive), np.sort(negative)
     below = np.searchsorted(neg, positive, "left") + np.searchsorted(neg, positive, "right")
     above = np.searchsorted(pos, negative, "left") + np.searchsorted(pos, negative, "right")

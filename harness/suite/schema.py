@@ -202,8 +202,14 @@ def _entry(
 
 
 def only_misspelt(item: Any, items: Sequence[Any]) -> bool:
-    """Whether a key is missing because an unknown one beside it is misspelt: one mistake, told where it stands."""
+    """Whether a key is missing because an unknown one beside it is misspelt: one mistake, told where it stands.
+
+    An entry that takes parameters has no unknown keys: what it holds beside its own may be a parameter or misspelt.
+    """
     unknown = [i["loc"][-1] for i in items if i["type"] == "extra_forbidden" and i["loc"][:-1] == item["loc"][:-1]]
+    own = _TABLES.get(str(item["loc"][0])) if len(item["loc"]) == 2 else None
+    if own is not None and own.model_config.get("extra") == "allow" and isinstance(item["input"], Mapping):
+        unknown += [key for key in item["input"] if key not in own.model_fields]
     return item["type"] == "missing" and any(did_you_mean(str(u), [str(item["loc"][-1])]) for u in unknown)
 
 

@@ -150,12 +150,9 @@ def read_run(path: Path) -> Run:
         UsageError: if it is not a run directory, or a file in it is malformed, too large, leads out of it, was written
             by a newer version, or is not the one that the run wrote.
     """
-    if not path.is_dir():
-        raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
-    if not (path / "run.json").exists() and not (path / "tables").exists():
-        raise UsageError(f"{path} is not a run directory: it has neither run.json nor tables/.")
+    check_run_directory(path)
     tables = {}
-    facts = _read_facts(path)
+    facts = read_facts(path)
     for name, columns in TABLES.items():
         file = f"tables/{name}.csv"
         content = read_if_there(path / file, TABLE_LIMIT, within=path)
@@ -165,7 +162,19 @@ def read_run(path: Path) -> Run:
     return Run(path, facts, tables)
 
 
-def _read_facts(path: Path) -> Mapping[str, object]:
+def check_run_directory(path: Path) -> None:
+    """Refuse a path that is no run directory, or one of a run that has not ended."""
+    if not path.is_dir():
+        raise UsageError(f"There is no run directory {path}: name a directory that `aftershock run` wrote.")
+    if (path / "run.json").exists() or (path / "tables").exists():
+        return
+    if (path / "cells").is_dir():
+        raise UsageError(f"The run in {path} has not ended: wait for it, or run its suite again to finish it.")
+    raise UsageError(f"{path} is not a run directory: it has neither run.json nor tables/.")
+
+
+def read_facts(path: Path) -> Mapping[str, object]:
+    """Return the ``run.json`` of a run directory, empty where it has none; errors are those of :func:`read_run`."""
     file = path / "run.json"
     content = read_if_there(file, RUN_JSON_LIMIT, within=path)
     # A run writes its keys after its run.json. Tables alone, or with a few facts written by hand, may be reported.
@@ -205,12 +214,12 @@ def check_published(run: Path, facts: Mapping[str, object], name: str, digest: s
         raise UsageError(f"{run / name} {what}: run the suite again to write it anew.")
 
 
-def check_scores(run: Run) -> None:
+def check_scores(path: Path, facts: Mapping[str, object]) -> None:
     """Refuse a table of scores that is not the one that the run wrote; errors are those of :func:`check_published`."""
     name = "tables/scores.csv.gz"
-    if name in mapping(run.facts.get("files")):
-        there = os.path.lexists(run.path / name)
-        check_published(run.path, run.facts, name, file_digest(run.path / name, within=run.path) if there else None)
+    if name in mapping(facts.get("files")):
+        there = os.path.lexists(path / name)
+        check_published(path, facts, name, file_digest(path / name, within=path) if there else None)
 
 
 def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional: Mapping[str, str]) -> list[Row]:
@@ -235,7 +244,7 @@ def _read_table(file: Path, content: bytes, columns: Mapping[str, str], optional
         if column not in frame.columns:
             frame[column] = ""
     kinds = {**columns, **optional}
-    texts = {c: _each(frame[c], _unguarded) for c in kinds if kinds[c] == _TEXT}
+    texts = {c: _each(frame[c], unguarded) for c in kinds if kinds[c] == _TEXT}
     numbers = {c: _numbers(frame[c], file) for c in kinds if kinds[c] == _NUMBER}
     tallies = {c: [_counts(v, file, c, line) for line, v in enumerate(frame[c], 2)]
                for c in kinds if kinds[c] == _COUNTS}  # fmt: skip
@@ -273,7 +282,7 @@ def _numbers(column: pd.Series[str], file: Path) -> list[float | None]:
     return cells
 
 
-def _unguarded(cell: str) -> str:
+def unguarded(cell: str) -> str:
     """A text cell without the apostrophe that keeps spreadsheets from running it, and without control characters."""
     if len(cell) > 1 and cell[0] == "'" and cell[1] in "=+-@\t\r\n":
         cell = cell[1:]

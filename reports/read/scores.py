@@ -5,29 +5,30 @@ The file may come from an untrusted source: it is read in slices, and no further
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...harness.core.errors import UsageError
-from ...harness.core.files import open_file
 from ...harness.evaluation.rankability import ABLATION
+from ...harness.evaluation.tables import NORMS
 from ...harness.statistics.detection import ALPHAS, threshold_reason
 from ...harness.statistics.ranks import RowSample
 from ...harness.statistics.samples import WorstCase, row_sample
+from .bounded_gzip import open_gzip
 
 if TYPE_CHECKING:
     import pandas
 
-NORMS = ("linf", "l2", "l1", "l0")
+DECIDES_NO_NUMBER = True
+
 _COLUMNS = {
     "dataset": "str", "model": "str", "seed": "str", "perturbation": "str", "detector": "str", "index": "int64",
     "label": "str", "prediction": "str", "set": "str", "score": "float64", "success": "float64",
@@ -71,11 +72,11 @@ def _read(
     if not os.path.lexists(file):
         return None
     try:
-        with _bounded(file, run) as stream:
+        with open_gzip(file, run, _MOST_PACKED, _MOST_BYTES, _LONGEST_LINE) as (stream, _):
             header = pd.read_csv(stream, nrows=0)
             if not set(kinds) <= set(header.columns):
                 return None
-        with _bounded(file, run) as stream:
+        with open_gzip(file, run, _MOST_PACKED, _MOST_BYTES, _LONGEST_LINE) as (stream, _):
             # Without index_col, rows that are longer than the header would move every column.
             parts = pd.read_csv(stream, usecols=list(kinds), dtype=dict(kinds), keep_default_na=False, na_values=[""],
                                 index_col=False, chunksize=_ROWS)  # fmt: skip
@@ -86,32 +87,86 @@ def _read(
     return pd.concat(kept, ignore_index=True) if kept else None
 
 
-@contextmanager
-def _bounded(file: Path, run: Path) -> Iterator[IO[bytes]]:
-    with open_file(file, _MOST_PACKED, within=run) as raw, gzip.GzipFile(fileobj=raw) as packed:
-        yield io.BufferedReader(_Bounded(packed))
+@dataclass(frozen=True, eq=False)
+class PublishedSeed:
+    """One seed's scores of one row.
+
+    Attributes:
+        seed: as the table writes it.
+        calibrate_index: int64 (m,), positions in the split.
+        calibrate: float64 (m,), scores; 0 for the row without a detector.
+        index: int64 (n,), positions of the evaluate images in their split, in the order of the run.
+        right: bool (n,), whether the model gets the clean image right.
+        clean: float64 (n,), scores of the clean images.
+        lowest: float64 (n,), the lowest score of what fools the model within the threat; infinite where nothing does.
+    """
+
+    seed: str
+    calibrate_index: NDArray[np.int64]
+    calibrate: NDArray[np.float64]
+    index: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    clean: NDArray[np.float64]
+    lowest: NDArray[np.float64]
 
 
-class _Bounded(io.RawIOBase):
-    """A stream that ends with an error where it holds more than is sensible."""
+def published_seeds(
+    scores: pandas.DataFrame, detector: str, kinds: Mapping[str, str], norm: str, eps: float
+) -> list[PublishedSeed] | None:
+    """Return a row's scores by seed; ``None`` where one is not finite.
 
-    def __init__(self, stream: gzip.GzipFile) -> None:
-        self._stream, self._left, self._line = stream, _MOST_BYTES, 0
+    Args:
+        scores: as :func:`read_scores` gives them, of one data set and model.
+        detector: the row's label; ``none`` for the row without a detector.
+        kinds: the kind of every perturbation, by label.
+        norm: the threat's.
+        eps: its largest measured norm.
+    """
+    wanted = [p for p, kind in kinds.items() if kind == "attack" or (kind == "adaptive" and p.endswith(f"@{detector}"))]
+    seeds: list[PublishedSeed] = []
+    for name, of_seed in scores.groupby("seed", sort=True):
+        if detector == ABLATION:
+            # It gives every image the score 0, and its threshold is 0. What fools the model does so with every
+            # detector.
+            attacked = of_seed.assign(score=0.0)
+            own = attacked[attacked["detector"] == attacked["detector"].iloc[0]]
+        else:
+            attacked = own = of_seed[of_seed["detector"] == detector]
+        calibrate, clean = own[own["set"] == "calibrate"], own[own["set"] == "clean"]
+        candidates = attacked[attacked["set"].isin(_CANDIDATES) & attacked["perturbation"].isin(wanted)]
+        fooling = candidates[(candidates["success"] == 1) & (candidates[norm] <= eps * (1 + 1e-4) + 1e-6)]
+        if not all(np.isfinite(of["score"]).all() for of in (calibrate, clean, fooling)):
+            return None
+        lowest = fooling.groupby("index")["score"].min().reindex(clean["index"]).fillna(math.inf)
+        seeds.append(PublishedSeed(
+            str(name), calibrate["index"].to_numpy(np.int64), calibrate["score"].to_numpy(np.float64),
+            clean["index"].to_numpy(np.int64), (clean["label"] == clean["prediction"]).to_numpy(np.bool_),
+            clean["score"].to_numpy(np.float64), lowest.to_numpy(np.float64),
+        ))  # fmt: skip
+    return seeds
 
-    def readable(self) -> bool:
-        return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._stream.read(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError("it unpacks to more than a report reads")
-        end = data.rfind(b"\n")
-        self._line = self._line + len(data) if end < 0 else len(data) - end - 1
-        if self._line > _LONGEST_LINE:
-            raise ValueError("it holds a line that is longer than a report reads")
-        buffer[: len(data)] = data
-        return len(data)
+def sample_of_seeds(seeds: Sequence[PublishedSeed], images: int, ablation: bool = False) -> RowSample | None:
+    """Return what the ranking compares; ``None`` where the seeds are of different shapes or too few for a threshold.
+
+    Args:
+        seeds: of one row, at least one.
+        images: how many evaluate images, from the first on, the row's figures are about.
+        ablation: whether it is the row without a detector, which needs no threshold.
+    """
+    shapes = {(len(s.index), len(s.calibrate)) for s in seeds}
+    if len(shapes) != 1 or not len(seeds[0].index[:images]):
+        return None
+    calibrated = len(seeds[0].calibrate)
+    if not ablation and threshold_reason(calibrated, ALPHAS["5"]):
+        return None
+    return row_sample([worst_case(s, images, ablation) for s in seeds], calibrated)
+
+
+def worst_case(seed: PublishedSeed, images: int, ablation: bool = False) -> WorstCase:
+    """Return for which thresholds each of the first images is robust."""
+    lower = np.where(seed.right, seed.clean, math.inf)
+    return WorstCase(np.zeros(0) if ablation else seed.calibrate, lower[:images], seed.lowest[:images])
 
 
 def sample_of(
@@ -127,35 +182,5 @@ def sample_of(
         eps: its largest measured norm.
         images: how many evaluate images, from the first on, the row's figures are about.
     """
-    if not math.isfinite(eps) or images < 1:
-        return None
-    wanted = [p for p, kind in kinds.items() if kind == "attack" or (kind == "adaptive" and p.endswith(f"@{detector}"))]
-    seeds: list[WorstCase] = []
-    for _, of_seed in scores.groupby("seed", sort=True):
-        if detector == ABLATION:
-            # It gives every image the score 0, and its threshold is 0. What fools the model does so with every
-            # detector.
-            attacked = of_seed.assign(score=0.0)
-            own = attacked[attacked["detector"] == attacked["detector"].iloc[0]]
-        else:
-            attacked = own = of_seed[of_seed["detector"] == detector]
-        calibrate = own.loc[own["set"] == "calibrate", "score"].to_numpy(dtype=np.float64)
-        clean = own[own["set"] == "clean"].head(images)
-        candidates = attacked[attacked["set"].isin(_CANDIDATES) & attacked["perturbation"].isin(wanted)]
-        fooling = candidates[(candidates["success"] == 1) & (candidates[norm] <= eps * (1 + 1e-4) + 1e-6)]
-        known = (calibrate, clean["score"], fooling["score"])
-        short = detector != ABLATION and threshold_reason(len(calibrate), ALPHAS["5"])
-        if short or not all(np.isfinite(of).all() for of in known):
-            return None
-        lowest = fooling.groupby("index")["score"].min().reindex(clean["index"])
-        right = (clean["label"] == clean["prediction"]).to_numpy()
-        lower = np.where(right, clean["score"].to_numpy(), math.inf)
-        seeds.append(WorstCase(calibrate, lower, lowest.fillna(math.inf).to_numpy(dtype=np.float64)))
-    if not seeds or not len(seeds[0].lower):
-        return None
-    calibrated = len(seeds[0].calibrate)
-    if any((len(s.lower), len(s.calibrate)) != (len(seeds[0].lower), calibrated) for s in seeds):
-        return None
-    if detector == ABLATION:
-        seeds = [WorstCase(np.zeros(0), s.lower, s.upper) for s in seeds]
-    return row_sample(seeds, calibrated)
+    seeds = published_seeds(scores, detector, kinds, norm, eps) if math.isfinite(eps) and images > 0 else None
+    return sample_of_seeds(seeds, images, detector == ABLATION) if seeds else None

@@ -57,7 +57,7 @@ def build_site(runs: Sequence[Path], out: Path) -> Path:
     read = [read_run(Path(path)) for path in runs]
     if len(read) > 1:
         for run in read:
-            check_scores(run)
+            check_scores(run.path, run.facts)
     found, problems = studies(read)
     out = Path(out)
     files, failed = site_of(read, found, problems)

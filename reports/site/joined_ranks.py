@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ...harness.evaluation.radii import ACCURACY_LEVEL, Distances, price_ranks
+from ...harness.evaluation.radii import ACCURACY_LEVEL, price_ranks
 from ...harness.statistics.ranks import RowSample, ranks
+from ..read.distances import published_distances
 from ..read.run_directory import Row
 from ..read.scores import read_scores, sample_of
 from .matrices_and_curves import grouped
@@ -22,8 +21,6 @@ from .matrices_and_curves import grouped
 if TYPE_CHECKING:
     import pandas
 
-# Distances of all rows that are compared: images, times seeds, times detectors.
-_MOST_DISTANCES = 10**7
 # Robust accuracy from published scores may differ by one image: these are rounded to nine digits, and may tie.
 _IMAGES_APART = 1.5
 
@@ -75,35 +72,11 @@ def common_ranks(
         reasons |= {id(r): OTHER_IMAGES for r, s in zip(able, samples, strict=True) if s.robust.shape != usual}
         if kept:
             first = ranks([float(s.robust.mean()) for _, s in kept], [s for _, s in kept], ACCURACY_LEVEL)
-            places = price_ranks([int(p) for p in first], _distances(radii, [r.text("detector") for r, _ in kept]))
+            places = price_ranks(
+                [int(p) for p in first], published_distances(radii, [r.text("detector") for r, _ in kept])
+            )
             found |= {id(r): float(p) for (r, _), p in zip(kept, places, strict=True)}
     return [_ranked(row, found.get(id(row)), reasons.get(id(row), "")) for row in rows]
-
-
-def _distances(radii: Sequence[Row], detectors: Sequence[str]) -> list[Distances | None]:
-    """Return the published distances of each detector, of the same images and seeds in the same order.
-
-    None where a file holds more than a run can have measured.
-    """
-    own = {label: rows for (label,), rows in grouped(radii, "detector").items()}
-    wanted = [r for label in dict.fromkeys(detectors) for r in own.get(label, ()) if r.number("index") is not None]
-    images = {image: i for i, image in enumerate(dict.fromkeys(r.number("index") for r in wanted))}
-    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(r.text("seed") for r in wanted))}
-    if len(detectors) * len(images) * len(seeds) > _MOST_DISTANCES:
-        return [None] * len(detectors)
-    found: list[Distances | None] = []
-    for detector in detectors:
-        r0, rd = (np.full((len(images), len(seeds)), np.nan) for _ in range(2))
-        for row in own.get(detector, ()):
-            if row.number("index") is None:
-                continue
-            at = images[row.number("index")], seeds[row.text("seed")]
-            for values, name in ((r0, "r0"), (rd, "rd")):
-                distance = row.number(name)
-                values[at] = np.inf if distance is None else distance
-        reach = next((value for r in own.get(detector, ()) if (value := r.number("reach")) is not None), None)
-        found.append(None if reach is None else Distances(r0, rd, reach))
-    return found
 
 
 def _agrees(sample: RowSample, row: Row) -> bool:

@@ -198,7 +198,7 @@ def test_what_lacks_its_package_is_left_out_and_said_once(
     whole = planned(tmp_path / "a.toml", tiny, digits, [FGSM, entry], detectors=[{"name": "msp"}, bits])
     without = planned(tmp_path / "b.toml", tiny, digits, [FGSM], detectors=[{"name": "msp"}])
     assert list(whole.cells) == list(without.cells)
-    assert whole.protocol_digests == without.protocol_digests
+    assert whole.protocols == without.protocols
     said, learns = whole.applicability.sentences
     assert said.startswith("it is left out: ") and f"run 'pip install {package}'" in said
     assert learns.startswith("The detector bits is not fitted: it learns from it")
@@ -216,23 +216,23 @@ def test_what_does_not_apply_has_no_cells_and_is_in_no_digest(
     without = planned(tmp_path / "b.toml", tiny, binary, [FGSM, GAUSSIAN], **more)
     assert [c.name for c in whole.cells.values()] == [c.name for c in without.cells.values()]
     assert list(whole.cells) == list(without.cells)
-    assert whole.protocol_digests == without.protocol_digests
-    assert whole.series_digests == without.series_digests
+    assert whole.protocols == without.protocols
+    assert whole.protocols["mlp"].series == without.protocols["mlp"].series
     # An attack that does not apply limits no other attack's images.
     assert whole.ranked == without.ranked == 60
     other = planned(tmp_path / "c.toml", tiny, binary, [FGSM], **more)
-    assert other.protocol_digests != without.protocol_digests
-    assert other.series_digests != without.series_digests
+    assert other.protocols != without.protocols
+    assert other.protocols["mlp"].series != without.protocols["mlp"].series
     assert len(set(whole.applicability.inapplicable)) == 5
 
 
 def test_single_seeds_share_their_series(tmp_path: Path, tiny: Tiny, digits: Dataset) -> None:
     plans = [planned(tmp_path / f"{n}.toml", tiny, digits, [FGSM], seeds=s) for n, s in enumerate(([0], [1], [0, 1]))]
-    assert len({p.protocol_digests["mlp"] for p in plans}) == 3
-    [series] = {p.series_digests["mlp"] for p in plans}
-    assert series not in {p.protocol_digests["mlp"] for p in plans}
+    assert len({p.protocols["mlp"].digest for p in plans}) == 3
+    [series] = {p.protocols["mlp"].series for p in plans}
+    assert series not in {p.protocols["mlp"].digest for p in plans}
     smaller = planned(tmp_path / "smaller.toml", tiny, digits, [FGSM], data={"evaluate": 30})
-    assert smaller.series_digests["mlp"] != series
+    assert smaller.protocols["mlp"].series != series
 
 
 def test_a_detector_that_learns_from_it_and_what_attacks_that_detector_have_no_cells(
@@ -243,7 +243,7 @@ def test_a_detector_that_learns_from_it_and_what_attacks_that_detector_have_no_c
     whole = planned(tmp_path / "a.toml", tiny, binary, [FGSM, DLR, adaptive], detectors=[{"name": "msp"}, bits])
     without = planned(tmp_path / "b.toml", tiny, binary, [FGSM, adaptive], detectors=[{"name": "msp"}])
     assert {c.name for c in whole.cells.values()} == {c.name for c in without.cells.values()}
-    assert whole.protocol_digests == without.protocol_digests
+    assert whole.protocols == without.protocols
     assert whole.ranked == without.ranked == 10
 
 

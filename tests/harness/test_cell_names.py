@@ -12,7 +12,7 @@ from aftershock.harness.core.cell_names import CellName
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.registry import DATASETS
 from aftershock.harness.plan import Plan, make_plan
-from aftershock.harness.run.runner import TimeLeft, choose
+from aftershock.harness.run.runner import choose
 from aftershock.harness.store.run_directory import Store
 from aftershock.harness.suite.resolve import load_suite
 from support.cells import ledger
@@ -78,13 +78,6 @@ def test_a_part_is_known_whatever_is_in_its_label(plan: Plan) -> None:
     assert parts == {"fgsm[eps=8/255]", "fgsm[eps=64/255]", "adaptive@squeezing"}
     with pytest.raises(UsageError, match="matches no cell"):
         choose(plan.cells, "perturb/fgsm[eps=9/255]")
-    # What one budget took says nothing of the other.
-    time = TimeLeft()
-    one, two = (next(c for c in plan.cells.values() if c.name.part == f"fgsm[eps={n}/255]") for n in (8, 64))
-    time.learn(one, 600.0)
-    time.learn(two, 60.0)
-    time.expect(two)
-    assert time.seconds() == pytest.approx(60.0)
 
 
 @pytest.mark.parametrize("name", [ODD, CellName("d", "m", 0, "model"), CellName("d", "m", 0, "perturb", "p", start=0)])

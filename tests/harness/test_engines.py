@@ -264,7 +264,7 @@ def test_a_group_that_another_run_held_is_computed_while_a_long_task_runs() -> N
     cells = {key: Cell(key, CellName("d", "m", 0, "trace", key), job, (), key, 1) for key in ("long", "held")}
     store: Any = Shared()
     with pytest.raises(Held):
-        Runner(cells, store, Long(), lambda event: None).run()
+        Runner(cells, store, Long(), lambda cell: 1.0, lambda event: None).run()
     assert asked == [POLL] * 3
 
 

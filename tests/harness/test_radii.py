@@ -84,6 +84,12 @@ def test_a_jump_is_undetected_success_that_comes_all_at_once(r0: FloatArray) -> 
     # Fewer than 50 images tell nothing.
     (few,) = rows(r0[:49], wall[:49])
     assert not few.jumps(eps)
+    # Each seed's images are its own: those that only another seed's model gets right count for neither.
+    half = np.arange(2 * IMAGES) % 2 == 0
+    apart_r0, apart_rd = (np.full((2 * IMAGES, 2), np.nan) for _ in range(2))
+    for values, found in ((apart_r0, (r0, r0)), (apart_rd, (r0, wall))):
+        values[half, 0], values[~half, 1] = found
+    assert Distances(apart_r0, apart_rd, 1.0).jumps(eps)
 
 
 def test_price_orders_rows_of_one_rank_and_no_others(r0: FloatArray) -> None:

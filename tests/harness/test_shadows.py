@@ -313,7 +313,7 @@ def test_a_secret_is_in_the_keys_of_what_depends_on_it_alone(tmp_path: Path, tin
     names = [{str(plan.cells[key].name) for key in plan.cells.keys() - none.cells.keys()} for plan in (one, other)]
     assert names[0] == names[1] and all("shadow" in name for name in names[0])
     assert one.cells.keys() & other.cells.keys() == none.cells.keys()
-    assert one.protocol_digests == other.protocol_digests == none.protocol_digests
+    assert one.protocols == other.protocols == none.protocols
     # It is nowhere in what is stored or sent to others.
     assert not any("1" * 64 in f"{key}{cell}" for key, cell in one.cells.items())
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 from aftershock.harness.evaluation.verdict import Standing, cost
+from aftershock.reports.read.distances import published_distances
 from aftershock.reports.read.run_directory import Row
 from aftershock.reports.site.distances import distance_rows
-from aftershock.reports.site.joined_ranks import _distances
 
 
 def distance(detector: str, index: float | None, rd: float | None, seed: str = "0", r0: float | None = 0.1) -> Row:
@@ -41,7 +41,7 @@ def test_a_file_with_a_seed_in_every_row_has_no_curves() -> None:
 def test_distances_of_several_runs_are_of_the_same_images_in_the_same_order() -> None:
     rows = [distance("one", 4.0, 0.2), distance("one", 2.0, None, "1"), distance("two", 2.0, 0.3, "1"),
             distance("two", None, 0.3)]  # fmt: skip
-    one, two, missing = _distances(rows, ["one", "two", "three"])
+    one, two, missing = published_distances(rows, ["one", "two", "three"])
     assert one is not None and two is not None and missing is None
     np.testing.assert_array_equal(one.rd, [[0.2, math.nan], [math.nan, math.inf]])
     np.testing.assert_array_equal(two.rd, [[math.nan, math.nan], [math.nan, 0.3]])
@@ -49,7 +49,7 @@ def test_distances_of_several_runs_are_of_the_same_images_in_the_same_order() ->
 
 def test_a_file_with_an_image_and_a_seed_in_every_row_orders_nothing() -> None:
     rows = [distance("one", float(i), 0.2, str(i)) for i in range(5000)]
-    assert _distances(rows, ["one"]) == [None]
+    assert published_distances(rows, ["one"]) == [None]
 
 
 def test_what_the_dearest_detector_costs_is_said_in_words() -> None:

@@ -489,7 +489,7 @@ def test_links_out_of_the_run_directory_are_refused(run: Path, tmp_path: Path) -
     outside = tmp_path / "outside.csv"
     shutil.move(run / "tables/metrics.csv", outside)
     (run / "tables/metrics.csv").symlink_to(outside)
-    with pytest.raises(UsageError, match="leads out of its run directory"):
+    with pytest.raises(UsageError, match="leads out of its"):
         build_site([run], tmp_path / "site")
     (run / "tables/metrics.csv").unlink()
     (run / "tables/metrics.csv").symlink_to(run / "tables/metrics.csv")

@@ -1,0 +1,1 @@
+"""Answers to questions about finished runs, from their tables alone: the command line and the Python API show them."""
