@@ -132,6 +132,13 @@ def test_a_perturbations_page_says_what_it_did_and_who_notices(run: Path, tmp_pa
         "gaussian", "fgsm", "pgd", "cw", "deepfool"]  # fmt: skip
 
 
+def test_the_site_offers_the_sources_of_its_parts_as_bibtex(run: Path, tmp_path: Path) -> None:
+    site = build_site([run], tmp_path / "site").parent
+    found = (site / "data/sources/references.bib").read_text("utf-8")
+    assert found.startswith("@software{aftershock,") and "% bitvector" in found and found.count("@") >= 3
+    assert 'href="data/sources/references.bib"' in (site / "index.html").read_text("utf-8")
+
+
 def test_scores_that_cannot_be_read_cost_the_figures_alone(run: Path, tmp_path: Path) -> None:
     (run / "tables/scores.csv.gz").write_bytes(b"no gzip")
     page = (build_site([run], tmp_path / "site").parent / "detectors/msp.html").read_text("utf-8")
