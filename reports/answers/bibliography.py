@@ -36,10 +36,20 @@ def bibtex(tables: RunTables) -> str:
     Args:
         tables: of the run; a part that is not installed here is named in a comment.
     """
-    blocks = [_tool(tables)]
+    return references(_papers(tables), words(facts_of(tables.facts, "versions").get("aftershock")))
+
+
+def references(papers: Iterable[tuple[str, str | None]], made: str = "") -> str:
+    """Return works as BibTeX, each once, with the parts that name it in a comment above, and the tool first.
+
+    Args:
+        papers: a part, and its ``paper`` or an identifier; ``None`` where it is not known.
+        made: version of the tool that made the results; empty: this one.
+    """
+    blocks = [tool(made)]
     used: dict[str, list[str]] = {}
     unknown: list[str] = []
-    for part, paper in _papers(tables):
+    for part, paper in papers:
         if paper is None:
             unknown.append(part)
             continue
@@ -99,20 +109,24 @@ def _papers(tables: RunTables) -> Iterable[tuple[str, str | None]]:
             paper = str(getattr(info, "paper", "") or "")
             if paper:
                 yield name, paper
-            for identifier in _LIBRARIES.get(str(getattr(info, "library", "") or ""), ()):
-                yield name, _named(identifier)
+            yield from ((name, paper) for paper in library_papers(str(getattr(info, "library", "") or "")))
     if len(tables.radii):
         yield "price of detection", _named(_PRICE)
     if len(tables.past_all):
         yield "one image past all detectors", _named(_PAST_ALL)
 
 
+def library_papers(library: str) -> list[str]:
+    """Return the identifiers of the papers that a library of attacks asks to be cited."""
+    return [_named(identifier) for identifier in _LIBRARIES.get(library, ())]
+
+
 def _named(identifier: str) -> str:
     return identifier if identifier.startswith("10.") else f"arXiv:{identifier}"
 
 
-def _tool(tables: RunTables) -> str:
-    made = words(facts_of(tables.facts, "versions").get("aftershock"))
+def tool(made: str = "") -> str:
+    """Return the entry of Aftershock, of a version or of this one."""
     try:
         made = made or version("aftershock")
     except PackageNotFoundError:

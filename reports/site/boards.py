@@ -116,7 +116,7 @@ def later_rows(boards: Sequence[Board], templates: Environment) -> dict[str, lis
         columns = board.table.columns
         found[board.key] = [
             {
-                "h": str(macros.table_row(kind, cells, columns, board.table.reference, labelled=True)),
+                "h": str(macros.table_row(kind, cells, columns, board.table.reference)),
                 "k": {c.key: cell.sort for c, cell in zip(columns, cells, strict=True)},
                 "f": " ".join([cells[1].text, *(flag.full for cell in cells for flag in cell.flags)]),
                 "n": sum(len(cell.flags) for cell in cells),

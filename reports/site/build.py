@@ -8,7 +8,6 @@ forbids loading anything from elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from ...harness.core.errors import AftershockError, UsageError, described
@@ -16,9 +15,9 @@ from ..findings.pages import Study, analysis_page, cards, studies
 from ..read.run_directory import Run, check_scores, read_run
 from ..templates.rendering import asset, json_text
 from .boards import ROWS_FILE, Board, boards_of, later_rows, room_for
-from .cite import bibtex
+from .cite import bibtex, references_of
 from .detector_pages import Standing, add_detector_page, detectors_with_pages, standing_of
-from .downloads import Downloads
+from .downloads import Downloads, Link
 from .entry_pages import EntryLine, add_entries_page
 from .groups import Group, apart, groups_of, title_among
 from .leaderboard import BOARD
@@ -126,7 +125,11 @@ def site_of(
     else:
         add_runs_page(pages, runs)
     add_reading_page(pages, groups)
-    _add_front_page(pages, runs, groups, boards, bare, found, [*problems, *failed])
+    works = references_of(
+        [*parts.values(), *made.values()], [(s.first.text("label"), s.first.text("paper")) for s in found]
+    )
+    cited = downloads.file("sources", "references.bib", "BibTeX of every detector, attack and analysis", works.encode())
+    _add_front_page(pages, runs, groups, boards, bare, found, [*problems, *failed], [cited])
     later = later_rows(boards, pages.top)
     files = {path: text.encode() for path, text in pages.made.items()} | downloads.files
     if later:
@@ -136,7 +139,7 @@ def site_of(
 
 def _add_front_page(
     pages: Pages, runs: Sequence[Run], groups: Sequence[Group], boards: Sequence[Board],
-    bare: Sequence[tuple[str, str]], found: Sequence[Study], problems: Sequence[str],
+    bare: Sequence[tuple[str, str]], found: Sequence[Study], problems: Sequence[str], references: Sequence[Link],
 ) -> None:  # fmt: skip
     made = [study for study in found if f"analyses/{study.slug}.html" in pages.made]
     pages.add(
@@ -152,8 +155,8 @@ def _add_front_page(
         analyses=cards(made),
         analysis_problems=problems,
         failures=sum(f[3] != "skipped" for run in runs for f in failures_of(run)),
-        bibtex=bibtex(version("aftershock")),
-        references=(),
+        bibtex=bibtex(),
+        references=references,
     )
 
 

@@ -26,7 +26,7 @@ from .scores_drawn import Scores, ScoreTables, chosen, class_table, histogram_ch
 from .shares import Conditions
 
 # A site with more detectors has pages for the first of each leaderboard; the others are rows and lines of files.
-PAGES = 200
+PAGES = 100
 # Detectors of one method in one matrix.
 _ALIKE = 20
 # Attacks on other detectors that its page shows.

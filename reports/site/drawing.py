@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Colours of lines in the style sheet.
 TONES = 7
 Place = Callable[[float, float], tuple[float, float]]
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 40
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,11 @@ class Group:
                 renamed[name] = self._another(name, run, present)
         for table in ("leaderboard", "metrics", "rejection_curve", "radii"):
             for row in tables.get(table, ()):
-                label = renamed.get(row.text("detector"), row.text("detector"))
+                name = row.text("detector")
+                label = renamed.get(name, name)
                 if label is not None:
-                    self.rows(table).append(row.relabelled("detector", label))
-                    self.origins.setdefault(label, (run.path, row.text("detector")))
+                    self.rows(table).append(row if label == name else row.relabelled("detector", label))
+                    self.origins.setdefault(label, (run.path, name))
         for table in ("perturbations", "propagation"):
             held = {r.text("perturbation") for r in self.rows(table)}
             self.rows(table).extend(r for r in tables.get(table, ()) if r.text("perturbation") not in held)
@@ -73,8 +74,9 @@ class Group:
         for row in rows:
             against = row.text("against")
             for column in ("detector", "against"):
-                if row.text(column) != ABLATION:
-                    row = row.relabelled(column, renamed.get(row.text(column)) or row.text(column))
+                label = renamed.get(row.text(column))
+                if label is not None and row.text(column) != ABLATION:
+                    row = row.relabelled(column, label)
             if row.text("against") != against:
                 # Another detector of the same name: the attack against it is another attack, too.
                 row = row.relabelled("perturbation", f"{row.text('perturbation')}, {row.text('against')}")

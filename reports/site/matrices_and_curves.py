@@ -99,7 +99,12 @@ def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Ro
     """Return rows by their texts in some columns, in order of first appearance."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row.text(c) for c in columns), []).append(row)
+        texts = row.texts
+        key = (texts[columns[0]],) if len(columns) == 1 else tuple([texts[c] for c in columns])
+        if key in groups:
+            groups[key].append(row)
+        else:
+            groups[key] = [row]
     return groups
 
 

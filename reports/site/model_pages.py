@@ -29,7 +29,7 @@ from .shares import Conditions
 # Detectors that the figures and matrices of one page show; the others are in the files and have pages of their own.
 DETECTORS = 40
 # Rows of a table of runs that the site holds a copy of.
-_RAW = 20_000
+_RAW = 10_000
 
 
 def add_model_page(

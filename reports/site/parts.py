@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...harness.core.part_descriptions import builtin_parts
 from ..read.run_directory import Run, mapping, objects, words
@@ -38,8 +38,17 @@ def parts_of(runs: Sequence[Run], kind: str) -> dict[str, Part]:
             said = builtin_parts().get(kind, {}).get(name, {})
             facts = [(k, str(said[k])) for k in ("norm", "box", "library", "family", "surrogate") if said.get(k)]
             part = Part(label, name, params, str(said.get("summary", "")), str(said.get("paper", "")), facts)
-            found.setdefault(label, part)
+            found[label] = part if label not in found else replace(found[label], params=_joined(found[label], part))
     return found
+
+
+def _joined(first: Part, second: Part) -> list[tuple[str, str]]:
+    """Return the parameters of two parts of one group, which differ in their budgets, say."""
+    values = {key: value.split(", ") for key, value in first.params}
+    for key, value in second.params:
+        own = values.setdefault(key, [])
+        own += [] if value in own else [value]
+    return [(key, ", ".join(own)) for key, own in values.items()]
 
 
 def _value(value: object) -> str:

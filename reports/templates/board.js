@@ -13,7 +13,8 @@
   document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
   const start = { board: "", sort: "", dir: "", q: "", rows: "", hide: [] };
   let state = { ...start };
-  let later = null; // the rows that the page does not hold, once they are here
+  let later = null; // the rows that the page does not hold, on their way
+  let arrived = false;
 
   const boards = [...document.querySelectorAll(".board")].map((section) => {
     const table = section.querySelector("table.sortable");
@@ -24,7 +25,7 @@
     const rows = [...table.tBodies[0].rows].map((node) => ({
       node,
       keys: Object.fromEntries(columns.map((c, i) => [c, node.cells[i].dataset.sort])),
-      text: [node.cells[1].textContent, ...[...node.querySelectorAll(".badge")].map((b) => b.textContent)].join(" ").toLowerCase(),
+      text: [node.querySelector("td.detector .value").textContent, ...[...node.querySelectorAll(".badge")].map((b) => b.textContent)].join(" ").toLowerCase(),
       flags: node.querySelectorAll(".badge").length,
     }));
     return { section, table, spans, headings, columns, rows, total: Number(section.dataset.total), held: rows.length, room: rows.length };
@@ -106,9 +107,10 @@
             board.rows.push({ node: null, html: h, keys: k, text: f.toLowerCase(), flags: n });
           }
         }
+        arrived = true;
         done();
       });
-      script.addEventListener("error", done);
+      script.addEventListener("error", () => { arrived = true; done(); });
       document.head.append(script);
     });
     later.then(show);
@@ -129,15 +131,15 @@
       if (board.section.hidden) continue;
       const rows = chosen(board);
       const kept = rows.slice(0, Math.max(board.room, state.board ? Math.min(STEP, rows.length) : 0));
-      board.table.tBodies[0].replaceChildren(...kept.map(nodeOf));
+      board.table.tBodies[0].replaceChildren(...kept.map((row) => nodeOf(board, row)));
       headings(board);
-      const missing = board.held < board.total && !(window.laterRows && later) ? board.total - board.held : 0;
+      const missing = arrived ? 0 : board.total - board.held;
       board.section.querySelector(".more").hidden = rows.length + (isPlain() ? missing : 0) <= kept.length;
       shown += kept.length;
       found += rows.length + (isPlain() ? missing : 0);
       total += board.total;
     }
-    $("board-count").textContent = found < total ? `${found} of ${total} rows match` : shown < total ? `${shown} of ${total} rows` : `${total} rows`;
+    $("board-count").textContent = later && !arrived ? "loading all rows …" : found < total ? `${found} of ${total} rows match` : shown < total ? `${shown} of ${total} rows` : `${total} rows`;
   }
 
   function isPlain() {
@@ -160,11 +162,14 @@
     return keyed.map(({ row }) => row);
   }
 
-  function nodeOf(row) {
+  function nodeOf(board, row) {
     if (!row.node) {
       const template = document.createElement("template");
       template.innerHTML = row.html; // escaped when the site was made
       row.node = template.content.firstElementChild;
+      board.headings.forEach((heading, i) => {
+        row.node.cells[i].dataset.label = [...heading.querySelector("button").children].map((part) => part.textContent).join(" ");
+      });
     }
     return row.node;
   }

@@ -369,7 +369,8 @@ def test_hostile_words_appear_only_escaped(tmp_path: Path) -> None:
         assert "<script>alert" not in text and "onerror=alert(2)>" not in text and html.escape(HOSTILE[0]) in text
     assert re.findall(r"<script[^>]*>", page) == [
         '<script src="../assets/plotly.min.js">', '<script src="../assets/site.js">',
-        '<script type="application/json" id="figure-data">', '<script src="../assets/analyses.js">']  # fmt: skip
+        '<script type="application/json" id="figure-data">', '<script src="../assets/analyses.js">',
+        '<script src="../assets/figures.js">']  # fmt: skip
     assert all(src.startswith("data:image/png;base64,") for src in re.findall(r'<img src="([^"]*)"', page))
     assert HOSTILE[0] in json.dumps(data_of(page))
 

