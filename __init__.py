@@ -139,6 +139,7 @@ __all__ = [
     "Findings",
     "Guard",
     "HeatMaps",
+    "Hook",
     "ImageSet",
     "ImageSplit",
     "InputGradient",
