@@ -66,6 +66,7 @@ SuiteName = typer.Argument(
     help="A suite file, or the name of a built-in one.", autocompletion=suite_names, metavar="SUITE"
 )
 KindName = typer.Argument(
+    parser=kind_of,
     help=f"What to list: {', '.join(KINDS)}, or one of them in the singular.", autocompletion=kind_names,
     metavar="KIND",
 )  # fmt: skip

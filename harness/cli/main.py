@@ -17,7 +17,7 @@ from ..core.interrupts import contained, listening
 from ..core.memory import return_large_blocks
 from ..core.registry import PartKind, plugin_host
 from .answers import COMMANDS
-from .arguments import KindName, Limit, Seed, SuiteName, Workers, kind_of
+from .arguments import KindName, Limit, Seed, SuiteName, Workers
 from .cache_commands import app as cache_app
 from .streams import checked_output, lenient_errors
 
@@ -109,9 +109,9 @@ def run(
     context.obj = debug
     return_large_blocks()
     if shard is not None:
-        if out is not None or fresh or engine != "local" or ray_address is not None or fail_under:
+        if out is not None or fresh or engine != "local" or ray_address is not None or fail_under or how != "table":
             raise UsageError(
-                "--shard goes without --out, --fresh, --engine and --fail-under: shards only fill the cache."
+                "--shard goes without --out, --fresh, --engine, --format and --fail-under: shards only fill the cache."
             )
         from ..run.sharding import run_shard
         from .console import Console, show_shard
@@ -197,7 +197,6 @@ def list_parts(
 
     for path in plugin:
         plugin_host().open_file(path)
-    kind = kind_of(kind)
     found = describe(kind)
     if as_json:
         typer.echo(json.dumps(found, indent=1))

@@ -48,7 +48,7 @@ class Verdict:
 def standing_of(row: Mapping[str, object]) -> Standing:
     """Return what the verdict needs of a row of ``leaderboard.csv``, as made or as read back."""
     return Standing(
-        text_of(row["detector"]), number_of(row["rank"]), text_of(row["not_ranked_reason"]),
+        text_of(row["detector"]), number_of(row["rank"]), text_of(row.get("not_ranked_reason")),
         *(number_of(row.get(name)) for name in ("price", "price_low", "price_high")),
     )  # fmt: skip
 

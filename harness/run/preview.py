@@ -25,8 +25,8 @@ State = Literal["to compute", "in the run", "in the cache"]
 _WITHIN = {"measured": 1.5, "similar": 2.0, "typical": 3.0}
 # Seconds of a run besides its cells: processes start, tables and pages are written.
 _START, _PAGES = 7.0, 0.004
-# Bytes of a process that has loaded what a run needs, and of activations for each number of a batch of images.
-_PROCESS, _ACTIVATIONS = 950 * 2**20, 200.0
+# Bytes of the process that writes tables and pages, of a worker beside it, and of activations per number of a batch.
+_PROCESS, _WORKER, _ACTIVATIONS = 950 * 2**20, 700 * 2**20, 200.0
 _PAGES_BYTES = 3 * 2**20
 
 
@@ -148,7 +148,7 @@ def preview(
     low, high = _between(cells, seconds)
     values = math.prod(opened.dataset.shape)
     batch = min(256, max(len(opened.plan.sets.of(name)) for name in ("fit", "calibrate", "evaluate")))
-    memory = (slots + (slots > 1)) * (_PROCESS + _ACTIVATIONS * batch * values)
+    memory = _PROCESS + (slots * _WORKER if slots > 1 else 0) + slots * _ACTIVATIONS * batch * values
     return Preview(
         suite=loaded.name,
         dataset=loaded.data.name,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core.files import MIB, parse_json, read_if_there, write_atomic
+from ..store.cache import RATES
 
 DECIDES_NO_NUMBER = True
 
-FILE = "rates.json"
 _SCHEMA = 1
 # Groups of cells that are remembered, the newest ones: a suite has some hundreds.
 _MOST = 5000
@@ -37,8 +37,8 @@ class Rates:
         """Return what a cache remembers; nothing where it has no such file, or one that is damaged."""
         made = cls()
         with suppress(Exception):
-            content = read_if_there(cache / FILE, _LIMIT, within=cache)
-            value: Any = parse_json(content, cache / FILE) if content is not None else {}
+            content = read_if_there(cache / RATES, _LIMIT, within=cache)
+            value: Any = parse_json(content, cache / RATES) if content is not None else {}
             if value.get("schema") == _SCHEMA:
                 made._likes, made._kinds = _triples(value["likes"]), _triples(value["kinds"])
         return made
@@ -77,7 +77,7 @@ class Rates:
         likes = dict(list(self._likes.items())[-_MOST:])
         value = {"schema": _SCHEMA, "likes": likes, "kinds": self._kinds}
         with suppress(OSError):
-            write_atomic(cache / FILE, json.dumps(value, separators=(",", ":")).encode())
+            write_atomic(cache / RATES, json.dumps(value, separators=(",", ":")).encode())
 
 
 def _triples(value: Any) -> dict[str, tuple[float, float, float]]:

@@ -34,7 +34,9 @@ LOCKS = "locks"
 SHARDS = "shards"
 # What decides the shadow images of shards, until a run collects their work.
 SECRETS = "secrets"
-_OURS = {"cells", "artifacts", LOCKS, SHARDS, SECRETS, "digests.json", CACHE_TAG}
+# What cells took on this machine.
+RATES = "rates.json"
+_OURS = {"cells", "artifacts", LOCKS, SHARDS, SECRETS, "digests.json", RATES, CACHE_TAG}
 # Younger than that, a half-written file may still be written.
 _DAY = 86400.0
 _AGES = {"m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
@@ -211,7 +213,7 @@ def prune(root: Path, older_than: float | None = None, max_size: int | None = No
 
 
 def clear(root: Path) -> Removed:
-    """Remove all entries of a cache and the digests of data files that it remembers.
+    """Remove all entries of a cache, and what it remembers: digests of data files, and how long cells took.
 
     Raises:
         UsageError: like :func:`prune`.
@@ -222,7 +224,7 @@ def clear(root: Path) -> Removed:
     removed = _remove(cells, lines, _entries(cells, lines), set())
     packs = [path(name) for name in cells.packs for path in (cells.lines, cells.pack)]
     secrets = [path for path in (root / SECRETS).glob("*") if KEY.fullmatch(path.name) and is_regular(path)]
-    for path in [*packs, *_left(cells), *secrets, root / "digests.json"]:
+    for path in [*packs, *_left(cells), *secrets, root / "digests.json", root / RATES]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
     _remove_emptied(root)

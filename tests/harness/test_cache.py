@@ -171,6 +171,7 @@ def test_older_entries_go_before_a_cell_does(tmp_path: Path) -> None:
 
 def test_a_run_stays_whole_when_the_cache_is_cleared(cache: Path, tmp_path: Path) -> None:
     (cache / "digests.json").write_text("{}")
+    (cache / "rates.json").write_text("{}")
     (cache / "cells" / "thesis.txt").write_text("mine")
     assert clear(cache).entries == 3
     assert {p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.stat().st_size and p.is_file()} == {
