@@ -63,6 +63,20 @@ class Countdown:
         return f"about {rounded(left)} left" if left > 1 else ""
 
 
+class _LeftColumn(ProgressColumn):
+    """The seconds left, which pass between events."""
+
+    max_refresh = 0.5
+
+    def __init__(self, left: Countdown) -> None:
+        super().__init__()
+        self._left = left
+
+    def render(self, task: Task) -> Text:
+        """As every column."""
+        return Text(self._left.text())
+
+
 class Console:
     """A progress bar on a terminal; plain lines, a few seconds apart, where there is none.
 
@@ -77,18 +91,10 @@ class Console:
         self._quiet = quiet
         self._console = RichConsole(file=stream)
         self._left = Countdown()
-        left = self._left
-
-        class TimeLeftColumn(ProgressColumn):
-            max_refresh = 0.5
-
-            def render(self, task: Task) -> Text:
-                return Text(left.text())
-
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
             BarColumn(bar_width=12), TaskProgressColumn(), TextColumn("{task.fields[cells]}"), TimeElapsedColumn(),
-            TimeLeftColumn(), console=self._console, transient=True, expand=True,
+            _LeftColumn(self._left), console=self._console, transient=True, expand=True,
         )  # fmt: skip
         self._bar = self._progress.add_task("Reading", total=None, cells="")
         self._live = self._console.is_terminal and not quiet
