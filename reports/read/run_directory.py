@@ -274,7 +274,8 @@ def _numbers(column: pd.Series[str], file: Path) -> list[float | None]:
     """Return a column of numbers: all at once where they are plain, one by one to say which is none."""
     import numpy as np
 
-    empty = (column.str.strip() == "").to_numpy()
+    # Blanks are no number, and so are read one by one.
+    empty = (column == "").to_numpy()
     try:
         found = column.where(~empty, "nan").to_numpy(dtype=object).astype(np.float64)
     except ValueError:

@@ -257,6 +257,18 @@ def test_in_a_browser_figures_are_downloaded_as_svg_and_png(browser: Browser, ru
     assert visit.wrong == [] and visit.elsewhere == []
 
 
+def test_in_a_browser_plots_are_drawn_at_the_width_of_paper(browser: Browser, run: Path, tmp_path: Path) -> None:
+    site = build_site([run], tmp_path / "site").parent
+    visit = Visit(browser, site / "models/digits-cnn.html", 1400, "#curve-plot .scatterlayer .trace")
+    wide = "document.querySelector('#curve-plot .main-svg').getBoundingClientRect().width"
+    before = visit.tab.evaluate(wide)
+    visit.tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert visit.tab.evaluate(wide) <= 720 < before
+    visit.tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    visit.tab.wait_for_function(f"{wide} == {before}")
+    assert visit.wrong == []
+
+
 def test_in_a_browser_no_page_has_a_serious_violation_of_accessibility(
     browser: Browser, run: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -16,3 +17,25 @@ def models_of(site: Path) -> list[str]:
     index = (site / "index.html").read_text("utf-8")
     paths = dict.fromkeys(re.findall(r'href="(models/[^"]+)"', index))
     return [(site / path).read_text("utf-8") for path in paths if not path.endswith("/index.html")]
+
+
+def assert_whole(site: Path) -> None:
+    """Fail where a link leads nowhere or out of the site, a page loads anything else, or its policy would let it."""
+    for path, page in pages_of(site).items():
+        ids = re.findall(r'\sid="([^"]+)"', page)
+        assert len(ids) == len(set(ids)), path
+        for target in re.findall(r"""(?:src|href)="([^"]*)\"""", page):
+            if target == "data:,":
+                continue
+            file, _, anchor = html.unescape(target).partition("#")
+            goal = (site / path).parent / file if file else site / path
+            assert goal.resolve().is_relative_to(site.resolve()), f"{path}: {target}"
+            assert goal.is_file(), f"{path}: {target}"
+            if anchor and "=" not in anchor:
+                assert f'id="{anchor}"' in goal.read_text("utf-8"), f"{path}: {target}"
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+        assert policy, path
+        assert policy[1].startswith("default-src 'none'; script-src 'self'; style-src 'self'"), path
+        # plotly sets styles of its own; no other page needs more than its style sheet.
+        assert ("unsafe-inline" in policy[1]) == ("assets/plotly" in page), path
+        assert not re.search(r"<[^>]*\sstyle=|<style", page), path
