@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from aftershock.analyses.propagation.measures import METRICS
 from aftershock.harness.cli import main as cli
 from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
 from aftershock.harness.evaluation.csv_files import COLUMNS
@@ -98,6 +99,28 @@ def test_the_columns_of_the_leaderboard_are_explained() -> None:
     assert not missing
     tabled = re.findall(r"^\| `([\w.]+\.csv(?:\.gz)?)` \|", TEXTS["leaderboard.md"], re.MULTILINE)
     assert {name.split(".")[0] for name in tabled} == set(COLUMNS) - {"leaderboard"}
+
+
+def test_every_column_of_every_table_is_in_the_dictionary_in_its_order() -> None:
+    sections = dict(re.findall(r"^## \S+ \{ #(\w+) \}\n(.*?)(?=^## )", TEXTS["tables.md"], re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(COLUMNS)
+    for name, text in sections.items():
+        _, _, table = text.partition("| column | meaning | empty |\n| --- | --- | --- |\n")
+        rows = [row.split(" | ") for row in table.partition("\n\n")[0].splitlines()]
+        assert tuple(row[0].strip("| `") for row in rows) == COLUMNS[name], name
+        assert all(row[1].strip() for row in rows), name
+        # "See above" leads to the columns that all tables share.
+        shared = TEXTS["tables.md"].partition("## leaderboard")[0]
+        for row in rows:
+            if row[1].startswith("see above"):
+                assert f"`{row[0].strip('| `')}`" in shared, f"{name}: {row[0]}"
+
+
+def test_the_dictionary_has_the_measures_of_propagation() -> None:
+    section = (
+        TEXTS["tables.md"].partition("## propagation.csv")[2].partition("| `metric` | what")[2].partition("\n\n")[0]
+    )
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*METRICS, "cka"]
 
 
 def test_the_pages_have_commands() -> None:
