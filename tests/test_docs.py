@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -17,6 +18,8 @@ import typer
 from aftershock.analyses.propagation.measures import METRICS
 from aftershock.harness.cli import main as cli
 from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
+from aftershock.harness.evaluation import rankability
+from aftershock.harness.evaluation.consistency import DEPENDS
 from aftershock.harness.evaluation.csv_files import COLUMNS
 from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.schema import SuiteFile
@@ -201,7 +204,7 @@ def test_toml_examples_are_toml_and_whole_suites_are_valid(tmp_path: Path) -> No
         path = tmp_path / f"{name}.toml"
         for plugin in suite.get("plugins", ()):
             shutil.copy(DOCS / "examples" / plugin, tmp_path / plugin)
-        path.write_text(text.replace('"my-detector"', '"mahalanobis"'), encoding="utf-8")
+        path.write_text(text.replace('"my-detector"', '"nap"'), encoding="utf-8")
         assert load_suite(path).name == suite["name"]
     assert whole
 
@@ -228,6 +231,43 @@ def test_every_option_of_a_command_says_what_it_does(tables: ModuleType) -> None
     rows = [row for row in made.splitlines() if row.startswith("| `")]
     assert len(rows) > 80
     assert not [row for row in rows if row.endswith("|  |")]
+
+
+def literals() -> Iterator[list[str]]:
+    """The fixed pieces of every text in the code."""
+    for path in (ROOT / "harness", ROOT / "attacks"):
+        for module in sorted(path.rglob("*.py")):
+            for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    yield [str(v.value) for v in node.values if isinstance(v, ast.Constant)]
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield [node.value]
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
+    tables = TEXTS["troubleshooting.md"].partition("## Not ranked")[0]
+    messages = [found[1] for found in re.finditer(r"^\| `([^`]+)`[^|]*\|", tables, re.MULTILINE)]
+    texts = list(literals())
+    # This one is torch's.
+    messages.remove("operator torchvision::nms does not exist")
+    assert len(messages) > 12
+    for message in messages:
+        pieces = [piece for piece in message.split("...") if len(piece) > 12]
+        found = any(
+            any(len(fixed) > 12 and fixed.strip() in message for fixed in text)
+            or any(p in "".join(text) for p in pieces)
+            for text in texts
+        )
+        assert found, message
+
+
+def test_every_reason_for_no_rank_says_what_to_do() -> None:
+    section = TEXTS["troubleshooting.md"].partition("## Not ranked")[2].partition("\n## ")[0]
+    listed = {
+        flag for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for flag in re.findall("`([^`]+)`", row)
+    }
+    depends = {f"{DEPENDS}{what}" for what in ("caller", "order", "batch", "process")}
+    assert listed >= {*rankability._NOT_RANKED, *depends}
 
 
 def anchors(text: str) -> set[str]:
