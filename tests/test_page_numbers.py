@@ -82,6 +82,29 @@ STATED: list[tuple[str, str, list[float]]] = [
         r"and pydantic ([\d.]+)\. ",
         [bound(p) for p in ("torch", "numpy", "pandas", "scipy", "scikit-learn", "pydantic")],
     ),
+    (
+        "afternoon.md",
+        r"floor for a rank is (\d+) steps, (\d+) restarts, (\d+) queries and (\d+) images",
+        [FLOOR.steps, FLOOR.restarts, FLOOR.queries, rankability.FLOOR_IMAGES],
+    ),
+    ("afternoon.md", r"(\d+) are enough for a rank", [fewest_calibrate("5")]),
+    ("suite.md", r"a rank needs (\d+)", [fewest_calibrate("5")]),
+    ("tables.md", r"fewer than (\d+) (?:positives|controls|images)", [MIN_IMAGES]),
+    (
+        "tables.md",
+        r"or ([\d,]+) calibrate images \| \| `tpr_at_fpr_5` \|.*?or (\d+) calibrate images \| \| `tpr_at_fpr_10` \|.*?"
+        r"or (\d+) calibrate images",
+        [10 / ALPHAS["1"], fewest_calibrate("5"), fewest_calibrate("10")],
+    ),
+    ("tables.md", r"submits an image (\d+) times", [consistency.EVALUATIONS]),
+    ("troubleshooting.md", r"needs (\d+) calibrate images", [fewest_calibrate("5")]),
+    (
+        "troubleshooting.md",
+        r"`steps = (\d+)`, `restarts = (\d+)`, `queries = (\d+)`, `images = (\d+)`",
+        [FLOOR.steps, FLOOR.restarts, FLOOR.queries, rankability.FLOOR_IMAGES],
+    ),
+    ("troubleshooting.md", r"Fewer than (\d+) images could be checked", [MIN_IMAGES]),
+    ("troubleshooting.md", r"held more than (\d+) GiB", [LimitsEntry().memory]),
     ("arrays.md", r"\(at most ([\d,]+)\) are set aside", [evaluate.CALIBRATE]),
     (
         "arrays.md",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from aftershock.harness.cli.scaffold import new_package
 
 WEIGHTS = "weights/cifar10-resnet20-12fca82f.th"
 
@@ -83,3 +85,30 @@ def test_cifar10_resnet20_by_name_and_by_a_users_factory(real_data: Path, tmp_pa
         scores[scores["model"] == m].drop(columns="model").reset_index(drop=True) for m in ("resnet20", "user-side")
     )
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.realdata
+def test_the_plan_of_the_afternoon_is_what_its_page_says(real_data: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "docs" / "afternoon.md"
+    if not page.is_file() or not (real_data / WEIGHTS).is_file() or not (real_data / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"needs the pages, and CIFAR-10 and {WEIGHTS} under AFTERSHOCK_DATA")
+    text = page.read_text(encoding="utf-8")
+    (suite,) = (
+        found for found in re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "[data]" in found
+    )
+    package, _ = new_package("detector", "my-detector", tmp_path / "my-detector")
+    (tmp_path / "afternoon.toml").write_text(suite, encoding="utf-8")
+    # An empty cache, so that the times are the typical ones; nothing is computed.
+    done = subprocess.run(
+        [sys.executable, "-m", "aftershock", "plan", "afternoon.toml", "--json", "--cache", "cache", "--device", "cpu",
+         "--workers", "1", "--plugin", str(package / "my_detector.py")],
+        cwd=tmp_path, env={**os.environ, "AFTERSHOCK_DATA": str(real_data)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    said = re.search(r"(\d+) cells, by typical costs about\s(\d+) minutes .*?, (\d+) MiB", text, re.DOTALL)
+    assert said is not None
+    cells, minutes, disk = (int(number) for number in said.groups())
+    assert len(found["cells"]) == cells
+    assert 60 * minutes == pytest.approx(found["seconds"], rel=0.2) and 30 <= minutes <= 60
+    assert disk * 2**20 == pytest.approx(found["disk"], rel=0.1)

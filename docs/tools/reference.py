@@ -143,6 +143,9 @@ def _row(parameter: Any, hints: Mapping[str, Any]) -> tuple[str, str, str]:
     else:
         value = "" if parameter.is_flag else f" {parameter.metavar or _value(hints[parameter.name])}"
         written = ", ".join(f"`{option}{value}`" for option in parameter.opts)
+    chosen = _choices(hints[parameter.name])
+    if chosen:
+        meaning = f"{', '.join(f'`{c}`' for c in chosen)}. {meaning}"
     if noted:
         default = _plain(noted[1])
     elif parameter.required:
@@ -154,15 +157,21 @@ def _row(parameter: Any, hints: Mapping[str, Any]) -> tuple[str, str, str]:
     return written, default, meaning
 
 
-def _value(annotation: Any) -> str:
-    """Return what stands for the value of an option: its choices, or its type."""
+def _one(annotation: Any) -> Any:
+    """Return the type of a single value: without ``None`` and without the list around it."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         (annotation,) = [a for a in typing.get_args(annotation) if a is not type(None)]
-    if typing.get_origin(annotation) is list:
-        (annotation,) = typing.get_args(annotation)
-    if choices := typing.get_args(annotation):
-        return "{" + ",".join(choices) + "}"
-    return {Path: "PATH", int: "N"}.get(annotation, "TEXT")
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else annotation
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """Return the values of a ``Literal``, otherwise none."""
+    return typing.get_args(_one(annotation))
+
+
+def _value(annotation: Any) -> str:
+    """Return what stands for the value of an option."""
+    return "CHOICE" if _choices(annotation) else {Path: "PATH", int: "N"}.get(_one(annotation), "TEXT")
 
 
 def _plain(text: str) -> str:
