@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .harness.run.api import run
     from .harness.run.evaluate import evaluate
     from .harness.run.guard import Guard
+    from .harness.run.hooks.base import Hook
     from .harness.run.images import PerturbedImages
     from .harness.run.load import load_detector, load_model
     from .harness.run.result import Run, load
@@ -97,6 +98,7 @@ _HOMES = {
     "harness.run.api": ("run",),
     "harness.run.evaluate": ("evaluate",),
     "harness.run.guard": ("Guard",),
+    "harness.run.hooks.base": ("Hook",),
     "harness.run.load": (
         "load_detector",
         "load_model",
@@ -137,6 +139,7 @@ __all__ = [
     "Findings",
     "Guard",
     "HeatMaps",
+    "Hook",
     "ImageSet",
     "ImageSplit",
     "InputGradient",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DASH = "–"
 # What a cell of numbers looks like: 22.5, ≤ 22.5 [10.0, 37.5], 61.2 %, 1e-05.
-_NUMBER = re.compile(r"([≤≥] )?[-+−]?\d[\d.,]*(e[-+]?\d+)?( ?%)?( \[.*\])?")
+_NUMBER = re.compile(r"([≤≥] )?[-+−]?\d[\d.,]*(e[-+]?\d+)?( ?%|[kMG])?( \[.*\])?")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",

@@ -100,6 +100,11 @@ def test_the_pages_have_commands() -> None:
     # What is looked for below must be found at all.
     assert {line.split()[1] for line in TYPED} == {
         "run",
+        "entry",
+        "submit",
+        "board",
+        "verify",
+        "challenge",
         "plan",
         "report",
         "show",

@@ -37,8 +37,8 @@ class Countdown:
         clock: seconds of a steady clock.
     """
 
-    # Seconds in which two thirds of a new estimate are taken over.
-    _PACE = 4.0
+    # Two thirds of a new estimate are taken over in this share of it, within these seconds.
+    _PACE, _FASTEST, _SLOWEST = 0.1, 0.5, 5.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -52,7 +52,8 @@ class Countdown:
         if self._end is None or seconds <= 0:
             self._end = now + seconds
         else:
-            share = 1 - math.exp(-(now - self._told) / self._PACE)
+            pace = min(max(self._PACE * seconds, self._FASTEST), self._SLOWEST)
+            share = 1 - math.exp(-(now - self._told) / pace)
             self._end += share * (now + seconds - self._end)
         self._told = now
 
@@ -60,6 +61,20 @@ class Countdown:
         """``about 2 min left``; empty where nothing is known, or hardly anything left."""
         left = 0.0 if self._end is None else self._end - self._clock()
         return f"about {rounded(left)} left" if left > 1 else ""
+
+
+class _LeftColumn(ProgressColumn):
+    """The seconds left, which pass between events."""
+
+    max_refresh = 0.5
+
+    def __init__(self, left: Countdown) -> None:
+        super().__init__()
+        self._left = left
+
+    def render(self, task: Task) -> Text:
+        """As every column."""
+        return Text(self._left.text())
 
 
 class Console:
@@ -76,20 +91,12 @@ class Console:
         self._quiet = quiet
         self._console = RichConsole(file=stream)
         self._left = Countdown()
-        left = self._left
-
-        class TimeLeftColumn(ProgressColumn):
-            max_refresh = 0.5
-
-            def render(self, task: Task) -> Text:
-                return Text(left.text())
-
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
-            BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TimeLeftColumn(),
-            console=self._console, transient=True, expand=True,
+            BarColumn(bar_width=12), TaskProgressColumn(), TextColumn("{task.fields[cells]}"), TimeElapsedColumn(),
+            _LeftColumn(self._left), console=self._console, transient=True, expand=True,
         )  # fmt: skip
-        self._bar = self._progress.add_task("Reading", total=None)
+        self._bar = self._progress.add_task("Reading", total=None, cells="")
         self._live = self._console.is_terminal and not quiet
         self._last_line = 0.0
         self._over = 0.0
@@ -125,8 +132,10 @@ class Console:
         # A bar that goes back says nothing.
         self._over = max(self._over, event.over)
         if self._live:
-            what = f"{_what(event)} ({event.finished:,} of {event.total:,} cells)"
-            self._progress.update(self._bar, total=1.0, completed=self._over, description=escape(what))
+            self._progress.update(
+                self._bar, total=1.0, completed=self._over, description=escape(_what(event)),
+                cells=f"{event.finished}/{event.total}",
+            )  # fmt: skip
         elif event.kind in ("start", "share", "waiting", "done"):
             now = time.monotonic()
             if now - self._last_line > (60 if event.kind == "waiting" else 5) or event.finished == event.total:

@@ -167,9 +167,61 @@ def _mark(path: Path, by: str, again: list[Entry], entry: Entry, marks: Path) ->
     read_marks(marks).with_mark(path.read_bytes(), mark).write(marks)
 
 
+def board(
+    entries: Annotated[
+        list[Path], typer.Argument(metavar="ENTRIES... | init", help="Folders of entries; or init, to start a board.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the site [default: site]; of init [default: .].")
+    ] = None,
+    marks: Annotated[
+        Path | None, typer.Option(help="Who computed which entry again [default: recomputed.json beside the entries].")
+    ] = None,
+    name: Annotated[str, typer.Option(help="The board's name.")] = "Leaderboard",
+    hub: Annotated[
+        str | None, typer.Option(help="OWNER/NAME on the Hugging Face Hub: write .eval_results files for it as well.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="Where the board stands, https://..., for these files.")] = "",
+) -> None:
+    """Build the site of a board from entries; those that do not agree with themselves are refused by name.
+
+    `aftershock board init --out FOLDER` writes what a repository of entries needs: a README and a workflow that checks
+    proposed entries and publishes the board.
+    """
+    if entries == [Path("init")] and not Path("init").exists():
+        from ...reports.entries.keeping import write_keeping
+
+        for path in write_keeping(out or Path(), name):
+            typer.echo(str(path))
+        return
+    from ...reports.entries.board import build_board
+    from ...reports.entries.folder import read_folders
+    from ...reports.entries.recomputed import read_marks
+
+    found = read_folders(entries)
+    beside = entries[0].parent / "recomputed.json" if entries[0].is_dir() else Path("recomputed.json")
+    out, listed = out or Path("site"), read_marks(marks or beside)
+    page = build_board(found, out, listed, name, entries)
+    if hub is not None:
+        from ...reports.entries.board import place_entries
+        from ...reports.entries.hub import hub_files
+        from ..core.files import write_atomic
+
+        folder = out / "eval_results"
+        folder.mkdir(exist_ok=True)
+        for file, content in hub_files(place_entries(found, listed), hub, source).items():
+            write_atomic(folder / file, content)
+        typer.echo(f"For the .eval_results folder of model repositories: {folder}")
+    for refused in found.refused:
+        typer.echo(f"Refused: {refused.path}: {refused.reason}")
+    count = len(found.entries)
+    typer.echo(f"{count} entr{'ies' if count != 1 else 'y'}, {len(found.refused)} refused. Board: {page}")
+
+
 COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
     (entry, "Write results as small files that others can check."),
     (submit, "Write entries where a board keeps them."),
     (verify, "Compute the metrics of entries again."),
+    (board, "Build the site of a board from entries."),
     (challenge, "Check images of outsiders against a detector."),
 )

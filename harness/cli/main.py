@@ -110,9 +110,9 @@ def run(
     context.obj = debug
     return_large_blocks()
     if shard is not None:
-        if out is not None or fresh or engine != "local" or ray_address is not None or fail_under:
+        if out is not None or fresh or engine != "local" or ray_address is not None or fail_under or how != "table":
             raise UsageError(
-                "--shard goes without --out, --fresh, --engine and --fail-under: shards only fill the cache."
+                "--shard goes without --out, --fresh, --engine, --format and --fail-under: shards only fill the cache."
             )
         from ..run.sharding import run_shard
         from .console import Console, show_shard

@@ -34,7 +34,8 @@ def as_text(found: Preview) -> Iterator[str]:
     sizes = ", ".join(f"{name} {size:,}" for name, size in found.images.items())
     parts = ((found.models, "model"), (found.perturbations, "perturbation"), (found.detectors, "detector"))
     counts = ", ".join(_counted(things, what) for things, what in (*parts, (found.seeds, "seed")))
-    yield f"{found.suite}: {found.dataset} ({sizes} images), {counts}"
+    yield f"{found.suite}: {counts}"
+    yield f"Data:   {found.dataset}, {sizes} images"
     yield from found.notes
     there = {state: sum(cell.state == state for cell in found.cells) for state in ("in the run", "in the cache")}
     already = "".join(f", {count:,} {state}" for state, count in there.items() if count)
@@ -58,7 +59,8 @@ def as_text(found: Preview) -> Iterator[str]:
         yield from _grouped("detector", found.cells, lambda cell: cell.detector or "(several)")
     yield ""
     named = next((c for c in found.cells if c.kind == "perturb"), found.cells[0])
-    yield f"A cell is called, for example, {named.name}: --only takes any part of that. All names: --json."
+    yield f"A cell is called, for example, {named.name}."
+    yield "--only takes any part of such a name, or a pattern; --json has all of them."
 
 
 def _grouped(title: str, cells: Iterable[PlannedCell], group: Callable[[PlannedCell], str]) -> Iterator[str]:
@@ -66,17 +68,19 @@ def _grouped(title: str, cells: Iterable[PlannedCell], group: Callable[[PlannedC
     groups: dict[str, list[PlannedCell]] = {}
     for cell in cells:
         groups.setdefault(group(cell), []).append(cell)
-    rows = []
+    rows: list[tuple[float, tuple[str, ...]]] = []
     for name, own in groups.items():
         missing = [cell for cell in own if cell.state == "to compute"]
-        seconds = sum(cell.seconds for cell in missing)
-        passes = sum(cell.passes for cell in missing)
+        seconds, passes = sum(cell.seconds for cell in missing), sum(cell.passes for cell in missing)
         there = len(own) - len(missing)
-        rows.append((seconds, (name, f"{len(own):,}", f"{there:,}" if there else "", _short(sum(c.images for c in own)),
-                               _short(passes), f"{seconds:,.1f}")))  # fmt: skip
+        cells_of = (name, f"{len(own):,}", f"{there:,}" if there else "")
+        rows.append((seconds, (*cells_of, _short(sum(c.images for c in own)), _short(passes), f"{seconds:,.1f}")))
     rows.sort(key=lambda row: -row[0])
-    shown = tuple(cells for _, cells in rows[:_MOST])
-    yield from plain(TextTable((title, "cells", "there", "images", "passes", "seconds"), shown))
+    titles: tuple[str, ...] = (title, "cells", "there", "images", "passes", "seconds")
+    shown = [text for _, text in rows[:_MOST]]
+    if not any(text[2] for text in shown):
+        titles, shown = (*titles[:2], *titles[3:]), [(*text[:2], *text[3:]) for text in shown]
+    yield from plain(TextTable(titles, tuple(shown)))
     if len(rows) > _MOST:
         yield f"and {len(rows) - _MOST} more, {sum(seconds for seconds, _ in rows[_MOST:]):,.0f} seconds: --json"
 

@@ -65,7 +65,10 @@ def show_run(run: Run, how: Format, quiet: bool) -> None:
         typer.echo(
             "No cell was missing; tables and pages were written again." if run.renewed else "Nothing was missing."
         )
-    typer.echo(f"Report: {_from_here(run.report)}\nNext: open the report in a browser.")
+    typer.echo(
+        f"Report: {_from_here(run.report)}\n"
+        f"Next: open the report in a browser, or see single images: aftershock show {_from_here(run.folder)}"
+    )
 
 
 def _print_board(rows: Rows) -> None:

@@ -23,7 +23,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "robust_accuracy_is_upper_bound", "tpr_at_fpr_1", "series_digest", "reencoded_flagged_at_fpr_5",
         "shadow_flagged_at_fpr_5", "shadow_robust", "shadow_source_robust", "n_shadow", "false_alarm_at_quarter_eps",
         "price", "price_low", "price_high", "r0_median", "rd_median", "n_price", "n_rd_censored", "n_r0_censored",
-        "passes_once", "passes_majority",
+        "passes_once", "passes_majority", "accuracy_rank",
     ),
     "metrics": (
         "dataset", "model", "seed", "perturbation", "kind", "family", "norm", "eps", "outcome", "detector", "fit_on",

@@ -15,21 +15,20 @@ import numpy as np
 from ...attacks.base.kinds import QUARTER
 from ..statistics.detection import ALPHAS, MIN_IMAGES, threshold, threshold_reason
 from ..statistics.intervals import wilson
-from ..statistics.ranks import RowSample, ranks
+from ..statistics.ranks import RowSample
 from ..statistics.samples import row_interval, row_sample
 from .consistency import consistency_flags
 from .csv_files import number_of
 from .radii import (
-    ACCURACY_LEVEL,
     DISCONTINUOUS,
     PRICES,
     R0_SEARCH,
     UNSEEN,
     Distances,
     Radii,
+    both_ranks,
     distances,
     misses,
-    price_ranks,
 )
 from .rankability import ABLATION, BENIGN_FLAGGED, CONTROL_FLAGGED, TIES, attack_flags, counts, is_upper_bound, reasons
 from .results import Cell, FloatArray, SeedResult, ThreatModel
@@ -106,7 +105,8 @@ def leaderboard_rows(
       budget; of them ``n_rd_censored`` where nothing passes there; ``n_r0_censored``: images that nothing fools.
 
     ``rank`` is 1 + the number of rows that are significantly better (:func:`..statistics.ranks.ranks`); within rows of
-    one rank, the number of rows that are significantly dearer is added (:func:`.radii.price_ranks`).
+    one rank, the number of rows that are significantly dearer is added (:func:`.radii.price_ranks`). ``accuracy_rank``
+    is the rank without the price.
     ``not_ranked_reason`` says why a row has none: the flags that take it away (:mod:`.rankability`), or what failed.
     Where scores of a counting attack are missing there is no robust accuracy, since what slipped past is not known.
 
@@ -120,6 +120,7 @@ def leaderboard_rows(
     images = len(first.evaluate_index) if ranked is None else min(ranked, len(first.evaluate_index))
     head: dict[str, Cell] = {
         "rank": None,
+        "accuracy_rank": None,
         "dataset": first.dataset,
         "model": first.model,
         "detector": "",
@@ -145,11 +146,9 @@ def _in_order(
 ) -> list[dict[str, Cell]]:
     """Return rows with their ranks, in the order of the table."""
     able = [i for i, row in enumerate(rows) if not row["not_ranked_reason"] and samples[i] is not None]
-    found = [sample for i in able if (sample := samples[i]) is not None]
-    first = ranks([sample.robust.mean() for sample in found], found, ACCURACY_LEVEL) if found else ()
-    further = price_ranks([int(rank) for rank in first], [radii[i] for i in able])
-    for i, rank in zip(able, further, strict=True):
-        rows[i] = {**rows[i], "rank": rank}
+    found = both_ranks([sample for i in able if (sample := samples[i]) is not None], [radii[i] for i in able])
+    for i, placed in zip(able, found, strict=True):
+        rows[i] = {**rows[i], **placed._asdict()}
     return sorted(rows, key=place)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..statistics.intervals import wilson
 from ..statistics.multiple_testing import holm
+from ..statistics.ranks import RowSample, ranks
 from ..statistics.survival import median, sign_test
 
 BoolArray = NDArray[np.bool_]
@@ -161,19 +163,44 @@ def misses(alone: Radii, own: Radii) -> bool:
     return bool(known.any()) and float(np.median(alone.radius[known] / np.maximum(smaller[known], 1e-12))) > _BELOW
 
 
-def price_ranks(ranks: Sequence[int], rows: Sequence[Distances | None]) -> list[int]:
+class Ranks(NamedTuple):
+    """A row's rank, and what it would be by robust accuracy alone."""
+
+    rank: int
+    accuracy_rank: int
+
+    @classmethod
+    def cells(cls, placed: Ranks | None) -> dict[str, float | None]:
+        """Return the columns of the leaderboard, empty for a row that has no rank."""
+        return dict.fromkeys(cls._fields) | ({} if placed is None else placed._asdict())
+
+
+def both_ranks(samples: Sequence[RowSample], rows: Sequence[Distances | None]) -> list[Ranks]:
+    """Return the ranks of the rows of one table, as the protocol has them.
+
+    Args:
+        samples: of robust accuracy, about the same images.
+        rows: the distances of each, if it has any.
+    """
+    if not samples:
+        return []
+    first = [int(rank) for rank in ranks([sample.robust.mean() for sample in samples], samples, ACCURACY_LEVEL)]
+    return [Ranks(rank, alone) for rank, alone in zip(price_ranks(first, rows), first, strict=True)]
+
+
+def price_ranks(accuracy: Sequence[int], rows: Sequence[Distances | None]) -> list[int]:
     """Return ranks with what price adds: within rows of one rank, the number of rows that are significantly dearer.
 
     Two rows are compared by the sign test of :func:`dearer`, with Holm's correction for all pairs of their group. Where
     price spreads a group up to the rank of the next one or beyond, the next one is moved down: no row changes sides.
 
     Args:
-        ranks: by robust accuracy.
+        accuracy: ranks by robust accuracy.
         rows: the distances of each; a row without any is dearer than none and cheaper than none.
     """
-    found, last = list(ranks), 0
-    for rank in sorted(set(ranks)):
-        group = [i for i, own in enumerate(ranks) if own == rank]
+    found, last = list(accuracy), 0
+    for rank in sorted(set(accuracy)):
+        group = [i for i, own in enumerate(accuracy) if own == rank]
         for i in group:
             found[i] = max(rank, last + 1)
         pairs = list(itertools.combinations((i for i in group if rows[i] is not None), 2))

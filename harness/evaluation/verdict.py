@@ -24,6 +24,7 @@ class Standing:
     price: float | None = None
     price_low: float | None = None
     price_high: float | None = None
+    accuracy_rank: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,22 @@ class Verdict:
         best: the detectors on the first rank (of ``unranked``: none), in the order given.
         ranked: how many detectors have a rank.
         reason: of ``unranked``: why the first row has none; of ``no-better``: why the row without a detector has none.
+        by_price: of ``winner`` and ``shared``: robust accuracy alone does not tell the best from the row without a
+            detector; their price does.
     """
 
     kind: Literal["winner", "shared", "no-better", "unranked"]
     best: tuple[str, ...] = ()
     ranked: int = 0
     reason: str = ""
+    by_price: bool = False
 
 
 def standing_of(row: Mapping[str, object]) -> Standing:
     """Return what the verdict needs of a row of ``leaderboard.csv``, as made or as read back."""
     return Standing(
-        text_of(row["detector"]), number_of(row["rank"]), text_of(row["not_ranked_reason"]),
-        *(number_of(row.get(name)) for name in ("price", "price_low", "price_high")),
+        text_of(row["detector"]), number_of(row["rank"]), text_of(row.get("not_ranked_reason")),
+        *(number_of(row.get(name)) for name in ("price", "price_low", "price_high", "accuracy_rank")),
     )  # fmt: skip
 
 
@@ -98,7 +102,9 @@ def verdict(rows: Sequence[Standing]) -> Verdict:
         return Verdict("no-better", best, len(able), none.reason or "no reason was recorded")
     if none.rank <= first:
         return Verdict("no-better", best, len(able))
-    return Verdict("winner" if len(best) == 1 else "shared", best, len(able))
+    accuracy = {r.accuracy_rank for r in able if r.rank == first}
+    by_price = none.accuracy_rank is not None and accuracy == {none.accuracy_rank}
+    return Verdict("winner" if len(best) == 1 else "shared", best, len(able), by_price=by_price)
 
 
 def sentence(found: Verdict) -> str:
@@ -107,13 +113,13 @@ def sentence(found: Verdict) -> str:
     Ranks say less than a test of every pair: a row that shares the first rank, or follows it, may differ from another
     of a lower rank without significance.
     """
-    if found.kind == "winner":
-        return f"{found.best[0]} is alone on the first rank. The row without a detector ranks below it."
+    one = found.kind == "winner"
+    below = f"The row without a detector ranks below {'it' if one else 'them'}"
+    below += ", for what evading costs: robust accuracy alone does not tell the two apart." if found.by_price else "."
+    if one:
+        return f"{found.best[0]} is alone on the first rank. {below}"
     if found.kind == "shared":
-        return (
-            f"{_listed(found.best)} share the first rank: the data cannot tell them apart. "
-            "The row without a detector ranks below them."
-        )
+        return f"{_listed(found.best)} share the first rank: the data cannot tell them apart. {below}"
     if found.kind == "no-better":
         which = "The ranked detector is not" if found.ranked == 1 else f"None of the {found.ranked} ranked detectors is"
         if found.reason:

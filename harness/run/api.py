@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.content_keys import FileDigests
 from ..core.interrupts import contained, listening
 from ..suite.glance import glance
+from .hooks import installed_hooks
 from .options import EngineChoice, Options
 from .result import Run
 from .roots import cache_root, data_root
@@ -20,6 +23,7 @@ from .up_to_date import fingerprint, is_finished
 if TYPE_CHECKING:
     from ..suite.resolved import Suite
     from .events import Event
+    from .hooks.telling import Hooks
 
 
 def run(
@@ -121,18 +125,37 @@ def _compute(
 
     started, clock = datetime.now(UTC), time.perf_counter()
     problems = Problems(options.debug)
-    with computed_run(suite, place, root, cache, digests, options) as (opened, computed):
-        changes = changed_state(computed.finished)
-        for text in changes:
-            options.on_message(text)
-        seconds = time.perf_counter() - clock
-        facts = run_facts(opened, computed, options, [*opened.notes, *changes], started, seconds)
-        write_run(place, computed, facts, stamp, problems)
-    return Run(
-        place,
-        computed.failed | problems.found,
-        computed.skipped,
-        len(computed.finished.summary.computed),
-        renewed=True,
-        data=root,
-    )
+    with installed_hooks(options.on_message) as hooks:
+        hooks.tell("run_started", {"suite": suite.name, "folder": str(place), "seeds": list(suite.seeds)})
+        heard = replace(options, on_progress=partial(_heard, options.on_progress, hooks)) if hooks else options
+        with computed_run(suite, place, root, cache, digests, heard) as (opened, computed):
+            changes = changed_state(computed.finished)
+            for text in changes:
+                options.on_message(text)
+            seconds = time.perf_counter() - clock
+            facts = run_facts(opened, computed, options, [*opened.notes, *changes], started, seconds)
+            rows = write_run(place, computed, facts, stamp, problems)
+        failed, counts = computed.failed | problems.found, computed.finished.summary
+        for row in rows:
+            hooks.tell("row_ready", row)
+        hooks.tell(
+            "run_finished",
+            {
+                "folder": str(place), "status": "failed" if failed else "done", "computed": len(counts.computed),
+                "failed": len(failed), "skipped": len(computed.skipped), "seconds": round(seconds, 1),
+            },
+        )  # fmt: skip
+    return Run(place, failed, computed.skipped, len(counts.computed), renewed=True, data=root)
+
+
+def _heard(on_progress: Callable[[Event], None], hooks: Hooks, event: Event) -> None:
+    """Pass an event on, and tell hooks of a cell that is over."""
+    on_progress(event)
+    if event.kind in ("done", "kept", "failed", "skipped"):
+        hooks.tell(
+            "cell_finished",
+            {
+                "cell": str(event.cell.name), "status": event.kind, "reason": event.reason,
+                "finished": event.finished, "total": event.total, "seconds_left": round(event.seconds_left, 1),
+            },
+        )  # fmt: skip

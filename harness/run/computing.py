@@ -90,7 +90,7 @@ def computed_run(
         opened = _settled(opened, secret, place, options)
         with open_engine(opened, store, options) as engine:
             rates = Rates.read(cache)
-            expectation = Expectation(opened.plan, opened.dataset, opened.device.type, rates)
+            expectation = Expectation(opened.plan, opened.dataset, opened.device.type, opened.weights, rates)
             computed = compute_cells(opened, store, engine, options, expectation)
             _remember(computed, store, expectation, rates.faded(), cache)
             yield opened, computed

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.content_keys import content_key
 from ..plan.cells import Cell, PastAllJob
+from ..plan.models import model_spec
 from ..plan.plan import Plan
 from .rates import Rates
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..data.types import Dataset
     from ..plan.facts import PerturbationFacts
 
@@ -93,10 +96,13 @@ class Expectation:
         plan: the plan.
         dataset: the suite's, for the size of an image and of the test split.
         device: the device type.
+        weights: file of each model label, ``None`` where it is trained or comes ready.
         rates: what was measured on this machine.
     """
 
-    def __init__(self, plan: Plan, dataset: Dataset, device: str, rates: Rates) -> None:
+    def __init__(
+        self, plan: Plan, dataset: Dataset, device: str, weights: Mapping[str, Path | None], rates: Rates
+    ) -> None:
         self._facts = plan.facts.perturbations
         self._rates = rates
         self._test_images = len(dataset.test)
@@ -104,9 +110,12 @@ class Expectation:
         self._pass = _PASS.get(device, _PASS["cuda"]) * self._values
         self._device, self._data = device, plan.suite.data.name
         self._models = {m.key: _content(m.part) for m in plan.models}
-        self._trained = {
-            m.key: (m.part.weights is None and not m.part.factory) or m.part.train_if_missing for m in plan.models
-        }
+        # Images that go through a model while it is trained; 0 for one that is loaded.
+        self._training: dict[str, float] = {}
+        for model in plan.models:
+            spec = model_spec(model.part, plan.suite.folder, weights[model.part.label])
+            epochs = spec.recipe(plan.suite.data.name).epochs if spec.needs_training else 0
+            self._training[model.key] = float(epochs * len(dataset.train))
         self._likes: dict[tuple[str | None, ...], str] = {}
 
     def __call__(self, cell: Cell) -> float:
@@ -126,13 +135,15 @@ class Expectation:
     def typical(self, cell: Cell) -> float:
         """Return the seconds that are typical of a cell."""
         if cell.kind == "model":
-            return _LOADING + self._pass * self._test_images
+            return _LOADING + self._pass * self.passes(cell)
         cost = self._cost(cell)
         return _EMPTY + max(1, cell.images) * (cost.passes * self._pass + cost.seconds)
 
     def passes(self, cell: Cell) -> float:
         """Return how many forward passes of single images a cell takes, typically; a backward one counts two."""
-        return self._test_images if cell.kind == "model" else max(1, cell.images) * self._cost(cell).passes
+        if cell.kind == "model":
+            return self._test_images + 3 * self._training[cell.key]
+        return max(1, cell.images) * self._cost(cell).passes
 
     def stored(self, cell: Cell) -> float:
         """Return how many bytes a cell is expected to store."""
@@ -164,7 +175,7 @@ class Expectation:
         return content_key(
             "like", what=cell.kind, part=None if part is None else _content(part), against=against,
             opponents=opponents, recheck=recheck, model=model, data=self._data, device=self._device,
-            code=cell.name.code, how=how,
+            code=cell.name.code, how=how, training=self._training.get(cell.key),
         )[:20]  # fmt: skip
 
     def _adaptive(self, cell: Cell) -> Cost | None:

@@ -134,7 +134,7 @@ def preview(
         place = Path(out or Path("runs") / loaded.name)
         secret = RunSecret(place, shared, False, False)
         opened = open_run(loaded, root, FileDigests(shared / "digests.json"), options, secret.find)
-    expectation = Expectation(opened.plan, opened.dataset, opened.device.type, Rates.read(shared))
+    expectation = Expectation(opened.plan, opened.dataset, opened.device.type, opened.weights, Rates.read(shared))
     own, cached = _done(place), _done(shared)
     detectors = {part.label for part in loaded.detectors}
     states: dict[str, State] = {

@@ -10,6 +10,7 @@ from ..core.bounded import BitsPerTap, Modules
 from ..store.ledger import KEY
 
 Key = Annotated[str, StringConstraints(pattern=KEY.pattern)]
+Position = Annotated[int, Field(ge=0, le=10**12)]
 
 
 class Named(BaseModel):
@@ -72,7 +73,7 @@ class Result(BaseModel):
 class Sets(BaseModel):
     """Positions of source images in the test split."""
 
-    evaluate: list[int] = []
+    evaluate: list[Position] = []
 
 
 class Facts(BaseModel):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...reports.findings.files import findings_folder, remove_others, write_findings
 from ...reports.site.build import build_site, site_files
 from ..core.files import sync, write_atomic
 from ..core.formats import KEYS, seal
-from ..evaluation.collect import Tables
+from ..evaluation.collect import Row, Tables
 from ..evaluation.csv_files import COLUMNS, table_file
 from ..evaluation.problems import Problems
 from ..store.run_directory import unwritable
@@ -19,11 +19,10 @@ from .computing import Computed
 from .findings import reported
 from .up_to_date import published
 
-if TYPE_CHECKING:
-    pass
 
-
-def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: str | None, problems: Problems) -> None:
+def write_run(
+    out: Path, computed: Computed, facts: Mapping[str, Any], stamp: str | None, problems: Problems
+) -> list[Row]:
     """Write all that a run directory shows; a table, findings or a site that cannot be made is among its problems.
 
     The site is made from what is in the directory by then, as ``aftershock report`` makes it.
@@ -35,6 +34,9 @@ def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: st
         stamp: fingerprint of what was asked for.
         problems: takes what cannot be made.
 
+    Returns:
+        the rows of the leaderboard.
+
     Raises:
         AftershockError: if the directory cannot be written.
     """
@@ -43,7 +45,7 @@ def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: st
         # What is on the disk before a file says that it is: a power cut costs no more than what people read.
         store.sync()
         _write_facts(out, facts, problems)
-        Tables(computed.finished, problems).write(out / "tables")
+        rows = Tables(computed.finished, problems).write(out / "tables")
         findings = _write_findings(out, computed, bool(facts["only"]), problems)
         keys = sorted({*computed.chosen, *summary.done})
         write_atomic(out / KEYS, "".join(f"{key}\n" for key in keys).encode())
@@ -58,6 +60,7 @@ def write_run(out: Path, computed: Computed, facts: Mapping[str, Any], stamp: st
         sync(sorted({place for file in files for place in (out / file, (out / file).parent)}))
         _write_facts(out, {**facts, "files": files, "packs": store.packs(), "fingerprint": stamp}, problems)
         sync([out / "run.json", out])
+        return rows
     except OSError as error:
         raise unwritable(out, error) from error
 

@@ -110,9 +110,9 @@ def _papers(tables: RunTables) -> Iterable[tuple[str, str | None]]:
             if paper:
                 yield name, paper
             yield from ((name, paper) for paper in library_papers(str(getattr(info, "library", "") or "")))
-    if len(tables.radii):
+    if tables.has_rows("radii"):
         yield "price of detection", _named(_PRICE)
-    if len(tables.past_all):
+    if tables.has_rows("past_all"):
         yield "one image past all detectors", _named(_PAST_ALL)
 
 
@@ -154,8 +154,8 @@ def _unlisted(part: str, paper: str) -> str:
 
 def _safe(text: str) -> str:
     """Return a text that ends no field and starts no command, on one line."""
-    return re.sub(r"[{}\\@%#$&^_~]", " ", _comment(text))
+    return re.sub(r"[#$&^_~]", " ", _comment(text))
 
 
 def _comment(text: str) -> str:
-    return re.sub(r"[@\s]+", " ", words(text))[:_LONGEST]
+    return re.sub(r"[@{}\\%\s]+", " ", words(text))[:_LONGEST]

@@ -52,7 +52,7 @@ class Comparison:
         first, second: what the two sides are called.
         figures: one for each figure, in the order of the tables.
         changes: facts that differ: what, on the first side, on the second.
-        notes: sentences on what could not be compared.
+        notes: sentences on what a test is about, and on what could not be compared.
     """
 
     first: str

@@ -45,7 +45,9 @@ def compare_detectors(tables: RunTables, first: str, second: str, model: str | N
     notes: list[str] = []
     for label in models:
         a, b = (Side(tables, label, d) for d in names)
-        figures += [f for f in (_robust(a, b), _price(a, b)) if f is not None]
+        price, dearer_one = _price(a, b)
+        figures += [f for f in (_robust(a, b), price) if f is not None]
+        notes += [dearer_one] if dearer_one else []
         if ABLATION not in names:
             figures += [*_aurocs(a, b), *_flagged(a, b)]
         notes += [
@@ -75,14 +77,19 @@ def _robust(a: Side, b: Side) -> Figure | None:
     return Figure(a.model, "robust_accuracy_at_fpr_5", "", first, second, found, ROBUST_TEST, images)
 
 
-def _price(a: Side, b: Side) -> Figure | None:
+def _price(a: Side, b: Side) -> tuple[Figure | None, str]:
+    """Return the prices and their test, and which detector the test says is the dearer one."""
     own = distances(a.tables, a.model, [a.detector, b.detector])
     prices = a.number("price"), b.number("price")
     if own[0] is None or own[1] is None or not np.isfinite(prices).all():
-        return None
-    p, _ = dearer(own[0], own[1])
-    difference = Difference(prices[0] - prices[1], _NAN, _NAN, p)
-    return Figure(a.model, "price", "", *prices, difference, "sign test", len(own[0].rd))
+        return None, ""
+    p, more = dearer(own[0], own[1])
+    images = len(own[0].rd)
+    # The test is about the distances themselves: medians of ratios may be equal and the test significant.
+    figure = Figure(a.model, "price", "", *prices, Difference(_NAN, _NAN, _NAN, p), "sign test", images)
+    first, second = (a.detector, b.detector) if more > 0 else (b.detector, a.detector)
+    pairs = f"for {abs(more)} pairs of image and seed more than the reverse, of {own[0].rd.size}"
+    return figure, f"Price on {a.model}: {first} is passed at a larger distance than {second} {pairs}." if more else ""
 
 
 def _aurocs(a: Side, b: Side) -> Iterator[Figure]:

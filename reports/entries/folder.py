@@ -21,10 +21,16 @@ _MOST_FILES, _DEEPEST = 100_000, 8
 
 @dataclass(frozen=True)
 class Refused:
-    """A file that is on no board, and why."""
+    """A file that is on no board, and why; ``root`` is where the keeper has the entries, which no page tells."""
 
     path: Path
     reason: str
+    root: Path
+
+    @property
+    def published(self) -> tuple[str, str]:
+        """The file and the reason, by paths below the root."""
+        return str(self.path.relative_to(self.root)), self.reason.replace(f"{self.root}/", "")
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,15 @@ def read_folders(paths: Sequence[Path]) -> Folder:
             try:
                 found = verify(path, within)
             except UsageError as error:
-                refused.append(Refused(path, str(error)))
+                refused.append(Refused(path, str(error), within))
                 continue
             if found.disagreements:
                 more = len(found.disagreements) - 1
-                refused.append(Refused(path, f"{found.disagreements[0]}" + (f" (and {more} more)" if more else "")))
+                refused.append(
+                    Refused(path, f"{found.disagreements[0]}" + (f" (and {more} more)" if more else ""), within)
+                )
             elif (key := (found.entry.identity, found.entry.created)) in seen:
-                refused.append(Refused(path, f"it is the same entry as {seen[key]}"))
+                refused.append(Refused(path, f"it is the same entry as {seen[key]}", within))
             else:
                 seen[key] = path
                 entries.append(found)

@@ -47,7 +47,11 @@ class Marks:
 
     def of(self, content: bytes) -> Sequence[Recomputed]:
         """Return the marks of an entry by its file's content."""
-        return self.by_digest.get(hashlib.sha256(content).hexdigest(), ())
+        return self.of_digest(hashlib.sha256(content).hexdigest())
+
+    def of_digest(self, digest: str) -> Sequence[Recomputed]:
+        """Return the marks of an entry by the sha256 of its file, in hex."""
+        return self.by_digest.get(digest, ())
 
     def with_mark(self, content: bytes, mark: Recomputed) -> Marks:
         """Return the marks with one more."""

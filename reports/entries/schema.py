@@ -226,18 +226,22 @@ def parse_entry(content: bytes, path: Path) -> Entry:
 
 
 def read_entry(path: Path, within: Path | None = None) -> Entry:
-    """Return an entry from a file; links and special files are refused.
+    """Return an entry from a file; errors are those of :func:`parse_entry` and :func:`read_content`."""
+    return parse_entry(read_content(path, within), path)
+
+
+def read_content(path: Path, within: Path | None = None) -> bytes:
+    """Return the content of an entry's file; links and special files are refused.
 
     Raises:
-        UsageError: like :func:`parse_entry`, or if the file is no regular file of at most 1 MiB.
+        UsageError: if it is no regular file of at most 1 MiB.
     """
     try:
-        content = read_file(path, ENTRY_LIMIT, within, follow=False)
+        return read_file(path, ENTRY_LIMIT, within, follow=False)
     except FileNotFoundError as error:
         raise UsageError(f"There is no entry {path}.") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
-    return parse_entry(content, path)
 
 
 def rounded(value: float | None) -> float | None:

@@ -6,6 +6,7 @@ with the files alone is ``claimed``; only a run by somebody else makes it more (
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ...harness.evaluation.rankability import (
 from ...harness.statistics.detection import ALPHAS, threshold
 from .images import ImageTable, SeedImages, read_images
 from .metrics import metrics_of
-from .schema import SUFFIX, TABLE_SUFFIX, Claims, Entry, Metrics, read_entry
+from .schema import SUFFIX, TABLE_SUFFIX, Claims, Entry, Metrics, parse_entry, read_content
 
 DECIDES_NO_NUMBER = True
 
@@ -62,12 +63,16 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Verified:
-    """An entry, its table, and what does not agree; ``table`` is ``None`` where there is none or it cannot be read."""
+    """An entry, its table, and what does not agree; ``table`` is ``None`` where there is none or it cannot be read.
+
+    ``digest`` is the sha256 of the entry's file.
+    """
 
     path: Path
     entry: Entry
     table: ImageTable | None
     disagreements: Sequence[Disagreement]
+    digest: str = ""
 
 
 def table_path(path: Path) -> Path:
@@ -85,7 +90,8 @@ def verify(path: Path, within: Path | None = None) -> Verified:
     Raises:
         UsageError: if the entry itself cannot be read.
     """
-    entry = read_entry(path, within)
+    content = read_content(path, within)
+    entry = parse_entry(content, path)
     found = list(_about_itself(path, entry))
     table = None
     if entry.images is None:
@@ -99,7 +105,7 @@ def verify(path: Path, within: Path | None = None) -> Verified:
             if digest != entry.images.sha256:
                 found.append(_differs("images.sha256", entry.images.sha256, digest))
             found += _about_table(entry, table)
-    return Verified(path, entry, table, found)
+    return Verified(path, entry, table, found, hashlib.sha256(content).hexdigest())
 
 
 def _wrong(field: str, stated: object, why: str) -> Disagreement:

@@ -16,7 +16,7 @@ import numpy as np
 from ...harness.core.errors import UsageError
 from ...harness.core.files import read_if_there
 from ...harness.core.registry import did_you_mean
-from ...harness.evaluation.csv_files import COLUMNS
+from ...harness.evaluation.csv_files import COLUMNS, table_file
 from .run_directory import (
     TABLE_LIMIT,
     check_published,
@@ -136,6 +136,10 @@ class RunTables:
         for name in ("dataset", "model", "perturbation", "detector", "set"):
             found[name] = _cleaned(found[name])
         return found[list(COLUMNS["scores"])]
+
+    def has_rows(self, name: str) -> bool:
+        """Return whether a table is there and has a row; runs of earlier versions lack some."""
+        return (self.folder / "tables" / table_file(name)).exists() and len(self.table(name)) > 0
 
     def table(self, name: str) -> pandas.DataFrame:
         """Return a table by name, like the attribute of that name.

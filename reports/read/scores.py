@@ -23,6 +23,7 @@ from ...harness.statistics.detection import ALPHAS, threshold_reason
 from ...harness.statistics.ranks import RowSample
 from ...harness.statistics.samples import WorstCase, row_sample
 from .bounded_gzip import open_gzip
+from .run_directory import SCORES_LIMIT
 
 if TYPE_CHECKING:
     import pandas
@@ -37,7 +38,7 @@ _WHOLE = ("seed", "label", "clean_prediction", "prediction")
 _MORE = {**dict.fromkeys(_WHOLE, "int64"), "flagged_at_fpr_5": "float64", **dict.fromkeys(NORMS, "float64")}
 # More than any table that a report can show was made from; an untrusted file may unpack to anything.
 _MOST_BYTES = 4 * 2**30
-_MOST_PACKED = 2**30
+_MOST_PACKED = SCORES_LIMIT
 _LONGEST_LINE = 2**20
 _ROWS = 500_000
 _CANDIDATES = ("perturbed", "rounded-8-bit", "rounded-levels")

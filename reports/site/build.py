@@ -20,12 +20,13 @@ from .boards import ROWS_FILE, boards_of, later_rows, room_for
 from .cite import bibtex, references_of
 from .detector_pages import Standing, add_detector_page, detectors_with_pages, standing_of
 from .downloads import Downloads, Link
+from .entry_pages import EntryLine, add_entries_page
 from .groups import Group, apart, groups_of, title_among
 from .leaderboard import BOARD
 from .lists import LISTS, add_lists
 from .matrices_and_curves import grouped
 from .model_pages import add_model_page
-from .pages import INDEX, PLOTLY, PLOTLY_3D, READING, RUNS, MenuItem, Pages, page_names, page_paths
+from .pages import ENTRIES, INDEX, PLOTLY, PLOTLY_3D, READING, RUNS, MenuItem, Pages, page_names, page_paths
 from .parts import Part, parts_of
 from .perturbation_pages import add_perturbation_page, perturbation_groups
 from .run_facts import run_page
@@ -69,7 +70,11 @@ def build_site(runs: Sequence[Path], out: Path) -> Path:
 
 
 def site_of(
-    runs: Sequence[Run], found: Sequence[Study] = (), problems: Sequence[str] = ()
+    runs: Sequence[Run],
+    found: Sequence[Study] = (),
+    problems: Sequence[str] = (),
+    entries: Sequence[EntryLine] = (),
+    refused: Sequence[tuple[str, str]] = (),
 ) -> tuple[dict[str, bytes], list[str]]:
     """Return the files of a site by path, and a sentence for each page that could not be made.
 
@@ -80,15 +85,22 @@ def site_of(
         runs: facts and tables.
         found: the analyses.
         problems: why others cannot be shown.
+        entries: of a board, whose rows come from files of several people.
+        refused: files that are on no board, and why.
     """
     groups = groups_of(runs)
     names = list(dict.fromkeys(run.name for run in runs))
-    pages = Pages(names[0] if len(names) == 1 else f"{len(names)} suites", _menu(bool(found or problems)))
+    published = bool(entries or refused)
+    menu = _menu(bool(found or problems), published)
+    pages = Pages(names[0] if len(names) == 1 else f"{len(names)} suites", menu)
     downloads, paths = Downloads(), _paths(groups)
     failed = _add_analyses(pages, found, downloads)
     standings = _add_models(pages, groups, paths, downloads, len(runs) > 1)
     cited = _add_parts(pages, runs, found, standings, paths, downloads)
-    add_runs_page(pages, runs)
+    if published:
+        add_entries_page(pages, entries, refused)
+    else:
+        add_runs_page(pages, runs)
     add_reading_page(pages, groups)
     _add_front_page(pages, runs, standings, found, [*problems, *failed], [cited])
     files = {path: text.encode() for path, text in pages.made.items()} | downloads.files
@@ -204,7 +216,7 @@ def _add_analyses(pages: Pages, found: Sequence[Study], downloads: Downloads) ->
     return failed
 
 
-def _menu(analyses: bool) -> list[MenuItem]:
+def _menu(analyses: bool, published: bool) -> list[MenuItem]:
     lists = [MenuItem(text, f"{folder}/{INDEX}") for text, folder in LISTS]
     shown = [MenuItem("Analyses", f"{INDEX}#analyses")] if analyses else []
     return [
@@ -212,7 +224,7 @@ def _menu(analyses: bool) -> list[MenuItem]:
         *lists,
         *shown,
         MenuItem("How to read this", READING),
-        MenuItem("Runs", RUNS),
+        MenuItem("Entries", ENTRIES) if published else MenuItem("Runs", RUNS),
     ]
 
 

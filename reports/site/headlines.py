@@ -10,7 +10,7 @@ from .leaderboard import ABLATION, percent, place, scope
 
 
 def _standing(row: Row) -> Standing:
-    prices = (row.number(name) for name in ("price", "price_low", "price_high"))
+    prices = (row.number(name) for name in ("price", "price_low", "price_high", "accuracy_rank"))
     return Standing(row.text("detector"), row.number("rank"), row.text("not_ranked_reason"), *prices)
 
 
@@ -22,6 +22,7 @@ def headline(rows: Sequence[Row]) -> dict[str, str]:
     without = None if ablation is None else ablation.number("robust_accuracy_at_fpr_5")
     about = {
         "kind": found.kind,
+        "by_price": "yes" if found.by_price else "",
         "sentence": sentence(found),
         "cost": cost(standings),
         "ablation": "" if without is None else percent(without),

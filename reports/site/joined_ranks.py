@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...harness.evaluation.radii import ACCURACY_LEVEL, price_ranks
-from ...harness.statistics.ranks import RowSample, ranks
+from ...harness.evaluation.radii import Ranks, both_ranks
+from ...harness.statistics.ranks import RowSample
 from ..read.distances import published_distances
 from ..read.run_directory import Row
 from ..read.scores import read_scores, sample_of
@@ -48,7 +48,7 @@ def common_ranks(
     """
     kinds = {p.text("perturbation"): p.text("kind") for p in perturbations}
     read: dict[tuple[Path, str], pandas.DataFrame | None] = {}
-    found: dict[int, float] = {}
+    found: dict[int, Ranks] = {}
     reasons: dict[int, str] = {}
     for (norm, _), group in grouped(rows, "norm", "eps").items():
         able: list[Row] = []
@@ -71,11 +71,9 @@ def common_ranks(
         kept = [(r, s) for r, s in zip(able, samples, strict=True) if s.robust.shape == usual]
         reasons |= {id(r): OTHER_IMAGES for r, s in zip(able, samples, strict=True) if s.robust.shape != usual}
         if kept:
-            first = ranks([float(s.robust.mean()) for _, s in kept], [s for _, s in kept], ACCURACY_LEVEL)
-            places = price_ranks(
-                [int(p) for p in first], published_distances(radii, [r.text("detector") for r, _ in kept])
-            )
-            found |= {id(r): float(p) for (r, _), p in zip(kept, places, strict=True)}
+            distances = published_distances(radii, [r.text("detector") for r, _ in kept])
+            places = both_ranks([s for _, s in kept], distances)
+            found |= {id(r): placed for (r, _), placed in zip(kept, places, strict=True)}
     return [_ranked(row, found.get(id(row)), reasons.get(id(row), "")) for row in rows]
 
 
@@ -85,9 +83,13 @@ def _agrees(sample: RowSample, row: Row) -> bool:
     return stated is not None and abs(sample.robust.mean() - stated) * sample.robust.shape[1] < _IMAGES_APART
 
 
-def _ranked(row: Row, rank: float | None, reason: str) -> Row:
+def _ranked(row: Row, placed: Ranks | None, reason: str) -> Row:
     texts = {**row.texts, "not_ranked_reason": reason} if reason else row.texts
-    return Row(texts, {**row.numbers, "rank": rank}, row.tallies)
+    return Row(
+        texts,
+        {**row.numbers, **Ranks.cells(placed)},
+        row.tallies,
+    )
 
 
 def _sample(scores: pandas.DataFrame | None, row: Row, label: str, kinds: Mapping[str, str]) -> RowSample | None:

@@ -239,7 +239,8 @@ def _board_cell(row: Row, column: Column) -> Cell:
         return Cell(count or DASH, count, note, f"seeds {', '.join(seeds)}" if seeds else "")
     if column.kind == "text":
         text = row.text(key)
-        note = "flags nothing" if key == "detector" and text == ABLATION else ""
+        # What stands behind an entry of a board: claimed by its contributor, or computed again.
+        note = ("flags nothing" if text == ABLATION else row.texts.get("standing", "")) if key == "detector" else ""
         return Cell(text or DASH, text, note, SURROGATES.get(text, "") if key == "surrogate" else "")
     value = row.number(key)
     if value is None:

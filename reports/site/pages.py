@@ -13,7 +13,7 @@ from ..templates.rendering import environment
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-INDEX, READING, RUNS = "index.html", "reading.html", "runs.html"
+INDEX, READING, RUNS, ENTRIES = "index.html", "reading.html", "runs.html", "entries.html"
 # The small build of plotly, which has everything but scenes in three dimensions, and the whole one.
 PLOTLY, PLOTLY_3D = "plotly-cartesian.min.js", "plotly.min.js"
 # Systems that have devices of these names open them in place of a file.

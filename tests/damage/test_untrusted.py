@@ -24,8 +24,10 @@ from aftershock.harness.core.formats import RUN_SCHEMA, seal
 from aftershock.harness.models.weights import state_digest
 from aftershock.harness.run.guard import export_guard
 from aftershock.harness.run.load import load_detector, load_model
+from aftershock.harness.run.result import load
 from aftershock.harness.store.artifacts import Artifact
 from aftershock.harness.store.ledger import Record
+from aftershock.reports.answers.summaries import attack_numbers
 from aftershock.reports.site.build import build_site
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -34,6 +36,7 @@ from support.damage import Edits, Operation
 
 FILES = (
     "run.json", "keys.txt", "cells:model", "cells:fit/mahalanobis", "cells:score/mahalanobis/calibrate",
+    "cells:perturb/fgsm", "artifacts:perturb/fgsm", "artifacts:control/fgsm", "tables/attacks.csv",
     "artifacts:model", "artifacts:fit/mahalanobis", "artifacts:score/mahalanobis/calibrate", "tables/leaderboard.csv",
     "tables/metrics.csv", "tables/propagation.csv", "tables/scores.csv.gz", "analyses/*/findings.json",
     "analyses/*/arrays.safetensors", "analyses/*/rdm-pairs.csv", "site/index.html",
@@ -76,7 +79,15 @@ def guard(run: Path, work: Path) -> Any:
     return made.threshold, made(IMAGES).score.tolist()
 
 
-USES = (report, model, detector, guard)
+def answers(run: Path, work: Path) -> Any:
+    found = load(run)
+    images = found.images("fgsm", outcome="all")
+    arrays = (images.perturbed, images.clean, images.control, images.index, images.prediction, images.scores["msp"])
+    frames = (attack_numbers(found.tables), found.compare("msp", "mahalanobis").frame)
+    return [None if a is None else a.tobytes() for a in arrays], [frame.to_csv() for frame in frames], found.to_latex()
+
+
+USES = (report, model, detector, guard, answers)
 
 
 def target(run: Path, file: str) -> Path:

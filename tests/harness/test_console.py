@@ -128,6 +128,13 @@ def test_published_rows_are_the_same_of_a_frame_and_of_a_file(tmp_path: Path) ->
     assert set(table.columns) <= {column.title for column in PUBLISHED.values()} | {"Notes"}
 
 
+def test_a_board_of_an_older_run_lacks_columns_and_is_shown() -> None:
+    later = ("not_ranked_reason", "robust_accuracy_is_upper_bound", "n_images", "series_digest", "price")
+    rows = [{name: cell for name, cell in row(label).items() if name not in later} for label in ("a", "none")]
+    assert [cells[1] for cells in published(rows).rows] == ["a", "none"]
+    assert [line.text.split()[1] for line in terminal_board(rows, 80)[2:4]] == ["a", "none"]
+
+
 HOSTILE = ("|a|", "a_b*c`d", "<script>", "[x](y)", "5% & $x^2 #~{}\\", "new\nline", "a--b", "\x1b[2J", "*", "[")
 
 

@@ -153,7 +153,7 @@ def test_columns_are_only_added_at_the_end() -> None:
         "series_digest", "reencoded_flagged_at_fpr_5", "shadow_flagged_at_fpr_5", "shadow_robust",
         "shadow_source_robust", "n_shadow", "false_alarm_at_quarter_eps", "price", "price_low", "price_high",
         "r0_median", "rd_median", "n_price", "n_rd_censored", "n_r0_censored", "passes_once",
-        "passes_majority",
+        "passes_majority", "accuracy_rank",
     )  # fmt: skip
     assert scores[9:] == ("set", "score", "flagged_at_fpr_5", "success", "l0", "l1", "l2", "linf")
 

@@ -282,6 +282,27 @@ def test_images_that_are_not_those_of_the_tables_are_refused(quick_run: Path, tm
     with pytest.raises(UsageError, match="not in its evaluate set"):
         aftershock.load(resealed(quick_run, tmp_path / "fewer", beyond)).images("pgd")
 
+    def huge(facts: dict[str, Any]) -> None:
+        facts["sets"]["evaluate"][0] = 10**30
+
+    with pytest.raises(UsageError, match=r"run\.json is damaged"):
+        aftershock.load(resealed(quick_run, tmp_path / "huge", huge)).images("pgd")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"name": "nothing"}, {"name": "digits", "params": {"x": 1}}, {"name": "npz", "params": {"path": "/dev/zero"}},
+        {"name": "image-folder", "params": {"path": "/etc", "size": 8}},
+    ],
+)  # fmt: skip
+def test_a_data_set_that_a_run_makes_up_gives_no_clean_images(
+    quick_run: Path, tmp_path: Path, data: dict[str, Any]
+) -> None:
+    made_up = resealed(quick_run, tmp_path / "run", lambda facts: facts["resolved"].update(data=data))
+    found = aftershock.load(made_up).images("pgd", limit=3)
+    assert found.clean is None and found.note.startswith("The clean images are not at hand: ") and len(found) == 3
+
 
 def test_tables_that_were_changed_are_refused(quick_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"

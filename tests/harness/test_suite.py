@@ -127,6 +127,7 @@ MISTAKES = {
     "misspelt-key": ('["pgd"]', '["pgd"]\nlable = "x"', 'lable = "x"', "did you mean 'label'"),
     "unknown-data": ('name = "digits"', 'name = "digit"', 'name = "digit"', "did you mean 'digits'"),
     "unknown-data-parameter": ("fit = 100", "fit = 100\nsplit = 3", "split = 3", "no parameter 'split'"),
+    "misspelt-data-key": ("fit = 100", "fits = 100", "fits = 100", "did you mean 'fit'"),
     "unknown-model": ('name = "mlp"', 'name = "mpl"', 'name = "mpl"', "did you mean 'mlp'"),
     "model-twice-named": ('name = "mlp"', 'name = "mlp"\nfactory = "a:b"', "[[models]]", "either `name` or `factory`"),
     "model-unnamed": ('name = "mlp"', "width = 3", "[[models]]", "needs `name` or `factory`"),

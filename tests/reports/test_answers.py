@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from aftershock.harness.cli.answer_text import as_csv
 from aftershock.harness.core.errors import UsageError
+from aftershock.harness.evaluation.csv_files import COLUMNS, write_csv
+from aftershock.reports.answers.bibliography import bibtex
 from aftershock.reports.answers.comparison import paired_share
 from aftershock.reports.answers.detectors import compare_detectors
 from aftershock.reports.answers.names import perturbation_of
@@ -177,3 +180,43 @@ def test_a_group_of_budgets_means_that_of_the_threat(planted: RunTables) -> None
     named = planted.perturbations.assign(perturbation="x")
     tables.__dict__.update(attacks=several, perturbations=named, leaderboard=planted.leaderboard)
     assert perturbation_of(tables, "pgd") == f"pgd[eps={8 / 255:g}]"
+
+
+def test_names_that_mean_something_elsewhere_are_names(tmp_path: Path) -> None:
+    odd = World(detectors={"=1+1": Planted(0.3), "<script>": Planted(0.3), "@a,b": Planted(0.3)})
+    tables = RunTables.read(write_run(tmp_path / "run", odd.results(*odd.detectors)))
+    for name in odd.detectors:
+        found = select(tables, "adaptive", missed_by=name)
+        assert found.perturbation == f"adaptive@{name}" and len(found) == len(missed(tables, name)) > 0
+    text = as_csv(attack_numbers(tables))
+    assert "'=1+1" in text and ",=1+1" not in text
+    frame = compare_detectors(tables, "=1+1", "<script>")
+    assert "<script>" not in frame._repr_html_()
+
+
+def test_the_price_is_compared_by_the_distances_of_the_same_images(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", THREE.results(*THREE.detectors), price=1.5)
+    near = np.random.default_rng(0).uniform(0.01, 0.02, 30)
+    rows = [
+        {
+            "dataset": "digits",
+            "model": "cnn",
+            "seed": 0,
+            "detector": d,
+            "index": i,
+            "r0": r,
+            "rd": r * factor,
+            "reach": 1,
+        }
+        for d, factor in (("strong", 2.0), ("weak", 1.0), ("same", 1.0))
+        for i, r in enumerate(near.tolist())
+    ]
+    write_csv(run / "tables" / "radii.csv", COLUMNS["radii"], rows)
+    tables = RunTables.read(run)
+    found = compare_detectors(tables, "weak", "strong")
+    price = next(f for f in found.figures if f.what == "price")
+    assert price.difference.p == pytest.approx(binomtest(0, 30).pvalue) and price.n == 30
+    assert "strong is passed at a larger distance than weak for 30 pairs" in found.notes[0]
+    same = next(f for f in compare_detectors(tables, "weak", "same").figures if f.what == "price")
+    assert same.difference.p == 1
+    assert "rony2021alma" in bibtex(tables)
