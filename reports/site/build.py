@@ -27,6 +27,7 @@ from .model_pages import add_model_page
 from .pages import ENTRIES, INDEX, PLOTLY, PLOTLY_3D, READING, RUNS, MenuItem, Pages, page_names, page_paths
 from .parts import Part, parts_of
 from .perturbation_pages import add_perturbation_page, perturbation_groups
+from .propagation_figures import Propagation, propagation_of
 from .run_facts import run_page
 from .run_pages import add_reading_page, add_runs_page, failures_of
 from .scores_drawn import ScoreTables
@@ -35,6 +36,8 @@ from .writing import site_files, write_site
 __all__ = ["build_site", "site_files", "site_of"]
 
 ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js")
+# Models whose propagation the front page tells of; the first one is drawn.
+_SHIFTS = 6
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
@@ -102,6 +105,7 @@ def site_of(
     failed = _add_analyses(pages, found, downloads)
     tables = sum(len(grouped(g.rows("leaderboard"), "norm", "eps")) for g in groups)
     boards: list[Board] = []
+    shifts: list[Propagation] = []
     standings: list[Standing] = []
     bare = []
     for group, page in zip(groups, models, strict=True):
@@ -109,7 +113,9 @@ def site_of(
         own = boards_of(group, title, page, detectors, downloads, len(runs) > 1, room_for(tables))
         boards += own
         bare += [] if own else [(title, page)]
-        add_model_page(pages, page, group, title, own, detectors, perturbations, downloads)
+        shift = propagation_of(group, title, page, perturbations, downloads)
+        shifts += [] if shift is None else [shift]
+        add_model_page(pages, page, group, title, own, detectors, perturbations, shift, downloads)
         standings.append(standing_of(group, title, own, page))
     parts, scores = parts_of(runs, "detectors"), ScoreTables()
     for label, path in detectors.items():
@@ -129,7 +135,7 @@ def site_of(
         [*parts.values(), *made.values()], [(s.first.text("label"), s.first.text("paper")) for s in found]
     )
     cited = downloads.file("sources", "references.bib", "BibTeX of every detector, attack and analysis", works.encode())
-    _add_front_page(pages, runs, groups, boards, bare, found, [*problems, *failed], [cited])
+    _add_front_page(pages, runs, groups, boards, bare, shifts, found, [*problems, *failed], [cited])
     later = later_rows(boards, pages.top)
     files = {path: text.encode() for path, text in pages.made.items()} | downloads.files
     if later:
@@ -139,7 +145,8 @@ def site_of(
 
 def _add_front_page(
     pages: Pages, runs: Sequence[Run], groups: Sequence[Group], boards: Sequence[Board],
-    bare: Sequence[tuple[str, str]], found: Sequence[Study], problems: Sequence[str], references: Sequence[Link],
+    bare: Sequence[tuple[str, str]], shifts: Sequence[Propagation], found: Sequence[Study], problems: Sequence[str],
+    references: Sequence[Link],
 ) -> None:  # fmt: skip
     made = [study for study in found if f"analyses/{study.slug}.html" in pages.made]
     pages.add(
@@ -151,6 +158,8 @@ def _add_front_page(
         boards=boards,
         bare=bare,
         columns=BOARD,
+        shifts=shifts[:_SHIFTS],
+        has_charts=bool(shifts),
         apart=apart(groups),
         analyses=cards(made),
         analysis_problems=problems,
