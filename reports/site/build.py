@@ -29,6 +29,7 @@ from .model_pages import add_model_page
 from .pages import ENTRIES, INDEX, PLOTLY, PLOTLY_3D, READING, RUNS, MenuItem, Pages, page_names, page_paths
 from .parts import Part, parts_of
 from .perturbation_pages import add_perturbation_page, perturbation_groups
+from .propagation_figures import Propagation, propagation_of
 from .run_facts import run_page
 from .run_pages import add_reading_page, add_runs_page, failures_of
 from .scores_drawn import ScoreTables
@@ -37,6 +38,8 @@ from .writing import site_files, write_site
 __all__ = ["build_site", "site_files", "site_of"]
 
 ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js")
+# Models whose propagation the front page tells of; the first one is drawn.
+_SHIFTS = 6
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
@@ -95,14 +98,14 @@ def site_of(
     pages = Pages(names[0] if len(names) == 1 else f"{len(names)} suites", menu)
     downloads, paths = Downloads(), _paths(groups)
     failed = _add_analyses(pages, found, downloads)
-    standings = _add_models(pages, groups, paths, downloads, len(runs) > 1)
+    standings, shifts = _add_models(pages, groups, paths, downloads, len(runs) > 1)
     cited = _add_parts(pages, runs, found, standings, paths, downloads)
     if published:
         add_entries_page(pages, entries, refused)
     else:
         add_runs_page(pages, runs)
     add_reading_page(pages, groups)
-    _add_front_page(pages, runs, standings, found, [*problems, *failed], [cited])
+    _add_front_page(pages, runs, standings, shifts, found, [*problems, *failed], [cited])
     files = {path: text.encode() for path, text in pages.made.items()} | downloads.files
     later = later_rows([board for standing in standings for board in standing.boards], pages.top)
     if later:
@@ -145,16 +148,18 @@ def _paths(groups: Sequence[Group]) -> _Paths:
 
 def _add_models(
     pages: Pages, groups: Sequence[Group], paths: _Paths, downloads: Downloads, several: bool
-) -> list[Standing]:
-    """Make the pages of models; return what pages of detectors and perturbations look up in them."""
+) -> tuple[list[Standing], list[Propagation]]:
+    """Make the pages of models; return what other pages look up in them, and what the front page shows of each."""
     room = room_for(sum(len(grouped(g.rows("leaderboard"), "norm", "eps")) for g in groups))
-    standings = []
+    standings, shifts = [], []
     for group, page in zip(groups, paths.models, strict=True):
         title = title_among(group, groups)
         boards = boards_of(group, title, page, paths.detectors, downloads, several, room)
-        add_model_page(pages, page, group, title, boards, paths.detectors, paths.perturbations, downloads)
+        shift = propagation_of(group, title, page, paths.perturbations, downloads)
+        shifts += [] if shift is None else [shift]
+        add_model_page(pages, page, group, title, boards, paths.detectors, paths.perturbations, shift, downloads)
         standings.append(standing_of(group, title, boards, page))
-    return standings
+    return standings, shifts
 
 
 def _add_parts(
@@ -177,7 +182,8 @@ def _add_parts(
 
 
 def _add_front_page(
-    pages: Pages, runs: Sequence[Run], standings: Sequence[Standing], found: Sequence[Study], problems: Sequence[str],
+    pages: Pages, runs: Sequence[Run], standings: Sequence[Standing], shifts: Sequence[Propagation],
+    found: Sequence[Study], problems: Sequence[str],
     references: Sequence[Link],
 ) -> None:  # fmt: skip
     groups = [standing.group for standing in standings]
@@ -191,6 +197,8 @@ def _add_front_page(
         boards=[board for standing in standings for board in standing.boards],
         bare=[(standing.title, standing.page) for standing in standings if not standing.boards],
         columns=BOARD,
+        shifts=shifts[:_SHIFTS],
+        has_charts=bool(shifts),
         apart=apart(groups),
         analyses=cards(made),
         analysis_problems=problems,
