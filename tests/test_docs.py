@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import typer
+from aftershock.analyses.propagation.measures import METRICS
 from aftershock.harness.cli import main as cli
 from aftershock.harness.core.registry import DETECTORS, PERTURBATIONS
 from aftershock.harness.evaluation.csv_files import COLUMNS
 from aftershock.harness.suite.resolve import load_suite
+from aftershock.harness.suite.schema import SuiteFile
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -50,12 +52,15 @@ MENTIONED = commands((n, c) for n, text in TEXTS.items() for c in re.findall(r"`
 
 
 @pytest.fixture(scope="module")
-def tables() -> ModuleType:
+def tables() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tools" / "tables.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        # Its parts lie beside it.
+        patch.syspath_prepend(DOCS / "tools")
+        spec.loader.exec_module(module)
+        yield module
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,6 +99,28 @@ def test_the_columns_of_the_leaderboard_are_explained() -> None:
     assert not missing
     tabled = re.findall(r"^\| `([\w.]+\.csv(?:\.gz)?)` \|", TEXTS["leaderboard.md"], re.MULTILINE)
     assert {name.split(".")[0] for name in tabled} == set(COLUMNS) - {"leaderboard"}
+
+
+def test_every_column_of_every_table_is_in_the_dictionary_in_its_order() -> None:
+    sections = dict(re.findall(r"^## \S+ \{ #(\w+) \}\n(.*?)(?=^## )", TEXTS["tables.md"], re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(COLUMNS)
+    for name, text in sections.items():
+        _, _, table = text.partition("| column | meaning | empty |\n| --- | --- | --- |\n")
+        rows = [row.split(" | ") for row in table.partition("\n\n")[0].splitlines()]
+        assert tuple(row[0].strip("| `") for row in rows) == COLUMNS[name], name
+        assert all(row[1].strip() for row in rows), name
+        # "See above" leads to the columns that all tables share.
+        shared = TEXTS["tables.md"].partition("## leaderboard")[0]
+        for row in rows:
+            if row[1].startswith("see above"):
+                assert f"`{row[0].strip('| `')}`" in shared, f"{name}: {row[0]}"
+
+
+def test_the_dictionary_has_the_measures_of_propagation() -> None:
+    section = (
+        TEXTS["tables.md"].partition("## propagation.csv")[2].partition("| `metric` | what")[2].partition("\n\n")[0]
+    )
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*METRICS, "cka"]
 
 
 def test_the_pages_have_commands() -> None:
@@ -177,6 +204,30 @@ def test_toml_examples_are_toml_and_whole_suites_are_valid(tmp_path: Path) -> No
         path.write_text(text.replace('"my-detector"', '"mahalanobis"'), encoding="utf-8")
         assert load_suite(path).name == suite["name"]
     assert whole
+
+
+def test_every_key_of_a_suite_is_explained_and_in_the_example() -> None:
+    schema = SuiteFile.model_json_schema()
+    page = TEXTS["suite.md"]
+    ((_, example),) = [found for found in blocks("toml", {"suite.md": page}) if "[data]" in found[1]]
+    shown = tomllib.loads(example)
+    for name, key in schema["properties"].items():
+        reference = key.get("$ref") or key.get("items", {}).get("$ref")
+        assert name in shown
+        if reference is None:
+            assert key["description"], name
+            continue
+        assert f"<!-- made: suite:{name} -->" in page
+        for inner, about in schema["$defs"][reference.rpartition("/")[2]]["properties"].items():
+            assert about["description"], f"{name}.{inner}"
+            assert re.search(rf"(?m)\b{inner} = ", example), f"{name}.{inner}"
+
+
+def test_every_option_of_a_command_says_what_it_does(tables: ModuleType) -> None:
+    made = tables.remade("<!-- made: commands -->\n<!-- /made -->")
+    rows = [row for row in made.splitlines() if row.startswith("| `")]
+    assert len(rows) > 80
+    assert not [row for row in rows if row.endswith("|  |")]
 
 
 def anchors(text: str) -> set[str]:

@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import reference
+from markdown_table import table
+
 if TYPE_CHECKING:
     from aftershock.harness.core.registry import PartKind
 
@@ -33,18 +36,6 @@ MADE = re.compile(r"(<!-- made: (\S+) -->\n).*?(<!-- /made -->)", re.DOTALL)
 PREFIXES = ("torchattacks", "foolbox", "corruption", "noise", "spatial")
 _UNDETECTED = "undetected_success_at_fpr_5"
 _SURROGATES = ("exact", "relaxed", "straight-through", "none")
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; cells hold no line ends, and a pipe outside code is escaped."""
-    titles = list(head)
-    lines = [titles, ["---"] * len(titles), *(list(r) for r in rows)]
-    return "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    parts = " ".join(text.split()).split("`")
-    return "`".join(part.replace("|", "\\|") if place % 2 == 0 else part for place, part in enumerate(parts))
 
 
 def linked(paper: str) -> str:
@@ -264,6 +255,11 @@ _MAKERS: dict[str, Callable[..., str]] = {
     "notebook": notebook,
     "attacks": attacks,
     "guard": guard,
+    "suite": reference.suite_keys,
+    "recipe": reference.recipe,
+    "commands": reference.commands,
+    "command-overview": reference.overview,
+    "common-options": reference.options,
 }
 
 

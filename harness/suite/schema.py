@@ -72,8 +72,8 @@ class ThreatEntry(BaseModel):
     """What the ranking is about: perturbed images outside it are shown, not ranked."""
 
     model_config = ConfigDict(extra="forbid")
-    norm: Literal["linf", "l2", "l1", "l0"]
-    eps: Number = Field(gt=0, description='A number or a fraction such as "8/255".')
+    norm: Literal["linf", "l2", "l1", "l0"] = Field(description="The norm in which a perturbation is measured.")
+    eps: Number = Field(gt=0, description='The largest norm: a number, or a fraction such as "8/255".')
 
     @field_validator("eps")
     @classmethod
@@ -105,8 +105,10 @@ class ModelEntry(_Entry):
 
     name: str | None = Field(None, description="A model: `aftershock list models`, or a torchvision classifier.")
     factory: str | None = Field(None, description="`package.module:function` or `file.py:function`.")
-    label: Label | None = None
-    weights: str | None = Field(None, description="Absolute, beside the suite, or under the data root.")
+    label: Label | None = Field(None, description="The name in tables and pages; by default `name`, or the function's.")
+    weights: str | None = Field(
+        None, description="File of the weights: absolute, beside the suite, or under the data root."
+    )
     train_if_missing: StrictBool = Field(False, description="Train where the weights are not found.")
     tap_modules: list[str] = Field(default=[], description="Modules to tap besides the ReLU-like calls.")
     bits_per_tap: StrictInt | None = Field(None, gt=0, description="Maximum number of bits per tap, a seeded sample.")
@@ -126,14 +128,14 @@ class PerturbationEntry(_Entry):
     """A perturbation; `eps` may be a list, which makes one perturbation per budget."""
 
     name: str = Field(description="A perturbation: `aftershock list perturbations`.")
-    label: Label | None = None
+    label: Label | None = Field(None, description="The name in tables, pages and `fit_on`; by default `name`.")
 
 
 class DetectorEntry(_Entry):
     """A detector; supervised ones name the perturbations that they learn from."""
 
     name: str = Field(description="A detector: `aftershock list detectors`.")
-    label: Label | None = None
+    label: Label | None = Field(None, description="The name in tables and pages; by default `name`.")
     fit_on: list[str] = Field(default=[], description="Labels of perturbations that the detector may learn from.")
     fit_negatives: list[str] = Field(default=[], description="Labels of noise that counts as clean in fit.")
 
@@ -142,7 +144,7 @@ class AnalysisEntry(_Entry):
     """An analysis of the model's codes."""
 
     name: str = Field(description="An analysis: `aftershock list analyses`.")
-    label: Label | None = None
+    label: Label | None = Field(None, description="The name of its folder and page; by default `name`.")
 
 
 _TABLES: Mapping[str, type[BaseModel]] = {"data": DataEntry, "threat": ThreatEntry, "limits": LimitsEntry}
@@ -155,9 +157,13 @@ class SuiteFile(BaseModel):
     """A suite as it is written in TOML."""
 
     model_config = ConfigDict(extra="forbid", title="Aftershock suite")
-    name: Label
-    seeds: list[Annotated[StrictInt, Field(ge=0)]] = Field(default=[0], min_length=1)
-    plugins: list[str] = []
+    name: Label = Field(description="The name of the suite, and of its run directory.")
+    seeds: list[Annotated[StrictInt, Field(ge=0)]] = Field(
+        default=[0], min_length=1, description="Everything random is drawn anew for each; numbers are their means."
+    )  # fmt: skip
+    plugins: list[str] = Field(
+        default=[], description="Files beside the suite that register parts; their code runs in a process of its own."
+    )  # fmt: skip
     price_images: StrictInt = Field(
         default=64, ge=0, le=200,
         description="Evaluate images by which the price of detectors is measured; 0 leaves it out.",
