@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.content_keys import FileDigests
 from ..core.interrupts import contained, listening
 from ..suite.glance import glance
+from .events import ENDED
 from .hooks import installed_hooks
 from .options import EngineChoice, Options
 from .result import Run
@@ -22,8 +23,11 @@ from .up_to_date import fingerprint, is_finished
 
 if TYPE_CHECKING:
     from ..suite.resolved import Suite
+    from .computing import Computed
     from .events import Event
     from .hooks.telling import Hooks
+    from .interim import Interim
+    from .opening import Opened
 
 
 def run(
@@ -120,7 +124,8 @@ def _compute(
     from ..evaluation.problems import Problems
     from .changed_state import changed_state
     from .computing import computed_run
-    from .run_facts import run_facts
+    from .interim import Interim
+    from .run_facts import RUNNING, run_facts
     from .writing import write_run
 
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -128,7 +133,15 @@ def _compute(
     with installed_hooks(options.on_message) as hooks:
         hooks.tell("run_started", {"suite": suite.name, "folder": str(place), "seeds": list(suite.seeds)})
         heard = replace(options, on_progress=partial(_heard, options.on_progress, hooks)) if hooks else options
-        with computed_run(suite, place, root, cache, digests, heard) as (opened, computed):
+
+        def interim(opened: Opened) -> Interim:
+            def write(computed: Computed) -> None:
+                facts = run_facts(opened, computed, options, opened.notes, started, time.perf_counter() - clock)
+                write_run(place, computed, {**facts, "status": RUNNING}, None, Problems(debug=False))
+
+            return Interim(write, options.on_message)
+
+        with computed_run(suite, place, root, cache, digests, heard, interim) as (opened, computed):
             changes = changed_state(computed.finished)
             for text in changes:
                 options.on_message(text)
@@ -151,7 +164,7 @@ def _compute(
 def _heard(on_progress: Callable[[Event], None], hooks: Hooks, event: Event) -> None:
     """Pass an event on, and tell hooks of a cell that is over."""
     on_progress(event)
-    if event.kind in ("done", "kept", "failed", "skipped"):
+    if event.kind in ENDED:
         hooks.tell(
             "cell_finished",
             {

@@ -18,6 +18,7 @@ from ..store.secrets import RunSecret
 from ..suite.resolved import Suite
 from .context import Context
 from .engines.make import make_engine
+from .events import ENDED, Event
 from .expected import Expectation
 from .opening import Opened, open_run
 from .options import Options
@@ -65,8 +66,9 @@ class Computed:
 
 @contextmanager
 def computed_run(
-    suite: Suite, place: Path, root: Path, cache: Path, digests: FileDigests, options: Options
-) -> Iterator[tuple[Opened, Computed]]:
+    suite: Suite, place: Path, root: Path, cache: Path, digests: FileDigests, options: Options,
+    interim: Callable[[Opened], Callable[[Callable[[], Computed]], None]] = lambda opened: lambda finished: None,
+) -> Iterator[tuple[Opened, Computed]]:  # fmt: skip
     """Open a run and compute what is missing of it; processes of plugins, which tables ask too, end with the block.
 
     Args:
@@ -76,6 +78,7 @@ def computed_run(
         cache: shared with other runs.
         digests: remembers the digests of large files.
         options: of the run.
+        interim: returns, for an opened run, what is called after each cell with what gives all that is finished.
 
     Raises:
         UsageError: for a mistake in the suite or the options.
@@ -91,7 +94,7 @@ def computed_run(
         with open_engine(opened, store, options) as engine:
             rates = Rates.read(cache)
             expectation = Expectation(opened.plan, opened.dataset, opened.device.type, opened.weights, rates)
-            computed = compute_cells(opened, store, engine, options, expectation)
+            computed = compute_cells(opened, store, engine, options, expectation, interim(opened))
             _remember(computed, store, expectation, rates.faded(), cache)
             yield opened, computed
 
@@ -157,15 +160,31 @@ def _remember(computed: Computed, store: Store, expectation: Expectation, rates:
 
 
 def compute_cells(
-    opened: Opened, store: Store, engine: Engine, options: Options, expected: Callable[[Cell], float]
-) -> Computed:
+    opened: Opened, store: Store, engine: Engine, options: Options, expected: Callable[[Cell], float],
+    interim: Callable[[Callable[[], Computed]], None] = lambda finished: None,
+) -> Computed:  # fmt: skip
     """Work through the plan; where perturbations failed, plan the analyses that read them again, without those.
+
+    Args:
+        opened: the run.
+        store: of its cells.
+        engine: computes them.
+        options: of the run.
+        expected: how long a cell is expected to take, in seconds.
+        interim: called after each cell with what gives all that is finished.
 
     Raises:
         AftershockError: if the run directory cannot be written.
     """
     plan, cells = opened.plan, opened.cells
-    summary = _runner(cells, store, engine, options, expected).run()
+
+    def watched(event: Event) -> None:
+        options.on_progress(event)
+        if event.kind in ENDED:
+            interim(lambda: Computed(Finished(plan, store, runner.summary, opened.dataset), list(cells), {}))
+
+    runner = _runner(cells, store, engine, replace(options, on_progress=watched), expected)
+    summary = runner.run()
     lost = lost_perturbations(plan, summary.done, summary.ended)
     if lost:
         plan = opened.make_plan(lost=lost)

@@ -13,6 +13,8 @@ DECIDES_NO_NUMBER = True
 
 # ``waiting``: all that is left is being computed by other runs that share the cache.
 Kind = Literal["start", "share", "waiting", "done", "kept", "failed", "skipped"]
+# Those after which a cell is over.
+ENDED: tuple[Kind, ...] = ("done", "kept", "failed", "skipped")
 
 
 @dataclass(frozen=True)

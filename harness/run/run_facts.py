@@ -27,6 +27,10 @@ PACKAGES = (
 )  # fmt: skip
 
 
+# The status of a run whose tables were written while it was going on.
+RUNNING = "running"
+
+
 def run_facts(
     opened: Opened, computed: Computed, options: Options, notes: Sequence[str], started: datetime, seconds: float
 ) -> dict[str, Any]:

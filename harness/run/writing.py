@@ -17,6 +17,7 @@ from ..store.run_directory import unwritable
 from ..suite.instances import make_analysis
 from .computing import Computed
 from .findings import reported
+from .run_facts import RUNNING
 from .up_to_date import published
 
 
@@ -46,7 +47,8 @@ def write_run(
         store.sync()
         _write_facts(out, facts, problems)
         rows = Tables(computed.finished, problems).write(out / "tables")
-        findings = _write_findings(out, computed, bool(facts["only"]), problems)
+        partial = bool(facts["only"]) or facts["status"] == RUNNING
+        findings = _write_findings(out, computed, partial, problems)
         keys = sorted({*computed.chosen, *summary.done})
         write_atomic(out / KEYS, "".join(f"{key}\n" for key in keys).encode())
         shown = [out / KEYS, *(out / "tables" / table_file(name) for name in COLUMNS)]

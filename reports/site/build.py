@@ -7,14 +7,16 @@ forbids loading anything from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ...harness.core.errors import AftershockError, UsageError, described
 from ..findings.pages import Study, analysis_page, cards, studies
 from ..read.run_directory import Run, check_scores, read_run
 from ..templates.rendering import asset, json_text
-from .boards import ROWS_FILE, Board, boards_of, later_rows, room_for
+from .boards import ROWS_FILE, boards_of, later_rows, room_for
 from .cite import bibtex, references_of
 from .detector_pages import Standing, add_detector_page, detectors_with_pages, standing_of
 from .downloads import Downloads, Link
@@ -27,6 +29,7 @@ from .model_pages import add_model_page
 from .pages import ENTRIES, INDEX, PLOTLY, PLOTLY_3D, READING, RUNS, MenuItem, Pages, page_names, page_paths
 from .parts import Part, parts_of
 from .perturbation_pages import add_perturbation_page, perturbation_groups
+from .propagation_figures import Propagation, propagation_of
 from .run_facts import run_page
 from .run_pages import add_reading_page, add_runs_page, failures_of
 from .scores_drawn import ScoreTables
@@ -35,6 +38,8 @@ from .writing import site_files, write_site
 __all__ = ["build_site", "site_files", "site_of"]
 
 ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js")
+# Models whose propagation the front page tells of; the first one is drawn.
+_SHIFTS = 6
 
 
 def build_site(runs: Sequence[Path], out: Path) -> Path:
@@ -76,8 +81,8 @@ def site_of(
 ) -> tuple[dict[str, bytes], list[str]]:
     """Return the files of a site by path, and a sentence for each page that could not be made.
 
-    Nothing is read but the scores of several runs, which are compared image by image: rows that were made from other
-    sources than a run directory are shown alike.
+    Nothing is read but published scores, where a run's directory has them: rows that were made from other sources than
+    a run directory are shown alike.
 
     Args:
         runs: facts and tables.
@@ -87,60 +92,101 @@ def site_of(
         refused: files that are on no board, and why.
     """
     groups = groups_of(runs)
-    titles = {id(group): title_among(group, groups) for group in groups}
-    models = page_paths("models", [group.title for group in groups])
     names = list(dict.fromkeys(run.name for run in runs))
     published = bool(entries or refused)
     menu = _menu(bool(found or problems), published)
     pages = Pages(names[0] if len(names) == 1 else f"{len(names)} suites", menu)
-    downloads = Downloads()
-    named, without = detectors_with_pages(groups)
-    detectors = page_names("detectors", named)
-    kinds = perturbation_groups(groups)
-    attacks = page_names("perturbations", kinds.values())
-    perturbations = {label: attacks[name] for label, name in kinds.items()}
+    downloads, paths = Downloads(), _paths(groups)
     failed = _add_analyses(pages, found, downloads)
-    tables = sum(len(grouped(g.rows("leaderboard"), "norm", "eps")) for g in groups)
-    boards: list[Board] = []
-    standings: list[Standing] = []
-    bare = []
-    for group, page in zip(groups, models, strict=True):
-        title = titles[id(group)]
-        own = boards_of(group, title, page, detectors, downloads, len(runs) > 1, room_for(tables))
-        boards += own
-        bare += [] if own else [(title, page)]
-        add_model_page(pages, page, group, title, own, detectors, perturbations, downloads)
-        standings.append(standing_of(group, title, own, page))
-    parts, scores = parts_of(runs, "detectors"), ScoreTables()
-    for label, path in detectors.items():
-        add_detector_page(pages, path, label, standings, parts, perturbations, detectors, scores, downloads)
-    made = parts_of(runs, "perturbations")
-    for name, path in attacks.items():
-        labels = [label for label, own in kinds.items() if own == name]
-        part = made.get(name) or Part(name)
-        add_perturbation_page(pages, path, name, labels, standings, part, detectors, downloads)
-    add_lists(pages, standings, (detectors, parts), (attacks, made), without)
+    standings, shifts = _add_models(pages, groups, paths, downloads, len(runs) > 1)
+    cited = _add_parts(pages, runs, found, standings, paths, downloads)
     if published:
         add_entries_page(pages, entries, refused)
     else:
         add_runs_page(pages, runs)
     add_reading_page(pages, groups)
-    works = references_of(
-        [*parts.values(), *made.values()], [(s.first.text("label"), s.first.text("paper")) for s in found]
-    )
-    cited = downloads.file("sources", "references.bib", "BibTeX of every detector, attack and analysis", works.encode())
-    _add_front_page(pages, runs, groups, boards, bare, found, [*problems, *failed], [cited])
-    later = later_rows(boards, pages.top)
+    _add_front_page(pages, runs, standings, shifts, found, [*problems, *failed], [cited])
     files = {path: text.encode() for path, text in pages.made.items()} | downloads.files
+    later = later_rows([board for standing in standings for board in standing.boards], pages.top)
     if later:
         files[ROWS_FILE] = f"window.laterRows={json_text(later)};\n".encode()
     return files | _assets(pages), failed
 
 
+@dataclass(frozen=True)
+class _Paths:
+    """Where pages are.
+
+    Attributes:
+        models: of each group.
+        detectors: by label.
+        attacks: of perturbations with all their budgets.
+        group_of: the perturbation that each label belongs to.
+        without: how many detectors have no page.
+    """
+
+    models: Sequence[str]
+    detectors: Mapping[str, str]
+    attacks: Mapping[str, str]
+    group_of: Mapping[str, str]
+    without: int
+
+    @cached_property
+    def perturbations(self) -> Mapping[str, str]:
+        """The page of every perturbation's label."""
+        return {label: self.attacks[name] for label, name in self.group_of.items()}
+
+
+def _paths(groups: Sequence[Group]) -> _Paths:
+    detectors, without = detectors_with_pages(groups)
+    kinds = perturbation_groups(groups)
+    return _Paths(
+        page_paths("models", [group.title for group in groups]), page_names("detectors", detectors),
+        page_names("perturbations", kinds.values()), kinds, without,
+    )  # fmt: skip
+
+
+def _add_models(
+    pages: Pages, groups: Sequence[Group], paths: _Paths, downloads: Downloads, several: bool
+) -> tuple[list[Standing], list[Propagation]]:
+    """Make the pages of models; return what other pages look up in them, and what the front page shows of each."""
+    room = room_for(sum(len(grouped(g.rows("leaderboard"), "norm", "eps")) for g in groups))
+    standings, shifts = [], []
+    for group, page in zip(groups, paths.models, strict=True):
+        title = title_among(group, groups)
+        boards = boards_of(group, title, page, paths.detectors, downloads, several, room)
+        shift = propagation_of(group, title, page, paths.perturbations, downloads)
+        shifts += [] if shift is None else [shift]
+        add_model_page(pages, page, group, title, boards, paths.detectors, paths.perturbations, shift, downloads)
+        standings.append(standing_of(group, title, boards, page))
+    return standings, shifts
+
+
+def _add_parts(
+    pages: Pages, runs: Sequence[Run], found: Sequence[Study], standings: Sequence[Standing], paths: _Paths,
+    downloads: Downloads,
+) -> Link:  # fmt: skip
+    """Make the pages of detectors and perturbations, and all lists; return the file of their sources."""
+    detectors, perturbations = (parts_of(runs, kind) for kind in ("detectors", "perturbations"))
+    scores = ScoreTables()
+    for label, path in paths.detectors.items():
+        add_detector_page(pages, path, label, standings, detectors, paths.perturbations, scores, downloads)
+    for name, path in paths.attacks.items():
+        labels = [label for label, own in paths.group_of.items() if own == name]
+        part = perturbations.get(name) or Part(name)
+        add_perturbation_page(pages, path, name, labels, standings, part, paths.detectors, downloads)
+    add_lists(pages, standings, (paths.detectors, detectors), (paths.attacks, perturbations), paths.without)
+    papers = [(study.first.text("label"), study.first.text("paper")) for study in found]
+    works = references_of([*detectors.values(), *perturbations.values()], papers)
+    return downloads.file("sources", "references.bib", "BibTeX of every detector, attack and analysis", works.encode())
+
+
 def _add_front_page(
-    pages: Pages, runs: Sequence[Run], groups: Sequence[Group], boards: Sequence[Board],
-    bare: Sequence[tuple[str, str]], found: Sequence[Study], problems: Sequence[str], references: Sequence[Link],
+    pages: Pages, runs: Sequence[Run], standings: Sequence[Standing], shifts: Sequence[Propagation],
+    found: Sequence[Study], problems: Sequence[str],
+    references: Sequence[Link],
 ) -> None:  # fmt: skip
+    groups = [standing.group for standing in standings]
     made = [study for study in found if f"analyses/{study.slug}.html" in pages.made]
     pages.add(
         INDEX,
@@ -148,9 +194,11 @@ def _add_front_page(
         title=pages.title,
         runs=[run_page(run) for run in runs],
         models=list(dict.fromkeys((g.model or "unnamed", g.accuracy) for g in groups)),
-        boards=boards,
-        bare=bare,
+        boards=[board for standing in standings for board in standing.boards],
+        bare=[(standing.title, standing.page) for standing in standings if not standing.boards],
         columns=BOARD,
+        shifts=shifts[:_SHIFTS],
+        has_charts=bool(shifts),
         apart=apart(groups),
         analyses=cards(made),
         analysis_problems=problems,

@@ -114,9 +114,20 @@ def standing_of(group: Group, title: str, boards: Sequence[Board], page: str) ->
 
 def add_detector_page(
     pages: Pages, path: str, label: str, standings: Sequence[Standing], parts: Mapping[str, Part],
-    perturbations: Mapping[str, str], detectors: Mapping[str, str], scores: ScoreTables, downloads: Downloads,
+    perturbations: Mapping[str, str], scores: ScoreTables, downloads: Downloads,
 ) -> None:  # fmt: skip
-    """Make the page of a detector, with a section for each model that it was measured on."""
+    """Make the page of a detector, with a section for each model that it was measured on.
+
+    Args:
+        pages: takes it.
+        path: its path.
+        label: the detector.
+        standings: the models.
+        parts: what is known of the detectors of the suites, by label.
+        perturbations: the page of each perturbation.
+        scores: of the runs.
+        downloads: takes the files of its tables.
+    """
     stem = path.rpartition("/")[2].removesuffix(".html")
     origin = next((s.group.origins[label][1] for s in standings if label in s.group.origins), label)
     part = parts.get(label) or parts.get(origin) or Part(label)

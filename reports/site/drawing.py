@@ -28,6 +28,7 @@ class Line:
         marks: points with their interval: x, y, low, high.
         note: what a reader sees when pointing at it.
         filled: the area below is tinted.
+        band: a tinted range around it: x, low, high.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Line:
     marks: Sequence[tuple[float, float, float | None, float | None]] = ()
     note: str = ""
     filled: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Chart:
         guides: x of dotted vertical lines, and their label.
         diagonal: a dotted line from corner to corner: chance.
         heading: above the axes.
+        notes: words in it: the x that they stand right of, the y that they are centred at, the text.
     """
 
     title: str
@@ -68,6 +71,7 @@ class Chart:
     guides: Sequence[tuple[float, str]] = ()
     diagonal: bool = False
     heading: str = ""
+    notes: Sequence[tuple[float, float, str]] = ()
 
 
 def drawn(chart: Chart, width: int = 380, height: int = 280) -> Markup:
@@ -111,6 +115,9 @@ def drawn(chart: Chart, width: int = 380, height: int = 280) -> Markup:
         parts.append(f'<path class="guide" d="M{place} {top}V{bottom}"><title>{escape(label)}</title></path>')
     for line in chart.lines:
         parts += _line(line, at, bottom)
+    for x, y, text in chart.notes:
+        left, level = at(x, y)
+        parts.append(f'<text class="words" x="{left + 6:.1f}" y="{level + 4:.1f}">{escape(text)}</text>')
     parts.append("</svg>")
     return Markup("".join(parts))  # noqa: S704 - every text is escaped above
 
@@ -122,6 +129,10 @@ def _line(line: Line, place: Place, bottom: float) -> list[str]:
     tone = f"t{line.tone % TONES}" + (" dashed" if line.dashed else "")
     path = "".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points))
     made = []
+    edges = [(place(x, low), place(x, high)) for x, low, high in line.band if math.isfinite(x + low + high)]
+    if len(edges) > 1:
+        around = "L".join(f"{x} {y}" for x, y in [*(e[0] for e in edges), *(e[1] for e in reversed(edges))])
+        made.append(f'<path class="area {tone}" d="M{around}Z"/>')
     if line.filled and points:
         made.append(f'<path class="area {tone}" d="{path}L{points[-1][0]} {bottom}L{points[0][0]} {bottom}Z"/>')
     if len(points) > 1:

@@ -95,7 +95,7 @@ class Group:
     def threat(self) -> tuple[str, float | None]:
         """Norm and budget that the first of the rankings is about."""
         norm, eps = next(iter(grouped(self.rows("leaderboard"), "norm", "eps")), ("", ""))
-        return norm, _fraction(eps)
+        return norm, fraction(eps)
 
     @cached_property
     def order(self) -> list[str]:
@@ -160,7 +160,8 @@ def title_among(group: Group, groups: Sequence[Group]) -> str:
     return group.title if alone else f"{group.title} ({run_title(group.runs[0])}, {group.digest[:8] or 'no digest'})"
 
 
-def _fraction(text: str) -> float | None:
+def fraction(text: str) -> float | None:
+    """Return a budget as a number: ``8/255`` or ``0.03``; ``None`` where it is none."""
     try:
         above, _, below = text.partition("/")
         return float(above) / float(below or 1)

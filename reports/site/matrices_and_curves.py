@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...harness.statistics.detection import MIN_IMAGES
 from ..read.run_directory import Row
 
 DASH = "–"
@@ -184,7 +185,8 @@ def propagation(title: str, rows: Sequence[Row]) -> dict[str, object]:
     """Return the curves of the rows of ``propagation.csv`` of a model, as plain JSON data, the mean over seeds.
 
     Series are lists ``[metric, population, perturbation, mean, q05, q95]``: three indices and three lists with one
-    number (or ``None``) per tap. Names stay as they are; they are escaped when drawn.
+    number (or ``None``) per tap. Names stay as they are; they are escaped when drawn. A series of fewer than 30 images
+    is left out, and listed in ``few``.
     """
     depths: dict[str, float] = {}
     for row in rows:
@@ -195,18 +197,25 @@ def propagation(title: str, rows: Sequence[Row]) -> dict[str, object]:
     metrics = sorted({r.text("metric") for r in rows}, key=lambda m: (known.index(m) if m in known else 99, m))
     order = list(POPULATIONS)
     populations = sorted({r.text("population") for r in rows}, key=lambda p: (order.index(p) if p in order else 99, p))
-    perturbations = list(dict.fromkeys(r.text("perturbation") for r in rows))
+    perturbations: list[str] = []
     series: list[list[object]] = []
+    few: dict[str, None] = {}
     for (metric, population, perturbation), own in grouped(rows, "metric", "population", "perturbation").items():
+        images = max((r.number("n") or 0 for r in own), default=0)
+        if images < MIN_IMAGES:
+            count = f"{images:.0f} image{'' if images == 1 else 's'}"
+            few[f"{perturbation}, {POPULATIONS.get(population, population)}: {count}"] = None
+            continue
+        if perturbation not in perturbations:
+            perturbations.append(perturbation)
         by_tap = grouped(own, "tap")
         curve: list[list[float | None]] = [[None] * len(taps) for _ in range(3)]
         for (tap,), cell in by_tap.items():
             for line, column in zip(curve, ("mean", "q05", "q95"), strict=True):
                 value = mean(r.number(column) for r in cell)
                 line[position[tap]] = None if value is None else float(f"{value:.5g}")
-        images = max((r.number("n") or 0 for r in own), default=0)
         where = (metrics.index(metric), populations.index(population), perturbations.index(perturbation))
-        series.append([*where, *curve, int(images)])
+        series.append([*where, *curve])
     return {
         "title": title,
         "taps": taps,
@@ -215,4 +224,5 @@ def propagation(title: str, rows: Sequence[Row]) -> dict[str, object]:
         "perturbations": perturbations,
         "seeds": len({r.text("seed") for r in rows}),
         "series": series,
+        "few": list(few),
     }

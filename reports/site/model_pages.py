@@ -23,6 +23,7 @@ from .leaderboard import ABLATION, PERTURBED, Table, perturbed, place
 from .matrices_and_curves import DASH, MEASURES, Matrix, matrices, propagation
 from .pages import PLOTLY, Pages
 from .past_all import past_all_sentences
+from .propagation_figures import Propagation
 from .run_facts import run_title
 from .shares import Conditions
 
@@ -34,7 +35,7 @@ _RAW = 10_000
 
 def add_model_page(
     pages: Pages, path: str, group: Group, title: str, boards: Sequence[Board], detectors: Mapping[str, str],
-    perturbations: Mapping[str, str], downloads: Downloads,
+    perturbations: Mapping[str, str], shift: Propagation | None, downloads: Downloads,
 ) -> None:  # fmt: skip
     """Make the page of a model.
 
@@ -46,13 +47,15 @@ def add_model_page(
         boards: its leaderboards.
         detectors: the page of each detector.
         perturbations: the page of each perturbation.
+        shift: what is shown of the propagation before the curves.
         downloads: takes the files of its tables.
     """
     stem = path.rpartition("/")[2].removesuffix(".html")
     shown, left_out = shown_of(group)
     attacks, measured, metrics = _first(group.conditions, shown), group.rows("perturbations"), group.rows("metrics")
     budgets = curve_data(title, with_distances(group, attacks, shown), group.threat)
-    curves = propagation(title, group.rows("propagation")) if group.rows("propagation") else None
+    curves = propagation(title, group.rows("propagation"))
+    drawable = bool(curves["series"])
     last = ends_table(ends(attacks))
     alarms = alarm_table(group.rows("rejection_curve"), sorted(group.ranked, key=place)[: DETECTORS + 1])
     plain, knowing = (
@@ -67,12 +70,14 @@ def add_model_page(
     pages.add(
         path,
         "model.html",
-        plotted=PLOTLY if curves or budgets else "",
+        plotted=PLOTLY if drawable or budgets else "",
         group={"title": title, "dataset": group.dataset, "accuracy": group.accuracy, "digest": group.digest,
                "runs": [run_title(run) for run in group.runs]},
         boards=[{"key": b.key, "threat": b.threat, "headline": b.headline, "rows": len(b.table.rows)} for b in boards],
+        shift=shift,
         curves=json_block([curves]),
-        has_curves=curves is not None,
+        has_curves=drawable,
+        few=curves["few"],
         propagation_files=raw(downloads, stem, "propagation", group),
         perturbations=plain,
         perturbation_files=downloads.table(stem, "perturbations", plain),

@@ -12,6 +12,7 @@ from .leaderboard import budget, percent
 STATUS = {
     "done": ("Complete", "good"),
     "incomplete": ("Incomplete", "warn"),
+    "running": ("Not over yet", "warn"),
     "failed": ("Cells failed", "bad"),
 }
 

@@ -17,6 +17,11 @@ function drawCurves(models) {
   $("curve-model").addEventListener("change", (e) => choose(Number(e.target.value)));
   $("curve-metric").addEventListener("change", (e) => { state.metric = Number(e.target.value); draw(); });
   $("curve-population").addEventListener("change", (e) => { state.population = Number(e.target.value); draw(); });
+  $("curve-knowing").addEventListener("change", (e) => {
+    knowing(models[state.model]).forEach((i) => state.shown.delete(i));
+    if (e.target.value !== "") state.shown.add(Number(e.target.value));
+    draw();
+  });
   for (const button of layoutButtons) {
     button.addEventListener("click", () => { state.layout = button.dataset.layout; press(layoutButtons, button); draw(); });
   }
@@ -28,6 +33,13 @@ function drawCurves(models) {
 
   function fill(select, names) {
     select.replaceChildren(...names.map((name, i) => new Option(name, String(i))));
+  }
+
+  // Attacks that know a detector are one choice among the others.
+  function knowing(model) {
+    const all = model.perturbations.map((p, i) => i);
+    const found = all.filter((i) => model.perturbations[i].includes("@"));
+    return found.length < all.length ? found : [];
   }
 
   // Another model keeps the measure and the population where it has them.
@@ -47,12 +59,15 @@ function drawCurves(models) {
     $("curve-metric").value = String(state.metric);
     $("curve-population").replaceChildren(...offered.map(([p, i]) => new Option(p[1], String(i))));
     $("curve-population").value = String(state.population);
+    $("curve-knowing").replaceChildren(new Option("none", ""), ...knowing(model).map((i) => new Option(model.perturbations[i], String(i))));
+    $("curve-knowing").closest("label").hidden = !knowing(model).length;
     chips(model);
     draw();
   }
 
   function chips(model) {
-    $("curve-chips").replaceChildren(...model.perturbations.map((name, i) => {
+    const apart = new Set(knowing(model));
+    $("curve-chips").replaceChildren(...model.perturbations.map((name, i) => [name, i]).filter(([, i]) => !apart.has(i)).map(([name, i]) => {
       const chip = document.createElement("button");
       chip.type = "button";
       chip.className = "chip";
@@ -132,7 +147,7 @@ function drawCurves(models) {
         });
         traces.push({ ...others, xaxis: x, yaxis: y, mode: "lines", line: { color: ghost, width: 1 }, hoverinfo: "skip" });
         layout.annotations.push({ xref: "paper", yref: "paper", x: from, y: top, yshift: 4, xanchor: "left", yanchor: "bottom",
-          text: `<b>${panel[0].name}</b>${(panel[0].main || panel[0].control)[6] < 30 ? `, only ${(panel[0].main || panel[0].control)[6]} images` : ""}`, showarrow: false, font: { size: 13, color: panel[0].colour } });
+          text: `<b>${panel[0].name}</b>`, showarrow: false, font: { size: 13, color: panel[0].colour } });
       }
       if (panel.length === 1 && !panel[0].main) {
         layout.annotations.push({ xref: "paper", yref: "paper", x: (from + to) / 2, y: bottom + (top - bottom) * 0.55, showarrow: false,

@@ -504,7 +504,7 @@ def test_two_seeds(place: Path, finished: Path, forks: Forks, tiny: Tiny, cache:
         (["run", "x" * 300], "no suite file"),
         (["run", "."], "no suite file"),
         (["validate"], "--schema"),
-        (["list", "detector"], "detectors"),
+        (["list", "detectr"], "detectors"),
         (["report", "nowhere", "--out", "x"], "nowhere"),
     ],
 )

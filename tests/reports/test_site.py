@@ -790,10 +790,10 @@ def test_in_a_browser_narrow_pages_do_not_scroll_sideways_and_show_the_flags(
 ) -> None:
     site = build_site([run], tmp_path / "site").parent
     visit = Visit(browser, site / "index.html", 390, BOARD_READY)
-    for path in pages_of(site):
+    for path in ("models/digits-cnn.html", "detectors/latent.html", "detectors/index.html", "perturbations/pgd.html",
+                 "reading.html", "runs.html", "index.html"):  # fmt: skip
         visit.tab.goto((site / path).as_uri())
         assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 390, path
-    visit.tab.goto((site / "index.html").as_uri())
     badge = visit.tab.locator("tr.unranked .badge").first
     box = badge.bounding_box()
     assert box is not None and box["x"] + box["width"] <= 390
@@ -804,7 +804,8 @@ def test_in_a_browser_hostile_names_stay_names(browser: Browser, tmp_path: Path)
     site = build_site([hostile(tmp_path)], tmp_path / "site").parent
     visit = Visit(browser, site / "index.html", 1400, BOARD_READY)
     tab = visit.tab
-    for path in pages_of(site):
+    one_of_each = {path.partition("/")[0]: path for path in pages_of(site)}
+    for path in one_of_each.values():
         tab.goto((site / path).as_uri())
         assert tab.locator("img").count() == 0, path
     (model,) = (path for path in pages_of(site) if path.startswith("models/") and "index" not in path)

@@ -13,7 +13,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "seeds,seed_sd,protocol_digest,n_images,not_ranked_reason,robust_accuracy_is_upper_bound,tpr_at_fpr_1,"
         "series_digest,reencoded_flagged_at_fpr_5,shadow_flagged_at_fpr_5,shadow_robust,shadow_source_robust,n_shadow,"
         "false_alarm_at_quarter_eps,price,price_low,price_high,r0_median,rd_median,n_price,n_rd_censored,n_r0_censored,"
-        "passes_once,passes_majority",
+        "passes_once,passes_majority,accuracy_rank",
         "metrics": "dataset,model,seed,perturbation,kind,family,norm,eps,outcome,detector,fit_on,seen,negatives,"
         "n_positive,n_negative,auroc,auroc_low,auroc_high,average_precision,tpr_at_fpr_1,tpr_at_fpr_5,tpr_at_fpr_10,"
         "undetected_success_at_fpr_5,control_flagged_at_fpr_5,reason",

@@ -183,39 +183,18 @@ def test_distances_that_do_not_agree_with_their_censoring_cannot_be_read(tmp_pat
 
 
 def test_a_jump_with_the_budget_and_tied_scores_have_to_be_flagged(tmp_path: Path) -> None:
-    held = table(dearer=1.0)
-    walls = []
-    for seed in held.seeds:
-        near = np.isfinite(seed.r0) & (seed.r0 <= EPS)
-        rd = np.where(near, EPS * 1.1, seed.rd)
-        walls.append(np.where(np.isfinite(seed.r0), np.maximum(rd, seed.r0), rd))
-    jumping = with_seed(with_seed(held, 0, rd=walls[0]), 1, rd=walls[1])
-    few = np.isfinite(jumping.seeds[0].r0) & (jumping.seeds[0].r0 <= EPS)
-    # Without enough near images there would be no jump to see.
-    near = with_seed(with_seed(jumping, 0, r0=np.where(np.isnan(jumping.seeds[0].r0), np.nan, 0.05),
-                               rd=np.where(np.isnan(jumping.seeds[0].r0), np.nan, EPS * 1.1)), 1,
-                     r0=np.where(np.isnan(jumping.seeds[1].r0), np.nan, 0.05),
-                     rd=np.where(np.isnan(jumping.seeds[1].r0), np.nan, EPS * 1.1))  # fmt: skip
-    assert few.sum() < PRICED
-    # All at one distance, the model alone jumps as much: spread what fools it alone.
-    spread = np.linspace(0.02, 0.09, len(EVALUATED))
-    for number in (0, 1):
-        near = with_seed(near, number, r0=np.where(np.isnan(near.seeds[number].r0), np.nan, spread))
-    [path] = put(tmp_path / "jump", written(images=near))
+    wall = table()
+    for number, seed in enumerate(wall.seeds):
+        priced = ~np.isnan(seed.r0)
+        # Everything is fooled well within the threat, evenly, and passes at once a little beyond it.
+        r0 = np.where(priced, np.linspace(0.02, 0.09, len(EVALUATED)), np.nan)
+        wall = with_seed(wall, number, r0=r0, rd=np.where(priced, EPS * 1.1, np.nan))
+    [path] = put(tmp_path / "jump", written(images=wall))
     assert found(path) == ["claims.flags"]
-    [path] = put(
-        tmp_path / "said",
-        written(
-            images=near,
-            claims={
-                "flags": "discontinuous",
-                "not_ranked_reason": "discontinuous",
-                "robust_accuracy_is_upper_bound": 1,
-            },
-        ),
-    )
+    said = {"flags": "discontinuous", "not_ranked_reason": "discontinuous", "robust_accuracy_is_upper_bound": 1}
+    [path] = put(tmp_path / "said", written(images=wall, claims=said))
     assert found(path) == []
-    tied = with_seed(held, 0, calibrate=np.repeat([0.0, 2.0], [200, 20]))
+    tied = with_seed(table(), 0, calibrate=np.repeat([0.0, 2.0], [200, 20]))
     [path] = put(tmp_path / "tied", written(images=tied))
     assert "claims.flags" in found(path)
 
