@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import AftershockError, UsageError
+from ..core.errors import AftershockError, UsageError, printable
 
 if TYPE_CHECKING:
     from ...reports.entries.schema import Entry
@@ -58,7 +58,7 @@ def submit(
     if not by.strip():
         raise UsageError("Say who stands for the numbers: --by NAME.")
     for written in entries_of(read_run(run), by, detector):
-        path = write_entry(written, place_in(to, written), replace)
+        path = write_entry(written, place_in(to, written), replace, to)
         problems = verify(path, to).disagreements
         if problems:
             raise AftershockError(f"{path} does not agree with itself: {problems[0]}.")
@@ -118,9 +118,10 @@ def verify(
         raise UsageError("Only what was computed again is marked: --by goes with --rerun.")
     found = read_folders(entry)
     for one in found.entries:
-        typer.echo(f"{one.path}: agrees with its table" if one.table else f"{one.path}: has no table to agree with")
+        said = "agrees with its table" if one.table else "has no table to agree with"
+        typer.echo(printable(f"{one.path}: {said}"))
     for refused in found.refused:
-        typer.echo(f"{refused.path}: {refused.reason}")
+        typer.echo(str(refused))
     failed = len(found.refused)
     if suite is not None:
         again = _computed_again(suite, out or Path("runs") / f"verify-{suite.stem}", data)
@@ -128,9 +129,9 @@ def verify(
             problems = _differences(one.entry, again)
             failed += bool(problems)
             for problem in problems:
-                typer.echo(f"{one.path}: computed again: {problem}")
+                typer.echo(printable(f"{one.path}: computed again: {problem}"))
             if not problems:
-                typer.echo(f"{one.path}: computed again, and agrees")
+                typer.echo(printable(f"{one.path}: computed again, and agrees"))
                 if by:
                     _mark(one.path, by, again, one.entry, marks)
     if failed:
@@ -213,7 +214,7 @@ def board(
             write_atomic(folder / file, content)
         typer.echo(f"For the .eval_results folder of model repositories: {folder}")
     for refused in found.refused:
-        typer.echo(f"Refused: {refused.path}: {refused.reason}")
+        typer.echo(f"Refused: {refused}")
     count = len(found.entries)
     typer.echo(f"{count} entr{'ies' if count != 1 else 'y'}, {len(found.refused)} refused. Board: {page}")
 

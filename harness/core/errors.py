@@ -28,6 +28,11 @@ def text_of(error: BaseException) -> str:
     except Exception:
         # An exception of a part may have no text, either.
         return ""
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return a text, such as the name of a file from anybody, as every terminal and file takes it."""
     # Control characters move the cursor, and half of a surrogate pair has no encoding.
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 

@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -166,7 +167,8 @@ def parse_strict_json(content: bytes, path: Path, depth: int = 32) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+            count = Counter(name for name, _ in pairs)
+            twice = next(name for name in found if count[name] > 1)
             raise ValueError(f"an object has the name {twice[:40]!r} twice")
         return found
 

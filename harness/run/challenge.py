@@ -8,8 +8,10 @@ within the threat by its measured norm, fools the model, and has a finite score.
 from __future__ import annotations
 
 import io
+import lzma
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +37,10 @@ from .roots import data_root
 
 _MOST_IMAGES, _MOST_BYTES, _BATCH = 100_000, 4 * GIB, 256
 _DIGITS = 1e-5
+# What the modules below np.load raise for damaged, encrypted and unknown archives.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 OTHER, WRONG, OUTSIDE, FAR, RIGHT, NO_SCORE, KNOWN = (
     "not among the images that the entry is about",
     "of an image that the model gets wrong without it",
@@ -163,9 +169,11 @@ def _read(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
                 raise ValueError("it unpacks to more than is read")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             index, images = arrays["index"], arrays["images"]
+        if not (isinstance(index, np.ndarray) and isinstance(images, np.ndarray)):
+            raise ValueError("they are no arrays")
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {path}.") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+    except _UNREADABLE as error:
         why = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} is no .npz file with 'index' and 'images' ({why}).") from error
     whole = index.ndim == 1 and index.dtype.kind in "iu" and images.dtype.kind == "f" and images.ndim == 4
@@ -175,7 +183,9 @@ def _read(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         )
     if index.min() < 0 or int(index.max()) >= 2**62:
         raise UsageError(f"{path} has an index that is no position in a test split.")
-    return index.astype(np.int64), images.astype(np.float32)
+    with np.errstate(over="ignore"):
+        # What single precision cannot hold lies outside [0, 1], which is said of each image.
+        return index.astype(np.int64), images.astype(np.float32)
 
 
 def _guard(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...harness.core.errors import UsageError
+from ...harness.core.errors import UsageError, printable
 from ...harness.core.files import is_regular, write_atomic
 from .from_run import Written
 from .schema import SUFFIX, read_entry
@@ -30,7 +30,10 @@ class Refused:
     @property
     def published(self) -> tuple[str, str]:
         """The file and the reason, by paths below the root."""
-        return str(self.path.relative_to(self.root)), self.reason.replace(f"{self.root}/", "")
+        return printable(str(self.path.relative_to(self.root))), printable(self.reason.replace(f"{self.root}/", ""))
+
+    def __str__(self) -> str:
+        return printable(f"{self.path}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,23 @@ def _files(root: Path) -> Iterator[Path]:
                 yield inside / name
 
 
-def write_entry(written: Written, folder: Path, replace: bool = False) -> Path:
+def write_entry(written: Written, folder: Path, replace: bool = False, within: Path | None = None) -> Path:
     """Write an entry with its table; returns the entry's file.
 
+    Args:
+        written: the entry.
+        folder: of its files; made where it is not there.
+        replace: whether it may take the place of an entry that says something else.
+        within: a folder, as of a board that others write to as well, that links below must not lead out of.
+
     Raises:
-        UsageError: if another entry of this name is there and is not to be replaced.
+        UsageError: if another entry of this name is there and is not to be replaced, or a link leads out.
         OSError: if the folder cannot be written.
     """
     path = folder / (written.entry.stem + SUFFIX)
+    # os.path.realpath, unlike Path.resolve, does not raise where links form a loop.
+    if within is not None and not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(within)):
+        raise UsageError(f"{folder} leads out of {within}: replace the link by a folder.")
     if not replace and os.path.lexists(path) and not _is_same(path, written):
         raise UsageError(f"{path} is there already and says something else: write it with --replace, or elsewhere.")
     folder.mkdir(parents=True, exist_ok=True)

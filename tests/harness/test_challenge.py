@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -146,3 +149,34 @@ def test_arrays_that_do_not_fit_are_one_sentence(
             challenge(quick_run, DETECTOR, path, "Eve")
     with pytest.raises(UsageError, match="has no detector 'hamming'"):
         challenge(quick_run, "hamming", objects, "Eve")
+
+
+def _array(value: object) -> bytes:
+    held = io.BytesIO()
+    np.save(held, np.asarray(value))
+    return held.getvalue()
+
+
+def _archive(path: Path, index: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytearray:
+    with zipfile.ZipFile(path, "w", method) as held:
+        held.writestr("index.npy", index)
+        held.writestr("images.npy", _array(np.zeros((2, 1, 8, 8), np.float32)))
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("damage", ["encrypted", "unknown method", "deflate", "lzma", "no array"])
+def test_an_archive_that_cannot_be_unpacked_is_a_sentence(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "theirs.npz"
+    method = zipfile.ZIP_LZMA if damage == "lzma" else zipfile.ZIP_DEFLATED
+    content = _archive(path, b"hello" if damage == "no array" else _array([1, 2]), method)
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(start), bytes(content)):
+            if damage == "encrypted":
+                content[found.start() + flags] |= 1
+            if damage == "unknown method":
+                content[found.start() + flags + 2] = 99
+    if damage in ("deflate", "lzma"):
+        content[48:64] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"theirs\.npz"):
+        module._read(path)

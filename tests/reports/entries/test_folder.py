@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from aftershock.harness.cli.main import app
 from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.formats import seal
 from aftershock.reports.entries import images
@@ -19,6 +21,7 @@ from aftershock.reports.entries.verify import table_path, verify
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.entries import put, written
+from typer.testing import CliRunner
 
 
 def sealed(path: Path, field: str, value: object) -> None:
@@ -243,3 +246,42 @@ def test_a_second_run_may_differ_by_two_images_and_not_by_more(tmp_path: Path) -
 def test_an_entry_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="There is no entry"):
         read_entry(tmp_path / "gone.json")
+
+
+def test_a_name_that_an_object_has_twice_is_found_at_once_among_many(tmp_path: Path) -> None:
+    many = ",".join(f'"k{i}":0' for i in range(70_000))
+    (tmp_path / "many.json").write_text(f'{{{many},"k69999":0}}', encoding="utf-8")
+    began = time.process_time()
+    [refused] = read_folders([tmp_path]).refused
+    assert "'k69999' twice" in refused.reason
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names there are text")
+@pytest.mark.parametrize("name", [b"\xff\xfe.json", b"\x1b[31mred.json", b"a\nb.json", "\u202egnp.json".encode()])
+def test_a_file_name_that_no_page_or_terminal_takes_is_shown_without_it(tmp_path: Path, name: bytes) -> None:
+    folder = tmp_path / "entries"
+    put(folder, written())
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("{}", encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    said = CliRunner().invoke(app, ["board", str(folder), "--out", str(tmp_path / "site")])
+    assert said.exit_code == 0, said.output
+    assert "1 refused" in said.output
+    page = (tmp_path / "site" / "entries.html").read_text(encoding="utf-8")
+    for text in (said.output, page):
+        assert all(c.isprintable() or c == "\n" for c in text)
+    [refused] = read_folders([folder]).refused
+    assert all(part.isprintable() for part in (*refused.published, str(refused)))
+
+
+def test_nothing_is_written_through_a_link_out_of_a_board(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    board = tmp_path / "board"
+    board.mkdir()
+    (board / "digits").symlink_to(tmp_path / "outside", target_is_directory=True)
+    one = written()
+    with pytest.raises(UsageError, match="leads out"):
+        write_entry(one, place_in(board, one), within=board)
+    assert list((tmp_path / "outside").iterdir()) == []
