@@ -134,7 +134,7 @@ def _compute(
                 options.on_message(text)
             seconds = time.perf_counter() - clock
             facts = run_facts(opened, computed, options, [*opened.notes, *changes], started, seconds)
-            rows = write_run(place, computed, facts, stamp, problems)
+            rows = write_run(place, computed, facts, stamp, problems, opened.root, opened.dataset.test)
         failed, counts = computed.failed | problems.found, computed.finished.summary
         for row in rows:
             hooks.tell("row_ready", row)

@@ -7,11 +7,12 @@ forbids loading anything from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...harness.core.errors import AftershockError, UsageError, described
 from ..findings.pages import Study, analysis_page, cards, studies
+from ..read.gallery import Sheet, read_gallery
 from ..read.run_directory import Run, check_scores, read_run
 from ..templates.rendering import asset, json_text
 from .boards import ROWS_FILE, Board, boards_of, later_rows, room_for
@@ -19,6 +20,7 @@ from .cite import bibtex, references_of
 from .detector_pages import Standing, add_detector_page, detectors_with_pages, standing_of
 from .downloads import Downloads, Link
 from .entry_pages import EntryLine, add_entries_page
+from .galleries import Galleries, Gallery
 from .groups import Group, apart, groups_of, title_among
 from .leaderboard import BOARD
 from .lists import LISTS, add_lists
@@ -35,7 +37,7 @@ from .writing import site_files, write_site
 
 __all__ = ["build_site", "site_files", "site_of"]
 
-ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js")
+ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js", "gallery.js")
 # Models whose propagation the front page tells of; the first one is drawn.
 _SHIFTS = 6
 
@@ -62,8 +64,12 @@ def build_site(runs: Sequence[Path], out: Path) -> Path:
         for run in read:
             check_scores(run.path, run.facts)
     found, problems = studies(read)
+    sheets: dict[Path, Sequence[Sheet]] = {}
+    for run in read:
+        sheets[run.path], left_out = read_gallery(run)
+        problems += left_out
     out = Path(out)
-    files, failed = site_of(read, found, problems)
+    files, failed = site_of(read, found, problems, sheets=sheets)
     write_site(out, files, runs)
     if failed:
         raise AftershockError(" ".join(failed))
@@ -76,6 +82,7 @@ def site_of(
     problems: Sequence[str] = (),
     entries: Sequence[EntryLine] = (),
     refused: Sequence[tuple[str, str]] = (),
+    sheets: Mapping[Path, Sequence[Sheet]] | None = None,
 ) -> tuple[dict[str, bytes], list[str]]:
     """Return the files of a site by path, and a sentence for each page that could not be made.
 
@@ -88,6 +95,7 @@ def site_of(
         problems: why others cannot be shown.
         entries: of a board, whose rows come from files of several people.
         refused: files that are on no board, and why.
+        sheets: pictures, by run directory.
     """
     groups = groups_of(runs)
     titles = {id(group): title_among(group, groups) for group in groups}
@@ -106,6 +114,7 @@ def site_of(
     tables = sum(len(grouped(g.rows("leaderboard"), "norm", "eps")) for g in groups)
     boards: list[Board] = []
     shifts: list[Propagation] = []
+    galleries, shown = Galleries(sheets or {}, downloads), list[Gallery]()
     standings: list[Standing] = []
     bare = []
     for group, page in zip(groups, models, strict=True):
@@ -115,16 +124,18 @@ def site_of(
         bare += [] if own else [(title, page)]
         shift = propagation_of(group, title, page, perturbations, downloads)
         shifts += [] if shift is None else [shift]
+        if not shown:
+            shown += galleries.front(group, shift.about if shift else "")
         add_model_page(pages, page, group, title, own, detectors, perturbations, shift, downloads)
         standings.append(standing_of(group, title, own, page))
     parts, scores = parts_of(runs, "detectors"), ScoreTables()
     for label, path in detectors.items():
-        add_detector_page(pages, path, label, standings, parts, perturbations, detectors, scores, downloads)
+        add_detector_page(pages, path, label, standings, parts, perturbations, detectors, scores, galleries, downloads)
     made = parts_of(runs, "perturbations")
     for name, path in attacks.items():
         labels = [label for label, own in kinds.items() if own == name]
         part = made.get(name) or Part(name)
-        add_perturbation_page(pages, path, name, labels, standings, part, detectors, downloads)
+        add_perturbation_page(pages, path, name, labels, standings, part, detectors, galleries, downloads)
     add_lists(pages, standings, (detectors, parts), (attacks, made), without)
     if published:
         add_entries_page(pages, entries, refused)
@@ -135,7 +146,7 @@ def site_of(
         [*parts.values(), *made.values()], [(s.first.text("label"), s.first.text("paper")) for s in found]
     )
     cited = downloads.file("sources", "references.bib", "BibTeX of every detector, attack and analysis", works.encode())
-    _add_front_page(pages, runs, groups, boards, bare, shifts, found, [*problems, *failed], [cited])
+    _add_front_page(pages, runs, groups, boards, bare, shifts, shown, found, [*problems, *failed], [cited])
     later = later_rows(boards, pages.top)
     files = {path: text.encode() for path, text in pages.made.items()} | downloads.files
     if later:
@@ -145,8 +156,8 @@ def site_of(
 
 def _add_front_page(
     pages: Pages, runs: Sequence[Run], groups: Sequence[Group], boards: Sequence[Board],
-    bare: Sequence[tuple[str, str]], shifts: Sequence[Propagation], found: Sequence[Study], problems: Sequence[str],
-    references: Sequence[Link],
+    bare: Sequence[tuple[str, str]], shifts: Sequence[Propagation], galleries: Sequence[Gallery],
+    found: Sequence[Study], problems: Sequence[str], references: Sequence[Link],
 ) -> None:  # fmt: skip
     made = [study for study in found if f"analyses/{study.slug}.html" in pages.made]
     pages.add(
@@ -159,6 +170,7 @@ def _add_front_page(
         bare=bare,
         columns=BOARD,
         shifts=shifts[:_SHIFTS],
+        galleries=galleries,
         has_charts=bool(shifts),
         apart=apart(groups),
         analyses=cards(made),
