@@ -137,7 +137,15 @@ def _compute(
         def interim(opened: Opened) -> Interim:
             def write(computed: Computed) -> None:
                 facts = run_facts(opened, computed, options, opened.notes, started, time.perf_counter() - clock)
-                write_run(place, computed, {**facts, "status": RUNNING}, None, Problems(debug=False))
+                write_run(
+                    place,
+                    computed,
+                    {**facts, "status": RUNNING},
+                    None,
+                    Problems(debug=False),
+                    root,
+                    opened.dataset.test,
+                )
 
             return Interim(write, options.on_message)
 
@@ -147,7 +155,7 @@ def _compute(
                 options.on_message(text)
             seconds = time.perf_counter() - clock
             facts = run_facts(opened, computed, options, [*opened.notes, *changes], started, seconds)
-            rows = write_run(place, computed, facts, stamp, problems)
+            rows = write_run(place, computed, facts, stamp, problems, opened.root, opened.dataset.test)
         failed, counts = computed.failed | problems.found, computed.finished.summary
         for row in rows:
             hooks.tell("row_ready", row)

@@ -115,10 +115,11 @@ class ImageReader:
     Args:
         folder: the run directory.
         root: of the data sets, where the clean images are.
+        test: the test images of its data set, where they are at hand already.
     """
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self._folder, self._root = folder, root
+    def __init__(self, folder: Path, root: Path, test: ImageSplit | None = None) -> None:
+        self._folder, self._root, self._test = folder, root, test
 
     @cached_property
     def _run(self) -> RunFolder:
@@ -162,6 +163,8 @@ class ImageReader:
     @cached_property
     def _source(self) -> ImageSplit | str:
         """The test images of the run's data set, or why they are not at hand."""
+        if self._test is not None:
+            return self._test
         try:
             return test_images(self._run, self._root)
         except UsageError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...reports.findings.files import findings_folder, remove_others, write_findings
 from ...reports.site.build import build_site, site_files
@@ -17,13 +17,19 @@ from ..store.run_directory import unwritable
 from ..suite.instances import make_analysis
 from .computing import Computed
 from .findings import reported
+from .images import ImageReader
 from .run_facts import RUNNING
+from .site_gallery import write_site_gallery
 from .up_to_date import published
+
+if TYPE_CHECKING:
+    from ..data.types import ImageSplit
 
 
 def write_run(
-    out: Path, computed: Computed, facts: Mapping[str, Any], stamp: str | None, problems: Problems
-) -> list[Row]:
+    out: Path, computed: Computed, facts: Mapping[str, Any], stamp: str | None, problems: Problems, root: Path,
+    test: ImageSplit,
+) -> list[Row]:  # fmt: skip
     """Write all that a run directory shows; a table, findings or a site that cannot be made is among its problems.
 
     The site is made from what is in the directory by then, as ``aftershock report`` makes it.
@@ -34,6 +40,8 @@ def write_run(
         facts: what is known of the run without its tables; written first, whatever happens to these.
         stamp: fingerprint of what was asked for.
         problems: takes what cannot be made.
+        root: of the data sets.
+        test: the test images, for pictures.
 
     Returns:
         the rows of the leaderboard.
@@ -53,6 +61,9 @@ def write_run(
         write_atomic(out / KEYS, "".join(f"{key}\n" for key in keys).encode())
         shown = [out / KEYS, *(out / "tables" / table_file(name) for name in COLUMNS)]
         shown += [file for folder in findings for file in sorted(folder.iterdir())]
+        _write_facts(out, {**facts, "files": published(out, shown)}, problems)
+        with problems.of("gallery"):
+            shown += write_site_gallery(out, ImageReader(out, root, test))
         _write_facts(out, {**facts, "files": published(out, shown)}, problems)
         pages: list[Path] = []
         with problems.of("site"):

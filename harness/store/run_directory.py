@@ -34,7 +34,10 @@ from .shared_cache import SharedCache
 DECIDES_NO_NUMBER = True
 
 # What a run directory holds that is ours to write and delete.
-PARTS = ("cells", "artifacts", "tables", "site", "analyses", "run.json", "keys.txt", ".lock", ".incoming", KEPT_IN)
+PARTS = (
+    "cells", "artifacts", "tables", "site", "analyses", "gallery", "run.json", "keys.txt", ".lock", ".incoming",
+    KEPT_IN,
+)  # fmt: skip
 # Seconds of work that a power cut may cost: what was written is brought to the disk as often.
 _SYNCED = 10.0
 
@@ -103,7 +106,7 @@ class Store:
             place.mkdir(exist_ok=True)
         _refuse_older(self.folder)
         # What a killed process was writing; no other process writes while the lock is held.
-        for written in ("", "tables", "site", "site/assets", "site/analyses"):
+        for written in ("", "tables", "gallery", "site", "site/assets", "site/analyses"):
             remove_leftovers(self.folder / written)
         for place in artifacts.iterdir():
             remove_leftovers(place)

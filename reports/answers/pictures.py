@@ -31,7 +31,7 @@ def strip(
     from PIL import Image
 
     shown = None if difference is None else 0.5 + 0.5 * magnification(difference) * difference
-    panels = [_pixels(p) for p in (clean, perturbed, shown, control) if p is not None]
+    panels = [pixels(p) for p in (clean, perturbed, shown, control) if p is not None]
     height, width, _ = panels[0].shape
     scale = max(1, -(-_SIDE // min(height, width)))
     high, wide = height * scale, width * scale
@@ -48,7 +48,7 @@ def magnification(difference: FloatArray) -> float:
     return 1 / largest if largest > 0 else 1.0
 
 
-def _pixels(image: FloatArray) -> NDArray[np.uint8]:
+def pixels(image: FloatArray) -> NDArray[np.uint8]:
     """Return (height, width, 3); of one channel grey, of two or more than three the first one."""
     finite = np.nan_to_num(image, nan=1.0)
     levels = (np.clip(finite, 0, 1) * 255).round().astype(np.uint8)

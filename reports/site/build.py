@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ...harness.core.errors import AftershockError, UsageError, described
 from ..findings.pages import Study, analysis_page, cards, studies
+from ..read.gallery import Sheet, read_gallery
 from ..read.run_directory import Run, check_scores, read_run
 from ..templates.rendering import asset, json_text
 from .boards import ROWS_FILE, boards_of, later_rows, room_for
@@ -21,6 +22,7 @@ from .cite import bibtex, references_of
 from .detector_pages import Standing, add_detector_page, detectors_with_pages, standing_of
 from .downloads import Downloads, Link
 from .entry_pages import EntryLine, add_entries_page
+from .galleries import Galleries, Gallery
 from .groups import Group, apart, groups_of, title_among
 from .leaderboard import BOARD
 from .lists import LISTS, add_lists
@@ -37,7 +39,7 @@ from .writing import site_files, write_site
 
 __all__ = ["build_site", "site_files", "site_of"]
 
-ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js")
+ASSETS = ("style.css", "site.js", "board.js", "propagation.js", "budgets.js", "analyses.js", "figures.js", "gallery.js")
 # Models whose propagation the front page tells of; the first one is drawn.
 _SHIFTS = 6
 
@@ -64,8 +66,12 @@ def build_site(runs: Sequence[Path], out: Path) -> Path:
         for run in read:
             check_scores(run.path, run.facts)
     found, problems = studies(read)
+    sheets: dict[Path, Sequence[Sheet]] = {}
+    for run in read:
+        sheets[run.path], left_out = read_gallery(run)
+        problems += left_out
     out = Path(out)
-    files, failed = site_of(read, found, problems)
+    files, failed = site_of(read, found, problems, sheets=sheets)
     write_site(out, files, runs)
     if failed:
         raise AftershockError(" ".join(failed))
@@ -78,6 +84,7 @@ def site_of(
     problems: Sequence[str] = (),
     entries: Sequence[EntryLine] = (),
     refused: Sequence[tuple[str, str]] = (),
+    sheets: Mapping[Path, Sequence[Sheet]] | None = None,
 ) -> tuple[dict[str, bytes], list[str]]:
     """Return the files of a site by path, and a sentence for each page that could not be made.
 
@@ -90,6 +97,7 @@ def site_of(
         problems: why others cannot be shown.
         entries: of a board, whose rows come from files of several people.
         refused: files that are on no board, and why.
+        sheets: pictures, by run directory.
     """
     groups = groups_of(runs)
     names = list(dict.fromkeys(run.name for run in runs))
@@ -98,14 +106,16 @@ def site_of(
     pages = Pages(names[0] if len(names) == 1 else f"{len(names)} suites", menu)
     downloads, paths = Downloads(), _paths(groups)
     failed = _add_analyses(pages, found, downloads)
+    galleries = Galleries(sheets or {}, downloads)
     standings, shifts = _add_models(pages, groups, paths, downloads, len(runs) > 1)
-    cited = _add_parts(pages, runs, found, standings, paths, downloads)
+    cited = _add_parts(pages, runs, found, standings, paths, galleries, downloads)
     if published:
         add_entries_page(pages, entries, refused)
     else:
         add_runs_page(pages, runs)
     add_reading_page(pages, groups)
-    _add_front_page(pages, runs, standings, shifts, found, [*problems, *failed], [cited])
+    shown = _examples(standings, shifts, galleries)
+    _add_front_page(pages, runs, standings, shifts, shown, found, [*problems, *failed], [cited])
     files = {path: text.encode() for path, text in pages.made.items()} | downloads.files
     later = later_rows([board for standing in standings for board in standing.boards], pages.top)
     if later:
@@ -164,26 +174,37 @@ def _add_models(
 
 def _add_parts(
     pages: Pages, runs: Sequence[Run], found: Sequence[Study], standings: Sequence[Standing], paths: _Paths,
-    downloads: Downloads,
+    galleries: Galleries, downloads: Downloads,
 ) -> Link:  # fmt: skip
     """Make the pages of detectors and perturbations, and all lists; return the file of their sources."""
     detectors, perturbations = (parts_of(runs, kind) for kind in ("detectors", "perturbations"))
     scores = ScoreTables()
     for label, path in paths.detectors.items():
-        add_detector_page(pages, path, label, standings, detectors, paths.perturbations, scores, downloads)
+        add_detector_page(pages, path, label, standings, detectors, paths.perturbations, scores, galleries, downloads)
     for name, path in paths.attacks.items():
         labels = [label for label, own in paths.group_of.items() if own == name]
         part = perturbations.get(name) or Part(name)
-        add_perturbation_page(pages, path, name, labels, standings, part, paths.detectors, downloads)
+        add_perturbation_page(pages, path, name, labels, standings, part, paths.detectors, galleries, downloads)
     add_lists(pages, standings, (paths.detectors, detectors), (paths.attacks, perturbations), paths.without)
     papers = [(study.first.text("label"), study.first.text("paper")) for study in found]
     works = references_of([*detectors.values(), *perturbations.values()], papers)
     return downloads.file("sources", "references.bib", "BibTeX of every detector, attack and analysis", works.encode())
 
 
+def _examples(
+    standings: Sequence[Standing], shifts: Sequence[Propagation], galleries: Galleries
+) -> Sequence[Gallery]:  # fmt: skip
+    """Return what the front page shows of the first model that has pictures, of the attack that its figure is about."""
+    about = {shift.title: shift.about for shift in shifts}
+    for standing in standings:
+        if shown := galleries.front(standing.group, about.get(standing.title, "")):
+            return shown
+    return ()
+
+
 def _add_front_page(
     pages: Pages, runs: Sequence[Run], standings: Sequence[Standing], shifts: Sequence[Propagation],
-    found: Sequence[Study], problems: Sequence[str],
+    galleries: Sequence[Gallery], found: Sequence[Study], problems: Sequence[str],
     references: Sequence[Link],
 ) -> None:  # fmt: skip
     groups = [standing.group for standing in standings]
@@ -198,6 +219,7 @@ def _add_front_page(
         bare=[(standing.title, standing.page) for standing in standings if not standing.boards],
         columns=BOARD,
         shifts=shifts[:_SHIFTS],
+        galleries=galleries,
         has_charts=bool(shifts),
         apart=apart(groups),
         analyses=cards(made),

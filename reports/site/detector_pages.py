@@ -16,6 +16,7 @@ from .costs import COSTS, cost_tables
 from .downloads import Downloads
 from .drawing import drawn
 from .flags import Flag
+from .galleries import Galleries
 from .groups import Group
 from .leaderboard import ABLATION, Cell, Column, Table, percent
 from .matrices_and_curves import Matrix, grouped, matrices, mean
@@ -114,7 +115,7 @@ def standing_of(group: Group, title: str, boards: Sequence[Board], page: str) ->
 
 def add_detector_page(
     pages: Pages, path: str, label: str, standings: Sequence[Standing], parts: Mapping[str, Part],
-    perturbations: Mapping[str, str], scores: ScoreTables, downloads: Downloads,
+    perturbations: Mapping[str, str], scores: ScoreTables, galleries: Galleries, downloads: Downloads,
 ) -> None:  # fmt: skip
     """Make the page of a detector, with a section for each model that it was measured on.
 
@@ -126,13 +127,14 @@ def add_detector_page(
         parts: what is known of the detectors of the suites, by label.
         perturbations: the page of each perturbation.
         scores: of the runs.
+        galleries: of the runs' pictures.
         downloads: takes the files of its tables.
     """
     stem = path.rpartition("/")[2].removesuffix(".html")
     origin = next((s.group.origins[label][1] for s in standings if label in s.group.origins), label)
     part = parts.get(label) or parts.get(origin) or Part(label)
     sections = [
-        _section(f"detector-{stem}", number, label, standing, part, parts, perturbations, scores, downloads)
+        _section(f"detector-{stem}", number, label, standing, part, parts, perturbations, scores, galleries, downloads)
         for number, standing in enumerate(standings)
         if label in standing.cells or standing.rows.of("metrics", label)
     ]
@@ -141,7 +143,7 @@ def add_detector_page(
 
 def _section(
     place: str, number: int, label: str, standing: Standing, part: Part, parts: Mapping[str, Part],
-    perturbations: Mapping[str, str], scores: ScoreTables, downloads: Downloads,
+    perturbations: Mapping[str, str], scores: ScoreTables, galleries: Galleries, downloads: Downloads,
 ) -> dict[str, Any]:  # fmt: skip
     group = standing.group
     metrics = standing.rows.of("metrics", label)
@@ -173,6 +175,7 @@ def _section(
         "classes": classes,
         "class_files": downloads.table(place, f"classes-{number + 1}", classes) if classes else [],
         "budget": curve,
+        "worst": galleries.worst(group, label),
         "costs": standing.costs.get(label, ()),
     }
 

@@ -10,6 +10,7 @@ from .budget_charts import budget_chart
 from .budgets import curve_data
 from .detector_pages import TESTED, Standing, measured
 from .downloads import Downloads
+from .galleries import Galleries
 from .groups import Group
 from .leaderboard import ABLATION, Cell, Column, Table, perturbed
 from .matrices_and_curves import grouped
@@ -19,6 +20,8 @@ from .shares import group_of
 
 # Rows of a table of a page.
 _ROWS = 60
+# Galleries of a model: one for each budget, or each detector that the attack knows.
+_GALLERIES = 12
 # And of its files: all are in metrics.csv of the model.
 _MOST = 200
 NOTICED = (
@@ -42,7 +45,7 @@ def perturbation_groups(groups: Sequence[Group]) -> dict[str, str]:
 
 def add_perturbation_page(
     pages: Pages, path: str, name: str, labels: Sequence[str], standings: Sequence[Standing], part: Part,
-    detectors: Mapping[str, str], downloads: Downloads,
+    detectors: Mapping[str, str], galleries: Galleries, downloads: Downloads,
 ) -> None:  # fmt: skip
     """Make the page of a perturbation.
 
@@ -54,6 +57,7 @@ def add_perturbation_page(
         standings: the models.
         part: what is known of it.
         detectors: the page of each detector.
+        galleries: the pictures.
         downloads: takes the files of its tables.
     """
     stem = path.rpartition("/")[2].removesuffix(".html")
@@ -61,14 +65,16 @@ def add_perturbation_page(
     sections = [
         section
         for number, standing in enumerate(standings)
-        if (section := _section(f"perturbation-{stem}", number, name, wanted, standing, detectors, downloads))
+        if (
+            section := _section(f"perturbation-{stem}", number, name, wanted, standing, detectors, galleries, downloads)
+        )
     ]
     pages.add(path, "perturbation.html", title=name, part=part, sections=sections, has_charts=True)
 
 
 def _section(
     place: str, number: int, name: str, wanted: set[str], standing: Standing, detectors: Mapping[str, str],
-    downloads: Downloads,
+    galleries: Galleries, downloads: Downloads,
 ) -> dict[str, Any] | None:  # fmt: skip
     group = standing.group
     rows = [r for r in group.rows("perturbations") if r.text("perturbation") in wanted]
@@ -87,6 +93,7 @@ def _section(
         "noticed": Table(noticed.columns, noticed.rows[:_ROWS]),
         "noticed_files": downloads.table(place, f"noticed-{number + 1}", noticed),
         "left_out": max(0, len(noticed.rows) - _ROWS),
+        "galleries": galleries.examples(group, wanted)[:_GALLERIES],
         "budget": budget_chart(data, at, 1, f"Success of {name} by budget", "success", name),
     }
 

@@ -49,6 +49,36 @@ def test_a_loaded_run_is_the_one_that_was_run(run: aftershock.Run, quick_run: Pa
     assert r"\toprule" in run.to_latex() and "| Rank |" in run.to_markdown()
 
 
+def test_a_run_writes_pictures_of_its_images_and_of_worst_cases(run: aftershock.Run, quick_run: Path) -> None:
+    index = json.loads((quick_run / "gallery/index.json").read_text())
+    sheets = {(s["kind"], s["name"]): s for s in index["sheets"]}
+    files = {f.relative_to(quick_run).as_posix() for f in (quick_run / "gallery").iterdir()}
+    assert files == {name for name in read_facts(quick_run)["files"] if name.startswith("gallery/")}  # type: ignore
+    assert len(files) == len(sheets) + 1
+    # The first that fool the model, in the order of the evaluate set, as they are.
+    label = f"pgd[eps={THREAT}]"
+    shown, found = sheets["perturbation", label], run.images(label, limit=12)
+    assert [i["index"] for i in shown["images"]] == found.index.tolist()
+    pixels = np.asarray(Image.open(quick_run / "gallery" / shown["file"]))
+    assert pixels.shape == (12 * 8, 4 * 8)
+    for row, image in enumerate(shown["images"]):
+        columns = [pixels[8 * row : 8 * row + 8, 8 * c : 8 * c + 8] for c in range(4)]
+        assert found.clean is not None
+        assert np.array_equal(columns[0], (found.clean[row, 0] * 255).round())
+        assert np.array_equal(columns[1], (found.perturbed[row, 0] * 255).round())
+        assert image["success"] and image["prediction"] == found.prediction[row] != image["label"]
+        assert image["scores"][MISSES] == pytest.approx(found.scores[MISSES][row], rel=1e-5)
+        assert (MISSES in image["flagged"]) == found.flagged[MISSES][row]
+    # The lowest scores of what fools the model within the budget, each image once.
+    worst = [(i["perturbation"], i["index"], i["scores"][MISSES]) for i in sheets["detector", MISSES]["images"]]
+    rows = run.tables.scores
+    rows = rows[(rows["set"] == "perturbed") & (rows["detector"] == MISSES) & (rows["success"] == 1)]
+    rows = rows[rows["linf"] <= THREAT * (1 + 1e-5)]
+    lowest = rows.groupby("index")["score"].min().sort_values()[:6]
+    assert [score for *_, score in worst] == pytest.approx(lowest.tolist(), rel=1e-5)
+    assert len({i for _, i, _ in worst}) == 6
+
+
 def test_the_images_that_a_detector_misses(run: aftershock.Run) -> None:
     found = run.images("pgd", missed_by=MISSES)
     assert found.perturbation == f"pgd[eps={THREAT}]" and len(found) > 10
