@@ -13,7 +13,7 @@ from ..core.errors import AftershockError, UsageError, printable
 
 if TYPE_CHECKING:
     from ...reports.entries.schema import Entry
-    from ...reports.entries.verify import Disagreement
+    from ...reports.entries.verify import Disagreement, Verified
 
 RunFolder = Annotated[Path, typer.Argument(help="A finished run directory.")]
 By = Annotated[str, typer.Option("--by", help="Your name, as a board shows it.")]
@@ -133,7 +133,7 @@ def verify(
             if not problems:
                 typer.echo(printable(f"{one.path}: computed again, and agrees"))
                 if by:
-                    _mark(one.path, by, again, one.entry, marks)
+                    _mark(one, by, again, marks)
     if failed:
         raise typer.Exit(1)
 
@@ -159,13 +159,14 @@ def _differences(entry: Entry, again: list[Entry]) -> list[Disagreement]:
     return differences(entry, same[0])
 
 
-def _mark(path: Path, by: str, again: list[Entry], entry: Entry, marks: Path) -> None:
+def _mark(one: Verified, by: str, again: list[Entry], marks: Path) -> None:
     from ...reports.entries.recomputed import Recomputed, read_marks
 
+    entry = one.entry
     own = next(e for e in again if (e.dataset, e.model, e.detector) == (entry.dataset, entry.model, entry.detector))
     date = datetime.now(UTC).date().isoformat()
     mark = Recomputed(by=by, date=date, robust_accuracy_at_fpr_5=own.metrics.robust_accuracy_at_fpr_5)
-    read_marks(marks).with_mark(path.read_bytes(), mark).write(marks)
+    read_marks(marks).with_mark(one.digest, mark).write(marks)
 
 
 def board(

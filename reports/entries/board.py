@@ -32,6 +32,7 @@ from .verify import Verified
 DECIDES_NO_NUMBER = True
 
 NO_TABLE = "it has no table of images to compare it with other rows"
+OTHER_NUMBER = "it is about another number of images or seeds than most entries here"
 OTHER_IMAGES = "its model or its images are not those of most entries here"
 
 
@@ -120,6 +121,9 @@ def _group(group: Sequence[Verified], marks: Marks) -> Iterator[Placed]:
             able.append((number, sample, table.distances()))
         reasons.append(reason or ("" if sample is not None else "no robust accuracy"))
     found = _ranks(able)
+    for number, *_ in able:
+        if number not in found:
+            reasons[number] = OTHER_NUMBER
     for number, verified in enumerate(kept):
         e = verified.entry
         label = e.detector

@@ -191,7 +191,7 @@ def _number(row: Mapping[str, str], column: str, low: float = -math.inf) -> floa
         value = float(text)
     except ValueError:
         value = math.nan
-    # float() also takes "1_0", " 1" and "infinity".
-    if not math.isfinite(value) or value < low or text.strip() != text or "_" in text:
+    # float() also takes "1_0", " 1", "infinity" and digits of other scripts.
+    if not math.isfinite(value) or value < low or text.strip() != text or "_" in text or not text.isascii():
         raise ValueError(f"column {column}: {text[:20]!r} is no number that belongs there")
     return value

@@ -6,7 +6,6 @@ only the keeper writes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -45,17 +44,12 @@ class Marks:
 
     by_digest: Mapping[str, Sequence[Recomputed]]
 
-    def of(self, content: bytes) -> Sequence[Recomputed]:
-        """Return the marks of an entry by its file's content."""
-        return self.of_digest(hashlib.sha256(content).hexdigest())
-
     def of_digest(self, digest: str) -> Sequence[Recomputed]:
         """Return the marks of an entry by the sha256 of its file, in hex."""
         return self.by_digest.get(digest, ())
 
-    def with_mark(self, content: bytes, mark: Recomputed) -> Marks:
-        """Return the marks with one more."""
-        digest = hashlib.sha256(content).hexdigest()
+    def with_mark(self, digest: str, mark: Recomputed) -> Marks:
+        """Return the marks with one more, of the entry whose file has this sha256, in hex."""
         others = [m for m in self.by_digest.get(digest, ()) if m.by != mark.by]
         return Marks({**self.by_digest, digest: [*others, mark]})
 
@@ -91,8 +85,7 @@ def differences(stated: Entry, found: Entry) -> list[Disagreement]:
     for name in ("dataset", "model", "detector"):
         apart += _unequal(name, getattr(stated, name), getattr(found, name))
     apart += _unequal("protocol.digest", stated.protocol.digest, found.protocol.digest)
-    if stated.part is not None and found.part is not None:
-        apart += _unequal("part", stated.part.model_dump(), found.part.model_dump())
+    apart += _unequal("part", *(entry.part and entry.part.model_dump() for entry in (stated, found)))
     apart += _unequal("metrics.n_images", stated.metrics.n_images, found.metrics.n_images)
     images = max(found.metrics.n_images, 1)
     for where, kind in (("metrics", Metrics), ("claims", Claims)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,14 @@ def _text(value: str) -> str:
     return value
 
 
+def _date(value: str) -> str:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("a date is written as 2026-12-31, with or without a time") from None
+    return _text(value)
+
+
 def _hexadecimal(length: int) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
@@ -58,6 +67,7 @@ def _hexadecimal(length: int) -> AfterValidator:
 
 Label = Annotated[str, AfterValidator(_label)]
 Text = Annotated[str, AfterValidator(_text)]
+Date = Annotated[str, AfterValidator(_date)]
 Digest = Annotated[str, _hexadecimal(64)]
 ShortDigest = Annotated[str, _hexadecimal(16)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -74,7 +84,8 @@ class Threat(_Part):
     """What the figures are about."""
 
     norm: Literal["linf", "l2", "l1", "l0"]
-    eps: Annotated[float, Field(gt=0, le=1e9)]
+    # Budgets are multiplied up to the reach: what is too small to multiply would never get there.
+    eps: Annotated[float, Field(ge=1e-9, le=1e9)]
 
 
 class Protocol(_Part):
@@ -152,8 +163,8 @@ class Challenge(_Part):
     """Images that somebody else found and that lowered the number."""
 
     by: Text
-    date: Text
-    images: Number
+    date: Date
+    images: Annotated[int, Field(ge=1, le=10**9)]
     before: Share
 
 
@@ -162,7 +173,7 @@ class Entry(_Part):
 
     checksum: Digest | None = None
     schema_version: Annotated[int, Field(alias="schema")] = SCHEMA
-    created: Text
+    created: Date
     contributor: Text = ""
     suite: Text = ""
     dataset: Label

@@ -7,6 +7,7 @@ with the files alone is ``claimed``; only a run by somebody else makes it more (
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ...harness.evaluation.radii import DISCONTINUOUS
 from ...harness.evaluation.rankability import (
     ABLATION,
     BELOW_FLOOR,
+    BELOW_THREAT,
     FLOOR,
     FLOOR_IMAGES,
     NO_ADAPTIVE,
@@ -41,6 +43,12 @@ _RELATIVE, _ABSOLUTE = 2e-5, 1e-9
 # Distances are measured in single precision.
 _BEYOND = 1 + 1e-4
 _TIES = 0.01
+# What a digest holds besides a protocol's content.
+_DIGESTED = {"kind", "protocol", "seeds"}
+# Images, or the share of them, whose distances may contradict their scores: rounded images count for these alone.
+_CONTRADICTING, _CONTRADICTING_SHARE = 2, 0.1
+# Budgets that differ by less are one.
+_SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,10 @@ def _about_protocol(entry: Entry) -> Iterator[Disagreement]:
     if len(set(p.seeds)) < len(p.seeds):
         yield _wrong("protocol.seeds", p.seeds, "a seed stands there twice")
     content = p.content
+    own = sorted(_DIGESTED & set(content))
+    if own:
+        # They would stand in the place of what the digest adds, and give another protocol the same one.
+        yield _wrong("protocol.content", ", ".join(own), "the digest adds these itself")
     threat = content.get("threat")
     if threat != {"norm": entry.threat.norm, "eps": entry.threat.eps}:
         yield _differs("threat", f"{entry.threat.norm} {entry.threat.eps:g}", f"protocol.content.threat {threat}")
@@ -168,14 +180,62 @@ def _about_claims(entry: Entry) -> Iterator[Disagreement]:
         bound = int(is_upper_bound(flags, 1.0 if robust > 0 else 0.0))
         if claims.robust_accuracy_is_upper_bound != bound:
             yield _differs("claims.robust_accuracy_is_upper_bound", claims.robust_accuracy_is_upper_bound, bound)
+    for earlier, later in itertools.pairwise([*(c.before for c in entry.challenges), robust]):
+        if earlier is not None and later is not None and later > earlier + _ABSOLUTE:
+            yield _wrong("challenges", earlier, f"a challenge lowers the number, and {later:g} is written after it")
+    known = {str(p[0]) for p in _perturbations(entry)}
+    worst = claims.worst_perturbation
+    if worst and not {worst, worst.rpartition("@")[0]} & known:
+        yield _wrong("claims.worst_perturbation", worst, "the protocol has no such attack")
+    if (claims.n_unseen or 0) > len(known):
+        yield _wrong("claims.n_unseen", claims.n_unseen, f"the protocol has {len(known)} perturbations")
     if entry.detector == ABLATION:
+        if entry.part is not None:
+            yield _wrong("part", entry.part.name, "the row without a detector has none")
         return
-    adaptive = any(str(label[0]).startswith("adaptive") or label[1] == "adaptive"
-                   for label in _perturbations(entry))  # fmt: skip
-    if not adaptive and not {NO_ADAPTIVE} & set(flags) and not claims.not_ranked_reason:
-        yield _wrong("claims.flags", claims.flags, f"no attack of the protocol knows a detector: {NO_ADAPTIVE}")
-    if m.n_images < FLOOR_IMAGES and BELOW_FLOOR not in flags and not claims.not_ranked_reason:
-        yield _wrong("claims.flags", claims.flags, f"{m.n_images} images are fewer than the floor: {BELOW_FLOOR}")
+    if not claims.not_ranked_reason:
+        yield from _about_attacks(entry, flags)
+
+
+def _about_attacks(entry: Entry, flags: Sequence[str]) -> Iterator[Disagreement]:
+    """What the protocol's attacks mean for a row that may be ranked, by their parameters where these are stated."""
+    stated, images = entry.claims.flags, entry.metrics.n_images
+    adaptive = [p for p in _perturbations(entry) if str(p[0]).startswith(_ADAPTIVE) or p[1] == _ADAPTIVE]
+    if not adaptive and NO_ADAPTIVE not in flags:
+        yield _wrong("claims.flags", stated, f"no attack of the protocol knows a detector: {NO_ADAPTIVE}")
+    if images < FLOOR_IMAGES and BELOW_FLOOR not in flags:
+        yield _wrong("claims.flags", stated, f"{images} images are fewer than the floor: {BELOW_FLOOR}")
+    if not adaptive or any(p[1] != _ADAPTIVE for p in adaptive):
+        # What the parameters of other people's attacks mean is not known here.
+        return
+    params = [_params(p) for p in adaptive]
+    threat = entry.threat
+    of_norm = [p for p in params if p.get("norm", _DEFAULT_NORM) == threat.norm]
+    full = [p for p in of_norm if _at_least(p, "eps", threat.eps * (1 - _SAME))]
+    if not full:
+        yield _wrong("claims.flags", stated, f"no adaptive attack has the whole budget {threat.eps:g}: {BELOW_THREAT}")
+        return
+    for name, least in (("steps", FLOOR.steps), ("restarts", FLOOR.restarts), ("queries", FLOOR.queries)):
+        if not any(_at_least(p, name, least) for p in full):
+            yield _wrong("claims.flags", stated, f"no adaptive attack makes {least} {name}: {BELOW_FLOOR}")
+    if not all(_at_least(p, "images", images) for p in params):
+        yield _wrong("metrics.n_images", images, "an adaptive attack of the protocol is about fewer")
+
+
+def _params(perturbation: Sequence[Any]) -> Mapping[str, Any]:
+    """Return the parameters that a protocol states of a perturbation."""
+    portable = perturbation[2] if len(perturbation) > 2 else None
+    params = portable[0] if isinstance(portable, list) and portable else None
+    return params if isinstance(params, dict) else {}
+
+
+def _at_least(params: Mapping[str, Any], name: str, least: float) -> bool:
+    """Whether a parameter is no number, as one that has its default, or large enough."""
+    value = params.get(name)
+    return isinstance(value, bool) or not isinstance(value, int | float) or value >= least
+
+
+_ADAPTIVE, _DEFAULT_NORM = "adaptive", "linf"
 
 
 def _perturbations(entry: Entry) -> list[list[Any]]:
@@ -221,7 +281,7 @@ def _about_seed(entry: Entry, seed: SeedImages, reach: float | None) -> Iterator
 def _about_distances(entry: Entry, seed: SeedImages, reach: float | None) -> Iterator[Disagreement]:
     where, counted = f"seed {seed.scores.seed}", ~np.isnan(seed.r0)
     if not counted.any():
-        if reach is not None and entry.metrics.n_price is not None:
+        if (reach is not None and entry.metrics.n_price is not None) or _has_price(entry, seed):
             yield _wrong("r0", where, "no image has a distance")
         return
     if reach is None:
@@ -235,6 +295,9 @@ def _about_distances(entry: Entry, seed: SeedImages, reach: float | None) -> Ite
         yield _wrong("rd", where, f"a distance lies beyond images.reach {reach:g}")
     if np.any(np.isinf(r0) & np.isfinite(rd)):
         yield _wrong("rd", where, "an image that nothing fools is passed")
+    beyond = np.isfinite(seed.scores.lowest[counted]) & (r0 > entry.threat.eps * _BEYOND + 1e-6)
+    if beyond.sum() > max(_CONTRADICTING, _CONTRADICTING_SHARE * counted.sum()):
+        yield _wrong("r0", f"{beyond.sum()} images of {where}", "the threat's budget fools them, which is smaller")
     if entry.detector == ABLATION and not np.array_equal(r0, rd):
         yield _wrong("rd", where, "the row without a detector is passed by whatever fools")
     first = np.flatnonzero(seed.scores.right)
@@ -243,6 +306,15 @@ def _about_distances(entry: Entry, seed: SeedImages, reach: float | None) -> Ite
     if not np.array_equal(priced, expected):
         yield _wrong("censored", f"{len(priced)} images of {where}",
                      f"the price is about the first {asked} that the model gets right")  # fmt: skip
+
+
+def _has_price(entry: Entry, seed: SeedImages) -> bool:
+    """Whether a row's distances were searched for: where nothing was found out, the row has no rank."""
+    content = entry.protocol.content
+    asked = content.get("price_images")
+    wanted = isinstance(asked, int) and asked > 0 and any(p[1] == _ADAPTIVE for p in _perturbations(entry))
+    ranked = not entry.claims.not_ranked_reason and entry.protocol.version == PROTOCOL_VERSION
+    return wanted and ranked and bool(seed.scores.right.any())
 
 
 def _about_metrics(entry: Entry, table: ImageTable) -> Iterator[Disagreement]:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from aftershock.harness.cli.main import app
-from aftershock.reports.entries.board import NO_TABLE, OTHER_IMAGES, Placed, build_board, place_entries
+from aftershock.reports.entries.board import NO_TABLE, OTHER_IMAGES, OTHER_NUMBER, Placed, build_board, place_entries
 from aftershock.reports.entries.folder import read_folders
+from aftershock.reports.entries.images import digest_of
+from aftershock.reports.entries.metrics import metrics_of
 from aftershock.reports.entries.recomputed import Marks, Recomputed
 from aftershock.reports.entries.schema import Claims
-from support.entries import put, table, with_seed, written
+from support.entries import RANKED, put, table, with_seed, written
 from typer.testing import CliRunner
 
 SEEDS = (0,)
@@ -59,18 +61,22 @@ def test_what_cannot_be_compared_is_listed_without_a_rank(tmp_path: Path) -> Non
     other = written("other", images=with_seed(held, 0, right=wrong, lowest=lowest), seeds=SEEDS)
     bare = written("bare", seeds=SEEDS)
     bare = replace(bare, entry=bare.entry.model_copy(update={"images": None, "images_missing": "lost"}), table=None)
-    put(tmp_path, *honest, flagged, other, bare)
+    few = written("few", seeds=SEEDS)
+    counted = metrics_of(table("few", SEEDS), "few", RANKED - 10)
+    few = replace(few, entry=few.entry.model_copy(update={"metrics": counted}))
+    put(tmp_path, *honest, flagged, other, bare, few)
     found = rows(tmp_path)
     assert all(found[name].ranks is not None for name in ("a", "b", "c"))
     assert found["flagged"].reason == "adaptive-incomplete" and found["flagged"].ranks is None
     assert found["other"].reason == OTHER_IMAGES and found["other"].ranks is None
     assert found["bare"].reason == f"{NO_TABLE}: lost"
+    assert found["few"].reason == OTHER_NUMBER and found["few"].ranks is None
 
 
 def test_two_entries_of_one_name_are_told_apart_and_marks_are_shown(tmp_path: Path) -> None:
     paths = put(tmp_path, written("msp", "Jane", seeds=SEEDS), written("msp", "John", passing=0.2, seeds=SEEDS))
     mark = Recomputed(by="A. Referee", date="2026-11-27", robust_accuracy_at_fpr_5=0.5)
-    found = rows(tmp_path, Marks({}).with_mark(paths[0].read_bytes(), mark))
+    found = rows(tmp_path, Marks({}).with_mark(digest_of(paths[0].read_bytes()), mark))
     assert sorted(found) == ["msp (Jane)", "msp (John)"]
     assert found["msp (Jane)"].standing == "recomputed by A. Referee"
     assert found["msp (John)"].standing == "claimed"

@@ -15,6 +15,7 @@ from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.formats import seal
 from aftershock.reports.entries import images
 from aftershock.reports.entries.folder import place_in, read_folders, write_entry
+from aftershock.reports.entries.images import digest_of
 from aftershock.reports.entries.recomputed import Recomputed, differences, read_marks
 from aftershock.reports.entries.schema import read_entry
 from aftershock.reports.entries.verify import table_path, verify
@@ -225,10 +226,10 @@ def test_marks_name_entries_by_content_so_that_a_changed_one_loses_them(tmp_path
     [path] = put(tmp_path, written())
     marks, file = read_marks(tmp_path / "recomputed.json"), tmp_path / "recomputed.json"
     mark = Recomputed(by="A. Referee", date="2026-11-27", robust_accuracy_at_fpr_5=0.5)
-    marks.with_mark(path.read_bytes(), mark).write(file)
-    assert list(read_marks(file).of(path.read_bytes())) == [mark]
+    marks.with_mark(digest_of(path.read_bytes()), mark).write(file)
+    assert list(read_marks(file).of_digest(digest_of(path.read_bytes()))) == [mark]
     write_entry(written(passing=0.2), tmp_path, replace=True)
-    assert not read_marks(file).of(path.read_bytes())
+    assert not read_marks(file).of_digest(digest_of(path.read_bytes()))
     file.write_text('{"ab": []}')
     with pytest.raises(UsageError, match=r"recomputed\.json"):
         read_marks(file)

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aftershock.harness.core.errors import UsageError
 from aftershock.harness.core.formats import seal
+from aftershock.harness.core.protocol_content import ProtocolContent
 from aftershock.reports.entries.images import digest_of, read_images
 from aftershock.reports.entries.schema import parse_entry
 from aftershock.reports.entries.verify import table_path, verify
-from support.entries import EPS, EVALUATED, PRICED, content, put, table, with_seed, written
+from support.entries import EPS, EVALUATED, PRICED, RANKED, content, put, table, with_seed, written
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -113,6 +115,12 @@ STATED: dict[str, tuple[Change, str]] = {
     "no table and no reason": (_set("images", to=None), "images"),
     "another detector's name": (_set("detector", to="mahalanobis"), "name of the file"),
     "another contributor": (_set("contributor", to="John"), "name of the file"),
+    "digested twice": (_set("protocol", "content", "protocol", to=4), "protocol.content"),
+    "more unseen attacks than there are": (_set("claims", "n_unseen", to=9), "claims.n_unseen"),
+    "an attack of another protocol": (
+        _set("claims", "worst_perturbation", to="apgd@msp"), "claims.worst_perturbation"),
+    "a challenge that raised the number": (
+        _set("challenges", to=[{"by": "Eve", "date": "2026-11-27", "images": 3, "before": 0.01}]), "challenges"),
     "numbers left out": (
         lambda v: v["metrics"].update(robust_accuracy_at_fpr_5=None), "metrics.robust_accuracy_at_fpr_5"),
 }  # fmt: skip
@@ -223,3 +231,82 @@ def test_the_digest_of_a_protocol_survives_its_way_through_a_file(tmp_path: Path
     entry = parse_entry(path.read_bytes(), path)
     assert entry.protocol.whole().digest == entry.protocol.digest
     assert dict(entry.protocol.content) == content()
+
+
+def test_the_row_without_a_detector_has_no_part(tmp_path: Path) -> None:
+    [path] = put(tmp_path, written("none"))
+    rewritten(path, lambda v: v.update(part={"name": "msp", "params": {}, "fit_on": [], "fit_negatives": []}))
+    assert found(path) == ["part"]
+
+
+# Parameters of the attack that knows the detectors, and what they leave to be said; the digests are made again.
+ATTACKS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "as the floor asks": ({"steps": 50, "restarts": 2, "queries": 100, "images": RANKED}, []),
+    "all images": ({"images": None}, []),
+    "few steps": ({"steps": 5}, ["claims.flags"]),
+    "one start": ({"restarts": 1}, ["claims.flags"]),
+    "few queries": ({"queries": 9}, ["claims.flags"]),
+    "a smaller budget": ({"eps": EPS / 4}, ["claims.flags"]),
+    "another norm": ({"norm": "l2"}, ["claims.flags"]),
+    "fewer images": ({"images": RANKED - 10}, ["metrics.n_images"]),
+}
+
+
+@pytest.mark.parametrize(("changed", "fields_named"), ATTACKS.values(), ids=ATTACKS)
+def test_a_row_that_may_be_ranked_says_what_its_attack_lacks(
+    tmp_path: Path, changed: dict[str, Any], fields_named: list[str]
+) -> None:
+    [path] = put(tmp_path, written())
+
+    def change(value: dict[str, Any]) -> None:
+        said = value["protocol"]
+        said["content"]["perturbations"][1][2][0].update(changed)
+        whole = ProtocolContent(said["content"], tuple(said["seeds"]), said["version"])
+        said.update(digest=whole.digest, series=whole.series)
+
+    rewritten(path, change)
+    renamed = tmp_path / f"{parse_entry(path.read_bytes(), path).stem}.json"
+    table_path(path).rename(table_path(renamed))
+    path.rename(renamed)
+    assert found(renamed) == fields_named
+
+
+@pytest.mark.parametrize("left", [(0,), (1,), (0, 1)])
+def test_a_ranked_row_cannot_leave_its_distances_out(tmp_path: Path, left: tuple[int, ...]) -> None:
+    held = table()
+    for number in left:
+        gone = np.full(len(EVALUATED), np.nan)
+        held = with_seed(held, number, r0=gone, rd=gone)
+    [path] = put(tmp_path / "ranked", written(images=held))
+    assert "r0" in found(path)
+    failed = {"flags": "ladder-unchecked: it has no gradient", "robust_accuracy_is_upper_bound": 0}
+    [path] = put(tmp_path / "failed", written(images=held, claims=failed | {"not_ranked_reason": failed["flags"]}))
+    assert found(path) == []
+
+
+def test_what_the_budget_fools_does_not_lie_beyond_it(tmp_path: Path) -> None:
+    held = table()
+    scores, r0 = held.seeds[0].scores, held.seeds[0].r0.copy()
+    fooled = np.flatnonzero(np.isfinite(r0) & np.isfinite(scores.lowest))
+    for count, named in ((2, []), (20, ["r0"])):
+        moved, rd = r0.copy(), held.seeds[0].rd.copy()
+        moved[fooled[:count]] = rd[fooled[:count]] = np.inf
+        [path] = put(tmp_path / str(count), written(images=with_seed(held, 0, r0=moved, rd=rd)))
+        assert found(path) == named
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("created", to="recomputed"),
+        _set("challenges", to=[{"by": "Eve", "date": "today", "images": 1, "before": 1.0}]),
+        _set("challenges", to=[{"by": "Eve", "date": "2026-11-27", "images": 0, "before": 1.0}]),
+        # No multiple of it is larger.
+        _set("threat", "eps", to=5e-324),
+    ],
+)
+def test_dates_credits_and_budgets_that_are_none_cannot_be_read(tmp_path: Path, change: Change) -> None:
+    [path] = put(tmp_path, written())
+    rewritten(path, change)
+    with pytest.raises(UsageError):
+        verify(path)
