@@ -320,3 +320,14 @@ def test_the_architecture_has_the_layers_that_are_enforced() -> None:
     table = TEXTS["architecture.md"].partition("| layer |")[2].partition("\n\n")[0]
     shown = [set(re.findall(r"`([\w/]+)`", row.split("|")[1])) for row in table.splitlines()[2:]]
     assert shown == enforced
+
+
+def test_every_picture_is_small_described_and_shown_by_a_page() -> None:
+    shown = {}
+    for name, text in {**TEXTS, "README.md": README}.items():
+        for words, path in re.findall(r"!\[([^\]]*)\]\(([^)]+\.png)\)", text):
+            file = (ROOT if name == "README.md" else ROOT / "docs") / path
+            assert file.is_file() and len(words) > 20, f"{name}: {path}"
+            shown[file.name] = file.stat().st_size
+    assert shown.keys() == {file.name for file in (ROOT / "docs/figures").glob("*.png")}
+    assert max(shown.values()) < 200_000
