@@ -247,7 +247,8 @@ def _figures(
         return None, [], []
     by: dict[str, float] = {}
     intervals = {}
-    for (name,), rows in grouped([r for r in metrics if r.text("negatives") == "clean"], "perturbation").items():
+    fooling = [r for r in metrics if r.text("outcome") == "success" and r.text("negatives") == "clean"]
+    for (name,), rows in grouped(fooling, "perturbation").items():
         value, low, high = (mean(r.number(c) for r in rows) for c in ("auroc", "auroc_low", "auroc_high"))
         if value is not None:
             by[name] = value

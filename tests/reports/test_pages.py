@@ -91,6 +91,9 @@ def run(tmp_path: Path) -> Path:
         {"label": "latent", "name": "bitvector", "params": {"method": "logistic"}, "fit_on": ["fgsm"]},
     ]}  # fmt: skip
     made.facts["classes"] = ["cat", "dog", "<b>bird</b>"]
+    # What is said of images that fool the model is not mixed with what is said of all.
+    made.rows["metrics"] += [row | {"outcome": outcome, "auroc": 0.111} for row in list(made.rows["metrics"])
+                             for outcome in ("failed", "all") if row.get("auroc")]  # fmt: skip
     folder = made.write(tmp_path / "run")
     write_scores(folder, ["msp"])
     return folder
@@ -105,6 +108,9 @@ def test_a_detectors_page_says_what_it_is_and_shows_its_row_scores_and_classes(r
     # ROC curves of PGD and of the attack that knows it, not of attacks on others.
     legend = page[page.index("ROC curves") : page.index("<figcaption>Seed 0")]
     assert "adaptive@msp" in legend and "adaptive@other" not in legend and "pgd" in legend
+    metrics = {(r.text("negatives"), r.text("outcome")): r.number("auroc") for r in read_run(run).rows("metrics")
+               if (r.text("detector"), r.text("perturbation")) == ("msp", "pgd")}  # fmt: skip
+    assert f"AUROC {metrics['clean', 'success']:.3f}" in legend and metrics["clean", "all"] == 0.111
     assert page.count('<svg class="chart" viewBox="0 0 380 220"') == 2
     classes = page[page.index("By class") :]
     assert [c for c in ("0 cat", "1 dog", "2 &lt;b&gt;bird&lt;/b&gt;") if c in classes] == [
