@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...harness.core.errors import UsageError
-from ..read.run_directory import Row, Run, check_scores, mapping, objects, words
+from ..read.run_directory import Row, Run, check_scores, mapping, objects, quantity, words
 from ..read.scores import PublishedSeed, published_seeds, read_scores
 from .images import ImageTable, SeedImages, digest_of
 from .metrics import metrics_of, sample_of_table
@@ -95,7 +96,7 @@ def _entry(
         model=row.text("model"),
         detector=detector,
         part=_part(run, detector),
-        threat=Threat(norm=row.text("norm"), eps=float(row.text("eps"))),  # type: ignore[arg-type]
+        threat=threat_of(run, row),
         protocol=_protocol(run, row),
         data_digest=words(digests.get("data")) or None,
         weights_digest=words(mapping(digests.get("weights")).get(row.text("model"))) or None,
@@ -107,6 +108,15 @@ def _entry(
         hardware={k: words(v) for k, v in mapping(run.facts.get("hardware")).items()},
     )
     return Written(entry, content)
+
+
+def threat_of(run: Run, row: Row) -> Threat:
+    """Return the threat of a row as its protocol has it: tables hold six digits, which 8/255 is not."""
+    said = mapping(mapping(mapping(run.facts.get("protocols")).get(row.text("model"))).get("content"))
+    threat = mapping(said.get("threat"))
+    exact, written = quantity(threat.get("eps")), float(row.text("eps"))
+    same = exact is not None and math.isclose(exact, written, rel_tol=1e-5) and threat.get("norm") == row.text("norm")
+    return Threat.model_validate({"norm": row.text("norm"), "eps": exact if same else written})
 
 
 def _table(run: Run, row: Row, scores: pandas.DataFrame | None, kinds: Mapping[str, str]) -> ImageTable | None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from aftershock.harness.cli.main import app
 from aftershock.harness.core.files import is_file
+from aftershock.reports.entries.from_run import threat_of
 from aftershock.reports.entries.schema import Metrics, read_entry
 from aftershock.reports.entries.verify import verify
+from aftershock.reports.read.run_directory import Row, Run
 from typer.testing import CliRunner
 
 
@@ -110,3 +112,13 @@ def test_the_protocol_of_a_run_is_published_in_full(quick_run: Path) -> None:
     facts: dict[str, Any] = json.loads((quick_run / "run.json").read_text(encoding="utf-8"))
     assert {p["digest"] for p in facts["protocols"].values()} == set(facts["protocol_digest"].split())
     assert str(quick_run) not in json.dumps(facts["protocols"])
+
+
+def test_the_budget_of_an_entry_is_that_of_the_protocol_not_its_six_digits_in_a_table() -> None:
+    content = {"threat": {"norm": "linf", "eps": 8 / 255}}
+    run = Run(Path("run"), {"protocols": {"cnn": {"content": content}}})
+    row = Row({"model": "cnn", "norm": "linf", "eps": "0.0313725"}, {})
+    assert threat_of(run, row).eps == 8 / 255
+    # What a run says of another budget is not taken for this one.
+    assert threat_of(run, row.relabelled("eps", "0.03")).eps == 0.03
+    assert threat_of(Run(Path("run")), row).eps == 0.0313725
