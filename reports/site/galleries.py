@@ -147,7 +147,7 @@ class Galleries:
             else list(detectors)  # fmt: skip
         notes = [sheet.note] if sheet.note else []
         if sheet.step > 1:
-            notes.append(f"Every {sheet.step}th pixel of the images is shown, in both directions.")
+            notes.append(f"Of the images one pixel in {sheet.step} is shown, in both directions.")
         return Gallery(
             title, rule, path, sheet.width * len(PANELS), sheet.height * len(sheet.shots), sheet.width, sheet.height,
             [_picture(shot, i, sheet, classes, scored, named) for i, shot in enumerate(sheet.shots)], scored, notes,

@@ -16,7 +16,7 @@ import pytest
 from aftershock import UsageError
 from aftershock.harness.core.formats import seal
 from aftershock.harness.core.registry import DATASETS
-from aftershock.reports.read.run_directory import read_facts
+from aftershock.reports.read.run_directory import mapping, read_facts
 from PIL import Image
 from support.commands import Forks
 
@@ -53,7 +53,7 @@ def test_a_run_writes_pictures_of_its_images_and_of_worst_cases(run: aftershock.
     index = json.loads((quick_run / "gallery/index.json").read_text())
     sheets = {(s["kind"], s["name"]): s for s in index["sheets"]}
     files = {f.relative_to(quick_run).as_posix() for f in (quick_run / "gallery").iterdir()}
-    assert files == {name for name in read_facts(quick_run)["files"] if name.startswith("gallery/")}  # type: ignore
+    assert files == {name for name in mapping(read_facts(quick_run)["files"]) if name.startswith("gallery/")}
     assert len(files) == len(sheets) + 1
     # The first that fool the model, in the order of the evaluate set, as they are.
     label = f"pgd[eps={THREAT}]"

@@ -184,7 +184,7 @@ def test_an_index_that_cannot_be_read_leaves_all_pictures_out(run: Path, tmp_pat
 def test_odd_values_of_images_are_shown_as_none(run: Path, tmp_path: Path) -> None:
     keys = ("perturbation", "index", "label", "prediction", "success", "linf", "l2", "magnified", "panels", "scores",
             "flagged")  # fmt: skip
-    odd: list[Any] = ["<script>", None, -1, 1e300, [], {}, True]
+    odd: list[object] = ["<script>", None, -1, 1e300, [], {}, True]
     (run / "gallery/0001.png").write_bytes(png(len(odd)))
     write_index(run, [sheet("0001.png", "perturbation", "pgd", *(image(3, []) | dict.fromkeys(keys, v) for v in odd))])
     page = (build_site([run], tmp_path / "site").parent / "perturbations/pgd.html").read_text("utf-8")
