@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def written(
     claims: Mapping[str, Any] | None = None, seeds: Sequence[int] = (0, 1), **planted: float,
 ) -> Written:  # fmt: skip
     """An entry with its table."""
+    if images is None and claims is None:
+        return _plain(detector, contributor, tuple(seeds), tuple(sorted(planted.items())))
+    return _made(detector, contributor, images, claims, seeds, **planted)
+
+
+@cache
+def _plain(
+    detector: str, contributor: str, seeds: tuple[int, ...], planted: tuple[tuple[str, float], ...]
+) -> Written:  # fmt: skip
+    """The same entry for the same arguments: its intervals are resampled only once."""
+    return _made(detector, contributor, None, None, seeds, **dict(planted))
+
+
+def _made(
+    detector: str, contributor: str, images: ImageTable | None, claims: Mapping[str, Any] | None,
+    seeds: Sequence[int], **planted: float,
+) -> Written:  # fmt: skip
     held = images or table(detector, seeds, **planted)
     packed = held.encode()
     whole = ProtocolContent.of(content(), tuple(seeds))

@@ -97,7 +97,7 @@ def test_the_site_of_a_board_has_all_rows_and_escapes_what_entries_say(tmp_path:
     assert "claimed by" in front
 
 
-@pytest.mark.parametrize("count", [60])
+@pytest.mark.parametrize("count", [25])
 def test_many_entries_make_one_board(tmp_path: Path, count: int) -> None:
     put(tmp_path / "in", *(written(f"d{n}", passing=n / count, seeds=SEEDS) for n in range(count)))
     said = CliRunner().invoke(app, ["board", str(tmp_path / "in"), "--out", str(tmp_path / "site")]).output
