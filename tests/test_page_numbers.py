@@ -29,7 +29,7 @@ from aftershock.harness.suite.instances import make_detector
 from aftershock.harness.suite.resolve import load_suite
 from aftershock.harness.suite.schema import LimitsEntry
 from aftershock.reports.findings import files as findings
-from aftershock.reports.read import run_directory, scores
+from aftershock.reports.read import gallery, run_directory, scores
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -164,11 +164,12 @@ STATED: list[tuple[str, str, list[float]]] = [
     (
         "files.md",
         r"(\d+) MiB of `run\.json`, (\d+) MiB of a table \((\d) GiB of `scores\.csv\.gz`, compressed\), (\d+) MiB "
-        r"of an analysis' `findings\.json`, (\d+) MiB of its arrays, (\d+) MiB of a ledger entry, (\d+) MiB of a "
-        r"pack, (\d) GiB of an artifact",
+        r"of a gallery's index and\s+(\d+) MiB of each of its pictures, (\d+) MiB of an analysis' `findings\.json`, "
+        r"(\d+) MiB of its arrays, (\d+) MiB of a ledger entry, (\d+) MiB of a pack, (\d) GiB of an artifact",
         [
             formats.RUN_JSON_LIMIT / MIB, run_directory.TABLE_LIMIT / MIB, scores._MOST_PACKED / GIB,
-            findings.JSON_LIMIT / MIB, findings.ARRAYS_LIMIT / MIB, ledger.RECORD_LIMIT / MIB,
+            gallery._INDEX_LIMIT / MIB, gallery._PICTURE_LIMIT / MIB, findings.JSON_LIMIT / MIB,
+            findings.ARRAYS_LIMIT / MIB, ledger.RECORD_LIMIT / MIB,
             (cells._MOST_BYTES + ledger.RECORD_LIMIT) / MIB, files.TENSORS_LIMIT / GIB,
         ],
     ),

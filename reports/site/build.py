@@ -33,7 +33,7 @@ from .parts import Part, parts_of
 from .perturbation_pages import add_perturbation_page, perturbation_groups
 from .propagation_figures import Propagation, propagation_of
 from .run_facts import run_page
-from .run_pages import add_reading_page, add_runs_page, failures_of
+from .run_pages import add_reading_page, add_runs_page, failures_of, warnings_of
 from .scores_drawn import ScoreTables
 from .writing import site_files, write_site
 
@@ -224,6 +224,7 @@ def _add_front_page(
         apart=apart(groups),
         analyses=cards(made),
         analysis_problems=problems,
+        warnings=list(dict.fromkeys(text for run in runs for text in warnings_of(run))),
         failures=sum(f[3] != "skipped" for run in runs for f in failures_of(run)),
         bibtex=bibtex(),
         references=references,

@@ -22,8 +22,7 @@ def add_runs_page(pages: Pages, runs: Sequence[Run]) -> None:
         runs=[run_page(run) for run in runs],
         failures=[f[:3] for f in failures if f[3] != "skipped"],
         skipped=[f[:3] for f in failures if f[3] == "skipped"],
-        warnings=[(run_title(run), words(w)) for run in runs
-                  for w in (*listed(run.facts.get("warnings")), *listed(run.facts.get("notes"))) if words(w)],
+        warnings=[*((run_title(run), text) for run in runs for text in (*warnings_of(run), *_texts(run, "notes")))],
         missing=[(run_title(run), t) for run in runs for t in TABLES if t not in run.tables and t not in ADDED],
     )  # fmt: skip
 
@@ -39,6 +38,15 @@ def add_reading_page(pages: Pages, groups: Sequence[Group]) -> None:
         problems=_problems(groups),
         models=len(groups),
     )
+
+
+def warnings_of(run: Run) -> list[str]:
+    """What is doubtful about a whole run, in sentences."""
+    return _texts(run, "warnings")
+
+
+def _texts(run: Run, name: str) -> list[str]:
+    return [text for said in listed(run.facts.get(name)) if (text := words(said))]
 
 
 def failures_of(run: Run) -> list[tuple[str, str, str, str]]:

@@ -321,7 +321,7 @@ def test_a_run_leaves_it_out_and_keeps_the_other_attacks_numbers(place: Path, fo
     assert table["lacks"]["reason"] == "It needs the package nowhere."
     assert len(facts["notes"]) == 7
     assert facts["notes"][0].startswith("No detector will have a rank")
-    assert "does not apply to npz" in (place / "whole" / "site" / "index.html").read_text()
+    assert "does not apply to npz" in (place / "whole" / "site" / "runs.html").read_text()
     share_secret(place / "whole", place / "without")
     assert forks("run", "without.toml", "--out", "without", cwd=place, **cache).status == 0
     board, other = (

@@ -98,7 +98,7 @@ def test_a_lower_number_is_written_with_the_credit_and_agrees_with_itself(
     assert own.table is not None
     seed = own.table.seeds[0]
     untouched = replace(seed, scores=replace(seed.scores, lowest=np.full(len(seed.scores.lowest), np.inf)))
-    weak = module._lowered(own, ImageTable([untouched], own.table.reach), "nobody", 0, stated.before)
+    weak = module._lowered(own, ImageTable([untouched], own.table.reach), "nobody", 1, stated.before)
     weak = replace(weak, entry=weak.entry.model_copy(update={"challenges": []}))
     path = write_entry(weak, tmp_path / "entries")
     before = weak.entry.metrics.robust_accuracy_at_fpr_5

@@ -57,6 +57,10 @@ ATTACKS: list[dict[str, Any]] = [
 DETECTORS: list[dict[str, Any]] = [{"name": "msp"}, {"name": "latent", "epochs": 3}, {"name": "plugged"}]
 
 
+# What the ordinary tests leave to `tox -e damage`: each starts processes of its own.
+thorough = pytest.mark.skipif(not os.environ.get("AFTERSHOCK_DAMAGE"), reason="set AFTERSHOCK_DAMAGE to try these")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     folder = tmp_path_factory.mktemp("engines")
@@ -163,6 +167,7 @@ def test_a_worker_that_is_killed_costs_its_cell_and_the_next_call_mends_it(forks
     assert run(forks, networks, "run", "cache", "--workers", 2).status == 0
 
 
+@thorough
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 def test_a_worker_that_ends_while_it_is_idle_costs_nothing(tmp_path: Path, tiny: Tiny) -> None:
     """Another one takes its place, and what it leaves behind does not hide that it has ended."""
@@ -191,6 +196,7 @@ def children() -> list[int]:
     return [n for n in numbers if b"engines.worker" in Path(f"/proc/{n}/cmdline").read_bytes()]
 
 
+@thorough
 def test_modules_of_the_working_directory_are_not_those_of_a_worker(tmp_path: Path, tiny: Tiny) -> None:
     """The installed command does not look there, either."""
     tiny(tmp_path / "suite.toml", [{"name": "fgsm", "eps": 0.3}], [{"name": "msp"}])
@@ -278,7 +284,7 @@ def gone(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=thorough)])
 def test_workers_end_with_their_owner_and_the_run_goes_on_later(
     forks: Forks, networks: Path, how: signal.Signals
 ) -> None:
