@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
 _PACKAGE = "aftershock.reports.templates"
 
 
+@cache
 def environment(root: str = "") -> Environment:
     """Return the templates; whatever they are given is escaped, and a name that is missing is an error.
+
+    They are compiled once in a process, which takes longer than rendering the pages of a small run.
 
     Args:
         root: the way from a page to the site's folder: empty, or ``../`` for a page in a folder of its own.

@@ -18,6 +18,12 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 import torch
 torch.set_num_threads(1)
+if "aftershock.reports.site.build" in sys.modules:
+    # Compiled once, not by each child.
+    from aftershock.reports.templates.rendering import environment
+    for root in ("", "../"):
+        for name in environment(root).list_templates(extensions=["html"]):
+            environment(root).get_template(name)
 for line in sys.stdin:
     job = json.loads(line)
     if "check" in job["arguments"][:2]:
@@ -54,6 +60,13 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 IMPORTED = (
+    "aftershock.harness.run.computing",
+    "aftershock.harness.run.opening",
+    "aftershock.harness.run.writing",
+    "aftershock.harness.run.interim",
+    "aftershock.harness.run.engines.make",
+    "aftershock.harness.cli.results",
+    "aftershock.harness.suite.resolve",
     "aftershock.harness.run.api",
     "aftershock.harness.run.runner",
     "aftershock.harness.run.tasks",
