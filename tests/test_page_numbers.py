@@ -127,7 +127,7 @@ STATED: list[tuple[str, str, list[float]]] = [
     ("leaderboard.md", r"one-sided sign test at (\d) %", [100 * sanity._LEVEL]),
     ("leaderboard.md", r"among (\w+) rows and 50 images a row must keep at least (\d+) images", [8, images_apart(8)]),
     ("protocol.md", r"k = floor\((0\.\d+) \(n \+ 1\)\)", [ALPHAS["5"]]),
-    ("protocol.md", r"If more than (\d) % of the calibrate scores equal", [100 * seed_scores._TIES]),
+    ("protocol.md", r"If more than (\d) % of the calibrate scores equal", [100 * seed_scores.TIED]),
     ("protocol.md", r"again up to (\w+) times until", [TRIES]),
     ("protocol.md", r"on the first (\d+) evaluate images that are right and pass", [ALARM_IMAGES]),
     ("leaderboard.md", r"share of the first (\d+) evaluate images \(fewer", [ALARM_IMAGES]),

@@ -35,7 +35,7 @@ def entry(
 
     for written in entries_of(read_run(run), by, detector):
         path = write_entry(written, out, replace)
-        size = len(written.entry.encode()) + len(written.table or b"")
+        size = len(written.entry.encode()) + len(written.table.content if written.table else b"")
         missing = written.entry.images_missing
         typer.echo(f"{path} ({size / 1000:.0f} kB{f'; listed, not ranked: {missing}' if missing else ''})")
 
@@ -79,7 +79,7 @@ def challenge(
     data: Annotated[Path | None, typer.Option("--data", help="Root of the data sets [env: AFTERSHOCK_DATA].")] = None,
     weights: Annotated[Path | None, typer.Option(help="The model's weights, where the run does not hold them.")] = None,
 ) -> None:
-    """Check images that somebody found against a detector; those that count lower its entry, with the credit."""
+    """Check images that others found against a detector; those that count lower its entry, with the credit."""
     from ...reports.entries.folder import write_entry
     from ..run.challenge import challenge as check
 

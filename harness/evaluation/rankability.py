@@ -7,6 +7,7 @@ attack was blind or that their detector answers by who asks, keep their number a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +56,7 @@ FLOOR_IMAGES = 50
 # The share of the canary's images that an attack may leave, by which the protocol knows that it works.
 _CANARY = 0.1
 # Budgets that differ by less are one (8/255 written in two ways).
-_SAME = 1e-6
+SAME = 1e-6
 
 # A row that carries one of these, or one that says what a score depends on, is not ranked.
 _NOT_RANKED = (
@@ -68,6 +69,11 @@ _AT_MOST = (
     NO_ATTACK, NO_ADAPTIVE, INCOMPLETE, BELOW_THREAT, UNCHECKED, BELOW_FLOOR, BLACK_BOX_ONLY, WEAKER, CANARY, KNOWS,
     PROVENANCE, DISCONTINUOUS, *BLIND, *UNCONVERGED,
 )  # fmt: skip
+
+
+def floor() -> dict[str, int]:
+    """Return the protocol's floor by name, as ``run.json`` and entries state it."""
+    return {**asdict(FLOOR), "images": FLOOR_IMAGES}
 
 
 def reaches_floor(efforts: Sequence[Effort]) -> bool:
@@ -100,7 +106,7 @@ def unranked_suite(suite: Suite, attacks: Mapping[str, PerturbationFacts], calib
     full = [
         a
         for a in known
-        if a.norm == suite.threat.norm and abs((a.eps or 0.0) - suite.threat.eps) <= _SAME * suite.threat.eps
+        if a.norm == suite.threat.norm and abs((a.eps or 0.0) - suite.threat.eps) <= SAME * suite.threat.eps
     ]
     threat = f"{suite.threat.norm} at {suite.threat.eps:g}"
     if not known:
@@ -115,20 +121,21 @@ def unranked_suite(suite: Suite, attacks: Mapping[str, PerturbationFacts], calib
         effort |= attack.effort or Effort()
     if reaches_floor([a.effort or Effort() for a in full]) and images >= FLOOR_IMAGES:
         return ""
-    asked = {"steps": FLOOR.steps, "restarts": FLOOR.restarts, "queries": FLOOR.queries, "images": FLOOR_IMAGES}
-    has = {"steps": effort.steps, "restarts": effort.restarts, "queries": effort.queries, "images": images}
-    short = ", ".join(f"{name} = {has[name]} instead of {least}" for name, least in asked.items() if has[name] < least)
+    has = {**asdict(effort), "images": images}
+    short = ", ".join(
+        f"{name} = {has[name]} instead of {least}" for name, least in floor().items() if has[name] < least
+    )
     return f"the attack that knows the detectors has {short} at least"
 
 
 def reaches_threat(norm: str | None, eps: float | None, threat: ThreatModel) -> bool:
     """Return whether an attack has the threat's norm and at least its whole budget."""
-    return norm == threat.norm and eps is not None and eps >= threat.eps * (1 - _SAME)
+    return norm == threat.norm and eps is not None and eps >= threat.eps * (1 - SAME)
 
 
 def counts(p: PerturbationResult, detector: str, threat: ThreatModel) -> bool:
     """Return whether an adaptive attack was made against a detector under this threat: its norm, no larger budget."""
-    within = p.norm == threat.norm and p.eps is not None and p.eps <= threat.eps * (1 + _SAME)
+    within = p.norm == threat.norm and p.eps is not None and p.eps <= threat.eps * (1 + SAME)
     return p.kind == "adaptive" and p.threatens(detector) and within
 
 

@@ -25,7 +25,7 @@ from .results import (
 )
 
 # Calibrate scores equal to the threshold: more than this share, and the threshold cannot hold its rate.
-_TIES = 0.01
+TIED = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class SeedScores:
     @property
     def ties(self) -> bool:
         """Whether too many calibrate scores equal the threshold."""
-        return self.detector.label != ABLATION and float((self.detector.calibrate == self.threshold).mean()) > _TIES
+        return self.detector.label != ABLATION and float((self.detector.calibrate == self.threshold).mean()) > TIED
 
 
 def _candidates(

@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from ...reports.entries.from_run import Written, entries_of
-from ...reports.entries.images import ImageTable, SeedImages, digest_of, read_images
+from ...reports.entries.images import ImageTable, SeedImages, digest_of, written_number
 from ...reports.entries.metrics import metrics_of
-from ...reports.entries.schema import Challenge, Entry
+from ...reports.entries.schema import Challenge
 from ...reports.read.run_directory import read_run
 from ..core.errors import UsageError
-from ..core.files import GIB, read_file, write_atomic
+from ..core.files import GIB, read_file
 from ..evaluation.alarms import within_reach
 from .guard import Guard, export_guard
 from .images import test_images
@@ -97,7 +97,7 @@ def challenge(
         raise UsageError(f"The row {detector!r} of {run} has no number that an image could lower.")
     index, found = _read(images)
     known = np.isin(index, np.asarray(folder.evaluate, np.int64))
-    strangers = int((~known).sum())
+    elsewhere = int((~known).sum())
     index, found = index[known], found[known]
     test = test_images(folder, data_root(data))
     if len(index) and index.max() >= len(test):
@@ -108,7 +108,7 @@ def challenge(
         size = " x ".join(map(str, clean.shape[1:]))
         raise UsageError(f"{images} holds images of {' x '.join(map(str, found.shape[1:]))}: the data's are {size}.")
     seeds: list[SeedImages] = []
-    refused: Counter[str] = Counter({OTHER: strangers} if strangers else {})
+    refused: Counter[str] = Counter({OTHER: elsewhere} if elsewhere else {})
     lowered = 0
     for seed in stated.table.seeds:
         guard = _guard(folder, run, detector, stated.entry.model, int(seed.scores.seed), weights)
@@ -123,13 +123,7 @@ def challenge(
     return Challenged(written, lowered, refused, before, written.entry.metrics.robust_accuracy_at_fpr_5 or 0.0)
 
 
-@dataclass(frozen=True)
-class _Stated:
-    entry: Entry
-    table: ImageTable | None
-
-
-def _entry(run: Path, detector: str, model: str | None, path: Path | None) -> _Stated:
+def _entry(run: Path, detector: str, model: str | None, path: Path | None) -> Written:
     """Return the run's entry of a row, or an earlier one of the same row that agrees with itself."""
     rows = [w for w in entries_of(read_run(run), "", detector) if w.entry.detector == detector]
     rows = [w for w in rows if model in (None, w.entry.model)]
@@ -138,7 +132,7 @@ def _entry(run: Path, detector: str, model: str | None, path: Path | None) -> _S
         raise UsageError(f"{run} has {len(rows)} rows {detector!r}: name the model ({models}).")
     [own] = rows
     if path is None:
-        return _Stated(own.entry, _unpacked(own.table, own.entry))
+        return own
     from ...reports.entries.verify import verify
 
     given = verify(path)
@@ -148,16 +142,7 @@ def _entry(run: Path, detector: str, model: str | None, path: Path | None) -> _S
     other = [name for name in same if getattr(given.entry, name) != getattr(own.entry, name)]
     if other or given.entry.protocol.digest != own.entry.protocol.digest:
         raise UsageError(f"{path} is about another row than {run}: another {', '.join([*other, 'protocol'][:1])}.")
-    return _Stated(given.entry, given.table)
-
-
-def _unpacked(content: bytes | None, entry: Entry) -> ImageTable | None:
-    if content is None or entry.images is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.csv.gz"
-        write_atomic(path, content)
-        return read_images(path, reach=entry.images.reach)[0]
+    return Written(given.entry, given.table)
 
 
 def _read(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -197,7 +182,7 @@ def _guard(
 
 
 def _against(
-    guard: Guard, seed: SeedImages, stated: _Stated, index: NDArray[np.int64], images: NDArray[np.float32],
+    guard: Guard, seed: SeedImages, stated: Written, index: NDArray[np.int64], images: NDArray[np.float32],
     clean: NDArray[np.float32], labels: NDArray[np.int64],
 ) -> tuple[SeedImages, int, Counter[str]]:  # fmt: skip
     """Return one seed's table with the images that lower it, how many these are, and why the others are not."""
@@ -229,7 +214,8 @@ def _against(
                 r0[row] = min(r0[row], norms[at])
                 rd[row] = max(min(rd[row], norms[at] if score <= guard.threshold else np.inf), r0[row])
             if score < _clearly_below(lowest[row]):
-                lowest[row] = score
+                # As its file has it: its metrics are those that anybody computes from that.
+                lowest[row] = written_number(score)
                 lowered += 1
             else:
                 reason[at] = KNOWN
@@ -257,9 +243,8 @@ def _norms(images: NDArray[np.float32], clean: NDArray[np.float32], norm: str) -
     return np.asarray(np.linalg.norm(flat, order, axis=1), np.float64)
 
 
-def _lowered(stated: _Stated, table: ImageTable, by: str, lowered: int, before: float) -> Written:
+def _lowered(stated: Written, table: ImageTable, by: str, lowered: int, before: float) -> Written:
     entry = stated.entry
-    content = table.encode()
     if entry.images is None:
         raise UsageError("An entry without a table has nothing that an image could lower.")
     note = Challenge(by=by, date=datetime.now(UTC).date().isoformat(), images=lowered, before=before)
@@ -270,9 +255,9 @@ def _lowered(stated: _Stated, table: ImageTable, by: str, lowered: int, before: 
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "checksum": None,
                 "metrics": metrics,
-                "images": entry.images.model_copy(update={"sha256": digest_of(content)}),
+                "images": entry.images.model_copy(update={"sha256": digest_of(table.content)}),
                 "challenges": [*entry.challenges, note],
             }
         ),
-        content,
+        table,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from ..core.content_keys import PROTOCOL_VERSION, versions
 from ..core.formats import RUN_SCHEMA
 from ..evaluation.costs import detector_costs
-from ..evaluation.rankability import FLOOR, FLOOR_IMAGES
+from ..evaluation.rankability import floor
 from ..plan import ModelPlan
 from .computing import Computed
 from .opening import Opened
@@ -71,7 +70,7 @@ def run_facts(
         "limit": options.limit,
         "only": options.only,
         "protocol": PROTOCOL_VERSION,
-        "floor": {**asdict(FLOOR), "images": FLOOR_IMAGES},
+        "floor": floor(),
         "protocol_digest": " ".join(dict.fromkeys(p.digest for p in plan.protocols.values())),
         # In full: whoever has it can make the digests again.
         "protocols": {label: p.as_json() for label, p in plan.protocols.items()},

@@ -19,6 +19,7 @@ from ...harness.evaluation.radii import Distances, Ranks, both_ranks
 from ...harness.evaluation.rankability import ABLATION
 from ...harness.statistics.ranks import RowSample
 from ..read.run_directory import OPTIONAL, TABLES, Row, Run
+from ..read.scores import usual_shape
 from ..site.build import site_of
 from ..site.entry_pages import EntryLine
 from ..site.writing import write_site
@@ -162,8 +163,7 @@ def _picture(table: ImageTable | None) -> str:
 
 def _ranks(able: Sequence[tuple[int, RowSample, Distances | None]]) -> dict[int, Ranks]:
     """Return ranks by number; rows of another shape than most cannot be compared and have none."""
-    shapes = Counter(sample.robust.shape for _, sample, _ in able)
-    usual = shapes.most_common(1)[0][0] if shapes else ()
+    usual = usual_shape(sample.robust for _, sample, _ in able)
     kept = [(number, sample, distances) for number, sample, distances in able if sample.robust.shape == usual]
     found = both_ranks([sample for _, sample, _ in kept], _comparable([distances for *_, distances in kept]))
     return {number: placed for (number, *_), placed in zip(kept, found, strict=True)}
@@ -171,8 +171,7 @@ def _ranks(able: Sequence[tuple[int, RowSample, Distances | None]]) -> dict[int,
 
 def _comparable(rows: Sequence[Distances | None]) -> list[Distances | None]:
     """Return distances that are about as many images and seeds as most; sign tests go image by image."""
-    shapes = Counter(row.rd.shape for row in rows if row is not None)
-    usual = shapes.most_common(1)[0][0] if shapes else ()
+    usual = usual_shape(row.rd for row in rows if row is not None)
     return [row if row is not None and row.rd.shape == usual else None for row in rows]
 
 

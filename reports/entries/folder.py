@@ -116,7 +116,7 @@ def write_entry(written: Written, folder: Path, replace: bool = False, within: P
     table = table_path(path)
     # The table first: an entry never names one that is not there.
     if written.table is not None:
-        write_atomic(table, written.table)
+        write_atomic(table, written.table.content)
     write_atomic(path, written.entry.encode())
     if written.table is None and is_regular(table):
         table.unlink()

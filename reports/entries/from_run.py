@@ -12,7 +12,7 @@ import numpy as np
 
 from ...harness.core.errors import UsageError
 from ..read.run_directory import Row, Run, check_scores, mapping, objects, quantity, words
-from ..read.scores import PublishedSeed, published_seeds, read_scores
+from ..read.scores import OTHER_ACCURACY, PublishedSeed, gives, published_seeds, read_scores
 from .images import ImageTable, SeedImages, digest_of
 from .metrics import metrics_of, sample_of_table
 from .schema import Claims, Entry, Images, Metrics, Part, Protocol, Threat, rounded
@@ -23,17 +23,14 @@ if TYPE_CHECKING:
 DECIDES_NO_NUMBER = True
 
 NO_SCORES = "its run published no scores"
-OTHER_ACCURACY = "the scores of its run do not give its robust accuracy"
-# Published scores are rounded to nine digits, so that two may tie.
-_IMAGES_APART = 1.5
 
 
 @dataclass(frozen=True)
 class Written:
-    """An entry and the content of its table, if it has one."""
+    """An entry and its table, if it has one."""
 
     entry: Entry
-    table: bytes | None
+    table: ImageTable | None
 
 
 def entries_of(run: Run, contributor: str = "", detector: str = "") -> Iterator[Written]:
@@ -73,12 +70,11 @@ def _entry(
         missing = NO_SCORES
     elif stated is not None:
         sample = sample_of_table(table, detector, images)
-        if sample is None or abs(float(sample.robust.mean()) - stated) * sample.robust.shape[1] >= _IMAGES_APART:
+        if sample is None or not gives(sample, stated):
             table, missing = None, OTHER_ACCURACY
-    content = table.encode() if table is not None else None
     about = None
     metrics = _stated(row, images)
-    if table is not None and content is not None:
+    if table is not None:
         # By what anybody can compute again, where the row has a number at all.
         found = metrics_of(table, detector, images)
         kept: dict[str, Any] = found.model_dump() if stated is not None else {"n_images": images}
@@ -86,7 +82,7 @@ def _entry(
             kept["adaptive_undetected_at_fpr_5"] = None
         metrics = Metrics.model_validate(kept)
         lines = sum(len(s.scores.calibrate) + len(s.scores.index) for s in table.seeds)
-        about = Images(sha256=digest_of(content), rows=lines, reach=table.reach)
+        about = Images(sha256=digest_of(table.content), rows=lines, reach=table.reach)
     digests = mapping(run.facts.get("digests"))
     entry = Entry(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -107,7 +103,7 @@ def _entry(
         versions={k: words(v) for k, v in mapping(run.facts.get("versions")).items()},
         hardware={k: words(v) for k, v in mapping(run.facts.get("hardware")).items()},
     )
-    return Written(entry, content)
+    return Written(entry, table)
 
 
 def threat_of(run: Run, row: Row) -> Threat:

@@ -17,6 +17,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,9 @@ class ImageTable:
         r0, rd = (np.stack([getattr(s, name) for s in self.seeds], 1)[known] for name in ("r0", "rd"))
         return Distances(r0, rd, self.reach)
 
-    def encode(self) -> bytes:
-        """Return the content of its file, the same bytes for the same table."""
+    @cached_property
+    def content(self) -> bytes:
+        """The content of its file, the same bytes for the same table."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADER)
@@ -83,6 +85,11 @@ class ImageTable:
                     _written(rd), _censored(r0, rd),
                 ))  # fmt: skip
         return gzip.compress(text.getvalue().encode(), mtime=0)
+
+
+def written_number(value: float) -> float:
+    """Return a finite number as a table holds it, with nine digits."""
+    return float(_written(value))
 
 
 def _written(value: float) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from ...harness.core.content_keys import PROTOCOL_VERSION
 from ...harness.core.errors import UsageError
 from ...harness.core.protocol_content import positions_digest
+from ...harness.evaluation.alarms import within_reach
 from ...harness.evaluation.radii import DISCONTINUOUS
 from ...harness.evaluation.rankability import (
     ABLATION,
@@ -27,10 +28,13 @@ from ...harness.evaluation.rankability import (
     FLOOR,
     FLOOR_IMAGES,
     NO_ADAPTIVE,
+    SAME,
     TIES,
+    floor,
     is_upper_bound,
     reasons,
 )
+from ...harness.evaluation.seed_scores import TIED
 from ...harness.statistics.detection import ALPHAS, threshold
 from .images import ImageTable, SeedImages, read_images
 from .metrics import metrics_of
@@ -42,13 +46,12 @@ DECIDES_NO_NUMBER = True
 _RELATIVE, _ABSOLUTE = 2e-5, 1e-9
 # Distances are measured in single precision.
 _BEYOND = 1 + 1e-4
-_TIES = 0.01
 # What a digest holds besides a protocol's content.
 _DIGESTED = {"kind", "protocol", "seeds"}
 # Images, or the share of them, whose distances may contradict their scores: rounded images count for these alone.
 _CONTRADICTING, _CONTRADICTING_SHARE = 2, 0.1
-# Budgets that differ by less are one.
-_SAME = 1e-6
+# The attack of the package that knows a detector, and the norm that it has unless told otherwise.
+_ADAPTIVE, _DEFAULT_NORM = "adaptive", "linf"
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,8 @@ def _about_protocol(entry: Entry) -> Iterator[Disagreement]:
     weights = model.get("weights") if isinstance(model, dict) else None
     if weights is not None and entry.weights_digest != weights:
         yield _differs("weights_digest", entry.weights_digest, f"protocol.content.model.weights {weights}")
-    floor = {"steps": FLOOR.steps, "restarts": FLOOR.restarts, "queries": FLOOR.queries, "images": FLOOR_IMAGES}
-    if p.version == PROTOCOL_VERSION and dict(p.floor) != floor:
-        yield _differs("protocol.floor", dict(p.floor), floor)
+    if p.version == PROTOCOL_VERSION and dict(p.floor) != floor():
+        yield _differs("protocol.floor", dict(p.floor), floor())
 
 
 def _about_claims(entry: Entry) -> Iterator[Disagreement]:
@@ -211,11 +213,11 @@ def _about_attacks(entry: Entry, flags: Sequence[str]) -> Iterator[Disagreement]
     params = [_params(p) for p in adaptive]
     threat = entry.threat
     of_norm = [p for p in params if p.get("norm", _DEFAULT_NORM) == threat.norm]
-    full = [p for p in of_norm if _at_least(p, "eps", threat.eps * (1 - _SAME))]
+    full = [p for p in of_norm if _at_least(p, "eps", threat.eps * (1 - SAME))]
     if not full:
         yield _wrong("claims.flags", stated, f"no adaptive attack has the whole budget {threat.eps:g}: {BELOW_THREAT}")
         return
-    for name, least in (("steps", FLOOR.steps), ("restarts", FLOOR.restarts), ("queries", FLOOR.queries)):
+    for name, least in asdict(FLOOR).items():
         if not any(_at_least(p, name, least) for p in full):
             yield _wrong("claims.flags", stated, f"no adaptive attack makes {least} {name}: {BELOW_FLOOR}")
     if not all(_at_least(p, "images", images) for p in params):
@@ -233,9 +235,6 @@ def _at_least(params: Mapping[str, Any], name: str, least: float) -> bool:
     """Whether a parameter is no number, as one that has its default, or large enough."""
     value = params.get(name)
     return isinstance(value, bool) or not isinstance(value, int | float) or value >= least
-
-
-_ADAPTIVE, _DEFAULT_NORM = "adaptive", "linf"
 
 
 def _perturbations(entry: Entry) -> list[list[Any]]:
@@ -291,11 +290,11 @@ def _about_distances(entry: Entry, seed: SeedImages, reach: float | None) -> Ite
     finite = np.isfinite(rd)
     if np.any(rd[finite] < r0[finite] / _BEYOND):
         yield _wrong("rd", where, "an image is passed nearer than anything fools")
-    if max(r0[np.isfinite(r0)].max(initial=0.0), rd[finite].max(initial=0.0)) > reach * _BEYOND + 1e-6:
+    if not within_reach(np.concatenate([r0[np.isfinite(r0)], rd[finite]]), reach).all():
         yield _wrong("rd", where, f"a distance lies beyond images.reach {reach:g}")
     if np.any(np.isinf(r0) & np.isfinite(rd)):
         yield _wrong("rd", where, "an image that nothing fools is passed")
-    beyond = np.isfinite(seed.scores.lowest[counted]) & (r0 > entry.threat.eps * _BEYOND + 1e-6)
+    beyond = np.isfinite(seed.scores.lowest[counted]) & ~within_reach(r0, entry.threat.eps)
     if beyond.sum() > max(_CONTRADICTING, _CONTRADICTING_SHARE * counted.sum()):
         yield _wrong("r0", f"{beyond.sum()} images of {where}", "the threat's budget fools them, which is smaller")
     if entry.detector == ABLATION and not np.array_equal(r0, rd):
@@ -343,7 +342,7 @@ def _flags_of_table(entry: Entry, table: ImageTable) -> Iterator[Disagreement]:
             calibrate = seed.scores.calibrate
             tied = float((calibrate == threshold(calibrate, ALPHAS["5"])).mean())
             # Scores are published with nine digits, so that more of them may tie than did.
-            if tied > 2 * _TIES and TIES not in flags:
+            if tied > 2 * TIED and TIES not in flags:
                 yield _wrong("claims.flags", entry.claims.flags, f"{tied:.0%} of the calibrate scores tie: {TIES}")
                 break
     distances = table.distances()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...harness.core.errors import UsageError
+from ...harness.evaluation.alarms import within_reach
 from ...harness.evaluation.rankability import ABLATION
 from ...harness.evaluation.tables import NORMS
 from ...harness.statistics.detection import ALPHAS, threshold_reason
@@ -41,6 +43,9 @@ _MOST_BYTES = 4 * 2**30
 _MOST_PACKED = SCORES_LIMIT
 _LONGEST_LINE = 2**20
 _ROWS = 500_000
+# Robust accuracy from published scores may differ by one image: these are rounded to nine digits, and may tie.
+_IMAGES_APART = 1.5
+OTHER_ACCURACY = "the scores of its run do not give its robust accuracy"
 _CANDIDATES = ("perturbed", "rounded-8-bit", "rounded-levels")
 
 
@@ -135,7 +140,7 @@ def published_seeds(
             attacked = own = of_seed[of_seed["detector"] == detector]
         calibrate, clean = own[own["set"] == "calibrate"], own[own["set"] == "clean"]
         candidates = attacked[attacked["set"].isin(_CANDIDATES) & attacked["perturbation"].isin(wanted)]
-        fooling = candidates[(candidates["success"] == 1) & (candidates[norm] <= eps * (1 + 1e-4) + 1e-6)]
+        fooling = candidates[(candidates["success"] == 1) & within_reach(candidates[norm].to_numpy(np.float64), eps)]
         if not all(np.isfinite(of["score"]).all() for of in (calibrate, clean, fooling)):
             return None
         lowest = fooling.groupby("index")["score"].min().reindex(clean["index"]).fillna(math.inf)
@@ -162,6 +167,20 @@ def sample_of_seeds(seeds: Sequence[PublishedSeed], images: int, ablation: bool 
     if not ablation and threshold_reason(calibrated, ALPHAS["5"]):
         return None
     return row_sample([worst_case(s, images, ablation) for s in seeds], calibrated)
+
+
+def gives(sample: RowSample, robust_accuracy: float | None) -> bool:
+    """Return whether a stated robust accuracy is that of published scores, which ranks are tested on."""
+    if robust_accuracy is None:
+        return False
+    images = sample.robust.shape[1]
+    return bool(abs(float(sample.robust.mean()) - robust_accuracy) * images < _IMAGES_APART)
+
+
+def usual_shape(arrays: Iterable[NDArray[Any]]) -> tuple[int, ...]:
+    """Return the most common shape: rows of others cannot be compared image by image."""
+    most = Counter(array.shape for array in arrays).most_common(1)
+    return most[0][0] if most else ()
 
 
 def worst_case(seed: PublishedSeed, images: int, ablation: bool = False) -> WorstCase:

@@ -6,7 +6,6 @@ images, and ``scores.csv.gz`` holds all that the ranking needs of each.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,18 +14,14 @@ from ...harness.evaluation.radii import Ranks, both_ranks
 from ...harness.statistics.ranks import RowSample
 from ..read.distances import published_distances
 from ..read.run_directory import Row
-from ..read.scores import read_scores, sample_of
+from ..read.scores import OTHER_ACCURACY, gives, read_scores, sample_of, usual_shape
 from .matrices_and_curves import grouped
 
 if TYPE_CHECKING:
     import pandas
 
-# Robust accuracy from published scores may differ by one image: these are rounded to nine digits, and may tie.
-_IMAGES_APART = 1.5
-
 NO_SCORES = "its run holds no scores to compare it with rows of other runs"
 OTHER_IMAGES = "it is about other images than most rows here"
-OTHER_ACCURACY = "the scores of its run do not give its robust accuracy"
 
 
 def common_ranks(
@@ -60,14 +55,13 @@ def common_ranks(
             sample = _sample(read[path, norm], row, label, kinds)
             if sample is None:
                 reasons[id(row)] = NO_SCORES
-            elif not _agrees(sample, row):
+            elif not gives(sample, row.number("robust_accuracy_at_fpr_5")):
                 reasons[id(row)] = OTHER_ACCURACY
             else:
                 able.append(row)
                 samples.append(sample)
         # Rows of other numbers of images cannot be compared image by image: the most common shape is kept.
-        shapes = Counter(s.robust.shape for s in samples)
-        usual = shapes.most_common(1)[0][0] if shapes else ()
+        usual = usual_shape(s.robust for s in samples)
         kept = [(r, s) for r, s in zip(able, samples, strict=True) if s.robust.shape == usual]
         reasons |= {id(r): OTHER_IMAGES for r, s in zip(able, samples, strict=True) if s.robust.shape != usual}
         if kept:
@@ -77,19 +71,9 @@ def common_ranks(
     return [_ranked(row, found.get(id(row)), reasons.get(id(row), "")) for row in rows]
 
 
-def _agrees(sample: RowSample, row: Row) -> bool:
-    """Return whether a row's robust accuracy is that of its scores, which the ranks are tested on."""
-    stated = row.number("robust_accuracy_at_fpr_5")
-    return stated is not None and abs(sample.robust.mean() - stated) * sample.robust.shape[1] < _IMAGES_APART
-
-
 def _ranked(row: Row, placed: Ranks | None, reason: str) -> Row:
     texts = {**row.texts, "not_ranked_reason": reason} if reason else row.texts
-    return Row(
-        texts,
-        {**row.numbers, **Ranks.cells(placed)},
-        row.tallies,
-    )
+    return Row(texts, {**row.numbers, **Ranks.cells(placed)}, row.tallies)
 
 
 def _sample(scores: pandas.DataFrame | None, row: Row, label: str, kinds: Mapping[str, str]) -> RowSample | None:

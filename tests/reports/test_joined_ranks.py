@@ -21,9 +21,9 @@ from aftershock.harness.evaluation.tables import (
 )
 from aftershock.reports.read import scores as published
 from aftershock.reports.read.run_directory import Row, read_run
-from aftershock.reports.read.scores import sample_of
+from aftershock.reports.read.scores import OTHER_ACCURACY, sample_of
 from aftershock.reports.site.build import build_site
-from aftershock.reports.site.joined_ranks import NO_SCORES, OTHER_ACCURACY, OTHER_IMAGES, common_ranks
+from aftershock.reports.site.joined_ranks import NO_SCORES, OTHER_IMAGES, common_ranks
 from support.planted_runs import EPS, EVALUATE, RANKED, THREAT, Planted, World, write_run
 from support.tables import read_csv
 

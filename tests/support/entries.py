@@ -93,7 +93,6 @@ def _made(
     seeds: Sequence[int], **planted: float,
 ) -> Written:  # fmt: skip
     held = images or table(detector, seeds, **planted)
-    packed = held.encode()
     whole = ProtocolContent.of(content(), tuple(seeds))
     metrics = metrics_of(held, detector, RANKED)
     floor = {"steps": FLOOR.steps, "restarts": FLOOR.restarts, "queries": FLOOR.queries, "images": FLOOR_IMAGES}
@@ -108,10 +107,10 @@ def _made(
         data_digest=DATA, weights_digest=WEIGHTS, metrics=metrics,
         claims=Claims.model_validate({"surrogate": "exact", "robust_accuracy_is_upper_bound": 0, "worst_auroc": 0.7}
                                      | dict(claims or {})),
-        images=Images(sha256=digest_of(packed), rows=len(seeds) * (CALIBRATE + EVALUATE), reach=held.reach),
+        images=Images(sha256=digest_of(held.content), rows=len(seeds) * (CALIBRATE + EVALUATE), reach=held.reach),
         versions={"aftershock": "0.1.0"}, hardware={"cpu": "a processor"},
     )  # fmt: skip
-    return Written(entry, packed)
+    return Written(entry, held)
 
 
 def put(folder: Path, *entries: Written) -> list[Path]:

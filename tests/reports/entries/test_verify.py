@@ -52,7 +52,7 @@ def test_an_honest_entry_agrees(tmp_path: Path, detector: str) -> None:
 def test_a_table_reads_back_bit_for_bit(tmp_path: Path) -> None:
     held = table()
     path = tmp_path / "t.csv.gz"
-    path.write_bytes(held.encode())
+    path.write_bytes(held.content)
     back, digest = read_images(path, reach=held.reach)
     assert digest == digest_of(path.read_bytes())
     for one, other in zip(held.seeds, back.seeds, strict=True):
@@ -60,7 +60,7 @@ def test_a_table_reads_back_bit_for_bit(tmp_path: Path) -> None:
             np.testing.assert_array_equal(getattr(one.scores, name), getattr(other.scores, name))
         np.testing.assert_array_equal(one.r0, other.r0)
         np.testing.assert_array_equal(one.rd, other.rd)
-    assert back.encode() == held.encode()
+    assert back.content == held.content
 
 
 def _set(*path: str, to: object) -> Change:
