@@ -15,6 +15,7 @@ from ..harness.evaluation.csv_files import number_of, text_of
 from ..harness.evaluation.rankability import ABLATION
 from ..harness.evaluation.verdict import standings, verdict, verdicts
 from .text_tables import DASH, TextTable
+from .threats import budget
 
 if TYPE_CHECKING:
     import pandas
@@ -27,7 +28,6 @@ AT_LEAST = "≥: at least that much; how much more is not known."
 _FLAG = re.compile(r"[a-z0-9][a-z0-9-]*(:|$)")
 # What follows the flag adaptive-incomplete, with other numbers in every row.
 _DETAIL = re.compile(r"at the large budget: \d+ of \d+")
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,7 @@ def threat_text(rows: Sequence[LeaderboardRow]) -> str:
     norm, eps = _same(rows, "norm"), number_of(_same(rows, "eps"))
     if not norm or eps is None:
         return ""
-    # A long decimal that is a whole number of 255ths was written as one.
-    levels = eps * 255
-    fraction = norm == "linf" and abs(levels - round(levels)) < 1e-3 and float(f"{eps:.3g}") != eps
-    return f"{_NORMS.get(norm, norm)} ≤ {f'{levels:.0f}/255' if fraction else f'{eps:.3g}'}"
+    return budget(norm, f"{eps!r}")
 
 
 def _same(rows: Sequence[LeaderboardRow], name: str) -> str:

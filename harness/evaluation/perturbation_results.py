@@ -14,8 +14,8 @@ from ..store.stored_traces import cat_column
 from ..suite.resolved import PerturbationPart
 from .finished import Finished
 from .results import PerturbationResult, RoundedResult
+from .tables import NORMS
 
-NORMS = ("l0", "l1", "l2", "linf")
 _NONE = np.zeros(0, np.int64)
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from ...harness.core.errors import UsageError
-from ..site.leaderboard import budget
+from ..threats import budget
 from .board import Placed
 
 DECIDES_NO_NUMBER = True

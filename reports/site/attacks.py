@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..read.run_directory import Row
+from ..threats import budget
 from .flags import Flag
-from .leaderboard import ABLATION, budget
+from .leaderboard import ABLATION
 from .matrices_and_curves import grouped
 from .shares import Conditions, Share, group_of, share, written
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..threats import budget
 from .downloads import Downloads, Link
 from .groups import Group
 from .headlines import headline
-from .leaderboard import Cell, Table, budget, leaderboard, place
+from .leaderboard import Cell, Table, leaderboard, place
 from .matrices_and_curves import grouped
 from .reasons import missing_reasons
 from .run_facts import labels

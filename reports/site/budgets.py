@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..read.run_directory import Row
+from ..threats import NORMS
 from .flags import Flag
-from .leaderboard import ABLATION, NORMS, SPACE, Cell, Column, Table
+from .leaderboard import ABLATION, SPACE, Cell, Column, Table
 from .matrices_and_curves import grouped
 from .shares import Conditions, Share, by_budget, group_of, images, share, written
 

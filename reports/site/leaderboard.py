@@ -13,12 +13,12 @@ from itertools import islice
 from ...harness.evaluation.rankability import floor_text
 from ...harness.evaluation.verdict import order
 from ..read.run_directory import Row
+from ..threats import budget
 from .flags import DOUBTED, Flag, flags
 from .matrices_and_curves import DASH, grouped, mean
 
 SPACE = "\u202f"  # a narrow space that does not break: 61.2 %
 ABLATION = "none"
-NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 SURROGATES = {
     "exact": "The adaptive attack differentiates the score itself.",
     "relaxed": "The adaptive attack differentiates a smooth approximation of the score.",
@@ -147,23 +147,6 @@ PERTURBED = (
 def percent(value: float | None) -> str:
     """``61.2 %``, or a dash."""
     return DASH if value is None else f"{100 * value:.1f}{SPACE}%"
-
-
-def budget(norm: str, eps: str) -> str:
-    """``L∞ ≤ 8/255``: a long decimal that is a whole number of 255ths is written as one."""
-    try:
-        value = float(eps)
-    except ValueError:
-        shown = eps
-    else:
-        levels = value * 255
-        whole = 0.5 < levels < 255.5 and abs(levels - round(levels)) < 1e-3
-        short = float(f"{value:.3g}") == value  # it was written as 0.2, and not as 51/255
-        shown = f"{round(levels)}/255" if whole and norm == "linf" and not short else f"{value:.3g}"
-    name = NORMS.get(norm, norm)
-    if name and not shown:
-        return f"{name}, minimised"
-    return f"{name} ≤ {shown}" if shown and name else name or shown or DASH
 
 
 def leaderboard(rows: Sequence[Row], reasons: Mapping[str, str], pages: Mapping[str, str] | None = None) -> Table:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from ..read.run_directory import Run, listed, mapping, objects, quantity, words
-from .leaderboard import budget, percent
+from ..threats import budget
+from .leaderboard import percent
 
 STATUS = {
     "done": ("Complete", "good"),

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from ...harness.statistics.intervals import wilson
 from ..read.run_directory import Row
+from ..threats import budget
 from .flags import BEYOND, Flag
-from .leaderboard import ABLATION, SPACE, budget, percent
+from .leaderboard import ABLATION, SPACE, percent
 from .matrices_and_curves import mean
 
 MEASURES = {

@@ -27,8 +27,9 @@ from aftershock.reports.published import published
 from aftershock.reports.site.build import build_site
 from aftershock.reports.site.flags import FLAGS, flags
 from aftershock.reports.site.joined_ranks import NO_SCORES
-from aftershock.reports.site.leaderboard import BOARD, budget
+from aftershock.reports.site.leaderboard import BOARD
 from aftershock.reports.templates.rendering import json_block
+from aftershock.reports.threats import budget
 from support.browser import Visit
 from support.columns import COLUMNS
 from support.reports import DETECTORS, DIGEST, NOT_RANKED, TAPS, Tables, fabricate
