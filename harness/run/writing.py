@@ -61,15 +61,15 @@ def write_run(
         write_atomic(out / KEYS, "".join(f"{key}\n" for key in keys).encode())
         shown = [out / KEYS, *(out / "tables" / table_file(name) for name in COLUMNS)]
         shown += [file for folder in findings for file in sorted(folder.iterdir())]
-        _write_facts(out, {**facts, "files": published(out, shown)}, problems)
+        # Pictures are chosen by the tables, pages made of both: each is read as a file that run.json names.
+        files = published(out, shown)
+        _write_facts(out, {**facts, "files": files}, problems)
         with problems.of("gallery"):
-            shown += write_site_gallery(out, ImageReader(out, root, test))
-        _write_facts(out, {**facts, "files": published(out, shown)}, problems)
-        pages: list[Path] = []
+            files |= published(out, write_site_gallery(out, ImageReader(out, root, test)))
+        _write_facts(out, {**facts, "files": files}, problems)
         with problems.of("site"):
             build_site([out], out / "site")
-            pages = site_files(out / "site")
-        files = published(out, [*shown, *pages])
+            files |= published(out, site_files(out / "site"))
         sync(sorted({place for file in files for place in (out / file, (out / file).parent)}))
         _write_facts(out, {**facts, "files": files, "packs": store.packs(), "fingerprint": stamp}, problems)
         sync([out / "run.json", out])
