@@ -25,6 +25,7 @@ from ...reports.read.frames import RunTables
 from ...reports.read.gallery import FOLDER, FORMAT, INDEX, PANELS, SHOWN, WORST
 from ..core.errors import UsageError
 from ..core.files import is_regular, write_atomic
+from ..evaluation.alarms import within_reach
 from .images import ImageReader, PerturbedImages
 
 if TYPE_CHECKING:
@@ -102,7 +103,10 @@ def _within(tables: RunTables, rows: pandas.DataFrame) -> pandas.Series[bool]:
     threat = tables.facts["resolved"].get("threat")
     if not threat:
         return rows["success"] == rows["success"]
-    return rows[threat["norm"]] <= float(threat["eps"]) * (1 + 1e-5)
+    import pandas as pd
+
+    norms = rows[threat["norm"]].to_numpy(np.float64)
+    return pd.Series(within_reach(norms, float(threat["eps"])), rows.index)
 
 
 @dataclass(frozen=True, eq=False)
