@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..findings.files import file_names
@@ -44,12 +43,12 @@ class Pages:
     made: dict[str, str] = field(default_factory=dict)
     scripts: set[str] = field(default_factory=set)
 
-    @cached_property
+    @property
     def top(self) -> Environment:
         """The templates of pages in the site's folder."""
         return environment()
 
-    @cached_property
+    @property
     def below(self) -> Environment:
         """The templates of pages in a folder of the site."""
         return environment("../")

@@ -106,13 +106,7 @@
   }
 
   function base(width, height, margin) {
-    const ink = css("--ink"), muted = css("--muted"), rule = css("--rule");
-    return {
-      width, height, margin, showlegend: false, hovermode: "closest", dragmode: width < 560 ? false : "zoom",
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", annotations: [], shapes: [],
-      font: { family: css("--font"), size: 12, color: muted },
-      hoverlabel: { bgcolor: css("--paper"), bordercolor: rule, font: { family: css("--font"), size: 12, color: ink } },
-    };
+    return plotLook(width, height, margin, width < 560 ? false : "zoom");
   }
 
   function short(text, most) {

@@ -59,13 +59,8 @@ function drawBudgets(models) {
       chip.type = "button";
       chip.className = "chip lined";
       chip.style.setProperty("--chip", `var(--series-${i % 7})`);
-      chip.setAttribute("aria-pressed", String(state.shown.has(i)));
       chip.append(glyph, model.attacks[i][0] + (model.attacks[i][1] ? " (knows the detector)" : ""));
-      chip.addEventListener("click", () => {
-        if (!state.shown.delete(i)) state.shown.add(i);
-        chip.setAttribute("aria-pressed", String(state.shown.has(i)));
-        draw();
-      });
+      toggle(chip, state.shown, i, draw);
       return chip;
     }));
   }
@@ -96,12 +91,7 @@ function drawBudgets(models) {
     const low = Math.log10(Math.min(...ticks.map((t) => t[0]))), high = Math.log10(Math.max(...ticks.map((t) => t[0])));
     const pad = Math.max(0.05, (high - low) * 0.09);
     const kept = spaced(ticks, low, high, each);
-    const layout = {
-      width, height, margin: { l: left, r: right, t: 0, b: 0 }, showlegend: false, hovermode: "closest",
-      dragmode: false, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: css("--font"), size: 12, color: muted }, annotations: [], shapes: [],
-      hoverlabel: { bgcolor: css("--paper"), bordercolor: rule, font: { family: css("--font"), size: 12, color: ink } },
-    };
+    const layout = plotLook(width, height, { l: left, r: right, t: 0, b: 0 }, false);
     const traces = [];
     let doubted = false;
     panels.forEach((panel, k) => {

@@ -72,13 +72,8 @@ function drawCurves(models) {
       chip.type = "button";
       chip.className = "chip";
       chip.style.setProperty("--chip", `var(--series-${i % 7})`);
-      chip.setAttribute("aria-pressed", String(state.shown.has(i)));
       chip.textContent = name;
-      chip.addEventListener("click", () => {
-        if (!state.shown.delete(i)) state.shown.add(i);
-        chip.setAttribute("aria-pressed", String(state.shown.has(i)));
-        draw();
-      });
+      toggle(chip, state.shown, i, draw);
       return chip;
     }));
   }
@@ -102,7 +97,7 @@ function drawCurves(models) {
     const panels = together ? [curves] : curves.map((c) => [c]);
     const banded = !together || curves.length < 3; // overlapping bands would hide the lines
     const rows = Math.max(1, Math.ceil(panels.length / columns));
-    const ink = css("--ink"), muted = css("--muted"), rule = css("--rule"), ghost = css("--ghost");
+    const muted = css("--muted"), rule = css("--rule"), ghost = css("--ghost");
     const taps = model.taps.map(plain);
     const at = taps.map((t, i) => i + 1);
     const longest = Math.max(0, ...model.taps.map((t) => t.length));
@@ -114,12 +109,7 @@ function drawCurves(models) {
     const left = 52, right = together ? (narrow ? 14 : 92) : 6, gap = 16;
     const inner = Math.max(60, width - left - right);
     const each = (inner - gap * (columns - 1)) / columns;
-    const layout = {
-      width, height, margin: { l: left, r: right, t: 0, b: 0 }, showlegend: false, hovermode: "closest",
-      dragmode: narrow ? false : "zoom", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: css("--font"), size: 12, color: muted }, annotations: [],
-      hoverlabel: { bgcolor: css("--paper"), bordercolor: rule, font: { family: css("--font"), size: 12, color: ink } },
-    };
+    const layout = plotLook(width, height, { l: left, r: right, t: 0, b: 0 }, narrow ? false : "zoom");
     const traces = [];
     panels.forEach((panel, k) => {
       const column = k % columns, row = Math.floor(k / columns), suffix = k ? String(k + 1) : "";

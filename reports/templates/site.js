@@ -44,6 +44,17 @@ function press(buttons, pressed) {
   buttons.forEach((b) => b.setAttribute("aria-pressed", String(b === pressed)));
 }
 
+// A button that takes one of several curves in and out.
+function toggle(chip, shown, key, draw) {
+  const mark = () => chip.setAttribute("aria-pressed", String(shown.has(key)));
+  mark();
+  chip.addEventListener("click", () => {
+    if (!shown.delete(key)) shown.add(key);
+    mark();
+    draw();
+  });
+}
+
 // A choice shows one of several tables.
 for (const box of document.querySelectorAll(".picked")) {
   const choice = box.querySelector("select[data-pick]");
@@ -64,6 +75,17 @@ function css(name) {
 function fade(hex, alpha) {
   const n = parseInt(hex.slice(1), 16);
   return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
+}
+
+// What all plots have in common, before their axes and traces.
+function plotLook(width, height, margin, dragmode) {
+  const font = { family: css("--font"), size: 12 };
+  return {
+    width, height, margin, dragmode, showlegend: false, hovermode: "closest",
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", annotations: [], shapes: [],
+    font: { ...font, color: css("--muted") },
+    hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--rule"), font: { ...font, color: css("--ink") } },
+  };
 }
 
 // On paper a plot is drawn again at the width of the page, and afterwards as before. Browsers lay a page out for the
