@@ -114,6 +114,24 @@ def test_a_hook_that_falls_far_behind_is_left_out(
     assert said == ["The hook 'hangs' is left out: it is 50 events behind."]
 
 
+def test_two_distributions_may_use_one_name(
+    tmp_path: Path, installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(log="json_lines:JsonLines")
+    twin = tmp_path / "site" / "other_example-1.0.dist-info"
+    twin.mkdir()
+    (twin / "METADATA").write_text("Metadata-Version: 2.1\nName: other-example\nVersion: 1.0\n")
+    (twin / "entry_points.txt").write_text("[aftershock.hooks]\nlog = twin:Twin\n")
+    (tmp_path / "site" / "twin.py").write_text(
+        "from json_lines import JsonLines\n\n\nclass Twin(JsonLines):\n    pass\n"
+    )
+    said: list[str] = []
+    with installed_hooks(said.append) as hooks:
+        hooks.tell("run_started", {"suite": "a"})
+    assert said == []
+    assert [line["what"] for line in told(tmp_path)] == ["started", "started"]
+
+
 def test_without_hooks_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telling, "entry_points", lambda group: ())
     with installed_hooks(lambda text: pytest.fail(text)) as hooks:

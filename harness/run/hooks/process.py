@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 
 from .base import EVENTS, GROUP
 
 DECIDES_NO_NUMBER = True
 
 
-def main(name: str) -> None:
-    """Load the hook called ``name`` and pass on what is told until the input ends."""
-    [point] = [p for p in entry_points(group=GROUP) if p.name == name]
-    hook = point.load()()
+def main(name: str, target: str) -> None:
+    """Load the hook that an entry point names, and pass on what is told until the input ends.
+
+    Args:
+        name: of the entry point; two distributions may use one name.
+        target: ``module:class``.
+    """
+    hook = EntryPoint(name, target, GROUP).load()()
     for line in sys.stdin:
         told = json.loads(line)
         if told["event"] in EVENTS:
@@ -22,4 +26,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])

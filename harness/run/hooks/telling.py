@@ -26,13 +26,13 @@ _END = None
 class _Listener:
     """One hook's process, and a thread that writes to it."""
 
-    def __init__(self, name: str, on_message: Callable[[str], None]) -> None:
+    def __init__(self, name: str, target: str, on_message: Callable[[str], None]) -> None:
         self.name, self._on_message = name, on_message
         self._lines: Queue[bytes | None] = Queue(_BEHIND)
         self._left_out = False
         # Not in the run's working directory or group: its own session, so that a Ctrl-C is the run's to tell.
         self._process = subprocess.Popen(  # noqa: S603 (this interpreter)
-            [sys.executable, "-m", "aftershock.harness.run.hooks.process", name],
+            [sys.executable, "-m", "aftershock.harness.run.hooks.process", name, target],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self._errors: list[bytes] = []
@@ -125,8 +125,8 @@ def installed_hooks(on_message: Callable[[str], None]) -> Iterator[Hooks]:
     Yields:
         what tells them.
     """
-    names = sorted({point.name for point in entry_points(group=GROUP)})
-    listeners = [_Listener(name, on_message) for name in names]
+    points = sorted({(point.name, point.value) for point in entry_points(group=GROUP)})
+    listeners = [_Listener(name, target, on_message) for name, target in points]
     try:
         yield Hooks(listeners)
     finally:
